@@ -1,0 +1,260 @@
+"""The policy: one definition and one copy of the weights, both sampled and trained. Three verbs: extend, score, update.
+
+N tokens of a batch, T tokens of a rollout, V vocabulary, C width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from schoolhouse.objectives import Objective
+from schoolhouse.packing import Batch, Scores, pack_whole
+from schoolhouse.policy import sampler
+from schoolhouse.policy.checkpoint import load_decoder, save_decoder
+from schoolhouse.policy.decoder import Decoder, Shape, initialise
+from schoolhouse.policy.memory import Packed
+from schoolhouse.randomness import digest
+from schoolhouse.text.conversation import Conversation
+from schoolhouse.types import Key, Rollout, SchoolError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+_CHUNK = 1 << 25  # logits held at once: more than this many numbers are computed (and recomputed) in pieces
+
+
+class Adam(NamedTuple):
+    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101). Decay applies to matrices alone."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+class RolloutScores(NamedTuple):
+    """What a policy makes of one rollout. Zero at tokens that nobody wrote. [T], float32."""
+
+    logprob: np.ndarray
+    entropy: np.ndarray
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_precision(wanted: Precision, device: torch.device) -> torch.dtype:
+    """bfloat16 for matrix products where the processor multiplies it natively, else float32."""
+    if wanted == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported()
+        else:
+            native = any(
+                probe()
+                for probe in (
+                    getattr(torch.cpu, "_is_amx_tile_supported", bool),
+                    getattr(torch.cpu, "_is_avx512_bf16_supported", bool),
+                )
+            )
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+class Policy:
+    """A decoder that talks (through `conversation`) and learns (through `optimizer`).
+
+    `version` counts updates: a rollout remembers which version wrote it.
+    """
+
+    def __init__(
+        self, decoder: Decoder, conversation: Conversation, precision: Precision = "auto", adam: Adam | None = None
+    ) -> None:
+        if conversation.tokenizer.size > decoder.shape.vocab_size:
+            raise SchoolError(
+                f"the tokenizer has {conversation.tokenizer.size} ids, the model only {decoder.shape.vocab_size} "
+                "(vocab_size in config.json): they do not belong together"
+            )
+        self.device = pick_device()
+        self.decoder = decoder.to(self.device)
+        self.conversation = conversation
+        self.dtype = pick_precision(precision, self.device)
+        self.version = 0
+        self.optimizer = self._fresh_optimizer(adam or Adam())
+
+    # --- coming and going
+
+    @classmethod
+    def create(
+        cls,
+        shape: Shape,
+        conversation: Conversation,
+        seed: int = 0,
+        precision: Precision = "auto",
+        adam: Adam | None = None,
+    ) -> Policy:
+        """A policy with random weights, the same for the same seed."""
+        decoder = Decoder(shape)
+        initialise(decoder, torch.Generator().manual_seed(digest(Key(seed, "weights")) % 2**63))
+        return cls(decoder, conversation, precision, adam)
+
+    @classmethod
+    def load(cls, folder: Path | str, precision: Precision = "auto", adam: Adam | None = None) -> Policy:
+        """A policy from a model folder in Hugging Face format. Raises SchoolError naming what is missing or damaged."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise SchoolError(f"{folder} is not a folder; a model is a local folder in Hugging Face format")
+        return cls(load_decoder(folder), Conversation.load(folder), precision, adam)
+
+    def save(self, folder: Path | str) -> None:
+        """Write the model in Hugging Face format: config, safetensors, tokenizer, chat template."""
+        tokenizer = self.conversation.tokenizer
+        save_decoder(self.decoder, Path(folder), tokenizer.eos_id, tokenizer.pad_id)
+        self.conversation.save(Path(folder))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training needs beyond the model: optimizer moments and version."""
+        return {"optimizer": self.optimizer.state_dict(), "version": self.version}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.version = state["version"]
+
+    def _fresh_optimizer(self, adam: Adam) -> torch.optim.AdamW:
+        parameters = [p for p in self.decoder.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": adam.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
+
+    # --- the three verbs
+
+    def extend(
+        self,
+        rollouts: Sequence[Rollout],
+        length: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        slots: int = 512,
+        on_token: sampler.OnToken | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Rollout]:
+        """Say up to `length` tokens after each prefix; the same order back. See sampler.extend."""
+        with self._autocast():
+            return sampler.extend(
+                self.decoder,
+                rollouts,
+                length,
+                self.conversation.stop_ids,
+                self.version,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                slots=slots,
+                on_token=on_token,
+                progress=progress,
+            )
+
+    @torch.no_grad()
+    def score(self, rollouts: Sequence[Rollout], temperature: float = 1.0, budget: int = 16_384) -> list[RolloutScores]:
+        """How likely the policy finds each written token, whoever wrote it; the same order back."""
+        scored: list[RolloutScores | None] = [None] * len(rollouts)
+        for members, batch in pack_whole(rollouts, budget):
+            scores = self._scores(batch, temperature)
+            logprob, entropy = scores.logprob.cpu().numpy(), scores.entropy.cpu().numpy()
+            start = 0
+            for i in members:
+                end = start + len(rollouts[i])
+                scored[i] = RolloutScores(logprob[start:end], entropy[start:end])
+                start = end
+        return [s for s in scored if s is not None]
+
+    def update(
+        self,
+        batches: Sequence[Batch],
+        objective: Objective,
+        learning_rate: float,
+        clip_norm: float = 1.0,
+        temperature: float = 1.0,
+    ) -> dict[str, float]:
+        """One optimizer step on sum(weight x loss) over all batches: how they are cut changes memory, nothing else.
+
+        Raises SchoolError, before the weights are touched, when the gradient is not finite.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = {"loss": 0.0, "tokens": 0.0, "entropy": 0.0, "gap": 0.0, "gap_tokens": 0.0}
+        for batch in batches:
+            scores = self._scores(batch, temperature)
+            loss = (batch.weight.to(self.device) * objective(batch.to(self.device), scores)).sum()
+            loss.backward()
+            totals["loss"] += float(loss.detach())
+            self._account(totals, batch, scores)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), clip_norm))
+        if not math.isfinite(norm):
+            raise SchoolError(
+                f"the gradient of update {self.version} is {norm}: nothing was changed; "
+                "lower the learning rate, or look at the rollouts and advantages of this step"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.version += 1
+        tokens = max(totals["tokens"], 1.0)
+        stats = {"loss": totals["loss"], "grad_norm": norm, "entropy": totals["entropy"] / tokens, "tokens": tokens}
+        if totals["gap_tokens"]:
+            stats["gap"] = totals["gap"] / totals["gap_tokens"]
+        return stats
+
+    def _account(self, totals: dict[str, float], batch: Batch, scores: Scores) -> None:
+        """Entropy of the tokens trained on, and how far sampled and learner log-probabilities lie apart."""
+        trained = (batch.weight > 0).to(self.device)
+        totals["tokens"] += float(trained.sum())
+        totals["entropy"] += float(scores.entropy[trained].sum())
+        if "sampled" in batch.columns:
+            apart = (scores.logprob.detach() - batch["sampled"].to(self.device))[trained].abs()
+            known = torch.isfinite(apart)
+            totals["gap"] += float(apart[known].sum())
+            totals["gap_tokens"] += float(known.sum())
+
+    # --- one forward
+
+    def _scores(self, batch: Batch, temperature: float) -> Scores:
+        """Log-probability and entropy at each written token of a batch. The one place that shifts by a token."""
+        memory = Packed(batch.lengths, self.device)
+        with self._autocast():
+            hidden_NC = self.decoder(batch.tokens.to(self.device), memory.positions, memory)
+            said = (batch.written.to(self.device) & (memory.positions > 0)).nonzero()[:, 0]
+            target, before = batch.tokens.to(self.device)[said], hidden_NC[said - 1]
+            piece = max(1, _CHUNK // self.decoder.shape.vocab_size)
+            if len(said) <= piece:
+                logprob, entropy = self._read_out(before, target, temperature)
+            else:
+                parts = [
+                    checkpoint(self._read_out, h, t, temperature, use_reentrant=False)
+                    for h, t in zip(before.split(piece), target.split(piece), strict=True)
+                ]
+                logprob, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+        nothing = torch.zeros(len(batch.tokens), device=self.device)
+        return Scores(nothing.index_put((said,), logprob), nothing.index_put((said,), entropy))
+
+    def _read_out(self, before: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logits = self.decoder.project(before).float() / (temperature or 1.0)
+        logprob_all = logits.log_softmax(-1)
+        with torch.no_grad():
+            entropy = -(logprob_all.exp() * logprob_all).sum(-1)
+        return logprob_all.gather(1, target[:, None])[:, 0], entropy
