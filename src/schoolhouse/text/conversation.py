@@ -329,9 +329,8 @@ def _compile(template: str) -> jinja2.Template:
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
-    environment.globals.update(raise_exception=_refuse)
     try:
-        return environment.from_string(template)
+        return environment.from_string(template, globals={"raise_exception": _refuse})
     except jinja2.TemplateSyntaxError as error:
         raise SchoolError(f"chat template, line {error.lineno}: {error.message}") from error
 
