@@ -80,7 +80,7 @@ class Conversation:
 
     def save(self, folder: Path | str) -> None:
         """Write tokenizer and chat template in Hugging Face format."""
-        Tokenizer(self.tokenizer._inner, self.tokenizer.config, self.template).save(folder)
+        self.tokenizer.save(folder, self.template)
         (Path(folder) / "generation_config.json").write_text(
             json.dumps({"eos_token_id": list(self.stop_ids), "pad_token_id": self.tokenizer.pad_id}, indent=2) + "\n"
         )

@@ -23,7 +23,7 @@ from schoolhouse.types import Key, SchoolError
 Documents = Callable[[int, int], list[str]]
 """(step, count) -> that many documents, the same ones whenever asked."""
 
-_PIECE = 1 << 16  # characters encoded at once: long texts are cut where a line begins, between two tokens
+_PIECE: int = 1 << 16  # characters encoded at once: long texts are cut where a line begins, between two tokens
 
 
 class Rows(Protocol):

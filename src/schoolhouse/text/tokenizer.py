@@ -84,14 +84,15 @@ class Tokenizer:
         """One token as the vocabulary writes it (byte-level alphabet: `Ġ` is a blank)."""
         return self._inner.id_to_token(token) or ""
 
-    def save(self, folder: Path | str) -> None:
+    def save(self, folder: Path | str, chat_template: str | None = None) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as AutoTokenizer reads them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = dict(self.config)
-        if self.chat_template is not None:
-            config["chat_template"] = self.chat_template
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        template = chat_template or self.chat_template
+        config = {key: value for key, value in self.config.items() if key != "chat_template"}
+        if template:
+            config["chat_template"] = template
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         (folder / "tokenizer.json").write_text(self._inner.to_str(pretty=True), encoding="utf-8")
         (folder / "tokenizer_config.json").write_text(
             json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
