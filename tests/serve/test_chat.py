@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tokenizers import Tokenizer as Inner
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from schoolhouse.serve.chat import HELP, chat
 from schoolhouse.text.conversation import Conversation
-from schoolhouse.text.tokenizer import train_tokenizer
+from schoolhouse.text.tokenizer import Tokenizer, train_tokenizer
 from schoolhouse.types import Rollout, SchoolError
 
 
@@ -73,9 +75,19 @@ def test_words_appear_as_they_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("reply", ["\U0001f989 owl", "a < b", "x<th", "1 <think", "tail </thi", "\n\n"])
 def test_nothing_is_lost_or_said_twice(tmp_path: Path, reply: str) -> None:
     policy = Scripted(tmp_path, f"<think>{reply}</think>{reply}<|im_end|>")
-    policy.replies = [policy.replies[0]]
     shown, _ = talk(policy, "hi")
     assert shown.removeprefix("HELP\n").removesuffix("\n\n") == f"{reply}\n{reply}"
+
+
+def test_tags_without_ids_of_their_own_are_not_shown_as_they_grow(tmp_path: Path) -> None:
+    policy = Scripted(tmp_path, "<think>a < b</think>b > a<end>")
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner = Inner(models.BPE())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    inner.train_from_iterator([], trainers.BpeTrainer(special_tokens=["<end>"], initial_alphabet=alphabet))
+    policy.conversation = Conversation(Tokenizer(inner, {"eos_token": "<end>"}))
+    shown, _ = talk(policy, "hi")
+    assert shown == "HELP\na < b\nb > a\n\n"
 
 
 def test_the_next_turn_continues_the_ids_as_they_were_said(tmp_path: Path) -> None:

@@ -215,6 +215,11 @@ def test_a_template_that_strips_and_searches_is_not_fooled(tokenizer: Tokenizer,
     assert talk.read(rollout) == Reply("by hand", "a </think> tag", True)
 
 
+def test_a_thought_that_never_ends_keeps_its_last_line_end(tokenizer: Tokenizer) -> None:
+    talk = Conversation(tokenizer, STRIPPING)
+    assert talk.read(sampled(talk, "<think>\nab\n", stop=False)) == Reply("ab\n", "", False)
+
+
 def test_a_template_may_drop_earlier_thoughts(tokenizer: Tokenizer) -> None:
     shown = Conversation(tokenizer, STRIPPING).render(
         [Message("user", "a"), Message("assistant", "b", "secret"), Message("user", "c")]
@@ -322,11 +327,10 @@ def test_tokens_that_swallow_blanks_do_so_beside_typed_markup_too(tokenizer: Tok
         token["rstrip"] = token["content"] == "<|im_end|>"
     path.write_text(json.dumps(recipe))
     talk = Conversation.load(tmp_path)
-    newline = tokenizer.encode("\n")[0]
+    end = tokenizer.markup["<|im_end|>"]
     plain, typed = talk.prompt(problem("a").messages), talk.prompt(problem("<think>").messages)
-    after = plain.index(tokenizer.markup["<|im_end|>"]) + 1
-    assert plain[after] != newline
-    assert plain[after:] == typed[-len(plain) + after :]
+    assert plain[plain.index(end) + 1 :] == typed[typed.index(end) + 1 :]
+    assert plain[plain.index(end) + 1] == tokenizer.markup["<|im_start|>"]
 
 
 # --- templates that cannot serve

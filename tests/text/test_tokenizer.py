@@ -58,6 +58,11 @@ def test_too_small_a_vocabulary_is_refused() -> None:
         train_tokenizer(["a"], 261)
 
 
+def test_half_a_character_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(SchoolError, match=r"lone surrogate.*bad \\ud83d"):
+        tokenizer.encode("bad \ud83d")
+
+
 def test_the_same_texts_give_the_same_tokenizer_in_every_process(tmp_path: Path) -> None:
     program = (
         "import sys; from schoolhouse.text.tokenizer import train_tokenizer; "

@@ -69,12 +69,20 @@ class Tokenizer:
 
     def encode(self, text: str, markup: bool = False) -> list[int]:
         """Ids of a text. `<|im_end|>` in it is ordinary text, unless `markup` asks for the ids of markup."""
-        return (self._inner if markup else self._plain).encode(text, add_special_tokens=False).ids
+        return self.encode_all([text], markup)[0]
 
     def encode_all(self, texts: Sequence[str], markup: bool = False) -> list[list[int]]:
-        """`encode` of many texts, in parallel."""
+        """`encode` of many texts, in parallel. Raises SchoolError for a text with half a character (lone surrogate)."""
         encoder = self._inner if markup else self._plain
-        return [e.ids for e in encoder.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            return [e.ids for e in encoder.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError:
+            bad = next((text for text in texts if any("\ud800" <= c <= "\udfff" for c in text)), None)
+            if bad is None:
+                raise
+            raise SchoolError(
+                f"half a character (a lone surrogate) cannot be encoded; it stands in {bad[:80]!r}"
+            ) from None
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Text of ids. Bytes that are no UTF-8 (half a character) become U+FFFD."""
