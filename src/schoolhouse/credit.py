@@ -1,0 +1,178 @@
+"""From verdicts to credit: who is praised for what. Groups in, one row of numbers [T] per rollout out.
+
+Plain arithmetic on plain data. A rollout that could not be judged (score None) is never a zero in disguise: it is left
+out of its group's baseline, gets no credit, and `judged` takes it out of the loss.
+
+P problems, G rollouts of a problem, T tokens of a rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Literal
+
+from schoolhouse.types import Group, Rollout
+
+Baseline = Literal["mean", "leave_one_out", "none"]
+Scale = Literal["group_std", "batch_std", "none"]
+
+
+# --- choosing and counting
+
+
+def rollouts_of(groups: Iterable[Group]) -> list[Rollout]:
+    """All rollouts, group after group: the order in which every credit returns its rows. [P*G]"""
+    return [rollout for group in groups for rollout in group.rollouts]
+
+
+def mixed(groups: Iterable[Group]) -> list[Group]:
+    """The groups that disagree. Where all scores are equal, comparing siblings teaches nothing."""
+    return [group for group in groups if len(set(group.scores)) > 1]
+
+
+def judged(groups: Iterable[Group]) -> list[Group]:
+    """The groups without the rollouts that could not be judged; groups of which none is left are dropped.
+
+    Changes no baseline (those never counted), but takes the rollouts out of the loss and its denominators.
+    """
+    return [
+        Group(
+            group.problem,
+            tuple(r for r, v in zip(group.rollouts, group.verdicts, strict=True) if v.score is not None),
+            tuple(v for v in group.verdicts if v.score is not None),
+        )
+        for group in groups
+        if group.scores
+    ]
+
+
+def not_judged(groups: Iterable[Group]) -> list[Rollout]:
+    """Rollouts whose verifier could not say (score None)."""
+    return [
+        rollout
+        for group in groups
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True)
+        if verdict.score is None
+    ]
+
+
+def truncated(groups: Iterable[Group]) -> list[Rollout]:
+    """Rollouts that were cut off. To mask them: pack(..., weigh=without(weigh, truncated(groups)))."""
+    return [rollout for rollout in rollouts_of(groups) if rollout.finish == "length"]
+
+
+def signal_account(groups: Sequence[Group]) -> dict[str, float]:
+    """Where the signal of a step is, and where there is none, why.
+
+    groups = groups_mixed + all_right (every score 1) + all_wrong (every score 0) + other_equal (equal, but neither)
+    + groups_not_judged (no score at all). `not_judged` and `truncated` count rollouts, out of `rollouts`. `reward` is
+    the mean score of what could be judged (nan where nothing could).
+    """
+    kinds = [_kind(group) for group in groups]
+    scores = [score for group in groups for score in group.scores]
+    return {
+        "groups": len(groups),
+        **{kind: kinds.count(kind) for kind in _KINDS},
+        "rollouts": sum(len(group.rollouts) for group in groups),
+        "not_judged": len(not_judged(groups)),
+        "truncated": len(truncated(groups)),
+        "reward": fmean(scores) if scores else float("nan"),
+    }
+
+
+_KINDS = ("groups_mixed", "all_right", "all_wrong", "other_equal", "groups_not_judged")
+
+
+def _kind(group: Group) -> str:
+    distinct = set(group.scores)
+    if not distinct:
+        return "groups_not_judged"
+    if len(distinct) > 1:
+        return "groups_mixed"
+    return {1.0: "all_right", 0.0: "all_wrong"}.get(distinct.pop(), "other_equal")
+
+
+# --- rewards beside the verdict
+
+
+def soft_overlong(length: int, limit: int, cushion: int) -> float:
+    """DAPO's penalty on length in tokens (Yu et al. 2025, arXiv 2503.14476, eq. 13): 0 up to `limit - cushion`, then
+    falling linearly to -1 at `limit`, and -1 beyond. To be added to the score."""
+    return max(-1.0, min(0.0, (limit - cushion - length) / cushion))
+
+
+def kl_in_reward(
+    groups: Sequence[Group], now: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], beta: float
+) -> list[Group]:
+    """The groups with score - beta x sum over written tokens of (log pi - log pi_ref): the toll of RLOO and RLHF.
+
+    Ahmadian et al. 2024, arXiv 2402.14740: the reply is one action, its KL estimated by k1. `now` and `reference` are
+    rows [T] of log-probabilities in the order of `rollouts_of(groups)`. The parts of each verdict gain "kl".
+    """
+    rows = iter(zip(now, reference, strict=True))
+    tolled = []
+    for group in groups:
+        verdicts = []
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            kl = sum(p - q for p, q, w in zip(*next(rows), rollout.written, strict=True) if w)
+            score = None if verdict.score is None else verdict.score - beta * float(kl)
+            verdicts.append(replace(verdict, score=score, parts={**verdict.parts, "kl": float(kl)}))
+        tolled.append(replace(group, verdicts=tuple(verdicts)))
+    return tolled
+
+
+# --- credit
+
+
+def group_advantage(
+    groups: Sequence[Group],
+    baseline: Baseline = "mean",
+    scale: Scale = "group_std",
+    guard: float = 1e-4,
+    ddof: Literal[0, 1] = 1,
+) -> list[list[float]]:
+    """How much better a rollout did than its siblings: the same number at each written token, 0 elsewhere.
+
+    | baseline, scale | |
+    |---|---|
+    | mean, group_std | GRPO, DAPO: (r - mean) / (std + guard) |
+    | mean, none | Dr. GRPO |
+    | mean, batch_std | Lite-PPO, ScaleRL: std of all scores of the step |
+    | leave_one_out, none | RLOO: r - mean of the *other* rollouts = G/(G-1) (r - mean) |
+    | none, none | REINFORCE: r |
+
+    ddof=1 is the sample deviation (as all published code), ddof=0 the population's. Exactly 0.0 where all siblings
+    agree (and for a rollout without siblings), unless there is no baseline. Rows in the order of `rollouts_of(groups)`.
+
+    Raises ValueError for a scale without a baseline: a group that agrees would be divided by the guard alone.
+    """
+    if baseline == "none" and scale != "none":
+        raise ValueError(f'baseline "none" goes with scale "none" only, not "{scale}"')
+    everything = [score for group in groups for score in group.scores]
+    batch_divisor = _deviation(everything, ddof) + guard if scale == "batch_std" else 1.0
+    rows = []
+    for group in groups:
+        scores = group.scores
+        divisor = _deviation(scores, ddof) + guard if scale == "group_std" else batch_divisor
+        agreed = len(set(scores)) <= 1
+        mean = fmean(scores) if scores else 0.0
+        others = len(scores) / (len(scores) - 1) if baseline == "leave_one_out" and not agreed else 1.0
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            if verdict.score is None:
+                advantage = 0.0
+            elif baseline == "none":
+                advantage = verdict.score
+            else:
+                advantage = 0.0 if agreed else others * (verdict.score - mean) / divisor
+            rows.append([advantage if written else 0.0 for written in rollout.written])
+    return rows
+
+
+def _deviation(scores: Sequence[float], ddof: int) -> float:
+    """Standard deviation; 0 for fewer than two scores."""
+    if len(scores) < 2:
+        return 0.0
+    mean = fmean(scores)
+    return (sum((score - mean) ** 2 for score in scores) / (len(scores) - ddof)) ** 0.5

@@ -1,0 +1,151 @@
+"""What an update minimises: (batch, scores) -> loss [N], one number per token. The learner sums weight x loss.
+
+Nothing here aggregates: whether tokens, sequences or a constant divide is in the weights (see packing.py). Loss and
+gradient are exactly 0 where the batch is not `written`, whatever stands there (columns are nan where nobody sampled).
+
+Three policies, never conflated: the one that sampled (column "sampled", the sampler's arithmetic), the one at the start
+of the update ("old", the learner's arithmetic), and the one being updated (`scores`).
+
+N tokens of a batch, S sequences of a batch. pi is the policy, A its advantage (column "advantage").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from schoolhouse.packing import Batch, Scores
+
+Objective = Callable[[Batch, Scores], Tensor]
+
+Level = Literal["token", "sequence"]
+Estimator = Literal["k1", "k2", "k3"]
+
+
+def likelihood() -> Objective:
+    """-log pi: pretraining, supervised fine-tuning, rejection sampling."""
+    return lambda batch, scores: -_written(batch, scores.logprob)
+
+
+def policy_gradient() -> Objective:
+    """-A log pi: REINFORCE (Williams 1992). On-policy; with `sequence_sum` weights the exact policy gradient."""
+    return lambda batch, scores: -_written(batch, batch["advantage"]) * _written(batch, scores.logprob)
+
+
+def clipped_surrogate(
+    low: float = 0.2, high: float = 0.2, level: Level = "token", dual: float | None = None, on_policy: bool = False
+) -> Objective:
+    """-min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_old: PPO, GRPO (arXiv 2402.03300, eq. 3).
+
+    high > low is DAPO's clip-higher (arXiv 2503.14476). level="sequence" is GSPO (Zheng et al. 2025, arXiv 2507.18071,
+    eq. 7): one rho for the whole sequence, exp of its mean log-ratio, with gradient to every token. `dual` > 1 bounds
+    the loss by dual |A| where A < 0 and rho is large (dual-clip PPO, Ye et al. 2020, arXiv 1912.09729).
+    on_policy=True takes the policy as it is for pi_old, which is exact for the first update on fresh rollouts (rho is
+    1, the gradient that of REINFORCE) and needs no column "old".
+    """
+
+    def loss(batch: Batch, scores: Scores) -> Tensor:
+        advantage = _written(batch, batch["advantage"])
+        ratio = _log_ratio(batch, scores, level, on_policy).exp()
+        praise = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+        if dual is not None:
+            praise = torch.where(advantage < 0, torch.maximum(praise, dual * advantage), praise)
+        return -praise
+
+    return loss
+
+
+def cispo(high: float, on_policy: bool = False) -> Objective:
+    """-sg[min(rho, 1 + high)] A log pi: the clipped ratio is a constant weight, so no token is ever dropped.
+
+    CISPO (MiniMax-M1, arXiv 2506.13585, eq. 4). `high` counts from 1, as in the paper and for `clipped_surrogate`;
+    TRL's epsilon_high is the cap itself (its 5.0 is 4.0 here).
+    """
+
+    def loss(batch: Batch, scores: Scores) -> Tensor:
+        weight = _log_ratio(batch, scores, "token", on_policy).detach().exp().clamp(max=1 + high)
+        return -weight * _written(batch, batch["advantage"]) * _written(batch, scores.logprob)
+
+    return loss
+
+
+def kl_penalty(estimator: Estimator = "k3") -> Objective:
+    """Per-token estimate of KL(pi || reference) from samples of pi, as a loss. Needs the column "reference".
+
+    With d = log pi_ref - log pi (Schulman 2020): k1 = -d, k2 = d^2/2, k3 = e^d - d - 1 (GRPO). As a *value* k1 and k3
+    are unbiased; as a *loss* k2 has the right expected gradient, k3 the coefficient 1 - pi_ref/pi on grad log pi
+    (a close relative of it, the right one for the reverse divergence), and k1 none at all: its gradient averages to 0.
+    """
+
+    def loss(batch: Batch, scores: Scores) -> Tensor:
+        d = _written(batch, batch["reference"]) - _written(batch, scores.logprob)
+        if estimator == "k1":
+            return -d
+        return d.square() / 2 if estimator == "k2" else d.exp() - d - 1
+
+    return loss
+
+
+def plus(objective: Objective, coefficient: float, penalty: Objective) -> Objective:
+    """objective + coefficient x penalty."""
+    return lambda batch, scores: objective(batch, scores) + coefficient * penalty(batch, scores)
+
+
+def corrected(
+    objective: Objective, level: Level = "token", cap: float | None = None, on_policy: bool = False
+) -> Objective:
+    """An objective whose samples came from another policy than pi_old: times sg[min(pi_old / sampled, cap)].
+
+    level="sequence" weighs a whole sequence by the product of its ratios: unbiased, but of high variance. "token"
+    (truncated importance sampling, as in verl) is biased and tamer. Needs the columns "sampled" and, unless on_policy,
+    "old".
+    """
+
+    def loss(batch: Batch, scores: Scores) -> Tensor:
+        old = scores.logprob.detach() if on_policy else batch["old"]
+        log_weight = _written(batch, old) - _written(batch, batch["sampled"])
+        if level == "sequence":
+            log_weight = _sum_over_sequence(batch, log_weight)
+        weight = log_weight.exp().clamp(max=float("inf") if cap is None else cap)
+        return weight * objective(batch, scores)
+
+    return loss
+
+
+def ratio_stats(batch: Batch, scores: Scores, low: float, high: float) -> dict[str, float]:
+    """How far an update has gone from pi_old, as means over the `tokens` trained tokens of this batch (to be averaged
+    over batches by them): the ratio, the shares of tokens whose gradient the clip removed on either side, and
+    KL(pi_old || pi) estimated by k3. Needs the columns "advantage" and "old"."""
+    chosen = batch.weight > 0
+    log_ratio = _log_ratio(batch, scores, "token", on_policy=False).detach()[chosen]
+    ratio, advantage = log_ratio.exp(), batch["advantage"][chosen]
+    return {
+        "tokens": float(chosen.sum()),
+        "ratio": float(ratio.mean()),
+        "clipped_low": float(((ratio < 1 - low) & (advantage < 0)).float().mean()),
+        "clipped_high": float(((ratio > 1 + high) & (advantage > 0)).float().mean()),
+        "kl_from_old": float((ratio - 1 - log_ratio).mean()),
+    }
+
+
+def _written(batch: Batch, x_N: Tensor) -> Tensor:
+    """0 where nobody wrote. Applied to what comes in, not to the result: behind an exp the gradient of a nan is nan."""
+    return torch.where(batch.written, x_N, 0.0)
+
+
+def _sum_over_sequence(batch: Batch, x_N: Tensor) -> Tensor:
+    """Each token's place holds the sum over its sequence. [N] -> [N]"""
+    return x_N.new_zeros(len(batch.lengths)).index_add(0, batch.sequence, x_N)[batch.sequence]
+
+
+def _log_ratio(batch: Batch, scores: Scores, level: Level, on_policy: bool) -> Tensor:
+    """log(pi / pi_old) at each token; for level "sequence" its mean over the sequence's written tokens. [N]"""
+    logprob = _written(batch, scores.logprob)
+    log_ratio = logprob - (logprob.detach() if on_policy else _written(batch, batch["old"]))
+    if level == "token":
+        return log_ratio
+    count = _sum_over_sequence(batch, batch.written.to(log_ratio.dtype))
+    return _sum_over_sequence(batch, log_ratio) / count.clamp(min=1.0)
