@@ -21,7 +21,11 @@ from schoolhouse.packing import Batch, Scores
 
 Objective = Callable[[Batch, Scores], Tensor]
 
-Level = Literal["token", "sequence"]
+Level = Literal["token", "sequence", "product"]
+"""What one importance ratio is about: a `token`; a `sequence`, by the geometric mean of its tokens' ratios (GSPO); or
+the whole sequence as one action, by their `product`. The last two give each token of a sequence the same loss, with
+gradient to all of them: weigh them by `sequence_mean`, so that a sequence counts once."""
+
 Estimator = Literal["k1", "k2", "k3"]
 
 
@@ -41,8 +45,8 @@ def clipped_surrogate(
     """-min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_old: PPO, GRPO (arXiv 2402.03300, eq. 3).
 
     high > low is DAPO's clip-higher (arXiv 2503.14476). level="sequence" is GSPO (Zheng et al. 2025, arXiv 2507.18071,
-    eq. 7): one rho for the whole sequence, exp of its mean log-ratio, with gradient to every token. `dual` > 1 bounds
-    the loss by dual |A| where A < 0 and rho is large (dual-clip PPO, Ye et al. 2020, arXiv 1912.09729).
+    eq. 7), level="product" is RLOO with a clip, as in TRL. `dual` > 1 bounds the loss by dual |A| where A < 0 and rho
+    is large (dual-clip PPO, Ye et al. 2020, arXiv 1912.09729).
     on_policy=True takes the policy as it is for pi_old, which is exact for the first update on fresh rollouts (rho is
     1, the gradient that of REINFORCE) and needs no column "old".
     """
@@ -99,16 +103,13 @@ def corrected(
 ) -> Objective:
     """An objective whose samples came from another policy than pi_old: times sg[min(pi_old / sampled, cap)].
 
-    level="sequence" weighs a whole sequence by the product of its ratios: unbiased, but of high variance. "token"
-    (truncated importance sampling, as in verl) is biased and tamer. Needs the columns "sampled" and, unless on_policy,
-    "old".
+    level="product" weighs a whole sequence by the product of its ratios: unbiased, but of high variance. "token"
+    (truncated importance sampling) is biased and tamer. Needs the columns "sampled" and, unless on_policy, "old".
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
         old = scores.logprob.detach() if on_policy else batch["old"]
-        log_weight = _written(batch, old) - _written(batch, batch["sampled"])
-        if level == "sequence":
-            log_weight = _sum_over_sequence(batch, log_weight)
+        log_weight = _at_level(batch, _written(batch, old) - _written(batch, batch["sampled"]), level)
         weight = log_weight.exp().clamp(max=float("inf") if cap is None else cap)
         return weight * objective(batch, scores)
 
@@ -136,16 +137,23 @@ def _written(batch: Batch, x_N: Tensor) -> Tensor:
     return torch.where(batch.written, x_N, 0.0)
 
 
+def _log_ratio(batch: Batch, scores: Scores, level: Level, on_policy: bool) -> Tensor:
+    """log(pi / pi_old), at each token or of its sequence. [N]"""
+    logprob = _written(batch, scores.logprob)
+    old = logprob.detach() if on_policy else _written(batch, batch["old"])
+    return _at_level(batch, logprob - old, level)
+
+
+def _at_level(batch: Batch, log_ratio: Tensor, level: Level) -> Tensor:
+    """At each token its own log-ratio, or the mean ("sequence") or sum ("product") over its sequence. [N] -> [N]"""
+    if level == "token":
+        return log_ratio
+    total = _sum_over_sequence(batch, log_ratio)
+    if level == "product":
+        return total
+    return total / _sum_over_sequence(batch, batch.written.to(total.dtype)).clamp(min=1.0)
+
+
 def _sum_over_sequence(batch: Batch, x_N: Tensor) -> Tensor:
     """Each token's place holds the sum over its sequence. [N] -> [N]"""
     return x_N.new_zeros(len(batch.lengths)).index_add(0, batch.sequence, x_N)[batch.sequence]
-
-
-def _log_ratio(batch: Batch, scores: Scores, level: Level, on_policy: bool) -> Tensor:
-    """log(pi / pi_old) at each token; for level "sequence" its mean over the sequence's written tokens. [N]"""
-    logprob = _written(batch, scores.logprob)
-    log_ratio = logprob - (logprob.detach() if on_policy else _written(batch, batch["old"]))
-    if level == "token":
-        return log_ratio
-    count = _sum_over_sequence(batch, batch.written.to(log_ratio.dtype))
-    return _sum_over_sequence(batch, log_ratio) / count.clamp(min=1.0)

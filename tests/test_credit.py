@@ -1,0 +1,172 @@
+"""Credit: the published numbers for every estimator, and what cannot be judged counts nowhere."""
+
+import math
+
+import pytest
+
+from schoolhouse.credit import (
+    group_advantage,
+    judged,
+    kl_in_reward,
+    mixed,
+    not_judged,
+    rollouts_of,
+    signal_account,
+    soft_overlong,
+    truncated,
+)
+from schoolhouse.types import NAN, Finish, Group, Key, Problem, Rollout, Verdict
+
+
+def group(*scores: float | None, finish: Finish = "stop", problem: int = 0) -> Group:
+    """Rollouts of a prompt of 2 and a reply of 1, 2, 3 ... tokens."""
+    asked = Problem(f"p{problem}", (), "1")
+    rollouts = tuple(
+        Rollout(
+            asked,
+            Key(0, "test", 0, problem, g),
+            tuple(range(3 + g)),
+            (False, False) + (True,) * (1 + g),
+            (NAN, NAN) + (-1.0,) * (1 + g),
+            (2,),
+            finish,
+        )
+        for g in range(len(scores))
+    )
+    return Group(asked, rollouts, tuple(Verdict(s, "" if s is not None else "clock ran out") for s in scores))
+
+
+def advantages(*groups: Group, **options) -> list[float]:
+    """The last token's advantage of each rollout."""
+    return [row[-1] for row in group_advantage(groups, **options)]
+
+
+TABLE = {  # rewards: (/ population std, / Bessel std, Dr. GRPO, RLOO), of the first and of the last rollout
+    (1, 1, 0, 0): ((1.0, -1.0), (0.8660, -0.8660), (0.5, -0.5), (0.6667, -0.6667)),
+    (1, 0, 0, 0): ((1.7321, -0.5774), (1.5, -0.5), (0.75, -0.25), (1.0, -0.3333)),
+    (1, 1, 1, 0): ((0.5774, -1.7321), (0.5, -1.5), (0.25, -0.75), (0.3333, -1.0)),
+    (1, 0, 0, 0, 0, 0, 0, 0): ((2.6458, -0.3780), (2.4749, -0.3536), (0.875, -0.125), (1.0, -0.1429)),
+}
+ESTIMATORS = [
+    {"scale": "group_std", "ddof": 0, "guard": 0.0},
+    {"scale": "group_std", "ddof": 1, "guard": 0.0},
+    {"scale": "none"},
+    {"baseline": "leave_one_out", "scale": "none"},
+]
+
+
+@pytest.mark.parametrize("rewards", TABLE)
+@pytest.mark.parametrize("estimator", range(4))
+def test_advantages_equal_the_published_table(rewards, estimator):
+    expected = {1: TABLE[rewards][estimator][0], 0: TABLE[rewards][estimator][1]}
+    assert advantages(group(*rewards), **ESTIMATORS[estimator]) == pytest.approx(
+        [expected[r] for r in rewards], abs=5e-5
+    )
+
+
+def test_the_guard_is_added_to_the_deviation():
+    assert advantages(group(1, 1, 0, 0), guard=0.1)[0] == pytest.approx(0.5 / (math.sqrt(1 / 3) + 0.1))
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0, 0.1, 1 / 3, -2.7])
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, {}, {"scale": "batch_std"}])
+def test_equal_scores_give_exactly_zero(score, estimator):
+    assert set(advantages(group(*[score] * 7), **estimator)) == {0.0}
+
+
+def test_reinforce_keeps_the_reward_itself():
+    assert advantages(group(1, 1, 0), group(0.5), baseline="none", scale="none") == [1, 1, 0, 0.5]
+
+
+def test_a_scale_without_a_baseline_is_refused():
+    with pytest.raises(ValueError, match='goes with scale "none" only'):
+        group_advantage([group(1, 0)], baseline="none", scale="group_std")
+
+
+def test_batch_std_is_over_all_scores_of_the_step():
+    rewards = [1, 1, 0, 0, 1, 0, 0, 0]
+    std = math.sqrt(sum((r - 3 / 8) ** 2 for r in rewards) / 7)
+    got = advantages(group(1, 1, 0, 0), group(1, 0, 0, 0), scale="batch_std", guard=0.0)
+    assert got == pytest.approx([0.5 / std] * 2 + [-0.5 / std] * 2 + [0.75 / std] + [-0.25 / std] * 3)
+
+
+def test_advantage_stands_at_written_tokens_alone():
+    (first, second) = group_advantage([group(1, 0)], scale="none")
+    assert first == [0.0, 0.0, 0.5]
+    assert second == [0.0, 0.0, -0.5, -0.5]
+
+
+def test_what_could_not_be_judged_is_no_zero():
+    with_gap, without_it = advantages(group(1, None, 0, 0)), advantages(group(1, 0, 0))
+    assert with_gap == [without_it[0], 0.0, *without_it[1:]]
+
+
+def test_a_lone_judged_rollout_has_nobody_to_be_compared_with():
+    assert advantages(group(1, None, None), baseline="leave_one_out") == [0, 0, 0]
+
+
+def test_a_group_that_nobody_could_judge_gets_nothing():
+    assert advantages(group(None, None)) == [0, 0]
+
+
+def test_mixed_keeps_groups_that_disagree():
+    groups = [group(1, 1), group(1, 0), group(None, 0), group(0.2, None, 0.3)]
+    assert mixed(groups) == [groups[1], groups[3]]
+
+
+def test_judged_drops_what_has_no_score():
+    groups = judged([group(1, None, 0), group(None, None)])
+    assert [g.scores for g in groups] == [(1, 0)]
+    assert [r.key.sample for r in rollouts_of(groups)] == [0, 2]
+
+
+def test_not_judged_and_truncated_name_their_rollouts():
+    groups = [group(1, None), group(0, 0, finish="length", problem=1)]
+    assert [r.key.sample for r in not_judged(groups)] == [1]
+    assert [r.key[3:5] for r in truncated(groups)] == [(1, 0), (1, 1)]
+
+
+def test_signal_account_adds_up():
+    groups = [
+        group(1, 1),
+        group(0, 0),
+        group(0.5, 0.5),
+        group(1, 0),
+        group(None, None),
+        group(0, None, finish="length"),
+    ]
+    account = signal_account(groups)
+    assert account == {
+        "groups": 6,
+        "groups_mixed": 1,
+        "all_right": 1,
+        "all_wrong": 2,
+        "other_equal": 1,
+        "groups_not_judged": 1,
+        "rollouts": 12,
+        "not_judged": 3,
+        "truncated": 2,
+        "reward": pytest.approx(4 / 9),
+    }
+
+
+def test_signal_account_of_nothing_judged_has_no_reward():
+    assert math.isnan(signal_account([group(None)])["reward"])
+
+
+@pytest.mark.parametrize(
+    "length, penalty",
+    [(1, 0), (16384, 0), (17408, -0.25), (18432, -0.5), (20480, -1), (30000, -1)],
+)
+def test_soft_overlong_falls_from_the_cushion_to_the_limit(length, penalty):
+    assert soft_overlong(length, limit=20480, cushion=4096) == penalty
+
+
+def test_kl_in_reward_charges_the_sum_over_written_tokens():
+    before = group(1, None, 0)
+    now = [[9.0, 9.0] + [-1.0] * (1 + g) for g in range(3)]
+    reference = [[NAN, NAN] + [-1.5] * (1 + g) for g in range(3)]
+    (after,) = kl_in_reward([before], now, reference, beta=0.1)
+    assert [v.score for v in after.verdicts] == [pytest.approx(1 - 0.05), None, pytest.approx(0 - 0.15)]
+    assert [v.parts["kl"] for v in after.verdicts] == [0.5, 1.0, 1.5]
+    assert after.rollouts == before.rollouts
