@@ -1,0 +1,52 @@
+# One command for each thing a newcomer wants. `make` alone lists them.
+PYTHON ?= python3
+# pip picks the torch build: the CPU wheel where its index offers one. On a machine with a GPU name another build of the
+# same version, for example TORCH=torch==2.13.0+cu130 (with PIP_EXTRA_INDEX_URL set to the index that has it).
+TORCH ?= torch==2.13.0
+# Optional parts to install: dev, gym, or dev,gym.
+EXTRAS ?= dev
+# Test processes, and where `make quickstart` puts its run.
+JOBS ?= auto
+SEED ?= 0
+DIR ?= runs/quickstart
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+CORE := .venv/.installed-core
+STAMP := .venv/.installed-$(EXTRAS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint test quick quickstart
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv with everything that is needed to develop
+
+# pip first: old ones mishandle the names of extras. Then torch by itself, so that no other package chooses its build.
+$(CORE): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d: make setup PYTHON=python3.12 (remove .venv first)" % v[:2])'
+	@echo "setting up .venv (a few minutes, once)"
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(PIP) "$(TORCH)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(STAMP): $(CORE)
+	@$(PIP) --editable ".[$(EXTRAS)]"
+	@touch "$@"
+
+lint: setup ## style, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ty check
+
+test: lint ## everything that must hold before a change is merged
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+quick: setup ## the tests alone; T=tests/tasks for a part
+	@$(BIN)/python -m pytest $(T)
+
+quickstart: $(CORE) ## from nothing to a model that thinks; SEED=1 DIR=runs/other
+	@$(BIN)/school quickstart --seed $(SEED) --dir $(DIR)

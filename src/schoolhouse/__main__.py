@@ -1,0 +1,7 @@
+"""`python -m schoolhouse` is `school`."""
+
+import sys
+
+from schoolhouse.cli import main
+
+sys.exit(main())

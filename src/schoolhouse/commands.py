@@ -1,0 +1,111 @@
+"""What each command of `school` does: reads its words into a frozen config and hands over to the module that knows."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field
+
+from schoolhouse import recipes
+from schoolhouse.config import Frozen, describe, load, nearest
+from schoolhouse.types import SchoolError
+
+C = TypeVar("C", bound=Frozen)
+
+
+def train(words: Sequence[str]) -> None:
+    """school train RECIPE [CONFIG.yaml] [--key value ...] [--dir FOLDER]"""
+    known = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
+    usage = "school train RECIPE [CONFIG.yaml] [--key value ...] [--dir FOLDER]"
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: {usage}\n\nrecipes: {', '.join(known)}; `school train RECIPE --help` lists its keys")
+        return
+    recipe, *rest = words
+    if recipe not in known:
+        raise SchoolError(f"there is no recipe `{recipe}`{nearest(recipe, known)}")
+    module = import_module(f"schoolhouse.recipes.{recipe}")
+    if _asks_help(rest):
+        about = (module.__doc__ or "").partition("\n\n")[0]
+        describe(module.Config, f"school train {recipe} [CONFIG.yaml] [--dir runs/{recipe}]", about)
+        return
+    folder, rest = _take(rest, "--dir", f"runs/{recipe}")
+    path = Path(rest.pop(0)) if rest and not rest[0].startswith("--") else None
+    config = load(module.Config, path, rest)
+
+    from schoolhouse.run import Run
+
+    with Run.open(Path(folder), config, recipe) as run:
+        getattr(module, recipe)(config, run)
+
+
+class Tokens(Frozen):
+    text: str
+    """What to cut."""
+    model: Path
+    """Folder of a model (its tokenizer is all that is read)."""
+    markup: bool = False
+    """Read <think> and its like as markup, not as text."""
+
+
+def tokens(words: Sequence[str]) -> None:
+    """school tokens TEXT --model MODEL"""
+    c = _options(Tokens, words, "school tokens TEXT --model MODEL", ("text",))
+    if c is None:
+        return
+    from rich.console import Console
+
+    from schoolhouse.text.display import show_tokens
+    from schoolhouse.text.tokenizer import Tokenizer
+
+    Console(highlight=False).print(show_tokens(c.text, Tokenizer.load(c.model), c.markup))
+
+
+class Chat(Frozen):
+    model: Path
+    """Folder of the model."""
+    length: int = Field(512, gt=0)
+    """Tokens an answer may take, thinking included."""
+    temperature: float = Field(0.7, ge=0)
+    """0 always says what is likeliest."""
+    seed: int = 0
+
+
+def chat(words: Sequence[str]) -> None:
+    """school chat MODEL"""
+    c = _options(Chat, words, "school chat MODEL", ("model",))
+    if c is None:
+        return
+    from schoolhouse.policy.policy import Policy
+    from schoolhouse.serve.chat import chat as talk
+
+    talk(Policy.load(c.model), c.length, c.temperature, seed=c.seed)
+
+
+def _asks_help(words: Sequence[str]) -> bool:
+    return any(word in ("-h", "--help") for word in words)
+
+
+def _options(cls: type[C], words: Sequence[str], usage: str, positional: Sequence[str]) -> C | None:
+    """The command's words as its config; None where help was asked for and has been given."""
+    if _asks_help(words):
+        describe(cls, f"school {cls.__name__.lower()}", usage)
+        return None
+    return load(cls, None, words, positional)
+
+
+def _take(words: Sequence[str], option: str, otherwise: str) -> tuple[str, list[str]]:
+    """The value of one option, and the words without it."""
+    rest = list(words)
+    for i, word in enumerate(rest):
+        name, equals, value = word.partition("=")
+        if name == option and equals:
+            return value, rest[:i] + rest[i + 1 :]
+        if name == option:
+            if i + 1 == len(rest) or rest[i + 1].startswith("--"):
+                raise SchoolError(f"{option} takes one value, none was given")
+            return rest[i + 1], rest[:i] + rest[i + 2 :]
+    return otherwise, rest
