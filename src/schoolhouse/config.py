@@ -136,6 +136,8 @@ def read_yaml(path: Path) -> Source:
         node = loader.get_single_node()
         if node is None:
             return Source({}, {(): str(path)})
+        if not isinstance(node, yaml.MappingNode):
+            raise SchoolError(f"{path}: expected `key: value` lines")
         where = dict(_lines(node, path, ())) | {(): str(path)}
         return Source(loader.construct_document(node), where)
     except OSError as error:
@@ -270,9 +272,8 @@ def _complaints(cls: type[BaseModel], source: Source, error: ValidationError) ->
             subject = f"{at}: unknown key `{last}` in {'.'.join((name_of(cls), *map(str, outer)))}"
             lines.setdefault(subject + nearest(str(last), fields), [])
         elif item["type"] == "missing" and isinstance(item["loc"][-1], str):
-            lines.setdefault(
-                f"{at}: `{key}` is missing: write `{item['loc'][-1]}: ...` in the file or give --{key}", []
-            )
+            mend = f"write `{item['loc'][-1]}: ...` or give --{key}" if () in source.where else f"give --{key}"
+            lines.setdefault(f"{at}: `{key}` is missing: {mend}", [])
         else:
             subject = at if at.startswith("--") else f"{at}: `{'.'.join(map(str, place))}`"
             subject = f"{subject} is {source.at(*place).values!r}" if place else at
