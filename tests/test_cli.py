@@ -1,0 +1,118 @@
+"""The command: quick to answer, plain about what is wrong, quiet when it is stopped."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from schoolhouse import __version__
+from schoolhouse.cli import COMMANDS, Command, main
+from schoolhouse.text.tokenizer import train_tokenizer
+
+
+def school(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does: in a process of its own."""
+    command = [sys.executable, "-m", "schoolhouse", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch):
+    """Registers a command of one line of Python as `school train`."""
+
+    def register(line: str) -> None:
+        (tmp_path / "made_here.py").write_text(f"def do(words):\n    {line}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "made_here", raising=False)
+        monkeypatch.setitem(COMMANDS, "train", Command("train", "", "made_here:do", resumes=True))
+
+    return register
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("help",)])
+def test_help_lists_every_command(words: tuple[str, ...]) -> None:
+    done = school(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    for one in COMMANDS.values():
+        assert one.usage in done.stdout
+        assert one.about in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str) -> None:
+    done = school(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"school {name}" in done.stdout
+
+
+def test_version(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_a_misspelt_command_is_an_error_with_a_suggestion() -> None:
+    done = school("trian")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "school: error: there is no command `trian`; did you mean `train`?\n"
+
+
+def test_a_misspelt_recipe_is_an_error_with_a_suggestion() -> None:
+    done = school("train", "gpro")
+    assert done.returncode == 2
+    assert done.stderr == "school: error: there is no recipe `gpro`; did you mean `grpo`?\n"
+
+
+def test_several_mistakes_are_one_error_of_several_lines(capsys, command) -> None:
+    command("from schoolhouse.types import SchoolError; raise SchoolError('c.yaml:1: one\\nc.yaml:2: two')")
+    assert main(["train"]) == 2
+    assert capsys.readouterr().err == "school: error: c.yaml:1: one\n  c.yaml:2: two\n"
+
+
+def test_debug_shows_where_an_error_came_from(command) -> None:
+    command("from schoolhouse.types import SchoolError; raise SchoolError('mend this')")
+    with pytest.raises(Exception, match="mend this"):
+        main(["train", "--debug"])
+
+
+def test_an_interrupt_says_how_to_go_on(capsys, command) -> None:
+    command("raise KeyboardInterrupt")
+    assert main(["train", "grpo", "my config.yaml"]) == 130
+    assert "goes on from the last checkpoint:\n  school train grpo 'my config.yaml'" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named(capsys, command) -> None:
+    command("import errno, os; raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/x/metrics.jsonl')")
+    assert main(["train"]) == 2
+    assert capsys.readouterr().err == "school: error: No space left on device: runs/x/metrics.jsonl\n"
+
+
+def test_a_fault_of_ours_is_not_passed_off_as_the_users(command) -> None:
+    command("raise OSError(5, 'odd')")
+    with pytest.raises(OSError, match="odd"):
+        main(["train"])
+
+
+def test_a_reader_that_stops_listening_is_no_error() -> None:
+    command = [sys.executable, "-u", "-m", "schoolhouse", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.wait() == 141
+        assert process.stderr.read() == ""
+
+
+def test_tokens_shows_how_a_text_is_cut(tmp_path: Path) -> None:
+    train_tokenizer(["one apple and two apples"] * 4, 300).save(tmp_path)
+    done = school("tokens", "two apples 12", "--model", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "13 characters, 13 bytes" in done.stdout
+    assert "·" in done.stdout
+
+
+def test_a_missing_positional_is_asked_for() -> None:
+    done = school("chat")
+    assert done.returncode == 2
+    assert done.stderr == "school: error: chat: `model` is missing: give --model\n"
