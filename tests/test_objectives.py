@@ -34,6 +34,7 @@ EVERY = {
     "k1": kl_penalty("k1"),
     "k2": kl_penalty("k2"),
     "k3": kl_penalty("k3"),
+    "k3 with ratio": kl_penalty("k3", ratio="token"),
     "sum": plus(clipped_surrogate(), 0.04, kl_penalty()),
     "tis": corrected(clipped_surrogate(), cap=2.0),
     "sequence is": corrected(policy_gradient(), level="product", on_policy=True),
@@ -189,13 +190,22 @@ def test_kl_gradient_coefficients_in_ascent(d):
     batch = packed(1, reference=[-2.0 + d])
     beta = 0.04
 
-    def coefficient(estimator) -> float:
-        objective = plus(likelihood(), beta, kl_penalty(estimator))
+    def coefficient(estimator, ratio=None) -> float:
+        objective = plus(likelihood(), beta, kl_penalty(estimator, ratio, on_policy=True))
         return -float(apply(objective, batch, [-2.0])[2]) - 1.0  # without likelihood's own
 
     assert coefficient("k1") == pytest.approx(-beta, abs=1e-6)
     assert coefficient("k2") == pytest.approx(beta * d, abs=1e-6)
     assert coefficient("k3") == pytest.approx(beta * (math.exp(d) - 1), abs=1e-6)
+    assert coefficient("k3", ratio="token") == pytest.approx(beta * d, abs=1e-6)
+
+
+def test_kl_times_the_ratio():
+    batch = packed(2, reference=[-2.0, -1.0], old=[-1.5, -0.5])
+    plain, _, _ = apply(kl_penalty("k3"), batch, [-1.0, -2.0])
+    weighted, _, _ = apply(kl_penalty("k3", ratio="token"), batch, [-1.0, -2.0])
+    expected = plain[batch.written] * torch.tensor([0.5, -1.5]).exp()
+    torch.testing.assert_close(weighted[batch.written], expected)
 
 
 def test_corrected_weighs_tokens_up_to_the_cap():

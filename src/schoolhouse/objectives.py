@@ -76,19 +76,22 @@ def cispo(high: float, on_policy: bool = False) -> Objective:
     return loss
 
 
-def kl_penalty(estimator: Estimator = "k3") -> Objective:
+def kl_penalty(estimator: Estimator = "k3", ratio: Level | None = None, on_policy: bool = False) -> Objective:
     """Per-token estimate of KL(pi || reference) from samples of pi, as a loss. Needs the column "reference".
 
-    With d = log pi_ref - log pi (Schulman 2020): k1 = -d, k2 = d^2/2, k3 = e^d - d - 1 (GRPO). As a *value* k1 and k3
-    are unbiased; as a *loss* k2 has the right expected gradient, k3 the coefficient 1 - pi_ref/pi on grad log pi
-    (a close relative of it, the right one for the reverse divergence), and k1 none at all: its gradient averages to 0.
+    With d = log pi_ref - log pi (Schulman 2020): k1 = -d, k2 = d^2/2, k3 = e^d - d - 1 (GRPO). As *values* k1 and k3
+    are unbiased. As *losses*, on average: k1 does nothing (its gradient has mean 0), k2 follows the gradient of
+    KL(pi || reference), k3 that of KL(reference || pi), its coefficient on grad log pi in ascent being pi_ref/pi - 1.
+
+    `ratio` multiplies by rho = pi / pi_old, gradient included, with "old" or on_policy as in `clipped_surrogate`: k3
+    then follows the gradient of KL(pi || reference), off-policy too (DeepSeek-V3.2, arXiv 2512.02556; TRL's default,
+    use_bias_correction_kl).
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
         d = _written(batch, batch["reference"]) - _written(batch, scores.logprob)
-        if estimator == "k1":
-            return -d
-        return d.square() / 2 if estimator == "k2" else d.exp() - d - 1
+        kl = _estimate_kl(d, estimator)
+        return kl if ratio is None else _log_ratio(batch, scores, ratio, on_policy).exp() * kl
 
     return loss
 
@@ -135,6 +138,12 @@ def ratio_stats(batch: Batch, scores: Scores, low: float, high: float) -> dict[s
 def _written(batch: Batch, x_N: Tensor) -> Tensor:
     """0 where nobody wrote. Applied to what comes in, not to the result: behind an exp the gradient of a nan is nan."""
     return torch.where(batch.written, x_N, 0.0)
+
+
+def _estimate_kl(d: Tensor, estimator: Estimator) -> Tensor:
+    if estimator == "k1":
+        return -d
+    return d.square() / 2 if estimator == "k2" else d.exp() - d - 1
 
 
 def _log_ratio(batch: Batch, scores: Scores, level: Level, on_policy: bool) -> Tensor:
