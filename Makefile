@@ -11,7 +11,7 @@ SEED ?= 0
 DIR ?= runs/quickstart
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt
 CORE := .venv/.installed-core
 STAMP := .venv/.installed-$(EXTRAS)
 
@@ -28,7 +28,7 @@ $(CORE): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d: make setup PYTHON=python3.12 (remove .venv first)" % v[:2])'
 	@echo "setting up .venv (a few minutes, once)"
-	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --quiet --upgrade pip
 	@$(PIP) "$(TORCH)"
 	@$(PIP) --editable .
 	@touch $@
