@@ -121,7 +121,7 @@ def test_judged_drops_what_has_no_score():
 
 
 def test_not_judged_and_truncated_name_their_rollouts():
-    groups = [group(1, None), group(0, 0, finish="length", problem=1)]
+    groups = [group(1, None), group(0, 0, finish="length", problem=1), group(1, finish="given", problem=2)]
     assert [r.key.sample for r in not_judged(groups)] == [1]
     assert [r.key[3:5] for r in truncated(groups)] == [(1, 0), (1, 1)]
 

@@ -203,9 +203,9 @@ def test_kl_gradient_coefficients_in_ascent(d):
 def test_kl_times_the_ratio():
     batch = packed(2, reference=[-2.0, -1.0], old=[-1.5, -0.5])
     plain, _, _ = apply(kl_penalty("k3"), batch, [-1.0, -2.0])
-    weighted, _, _ = apply(kl_penalty("k3", ratio="token"), batch, [-1.0, -2.0])
-    expected = plain[batch.written] * torch.tensor([0.5, -1.5]).exp()
-    torch.testing.assert_close(weighted[batch.written], expected)
+    for level, log_ratio in (("token", [0.5, -1.5]), ("sequence", [-0.5, -0.5])):
+        weighted, _, _ = apply(kl_penalty("k3", ratio=level), batch, [-1.0, -2.0])
+        torch.testing.assert_close(weighted, plain * torch.tensor([0.0, 0.0, *log_ratio]).exp())
 
 
 def test_corrected_weighs_tokens_up_to_the_cap():
@@ -222,12 +222,12 @@ def test_corrected_weighs_sequences_by_the_product():
 
 
 def test_ratio_stats_counts_what_the_clip_removed():
-    old = [-1.0] * 4
-    batch = packed(4, advantage=[1.0, 1.0, -1.0, -1.0], old=old)
-    logprob = torch.full((6,), NAN)
-    logprob[batch.written] = torch.tensor(old) + torch.tensor([1.5, 0.5, 0.5, 1.0]).log()
+    old = [-1.0] * 5
+    batch = packed(5, advantage=[1.0, 1.0, -1.0, -1.0, -1.0], old=old)
+    logprob = torch.full((7,), NAN)
+    logprob[batch.written] = torch.tensor(old) + torch.tensor([1.5, 0.5, 0.5, 1.0, 1.5]).log()
     stats = ratio_stats(batch, Scores(logprob, logprob), 0.2, 0.2)
-    assert stats["tokens"] == 4
-    assert stats["ratio"] == pytest.approx(3.5 / 4)
-    assert (stats["clipped_low"], stats["clipped_high"]) == (0.25, 0.25)
-    assert stats["kl_from_old"] == pytest.approx((3.5 - 4 - math.log(1.5 * 0.5 * 0.5)) / 4, rel=1e-5)
+    assert stats["tokens"] == 5
+    assert stats["ratio"] == pytest.approx(1.0)
+    assert (stats["clipped_low"], stats["clipped_high"]) == (pytest.approx(0.2), pytest.approx(0.2))
+    assert stats["kl_from_old"] == pytest.approx(-math.log(1.5 * 0.5 * 0.5 * 1.5) / 5, rel=1e-5)

@@ -149,6 +149,16 @@ def test_an_all_written_conversation_is_refused():
         pack([rollout(0, 3)], lambda r: 1.0)
 
 
+def test_a_rollout_without_tokens_cannot_be_scored():
+    with pytest.raises(SchoolError, match="p1 has no tokens"):
+        list(pack_whole([*THREE, rollout(0, 0)]))
+
+
+def test_a_rollout_without_tokens_is_left_out_of_updates():
+    (batch,) = pack([rollout(0, 0), *THREE], token_mean(THREE))
+    assert batch.lengths == (2, 5, 6)
+
+
 def test_a_row_of_the_wrong_length_is_named():
     rows = [[0.0] * 5, [0.0] * 3, [0.0] * 6]
     with pytest.raises(

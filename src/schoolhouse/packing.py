@@ -164,7 +164,13 @@ def pack(
 
 
 def pack_whole(rollouts: Sequence[Rollout], token_budget: int = 16_384) -> Iterator[tuple[list[int], Batch]]:
-    """Batches to *score* (weight 0, nothing refused), each with the places of its sequences in `rollouts`, in order."""
+    """Batches to *score* (weight 0), each with the places of its sequences in `rollouts`.
+
+    Nothing is refused but a rollout without a single token (SchoolError): there is nothing to read.
+    """
+    for rollout in rollouts:
+        if not len(rollout):
+            raise SchoolError(f"a rollout of problem {rollout.problem.id} has no tokens at all; give it a prompt")
     weights = [0.0] * len(rollouts)
     for part in _parts(rollouts, range(len(rollouts)), token_budget):
         yield part, _join(rollouts, weights, {}, part)
@@ -185,7 +191,7 @@ def _check_rows(rollouts: Sequence[Rollout], rows: Mapping[str, Sequence[Row]]) 
 def _parts(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     """Places of rollouts, shortest first, cut where (sequences x longest of them) would exceed the budget."""
     part: list[int] = []
-    for i in sorted((i for i in kept if len(rollouts[i])), key=lambda i: len(rollouts[i])):
+    for i in sorted(kept, key=lambda i: len(rollouts[i])):
         if part and (len(part) + 1) * len(rollouts[i]) > token_budget:
             yield part
             part = []
