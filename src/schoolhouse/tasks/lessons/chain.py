@@ -1,0 +1,84 @@
+"""Several small operations in a row, each trivial: `Start at 7. Add 5. Take 3. Times 7.`, worked `7+5=2 2-3=9 9*7=3`.
+
+Everything happens on the ten digits (2 - 3 is 9, as a clock of ten hours goes). Only 3, 7 and 9 multiply: they lead
+different digits to different digits, so the end cannot be guessed from the last steps alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+
+from schoolhouse.tasks.lessons.family import Dial, Family
+
+Operation = tuple[str, int]
+Chain = tuple[int, tuple[Operation, ...]]
+
+OPERATIONS: tuple[Operation, ...] = (
+    *(("+", n) for n in range(1, 10)),
+    *(("-", n) for n in range(1, 10)),
+    *((sign, n) for n in (3, 7, 9) for sign in "***"),
+)
+"""Each of the three kinds a third of the time."""
+
+_VERBS = {"+": "Add", "-": "Take", "*": "Times"}
+
+_WORDINGS = (
+    "Start at {start}. {steps} Keep only the last digit, borrow ten if short. What is the result?",
+    "A clock has the digits 0 to 9. Its hand is at {start}. {steps} Where is the hand?",
+)
+
+
+def apply(value: int, operation: Operation) -> int:
+    """One operation on a digit: 7, ("+", 5) -> 2."""
+    sign, n = operation
+    result = value + n if sign == "+" else value - n if sign == "-" else value * n
+    return result % 10
+
+
+def _make(random: Random, dials: Mapping[str, int]) -> Chain:
+    return random.randrange(10), tuple(random.choices(OPERATIONS, k=dials["steps"]))
+
+
+def _key(chain: Chain) -> str:
+    return f"chain {chain[0]}" + "".join(f"{sign}{n}" for sign, n in chain[1])
+
+
+def _ask(chain: Chain, random: Random) -> str:
+    steps = " ".join(f"{_VERBS[sign]} {n}." for sign, n in chain[1])
+    return random.choice(_WORDINGS).format(start=chain[0], steps=steps)
+
+
+def _answer(chain: Chain) -> str:
+    value = chain[0]
+    for operation in chain[1]:
+        value = apply(value, operation)
+    return str(value)
+
+
+def _steps(chain: Chain) -> list[str]:
+    value, steps = chain[0], []
+    for operation in chain[1]:
+        result = apply(value, operation)
+        steps.append(f"{value}{operation[0]}{operation[1]}={result}")
+        value = result
+    return steps
+
+
+def _slip(step: str, random: Random) -> str:
+    left, _, right = step.partition("=")
+    return f"{left}={(int(right) + random.choice((1, 9))) % 10}"
+
+
+CHAIN = Family[Chain](
+    name="chain",
+    pays=True,
+    dials={"steps": Dial("operations in a row", 5, 2, 20)},
+    make=_make,
+    key=_key,
+    ask=_ask,
+    answer=_answer,
+    steps=lambda chain, random: _steps(chain),
+    recheck=_steps,
+    slip=_slip,
+)

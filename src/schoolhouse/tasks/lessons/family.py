@@ -1,0 +1,92 @@
+"""What a family of problems is: plain data and small functions; and the hands that work its problems."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Generic, Literal, TypeVar, get_args
+
+Instance = TypeVar("Instance")
+
+Hand = Literal["bare", "partial", "full", "check", "repair"]
+"""Styles of a worked example: `bare` a guess without a thought, `partial` the first steps only, `full` all steps,
+`check` all steps and then once more another way, `repair` a wrong turn that is noticed and put right."""
+
+HANDS: tuple[Hand, ...] = get_args(Hand)
+
+CHECK, REPAIR = "check", "no"  # the words between steps and their recheck, and between a wrong step and the right one
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """One number that sets the difficulty of a family: what it means, its default and what it may be."""
+
+    meaning: str
+    default: int
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Family(Generic[Instance]):
+    """Problems of one kind.
+
+    pays      does thinking pay: is a direct answer out of a small model's reach at the default dials?
+    make      an instance, given one value per dial
+    key       its content, whatever the wording: what train and exam are disjoint by (`a + b` and `b + a` are one)
+    ask       a wording of the question
+    answer    the right answer
+    steps     the whole way to it: one string per step, short because every character costs a small model a token
+    recheck   the same result reached another way
+    slip      a step gone wrong
+    info      what `accepts` needs of an instance
+    accepts   whether an answer is right, where many are: (answer, info) -> bool. None: it must equal the reference
+    """
+
+    name: str
+    pays: bool
+    dials: Mapping[str, Dial]
+    make: Callable[[Random, Mapping[str, int]], Instance]
+    key: Callable[[Instance], str]
+    ask: Callable[[Instance, Random], str]
+    answer: Callable[[Instance], str]
+    steps: Callable[[Instance, Random], list[str]]
+    recheck: Callable[[Instance], list[str]]
+    slip: Callable[[str, Random], str] = field(default=lambda step, random: wrong_result(step, random))
+    info: Callable[[Instance], Mapping[str, object]] | None = None
+    accepts: Callable[[str, Mapping[str, object]], bool] | None = None
+
+    def work(self, instance: Instance, hand: Hand, random: Random) -> str:
+        """The thought of one hand. It never states a wrong answer: a wrong step is put right at once."""
+        if hand == "bare":
+            return ""
+        steps = self.steps(instance, random)
+        if hand == "partial":
+            kept = steps[: random.randrange(1, len(steps))] if len(steps) > 1 else [steps[0].partition("=")[0]]
+            return " ".join(kept)
+        if hand == "check":
+            steps = [*steps, CHECK, *self.recheck(instance)]
+        elif hand == "repair":
+            at = random.randrange(len(steps))
+            steps[at:at] = [self.slip(steps[at], random), REPAIR]
+        return " ".join(steps)
+
+
+def held_out(key: str) -> bool:
+    """Whether an instance belongs to the exam (one in ten): a property of its content, not of seed, dial or wording."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % 10 == 0
+
+
+def sum_key(a: int, b: int) -> str:
+    """The key of a sum, the same in every family that asks for one, and in either order."""
+    return f"sum {a}+{b}" if a <= b else f"sum {b}+{a}"
+
+
+def wrong_result(step: str, random: Random) -> str:
+    """`4+6+1=11,1c1` -> `4+6+1=12`: the left side with a result that is off by one."""
+    left, _, right = step.partition("=")
+    digits = len(right) - len(right.lstrip("0123456789"))
+    value = int(right[:digits])
+    return f"{left}={value - 1 if value and random.random() < 0.5 else value + 1}"
