@@ -54,7 +54,7 @@ COMMANDS = {
         "schoolhouse.commands:task",
     ),
     "tokens": Command(
-        "tokens TEXT [--model MODEL]", "how a text is cut into tokens, in colour", "schoolhouse.commands:tokens"
+        "tokens TEXT --model MODEL", "how a text is cut into tokens, in colour", "schoolhouse.commands:tokens"
     ),
 }
 

@@ -85,6 +85,100 @@ def chat(words: Sequence[str]) -> None:
     talk(Policy.load(c.model), c.length, c.temperature, seed=c.seed)
 
 
+class Evaluate(Frozen):
+    model: Path
+    """Folder of the model."""
+    task: str = "school"
+    """school[:families], gym:NAME, jsonl:PATH, python:PATH.py[:name]."""
+    problems: int | None = Field(None, gt=0)
+    """Held-out problems to answer; all of them unless given."""
+    samples: int = Field(8, gt=0)
+    """Answers to each problem."""
+    length: int = Field(512, gt=0)
+    """Tokens an answer may take, thinking included."""
+    temperature: float = Field(1.0, ge=0)
+    seed: int = 0
+
+
+def evaluate(words: Sequence[str]) -> None:
+    """school evaluate MODEL --task TASK"""
+    c = _options(Evaluate, words, "school evaluate MODEL --task TASK", ("model",))
+    if c is None:
+        return
+    from schoolhouse.measure.evaluate import evaluate as sit
+    from schoolhouse.policy.policy import Policy
+    from schoolhouse.tasks.task import open_task
+
+    task = open_task(c.task, c.seed)
+    print(sit(Policy.load(c.model), task, c.problems, c.samples, c.length, c.temperature, c.seed))
+
+
+class Task(Frozen):
+    name: str
+    """school[:families], gym:NAME, jsonl:PATH, python:PATH.py[:name]."""
+    show: int = Field(3, ge=0)
+    """How many problems to print."""
+    exam: bool = False
+    """Print held-out problems instead of practice."""
+    check: bool = False
+    """Judge every reference answer (must be right), and a perturbed, an empty and a cut one (must be wrong)."""
+    limit: int | None = Field(None, gt=0)
+    """Check this many problems instead of all."""
+    seed: int = 0
+
+
+def task(words: Sequence[str]) -> None:
+    """school task NAME [--show N] [--check]"""
+    c = _options(Task, words, "school task NAME [--show N] [--exam] [--check]", ("name",))
+    if c is None:
+        return
+    from schoolhouse.tasks.task import open_task
+
+    opened = open_task(c.name, c.seed)
+    if c.check:
+        print(opened.validate(c.limit))
+        return
+    for problem in opened.exam(c.show) if c.exam else opened.draw(0, c.show):
+        print(f"[{problem.id}]")
+        for message in problem.messages:
+            print(f"{message.role}: {message.content}")
+        print(f"reference: {problem.reference}\n")
+
+
+class Pipeline(Frozen):
+    pipeline: str
+    """File that lists the stages."""
+    seed: int = 0
+    dir: Path | None = None
+    """Folder of the whole run; runs/NAME unless given."""
+
+
+class Quickstart(Frozen):
+    seed: int = 0
+    dir: Path = Path("runs/quickstart")
+    """Folder of the whole run."""
+
+
+def run(words: Sequence[str]) -> None:
+    """school run PIPELINE.yaml [--seed N] [--dir FOLDER]"""
+    c = _options(Pipeline, words, "school run PIPELINE.yaml [--seed N] [--dir FOLDER]", ("pipeline",))
+    if c is None:
+        return
+    from schoolhouse.pipeline import run_pipeline
+
+    run_pipeline(c.pipeline, c.seed, c.dir or Path("runs") / Path(c.pipeline).stem)
+
+
+def quickstart(words: Sequence[str]) -> None:
+    """school quickstart [--seed N] [--dir FOLDER]"""
+    c = _options(Quickstart, words, "school quickstart [--seed N] [--dir FOLDER]", ())
+    if c is None:
+        return
+    from schoolhouse.pipeline import run_pipeline
+
+    run_pipeline("quickstart", c.seed, c.dir)
+
+
 def _asks_help(words: Sequence[str]) -> bool:
     return any(word in ("-h", "--help") for word in words)
 
@@ -92,7 +186,7 @@ def _asks_help(words: Sequence[str]) -> bool:
 def _options(cls: type[C], words: Sequence[str], usage: str, positional: Sequence[str]) -> C | None:
     """The command's words as its config; None where help was asked for and has been given."""
     if _asks_help(words):
-        describe(cls, f"school {cls.__name__.lower()}", usage)
+        describe(cls, " ".join(usage.split()[:2]), usage)
         return None
     return load(cls, None, words, positional)
 
