@@ -82,6 +82,12 @@ def test_an_interrupt_says_how_to_go_on(capsys, command) -> None:
     assert "goes on from the last checkpoint:\n  school train grpo 'my config.yaml'" in capsys.readouterr().err
 
 
+def test_an_interrupted_run_says_what_was_saved(capsys, command) -> None:
+    command("from schoolhouse.run import Stopped; raise Stopped('stopped after 5 steps; saved in runs/x')")
+    assert main(["train", "x"]) == 130
+    assert capsys.readouterr().err.startswith("\nschool: stopped after 5 steps; saved in runs/x; the same command goes")
+
+
 def test_a_full_disk_is_named(capsys, command) -> None:
     command("import errno, os; raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/x/metrics.jsonl')")
     assert main(["train"]) == 2
@@ -105,11 +111,15 @@ def test_a_reader_that_stops_listening_is_no_error() -> None:
 
 
 def test_tokens_shows_how_a_text_is_cut(tmp_path: Path) -> None:
-    train_tokenizer(["one apple and two apples"] * 4, 300).save(tmp_path)
-    done = school("tokens", "two apples 12", "--model", str(tmp_path))
+    for vocabulary, folder in ((290, "000002"), (300, "000010"), (280, "000011.partial")):
+        checkpoint = tmp_path / "checkpoints" / folder
+        checkpoint.mkdir(parents=True)
+        train_tokenizer(["one apple and two apples"] * 4, vocabulary).save(checkpoint)
+    done = school("tokens", "two apples 12", "--model", str(checkpoint.with_name("000010")))
     assert (done.returncode, done.stderr) == (0, "")
     assert "13 characters, 13 bytes" in done.stdout
     assert "·" in done.stdout
+    assert school("tokens", "two apples 12", "--model", str(tmp_path)).stdout == done.stdout  # a run: its newest
 
 
 def test_a_missing_positional_is_asked_for() -> None:

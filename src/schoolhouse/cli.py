@@ -79,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             module, _, function = command.place.partition(":")
             getattr(import_module(module), function)(words[1:])
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:  # a run that could save itself says so
         if debug:
             raise
-        print(f"\nschool: stopped{_how_to_go_on(command, words)}", file=sys.stderr)
+        print(f"\nschool: {stop or 'stopped'}{_how_to_go_on(command, words)}", file=sys.stderr)
         return ENDED_BY_USER
     except BrokenPipeError:  # `school ... | head`: nobody listens any more; keep the exit itself from complaining
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

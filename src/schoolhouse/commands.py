@@ -39,14 +39,17 @@ def train(words: Sequence[str]) -> None:
     from schoolhouse.run import Run
 
     with Run.open(Path(folder), config, recipe) as run:
+        if run.finished:
+            print(f"{folder} is finished already; give another folder with --dir for another run")
         getattr(module, recipe)(config, run)
+        print(f"the model is in {run.model}; talk to it: school chat {folder}")
 
 
 class Tokens(Frozen):
     text: str
     """What to cut."""
     model: Path
-    """Folder of a model (its tokenizer is all that is read)."""
+    """Folder of a model or of a run (the tokenizer is all that is read)."""
     markup: bool = False
     """Read <think> and its like as markup, not as text."""
 
@@ -61,12 +64,12 @@ def tokens(words: Sequence[str]) -> None:
     from schoolhouse.text.display import show_tokens
     from schoolhouse.text.tokenizer import Tokenizer
 
-    Console(highlight=False).print(show_tokens(c.text, Tokenizer.load(c.model), c.markup))
+    Console(highlight=False).print(show_tokens(c.text, Tokenizer.load(_model(c.model)), c.markup))
 
 
 class Chat(Frozen):
     model: Path
-    """Folder of the model."""
+    """Folder of a model, or of a run: its newest checkpoint."""
     length: int = Field(512, gt=0)
     """Tokens an answer may take, thinking included."""
     temperature: float = Field(0.7, ge=0)
@@ -82,12 +85,12 @@ def chat(words: Sequence[str]) -> None:
     from schoolhouse.policy.policy import Policy
     from schoolhouse.serve.chat import chat as talk
 
-    talk(Policy.load(c.model), c.length, c.temperature, seed=c.seed)
+    talk(Policy.load(_model(c.model)), c.length, c.temperature, seed=c.seed)
 
 
 class Evaluate(Frozen):
     model: Path
-    """Folder of the model."""
+    """Folder of a model, or of a run: its newest checkpoint."""
     task: str = "school"
     """school[:families], gym:NAME, jsonl:PATH, python:PATH.py[:name]."""
     problems: int | None = Field(None, gt=0)
@@ -110,7 +113,7 @@ def evaluate(words: Sequence[str]) -> None:
     from schoolhouse.tasks.task import open_task
 
     task = open_task(c.task, c.seed)
-    print(sit(Policy.load(c.model), task, c.problems, c.samples, c.length, c.temperature, c.seed))
+    print(sit(Policy.load(_model(c.model)), task, c.problems, c.samples, c.length, c.temperature, c.seed))
 
 
 class Task(Frozen):
@@ -189,6 +192,11 @@ def _options(cls: type[C], words: Sequence[str], usage: str, positional: Sequenc
         describe(cls, " ".join(usage.split()[:2]), usage)
         return None
     return load(cls, None, words, positional)
+
+
+def _model(folder: Path) -> Path:
+    """The model in a folder: its own, or the newest complete checkpoint of a run."""
+    return max((path for path in folder.glob("checkpoints/*") if path.name.isdigit()), default=folder)
 
 
 def _take(words: Sequence[str], option: str, otherwise: str) -> tuple[str, list[str]]:
