@@ -1,0 +1,219 @@
+"""The embedded curriculum: problems, worked examples and a textbook, made from a seed. Nothing is read or downloaded.
+
+Every problem belongs to a family (`lessons/`, one file each). One instance in ten is kept for the exam, by its content:
+no seed, dial or wording ever shows it in practice, worked examples or the textbook.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate, zip_longest
+from random import Random
+from typing import Any
+
+from schoolhouse.config import nearest
+from schoolhouse.randomness import python_random
+from schoolhouse.tasks.lessons import exposition
+from schoolhouse.tasks.lessons.addition import ADDITION
+from schoolhouse.tasks.lessons.chain import CHAIN
+from schoolhouse.tasks.lessons.compare import COMPARE
+from schoolhouse.tasks.lessons.countdown import COUNTDOWN
+from schoolhouse.tasks.lessons.facts import FACTS
+from schoolhouse.tasks.lessons.family import HANDS, Family, Hand, held_out
+from schoolhouse.tasks.lessons.letters import LETTERS
+from schoolhouse.tasks.lessons.shopping import SHOPPING
+from schoolhouse.tasks.task import Task
+from schoolhouse.tasks.verify import extract, verify
+from schoolhouse.types import Demonstration, Key, Message, Problem, Reply, SchoolError, Verdict
+
+FAMILIES: Mapping[str, Family[Any]] = {
+    family.name: family for family in (ADDITION, CHAIN, SHOPPING, LETTERS, COMPARE, FACTS, COUNTDOWN)
+}
+
+DEFAULT_HANDS = "bare=50,partial=15,full=20,check=10,repair=5"
+
+EXAM_SIZE = 200  # problems of each family, where it has so many
+_PATIENCE = 5_000  # instances in a row that bring nothing new before a family counts as exhausted
+
+Range = tuple[int, int]
+"""Least and most value of a dial; each instance draws its own."""
+
+
+@dataclass(eq=False)
+class School(Task):
+    """Families of problems in equal shares. `School.open` reads the options that `school:...?...` takes.
+
+    families  what is taught
+    dials     for every family, the range of each of its dials
+    hands     weights of the styles of worked examples
+    """
+
+    seed: int
+    families: tuple[Family[Any], ...]
+    dials: Mapping[str, Mapping[str, Range]]
+    hands: Mapping[Hand, float]
+    name: str = "school"
+
+    trusted = True
+
+    @classmethod
+    def open(cls, families: str = "", seed: int = 0, **options: str) -> School:
+        """`families` joined by `+` ("": all). Options: a dial (`digits=4`, or `digits=2-4` to mix) and `hands`
+        (`hands=bare=70,full=30`: relative weights). Raises SchoolError naming what is unknown or out of range.
+        """
+        chosen = _families(families)
+        options = {"hands": DEFAULT_HANDS, **options}
+        hands = _hands(options.pop("hands"))
+        known = {dial for family in chosen for dial in family.dials}
+        for option in options:
+            if option not in known:
+                raise SchoolError(f"school: unknown option `{option}`{nearest(option, sorted({*known, 'hands'}))}")
+        dials = {family.name: _dials(family, options) for family in chosen}
+        return cls(seed, chosen, dials, hands, f"school:{families}" if families else "school")
+
+    def draw(self, step: int, count: int) -> list[Problem]:
+        """Practice: a pure function of (seed, step), and fewer are the first of more."""
+        random = python_random(Key(self.seed, "school practice", step))
+        return [_problem(family, instance, key, random) for family, instance, key in self._practice(random, count)]
+
+    def worked(self, step: int, count: int) -> list[Demonstration]:
+        """Worked examples by hands drawn with their weights. The last word is always right."""
+        random = python_random(Key(self.seed, "school worked", step))
+        hands, upto = list(self.hands), list(accumulate(self.hands.values()))
+        examples = []
+        for family, instance, key in self._practice(random, count):
+            (hand,) = random.choices(hands, cum_weights=upto)
+            problem = _problem(family, instance, key, random)
+            thought = family.work(instance, hand, random)
+            examples.append(Demonstration(problem, thought, f"\\boxed{{{problem.reference}}}", hand))
+        return examples
+
+    def exposition(self, step: int, count: int) -> list[str]:
+        """Pages of the textbook that go with these families; people in it are the same on every page of a seed."""
+        random = python_random(Key(self.seed, "school exposition", step))
+        names = frozenset(family.name for family in self.families)
+        return [exposition.page(random, names, self.seed) for _ in range(count)]
+
+    def exam(self, count: int | None = None) -> list[Problem]:
+        """Held-out problems, distinct, the same for every seed. `count` in all (None: 200 of each family), families in
+        turn; a family with fewer (`facts` has about two dozen) gives what it has."""
+        shares = len(self.families)
+        wanted = [EXAM_SIZE if count is None else (count + shares - 1 - i) // shares for i in range(shares)]
+        papers = [self._paper(family, size) for family, size in zip(self.families, wanted, strict=True)]
+        return [problem for round_ in zip_longest(*papers) for problem in round_ if problem is not None]
+
+    def verdict(self, problem: Problem, reply: Reply) -> Verdict:
+        """1 for a right final answer, else 0 and why; in countdown any right expression counts."""
+        family = FAMILIES[problem.family]
+        if not family.accepts:
+            return verify(reply, problem.reference)
+        answer, reason = extract(reply)
+        if answer is None:
+            return Verdict(0.0, reason)
+        return Verdict(1.0) if family.accepts(answer, problem.info) else Verdict(0.0, "not a right expression")
+
+    def wrong(self, problem: Problem) -> str:
+        """A wrong answer of the same kind: in countdown an expression with a number that is not given."""
+        return f"{problem.reference}+0" if FAMILIES[problem.family].accepts else super().wrong(problem)
+
+    def _practice(self, random: Random, count: int) -> Iterator[tuple[Family[Any], Any, str]]:
+        """`count` times a family, an instance of it that is not held out, and its key; each round in a new order."""
+        order = list(self.families)
+        settings = {family.name: _setting(self.dials[family.name]) for family in order}
+        for i in range(count):
+            if i % len(order) == 0:
+                random.shuffle(order)
+            family = order[i % len(order)]
+            while True:
+                instance = family.make(random, settings[family.name](random))
+                key = family.key(instance)
+                if not held_out(key):
+                    break
+            yield family, instance, key
+
+    def _paper(self, family: Family[Any], size: int) -> list[Problem]:
+        """Up to `size` distinct held-out problems of one family."""
+        random = python_random(Key(0, f"school exam {family.name}"))
+        setting = _setting(self.dials[family.name])
+        found: dict[str, Problem] = {}
+        missed = 0
+        while len(found) < size and missed < _PATIENCE:
+            instance = family.make(random, setting(random))
+            key = family.key(instance)
+            if key in found or not held_out(key):
+                missed += 1
+                continue
+            found[key] = _problem(family, instance, key, random)
+            missed = 0
+        return list(found.values())
+
+
+def _problem(family: Family[Any], instance: Any, key: str, random: Random) -> Problem:
+    info = family.info(instance) if family.info else {}
+    question = (Message("user", family.ask(instance, random)),)
+    return Problem(f"school:{key}", question, family.answer(instance), family.name, "school", info)
+
+
+def _setting(ranges: Mapping[str, Range]) -> Callable[[Random], Mapping[str, int]]:
+    """One value per dial for each instance."""
+    if all(least == most for least, most in ranges.values()):
+        fixed = {name: least for name, (least, _) in ranges.items()}
+        return lambda random: fixed
+    return lambda random: {name: random.randint(least, most) for name, (least, most) in ranges.items()}
+
+
+# ---- reading options
+
+
+def _families(text: str) -> tuple[Family[Any], ...]:
+    """`addition+chain` -> these families; nothing -> all."""
+    names = text.split("+") if text else list(FAMILIES)
+    for name in names:
+        if name not in FAMILIES:
+            raise SchoolError(f"school: unknown family `{name}`{nearest(name, list(FAMILIES))}")
+    return tuple(FAMILIES[name] for name in dict.fromkeys(names))
+
+
+def _hands(text: str) -> dict[Hand, float]:
+    """`bare=70,full=30` -> weights; a hand that is not named does nothing."""
+    weights: dict[Hand, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.strip().partition("=")
+        hand = next((hand for hand in HANDS if hand == name), None)
+        if hand is None:
+            raise SchoolError(f"school: unknown hand `{name}`{nearest(name, HANDS)}")
+        weights[hand] = _number(weight, f"hands: the weight of `{hand}`")
+    if not sum(weights.values()) > 0:
+        raise SchoolError(f"school: hands `{text}` weigh nothing; give at least one a weight above 0")
+    return weights
+
+
+def _number(text: str, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise SchoolError(f"school: {what} is `{text}`; it must be a number, 0 or more (hands={DEFAULT_HANDS})")
+    return value
+
+
+def _dials(family: Family[Any], options: Mapping[str, str]) -> dict[str, Range]:
+    """The range of each dial of a family: `4` is 4 to 4, `2-4` is 2 to 4, without an option the default."""
+    ranges = {}
+    for name, dial in family.dials.items():
+        text = options.get(name, str(dial.default))
+        least, dash, most = text.partition("-")
+        try:
+            low, high = int(least), int(most if dash else least)
+        except ValueError:
+            low, high = 0, -1
+        if not dial.least <= low <= high <= dial.most:
+            raise SchoolError(
+                f"school: {family.name}'s dial `{name}` ({dial.meaning}) is `{text}`; it must be a whole number or a "
+                f"range such as {dial.least}-{dial.most}, within {dial.least} to {dial.most}"
+            )
+        ranges[name] = (low, high)
+    return ranges

@@ -1,0 +1,186 @@
+"""The school: the same problems for the same seed, no exam instance in practice, answers that are judged right."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from schoolhouse.tasks.lessons.family import HANDS, held_out
+from schoolhouse.tasks.school import EXAM_SIZE, FAMILIES, School
+from schoolhouse.tasks.task import open_task
+from schoolhouse.types import Problem, Reply, SchoolError
+
+NAMES = list(FAMILIES)
+
+
+def boxed(answer: str) -> Reply:
+    return Reply("", f"\\boxed{{{answer}}}")
+
+
+# ---- determinism
+
+
+def test_the_same_seed_and_step_give_the_same_problems() -> None:
+    assert School.open(seed=3).draw(5, 50) == School.open(seed=3).draw(5, 50)
+    assert School.open(seed=3).worked(5, 50) == School.open(seed=3).worked(5, 50)
+    assert School.open(seed=3).exposition(5, 20) == School.open(seed=3).exposition(5, 20)
+
+
+def test_fewer_problems_are_the_first_of_more() -> None:
+    school = School.open(seed=3)
+    assert school.draw(5, 50)[:20] == school.draw(5, 20)
+    assert school.worked(5, 50)[:20] == school.worked(5, 20)
+
+
+@pytest.mark.parametrize("other", [{"seed": 4, "step": 5}, {"seed": 3, "step": 6}])
+def test_another_seed_or_step_gives_other_problems(other: dict[str, int]) -> None:
+    first = School.open("addition+chain", seed=3).draw(5, 200)
+    second = School.open("addition+chain", seed=other["seed"]).draw(other["step"], 200)
+    assert len({p.id for p in first} & {p.id for p in second}) < 5
+
+
+def test_practice_and_worked_examples_are_not_the_same_problems() -> None:
+    school = School.open("addition")
+    assert not {p.id for p in school.draw(0, 200)} & {d.problem.id for d in school.worked(0, 200)}
+
+
+def test_the_exam_is_the_same_for_every_seed_and_every_company() -> None:
+    exam = School.open("chain", seed=1).exam()
+    assert exam == School.open("chain", seed=2).exam()
+    assert exam == [p for p in School.open("chain+addition").exam() if p.family == "chain"]
+
+
+# ---- shares and sizes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exam_holds_distinct_instances(name: str) -> None:
+    exam = School.open(name).exam()
+    assert len({p.id for p in exam}) == len(exam)
+    assert len(exam) == EXAM_SIZE or (name in ("facts", "countdown") and len(exam) > 15)
+
+
+def test_the_count_of_an_exam_is_shared_by_the_families() -> None:
+    exam = School.open("addition+chain+shopping").exam(50)
+    assert Counter(p.family for p in exam) == {"addition": 17, "chain": 17, "shopping": 16}
+    assert [p.family for p in exam[:6]] == ["addition", "chain", "shopping"] * 2
+
+
+def test_families_come_in_equal_shares_in_a_shuffled_order() -> None:
+    drawn = School.open().draw(0, 70 * len(NAMES))
+    assert set(Counter(p.family for p in drawn).values()) == {70}
+    rounds = {tuple(p.family for p in drawn[i : i + len(NAMES)]) for i in range(0, len(drawn), len(NAMES))}
+    assert len(rounds) > 50
+
+
+def test_hands_come_in_the_shares_asked_for() -> None:
+    counts = Counter(d.hand for d in School.open().worked(0, 10_000))
+    shares = {hand: counts[hand] / 10_000 for hand in HANDS}
+    assert shares == pytest.approx(
+        {"bare": 0.50, "partial": 0.15, "full": 0.20, "check": 0.10, "repair": 0.05}, abs=0.02
+    )
+    assert {d.hand for d in School.open(hands="full=3,check=1,bare=0").worked(0, 500)} == {"full", "check"}
+
+
+# ---- train and exam are disjoint
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"digits": "2", "steps": "2", "top": "3", "length": "3", "decimals": "1", "operand": "5"}, {"digits": "2-3"}],
+    ids=["defaults", "smallest", "mixed"],
+)
+def test_no_exam_instance_is_ever_practised(options: dict[str, Any]) -> None:
+    school = School.open(**options)
+    exam = {p.id for p in school.exam()}
+    shown = {p.id for step in range(5) for p in school.draw(step, 2_000)}
+    shown |= {d.problem.id for d in school.worked(0, 10_000)}
+    assert len(exam) > 50
+    assert len(shown) > 500
+    assert not exam & shown
+
+
+def test_questions_of_the_exam_are_never_asked_in_practice() -> None:
+    school = School.open()
+    exam = {p.messages for p in school.exam()}
+    assert not exam & {d.problem.messages for d in school.worked(1, 20_000)}
+
+
+def test_the_exam_of_small_dials_is_not_practised_with_large_ones() -> None:
+    small = {p.id for p in School.open("addition", digits="2").exam()}
+    assert not small & {p.id for p in School.open("addition", digits="2-3").draw(0, 20_000)}
+
+
+# ---- verdicts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_references_are_right_and_others_wrong(name: str) -> None:
+    school = School.open(name)
+    for problem in school.exam() + school.draw(0, 100):
+        assert school.verdict(problem, boxed(problem.reference)).score == 1.0
+        assert school.verdict(problem, boxed(school.wrong(problem))).score == 0.0
+        assert school.verdict(problem, Reply(f"\\boxed{{{problem.reference}}}", "")).score == 0.0
+
+
+@pytest.mark.parametrize("hand", HANDS)
+def test_every_hand_ends_with_the_right_answer(hand: str) -> None:
+    school = School.open(hands=f"{hand}=1")
+    for shown in school.worked(0, 1_000):
+        assert shown.answer == f"\\boxed{{{shown.problem.reference}}}"
+        assert school.verdict(shown.problem, Reply(shown.thought, shown.answer)).score == 1.0
+        assert (shown.thought == "") == (hand == "bare")
+
+
+def test_any_right_expression_counts_in_countdown() -> None:
+    school = School.open("countdown")
+    problem = Problem("x", (), "3*5+8", "countdown", "school", {"numbers": (3, 5, 8), "target": 23})
+    assert school.verdict(problem, boxed("8+(5*3)")).score == 1.0
+    assert school.verdict(problem, boxed("23")).score == 0.0
+
+
+@pytest.mark.parametrize("name", ["", *NAMES])
+def test_the_school_is_valid(name: str) -> None:
+    audit = School.open(name).validate(100)
+    assert audit.passed, str(audit)
+    assert audit.judged == 100 or name == "facts"
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    ("families", "options", "message"),
+    [
+        ("adition", {}, "unknown family `adition`; did you mean `addition`"),
+        ("addition+", {}, "unknown family ``"),
+        ("addition", {"digit": "4"}, "unknown option `digit`; did you mean `digits`"),
+        ("addition", {"steps": "4"}, "unknown option `steps`"),
+        ("addition", {"digits": "40"}, "`digits` .* is `40`; it must be .* within 2 to 12"),
+        ("addition", {"digits": "4-2"}, "`digits` .* is `4-2`"),
+        ("addition", {"digits": "many"}, "`digits` .* is `many`"),
+        ("", {"hands": "bear=1"}, "unknown hand `bear`; did you mean `bare`"),
+        ("", {"hands": "bare=-1"}, "weight of `bare` is `-1`"),
+        ("", {"hands": "bare"}, "weight of `bare` is ``"),
+        ("", {"hands": "bare=nan"}, "weight of `bare` is `nan`"),
+        ("", {"hands": "bare=0,full=0"}, "weigh nothing"),
+    ],
+)
+def test_wrong_options_are_named(families: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchoolError, match=message):
+        School.open(families, **options)
+
+
+def test_a_dial_may_be_a_range() -> None:
+    lengths = {len(str(p.id).partition("+")[2]) for p in School.open("addition", digits="2-4").draw(0, 200)}
+    assert lengths == {2, 3, 4}
+
+
+def test_a_spec_opens_the_school() -> None:
+    assert open_task("school:addition+chain?digits=3", seed=5).draw(0, 20) == School.open(
+        "addition+chain", 5, digits="3"
+    ).draw(0, 20)
+
+
+def test_practice_is_never_held_out() -> None:
+    assert not [p.id for p in School.open().draw(0, 5_000) if held_out(p.id.removeprefix("school:"))]
