@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 
 LAYERS = [
-    {"types", "config", "randomness", "schedule", "machine", "progress"},
+    {"types", "config", "randomness", "schedule", "durable", "progress", "records"},
     {"objectives", "credit", "packing", "run"},
     {"text"},
     {"tasks", "tools", "policy"},

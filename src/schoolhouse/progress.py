@@ -1,0 +1,87 @@
+"""How far something is and how long it still takes: a bar on a terminal, else a plain line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+Advance = Callable[[int, str], None]
+"""Told how many more are done, and a few words to show beside the bar."""
+
+_EVERY = 10.0  # seconds between plain lines
+_showing = False  # one bar at a time: what happens inside a step does not draw a second one
+
+
+@contextmanager
+def progress(title: str, total: int | None, done: int = 0, unit: str = "step") -> Generator[Advance]:
+    """Show progress on stderr while the block runs. `total` None: not known. Inside another one nothing is shown."""
+    global _showing
+    if _showing:
+        yield lambda more, note="": None
+        return
+    _showing = True
+    try:
+        with _bar(title, total, done) if sys.stderr.isatty() else _lines(title, total, done, unit) as advance:
+            yield advance
+    finally:
+        _showing = False
+
+
+@contextmanager
+def _bar(title: str, total: int | None, done: int) -> Generator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as bar:
+        task = bar.add_task(title, total=total, completed=done, note="")
+        yield lambda more, note="": bar.update(task, advance=more, note=note)
+
+
+@contextmanager
+def _lines(title: str, total: int | None, done: int, unit: str) -> Generator[Advance]:
+    began = said = time.monotonic()
+    now = done
+
+    def advance(more: int, note: str = "") -> None:
+        nonlocal now, said
+        now += more
+        clock = time.monotonic()
+        if clock - said < _EVERY:
+            return
+        said = clock
+        each = (clock - began) / max(1, now - done)
+        left = f", {duration(each * (total - now))} left" if total else ""
+        print(
+            f"{title}: {now}{f'/{total}' if total else ''}, {each:.2g} s a {unit}{left}  {note}".rstrip(),
+            file=sys.stderr,
+        )
+
+    yield advance
+
+
+def duration(seconds: float) -> str:
+    """A span of time as people say it: 45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,67 @@
+"""What a run writes down: a rollout as a line of JSON, and the machine it ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from schoolhouse import __version__
+from schoolhouse.types import Reply, Rollout, Verdict
+
+
+def rollout_row(rollout: Rollout, verdict: Verdict, read: Callable[[Rollout], Reply] | None) -> dict[str, Any]:
+    """A rollout as a line of JSON. `logprob` has one number per written token, exact in float32."""
+    reply = read(rollout) if read else None
+    return {
+        "problem": rollout.problem.id,
+        "family": rollout.problem.family,
+        "sample": rollout.key.sample,
+        "score": verdict.score,
+        "reason": verdict.reason,
+        "parts": verdict.parts,
+        "finish": rollout.finish,
+        "version": rollout.version,
+        **({"thought": reply.thought, "answer": reply.answer} if reply else {}),
+        "tokens": rollout.tokens,
+        "written": _spans(rollout.written),
+        "logprob": [float(f"{p:.9g}") for p, w in zip(rollout.logprob, rollout.written, strict=True) if w],
+    }
+
+
+def _spans(written: Sequence[bool]) -> list[list[int]]:
+    """Where the policy spoke: [start, end) of each stretch."""
+    edges = [i for i in range(len(written) + 1) if (i and written[i - 1]) != (i < len(written) and written[i])]
+    return [[start, end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def this_machine() -> dict[str, Any]:
+    """What the numbers of a run may depend on besides its config."""
+    flags: set[str] = set()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                flags = set(line.split())
+                break
+    told = ("fma", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+    return {
+        "versions": {
+            "schoolhouse": __version__,
+            **{name: _version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
+        },
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "processor": sorted(flags.intersection(told)),
+    }
+
+
+def _version(package: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None

@@ -1,0 +1,397 @@
+"""The run folder: everything needed to read a run, to go on with it and to repeat it.
+
+    config.yaml       what was asked for; the same command on the same folder goes on where it stopped
+    manifest.json     recipe, versions, machine, seed, state, seconds
+    metrics.jsonl     one line per step; nothing in it depends on the clock
+    times.jsonl       seconds since the start at the end of each step
+    rollouts/         000012.jsonl: what was said in step 12, and how it was judged
+    checkpoints/      000100/: the state after 100 steps, complete or absent; the model in Hugging Face format
+
+A checkpoint is written aside, synced, given a manifest.json with the checksum of every file, and renamed into place.
+On resume everything after the newest checkpoint is dropped and done again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+import yaml
+
+from schoolhouse.config import Frozen, dump
+from schoolhouse.credit import signal_account
+from schoolhouse.durable import (
+    Keepable,
+    complete_ones,
+    disk_is_full,
+    drop_old,
+    drop_partial,
+    drop_torn_line,
+    read_lines,
+    read_object,
+    sync,
+    to_json,
+    verified,
+    write_checkpoint,
+    write_whole,
+)
+from schoolhouse.progress import progress
+from schoolhouse.records import rollout_row, this_machine
+from schoolhouse.types import Group, Reply, Rollout, SchoolError
+
+Item = TypeVar("Item", bound=int | tuple[Any, ...])
+Json = dict[str, Any]
+
+_SPARE = 2  # checkpoints that are kept
+
+
+Kept = TypeVar("Kept", bound=Keepable)
+
+
+class Stopped(KeyboardInterrupt):
+    """The user (or the machine) asked to stop, and the run has been saved."""
+
+
+class Run:
+    """An open run folder. Make one with `Run.open`, use it as a context manager.
+
+    folder    where it is
+    config    what was asked for
+    step      the first step to do
+    finished  whether nothing is left to do
+    """
+
+    def __init__(self, folder: Path, config: Frozen, recipe: str) -> None:
+        self.folder, self.config, self.recipe = folder, config, recipe
+        self.step = 0
+        self._lock = open(folder / "lock", "a+")  # noqa: SIM115 (held until the run is closed)
+        self._now: int | None = None  # the step whose body is running
+        self._line: Json = {}  # what it has recorded so far
+        self._ended = False
+        self._signals = 0
+        self._began, self._earlier = time.monotonic(), 0.0
+        self._unsynced: set[Path] = set()
+        self._manifest: Json = {}
+
+    # --- opening and closing
+
+    @classmethod
+    def open(cls, folder: Path | str, config: Frozen, recipe: str) -> Run:
+        """A new run in `folder`, or the one that is there, at its newest checkpoint.
+
+        Raises SchoolError when the folder holds something else, a run with another config, a damaged checkpoint,
+        or is in use by another process.
+        """
+        folder = Path(folder)
+        ours = {"lock", "manifest.json", "manifest.json.partial", "config.yaml.partial"}
+        fresh = not (folder / "config.yaml").exists()
+        if folder.exists() and not folder.is_dir():
+            raise SchoolError(f"{folder} is a file; give a folder with --dir")
+        if fresh and folder.exists() and {path.name for path in folder.iterdir()} - ours:
+            raise SchoolError(
+                f"{folder} is not a run folder (it has no config.yaml) and not empty; give another with --dir"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        run = cls(folder, config, recipe)
+        try:
+            run._take_lock()
+            if fresh:
+                run._create()
+            else:
+                run._resume()
+        except BaseException:
+            run._lock.close()
+            raise
+        return run
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if not self.finished:
+                with suppress(*(() if kind is None else (OSError, SchoolError))):  # the first error is the one to show
+                    self._note_state("finished" if kind is None and self._ended else "stopped")
+        finally:
+            self._lock.close()
+
+    def finish(self) -> None:
+        """Nothing is left to do. Leaving the `with` block after the last step says so too."""
+        self._note_state("finished")
+
+    @property
+    def finished(self) -> bool:
+        return self._manifest.get("state") == "finished"
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of this session and the earlier ones."""
+        return self._earlier + (0.0 if self.finished else time.monotonic() - self._began)
+
+    # --- the loop
+
+    def steps(
+        self, source: Iterable[Item], keep: Keepable, every: int = 100, total: int | None = None
+    ) -> Iterator[Item]:
+        """Yield the items of `source`, each the number of a step or a tuple that begins with it, and save on schedule.
+
+        keep   saved every `every` steps, and after the last one
+        total  steps of the whole run, for the time left (otherwise `config.steps`)
+        Ctrl-C or SIGTERM finishes the step, saves and raises Stopped; a second one stops at once.
+        """
+        total = total or getattr(self.config, "steps", None)
+        with self._listening(), progress(self.folder.name, total, self.step) as advance:
+            for item in source:
+                self._now = item[0] if isinstance(item, tuple) else item
+                self._line = {}
+                yield item
+                self._end_step()
+                advance(1, _headline(self._line))
+                if self._signals or self.step % every == 0:
+                    self.checkpoint(keep)
+                if self._signals:
+                    raise Stopped(f"stopped after {self.step} steps; saved in {self.model}")
+            self._now = None
+            self.checkpoint(keep)
+        self._ended = True
+
+    def _end_step(self) -> None:
+        assert self._now is not None
+        if self._line:
+            self._append("metrics.jsonl", {"step": self._now, **self._line})
+        self.step = self._now + 1
+        self._append("times.jsonl", {"step": self._now, "seconds": round(self.seconds, 3)})
+
+    def record(
+        self,
+        step: int,
+        groups: Sequence[Group] | None = None,
+        read: Callable[[Rollout], Reply] | None = None,
+        **stats: Any,
+    ) -> None:
+        """Note what happened in a step. Everything recorded in one step stands in one line of metrics.jsonl.
+
+        groups  what was said and how it was judged: written to rollouts/, and accounted for in the metrics
+        read    gives thought and answer of a rollout as text, for the eyes of whoever reads rollouts/
+        stats   numbers, or mappings of numbers; keep the clock out of them
+        """
+        if groups is not None:
+            stats = signal_account(groups) | stats
+            path = self.folder / "rollouts" / f"{step:06d}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            self._unsynced |= {path, path.parent}
+            with self._room_for(path), path.open("a", encoding="utf-8") as file:
+                for group in groups:
+                    for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+                        file.write(to_json(rollout_row(rollout, verdict, read)) + "\n")
+        if step == self._now:
+            self._line |= stats
+        else:
+            self._append("metrics.jsonl", {"step": step, **stats})
+
+    @contextmanager
+    def _listening(self) -> Generator[None]:
+        """Ctrl-C and SIGTERM wait for the end of the step. Python delivers signals to the main thread alone."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def heard(number: int, _: FrameType | None) -> None:
+            self._signals += 1
+            if self._signals > 1:
+                raise KeyboardInterrupt
+            print("\nfinishing this step, then saving; Ctrl-C again stops at once", file=sys.stderr)
+
+        before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # --- checkpoints
+
+    @property
+    def model(self) -> Path:
+        """Folder of the newest model, in Hugging Face format."""
+        newest = self.latest()
+        if newest is None:
+            raise SchoolError(f"{self.folder} holds no checkpoint yet")
+        return newest
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        complete = complete_ones(self.folder / "checkpoints")
+        return complete[-1] if complete else None
+
+    def start(self, model: Path | str) -> Path:
+        """Folder to load the model from: the newest checkpoint, or `model` where there is none."""
+        return self.latest() or Path(model)
+
+    def restore(self, kept: Kept) -> Kept:
+        """Give back its training state to what was loaded from `start`; nothing to do in a new run."""
+        newest = self.latest()
+        if newest is not None:
+            import torch
+
+            kept.load_state_dict(torch.load(newest / "trainer.pt", map_location="cpu", weights_only=True))
+        return kept
+
+    def checkpoint(self, keep: Keepable) -> Path:
+        """Save the state after `step` steps: complete or absent. Older checkpoints but one are dropped.
+
+        Raises SchoolError when the disk is full; the newest complete checkpoint is never given up for space.
+        """
+        target = self.folder / "checkpoints" / f"{self.step:06d}"
+        if target.exists():
+            return target
+        try:
+            for path in self._unsynced:
+                sync(path)
+            self._unsynced.clear()
+            metrics = self.folder / "metrics.jsonl"
+            size = metrics.stat().st_size if metrics.exists() else 0
+            write_checkpoint(target, keep, {"step": self.step, "metrics_bytes": size})
+        except Exception as error:
+            if not disk_is_full(error):
+                raise
+            if len(complete_ones(target.parent)) > 1:
+                drop_old(target.parent, 1)
+                return self.checkpoint(keep)
+            raise self._no_room(target, error) from error
+        drop_old(target.parent, _SPARE)
+        self._note_state("running")
+        return target
+
+    # --- creating and resuming
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            self._lock.seek(0)
+            raise SchoolError(
+                f"{self.folder} is in use by process {self._lock.read().strip() or '(unknown)'}; "
+                "wait until it ends, or give another folder with --dir"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+
+    def _create(self) -> None:
+        self._manifest = {
+            "recipe": self.recipe,
+            "seed": getattr(self.config, "seed", None),
+            **this_machine(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        self._note_state("running")
+        with self._room_for(self.folder / "config.yaml"):
+            write_whole(self.folder / "config.yaml", dump(self.config))
+
+    def _resume(self) -> None:
+        self._manifest = read_object(self.folder / "manifest.json")
+        self._refuse_other_config()
+        drop_partial(self.folder / "checkpoints")
+        newest = self.latest()
+        saved = verified(newest) if newest else {"step": 0, "metrics_bytes": 0}
+        self.step = int(saved["step"])
+        drop_torn_line(self.folder / "times.jsonl")
+        times = read_lines(self.folder / "times.jsonl")
+        self._earlier = max(float(self._manifest.get("seconds", 0.0)), *(row["seconds"] for row in times[-1:]), 0.0)
+        if self.finished:
+            return
+        metrics = self.folder / "metrics.jsonl"
+        size = metrics.stat().st_size if metrics.exists() else 0
+        if size < saved["metrics_bytes"]:
+            raise SchoolError(
+                f"{metrics} has lost lines: it holds {size} bytes, {saved['metrics_bytes']} when {newest} was written; "
+                "put the whole file back, or start anew in another folder with --dir"
+            )
+        if metrics.exists():
+            os.truncate(metrics, saved["metrics_bytes"])
+        for path in (self.folder / "rollouts").glob("*.jsonl"):
+            if path.stem.isdigit() and int(path.stem) >= self.step:
+                path.unlink()
+        self._note_state("running")
+
+    def _refuse_other_config(self) -> None:
+        there = _flat({"recipe": self._manifest.get("recipe"), **_read_config(self.folder / "config.yaml")})
+        here = _flat({"recipe": self.recipe, **yaml.safe_load(dump(self.config))})
+        differing = [
+            f"  {key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} now"
+            for key in dict.fromkeys([*there, *here])
+            if there.get(key, _ABSENT) != here.get(key, _ABSENT)
+        ]
+        if differing:
+            raise SchoolError(
+                "\n".join([f"{self.folder} holds a run with another config:", *differing])
+                + "\ngive the same values to go on with it, or another folder with --dir to start anew"
+            )
+
+    # --- writing
+
+    def _note_state(self, state: str) -> None:
+        self._earlier, self._began = self.seconds, time.monotonic()
+        self._manifest |= {"state": state, "step": self.step, "seconds": round(self._earlier, 3)}
+        with self._room_for(self.folder / "manifest.json"):
+            write_whole(self.folder / "manifest.json", to_json(self._manifest, 2))
+
+    def _append(self, name: str, row: Json) -> None:
+        path = self.folder / name
+        self._unsynced |= {path, self.folder}
+        with self._room_for(path), path.open("a", encoding="utf-8") as file:
+            file.write(to_json(row) + "\n")
+
+    @contextmanager
+    def _room_for(self, path: Path) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise (self._no_room(path, error) if disk_is_full(error) else error) from None
+
+    def _no_room(self, path: Path, error: Exception) -> SchoolError:
+        newest = self.latest()
+        kept = f"{newest} is complete" if newest else "no checkpoint had been written yet"
+        step = int(newest.name) if newest else 0
+        return SchoolError(
+            f"the disk is full: {path} could not be written ({error}).\n{kept}; free some space, and the same command "
+            f"goes on from step {step}"
+        )
+
+
+def read_metrics(folder: Path) -> list[Json]:
+    """What a run recorded, a mapping per step, in order."""
+    return read_lines(folder / "metrics.jsonl")
+
+
+_ABSENT = object()
+
+
+def _headline(line: Json) -> str:
+    """The numbers that stand beside the bar."""
+    shown = [name for name in ("reward", "loss", "bits_per_byte") if isinstance(line.get(name), (int, float))]
+    return "  ".join(f"{name} {line[name]:.3f}" for name in shown)
+
+
+def _read_config(path: Path) -> Json:
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise SchoolError(f"{path} is damaged ({error}); put the whole file back") from None
+
+
+def _flat(value: Any, place: str = "") -> Json:
+    """Nested values by dotted key."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    inner = [pair for key, each in items for pair in _flat(each, f"{place}.{key}" if place else str(key)).items()]
+    return dict(inner) if inner else {place: value}
