@@ -300,6 +300,7 @@ def test_no_held_out_sum_is_told() -> None:
     pairs += [(number(a), number(b)) for a, b in told(r"(\w+) plus (\w+) is \w+\.")]
     pairs += [(number(a), number(b)) for b, a in told(r"[Aa]dd (\w+) to (\w+) and you have")]
     pairs += [(int(a), int(b)) for a, b in told(r"(\d+) and (\d+): .*?, so together")]
+    pairs += [(int(a), int(b)) for a, b in told(r"(?:Now \w+ has|they paint) (\d+)\+(\d+)")]
     assert not [pair for pair in pairs if held_out(sum_key(*pair))]
 
 
@@ -309,6 +310,7 @@ def test_no_sum_of_large_numbers_is_a_step() -> None:
 
 def test_no_held_out_difference_product_or_successor_is_told() -> None:
     facts = [("-", number(a), number(b)) for a, b in told(r"(\w+) (?:minus|take away) (\w+) (?:is|leaves)")]
+    facts += [("-", int(a), int(b)) for a, b in told(r"away, and (\d+)-(\d+)=")]
     facts += [("*", number(a), number(b)) for a, b in told(r"(\w+) times (\w+) (?:is|makes) \w+\.")]
     facts += [("next", int(a), 1) for a in told(r"(?:After|number after) (\d+) (?:comes|is)")]
     facts += [("next", int(a), 1) for a in told(r"Before \d+ stands (\d+)")]

@@ -182,5 +182,10 @@ def test_a_spec_opens_the_school() -> None:
     ).draw(0, 20)
 
 
+def test_its_name_says_what_is_taught() -> None:
+    assert School.open().name == "school"
+    assert School.open("addition+chain").name == "school:addition+chain"
+
+
 def test_practice_is_never_held_out() -> None:
     assert not [p.id for p in School.open().draw(0, 5_000) if held_out(p.id.removeprefix("school:"))]
