@@ -126,3 +126,26 @@ def test_a_missing_positional_is_asked_for() -> None:
     done = school("chat")
     assert done.returncode == 2
     assert done.stderr == "school: error: chat: `model` is missing: give --model\n"
+
+
+def test_task_shows_problems_with_their_references() -> None:
+    practice, exam = (
+        school("task", "school:addition", "--show", "2"),
+        school("task", "school:addition", "--show", "2", "--exam"),
+    )
+    assert (practice.returncode, practice.stderr) == (exam.returncode, exam.stderr) == (0, "")
+    assert practice.stdout.count("reference: ") == exam.stdout.count("reference: ") == 2
+    assert practice.stdout != exam.stdout
+
+
+def test_task_shows_worked_examples() -> None:
+    done = school("task", "school", "--worked")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("assistant: <think>") == 3
+
+
+def test_task_check_counts_what_was_judged() -> None:
+    done = school("task", "school", "--check", "--limit", "40")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "40 of 40 references right" in done.stdout
+    assert "40 of 40 perturbed answers wrong" in done.stdout

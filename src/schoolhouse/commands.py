@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +13,8 @@ from pydantic import Field
 
 from schoolhouse import recipes
 from schoolhouse.config import Frozen, describe, load, nearest
-from schoolhouse.types import SchoolError
+from schoolhouse.progress import progress
+from schoolhouse.types import Problem, SchoolError
 
 C = TypeVar("C", bound=Frozen)
 
@@ -119,12 +121,14 @@ def evaluate(words: Sequence[str]) -> None:
 class Task(Frozen):
     name: str
     """school[:families], gym:NAME, jsonl:PATH, python:PATH.py[:name]."""
-    show: int = Field(3, ge=0)
+    show: int = Field(3, gt=0)
     """How many problems to print."""
     exam: bool = False
     """Print held-out problems instead of practice."""
+    worked: bool = False
+    """Print worked examples instead of practice."""
     check: bool = False
-    """Judge every reference answer (must be right), and a perturbed, an empty and a cut one (must be wrong)."""
+    """Judge every reference answer (must be right) and what must not pass for one: a perturbed, an empty, a cut one."""
     limit: int | None = Field(None, gt=0)
     """Check this many problems instead of all."""
     seed: int = 0
@@ -132,20 +136,48 @@ class Task(Frozen):
 
 def task(words: Sequence[str]) -> None:
     """school task NAME [--show N] [--check]"""
-    c = _options(Task, words, "school task NAME [--show N] [--exam] [--check]", ("name",))
+    c = _options(Task, words, "school task NAME [--show N] [--exam] [--worked] [--check [--limit N]]", ("name",))
     if c is None:
         return
-    from schoolhouse.tasks.task import open_task
+    from schoolhouse.tasks.task import check, open_task
 
     opened = open_task(c.name, c.seed)
     if c.check:
-        print(opened.validate(c.limit))
-        return
-    for problem in opened.exam(c.show) if c.exam else opened.draw(0, c.show):
-        print(f"[{problem.id}]")
-        for message in problem.messages:
-            print(f"{message.role}: {message.content}")
-        print(f"reference: {problem.reference}\n")
+        with _counting(f"checking {c.name}") as tell:
+            audit = check(opened, c.limit, tell)
+        print(audit)
+        if not audit.passed:
+            raise SchoolError(f"{c.name} misjudges {len(audit.failures):,} of its own answers: do not train on it")
+    elif c.worked:
+        for lesson in opened.worked(0, c.show):
+            _print_problem(lesson.problem, f"by hand: {lesson.hand}" if lesson.hand else "")
+            print(f"assistant: <think>{lesson.thought or ''}</think>{lesson.answer}\n")
+    else:
+        for problem in opened.exam(c.show) if c.exam else opened.draw(0, c.show):
+            _print_problem(problem)
+            print(f"reference: {problem.reference}\n")
+
+
+def _print_problem(problem: Problem, note: str = "") -> None:
+    print(f"[{problem.id}] {note}".rstrip())
+    for message in problem.messages:
+        print(f"{message.role}: {message.content}")
+
+
+@contextmanager
+def _counting(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that is told (done, total), and starts when it is first told."""
+    with ExitStack() as stack:
+        advance: Callable[[int, str], None] | None = None
+        before = 0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal advance, before
+            advance = advance or stack.enter_context(progress(title, total, unit="answer"))
+            advance(done - before, "")
+            before = done
+
+        yield tell
 
 
 class Pipeline(Frozen):
