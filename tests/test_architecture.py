@@ -30,7 +30,7 @@ LAYERS = [
 OPEN = {0, 1}
 """Layers whose files may import one another; in the others the parts are blind to one another."""
 
-LIGHT = {"types", "config", "randomness", "schedule", "run", "text", "tasks", "serve", "pipeline", "commands", "cli"}
+LIGHT = LAYERS[0] | {"run", "text", "tasks", "measure", "serve", "pipeline", "commands", "cli"}
 HEAVY = {"torch", "transformers", "math_verify", "reasoning_gym", "matplotlib", "pandas", "trl"}
 
 LONGEST, LONGEST_RECIPE = 400, 150

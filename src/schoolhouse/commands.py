@@ -13,6 +13,7 @@ from pydantic import Field
 
 from schoolhouse import recipes
 from schoolhouse.config import Frozen, describe, load, nearest
+from schoolhouse.durable import to_json, write_whole
 from schoolhouse.progress import progress
 from schoolhouse.types import Problem, SchoolError
 
@@ -95,14 +96,16 @@ class Evaluate(Frozen):
     """Folder of a model, or of a run: its newest checkpoint."""
     task: str = "school"
     """school[:families], gym:NAME, jsonl:PATH, python:PATH.py[:name]."""
-    problems: int | None = Field(None, gt=0)
-    """Held-out problems to answer; all of them unless given."""
+    problems: int | None = Field(200, gt=0)
+    """Held-out problems to answer; none: all of them."""
     samples: int = Field(8, gt=0)
     """Answers to each problem."""
     length: int = Field(512, gt=0)
     """Tokens an answer may take, thinking included."""
     temperature: float = Field(1.0, ge=0)
     seed: int = 0
+    save: Path | None = None
+    """File for the result problem by problem, as JSON."""
 
 
 def evaluate(words: Sequence[str]) -> None:
@@ -115,7 +118,11 @@ def evaluate(words: Sequence[str]) -> None:
     from schoolhouse.tasks.task import open_task
 
     task = open_task(c.task, c.seed)
-    print(sit(Policy.load(_model(c.model)), task, c.problems, c.samples, c.length, c.temperature, c.seed))
+    policy = Policy.load(_model(c.model))
+    result = sit(policy, task, c.problems, c.samples, c.length, c.temperature, c.seed)
+    print(result)
+    if c.save:
+        write_whole(c.save, to_json(result.to_json(records=True), 2) + "\n")
 
 
 class Task(Frozen):
