@@ -31,7 +31,7 @@ def open_python(rest: str, seed: int = 0, **options: str) -> Task:
     `?data=PATH.jsonl` (and `exam=tenth|all|none`); the options of a Task are arguments of its class.
     Raises SchoolError naming the file and what is missing.
     """
-    file, separator, name = rest.rpartition(".py:")
+    file, separator, name = rest.partition(".py:")
     path = Path(file + ".py" if separator else rest)
     module = _load(path)
     found = _choose(module, path, name)

@@ -139,13 +139,13 @@ def _options(spec: str, query: str) -> dict[str, str]:
 
 def _advice(body: str) -> str:
     """What somebody who wrote `body` may have meant."""
-    if body.endswith((".jsonl", ".json")):
+    kind, colon, _ = body.partition(":")
+    if not colon and body.endswith((".jsonl", ".json")):
         return f"; did you mean `jsonl:{body}`?"
-    if body.endswith(".py"):
+    if not colon and body.endswith(".py"):
         return f"; did you mean `python:{body}`?"
     from schoolhouse.tasks.school import FAMILIES
 
-    kind = body.partition(":")[0]
     if kind in FAMILIES:
         return f"; did you mean `school:{body}`?"
     return nearest(kind, [*KINDS, *(f"school:{family}" for family in FAMILIES)])

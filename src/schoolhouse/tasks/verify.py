@@ -198,7 +198,7 @@ def _measure(text: str) -> tuple[str, str]:
     found = _UNIT.search(text) if len(text) <= LONGEST_NUMBER else None
     if not found or not found.start():
         return text, ""
-    unit = "degree" if found["name"] is None else found["name"] + (found["power"] or "").strip("{}")
+    unit = "degree" if found["name"] is None else found["name"] + re.sub("[{}]", "", found["power"] or "")
     return text[: found.start()], "".join(unit.casefold().split())
 
 

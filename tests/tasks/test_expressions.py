@@ -1,0 +1,118 @@
+"""What math-verify decides, in worker processes, and what we do not let it decide."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from schoolhouse.tasks.files import open_jsonl
+from schoolhouse.tasks.pool import Pool
+from schoolhouse.tasks.task import check
+from schoolhouse.types import Problem, Reply, Verdict
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mathematics") / "mathematics.jsonl"
+    references = [r"\sqrt{2}", "x^2+1", r"\frac{\pi}{2}", r"\{1,2\}", "(1,2]", r"2\sqrt{3}\text{ cm}", r"y=2x+1"]
+    path.write_text("".join(json.dumps({"prompt": f"say {r}", "reference": r}) + "\n" for r in references))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pool(file: Path) -> Iterator[Pool]:
+    with Pool(open_jsonl(str(file))) as pool:  # not by its spec: this one travels pickled
+        yield pool
+
+
+def verdict(pool: Pool, candidate: str, reference: str) -> Verdict:
+    return pool.verdicts([(Problem("p", (), reference), Reply(None, f"\\boxed{{{candidate}}}"))])[0]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference"),
+    [
+        (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}"),
+        ("1+x^2", "x^2+1"),
+        ("0.1x", r"\frac{x}{10}"),
+        (r"\{2,1\}", r"\{1,2\}"),
+        ("2,1", r"\{1,2\}"),
+        (r"\left(1,2\right)", "(1,2)"),
+        ("2x+1", "y=2x+1"),
+        (r"$\pi$", r"\pi"),
+        ("1.5", r"1\frac{1}{2}"),
+        (r"2\sqrt{3}", r"2\sqrt{3}\text{ cm}"),
+    ],
+)
+def test_the_same_expression_is_right(pool: Pool, candidate: str, reference: str) -> None:
+    assert verdict(pool, candidate, reference).score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference"),
+    [
+        ("1.414214", r"\sqrt{2}"),
+        ("1.414213562373095", r"\sqrt{2}"),
+        ("6.283185", r"2\pi"),
+        ("0.333333,0.5", r"\{1/3,1/2\}"),
+        (r"100\sqrt{2}\%", r"\sqrt{2}"),
+        (r"\sqrt{2}\%", r"\sqrt{2}"),
+        (r"\{1,2\}", "(1,2)"),
+        ("(1,2)", r"\{1,2\}"),
+        (r"\left\{1,2\right\}", r"\left(1,2\right)"),
+        ("1,2", "(1,2)"),
+        ("[1,2]", "(1,2)"),
+        ("(2,1)", "(1,2)"),
+        (r"2\sqrt{3}\text{ kg}", r"2\sqrt{3}\text{ cm}"),
+        (r"\text{either } \sqrt{3} \text{ or } \sqrt{2}", r"\sqrt{2}"),
+        (r"the answer is \sqrt{2}", r"\sqrt{2}"),
+        ("zzz", r"\sqrt{2}"),
+        ("x" * 3_000, r"\sqrt{2}"),
+    ],
+)
+def test_what_math_verify_lets_pass_is_wrong(pool: Pool, candidate: str, reference: str) -> None:
+    assert verdict(pool, candidate, reference).score == 0.0
+
+
+@pytest.mark.parametrize("thought", ["so 1.41", r"\boxed{\sqrt{2}}"])
+def test_a_thought_is_no_answer(pool: Pool, thought: str) -> None:
+    problem = Problem("p", (), r"\sqrt{2}")
+    (judged,) = pool.verdicts([(problem, Reply(thought, "no answer"))])
+    assert judged.score == 0.0
+
+
+def test_a_giant_number_is_not_waited_for(file: Path) -> None:
+    with Pool(open_jsonl(str(file)), clock=2.0) as pool:
+        giant, right = pool.verdicts(
+            [
+                (Problem("p", (), r"\sqrt{2}"), Reply(None, r"\boxed{10^{10^{10}}}")),
+                (Problem("p", (), r"\sqrt{2}"), Reply(None, r"\boxed{2^{1/2}}")),
+            ]
+        )
+    assert giant.score != 1.0
+    assert right.score == 1.0
+
+
+def test_it_works_whatever_thread_asks(pool: Pool) -> None:
+    # math-verify's own alarm raises outside the main thread: there it would make every answer wrong.
+    found: list[Verdict] = []
+    thread = threading.Thread(target=lambda: found.append(verdict(pool, "1+x^2", "x^2+1")))
+    thread.start()
+    thread.join()
+    assert found == [Verdict(1.0)]
+
+
+def test_an_unreadable_reference_is_nobodys_fault(pool: Pool) -> None:
+    judged = verdict(pool, r"\sqrt{2}", r"\begin{cases} ? \\")
+    assert judged.score is None
+    assert "cannot read the reference" in judged.reason
+
+
+def test_mathematics_passes_its_check(file: Path) -> None:
+    task = open_jsonl(str(file))
+    audit = check(task)
+    task.pool.close()
+    assert audit.passed, str(audit)
+    assert audit.judged == 7
