@@ -28,7 +28,7 @@ def family(spec: str, seed: int = 0) -> Gym:
 
 
 @needs_gym
-@pytest.mark.parametrize("spec", ["gym:chain_sum?size=20&min_terms=2&max_terms=3", "gym:gsm_symbolic?size=20"])
+@pytest.mark.parametrize("spec", ["gym:chain_sum?size=20&min_terms=2&max_terms=3", "gym:decimal_arithmetic?size=20"])
 def test_a_family_passes_its_check(spec: str) -> None:
     task = family(spec)
     audit = check(task)

@@ -159,8 +159,8 @@ def test_literal_numbers_are_read_exactly(text: str, value: Fraction | int) -> N
     [
         "", " ", "-", ".", "$", "%", "e5", "five", "5 cm", "1,23", "12,34", "1,2345", "1 1/2", r"1\frac{1}{2}", "1/0",
         r"\frac{1}{0}", "--5", "5-", "5..", "5,", "3+4", r"17\times 23", "17*23", "2^3", r"\sqrt{4}", "5!", "1e9999",
-        "0x10", "1_000", "inf", "nan", "٣", "５", "²", "½", "(5)", "5 or 6", "5/2/1", "$5$6", "$5 and $6", "1.2.3", "==5",
-        "x=y=5", "9" * (LONGEST_NUMBER + 1),
+        "0x10", "1_000", "inf", "nan", "٣", "５", "²", "½", "(5)", "5 or 6", "5/2/1", "$5$6", "$5 and $6", "1.2.3",
+        "==5", "x=y=5", "9" * (LONGEST_NUMBER + 1),
     ],
 )  # fmt: skip
 def test_nothing_else_is_a_literal_number(text: str) -> None:
@@ -299,3 +299,8 @@ def test_a_perturbed_number_is_another_number(value: float) -> None:
 )  # fmt: skip
 def test_a_wrong_answer_is_of_the_same_kind(reference: str, wrong: str) -> None:
     assert perturb(reference) == wrong
+
+
+def test_a_coarsely_wrong_number_is_far_off() -> None:
+    assert perturb("-12.345", coarse=True) == "-22.345"
+    assert perturb("0.97", coarse=True) == "1.97"

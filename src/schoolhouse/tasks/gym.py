@@ -17,7 +17,7 @@ from typing import Any
 
 from schoolhouse.config import nearest
 from schoolhouse.tasks.finite import Finite
-from schoolhouse.tasks.verify import extract
+from schoolhouse.tasks.verify import extract, perturb
 from schoolhouse.types import Message, Problem, Reply, SchoolError, Verdict
 
 SIZE = 500
@@ -109,6 +109,10 @@ class Gym(Finite):
                 raise
             return Verdict(0.0, f"the scorer cannot read it: {type(error).__name__}: {error}")
         return Verdict(float(score == 1.0), "" if score == 1.0 else f"the scorer gives {score:g}")
+
+    def wrong(self, problem: Problem) -> str:
+        """Off by much: some families allow for rounding."""
+        return perturb(problem.reference, coarse=True)
 
     def _item(self, index: int) -> Mapping[str, Any]:
         if index not in self._items:

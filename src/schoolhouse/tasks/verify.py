@@ -271,10 +271,11 @@ def load_math_verify() -> None:
 # ---- a wrong answer
 
 
-def perturb(reference: str) -> str:
+def perturb(reference: str, coarse: bool = False) -> str:
     r"""A wrong answer of the same kind: a number off by a digit, another word, an expression with another digit.
 
-    `72` -> `73`, `1,239` -> `1,238`, `\frac{0}{5}` -> `\frac{1}{5}`, `yes` -> `no`, `Paris` -> `Parit`.
+    `72` -> `73`, `1,239` -> `1,238`, `\frac{0}{5}` -> `\frac{1}{5}`, `yes` -> `no`, `Paris` -> `Parit`. `coarse` changes
+    the first digit and not the last: wrong also where the last ones may be rounded.
     """
     opposites = {"yes": "no", "true": "false"}
     opposites |= {other: word for word, other in opposites.items()}
@@ -283,7 +284,7 @@ def perturb(reference: str) -> str:
         other = opposites[lower]
         return other.upper() if reference.isupper() else other.capitalize() if reference[:1].isupper() else other
     digits = [found.start() for found in re.finditer("[0-9]", reference)]
-    for at in reversed(digits):
+    for at in digits if coarse else reversed(digits):
         changed = _replace(reference, at, str(int(reference[at]) + 1) if reference[at] < "9" else "8")
         if number(reference) is None or number(changed) not in (None, number(reference)):
             return changed
