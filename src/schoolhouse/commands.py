@@ -44,7 +44,8 @@ def train(words: Sequence[str]) -> None:
     with Run.open(Path(folder), config, recipe) as run:
         if run.finished:
             print(f"{folder} is finished already; give another folder with --dir for another run")
-        getattr(module, recipe)(config, run)
+        else:
+            getattr(module, recipe)(config, run)
         print(f"the model is in {run.model}; talk to it: school chat {folder}")
 
 
