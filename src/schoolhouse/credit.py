@@ -103,6 +103,31 @@ def soft_overlong(length: int, limit: int, cushion: int) -> float:
     return max(-1.0, min(0.0, (limit - cushion - length) / cushion))
 
 
+def prefer_brief(groups: Sequence[Group], coefficient: float) -> list[Group]:
+    """The groups with a preference for the shorter of several answers to one problem added to their scores.
+
+    Kimi k1.5 (arXiv 2501.12599, section 2.3.3): lambda = 0.5 - (length - shortest) / (longest - shortest) within the
+    group, added whole to an answer with full marks, and only where negative to another, times `coefficient`. A wrong
+    answer gains nothing by being short. Where all are right it is the only thing left to tell them apart.
+    """
+    return [_with_brevity(group, coefficient) for group in groups] if coefficient else list(groups)
+
+
+def _with_brevity(group: Group, coefficient: float) -> Group:
+    lengths = [sum(rollout.written) for rollout in group.rollouts]
+    shortest, longest = min(lengths), max(lengths)
+    if shortest == longest:
+        return group
+    verdicts = []
+    for verdict, length in zip(group.verdicts, lengths, strict=True):
+        preference = 0.5 - (length - shortest) / (longest - shortest)
+        if verdict.score is not None:
+            earned = preference if verdict.score >= 1.0 else min(0.0, preference)
+            verdict = replace(verdict, score=verdict.score + coefficient * earned)
+        verdicts.append(verdict)
+    return Group(group.problem, group.rollouts, tuple(verdicts))
+
+
 def kl_in_reward(
     groups: Sequence[Group], now: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], beta: float
 ) -> list[Group]:
