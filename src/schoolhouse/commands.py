@@ -191,7 +191,8 @@ def _counting(title: str) -> Iterator[Callable[[int, int], None]]:
 class Pipeline(Frozen):
     pipeline: str
     """File that lists the stages."""
-    seed: int = 0
+    seed: int | None = None
+    """Instead of the file's."""
     dir: Path | None = None
     """Folder of the whole run; runs/NAME unless given."""
 
