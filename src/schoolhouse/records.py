@@ -1,10 +1,10 @@
-"""What a run writes down: a rollout as a line of JSON, and the machine it ran on."""
+"""What a run writes down: a rollout as a line of JSON, the machine it ran on, and how two configs differ."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -65,3 +65,20 @@ def _version(package: str) -> str | None:
     with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
     return None
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """A line for every value, however deep, in which two configs differ."""
+    old, new = _flat(there), _flat(here)
+    return [
+        f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
+        for key in dict.fromkeys([*old, *new])
+        if key not in old or key not in new or old[key] != new[key]
+    ]
+
+
+def _flat(value: Any, place: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    inner = [pair for key, each in items for pair in _flat(each, f"{place}.{key}" if place else str(key)).items()]
+    return dict(inner) if inner else {place: value}

@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -45,7 +45,7 @@ from schoolhouse.durable import (
     write_whole,
 )
 from schoolhouse.progress import progress
-from schoolhouse.records import rollout_row, this_machine
+from schoolhouse.records import differences, rollout_row, this_machine
 from schoolhouse.types import Group, Reply, Rollout, SchoolError
 
 Item = TypeVar("Item", bound=int | tuple[Any, ...])
@@ -127,6 +127,10 @@ class Run:
     def finish(self) -> None:
         """Nothing is left to do. Leaving the `with` block after the last step says so too."""
         self._note_state("finished")
+
+    def note(self) -> None:
+        """Bring the manifest up to date: seconds and steps so far."""
+        self._note_state(self._manifest["state"])
 
     @property
     def finished(self) -> bool:
@@ -325,13 +329,9 @@ class Run:
         self._note_state("running")
 
     def _refuse_other_config(self) -> None:
-        there = _flat({"recipe": self._manifest.get("recipe"), **_read_config(self.folder / "config.yaml")})
-        here = _flat({"recipe": self.recipe, **yaml.safe_load(dump(self.config))})
-        differing = [
-            f"  {key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} now"
-            for key in dict.fromkeys([*there, *here])
-            if there.get(key, _ABSENT) != here.get(key, _ABSENT)
-        ]
+        there = {"recipe": self._manifest.get("recipe"), **_read_config(self.folder / "config.yaml")}
+        here = {"recipe": self.recipe, **yaml.safe_load(dump(self.config))}
+        differing = differences(there, here)
         if differing:
             raise SchoolError(
                 "\n".join([f"{self.folder} holds a run with another config:", *differing])
@@ -374,9 +374,6 @@ def read_metrics(folder: Path) -> list[Json]:
     return read_lines(folder / "metrics.jsonl")
 
 
-_ABSENT = object()
-
-
 def _headline(line: Json) -> str:
     """The numbers that stand beside the bar."""
     shown = [name for name in ("reward", "loss", "bits_per_byte") if isinstance(line.get(name), (int, float))]
@@ -388,10 +385,3 @@ def _read_config(path: Path) -> Json:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise SchoolError(f"{path} is damaged ({error}); put the whole file back") from None
-
-
-def _flat(value: Any, place: str = "") -> Json:
-    """Nested values by dotted key."""
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    inner = [pair for key, each in items for pair in _flat(each, f"{place}.{key}" if place else str(key)).items()]
-    return dict(inner) if inner else {place: value}

@@ -18,6 +18,7 @@ from schoolhouse.types import Key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.table import Table
 
 Json = dict[str, Any]
 
@@ -46,15 +47,7 @@ class Curve:
 def report_json(stages: Sequence[Stage], seconds: float, peak_memory_bytes: int, seed: int) -> Json:
     """The content of report.json: pass@1, pass@8 and thought length after each stage, per family too."""
     return {
-        "stages": [
-            {
-                "name": stage.name,
-                **_told(stage.exam["overall"]),
-                "seconds": stage.seconds,
-                "families": {family: _told(metrics) for family, metrics in stage.exam["families"].items()},
-            }
-            for stage in stages
-        ],
+        "stages": _rows(stages),
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes,
         "seed": seed,
@@ -64,7 +57,6 @@ def report_json(stages: Sequence[Stage], seconds: float, peak_memory_bytes: int,
 def report_markdown(stages: Sequence[Stage], report: Json, figure: str | None, chat: str) -> str:
     """The content of report.md. `figure` is the file name of the picture, `chat` the command to talk to the model."""
     exam = stages[-1].exam
-    gains = [None, *(gain(before.exam, after.exam) for before, after in pairwise(stages))]
     lines = [
         "# Report",
         "",
@@ -77,7 +69,7 @@ def report_markdown(stages: Sequence[Stage], report: Json, figure: str | None, c
         *(
             f"| {row['name']} | {_interval(row)} | {_signed(gained)} | {_number(row['pass_at_8'])} "
             f"| {_number(row['thought_tokens'], 1)} | {duration(row['seconds'])} |"
-            for row, gained in zip(report["stages"], gains, strict=True)
+            for row, gained in zip(report["stages"], _gains(stages), strict=True)
         ),
         "",
         "## Families",
@@ -146,6 +138,25 @@ def draw(path: Path, drawn: Sequence[Curve], dashed: Collection[str] = ()) -> No
     picture.savefig(path, dpi=120)
 
 
+def show(stages: Sequence[Stage]) -> Table:
+    """The stages as a table."""
+    from rich.table import Table
+
+    table = Table("stage", title="exam after each stage")
+    for column in ("pass@1", "gain", "pass@8", "thought tokens", "time"):
+        table.add_column(column, justify="right")
+    for row, gained in zip(_rows(stages), _gains(stages), strict=True):
+        table.add_row(
+            row["name"],
+            _interval(row),
+            _signed(gained),
+            _number(row["pass_at_8"]),
+            _number(row["thought_tokens"], 1),
+            duration(row["seconds"]),
+        )
+    return table
+
+
 def write_report(
     folder: Path, stages: Sequence[Stage], report: Json, chat: str, dashed: Collection[str] = ()
 ) -> Path | None:
@@ -183,6 +194,23 @@ def _smooth(values: Sequence[float], width: int = 10) -> list[float]:
 def _by_problem(exam: Json) -> dict[str, float]:
     judged = {r["problem"]: [s for s in r["scores"] if s is not None] for r in exam.get("records", ())}
     return {problem: sum(s >= 1.0 for s in scores) / len(scores) for problem, scores in judged.items() if scores}
+
+
+def _rows(stages: Sequence[Stage]) -> list[Json]:
+    return [
+        {
+            "name": stage.name,
+            **_told(stage.exam["overall"]),
+            "seconds": stage.seconds,
+            "families": {family: _told(metrics) for family, metrics in stage.exam["families"].items()},
+        }
+        for stage in stages
+    ]
+
+
+def _gains(stages: Sequence[Stage]) -> list[Estimate | None]:
+    """The gain of each stage over the one before; the first has none."""
+    return [None, *(gain(before.exam, after.exam) for before, after in pairwise(stages))]
 
 
 def _told(metrics: Mapping[str, Any]) -> Json:
