@@ -77,7 +77,6 @@ def run_pipeline(path: Path | str, seed: int | None = None, folder: Path | str =
     with Run.open(folder, pipeline, "pipeline") as run:
         models: dict[str, Path] = {}
         for i, stage in enumerate(pipeline.stages):
-            print(f"stage {i + 1} of {len(pipeline.stages)}: {stage.name} ({stage.recipe})", file=sys.stderr)
             models[stage.name] = _do(i, pipeline, source, folder, models)
             run.note()
         return _report(pipeline, folder, run)
@@ -102,6 +101,8 @@ def _do(i: int, pipeline: Pipeline, source: Source, folder: Path, models: Mappin
     stage = pipeline.stages[i]
     config = _config(i, pipeline, source, models)
     with Run.open(folder / stage.name, config, stage.recipe) as run:
+        done = "done already" if run.finished else f"from step {run.step}" if run.step else stage.recipe
+        print(f"stage {i + 1} of {len(pipeline.stages)}: {stage.name} ({done})", file=sys.stderr)
         if not run.finished:
             getattr(_recipe(stage.recipe), stage.recipe)(config, run)
             run.finish()

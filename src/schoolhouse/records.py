@@ -20,6 +20,7 @@ def rollout_row(rollout: Rollout, verdict: Verdict, read: Callable[[Rollout], Re
     return {
         "problem": rollout.problem.id,
         "family": rollout.problem.family,
+        "question": rollout.problem.messages[-1].content if rollout.problem.messages else "",
         "sample": rollout.key.sample,
         "score": verdict.score,
         "reason": verdict.reason,

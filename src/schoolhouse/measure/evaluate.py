@@ -195,6 +195,7 @@ def summarise(records: Sequence[Record], samples: int, seed: int = 0) -> dict[st
 
 def show(evaluation: Evaluation) -> Table:
     """The exam as a table: a line per family and one for all."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     k = max(int(name.removeprefix("pass_at_")) for name in evaluation.overall if name.startswith("pass_at_"))
@@ -213,10 +214,11 @@ def show(evaluation: Evaluation) -> Table:
     table = Table(
         title=f"{evaluation.task}: {len(evaluation.records)} problems, {evaluation.samples} answers each",
         caption="95 % intervals over problems; thought in tokens, entropy in nats a token",
+        box=SIMPLE_HEAD,
     )
-    table.add_column("family")
+    table.add_column("family", no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right", no_wrap="@" in column)
+        table.add_column(column, justify="right", no_wrap=True)
     rows = {**(evaluation.families if len(evaluation.families) > 1 else {}), "all": evaluation.overall}
     for name, metrics in rows.items():
         cells = [_cell(metrics[metric], metric) for metric in columns.values()]

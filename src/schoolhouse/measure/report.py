@@ -140,17 +140,18 @@ def draw(path: Path, drawn: Sequence[Curve], dashed: Collection[str] = ()) -> No
 
 def show(stages: Sequence[Stage]) -> Table:
     """The stages as a table."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("stage", title="exam after each stage")
-    for column in ("pass@1", "gain", "pass@8", "thought tokens", "time"):
-        table.add_column(column, justify="right")
+    table = Table("stage", title="exam after each stage", box=SIMPLE_HEAD)
+    for column in ("pass@1", "gain", "pass@8", "thought", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row, gained in zip(_rows(stages), _gains(stages), strict=True):
         table.add_row(
             row["name"],
-            _interval(row),
-            _signed(gained),
-            _number(row["pass_at_8"]),
+            _interval(row, 2),
+            _signed(gained, 2),
+            _number(row["pass_at_8"], 2),
             _number(row["thought_tokens"], 1),
             duration(row["seconds"]),
         )
@@ -217,15 +218,18 @@ def _told(metrics: Mapping[str, Any]) -> Json:
     return {name: metrics.get(name) for name in _TOLD}
 
 
-def _interval(row: Mapping[str, Any]) -> str:
+def _interval(row: Mapping[str, Any], digits: int = 3) -> str:
     if row.get("pass_at_1") is None:
         return "-"
-    low, high = row["pass_at_1_interval"]
-    return f"{row['pass_at_1']:.3f} [{low:.3f}, {high:.3f}]"
+    value, low, high = (f"{number:.{digits}f}" for number in (row["pass_at_1"], *row["pass_at_1_interval"]))
+    return f"{value} [{low}, {high}]"
 
 
-def _signed(estimate: Estimate | None) -> str:
-    return "" if estimate is None else f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+def _signed(estimate: Estimate | None, digits: int = 3) -> str:
+    if estimate is None:
+        return ""
+    value, low, high = (f"{number:+.{digits}f}" for number in estimate)
+    return f"{value} [{low}, {high}]"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -97,7 +97,7 @@ def wilson(c: int, n: int) -> Estimate:
     share, z2 = c / n, _Z * _Z
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
+    return Estimate(share, middle - half if c else 0.0, middle + half if c < n else 1.0)
 
 
 def _resampled(rows: np.ndarray, key: Key) -> np.ndarray:
