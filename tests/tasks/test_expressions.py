@@ -59,6 +59,7 @@ def test_the_same_expression_is_right(pool: Pool, candidate: str, reference: str
         ("0.333333,0.5", r"\{1/3,1/2\}"),
         (r"100\sqrt{2}\%", r"\sqrt{2}"),
         (r"\sqrt{2}\%", r"\sqrt{2}"),
+        (r"10\%, 20\%", r"\{10,20\}"),
         (r"\{1,2\}", "(1,2)"),
         ("(1,2)", r"\{1,2\}"),
         (r"\left\{1,2\right\}", r"\left(1,2\right)"),

@@ -167,7 +167,7 @@ def test_an_epoch_may_end_within_a_step(tmp_path: Path) -> None:
 
 
 def test_practice_and_exam_share_no_instance(tmp_path: Path) -> None:
-    rows = [{"prompt": f"say  {i % 150}" if i % 2 else f"say {i % 150}", "reference": i % 150} for i in range(300)]
+    rows = [{"prompt": f"say  {i % 150}" if i < 150 else f"say {i % 150}", "reference": i % 150} for i in range(300)]
     task = open_jsonl(str(write(tmp_path, *rows)))
     exam = {p.messages[0].content.split()[1] for p in task.exam()}
     practice = {p.messages[0].content.split()[1] for p in task.draw(0, 300)}

@@ -39,6 +39,7 @@ def found(text: str) -> str | None:
         (r"\boxed{5} or \boxed{5.0}", "5.0"),
         (r"\boxed{Ice cream}. <answer>ice cream</answer>", "ice cream"),
         (r"\boxed{x \boxed{5}", "5"),
+        (r"\boxed{1+\boxed{5}}", r"1+\boxed{5}"),
     ],
 )
 def test_the_marked_answer_is_found(text: str, answer: str) -> None:
@@ -304,3 +305,4 @@ def test_a_wrong_answer_is_of_the_same_kind(reference: str, wrong: str) -> None:
 def test_a_coarsely_wrong_number_is_far_off() -> None:
     assert perturb("-12.345", coarse=True) == "-22.345"
     assert perturb("0.97", coarse=True) == "1.97"
+    assert perturb("exp(x) + C", coarse=True) == "fxp(x) + C"

@@ -274,8 +274,8 @@ def load_math_verify() -> None:
 def perturb(reference: str, coarse: bool = False) -> str:
     r"""A wrong answer of the same kind: a number off by a digit, another word, an expression with another digit.
 
-    `72` -> `73`, `1,239` -> `1,238`, `\frac{0}{5}` -> `\frac{1}{5}`, `yes` -> `no`, `Paris` -> `Parit`. `coarse` changes
-    the first digit and not the last: wrong also where the last ones may be rounded.
+    `72` -> `73`, `1,239` -> `1,238`, `\frac{0}{5}` -> `\frac{1}{5}`, `yes` -> `no`, `Paris` -> `Parit`.
+    `coarse` changes the first digit or letter and not the last: wrong also where the last digits may be rounded.
     """
     opposites = {"yes": "no", "true": "false"}
     opposites |= {other: word for word, other in opposites.items()}
@@ -290,8 +290,9 @@ def perturb(reference: str, coarse: bool = False) -> str:
             return changed
     letters = [found.start() for found in re.finditer("[A-Za-z]", reference)]
     if letters and "\\" not in reference:
-        letter = reference[letters[-1]]
-        return _replace(reference, letters[-1], chr(ord(letter) + 1) if letter not in "zZ" else chr(ord(letter) - 1))
+        at = letters[0 if coarse else -1]
+        letter = reference[at]
+        return _replace(reference, at, chr(ord(letter) + 1) if letter not in "zZ" else chr(ord(letter) - 1))
     return f"1+{reference}"
 
 
