@@ -176,6 +176,7 @@ def test_an_interrupted_round_leaves_nothing_behind(pool: Pool) -> None:
         if done:
             raise KeyboardInterrupt
 
+    results(pool, "slow", "slow")  # from here on both workers are there
     with pytest.raises(KeyboardInterrupt):
         pool.verdicts([case("right"), case("slow")], interrupt)
     time.sleep(1.2)  # an answer that was under way would be there by now
