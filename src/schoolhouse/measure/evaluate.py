@@ -209,12 +209,14 @@ def show(evaluation: Evaluation) -> Table:
         "entropy": "entropy",
         "no answer": "no_answer",
         "cut off": "truncated",
-        "not judged": "not_judged",
+        **({"not judged": "not_judged"} if evaluation.overall["not_judged"].value else {}),
     }
     table = Table(
         title=f"{evaluation.task}: {len(evaluation.records)} problems, {evaluation.samples} answers each",
         caption="95 % intervals over problems; thought in tokens, entropy in nats a token",
         box=SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
     )
     table.add_column("family", no_wrap=True)
     for column in columns:
@@ -254,7 +256,7 @@ def _cell(estimate: Estimate, metric: str) -> str:
         return "-"
     if metric.startswith("thought"):
         return f"{estimate.value:.1f}"
-    if metric == "pass_at_1" or metric.startswith("maj"):
+    if metric == "pass_at_1":
         return f"{estimate.value:.3f} [{estimate.low:.2f}, {estimate.high:.2f}]"
     return f"{estimate.value:.2f}"
 

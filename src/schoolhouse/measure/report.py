@@ -143,7 +143,7 @@ def show(stages: Sequence[Stage]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("stage", title="exam after each stage", box=SIMPLE_HEAD)
+    table = Table("stage", title="exam after each stage", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for column in ("pass@1", "gain", "pass@8", "thought", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for row, gained in zip(_rows(stages), _gains(stages), strict=True):
