@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 import torch
@@ -114,6 +115,16 @@ def constant(scope: Sequence[Rollout], length: int) -> Weigh:
     """`sequence_sum` divided by the generation budget `length` in tokens: Dr. GRPO (arXiv 2503.20783)."""
     weight = 1.0 / (max(len(scope), 1) * length)
     return lambda rollout: weight
+
+
+Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum", "constant"]
+
+
+def weigher(name: Aggregate, scope: Sequence[Rollout], length: int) -> Weigh:
+    """The weights that a config names; `length` is the generation budget that `constant` divides by."""
+    if name == "constant":
+        return constant(scope, length)
+    return {"token_mean": token_mean, "sequence_mean": sequence_mean, "sequence_sum": sequence_sum}[name](scope)
 
 
 def without(weigh: Weigh, left_out: Collection[Rollout]) -> Weigh:

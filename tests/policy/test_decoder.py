@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,8 @@ def logits_of(decoder, tokens):
 
 def small_shape(family: str = "qwen3", **changes) -> Shape:
     bias, norm = FAMILIES[family]
-    return Shape(**{**SMALL, "head_dim": 12, **changes}, model_type=family, qkv_bias=bias, qk_norm=norm)
+    sizes: dict[str, Any] = {**SMALL, "head_dim": 12, **changes}
+    return Shape(**sizes, model_type=family, qkv_bias=bias, qk_norm=norm)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

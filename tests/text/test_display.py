@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ def test_neighbours_differ_in_colour_and_ids_are_shown(tokenizer: Tokenizer) -> 
     shown = show_tokens("12 <think>", tokenizer, markup=True)
     ids = tokenizer.encode("12 <think>", markup=True)
     styles = [str(span.style) for span in shown.spans][: len(ids)]
-    assert all(a != b for a, b in zip(styles, styles[1:], strict=False))
+    assert all(a != b for a, b in pairwise(styles))
     assert " ".join(map(str, ids)) in shown.plain
     assert f"{len(ids)} tokens, 10 characters, 10 bytes" in shown.plain
 

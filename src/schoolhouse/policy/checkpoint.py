@@ -42,7 +42,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             raise SchoolError(f"{path} is missing; a model folder holds its weights in safetensors")
         try:
             with safe_open(path, framework="pt") as shard:
-                weights.update({key: shard.get_tensor(key) for key in shard.keys()})  # noqa: SIM118 (not a dict)
+                for key in shard.keys():  # noqa: SIM118 (not a dict)
+                    weights[key] = shard.get_tensor(key)
         except SafetensorError as error:
             raise SchoolError(f"{path} cannot be read ({error}); it is truncated or damaged: copy it again") from error
     return weights
@@ -59,7 +60,7 @@ def load_decoder(folder: Path) -> Decoder:
     weights = read_weights(folder)
     if decoder.shape.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
-    have = {name: parameter for name, parameter in decoder.named_parameters()}
+    have = dict(decoder.named_parameters())
     missing, extra = sorted(have.keys() - weights.keys()), sorted(weights.keys() - have.keys())
     if missing or extra:
         raise SchoolError(f"{folder}: weights do not fit config.json; missing {missing[:4]}, unexpected {extra[:4]}")
@@ -76,7 +77,7 @@ def save_decoder(decoder: nn.Module, folder: Path, eos: int | None, pad: int | N
     """Write config.json and model.safetensors so that plain transformers opens the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(decoder, Decoder):
-        decoder.save(folder)  # ty: ignore[call-non-callable]  (the adapter saves through transformers)
+        decoder.save(folder)  # ty: ignore[not-callable]  (the adapter saves through transformers)
         return
     config = {**shape_to_config(decoder.shape), "eos_token_id": eos, "pad_token_id": pad, "bos_token_id": None}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -94,7 +94,9 @@ class Slots:
         longest = int(position.max()) + 1
         self.reach = min(self.room, (longest + 31) // 32 * 32)
         hidden = torch.arange(self.reach, device=position.device) > position[:, None]  # [S, T]
-        self._bias = torch.zeros(hidden.shape, device=position.device).masked_fill_(hidden, float("-inf"))[:, None, None]
+        self._bias = torch.zeros(hidden.shape, device=position.device).masked_fill_(hidden, float("-inf"))[
+            :, None, None
+        ]
         return position
 
     def end_step(self) -> None:
@@ -114,7 +116,7 @@ class Slots:
             return (weight @ v_SKTD).view(n, heads, width)
 
     def release(self, done: Tensor) -> Tensor:
-        """Slots that are `done` [busy] bool leave; gives the old places [busy'] of those that stay, in their new order."""
+        """Slots that are `done` [busy] leave; gives the old places of those that stay, in their new order."""
         stay = int((~done).sum())
         old = torch.arange(self.busy, device=done.device)
         holes, movers = old[:stay][done[:stay]], old[stay:][~done[stay:]]

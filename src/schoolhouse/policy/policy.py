@@ -191,7 +191,7 @@ class Policy:
         learning_rate: float,
         clip_norm: float = 1.0,
         temperature: float = 1.0,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """One optimizer step on sum(weight x loss) over all batches: how they are cut changes memory, nothing else.
 
         Raises SchoolError, before the weights are touched, when the gradient is not finite.

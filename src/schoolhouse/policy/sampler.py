@@ -44,7 +44,9 @@ def narrow(logits_SV: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float =
     return logits_SV
 
 
-def choose(logits_SV: Tensor, uniform_S: Tensor, temperature: float, **filters: float) -> tuple[Tensor, Tensor]:
+def choose(
+    logits_SV: Tensor, uniform_S: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """One token for each slot and its log-probability under exactly the distribution it was drawn from: [S], [S].
 
     By inverting the cumulative distribution: one uniform number a token. Temperature 0 takes the likeliest token, and
@@ -53,7 +55,7 @@ def choose(logits_SV: Tensor, uniform_S: Tensor, temperature: float, **filters: 
     if temperature == 0.0:
         token_S = logits_SV.argmax(-1)
         return token_S, logits_SV.log_softmax(-1).gather(1, token_S[:, None])[:, 0]
-    logprob_SV = narrow(logits_SV / temperature, **filters).log_softmax(-1)
+    logprob_SV = narrow(logits_SV / temperature, top_k, top_p, min_p).log_softmax(-1)
     mass_SV = logprob_SV.double().exp().cumsum(-1)
     token_S = torch.searchsorted(mass_SV, uniform_S[:, None] * mass_SV[:, -1:], right=True)[:, 0]
     # a uniform at the very top can fall behind the last token with any mass

@@ -9,16 +9,25 @@ P problems a step, G rollouts a problem, T tokens of a rollout, N tokens of a ba
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from schoolhouse.config import Frozen
-from schoolhouse.credit import group_advantage, judged, mixed, prefer_brief, rollouts_of, truncated
+from schoolhouse.credit import (
+    Baseline,
+    Scale,
+    group_advantage,
+    judged,
+    mixed,
+    prefer_brief,
+    rollouts_of,
+    truncated,
+)
 from schoolhouse.measure.evaluate import evaluate
-from schoolhouse.objectives import Objective, clipped_surrogate, kl_penalty, plus
-from schoolhouse.packing import constant, pack, sequence_mean, sequence_sum, token_mean, without
-from schoolhouse.policy.policy import Adam, Policy, Precision
+from schoolhouse.objectives import Estimator, Level, Objective, clipped_surrogate, kl_penalty, plus
+from schoolhouse.packing import Aggregate, pack, weigher, without
+from schoolhouse.policy.policy import Policy, Precision
 from schoolhouse.policy.sampler import stream
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
@@ -43,18 +52,18 @@ class Config(Frozen):
     """Tokens a rollout may say."""
     temperature: float = Field(1.0, gt=0)
 
-    baseline: Literal["mean", "leave_one_out", "none"] = "mean"
-    scale: Literal["group_std", "batch_std", "none"] = "none"
+    baseline: Baseline = "mean"
+    scale: Scale = "none"
     """What centred scores are divided by: GRPO and DAPO group_std, Dr. GRPO and RLOO none."""
-    level: Literal["token", "sequence", "product"] = "token"
+    level: Level = "token"
     """Where the importance ratio lives: each token (GRPO), the sequence's mean (GSPO) or product."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.28, gt=0)
-    aggregate: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = "token_mean"
+    aggregate: Aggregate = "token_mean"
     """GRPO sequence_mean (1/|o|), DAPO token_mean, Dr. GRPO constant (1/length), RLOO sequence_sum."""
     kl: float = Field(0.0, ge=0)
     """Coefficient of the KL penalty towards the starting model; 0 does without a second model."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_estimator: Estimator = "k3"
     brevity: float = Field(0.0, ge=0)
     """Among answers to one problem, prefer the shorter by this much of a score (Kimi k1.5); 0 leaves length alone."""
     mask_truncated: bool = False
@@ -102,7 +111,8 @@ def grpo(c: Config, run: Run, alter: Alter = lambda step, groups: groups) -> Non
     def ask(step: int, more: int = 0) -> list[Rollout]:  # [P*G] prefixes
         problems = task.draw(step * (1 + c.dynamic_sampling) + more, c.problems)
         keyed = [(problem, more * c.problems + i) for i, problem in enumerate(problems)]
-        return [say.begin(problem, Key(c.seed, "practice", step, i, g)) for problem, i in keyed for g in range(c.samples)]
+        keys = [(problem, Key(c.seed, "practice", step, i, g)) for problem, i in keyed for g in range(c.samples)]
+        return [say.begin(problem, key) for problem, key in keys]
 
     def act(policy: Policy, prefixes: Sequence[Rollout]) -> list[Rollout]:  # [P*G] rollouts
         return policy.extend(prefixes, c.length, temperature=c.temperature)
@@ -134,18 +144,13 @@ def learn(
     signal: list[Group],
     scope: list[Rollout],
     rate: float,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """`updates` optimizer steps on the groups that carry a signal; `scope` is what a mean is taken over."""
-    weigh: dict[str, Any] = {
-        "token_mean": lambda: token_mean(scope),
-        "sequence_mean": lambda: sequence_mean(scope),
-        "sequence_sum": lambda: sequence_sum(scope),
-        "constant": lambda: constant(scope, c.length),
-    }
-    weight = weigh[c.aggregate]()
+    rollouts, weigh = rollouts_of(signal), weigher(c.aggregate, scope, c.length)
     if c.mask_truncated:
-        weight = without(weight, truncated(signal))
-    rollouts = rollouts_of(signal)
+        weigh = without(weigh, truncated(signal))
+    if not any(weigh(rollout) for rollout in rollouts):
+        return {}
     rows: dict[str, Any] = {
         "advantage": group_advantage(signal, c.baseline, c.scale),
         "sampled": [rollout.logprob for rollout in rollouts],
@@ -156,13 +161,12 @@ def learn(
         rows["old"] = [scored.logprob for scored in policy.score(rollouts, c.temperature)]
     if reference:
         rows["reference"] = [scored.logprob for scored in reference.score(rollouts, c.temperature)]
-    if c.mask_truncated and all(not weight(rollout) for rollout in rollouts):
-        return {}
-    stats: dict[str, float] = {}
-    for part in range(min(c.updates, len(signal))):  # every updates-th group; each part is an equal share of the mean
-        mine = [i for i in range(len(rollouts)) if i // c.samples % c.updates == part]
-        chosen = {name: [row[i] for i in mine] for name, row in rows.items()}
-        share = [rollouts[i] for i in mine]
-        batches = pack(share, lambda rollout: weight(rollout) * c.updates, c.token_budget, **chosen)
+    stats: dict[str, Any] = {}
+    place = [at for at, group in enumerate(signal) for _ in group.rollouts]
+    parts = min(c.updates, len(signal))
+    for part in range(parts):  # whole groups, dealt in turn; weights x parts, so that each part is a mean of its own
+        mine = [i for i, group in enumerate(place) if group % parts == part]
+        chosen: dict[str, Any] = {name: [row[i] for i in mine] for name, row in rows.items()}
+        batches = pack([rollouts[i] for i in mine], lambda rollout: weigh(rollout) * parts, c.token_budget, **chosen)
         stats = policy.update(batches, objective, rate, c.clip_norm, c.temperature)
     return stats

@@ -1,0 +1,230 @@
+"""The recipes as a user runs them: what they record, that they learn a little, go on where they stopped, and refuse."""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from schoolhouse.policy.policy import Policy
+from schoolhouse.recipes import grpo, pretrain, sft
+from schoolhouse.run import Run, read_metrics
+from schoolhouse.tasks.task import open_task
+from schoolhouse.types import SchoolError
+
+TASK = "school:facts?hands=bare=50,full=50"
+
+
+def train(recipe, folder, **config):
+    """Run a recipe as the command does; gives the closed run."""
+    made = recipe.Config(**config)
+    name = recipe.__name__.rpartition(".")[2]
+    with Run.open(folder, made, name) as run:
+        getattr(recipe, name)(made, run)
+    return run
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+SMALL: dict[str, Any] = {
+    "width": 32,
+    "layers": 2,
+    "heads": 2,
+    "key_heads": 1,
+    "head_dim": 16,
+    "inner": 64,
+    "longest": 128,
+}
+PRETRAIN: dict[str, Any] = {
+    "task": TASK,
+    "vocabulary": 300,
+    "model": SMALL,
+    "batch": 8,
+    "context": 48,
+    "precision": "float32",
+}
+SFT: Any = {"task": TASK, "batch": 32, "learning_rate": 1e-2, "precision": "float32"}
+GRPO: dict[str, Any] = {
+    "task": TASK,
+    "problems": 8,
+    "samples": 8,
+    "length": 24,
+    "learning_rate": 1e-3,
+    "precision": "float32",
+}
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory) -> tuple[Path, Path]:
+    """Run folders of ten steps of pretraining and forty of worked examples."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("taught")
+    first = train(pretrain, folder / "pretrain", **PRETRAIN, steps=10)
+    second = train(sft, folder / "sft", **SFT, model=str(first.model), steps=40)
+    return first.folder, second.folder
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft", "grpo"])
+def test_ten_losses_are_the_golden_ones(name, taught, tmp_path):
+    """Exactly on the processor that wrote the file, to 1e-3 elsewhere (other kernels round otherwise)."""
+    first, second = taught
+    if name == "pretrain":
+        metrics = read_metrics(first)
+    elif name == "sft":
+        metrics = read_metrics(second)[:10]
+    else:
+        metrics = read_metrics(train(grpo, tmp_path / "run", **GRPO, model=str(model_of(second)), steps=10).folder)
+    found = [row.get("loss", 0.0) for row in metrics]
+    path = GOLDEN / f"{name}.txt"
+    if not path.exists():
+        path.write_text("\n".join([processor(), *map(repr, found)]) + "\n")
+        pytest.fail(f"{path} was missing and has been written: look at it, then commit it")
+    machine, *golden = path.read_text().split("\n")[:11]
+    expected = [float(number) for number in golden]
+    assert len(found) == 10
+    if machine == processor():
+        assert found == expected
+    else:
+        assert found == pytest.approx(expected, abs=1e-3)
+
+
+def model_of(folder: Path) -> Path:
+    return sorted((folder / "checkpoints").iterdir())[-1]
+
+
+def test_practice_raises_the_reward(taught, tmp_path):
+    """The suite's one learning test: facts with bare guesses and steps mixed, a few steps of practice."""
+    run = train(grpo, tmp_path / "run", **{**GRPO, "learning_rate": 3e-3}, model=str(model_of(taught[1])), steps=12)
+    reward = [row["reward"] for row in read_metrics(run.folder)]
+    assert sum(reward[-4:]) / 4 > sum(reward[:4]) / 4
+
+
+def test_learning_rate_zero_changes_no_weight(taught, tmp_path):
+    start = model_of(taught[1])
+    run = train(grpo, tmp_path / "run", **{**GRPO, "learning_rate": 0.0}, model=str(start), steps=2)
+    assert weights_of(run.model) == weights_of(start)
+
+
+def test_a_run_in_two_sittings_ends_in_the_same_bits(taught, tmp_path, monkeypatch):
+    model = str(model_of(taught[1]))
+    whole = train(grpo, tmp_path / "whole", **GRPO, model=model, steps=4, save_every=2)
+    config = grpo.Config(**GRPO, model=model, steps=4, save_every=2)
+
+    class Enough(Exception):
+        pass
+
+    def tired(step, groups):
+        if step == 3:
+            raise Enough
+        return groups
+
+    with pytest.raises(Enough), Run.open(tmp_path / "cut", config, "grpo") as run:
+        grpo.grpo(config, run, tired)
+    with Run.open(tmp_path / "cut", config, "grpo") as run:
+        assert run.step == 2
+        grpo.grpo(config, run)
+    assert weights_of(run.model) == weights_of(whole.model)
+    assert (run.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
+
+
+def test_how_batches_are_cut_changes_next_to_nothing(taught, tmp_path):
+    model = str(model_of(taught[1]))
+    runs = [
+        train(grpo, tmp_path / str(budget), **GRPO, model=model, steps=1, token_budget=budget)
+        for budget in (100, 99_999)
+    ]
+    one, other = (load_file(run.model / "model.safetensors") for run in runs)
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 3e-6
+    assert any(not torch.equal(one[name], Policy.load(model).decoder.state_dict()[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale": "group_std", "aggregate": "sequence_mean", "kl": 0.04},  # GRPO
+        {"aggregate": "constant"},  # Dr. GRPO
+        {"scale": "group_std", "dynamic_sampling": 2},  # DAPO
+        {"baseline": "leave_one_out", "aggregate": "sequence_sum"},  # RLOO
+        {"baseline": "none"},  # REINFORCE
+        {"level": "sequence", "aggregate": "sequence_mean", "updates": 2},  # GSPO
+        {"lag": 1},
+        {"mask_truncated": True, "brevity": 0.1},
+    ],
+)
+def test_the_switches_make_runs(changes, taught, tmp_path):
+    run = train(grpo, tmp_path / "run", **{**GRPO, **changes}, model=str(model_of(taught[1])), steps=2)
+    assert all("loss" in row and row["gap"] < 1e-4 for row in read_metrics(run.folder) if "loss" in row)
+    assert run.finished
+
+
+def test_rollouts_can_be_read(taught, tmp_path):
+    run = train(grpo, tmp_path / "run", **GRPO, model=str(model_of(taught[1])), steps=1)
+    rows = [json.loads(line) for line in (run.folder / "rollouts" / "000000.jsonl").read_text().splitlines()]
+    assert len(rows) == 64
+    assert {"tokens", "written", "logprob", "answer", "score"} <= rows[0].keys()
+
+
+def test_pretraining_reports_bits_per_byte_of_a_held_out_part(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Line {i}: the quick brown fox jumps over {i} lazy dogs." for i in range(400)))
+    run = train(pretrain, tmp_path / "run", **{**PRETRAIN, "task": None}, text=text, steps=30, learning_rate=1e-2)
+    last = read_metrics(run.folder)[-1]
+    assert 0 < last["held_out_bits_per_byte"] < 8
+
+
+@pytest.mark.parametrize(
+    "recipe, config, what",
+    [
+        (grpo, {"model": "m", "samples": -1}, "samples"),
+        (grpo, {"model": "m", "lag": 1, "dynamic_sampling": 1}, "dynamic_sampling"),
+        (grpo, {"model": "m", "level": "sequence"}, "sequence_mean"),
+        (grpo, {"model": "m", "baseline": "none", "scale": "group_std"}, "baseline"),
+        (pretrain, {}, "give either"),
+        (pretrain, {"task": "school", "context": 4096}, "longest"),
+        (pretrain, {"task": "school", "model": {"heads": 4, "key_heads": 3}}, "key_heads"),
+        (sft, {"model": "m", "stepps": 3}, "stepps"),
+    ],
+)
+def test_impossible_configs_are_refused(recipe, config, what):
+    with pytest.raises(ValidationError, match=what):
+        recipe.Config(**config)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SchoolError, match="nowhere"):
+        train(sft, tmp_path / "run", **SFT, model=str(tmp_path / "nowhere"), steps=1)
+
+
+def test_a_task_without_worked_examples_is_named(taught, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "1+1?", "reference": "2"}\n{"prompt": "1+2?", "reference": "3"}\n' * 10)
+    with pytest.raises(SchoolError, match="worked"):
+        train(sft, tmp_path / "run", **{**SFT, "task": f"jsonl:{data}"}, model=str(model_of(taught[0])), steps=1)
+
+
+def test_the_task_of_these_tests_is_disjoint_from_its_exam():
+    task = open_task(TASK)
+    exam = {problem.id for problem in task.exam()}
+    assert not exam & {problem.id for step in range(5) for problem in task.draw(step, 64)}
