@@ -42,6 +42,12 @@ COMMANDS = {
         "schoolhouse.commands:train",
         resumes=True,
     ),
+    "claim": Command(
+        "claim NAME --model MODEL [--key value ...] [--dir FOLDER]",
+        "a published effect beside the controls that must fail, with a verdict by a rule written beforehand",
+        "schoolhouse.commands:claim",
+        resumes=True,
+    ),
     "evaluate": Command(
         "evaluate MODEL --task TASK",
         "an exam: pass@1, pass@k, maj@k, thought length, each with its 95 % interval",

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from schoolhouse import recipes
+from schoolhouse import claims, recipes
 from schoolhouse.config import Frozen, describe, load, nearest
 from schoolhouse.durable import to_json, write_whole
 from schoolhouse.progress import progress
@@ -47,6 +47,25 @@ def train(words: Sequence[str]) -> None:
         else:
             getattr(module, recipe)(config, run)
         print(f"the model is in {run.model}; talk to it: school chat {folder}")
+
+
+def claim(words: Sequence[str]) -> None:
+    """school claim NAME --model MODEL [--key value ...] [--dir FOLDER]"""
+    known = sorted(module.name for module in pkgutil.iter_modules(claims.__path__))
+    usage = "school claim NAME --model MODEL [--key value ...] [--dir FOLDER]"
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: {usage}\n\nclaims: {', '.join(known)}; `school claim NAME --help` lists its keys")
+        return
+    name, *rest = words
+    if name not in known:
+        raise SchoolError(f"there is no claim `{name}`{nearest(name, known)}")
+    module = import_module(f"schoolhouse.claims.{name}")
+    if _asks_help(rest):
+        describe(module.Config, f"school claim {name}", (module.__doc__ or "").partition("\n\n")[0])
+        return
+    folder, rest = _take(rest, "--dir", f"runs/claims/{name}")
+    result = module.run_claim(load(module.Config, None, rest), Path(folder))
+    print(module.markdown(result))
 
 
 class Tokens(Frozen):
