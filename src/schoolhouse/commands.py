@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -192,7 +192,7 @@ def _print_problem(problem: Problem, note: str = "") -> None:
 
 
 @contextmanager
-def _counting(title: str) -> Iterator[Callable[[int, int], None]]:
+def _counting(title: str) -> Generator[Callable[[int, int], None]]:
     """A progress bar that is told (done, total), and starts when it is first told."""
     with ExitStack() as stack:
         advance: Callable[[int, str], None] | None = None
