@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from schoolhouse.policy.decoder import FAMILIES, Decoder, shape_from_config, shape_to_config
 from schoolhouse.types import SchoolError
+
+if TYPE_CHECKING:
+    from schoolhouse.policy.huggingface import Adapter
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -49,7 +53,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_decoder(folder: Path) -> Decoder:
+def load_decoder(folder: Path) -> Decoder | Adapter:
     """Our decoder with the weights of a folder, in float32; families it does not know go through the adapter."""
     config = read_json(folder / "config.json")
     if config.get("model_type") not in FAMILIES:
@@ -73,11 +77,11 @@ def load_decoder(folder: Path) -> Decoder:
     return decoder
 
 
-def save_decoder(decoder: nn.Module, folder: Path, eos: int | None, pad: int | None) -> None:
+def save_decoder(decoder: Decoder | Adapter, folder: Path, eos: int | None, pad: int | None) -> None:
     """Write config.json and model.safetensors so that plain transformers opens the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(decoder, Decoder):
-        decoder.save(folder)  # ty: ignore[not-callable]  (the adapter saves through transformers)
+        decoder.save(folder)
         return
     config = {**shape_to_config(decoder.shape), "eos_token_id": eos, "pad_token_id": pad, "bos_token_id": None}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from schoolhouse.policy.memory import Packed
 from schoolhouse.randomness import digest
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Key, Rollout, SchoolError
+
+if TYPE_CHECKING:
+    from schoolhouse.policy.huggingface import Adapter
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -75,7 +78,11 @@ class Policy:
     """
 
     def __init__(
-        self, decoder: Decoder, conversation: Conversation, precision: Precision = "auto", adam: Adam | None = None
+        self,
+        decoder: Decoder | Adapter,
+        conversation: Conversation,
+        precision: Precision = "auto",
+        adam: Adam | None = None,
     ) -> None:
         if conversation.tokenizer.size > decoder.shape.vocab_size:
             raise SchoolError(

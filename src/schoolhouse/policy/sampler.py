@@ -19,6 +19,7 @@ from schoolhouse.randomness import digest, uniforms
 from schoolhouse.types import Rollout, SchoolError
 
 if TYPE_CHECKING:
+    from schoolhouse.policy.huggingface import Adapter
     from schoolhouse.policy.policy import Policy
 
 OnToken = Callable[[int, int, float], None]
@@ -65,7 +66,7 @@ def choose(
 
 @torch.no_grad()
 def extend(
-    decoder: Decoder,
+    decoder: Decoder | Adapter,
     rollouts: Sequence[Rollout],
     length: int,
     stop: Sequence[int],
@@ -83,7 +84,7 @@ def extend(
 
     Rollouts come back in the order given. `progress` is told the number of rollouts that just ended.
     """
-    shape, device = decoder.shape, decoder.model.embed_tokens.weight.device
+    shape, device = decoder.shape, next(decoder.parameters()).device
     longest = max((len(r) for r in rollouts), default=0) + length
     if longest > shape.longest:
         raise SchoolError(
@@ -146,7 +147,7 @@ def extend(
     return [r for r in done if r is not None]
 
 
-def _prefill(decoder: Decoder, memory: Slots, prompts: Sequence[tuple[int, ...]]) -> Tensor:
+def _prefill(decoder: Decoder | Adapter, memory: Slots, prompts: Sequence[tuple[int, ...]]) -> Tensor:
     """Read each distinct prompt once into as many slots as want it; logits [n, V] after each."""
     distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
     device = memory.length.device
