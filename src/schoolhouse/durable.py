@@ -104,8 +104,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def drop_torn_line(path: Path) -> None:
     """Cut a file after its last line end."""
-    if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    text = path.read_bytes() if path.exists() else b""
+    if text and not text.endswith(b"\n"):
+        os.truncate(path, text.rfind(b"\n") + 1)
 
 
 # --- checkpoints

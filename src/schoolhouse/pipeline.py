@@ -206,7 +206,7 @@ def _report(pipeline: Pipeline, folder: Path, run: Run) -> dict[str, Any]:
     run.finish()
     report = report_json(
         stages,
-        max(run.seconds, sum(stage.seconds + stage.exam["seconds"] for stage in stages)),
+        round(max(run.seconds, sum(stage.seconds + stage.exam["seconds"] for stage in stages)), 3),
         max(stage.exam["peak_memory_bytes"] for stage in stages),
         pipeline.seed,
     )

@@ -177,10 +177,14 @@ def _lines(axes: Axes, curve: Curve, metric: str, dashed: Collection[str]) -> No
     for number, name in enumerate(families if len(families) > 1 else []):
         points = [(step, exam["families"].get(name, {}).get(metric)) for step, exam in curve.exams.items()]
         known = [(step, value) for step, value in points if value is not None]
+        if not known:
+            continue
         style = "--" if name in dashed else "-"
         label = f"{name} (thinking does not pay)" if name in dashed else name
         axes.plot(*zip(*known, strict=True), style, color=f"C{number}", marker=".", linewidth=1.2, label=label)
     known = [(step, exam["overall"]) for step, exam in curve.exams.items() if exam["overall"].get(metric) is not None]
+    if not known:
+        return
     steps, values = [step for step, _ in known], [overall[metric] for _, overall in known]
     axes.plot(steps, values, color="black", marker="o", markersize=4, linewidth=2, label="all")
     low, high = zip(*(overall[f"{metric}_interval"] for _, overall in known), strict=True)

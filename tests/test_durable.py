@@ -1,0 +1,86 @@
+"""Files that survive a crash."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schoolhouse.durable import disk_is_full, drop_torn_line, read_lines, read_object, to_json, write_whole
+from schoolhouse.types import SchoolError
+
+FILL = """
+import resource, sys
+import torch
+from safetensors.torch import save_file
+from schoolhouse.durable import disk_is_full
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
+weights = {"a": torch.zeros(200_000)}
+def by_handle():
+    with open(sys.argv[1] + "/t.pt", "wb") as file:
+        torch.save(weights, file)
+for save in (lambda: save_file(weights, sys.argv[1] + "/m.safetensors"), by_handle):
+    try: save()
+    except Exception as error: print(type(error).__name__, disk_is_full(error))
+"""
+
+
+def test_a_full_disk_is_told_from_what_libraries_say(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == ["True", "True"], done
+
+
+def test_other_errors_are_no_full_disk() -> None:
+    assert not disk_is_full(PermissionError(13, "Permission denied"))
+    assert not disk_is_full(ValueError("full of mistakes"))
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", "old")
+    write_whole(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8))
+def test_json_is_strict_and_says_null_for_what_is_not_finite(value: object) -> None:
+    def expected(inner: object) -> object:
+        if isinstance(inner, list):
+            return [expected(each) for each in inner]
+        return None if isinstance(inner, float) and not math.isfinite(inner) else inner
+
+    assert json.loads(to_json(value), parse_constant=pytest.fail) == expected(value)
+
+
+def test_json_takes_numpy_and_paths() -> None:
+    found = json.loads(to_json({"a": np.float32(0.5), "b": np.arange(2), 3: Path("x")}))
+    assert found == {"a": 0.5, "b": [0, 1], "3": "x"}
+
+
+@given(rows=st.lists(st.dictionaries(st.text(), st.integers(), max_size=2), min_size=1), cut=st.integers(1, 200))
+def test_a_torn_line_costs_no_other(rows: list[dict], cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "lines.jsonl"
+    last = to_json(rows[-1]).encode()
+    whole = "".join(to_json(row) + "\n" for row in rows[:-1]).encode()
+    path.write_bytes(whole + last[:cut])
+    assert read_lines(path) == rows[:-1]
+    drop_torn_line(path)
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"a": 1}\n{"a":\n{"a": 2}\n')
+    with pytest.raises(SchoolError, match=r"lines.jsonl:2 is damaged"):
+        read_lines(tmp_path / "lines.jsonl")
+
+
+@pytest.mark.parametrize("text", ['{"a": ', "[1]", "\udcff"])
+def test_a_damaged_object_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "o.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(SchoolError, match=r"o.json"):
+        read_object(tmp_path / "o.json")
