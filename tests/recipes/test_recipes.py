@@ -53,7 +53,7 @@ PRETRAIN: dict[str, Any] = {
     "context": 48,
     "precision": "float32",
 }
-SFT: Any = {"task": TASK, "batch": 32, "learning_rate": 1e-2, "precision": "float32"}
+SFT: Any = {"task": TASK, "batch": 32, "learning_rate": 5e-3, "precision": "float32"}
 GRPO: dict[str, Any] = {
     "task": TASK,
     "problems": 8,
@@ -66,11 +66,11 @@ GRPO: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory) -> tuple[Path, Path]:
-    """Run folders of ten steps of pretraining and forty of worked examples."""
+    """Run folders of ten steps of pretraining and 300 of worked examples."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("taught")
     first = train(pretrain, folder / "pretrain", **PRETRAIN, steps=10)
-    second = train(sft, folder / "sft", **SFT, model=str(first.model), steps=40)
+    second = train(sft, folder / "sft", **SFT, model=str(first.model), steps=300)
     return first.folder, second.folder
 
 

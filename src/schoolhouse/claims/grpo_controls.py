@@ -113,7 +113,8 @@ def markdown(claim: dict[str, Any]) -> str:
             f"{claim['margin']} of the start in pass@1; the flipped sign must fall, real rewards must rise, by more.",
             "",
             f"Task `{config['task']}`, {config['steps']} steps of 32 problems x 16 samples, "
-            f"seed {config['seed']}; exam: {config['problems']} held-out problems, {config['samples']} answers each; 95 % intervals over problems.",
+            f"seed {config['seed']}; exam: {config['problems']} held-out problems, {config['samples']} answers each; "
+            "95 % intervals over problems.",
             "",
             "| arm | pass@1 | change | thought tokens | holds |",
             "|---|---|---|---|---|",
