@@ -38,6 +38,7 @@ def narrow(logits_SV: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float =
     if top_p < 1.0:
         ranked, order = logits_SV.softmax(-1).sort(dim=-1, descending=True)
         beyond = ranked.cumsum(-1) - ranked >= top_p
+        beyond[:, 0] = False
         logits_SV = logits_SV.masked_fill(beyond.scatter(1, order, beyond), float("-inf"))
     if min_p > 0.0:
         likely = logits_SV.softmax(-1)
@@ -86,11 +87,7 @@ def extend(
     """
     shape, device = decoder.shape, next(decoder.parameters()).device
     longest = max((len(r) for r in rollouts), default=0) + length
-    if longest > shape.longest:
-        raise SchoolError(
-            f"a prompt of {longest - length} tokens and {length} new ones make {longest}, but the model reads at most "
-            f"{shape.longest}; lower `length` or train a model with a larger max_position_embeddings"
-        )
+    _check(rollouts, length, longest, shape.longest, temperature)
     slots = min(slots, len(rollouts))
     memory = Slots(shape.num_hidden_layers, slots, shape.num_key_value_heads, longest, shape.head_dim, device)
     stop_V = torch.zeros(shape.vocab_size, dtype=torch.bool, device=device)
@@ -145,6 +142,23 @@ def extend(
         else:
             logits_SV = logits_SV[:0]
     return [r for r in done if r is not None]
+
+
+def _check(rollouts: Sequence[Rollout], length: int, longest: int, limit: int, temperature: float) -> None:
+    for rollout in rollouts:
+        if not len(rollout):
+            raise SchoolError(
+                f"a rollout of problem {rollout.problem.id} has no tokens to go on from; give it a prompt"
+            )
+    if length < 1:
+        raise SchoolError(f"`length` is {length}: a turn has at least 1 token")
+    if temperature < 0:
+        raise SchoolError(f"`temperature` is {temperature}: give 0 (the likeliest token) or more")
+    if longest > limit:
+        raise SchoolError(
+            f"a prompt of {longest - length} tokens and {length} new ones make {longest}, but the model reads at most "
+            f"{limit}; lower `length` or train a model with a larger max_position_embeddings"
+        )
 
 
 def _prefill(decoder: Decoder | Adapter, memory: Slots, prompts: Sequence[tuple[int, ...]]) -> Tensor:
