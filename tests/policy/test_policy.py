@@ -1,0 +1,281 @@
+"""The three verbs agree with each other, and nothing but memory depends on how a step is cut."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from schoolhouse.objectives import clipped_surrogate, likelihood
+from schoolhouse.packing import pack, sequence_mean, token_mean
+from schoolhouse.policy import policy as module
+from schoolhouse.policy.memory import Packed
+from schoolhouse.policy.policy import Adam, Policy
+from schoolhouse.policy.sampler import stream
+from schoolhouse.types import NAN, Demonstration, Key, Message, Problem, SchoolError
+
+
+def ask(policy, step=0, problems=3, samples=4):
+    """Prefixes of a few problems of different lengths, [P*G]."""
+    asked = []
+    for i in range(problems):
+        problem = Problem(f"{step}-{i}", (Message("user", f"{i} and {step}?" * (1 + i)),), str(i))
+        asked += [policy.conversation.begin(problem, Key(0, "test", step, i, g)) for g in range(samples)]
+    return asked
+
+
+def sample(policy, step=0, **options):
+    return policy.extend(ask(policy, step), 12, **options)
+
+
+def advantages(rollouts):
+    """Something different for each rollout: the parity of what it said, and a little of its length."""
+    return [np.full(len(r), (sum(r.last_turn()) % 2) - 0.5 + 0.01 * len(r), np.float32) for r in rollouts]
+
+
+def batches_of(rollouts, token_budget=16_384, weigh=token_mean):
+    sampled = [r.logprob for r in rollouts]
+    return pack(rollouts, weigh(rollouts), token_budget, advantage=advantages(rollouts), sampled=sampled)
+
+
+def learn(policy, rollouts, rate=1e-2, **cut):
+    return policy.update(batches_of(rollouts, **cut), clipped_surrogate(on_policy=True), rate)
+
+
+def weights_of(policy):
+    return {name: weight.detach().clone() for name, weight in policy.decoder.named_parameters()}
+
+
+def apart(one, other):
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.fixture
+def twin(policy):
+    """Another policy with the same weights."""
+    return Policy.create(policy.decoder.shape, policy.conversation, precision="float32")
+
+
+# --- creating
+
+
+def test_the_same_seed_gives_the_same_weights(policy, twin):
+    assert apart(weights_of(policy), weights_of(twin)) == 0.0
+    other = Policy.create(policy.decoder.shape, policy.conversation, seed=1, precision="float32")
+    assert apart(weights_of(policy), weights_of(other)) > 0.0
+
+
+def test_weights_decay_in_matrices_alone(conversation, tiny_shape):
+    shape = tiny_shape(vocab_size=conversation.tokenizer.size)
+    policy = Policy.create(shape, conversation, precision="float32", adam=Adam(weight_decay=0.5))
+    before = weights_of(policy)
+    policy.update(batches_of(sample(policy)), lambda batch, scores: scores.logprob * 0.0, learning_rate=0.1)
+    for name, after in weights_of(policy).items():
+        expected = before[name] if after.dim() == 1 else before[name] * (1 - 0.1 * 0.5)
+        assert torch.allclose(after, expected, atol=1e-7), name
+
+
+# --- scoring
+
+
+def test_scores_are_log_softmax_and_entropy_at_the_token_they_are_about(policy):
+    rollouts = sample(policy, temperature=1.3)
+    for rollout, scores in zip(rollouts, policy.score(rollouts, temperature=1.3), strict=True):
+        memory = Packed([len(rollout)])
+        tokens = torch.tensor(rollout.tokens)
+        with torch.no_grad():
+            of_next = (policy.decoder.project(policy.decoder(tokens, memory.positions, memory)) / 1.3).log_softmax(-1)
+        for t, written in enumerate(rollout.written):
+            expected = float(of_next[t - 1, tokens[t]]) if written else 0.0
+            entropy = float(-(of_next[t - 1].exp() * of_next[t - 1]).sum()) if written else 0.0
+            assert scores.logprob[t] == pytest.approx(expected, abs=1e-5)
+            assert scores.entropy[t] == pytest.approx(entropy, abs=1e-5)
+
+
+@pytest.mark.parametrize("budget", [1, 61, 16_384])
+def test_scores_come_back_in_order_however_they_are_cut(policy, budget):
+    rollouts = sample(policy)
+    rollouts = [r for pair in zip(rollouts[:6], rollouts[6:][::-1], strict=True) for r in pair]  # long and short
+    for rollout, scores in zip(rollouts, policy.score(rollouts, budget=budget), strict=True):
+        start = rollout.turns[0]
+        assert scores.logprob[start:] == pytest.approx(np.array(rollout.logprob[start:]), abs=1e-5)
+        assert not scores.logprob[:start].any()
+
+
+def test_score_equals_what_an_update_sees(policy):
+    rollouts = sample(policy)
+    scored = policy.score(rollouts)
+    seen = {}
+
+    def listen(batch, scores):
+        for row in batch["row"].unique().tolist():
+            seen[int(row)] = scores.logprob.detach()[batch["row"] == row].numpy()
+        return scores.logprob
+
+    rows = [np.full(len(r), i, np.float32) for i, r in enumerate(rollouts)]
+    policy.update(pack(rollouts, token_mean(rollouts), 100, row=rows), listen, learning_rate=0.0)
+    for i, scores in enumerate(scored):
+        assert seen[i] == pytest.approx(scores.logprob, abs=1e-5)
+
+
+# --- updating
+
+
+@pytest.mark.parametrize("weigh", [token_mean, sequence_mean])
+@pytest.mark.parametrize("budget", [1, 61])
+def test_how_a_step_is_cut_changes_memory_alone(policy, twin, weigh, budget):
+    rollouts = sample(policy)
+    whole, cut = batches_of(rollouts, weigh=weigh), batches_of(rollouts, budget, weigh)
+    assert len(whole) == 1 < len(cut)
+    before = weights_of(policy)
+    one = policy.update(whole, clipped_surrogate(on_policy=True), 1e-3)
+    other = twin.update(cut, clipped_surrogate(on_policy=True), 1e-3)
+    assert apart(weights_of(policy), weights_of(twin)) < 3e-6
+    assert apart(weights_of(policy), before) > 9e-4
+    assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+def test_logits_in_pieces_give_the_same_loss_and_gradient(policy, twin, monkeypatch):
+    rollouts = sample(policy)
+    whole = learn(policy, rollouts, rate=0.0)
+    pieces = []
+    read_out = twin._read_out
+    monkeypatch.setattr(
+        twin, "_read_out", lambda h, t, temperature: pieces.append(len(t)) or read_out(h, t, temperature)
+    )
+    monkeypatch.setattr(module, "_CHUNK", 7 * twin.decoder.shape.vocab_size)
+    assert learn(twin, rollouts, rate=0.0) == pytest.approx(whole, rel=1e-5, abs=1e-7)
+    assert max(pieces) == 7
+    for (name, one), other in zip(policy.decoder.named_parameters(), twin.decoder.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.allclose(one.grad, other.grad, atol=1e-7), name
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(policy, twin, poison):
+    rollouts = sample(policy)
+    for each in (policy, twin):
+        learn(each, rollouts)
+    before = weights_of(policy)
+    with pytest.raises(SchoolError, match="gradient of update 1 is"):
+        policy.update(batches_of(rollouts), lambda batch, scores: scores.logprob * poison, 1e-2)
+    assert apart(weights_of(policy), before) == 0.0
+    assert policy.version == 1
+    learn(policy, rollouts)
+    learn(twin, rollouts)
+    assert apart(weights_of(policy), weights_of(twin)) == 0.0  # the moments were not touched either
+
+
+def test_the_norm_of_the_gradient_is_clipped_and_reported(policy, twin):
+    rollouts = sample(policy)
+    free = policy.update(batches_of(rollouts), clipped_surrogate(on_policy=True), 0.0, clip_norm=1e9)
+    told = twin.update(batches_of(rollouts), clipped_surrogate(on_policy=True), 0.0, clip_norm=free["grad_norm"] / 4)
+    assert told["grad_norm"] == pytest.approx(free["grad_norm"])
+    for one, other in zip(policy.decoder.parameters(), twin.decoder.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.allclose(one.grad / 4, other.grad, rtol=1e-4, atol=1e-8)
+
+
+def test_an_update_does_what_the_objective_says(policy):
+    problem = Problem("a", (Message("user", "1 and 2?"),), "3")
+    taught = [policy.conversation.demonstrate(Demonstration(problem, "1 + 2", "3"), Key(0, "teach"))]
+    before = policy.score(taught)[0].logprob.sum()
+    losses = [policy.update(pack(taught, token_mean(taught)), likelihood(), 1e-2)["loss"] for _ in range(20)]
+    assert losses[0] == pytest.approx(-before / sum(taught[0].written), rel=1e-5)
+    assert losses[-1] < 0.2 * losses[0]
+    (said,) = policy.extend([policy.conversation.begin(problem, Key(0, "ask"))], 20, temperature=0.0)
+    assert said.tokens == taught[0].tokens
+    assert said.finish == "stop"
+
+
+def test_what_stands_at_prompts_takes_no_part(policy):
+    rollouts = sample(policy)
+    rows = [np.where(r.written, 1.0, NAN).astype(np.float32) for r in rollouts]
+    stats = policy.update(pack(rollouts, token_mean(rollouts), advantage=rows), clipped_surrogate(on_policy=True), 1e-3)
+    assert stats["tokens"] == sum(sum(r.written) for r in rollouts)
+    assert math.isfinite(stats["loss"])
+
+
+# --- sampler and learner
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_gap_between_sampler_and_learner_is_rounding(policy, temperature):
+    for step in range(2):
+        rollouts = sample(policy, step, temperature=temperature, slots=5)
+        objective = clipped_surrogate(on_policy=True)
+        stats = policy.update(batches_of(rollouts), objective, 1e-2, temperature=temperature)
+        assert 0 < stats["gap"] < 1e-5
+    assert policy.update(batches_of(rollouts), objective, 0.0)["gap"] > 1e-3  # these are old by now
+
+
+def test_a_rollout_remembers_the_version_that_wrote_it(policy):
+    assert {r.version for r in sample(policy)} == {0}
+    learn(policy, sample(policy))
+    assert {r.version for r in sample(policy)} == {1}
+
+
+def test_without_lag_the_stream_is_the_plain_loop_to_the_bit(policy, twin):
+    plain = []
+    for step in range(3):
+        rollouts = sample(policy, step)
+        plain.append((rollouts, learn(policy, rollouts)))
+    source = stream(twin, lambda step: ask(twin, step), lambda p, prefixes: p.extend(prefixes, 12), range(3), lag=0)
+    streamed = [(rollouts, learn(twin, rollouts)) for _, rollouts in source]
+    for (one, learned), (other, also) in zip(plain, streamed, strict=True):
+        assert [r.tokens for r in one] == [r.tokens for r in other]
+        assert learned == also
+    assert apart(weights_of(policy), weights_of(twin)) == 0.0
+
+
+# --- coming back
+
+
+def test_a_policy_that_was_saved_goes_on_as_if_it_never_stopped(policy, tmp_path):
+    for step in range(2):
+        learn(policy, sample(policy, step))
+    policy.save(tmp_path / "model")
+    torch.save(policy.state_dict(), tmp_path / "trainer.pt")
+
+    again = Policy.load(tmp_path / "model", precision="float32")
+    again.load_state_dict(torch.load(tmp_path / "trainer.pt"))
+    assert apart(weights_of(policy), weights_of(again)) == 0.0
+    assert again.version == 2
+    for step in range(2, 4):
+        one, other = sample(policy, step), sample(again, step)
+        assert [(r.tokens, r.logprob[r.turns[0] :]) for r in one] == [
+            (r.tokens, r.logprob[r.turns[0] :]) for r in other
+        ]
+        assert learn(policy, one) == learn(again, other)
+    assert apart(weights_of(policy), weights_of(again)) == 0.0
+
+
+def test_without_the_moments_it_would_not(policy, tmp_path):
+    for step in range(2):
+        learn(policy, sample(policy, step))
+    policy.save(tmp_path)
+    again = Policy.load(tmp_path, precision="float32")
+    rollouts = sample(policy, 2)
+    learn(policy, rollouts)
+    learn(again, rollouts)
+    assert apart(weights_of(policy), weights_of(again)) > 1e-4
+
+
+def test_another_family_samples_and_learns_and_comes_back(conversation, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = conversation.tokenizer.size
+    numbers = {"vocab_size": size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = transformers.AutoConfig.for_model("olmo2", **numbers, num_attention_heads=4, max_position_embeddings=128)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "theirs")
+    conversation.save(tmp_path / "theirs")
+
+    policy = Policy.load(tmp_path / "theirs", precision="float32")
+    for step in range(2):
+        stats = learn(policy, sample(policy, step))
+        assert stats["gap"] < 1e-5
+    policy.save(tmp_path / "ours")
+    again = Policy.load(tmp_path / "ours", precision="float32")
+    assert apart(weights_of(policy), weights_of(again)) == 0.0
