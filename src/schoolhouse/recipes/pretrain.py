@@ -109,8 +109,8 @@ def pretrain(c: Config, run: Run) -> None:
         if (step + 1) % c.test_every == 0 or step + 1 == c.steps:
             stats["held_out_bits_per_byte"] = test(policy, held_out, c.context)
         run.record(step, **stats, learning_rate=rate)
-    if not run.finished:
-        print(f"held-out text costs {test(policy, held_out, c.context):.3f} bits per byte")
+        if step + 1 == c.steps:
+            print(f"held-out text costs {stats['held_out_bits_per_byte']:.3f} bits per byte")
 
 
 def test(policy: Policy, documents: Sequence[str], context: int) -> float:
