@@ -10,6 +10,7 @@ from schoolhouse.credit import (
     kl_in_reward,
     mixed,
     not_judged,
+    prefer_brief,
     rollouts_of,
     signal_account,
     soft_overlong,
@@ -170,3 +171,23 @@ def test_kl_in_reward_charges_the_sum_over_written_tokens():
     assert [v.score for v in after.verdicts] == [pytest.approx(1 - 0.05), None, pytest.approx(0 - 0.15)]
     assert [v.parts["kl"] for v in after.verdicts] == [0.5, 1.0, 1.5]
     assert after.rollouts == before.rollouts
+
+
+def test_brevity_praises_the_shorter_of_right_answers_and_never_a_wrong_one_for_being_short():
+    # lengths 1, 2, 3: preferences +0.5, 0, -0.5
+    (shaped,) = prefer_brief([group(1.0, 1.0, 1.0)], 0.2)
+    assert shaped.scores == pytest.approx((1.1, 1.0, 0.9))
+    (shaped,) = prefer_brief([group(0.0, 0.0, 0.0)], 0.2)
+    assert shaped.scores == pytest.approx((0.0, 0.0, -0.1))
+
+
+def test_brevity_leaves_equal_lengths_and_unjudged_answers_alone():
+    alone = group(1.0)
+    assert prefer_brief([alone], 0.2) == [alone]
+    (shaped,) = prefer_brief([group(1.0, None, 1.0)], 0.2)
+    assert [v.score for v in shaped.verdicts] == pytest.approx([1.1, None, 0.9])
+
+
+def test_no_brevity_is_the_same_groups():
+    groups = [group(1.0, 0.0)]
+    assert prefer_brief(groups, 0.0) == groups
