@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schoolhouse.durable import disk_is_full, drop_torn_line, read_lines, read_object, to_json, write_whole
+from schoolhouse.durable import (
+    disk_is_full,
+    drop_torn_line,
+    model_in,
+    read_lines,
+    read_object,
+    to_json,
+    write_whole,
+)
 from schoolhouse.types import SchoolError
 
 FILL = """
@@ -84,3 +92,17 @@ def test_a_damaged_object_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "o.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(SchoolError, match=r"o.json"):
         read_object(tmp_path / "o.json")
+
+
+def test_the_model_of_a_run_is_its_newest_complete_checkpoint(tmp_path: Path) -> None:
+    assert model_in(tmp_path) == tmp_path
+    for name in ("000020", "000100", "000120.partial"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert model_in(tmp_path) == tmp_path / "checkpoints" / "000100"
+
+
+def test_a_run_of_several_stages_asks_which_one(tmp_path: Path) -> None:
+    for stage in ("pretrain", "sft"):
+        (tmp_path / stage / "checkpoints" / "000010").mkdir(parents=True)
+    with pytest.raises(SchoolError, match=r"several stages \(pretrain, sft\): give one, such as .*/sft"):
+        model_in(tmp_path)

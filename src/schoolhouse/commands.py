@@ -87,7 +87,7 @@ def tokens(words: Sequence[str]) -> None:
     from schoolhouse.text.display import show_tokens
     from schoolhouse.text.tokenizer import Tokenizer
 
-    Console(highlight=False).print(show_tokens(c.text, Tokenizer.load(_model(c.model)), c.markup))
+    Console(highlight=False).print(show_tokens(c.text, Tokenizer.load(c.model), c.markup))
 
 
 class Chat(Frozen):
@@ -108,7 +108,7 @@ def chat(words: Sequence[str]) -> None:
     from schoolhouse.policy.policy import Policy
     from schoolhouse.serve.chat import chat as talk
 
-    talk(Policy.load(_model(c.model)), c.length, c.temperature, seed=c.seed)
+    talk(Policy.load(c.model), c.length, c.temperature, seed=c.seed)
 
 
 class Evaluate(Frozen):
@@ -138,7 +138,7 @@ def evaluate(words: Sequence[str]) -> None:
     from schoolhouse.tasks.task import open_task
 
     task = open_task(c.task, c.seed)
-    policy = Policy.load(_model(c.model))
+    policy = Policy.load(c.model)
     result = sit(policy, task, c.problems, c.samples, c.length, c.temperature, c.seed)
     print(result)
     if c.save:
@@ -252,11 +252,6 @@ def _options(cls: type[C], words: Sequence[str], usage: str, positional: Sequenc
         describe(cls, " ".join(usage.split()[:2]), usage)
         return None
     return load(cls, None, words, positional)
-
-
-def _model(folder: Path) -> Path:
-    """The model in a folder: its own, or the newest complete checkpoint of a run."""
-    return max((path for path in folder.glob("checkpoints/*") if path.name.isdigit()), default=folder)
 
 
 def _take(words: Sequence[str], option: str, otherwise: str) -> tuple[str, list[str]]:

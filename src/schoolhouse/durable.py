@@ -151,6 +151,20 @@ def complete_ones(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.name.isdigit())
 
 
+def model_in(folder: Path | str) -> Path:
+    """The model that a folder holds: the newest checkpoint of a run, or the folder itself.
+
+    Raises SchoolError where the folder is a run of several stages, naming them.
+    """
+    folder = Path(folder)
+    newest = complete_ones(folder / "checkpoints")
+    stages = sorted(path.parent.parent.name for path in folder.glob("*/checkpoints/*") if path.name.isdigit())
+    if stages and not newest:
+        names = ", ".join(dict.fromkeys(stages))
+        raise SchoolError(f"{folder} is a run of several stages ({names}): give one, such as {folder / stages[-1]}")
+    return newest[-1] if newest else folder
+
+
 def drop_old(folder: Path, spare: int) -> None:
     """Remove all checkpoints but the newest `spare`."""
     for path in complete_ones(folder)[:-spare]:

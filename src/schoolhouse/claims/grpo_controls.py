@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from schoolhouse.config import Frozen
+from schoolhouse.credit import Scale
 from schoolhouse.durable import to_json, write_whole
 from schoolhouse.measure.evaluate import evaluate
 from schoolhouse.policy.policy import Policy
@@ -30,10 +31,13 @@ MARGIN = 0.05
 class Config(Frozen):
     model: str
     """Folder of the model that every arm starts from."""
-    task: str = "school"
+    task: str = "school:chain+addition+compare?digits=3&decimals=1"
     seed: int = 0
-    steps: int = Field(60, gt=0)
-    length: int = Field(128, gt=0)
+    steps: int = Field(80, gt=0)
+    length: int = Field(100, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
+    adam_eps: float = Field(3e-4, gt=0)
+    scale: Scale = "group_std"
     problems: int = Field(400, gt=0)
     """Held-out problems of the exam."""
     samples: int = Field(8, gt=0)
@@ -71,8 +75,10 @@ def run_claim(c: Config, folder: Path) -> dict[str, Any]:
     """Run every arm in `folder` (an arm that is finished is not run again); gives what grpo_controls.json holds."""
     task = open_task(c.task, c.seed)
     results = {"start": _exam(Policy.load(c.model), task, c)}
+    keys = "model task seed steps length learning_rate adam_eps scale".split()
+    shared = {**{key: getattr(c, key) for key in keys}, "token_budget": 4096}
     for name, (alter, changes) in ARMS.items():
-        config = grpo.Config(model=c.model, task=c.task, seed=c.seed, steps=c.steps, length=c.length, **changes)
+        config = grpo.Config(**{**shared, **changes})
         with Run.open(folder / name, config, "grpo") as run:
             if not run.finished:
                 grpo.grpo(config, run, alter)
@@ -112,8 +118,9 @@ def markdown(claim: dict[str, Any]) -> str:
             "Random rewards, rewards shuffled across problems and learning rate 0 must stay within "
             f"{claim['margin']} of the start in pass@1; the flipped sign must fall, real rewards must rise, by more.",
             "",
-            f"Task `{config['task']}`, {config['steps']} steps of 32 problems x 16 samples, "
-            f"seed {config['seed']}; exam: {config['problems']} held-out problems, {config['samples']} answers each; "
+            f"Task `{config['task']}`, {config['steps']} steps of 32 problems x 16 samples, learning rate "
+            f"{config['learning_rate']}, adam_eps {config['adam_eps']}, scale {config['scale']}, no preference for "
+            f"brevity (that would be a reward of its own); seed {config['seed']}; exam: {config['problems']} held-out problems, {config['samples']} answers each; "
             "95 % intervals over problems.",
             "",
             "| arm | pass@1 | change | thought tokens | holds |",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from schoolhouse.durable import model_in
 from schoolhouse.objectives import Objective
 from schoolhouse.packing import Batch, Scores, pack_whole
 from schoolhouse.policy import sampler
@@ -114,8 +115,11 @@ class Policy:
 
     @classmethod
     def load(cls, folder: Path | str, precision: Precision = "auto", adam: Adam | None = None) -> Policy:
-        """A policy from a model folder in Hugging Face format. Raises SchoolError naming what is missing or damaged."""
-        folder = Path(folder)
+        """A policy from a model folder in Hugging Face format, or from the newest checkpoint of a run.
+
+        Raises SchoolError naming what is missing or damaged.
+        """
+        folder = model_in(folder)
         if not folder.is_dir():
             raise SchoolError(f"{folder} is not a folder; a model is a local folder in Hugging Face format")
         return cls(load_decoder(folder), Conversation.load(folder), precision, adam)

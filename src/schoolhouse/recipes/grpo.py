@@ -27,7 +27,7 @@ from schoolhouse.credit import (
 from schoolhouse.measure.evaluate import evaluate
 from schoolhouse.objectives import Estimator, Level, Objective, clipped_surrogate, kl_penalty, plus
 from schoolhouse.packing import Aggregate, pack, weigher, without
-from schoolhouse.policy.policy import Policy, Precision
+from schoolhouse.policy.policy import Adam, Policy, Precision
 from schoolhouse.policy.sampler import stream
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
@@ -39,7 +39,7 @@ Alter = Callable[[int, list[Group]], list[Group]]
 
 class Config(Frozen):
     model: str
-    """Folder of the model to start from (Hugging Face format)."""
+    """Folder of the model to start from (Hugging Face format), or of a run: its newest checkpoint."""
     task: str = "school"
     """Practice problems: school[:families], gym:NAME, jsonl:PATH, python:PATH."""
     seed: int = 0
@@ -79,6 +79,8 @@ class Config(Frozen):
     warmup: int = Field(5, ge=0)
     decay: float = Field(0.0, ge=0, le=1)
     clip_norm: float = Field(1.0, gt=0)
+    adam_eps: float = Field(1e-8, gt=0)
+    """Adam divides by gradient size + this. As large as the noise in a weight's gradient, noise makes small steps."""
     token_budget: int = Field(16_384, gt=0)
     """Tokens of one micro-batch: memory, never the result."""
     precision: Precision = "auto"
@@ -101,7 +103,7 @@ class Config(Frozen):
 
 def grpo(c: Config, run: Run, alter: Alter = lambda step, groups: groups) -> None:
     """Practise. `alter` may change verdicts before they become credit (the controls of docs/claims do)."""
-    policy = run.restore(Policy.load(run.start(c.model), c.precision))
+    policy = run.restore(Policy.load(run.start(c.model), c.precision, Adam(eps=c.adam_eps)))
     reference = Policy.load(c.model, c.precision) if c.kl else None
     task, say = open_task(c.task, c.seed), policy.conversation
     objective = clipped_surrogate(c.clip_low, c.clip_high, c.level, on_policy=c.updates == 1 and c.lag == 0)

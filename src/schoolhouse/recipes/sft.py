@@ -19,7 +19,7 @@ from schoolhouse.types import Key
 
 class Config(Frozen):
     model: str
-    """Folder of the model to start from (Hugging Face format)."""
+    """Folder of the model to start from (Hugging Face format), or of a run: its newest checkpoint."""
     task: str = "school"
     """Where the worked examples come from: school[:families], jsonl:PATH, ..."""
     seed: int = 0

@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Inner
 
+from schoolhouse.durable import model_in
 from schoolhouse.types import SchoolError
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -108,8 +109,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:
-        """A tokenizer from a model folder. Raises SchoolError naming the file that is missing or damaged."""
-        folder = Path(folder)
+        """A tokenizer from a model folder, or from the newest checkpoint of a run.
+
+        Raises SchoolError naming the file that is missing or damaged.
+        """
+        folder = model_in(folder)
         path = folder / "tokenizer.json"
         text = _read(path, "save the tokenizer once more with transformers' AutoTokenizer(...).save_pretrained")
         try:
