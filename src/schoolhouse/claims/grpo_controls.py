@@ -35,7 +35,7 @@ class Config(Frozen):
     seed: int = 0
     steps: int = Field(80, gt=0)
     length: int = Field(100, gt=0)
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
     adam_eps: float = Field(3e-4, gt=0)
     scale: Scale = "group_std"
     problems: int = Field(400, gt=0)
