@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from schoolhouse.claims.grpo_controls import flipped, markdown, randomly, shuffled
+from schoolhouse.claims.grpo_controls import Config, flipped, markdown, randomly, shuffled
 from schoolhouse.types import NAN, Group, Key, Problem, Rollout, Verdict
 
 
@@ -43,7 +43,7 @@ def test_random_rewards_are_a_coin_whatever_was_said():
 
 def test_the_page_says_what_did_not_hold():
     arm = {"pass_at_1": 0.5, "interval": [0.4, 0.6], "thought_tokens": 9.0, "change": 0.2}
-    config = {"task": "school", "steps": 1, "seed": 0, "problems": 2, "samples": 2}
+    config = Config(model="it").model_dump(mode="json")
     page = markdown(
         {"verdict": "FAIL", "margin": 0.05, "config": config, "arms": {"random": arm}, "holds": {"random": False}}
     )

@@ -120,8 +120,8 @@ def markdown(claim: dict[str, Any]) -> str:
             "",
             f"Task `{config['task']}`, {config['steps']} steps of 32 problems x 16 samples, learning rate "
             f"{config['learning_rate']}, adam_eps {config['adam_eps']}, scale {config['scale']}, no preference for "
-            f"brevity (that would be a reward of its own); seed {config['seed']}; exam: {config['problems']} held-out problems, {config['samples']} answers each; "
-            "95 % intervals over problems.",
+            f"brevity (that would be a reward of its own); seed {config['seed']}; exam: {config['problems']} held-out "
+            f"problems, {config['samples']} answers each; 95 % intervals over problems.",
             "",
             "| arm | pass@1 | change | thought tokens | holds |",
             "|---|---|---|---|---|",
