@@ -76,7 +76,7 @@ def run_claim(c: Config, folder: Path) -> dict[str, Any]:
     task = open_task(c.task, c.seed)
     results = {"start": _exam(Policy.load(c.model), task, c)}
     keys = "model task seed steps length learning_rate adam_eps scale".split()
-    shared = {**{key: getattr(c, key) for key in keys}, "token_budget": 4096}
+    shared: dict[str, Any] = {**{key: getattr(c, key) for key in keys}, "token_budget": 4096}
     for name, (alter, changes) in ARMS.items():
         config = grpo.Config(**{**shared, **changes})
         with Run.open(folder / name, config, "grpo") as run:
