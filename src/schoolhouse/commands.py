@@ -120,8 +120,8 @@ class Evaluate(Frozen):
     """Held-out problems to answer; none: all of them."""
     samples: int = Field(8, gt=0)
     """Answers to each problem."""
-    length: int = Field(512, gt=0)
-    """Tokens an answer may take, thinking included."""
+    length: int | None = Field(None, gt=0)
+    """Tokens an answer may take, thinking included; none: what the model can read, at most 512."""
     temperature: float = Field(1.0, ge=0)
     seed: int = 0
     save: Path | None = None

@@ -40,6 +40,7 @@ class Pupil:
     """Says what `answer(problem, sample)` gives: (thought, answer), each token with probability 1/e."""
 
     conversation = CONVERSATION
+    longest = 200
 
     def __init__(self, answer: Callable[[Problem, int], tuple[str, str]]) -> None:
         self.answer = answer
@@ -173,3 +174,9 @@ def test_a_partly_right_answer_counts_in_the_score_alone() -> None:
     found = summarise([record], 2)
     assert found["score"].value == 0.75
     assert found["pass_at_1"].value == 0.5
+
+
+def test_without_a_length_an_answer_may_take_what_the_model_can_read() -> None:
+    pupil = Pupil(lambda problem, sample: ("", ""))
+    longest_prompt = max(len(CONVERSATION.begin(p, Key(0, "evaluate"))) for p in Doubles().exam(3))
+    assert evaluate(pupil, Doubles(), 3, 1, None).length == pupil.longest - longest_prompt

@@ -20,12 +20,14 @@ class Scripted:
     """A policy that says prepared replies, markup and all; `None` refuses, "^C" in one is a Ctrl-C at that place."""
 
     version = 0
+    longest = 100
 
     def __init__(self, folder: Path, *replies: str | None) -> None:
         Conversation(train_tokenizer(["hello there, you think"] * 4, 300)).save(folder)
         self.conversation = Conversation.load(folder)
         self.replies = list(replies)
         self.heard: list[Rollout] = []
+        self.lengths: list[int] = []
 
     def extend(
         self,
@@ -37,6 +39,7 @@ class Scripted:
     ) -> list[Rollout]:
         (asked,) = rollouts
         self.heard.append(asked)
+        self.lengths.append(length)
         reply = self.replies.pop(0)
         if reply is None:
             raise SchoolError("the conversation is too long")
@@ -113,6 +116,14 @@ def test_an_answer_can_be_stopped_and_the_talk_goes_on(tmp_path: Path) -> None:
 def test_an_answer_that_runs_out_of_length_says_so(tmp_path: Path) -> None:
     shown, _ = talk(Scripted(tmp_path, "<think>hello hello hello"), "hi", length=3)
     assert "(cut off)" in shown
+
+
+def test_an_answer_takes_no_more_than_the_model_can_read(tmp_path: Path) -> None:
+    policy = Scripted(tmp_path, "yes<|im_end|>", "no<|im_end|>")
+    talk(policy, "hello?", "hello?", length=90)
+    first, second = policy.heard
+    assert policy.lengths == [min(90, policy.longest - len(first)), max(1, policy.longest - len(second))]
+    assert policy.lengths[1] < policy.lengths[0]
 
 
 def test_reset_forgets_and_draws_other_numbers(tmp_path: Path) -> None:

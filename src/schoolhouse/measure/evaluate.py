@@ -27,6 +27,9 @@ class Examinee(Protocol):
 
     conversation: Conversation
 
+    @property
+    def longest(self) -> int: ...
+
     def extend(
         self,
         rollouts: Sequence[Rollout],
@@ -115,13 +118,14 @@ def evaluate(
     task: Task,
     problems: int | None = 200,
     samples: int = 8,
-    length: int = 128,
+    length: int | None = 128,
     temperature: float = 1.0,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Sit an exam: `samples` answers of up to `length` tokens to each of `problems` held-out problems (None: all).
 
+    Without a `length` an answer may take what the model can read behind the longest prompt, at most 512 tokens.
     The same problems and the same random numbers every time, so that two models can be compared pair by pair.
     `progress` is told how many answers have just ended; without it a bar is shown.
     Raises SchoolError where the task has no exam.
@@ -134,6 +138,8 @@ def evaluate(
         for i, problem in enumerate(exam)
         for g in range(samples)
     ]
+    if length is None:
+        length = max(1, min(512, policy.longest - max(map(len, asked))))
     with show_progress("exam", len(asked), unit="answer") as advance:
         rollouts = policy.extend(
             asked, length, temperature=temperature, progress=progress or (lambda more: advance(more, ""))

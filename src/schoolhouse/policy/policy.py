@@ -130,6 +130,11 @@ class Policy:
         save_decoder(self.decoder, Path(folder), tokenizer.eos_id, tokenizer.pad_id)
         self.conversation.save(Path(folder))
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that the model reads."""
+        return self.decoder.shape.longest
+
     def state_dict(self) -> dict[str, Any]:
         """What training needs beyond the model: optimizer moments and version."""
         return {"optimizer": self.optimizer.state_dict(), "version": self.version}

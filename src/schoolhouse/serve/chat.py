@@ -20,6 +20,9 @@ class Speaker(Protocol):
     conversation: Conversation
     version: int
 
+    @property
+    def longest(self) -> int: ...
+
     def extend(
         self,
         rollouts: Sequence[Rollout],
@@ -38,7 +41,7 @@ def chat(
     console: Console | None = None,
     seed: int = 0,
 ) -> Rollout | None:
-    """Talk until /quit or the end of input; up to `length` tokens an answer. Returns the conversation as it stood.
+    """Talk until /quit or the end of input; up to `length` tokens an answer, or what the model can still read. Returns the conversation as it stood.
 
     `input_lines` stand in for the keyboard.
     """
@@ -91,8 +94,9 @@ def _answer(policy: Speaker, asked: Rollout, length: int, temperature: float, co
         logprobs.append(logprob)
         screen.show(policy.conversation.read(so_far()))
 
+    room = max(1, min(length, policy.longest - len(asked)))
     try:
-        (talk,) = policy.extend([asked], length, temperature=temperature, on_token=hear)
+        (talk,) = policy.extend([asked], room, temperature=temperature, on_token=hear)
     except KeyboardInterrupt:
         talk = so_far()
     reply = policy.conversation.read(talk)
