@@ -41,7 +41,9 @@ def chat(
     console: Console | None = None,
     seed: int = 0,
 ) -> Rollout | None:
-    """Talk until /quit or the end of input; up to `length` tokens an answer, or what the model can still read. Returns the conversation as it stood.
+    """Talk until /quit or the end of input. Returns the conversation as it stood.
+
+    An answer takes up to `length` tokens, or what the model can still read.
 
     `input_lines` stand in for the keyboard.
     """
