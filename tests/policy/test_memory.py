@@ -21,7 +21,9 @@ def prefill(decoder, memory, prompts, source=None):
     packed = Packed([len(p) for p in prompts], keep=True)
     with torch.no_grad():
         decoder(torch.tensor([t for p in prompts for t in p]), packed.positions, packed)
-    memory.admit(packed, torch.tensor(range(len(prompts)) if source is None else source))
+    names = [tuple(p) for p in prompts]
+    memory.remember(packed, names)
+    memory.admit(names if source is None else [names[i] for i in source])
 
 
 def step(decoder, memory, tokens):
@@ -33,7 +35,7 @@ def step(decoder, memory, tokens):
 
 def slots_for(decoder, slots, room):
     shape = decoder.shape
-    return Slots(shape.num_hidden_layers, slots, shape.num_key_value_heads, room, shape.head_dim)
+    return Slots(shape.num_hidden_layers, slots, shape.num_key_value_heads, shape.head_dim, room, room)
 
 
 def sequences(lengths, seed=0):
@@ -98,25 +100,33 @@ def test_a_slot_that_is_filled_again_has_forgotten_what_it_held(tiny_decoder):
     assert torch.allclose(hidden[1], hidden_of(decoder, [*short, 4])[-1], atol=1e-5)
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=9))
-def test_release_keeps_what_stays_dense_and_whole(done):
-    n = len(done)
-    memory = Slots(layers=1, slots=n, heads=1, room=2, width=1)
-    memory.busy = n
-    names = torch.arange(1.0, n + 1)
-    memory.keys[0][:] = names[:, None, None, None]
-    memory.values[0][:] = -names[:, None, None, None]
-    memory.length[:] = torch.arange(n)
-    order = memory.release(torch.tensor(done))
-    stay = n - sum(done)
-    assert memory.busy == stay
-    assert sorted(order.tolist()) == [i for i in range(n) if not done[i]]
-    assert memory.keys[0][:stay, 0, 0, 0].tolist() == names[order].tolist()
-    assert memory.values[0][:stay, 0, 1, 0].tolist() == (-names[order]).tolist()
-    assert memory.length[:stay].tolist() == order.tolist()
+@given(st.data())
+def test_release_keeps_what_stays_dense_and_whole(data):
+    n = data.draw(st.integers(1, 9))
+    prompt_of = data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+    done = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    used = sorted(set(prompt_of))
+    memory = Slots(layers=1, slots=9, heads=1, width=1, prompt_room=2, room=2)
+    read = Packed([1] * len(used), keep=True)
+    names = torch.tensor(used, dtype=torch.float)[:, None, None]  # a prompt's keys say which one it is
+    read.attend(0, names, names, names)
+    memory.remember(read, used)
+    memory.admit(prompt_of)
+    memory.keys[0][:n] = torch.arange(1.0, n + 1)[:, None, None, None]
+    memory.said[:n] = torch.arange(n)
+    order = memory.release(torch.tensor(done)).tolist()
+    assert sorted(order) == [i for i in range(n) if not done[i]]
+    assert memory.busy == len(order)
+    assert memory.keys[0][: len(order), 0, 1, 0].tolist() == [i + 1 for i in order]
+    assert memory.said[: len(order)].tolist() == order
+    assert set(memory.names) == {prompt_of[i] for i in order}
+    assert len(memory.names) == len(set(memory.names))
+    assert [memory.names[place] for place in memory.prompt_of[: len(order)]] == [prompt_of[i] for i in order]
+    behind = memory.prompt_keys[0][memory.prompt_of[: len(order)], 0, 0, 0]
+    assert behind.tolist() == [prompt_of[i] for i in order]
 
 
 def test_prompts_whose_keys_were_not_kept_cannot_be_admitted(tiny_decoder):
     memory = slots_for(tiny_decoder(), 1, 8)
     with pytest.raises(ValueError, match="keep=True"):
-        memory.admit(Packed([3]), torch.tensor([0]))
+        memory.remember(Packed([3]), ["it"])

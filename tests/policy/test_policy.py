@@ -211,6 +211,24 @@ def test_the_gap_between_sampler_and_learner_is_rounding(policy, temperature):
     assert policy.update(batches_of(rollouts), objective, 0.0)["gap"] > 1e-3  # these are old by now
 
 
+def test_rollouts_that_are_not_its_own_stop_the_run_before_the_weights_change(policy):
+    rollouts = sample(policy)
+    learn(policy, rollouts)  # now they are a version old
+    before = weights_of(policy)
+    with pytest.raises(SchoolError, match=r"apart in the mean before update 1 \(gap_limit 0.001\)"):
+        policy.update(batches_of(rollouts), clipped_surrogate(on_policy=True), 1e-2, gap_limit=1e-3)
+    assert apart(weights_of(policy), before) == 0.0
+    assert policy.version == 1
+
+
+def test_an_answer_may_have_a_length_of_its_own(policy):
+    lengths = [1 + i % 4 for i in range(len(ask(policy)))]
+    said = policy.extend(ask(policy), lengths, stop=())
+    assert [len(r.last_turn()) for r in said] == lengths
+    with pytest.raises(SchoolError, match="2 lengths for 12 rollouts"):
+        policy.extend(ask(policy), [3, 3])
+
+
 def test_a_rollout_remembers_the_version_that_wrote_it(policy):
     assert {r.version for r in sample(policy)} == {0}
     learn(policy, sample(policy))

@@ -116,6 +116,20 @@ def model_of(folder: Path) -> Path:
     return sorted((folder / "checkpoints").iterdir())[-1]
 
 
+def test_exact_practice_learns_from_the_very_numbers_it_sampled(taught, tmp_path):
+    config = {**GRPO, "precision": "exact", "model": str(model_of(taught[1]))}
+    metrics = read_metrics(train(grpo, tmp_path / "run", **config, steps=2).folder)
+    assert [row["gap"] for row in metrics] == [0.0, 0.0]
+
+
+def test_there_is_nothing_to_correct_in_fresh_rollouts(taught, tmp_path):
+    config = {**GRPO, "model": str(model_of(taught[1])), "steps": 2}
+    plain = train(grpo, tmp_path / "plain", **config)
+    corrected = train(grpo, tmp_path / "corrected", **config, correction="token")
+    losses = [[row["loss"] for row in read_metrics(run.folder)] for run in (plain, corrected)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
 def test_practice_makes_what_is_praised_likelier(taught, tmp_path):
     """The suite's one learning test: half of the worked examples are bare guesses; praise those, and they take over."""
     config = grpo.Config(**GRPO, model=str(model_of(taught[1])), steps=12)
@@ -213,6 +227,7 @@ def test_pretraining_reports_bits_per_byte_of_a_held_out_part(tmp_path):
 @pytest.mark.parametrize(
     "recipe, config, what",
     [
+        (grpo, {"model": "m", "correction": "token", "precision": "exact"}, "nothing to correct"),
         (grpo, {"model": "m", "samples": -1}, "samples"),
         (grpo, {"model": "m", "lag": 1, "dynamic_sampling": 1}, "dynamic_sampling"),
         (grpo, {"model": "m", "level": "sequence"}, "sequence_mean"),

@@ -7,7 +7,7 @@ N tokens of a batch, C width, H query heads, K key heads, D head width, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -162,6 +162,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    act: Callable[[Tensor], Tensor] = staticmethod(F.silu)
+
     def __init__(self, s: Shape) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(s.hidden_size, s.intermediate_size, bias=False)
@@ -169,7 +171,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(s.intermediate_size, s.hidden_size, bias=False)
 
     def forward(self, x_NC: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_NC)) * self.up_proj(x_NC))
+        return self.down_proj(self.act(self.gate_proj(x_NC)) * self.up_proj(x_NC))
 
 
 class Block(nn.Module):
@@ -209,8 +211,9 @@ class Decoder(nn.Module):
     def forward(self, tokens_N: Tensor, positions_N: Tensor, memory: Memory) -> Tensor:
         half = torch.arange(0, self.shape.head_dim, 2, device=tokens_N.device, dtype=torch.float32)
         speed = 1.0 / self.shape.rope_theta ** (half / self.shape.head_dim)
-        angle = (positions_N[:, None].float() * speed).repeat(1, 2)[:, None]  # [N, 1, D]
-        rotation = (angle.cos(), angle.sin())
+        # in double, then rounded: a cosine in float32 depends on where in the batch its number lies
+        angle = (positions_N[:, None].float() * speed).double()[:, None]  # [N, 1, D / 2]
+        rotation = (angle.cos().float().repeat(1, 1, 2), angle.sin().float().repeat(1, 1, 2))
         x_NC = self.model.embed_tokens(tokens_N)
         for layer, block in enumerate(self.model.layers):
             x_NC = block(x_NC, rotation, memory, layer)

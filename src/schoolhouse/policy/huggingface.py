@@ -114,8 +114,10 @@ def _compare(inner: PreTrainedModel) -> tuple[Adapter, float]:
     adapter.shape = _shape(inner, keys=(len(kept), kept[0][0].shape[1], kept[0][0].shape[3]))
     packed_STV = adapter.project(adapter(tokens_ST.flatten(), whole.positions, whole)).view_as(own_STV)
 
-    slots = Slots(len(kept), 2, adapter.shape.num_key_value_heads, 16, adapter.shape.head_dim)
-    slots.admit(prompts, torch.arange(2))
+    heads, width = adapter.shape.num_key_value_heads, adapter.shape.head_dim
+    slots = Slots(len(kept), 2, heads, width, prompt_room=8, room=8)
+    slots.remember(prompts, [0, 1])
+    slots.admit([0, 1])
     apart = [packed_STV - own_STV]
     for t in range(8, 16):
         logits_SV = adapter.project(adapter(tokens_ST[:, t], slots.begin_step(), slots))

@@ -5,7 +5,7 @@ N tokens of a batch, S sequences or slots, T tokens of the longest, H query head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -58,73 +58,160 @@ class Packed:
 
 
 class Slots:
-    """Preallocated keys and values of up to S sequences of up to T tokens; the busy ones are always the first `busy`.
+    """Preallocated keys and values of up to S growing sequences; the busy slots are always the first `busy`.
 
-    A slot that is done is filled with the last busy one, so that every step works on a dense batch without copying.
+    Two stores a layer: each distinct prompt once, whoever goes on from it, and what each slot said since. A query looks
+    at both: at its prompt together with all slots of that prompt, as one matrix product, and at its own store alone.
+    The two looks are merged by their log-sum-exp. A slot that is done is filled with the last busy one, so that every
+    step works on a dense batch without copying. P prompts in use, M slots of the prompt that has most.
     """
 
     def __init__(
-        self, layers: int, slots: int, heads: int, room: int, width: int, device: torch.device | str = "cpu"
+        self,
+        layers: int,
+        slots: int,
+        heads: int,
+        width: int,
+        prompt_room: int,
+        room: int,
+        prompts: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.keys = [torch.zeros(slots, heads, room, width, device=device) for _ in range(layers)]  # [S, K, T, D]
-        self.values = [torch.zeros(slots, heads, room, width, device=device) for _ in range(layers)]
-        self.length = torch.zeros(slots, dtype=torch.long, device=device)  # [S] tokens in each slot
-        self.slots, self.room, self.busy, self.reach = slots, room, 0, 0
+        """`room` tokens in each slot, behind a prompt of up to `prompt_room`; up to `prompts` distinct ones at once."""
+
+        def store(count: int, length: int) -> list[Tensor]:
+            return [torch.zeros(count, heads, length, width, device=device) for _ in range(layers)]
+
+        prompts = slots if prompts is None else min(prompts, slots)
+        self.prompt_keys, self.prompt_values = store(prompts, prompt_room), store(prompts, prompt_room)  # [P, K, T, D]
+        self.keys, self.values = store(slots, room), store(slots, room)  # [S, K, T, D]
+        self.prompt_length = torch.zeros(prompts, dtype=torch.long, device=device)  # [P]
+        self.prompt_of = torch.zeros(slots, dtype=torch.long, device=device)  # [S]
+        self.said = torch.zeros(slots, dtype=torch.long, device=device)  # [S] tokens behind the prompt
+        self.names: list[Hashable] = []  # [P] of the prompts in use
+        self.slots, self.room, self.busy = slots, room, 0
         self._rows = torch.arange(slots, device=device)
-        self._bias = torch.zeros(0, device=device)
 
     @property
     def free(self) -> int:
         return self.slots - self.busy
 
-    def admit(self, prompts: Packed, source: Tensor) -> None:
-        """Fill the next slots with prompts that were prefilled: slot busy + i holds prompt source[i]. [n]"""
-        if prompts.kept is None:
+    def remember(self, read: Packed, names: Sequence[Hashable]) -> None:
+        """Keep prompts that were just read. `admit` next: `release` drops those that nobody goes on from."""
+        if read.kept is None:
             raise ValueError("these prompts were not prefilled with keep=True")
-        new = slice(self.busy, self.busy + len(source))
-        for layer, (k, v) in enumerate(prompts.kept):
-            self.keys[layer][new, :, : prompts.longest] = k[source]
-            self.values[layer][new, :, : prompts.longest] = v[source]
-        self.length[new] = prompts.lengths[source]
-        self.busy += len(source)
+        places = slice(len(self.names), len(self.names) + read.sequences)
+        for layer, (k, v) in enumerate(read.kept):
+            self.prompt_keys[layer][places, :, : read.longest] = k
+            self.prompt_values[layer][places, :, : read.longest] = v
+        self.prompt_length[places] = read.lengths
+        self.names += names
+
+    def admit(self, names: Sequence[Hashable]) -> None:
+        """Fill the next slots: slot busy + i goes on from the prompt names[i]."""
+        place = {name: at for at, name in enumerate(self.names)}
+        new = slice(self.busy, self.busy + len(names))
+        self.prompt_of[new] = torch.tensor([place[name] for name in names], device=self.said.device)
+        self.said[new] = 0
+        self.busy += len(names)
+        self._seat()
+
+    def release(self, done: Tensor) -> Tensor:
+        """Slots that are `done` [busy] leave; gives the old places of those that stay, in their new order."""
+        order = _close_ranks(~done, [*self.keys, *self.values, self.prompt_of, self.said])
+        self.busy = len(order)
+        wanted = torch.bincount(self.prompt_of[: self.busy], minlength=len(self.names)) > 0
+        if not bool(wanted.all()):
+            kept = _close_ranks(wanted, [*self.prompt_keys, *self.prompt_values, self.prompt_length])
+            place = torch.zeros_like(wanted, dtype=torch.long)
+            place[kept] = torch.arange(len(kept), device=place.device)
+            self.prompt_of[: self.busy] = place[self.prompt_of[: self.busy]]
+            self.names = [self.names[old] for old in kept.tolist()]
+        if self.busy:
+            self._seat()
+        return order
+
+    def _seat(self) -> None:
+        """A table of prompts and their slots, [P, M]: each busy slot's rank, and who sits where (0 where nobody)."""
+        prompt_S = self.prompt_of[: self.busy]
+        count_P = torch.bincount(prompt_S, minlength=len(self.names))
+        order, start_P = torch.argsort(prompt_S, stable=True), torch.cumsum(count_P, 0) - count_P
+        self._rank = torch.empty_like(prompt_S)  # [S]
+        self._rank[order] = self._rows[: self.busy] - start_P[prompt_S[order]]
+        self._most = int(count_P.max())
+        self._sitter = torch.zeros(len(self.names) * self._most, dtype=torch.long, device=prompt_S.device)  # [P * M]
+        self._sitter[prompt_S * self._most + self._rank] = self._rows[: self.busy]
+        self._prompt_reach, self._prompt_hidden = _hidden(self.prompt_length[: len(self.names)])
 
     def begin_step(self) -> Tensor:
         """Call once a step, before the decoder: positions [busy] of the tokens about to be added."""
-        position = self.length[: self.busy]
-        longest = int(position.max()) + 1
-        self.reach = min(self.room, (longest + 31) // 32 * 32)
-        hidden = torch.arange(self.reach, device=position.device) > position[:, None]  # [S, T]
-        self._bias = torch.zeros(hidden.shape, device=position.device).masked_fill_(hidden, float("-inf"))[
-            :, None, None
-        ]
-        return position
+        said = self.said[: self.busy]
+        self._reach, self._hidden = _hidden(said + 1)
+        return self.prompt_length[self.prompt_of[: self.busy]] + said
 
     def end_step(self) -> None:
-        self.length[: self.busy] += 1
+        self.said[: self.busy] += 1
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         """One new token in each busy slot: N = busy."""
         n, heads, width = q_NHD.shape
-        rows, place = self._rows[:n], self.length[:n]
+        rows, place = self._rows[:n], self.said[:n]
         self.keys[layer][rows, :, place] = k_NKD.float()
         self.values[layer][rows, :, place] = v_NKD.float()
-        k_SKTD, v_SKTD = self.keys[layer][:n, :, : self.reach], self.values[layer][:n, :, : self.reach]
-        # the H / K query heads of one key head side by side as rows of one product, [S, K, H/K, D]
-        q = q_NHD.float().view(n, k_SKTD.shape[1], -1, width) * width**-0.5
-        with torch.autocast(q.device.type, enabled=False):
-            weight = torch.softmax(q @ k_SKTD.transpose(-1, -2) + self._bias, dim=-1)  # [S, K, H/K, T]
-            return (weight @ v_SKTD).view(n, heads, width)
+        with torch.autocast(q_NHD.device.type, enabled=False):
+            # the H / K query heads of one key head side by side as rows of one product
+            q_SKgD = (q_NHD.float() * width**-0.5).view(n, k_NKD.shape[1], -1, width)
+            own = _look(
+                q_SKgD, self.keys[layer][:n, :, : self._reach], self.values[layer][:n, :, : self._reach], self._hidden
+            )
+            prompts = len(self.names)
+            table = (prompts, self._most, *q_SKgD.shape[1:])
+            q_PKMD = q_SKgD[self._sitter].view(table).transpose(1, 2).flatten(2, 3)  # [P, K, M * H/K, D]
+            shared = _look(
+                q_PKMD,
+                self.prompt_keys[layer][:prompts, :, : self._prompt_reach],
+                self.prompt_values[layer][:prompts, :, : self._prompt_reach],
+                self._prompt_hidden,
+            )
+            seat = (self.prompt_of[:n], slice(None), self._rank)
+            about_prompt = [x.unflatten(2, (self._most, -1))[seat] for x in shared]  # [S, K, H/K, .]
+            return _merge(own, about_prompt).reshape(n, heads, width)
 
-    def release(self, done: Tensor) -> Tensor:
-        """Slots that are `done` [busy] leave; gives the old places of those that stay, in their new order."""
-        stay = int((~done).sum())
-        old = torch.arange(self.busy, device=done.device)
-        holes, movers = old[:stay][done[:stay]], old[stay:][~done[stay:]]
-        order = old[:stay].clone()
-        order[holes] = movers
-        if len(holes):
-            for cache in (*self.keys, *self.values):
-                cache[holes] = cache[movers]
-            self.length[holes] = self.length[movers]
-        self.busy = stay
-        return order
+
+def _hidden(lengths: Tensor) -> tuple[int, Tensor | None]:
+    """How far the longest row reaches, and -inf behind the end of shorter ones, [., 1, 1, T]; None: all the same."""
+    longest = int(lengths.max())
+    if int(lengths.min()) == longest:
+        return longest, None
+    behind = torch.arange(longest, device=lengths.device) >= lengths[:, None]
+    return longest, torch.zeros(behind.shape, device=lengths.device).masked_fill_(behind, float("-inf"))[:, None, None]
+
+
+def _look(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention over one store, not yet divided: sum of e^(score - top) v, sum of e^(score - top), top."""
+    score = q @ k.transpose(-1, -2)
+    if hidden is not None:
+        score += hidden
+    top = score.amax(-1, keepdim=True)
+    weight = score.sub_(top).exp_()
+    return weight @ v, weight.sum(-1, keepdim=True), top
+
+
+def _merge(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """Two looks as one softmax over both stores."""
+    top = torch.maximum(one[2], other[2])
+    a, b = (one[2] - top).exp_(), (other[2] - top).exp_()
+    return (one[0] * a + other[0] * b) / (one[1] * a + other[1] * b)
+
+
+def _close_ranks(stay: Tensor, stores: Sequence[Tensor]) -> Tensor:
+    """Move the last rows of each store into the holes; gives the old places of those that stay, in their new order."""
+    n = int(stay.sum())
+    old = torch.arange(len(stay), device=stay.device)
+    holes, movers = old[:n][~stay[:n]], old[n:][stay[n:]]
+    order = old[:n].clone()
+    order[holes] = movers
+    if len(holes):
+        for store in stores:
+            store[holes] = store[movers]
+    return order

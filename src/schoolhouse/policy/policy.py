@@ -22,7 +22,8 @@ from schoolhouse.packing import Batch, Scores, pack_whole
 from schoolhouse.policy import sampler
 from schoolhouse.policy.checkpoint import load_decoder, save_decoder
 from schoolhouse.policy.decoder import Decoder, Shape, initialise
-from schoolhouse.policy.memory import Packed
+from schoolhouse.policy.exact import ExactPacked, ExactSlots, prepare
+from schoolhouse.policy.memory import Packed, Slots
 from schoolhouse.randomness import digest
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Key, Rollout, SchoolError
@@ -30,7 +31,7 @@ from schoolhouse.types import Key, Rollout, SchoolError
 if TYPE_CHECKING:
     from schoolhouse.policy.huggingface import Adapter
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "exact"]
 
 _CHUNK = 1 << 25  # logits held at once: more than this many numbers are computed (and recomputed) in pieces
 
@@ -94,6 +95,10 @@ class Policy:
         self.decoder = decoder.to(self.device)
         self.conversation = conversation
         self.dtype = pick_precision(precision, self.device)
+        self.packed, self.slots = Packed, Slots
+        if precision == "exact":
+            prepare(self.decoder)
+            self.packed, self.slots = ExactPacked, ExactSlots
         self.version = 0
         self.optimizer = self._fresh_optimizer(adam or Adam())
 
@@ -159,8 +164,9 @@ class Policy:
     def extend(
         self,
         rollouts: Sequence[Rollout],
-        length: int,
+        length: int | Sequence[int],
         *,
+        stop: Sequence[int] | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -169,19 +175,23 @@ class Policy:
         on_token: sampler.OnToken | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
-        """Say up to `length` tokens after each prefix; the same order back. See sampler.extend."""
+        """Say up to `length` tokens after each prefix; the same order back. See sampler.extend.
+
+        `stop` are the ids that end a turn: those of the conversation unless given.
+        """
         with self._autocast():
             return sampler.extend(
                 self.decoder,
                 rollouts,
                 length,
-                self.conversation.stop_ids,
+                self.conversation.stop_ids if stop is None else stop,
                 self.version,
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
                 min_p=min_p,
                 slots=slots,
+                memories=(self.packed, self.slots),
                 on_token=on_token,
                 progress=progress,
             )
@@ -207,10 +217,12 @@ class Policy:
         learning_rate: float,
         clip_norm: float = 1.0,
         temperature: float = 1.0,
+        gap_limit: float = math.inf,
     ) -> dict[str, Any]:
         """One optimizer step on sum(weight x loss) over all batches: how they are cut changes memory, nothing else.
 
-        Raises SchoolError, before the weights are touched, when the gradient is not finite.
+        Raises SchoolError, before the weights are touched, when the gradient is not finite, and when sampled and
+        learned log-probabilities lie further apart than `gap_limit` in the mean.
         """
         self.optimizer.zero_grad(set_to_none=True)
         totals = {"loss": 0.0, "tokens": 0.0, "entropy": 0.0, "gap": 0.0, "gap_tokens": 0.0}
@@ -226,6 +238,13 @@ class Policy:
                 f"the gradient of update {self.version} is {norm}: nothing was changed; "
                 "lower the learning rate, or look at the rollouts and advantages of this step"
             )
+        gap = totals["gap"] / max(totals["gap_tokens"], 1.0)
+        if gap > gap_limit:
+            raise SchoolError(
+                f"sampled and learned log-probabilities lie {gap:.3g} apart in the mean before update {self.version} "
+                f"(gap_limit {gap_limit:g}): the rollouts are not the policy's own; nothing was changed; try precision "
+                "float32 or exact, and see that nothing writes into the weights between sampling and learning"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -233,7 +252,7 @@ class Policy:
         tokens = max(totals["tokens"], 1.0)
         stats = {"loss": totals["loss"], "grad_norm": norm, "entropy": totals["entropy"] / tokens, "tokens": tokens}
         if totals["gap_tokens"]:
-            stats["gap"] = totals["gap"] / totals["gap_tokens"]
+            stats["gap"] = gap
         return stats
 
     def _account(self, totals: dict[str, float], batch: Batch, scores: Scores) -> None:
@@ -251,7 +270,7 @@ class Policy:
 
     def _scores(self, batch: Batch, temperature: float) -> Scores:
         """Log-probability and entropy at each written token of a batch. The one place that shifts by a token."""
-        memory = Packed(batch.lengths, self.device)
+        memory = self.packed(batch.lengths, self.device)
         with self._autocast():
             hidden_NC = self.decoder(batch.tokens.to(self.device), memory.positions, memory)
             said = (batch.written.to(self.device) & (memory.positions > 0)).nonzero()[:, 0]

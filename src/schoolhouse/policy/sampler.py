@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from schoolhouse.policy.decoder import Decoder
@@ -21,6 +22,8 @@ from schoolhouse.types import Rollout, SchoolError
 if TYPE_CHECKING:
     from schoolhouse.policy.huggingface import Adapter
     from schoolhouse.policy.policy import Policy
+
+_BLOCK = 64
 
 OnToken = Callable[[int, int, float], None]
 """Called with (index of the rollout, token id, its log-probability) as soon as a token is sampled."""
@@ -57,19 +60,34 @@ def choose(
     if temperature == 0.0:
         token_S = logits_SV.argmax(-1)
         return token_S, logits_SV.log_softmax(-1).gather(1, token_S[:, None])[:, 0]
-    logprob_SV = narrow(logits_SV / temperature, top_k, top_p, min_p).log_softmax(-1)
-    mass_SV = logprob_SV.double().exp().cumsum(-1)
-    token_S = torch.searchsorted(mass_SV, uniform_S[:, None] * mass_SV[:, -1:], right=True)[:, 0]
-    # a uniform at the very top can fall behind the last token with any mass
-    token_S = torch.minimum(token_S, (mass_SV < mass_SV[:, -1:]).sum(-1))
-    return token_S, logprob_SV.gather(1, token_S[:, None])[:, 0]
+    logits_SV = narrow(logits_SV / temperature, top_k, top_p, min_p)
+    mass_SV = logits_SV.softmax(-1)
+    # In two steps, the block of tokens and the token in it: sums over blocks are quick, running sums are not.
+    mass_SBV = F.pad(mass_SV, (0, -mass_SV.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    mass_SB = mass_SBV.sum(-1).double()
+    block_S, rest_S = _fall(mass_SB, uniform_S * mass_SB.sum(-1))
+    place_S, _ = _fall(mass_SBV[torch.arange(len(block_S), device=block_S.device), block_S].double(), rest_S)
+    token_S = block_S * _BLOCK + place_S
+    return token_S, logits_SV.log_softmax(-1).gather(1, token_S[:, None])[:, 0]  # to the bit as the learner does it
+
+
+def _fall(mass_SX: Tensor, point_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a point falls when masses lie end to end, and how far into that mass: [S], [S].
+
+    Never in a place without mass, even where rounding puts the point before or behind everything.
+    """
+    until_SX, point_SX = mass_SX.cumsum(-1), point_S.clamp_min(0.0)[:, None]
+    place_SX = torch.searchsorted(until_SX, point_SX, right=True)
+    place_SX = torch.minimum(place_SX, (until_SX < until_SX[:, -1:]).sum(-1, keepdim=True))
+    before_SX = until_SX.gather(1, place_SX) - mass_SX.gather(1, place_SX)
+    return place_SX[:, 0], (point_SX - before_SX)[:, 0]
 
 
 @torch.no_grad()
 def extend(
     decoder: Decoder | Adapter,
     rollouts: Sequence[Rollout],
-    length: int,
+    length: int | Sequence[int],
     stop: Sequence[int],
     version: int,
     *,
@@ -78,37 +96,52 @@ def extend(
     top_p: float = 1.0,
     min_p: float = 0.0,
     slots: int = 512,
+    memories: tuple[type[Packed], type[Slots]] = (Packed, Slots),
     on_token: OnToken | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """Let the policy say up to `length` tokens after each prefix; a turn ends after an id in `stop`.
 
-    Rollouts come back in the order given. `progress` is told the number of rollouts that just ended.
+    `length` may be a number for each rollout. Rollouts come back in the order given. `progress` is told the number of
+    rollouts that just ended.
     """
     shape, device = decoder.shape, next(decoder.parameters()).device
-    longest = max((len(r) for r in rollouts), default=0) + length
-    _check(rollouts, length, longest, shape.longest, temperature)
-    slots = min(slots, len(rollouts))
-    memory = Slots(shape.num_hidden_layers, slots, shape.num_key_value_heads, longest, shape.head_dim, device)
+    lengths = [length] * len(rollouts) if isinstance(length, int) else list(length)
+    _check(rollouts, lengths, shape.longest, temperature)
+    slots, room = min(slots, len(rollouts)), max(lengths, default=0)
+    read, grow = memories
+    memory = grow(
+        shape.num_hidden_layers,
+        slots,
+        shape.num_key_value_heads,
+        shape.head_dim,
+        prompt_room=max(map(len, rollouts), default=0),
+        room=room,
+        prompts=len({r.tokens for r in rollouts}),
+        device=device,
+    )
     stop_V = torch.zeros(shape.vocab_size, dtype=torch.bool, device=device)
     stop_V[list(stop)] = True
     queue = deque(range(len(rollouts)))
     done: list[Rollout | None] = [None] * len(rollouts)
 
-    said = torch.zeros(slots, length, dtype=torch.long, device=device)  # [S, length]
-    sure = torch.zeros(slots, length, device=device)  # [S, length] log-probability of each
+    said = torch.zeros(slots, room, dtype=torch.long, device=device)  # [S, room]
+    sure = torch.zeros(slots, room, device=device)  # [S, room] log-probability of each
     count = torch.zeros(slots, dtype=torch.long, device=device)  # [S] tokens said
+    limit = torch.zeros(slots, dtype=torch.long, device=device)  # [S] tokens it may say
     owner = np.zeros(slots, dtype=np.int64)  # [S] index of the rollout in this slot
     stream = np.zeros(slots, dtype=np.uint64)  # [S] digest of its key
     logits_SV = torch.empty(0, shape.vocab_size, device=device)
+    ends: dict[tuple[int, ...], Tensor] = {}
 
     while queue or memory.busy:
         if queue and memory.free >= max(1, slots // 4):  # read several prompts at once: prefill pays in batches
             new = [queue.popleft() for _ in range(min(memory.free, len(queue)))]
             at = slice(memory.busy, memory.busy + len(new))
             owner[at], count[at] = new, 0
+            limit[at] = torch.tensor([lengths[i] for i in new], device=device)
             stream[at] = [digest(rollouts[i].key) for i in new]
-            logits_SV = torch.cat((logits_SV, _prefill(decoder, memory, [rollouts[i].tokens for i in new])))
+            logits_SV = torch.cat((logits_SV, _prefill(decoder, read, memory, [rollouts[i].tokens for i in new], ends)))
         busy = memory.busy
         uniform = uniforms(stream[:busy], count[:busy].cpu().numpy())
         token_S, logprob_S = choose(
@@ -121,7 +154,7 @@ def extend(
             for i, token, logprob in zip(owner[:busy], token_S.tolist(), logprob_S.tolist(), strict=True):
                 on_token(int(i), token, logprob)
         stopped_S = stop_V[token_S]
-        over_S = stopped_S | (count[:busy] == length)
+        over_S = stopped_S | (count[:busy] == limit[:busy])
         if bool(over_S.any()):
             for slot in over_S.nonzero()[:, 0].tolist():
                 n, i = int(count[slot]), int(owner[slot])
@@ -132,7 +165,7 @@ def extend(
             order = memory.release(over_S)
             stay = len(order)
             places = order.cpu().numpy()
-            for rows in (said, sure, count):
+            for rows in (said, sure, count, limit):
                 rows[:stay] = rows[order]
             owner[:stay], stream[:stay], token_S = owner[places], stream[places], token_S[order]
         if memory.busy:
@@ -144,34 +177,49 @@ def extend(
     return [r for r in done if r is not None]
 
 
-def _check(rollouts: Sequence[Rollout], length: int, longest: int, limit: int, temperature: float) -> None:
-    for rollout in rollouts:
+def _check(rollouts: Sequence[Rollout], lengths: Sequence[int], limit: int, temperature: float) -> None:
+    if len(lengths) != len(rollouts):
+        raise SchoolError(f"{len(lengths)} lengths for {len(rollouts)} rollouts: give one number, or one for each")
+    for rollout, length in zip(rollouts, lengths, strict=True):
         if not len(rollout):
             raise SchoolError(
                 f"a rollout of problem {rollout.problem.id} has no tokens to go on from; give it a prompt"
             )
-    if length < 1:
-        raise SchoolError(f"`length` is {length}: a turn has at least 1 token")
+        if length < 1:
+            raise SchoolError(f"`length` is {length}: a turn has at least 1 token")
+        if len(rollout) + length > limit:
+            raise SchoolError(
+                f"a prompt of {len(rollout)} tokens and {length} new ones make {len(rollout) + length}, but the model "
+                f"reads at most {limit}; lower `length` or train a model with a larger max_position_embeddings"
+            )
     if temperature < 0:
         raise SchoolError(f"`temperature` is {temperature}: give 0 (the likeliest token) or more")
-    if longest > limit:
-        raise SchoolError(
-            f"a prompt of {longest - length} tokens and {length} new ones make {longest}, but the model reads at most "
-            f"{limit}; lower `length` or train a model with a larger max_position_embeddings"
-        )
 
 
-def _prefill(decoder: Decoder | Adapter, memory: Slots, prompts: Sequence[tuple[int, ...]]) -> Tensor:
-    """Read each distinct prompt once into as many slots as want it; logits [n, V] after each."""
-    distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-    device = memory.length.device
-    packed = Packed([len(prompt) for prompt in distinct], device=device, keep=True)
-    tokens_N = torch.tensor([token for prompt in distinct for token in prompt], device=device)
-    hidden_NC = decoder(tokens_N, packed.positions, packed)
-    last = torch.cumsum(packed.lengths, 0) - 1
-    source = torch.tensor([distinct[prompt] for prompt in prompts], device=device)
-    memory.admit(packed, source)
-    return decoder.project(hidden_NC[last]).float()[source]
+def _prefill(
+    decoder: Decoder | Adapter,
+    read: type[Packed],
+    memory: Slots,
+    prompts: Sequence[tuple[int, ...]],
+    ends: dict[tuple[int, ...], Tensor],
+) -> Tensor:
+    """A slot for each prompt, and the logits [n, V] after it. A prompt that is in memory is not read again.
+
+    `ends` holds what the decoder makes of the last token of each prompt in memory, [C].
+    """
+    for forgotten in ends.keys() - set(memory.names):
+        del ends[forgotten]
+    fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in ends]
+    if fresh:
+        packed = read([len(prompt) for prompt in fresh], device=memory.said.device, keep=True)
+        tokens_N = torch.tensor([token for prompt in fresh for token in prompt], device=memory.said.device)
+        hidden_NC = decoder(tokens_N, packed.positions, packed)
+        memory.remember(packed, fresh)
+        ends.update(zip(fresh, hidden_NC[torch.cumsum(packed.lengths, 0) - 1], strict=True))
+    memory.admit(prompts)
+    asked = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompts))}
+    logits_PV = decoder.project(torch.stack([ends[prompt] for prompt in asked])).float()
+    return logits_PV[torch.tensor([asked[prompt] for prompt in prompts], device=logits_PV.device)]
 
 
 def stream(

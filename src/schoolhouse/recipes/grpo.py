@@ -9,7 +9,8 @@ P problems a step, G rollouts a problem, T tokens of a rollout, N tokens of a ba
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from math import inf
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,7 +26,7 @@ from schoolhouse.credit import (
     truncated,
 )
 from schoolhouse.measure.evaluate import evaluate
-from schoolhouse.objectives import Estimator, Level, Objective, clipped_surrogate, kl_penalty, plus
+from schoolhouse.objectives import Estimator, Level, Objective, clipped_surrogate, corrected, kl_penalty, plus
 from schoolhouse.packing import Aggregate, pack, weigher, without
 from schoolhouse.policy.policy import Adam, Policy, Precision
 from schoolhouse.policy.sampler import stream
@@ -34,6 +35,7 @@ from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.task import judge, open_task
 from schoolhouse.types import Group, Key, Rollout
 
+Correction = Literal["none", "token", "product"]
 Alter = Callable[[int, list[Group]], list[Group]]
 
 
@@ -75,6 +77,12 @@ class Config(Frozen):
     lag: int = Field(0, ge=0)
     """Updates between sampling and training. 0 is on-policy."""
 
+    correction: Correction = "none"
+    """Weigh by how likely the learner finds what was sampled (truncated importance sampling), by token or sequence."""
+    correction_cap: float = Field(2.0, gt=1)
+    gap_limit: float = Field(0.1, gt=0)
+    """Stop when sampled and learned log-probabilities of fresh rollouts lie further apart in the mean."""
+
     learning_rate: float = Field(2e-4, ge=0)
     warmup: int = Field(5, ge=0)
     decay: float = Field(0.0, ge=0, le=1)
@@ -98,6 +106,8 @@ class Config(Frozen):
             raise ValueError(f"scale `{self.scale}` needs a baseline: set baseline to `mean`, or scale to `none`")
         if self.level != "token" and self.aggregate != "sequence_mean":
             raise ValueError(f"level `{self.level}` gives one ratio a sequence: set aggregate to `sequence_mean`")
+        if self.correction != "none" and self.precision == "exact":
+            raise ValueError("with precision `exact` there is nothing to correct: set correction to `none`")
         return self
 
 
@@ -107,6 +117,8 @@ def grpo(c: Config, run: Run, alter: Alter = lambda step, groups: groups) -> Non
     reference = Policy.load(c.model, c.precision) if c.kl else None
     task, say = open_task(c.task, c.seed), policy.conversation
     objective = clipped_surrogate(c.clip_low, c.clip_high, c.level, on_policy=c.updates == 1 and c.lag == 0)
+    if c.correction != "none":
+        objective = corrected(objective, c.correction, c.correction_cap, on_policy=c.updates == 1 and c.lag == 0)
     if reference:
         objective = plus(objective, c.kl, kl_penalty(c.kl_estimator))
 
@@ -170,5 +182,6 @@ def learn(
         mine = [i for i, group in enumerate(place) if group % parts == part]
         chosen: dict[str, Any] = {name: [row[i] for i in mine] for name, row in rows.items()}
         batches = pack([rollouts[i] for i in mine], lambda rollout: weigh(rollout) * parts, c.token_budget, **chosen)
-        stats = policy.update(batches, objective, rate, c.clip_norm, c.temperature)
+        fresh = c.lag == 0 and part == 0  # later the gap is what was learned
+        stats = policy.update(batches, objective, rate, c.clip_norm, c.temperature, c.gap_limit if fresh else inf)
     return stats
