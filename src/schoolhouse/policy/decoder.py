@@ -211,9 +211,8 @@ class Decoder(nn.Module):
     def forward(self, tokens_N: Tensor, positions_N: Tensor, memory: Memory) -> Tensor:
         half = torch.arange(0, self.shape.head_dim, 2, device=tokens_N.device, dtype=torch.float32)
         speed = 1.0 / self.shape.rope_theta ** (half / self.shape.head_dim)
-        # in double, then rounded: a cosine in float32 depends on where in the batch its number lies
-        angle = (positions_N[:, None].float() * speed).double()[:, None]  # [N, 1, D / 2]
-        rotation = (angle.cos().float().repeat(1, 1, 2), angle.sin().float().repeat(1, 1, 2))
+        angle = (positions_N[:, None].float() * speed).repeat(1, 2)[:, None]  # [N, 1, D]
+        rotation = (angle.cos(), angle.sin())
         x_NC = self.model.embed_tokens(tokens_N)
         for layer, block in enumerate(self.model.layers):
             x_NC = block(x_NC, rotation, memory, layer)

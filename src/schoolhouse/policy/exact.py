@@ -1,11 +1,11 @@
 """Exact mode: the sampler computes the same bits as the learner, whatever else is in the batch. Slower, float32.
 
 Three things make a row of a batch depend on its neighbours: matrix products choose another kernel when there are very
-few rows; sums over keys are cut where the batch's longest sequence says; functions such as exp are computed otherwise
-at the end of a tensor, where fewer numbers are left than fit a vector register. Here products always see at least 16
-rows; keys are met in blocks of 128, counted from the start of the sequence (blocks behind a query add exact zeros); and
-functions are computed in double and rounded. That rows of a product are then computed alike is a property of the
-processor's library: `prepare` tries it on this machine.
+few rows; sums over keys are cut where the batch's longest sequence says; silu is computed otherwise at the end of a
+tensor, where fewer numbers are left than its vector loop takes. Here products always see at least 16 rows; keys are met
+in blocks of 128, counted from the start of the sequence (blocks behind a query add exact zeros); and silu is computed
+in double and rounded. That rows of a product are then computed alike is a property of the processor's library:
+`prepare` tries it on this machine.
 (He et al. 2025, "Defeating nondeterminism in LLM inference", for the same on GPUs.)
 """
 
@@ -67,12 +67,11 @@ class ExactSlots(Slots):
         return attention(q_NHD[:, :, None], k, v, start_S + said)[:, :, 0]
 
     def _joined(self, prompt_PKTD: Tensor, own_SKTD: Tensor, prompt_S: Tensor, own_ST: Tensor) -> Tensor:
-        room = self._prompt_reach + self._reach
         joined = F.pad(prompt_PKTD[prompt_S, :, : self._prompt_reach], (0, 0, 0, self._reach))
         joined[torch.arange(len(prompt_S), device=own_ST.device)[:, None], :, own_ST] = own_SKTD[
             : len(prompt_S), :, : self._reach
         ].transpose(1, 2)
-        return joined[:, :, :room]
+        return joined
 
 
 def prepare(model: nn.Module) -> None:
