@@ -157,7 +157,8 @@ class Attention(nn.Module):
         q, k, v = self.q_proj(x_NC).view(heads), self.k_proj(x_NC).view(heads), self.v_proj(x_NC).view(heads)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        seen_NHD = memory.attend(layer, rotate(q, *rotation), rotate(k, *rotation), v)
+        k = rotate(k, *rotation).to(v.dtype)  # rounded here, so that sampler and learner may keep what products made
+        seen_NHD = memory.attend(layer, rotate(q, *rotation), k, v)
         return self.o_proj(seen_NHD.flatten(1))
 
 

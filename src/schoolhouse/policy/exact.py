@@ -62,8 +62,8 @@ class ExactSlots(Slots):
         prompt_S = self.prompt_of[:n]
         start_S = self.prompt_length[prompt_S]
         own_ST = start_S[:, None] + torch.arange(self._reach, device=rows.device)
-        stores = (self.prompt_keys, self.keys), (self.prompt_values, self.values)
-        k, v = (self._joined(prompt[layer], own[layer], prompt_S, own_ST) for prompt, own in stores)
+        k = self._joined(self.prompt_keys[layer].transpose(-1, -2), self.keys[layer], prompt_S, own_ST)
+        v = self._joined(self.prompt_values[layer], self.values[layer], prompt_S, own_ST)
         return attention(q_NHD[:, :, None], k, v, start_S + said)[:, :, 0]
 
     def _joined(self, prompt_PKTD: Tensor, own_SKTD: Tensor, prompt_S: Tensor, own_ST: Tensor) -> Tensor:

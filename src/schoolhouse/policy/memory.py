@@ -5,11 +5,14 @@ N tokens of a batch, S sequences or slots, T tokens of the longest, H query head
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_ALIGN = 32  # room for prompts is a multiple of this
 
 
 def _repeat_heads(x_SKTD: Tensor, heads: int) -> Tensor:
@@ -66,6 +69,9 @@ class Slots:
     step works on a dense batch without copying. P prompts in use, M slots of the prompt that has most.
     """
 
+    dtype = torch.float32
+    """What keys and values are kept in."""
+
     def __init__(
         self,
         layers: int,
@@ -78,19 +84,26 @@ class Slots:
         device: torch.device | str = "cpu",
     ) -> None:
         """`room` tokens in each slot, behind a prompt of up to `prompt_room`; up to `prompts` distinct ones at once."""
-
-        def store(count: int, length: int) -> list[Tensor]:
-            return [torch.zeros(count, heads, length, width, device=device) for _ in range(layers)]
-
         prompts = slots if prompts is None else min(prompts, slots)
-        self.prompt_keys, self.prompt_values = store(prompts, prompt_room), store(prompts, prompt_room)  # [P, K, T, D]
-        self.keys, self.values = store(slots, room), store(slots, room)  # [S, K, T, D]
+        prompt_room += -prompt_room % _ALIGN
+
+        def store(*sizes: int) -> list[Tensor]:
+            return [zeros(sizes, self.dtype, device) for _ in range(layers)]
+
+        self.prompt_keys = store(prompts, heads, width, prompt_room)  # [P, K, D, T], as they are multiplied
+        self.prompt_values = store(prompts, heads, prompt_room, width)  # [P, K, T, D]
+        self._prepare(store, slots, heads, room, width)
         self.prompt_length = torch.zeros(prompts, dtype=torch.long, device=device)  # [P]
         self.prompt_of = torch.zeros(slots, dtype=torch.long, device=device)  # [S]
         self.said = torch.zeros(slots, dtype=torch.long, device=device)  # [S] tokens behind the prompt
         self.names: list[Hashable] = []  # [P] of the prompts in use
         self.slots, self.room, self.busy = slots, room, 0
         self._rows = torch.arange(slots, device=device)
+
+    def _prepare(self, store: Callable[..., list[Tensor]], slots: int, heads: int, room: int, width: int) -> None:
+        """Make the stores for what slots say; `self.own` lists those that have a row for each slot."""
+        self.keys, self.values = store(slots, heads, room, width), store(slots, heads, room, width)  # [S, K, T, D]
+        self.own = [*self.keys, *self.values]
 
     @property
     def free(self) -> int:
@@ -102,7 +115,7 @@ class Slots:
             raise ValueError("these prompts were not prefilled with keep=True")
         places = slice(len(self.names), len(self.names) + read.sequences)
         for layer, (k, v) in enumerate(read.kept):
-            self.prompt_keys[layer][places, :, : read.longest] = k
+            self.prompt_keys[layer][places, :, :, : read.longest] = k.transpose(-1, -2)
             self.prompt_values[layer][places, :, : read.longest] = v
         self.prompt_length[places] = read.lengths
         self.names += names
@@ -118,7 +131,7 @@ class Slots:
 
     def release(self, done: Tensor) -> Tensor:
         """Slots that are `done` [busy] leave; gives the old places of those that stay, in their new order."""
-        order = _close_ranks(~done, [*self.keys, *self.values, self.prompt_of, self.said])
+        order = _close_ranks(~done, [*self.own, self.prompt_of, self.said])
         self.busy = len(order)
         wanted = torch.bincount(self.prompt_of[: self.busy], minlength=len(self.names)) > 0
         if not bool(wanted.all()):
@@ -161,21 +174,28 @@ class Slots:
         with torch.autocast(q_NHD.device.type, enabled=False):
             # the H / K query heads of one key head side by side as rows of one product
             q_SKgD = (q_NHD.float() * width**-0.5).view(n, k_NKD.shape[1], -1, width)
-            own = _look(
-                q_SKgD, self.keys[layer][:n, :, : self._reach], self.values[layer][:n, :, : self._reach], self._hidden
-            )
+            own_keys, own_values = self.keys[layer][:n, :, : self._reach], self.values[layer][:n, :, : self._reach]
+            own = _look(q_SKgD, own_keys.transpose(-1, -2), own_values, self._hidden)
             prompts = len(self.names)
             table = (prompts, self._most, *q_SKgD.shape[1:])
             q_PKMD = q_SKgD[self._sitter].view(table).transpose(1, 2).flatten(2, 3)  # [P, K, M * H/K, D]
             shared = _look(
                 q_PKMD,
-                self.prompt_keys[layer][:prompts, :, : self._prompt_reach],
+                self.prompt_keys[layer][:prompts, :, :, : self._prompt_reach],
                 self.prompt_values[layer][:prompts, :, : self._prompt_reach],
                 self._prompt_hidden,
             )
             seat = (self.prompt_of[:n], slice(None), self._rank)
             about_prompt = [x.unflatten(2, (self._most, -1))[seat] for x in shared]  # [S, K, H/K, .]
             return _merge(own, about_prompt).reshape(n, heads, width)
+
+
+def zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros that cost nothing until they are written to: on a CPU, memory that the system has not handed out yet."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(sizes, dtype=dtype, device=device)
+    plain = np.zeros(sizes, {2: np.uint16, 4: np.float32}[dtype.itemsize])
+    return torch.from_numpy(plain).view(dtype)
 
 
 def _hidden(lengths: Tensor) -> tuple[int, Tensor | None]:
@@ -187,9 +207,9 @@ def _hidden(lengths: Tensor) -> tuple[int, Tensor | None]:
     return longest, torch.zeros(behind.shape, device=lengths.device).masked_fill_(behind, float("-inf"))[:, None, None]
 
 
-def _look(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _look(q: Tensor, k_DT: Tensor, v: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Attention over one store, not yet divided: sum of e^(score - top) v, sum of e^(score - top), top."""
-    score = q @ k.transpose(-1, -2)
+    score = q @ k_DT
     if hidden is not None:
         score += hidden
     top = score.amax(-1, keepdim=True)

@@ -23,7 +23,8 @@ from schoolhouse.policy import sampler
 from schoolhouse.policy.checkpoint import load_decoder, save_decoder
 from schoolhouse.policy.decoder import Decoder, Shape, initialise
 from schoolhouse.policy.exact import ExactPacked, ExactSlots, prepare
-from schoolhouse.policy.memory import Packed, Slots
+from schoolhouse.policy.memory import Packed
+from schoolhouse.policy.native import best_slots
 from schoolhouse.randomness import digest
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Key, Rollout, SchoolError
@@ -95,7 +96,7 @@ class Policy:
         self.decoder = decoder.to(self.device)
         self.conversation = conversation
         self.dtype = pick_precision(precision, self.device)
-        self.packed, self.slots = Packed, Slots
+        self.packed, self.slots = Packed, best_slots(decoder.shape.head_dim, self.dtype, self.device)
         if precision == "exact":
             prepare(self.decoder)
             self.packed, self.slots = ExactPacked, ExactSlots

@@ -1,0 +1,131 @@
+"""Slots whose attention is kernel.c, compiled once where there is a C compiler; elsewhere memory.py's torch attends.
+
+A decode step multiplies each key with a single query, or with a few that share a prompt: torch's batched products are
+made for more work a number, and get a fraction of what memory gives (docs/performance.md has the figures).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schoolhouse.policy.memory import Slots
+
+_SOURCE = Path(__file__).with_name("kernel.c")
+_OPTIONS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-lm")
+_TARGETS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",))
+_BLOCK = 16  # slots of one prompt that meet it together
+_LANES = 16
+
+
+def best_slots(head_width: int, dtype: torch.dtype, device: torch.device) -> type[Slots]:
+    """The quickest slots of this machine for a decoder that computes in `dtype`."""
+    if device.type != "cpu" or head_width % (2 * _LANES) or not _kernel(head_width, dtype):
+        return Slots
+    return NativeHalfSlots if dtype == torch.bfloat16 else NativeSlots
+
+
+@cache
+def _kernel(width: int, dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The kernel for heads of this width; None where it cannot be compiled. SCHOOLHOUSE_NATIVE=0 does without it."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if os.environ.get("SCHOOLHOUSE_NATIVE") == "0" or not compiler:
+        return None
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        made_of = "\n".join((_SOURCE.read_text(), version, _processor(), *_OPTIONS))
+        stored = "uint16_t" if dtype == torch.bfloat16 else "float"
+        name = f"attend-{width}-{stored}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "schoolhouse"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / name).exists():
+            _compile(compiler, (f"-DWIDTH={width}", f"-DSTORED={stored}"), folder / name)
+        kernel = ctypes.CDLL(str(folder / name))  # torch is loaded already: both use its OpenMP, and so its threads
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    kernel.attend.restype = None
+    kernel.attend.argtypes = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 7
+    return kernel
+
+
+def _processor() -> str:
+    """What code for this very processor depends on: a home folder may be shared with another."""
+    try:
+        about = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted(set(re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", about, re.MULTILINE))))
+
+
+def _compile(compiler: str, given: Sequence[str], library: Path) -> None:
+    """Write the library whole or not at all. Raises CalledProcessError."""
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / library.name
+        for target in _TARGETS:
+            command = [compiler, *target, *given, str(_SOURCE), "-o", str(made), *_OPTIONS]
+            tried = subprocess.run(command, capture_output=True, check=False)
+            if tried.returncode == 0:
+                break
+        tried.check_returncode()
+        made.replace(library)
+
+
+class NativeSlots(Slots):
+    """`Slots`, attended by kernel.c. What a slot reads does not depend on its neighbours, to the bit."""
+
+    def _prepare(self, store: Callable[..., list[Tensor]], slots: int, heads: int, room: int, width: int) -> None:
+        tiles = -(-room // _LANES)
+        self.own = self.words = store(slots, tiles, heads, 2, _LANES * width)
+        self._row = tiles * _LANES
+        kernel = _kernel(width, self.dtype)
+        if kernel is None:
+            raise ValueError(f"there is no kernel for heads of {width} here: ask `best_slots`")
+        self._attend = kernel.attend
+
+    def _seat(self) -> None:
+        prompt_S = self.prompt_of[: self.busy].numpy()
+        self._slot = np.argsort(prompt_S, kind="stable")
+        ends = np.flatnonzero(np.diff(prompt_S[self._slot], append=-1)) + 1
+        cuts = [np.arange(start, end, _BLOCK) for start, end in zip((0, *ends[:-1]), ends, strict=True)]
+        self._start = np.concatenate((*cuts, ends[-1:]))
+        self._prompt = prompt_S[self._slot[self._start[:-1]]]
+
+    def begin_step(self) -> Tensor:
+        return self.prompt_length[self.prompt_of[: self.busy]] + self.said[: self.busy]
+
+    def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
+        q, k, v = (x.float().contiguous() for x in (q_NHD, k_NKD, v_NKD))
+        seen = torch.empty_like(q)
+        prompt_keys, prompt_values, words = self.prompt_keys[layer], self.prompt_values[layer], self.words[layer]
+        self._attend(
+            torch.get_num_threads(),
+            len(self._prompt),
+            _BLOCK,
+            *(table.ctypes.data for table in (self._start, self._prompt, self._slot)),
+            *(lengths.data_ptr() for lengths in (self.prompt_length, self.said)),
+            q.shape[1],
+            k.shape[1],
+            prompt_keys.shape[-1],
+            self._row,
+            *(x.data_ptr() for x in (q, k, v, prompt_keys, prompt_values, words, seen)),
+        )
+        return seen
+
+
+class NativeHalfSlots(NativeSlots):
+    """Keys and values kept in bfloat16, which is what a decoder that computes in bfloat16 makes."""
+
+    dtype = torch.bfloat16

@@ -1,0 +1,95 @@
+"""The compiled kernel sees what memory.py's torch sees, through groups of any size, releases and refills."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from schoolhouse.policy.memory import Packed, Slots
+from schoolhouse.policy.native import NativeHalfSlots, NativeSlots, best_slots
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+HEADS = [(3, 3), (4, 2), (6, 1)]  # query and key heads
+WIDTH = 32
+
+
+def bfloat16(x):
+    """Rounded, as a decoder that computes in bfloat16 makes keys and values."""
+    return x.bfloat16().float()
+
+
+def filled(kind, lengths, sizes, key_heads, seed=0):
+    """Slots with prompts of these lengths, `sizes` slots of each."""
+    generator = torch.Generator().manual_seed(seed)
+    memory = kind(1, sum(sizes), key_heads, WIDTH, prompt_room=max(lengths), room=40)
+    read = Packed(lengths, keep=True)
+    k, v = (bfloat16(torch.randn(sum(lengths), key_heads, WIDTH, generator=generator)) for _ in range(2))
+    read.attend(0, torch.zeros(sum(lengths), key_heads, WIDTH), k, v)
+    memory.remember(read, list(range(len(lengths))))
+    memory.admit([name for name, size in enumerate(sizes) for _ in range(size)])
+    return memory
+
+
+def step(memory, heads, key_heads, generator):
+    n = memory.busy
+    q = torch.randn(n, heads, WIDTH, generator=generator)
+    k, v = (bfloat16(torch.randn(n, key_heads, WIDTH, generator=generator)) for _ in range(2))
+    positions = memory.begin_step()
+    seen = memory.attend(0, q, k, v)
+    memory.end_step()
+    return positions, seen
+
+
+@pytest.mark.parametrize("kind", [NativeSlots, NativeHalfSlots])
+@pytest.mark.parametrize("heads, key_heads", HEADS)
+def test_the_kernel_sees_what_torch_sees(kind, heads, key_heads):
+    lengths, sizes = [70, 1, 33, 16], [20, 1, 3, 16]
+    ours, theirs = (filled(cls, lengths, sizes, key_heads) for cls in (kind, Slots))
+    one, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    leave = torch.Generator().manual_seed(2)
+    for i in range(36):
+        place, seen = step(ours, heads, key_heads, one)
+        expected_place, expected = step(theirs, heads, key_heads, other)
+        assert torch.equal(place, expected_place)
+        assert torch.allclose(seen, expected, atol=2e-6)
+        if i % 7 == 3:
+            done = torch.rand(ours.busy, generator=leave) < 0.3
+            assert torch.equal(ours.release(done), theirs.release(done))
+        if i == 20:
+            for memory in (ours, theirs):
+                memory.admit([memory.names[0]] * memory.free)
+
+
+def test_a_slot_does_not_notice_its_neighbours():
+    def seen(sizes):
+        memory, generator, rows = filled(NativeHalfSlots, [70, 33], sizes, 2), torch.Generator(), []
+        for i in range(20):
+            q, k, v = (torch.randn(h, WIDTH, generator=generator.manual_seed(i)) for h in (4, 2, 2))
+            memory.begin_step()
+            rows.append(memory.attend(0, *(x.expand(memory.busy, -1, -1) for x in (q, k, v)))[0])
+            memory.end_step()
+        return torch.stack(rows)
+
+    assert torch.equal(seen([1, 1]), seen([19, 5]))
+
+
+def test_best_slots_fit_the_head_and_the_number_type():
+    assert best_slots(64, torch.bfloat16, CPU) is NativeHalfSlots
+    assert best_slots(64, torch.float32, CPU) is NativeSlots
+    assert best_slots(48, torch.float32, CPU) is Slots
+    assert best_slots(64, torch.bfloat16, torch.device("cuda")) is Slots
+
+
+@pytest.mark.parametrize("setting", ["CC=false", "CC=no-such-compiler", "SCHOOLHOUSE_NATIVE=0"])
+def test_without_a_compiler_torch_attends(setting, tmp_path):
+    code = (
+        "import torch; from schoolhouse.policy.native import best_slots; "
+        "print(best_slots(64, torch.float32, torch.device('cpu')).__name__)"
+    )
+    words = ["env", setting, f"XDG_CACHE_HOME={tmp_path}", sys.executable, "-c", code]
+    said = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "Slots"
+    assert not list(tmp_path.rglob("*.so"))
