@@ -139,7 +139,7 @@ def without(weigh: Weigh, left_out: Collection[Rollout]) -> Weigh:
 def pack(
     rollouts: Sequence[Rollout],
     weigh: Weigh,
-    token_budget: int = 16_384,
+    token_budget: int = 4_096,
     *,
     prompts: bool = True,
     **rows: Sequence[Row],
@@ -174,7 +174,7 @@ def pack(
     return [_join(rollouts, weights, rows, part) for part in _parts(rollouts, kept, token_budget)]
 
 
-def pack_whole(rollouts: Sequence[Rollout], token_budget: int = 16_384) -> Iterator[tuple[list[int], Batch]]:
+def pack_whole(rollouts: Sequence[Rollout], token_budget: int = 4_096) -> Iterator[tuple[list[int], Batch]]:
     """Batches to *score* (weight 0), each with the places of its sequences in `rollouts`.
 
     Nothing is refused but a rollout without a single token (SchoolError): there is nothing to read.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from schoolhouse.policy.memory import Packed, Slots
-from schoolhouse.policy.native import NativeHalfSlots, NativeSlots, best_slots
+from schoolhouse.policy.native import NativeHalfSlots, NativePacked, NativeSlots, best_memories
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
@@ -76,18 +76,33 @@ def test_a_slot_does_not_notice_its_neighbours():
     assert torch.equal(seen([1, 1]), seen([19, 5]))
 
 
-def test_best_slots_fit_the_head_and_the_number_type():
-    assert best_slots(64, torch.bfloat16, CPU) is NativeHalfSlots
-    assert best_slots(64, torch.float32, CPU) is NativeSlots
-    assert best_slots(48, torch.float32, CPU) is Slots
-    assert best_slots(64, torch.bfloat16, torch.device("cuda")) is Slots
+@pytest.mark.parametrize("heads, key_heads", HEADS)
+@pytest.mark.parametrize("lengths", [[1], [70], [5, 64, 1, 129, 33]])
+def test_packed_sequences_and_their_gradient_are_those_of_torch(heads, key_heads, lengths):
+    torch.manual_seed(0)
+    n = sum(lengths)
+    inputs = [torch.randn(n, h, WIDTH, requires_grad=True) for h in (heads, key_heads, key_heads)]
+    towards = torch.randn(n, heads, WIDTH)
+    results = []
+    for kind in (NativePacked, Packed):
+        seen = kind(lengths).attend(0, *inputs)
+        results.append([seen, *torch.autograd.grad(seen, inputs, towards)])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_best_memories_fit_the_head_and_the_number_type():
+    assert best_memories(64, torch.bfloat16, CPU) == (NativePacked, NativeHalfSlots)
+    assert best_memories(64, torch.float32, CPU) == (NativePacked, NativeSlots)
+    assert best_memories(48, torch.float32, CPU) == (Packed, Slots)
+    assert best_memories(64, torch.bfloat16, torch.device("cuda")) == (Packed, Slots)
 
 
 @pytest.mark.parametrize("setting", ["CC=false", "CC=no-such-compiler", "SCHOOLHOUSE_NATIVE=0"])
 def test_without_a_compiler_torch_attends(setting, tmp_path):
     code = (
-        "import torch; from schoolhouse.policy.native import best_slots; "
-        "print(best_slots(64, torch.float32, torch.device('cpu')).__name__)"
+        "import torch; from schoolhouse.policy.native import best_memories; "
+        "print(best_memories(64, torch.float32, torch.device('cpu'))[1].__name__)"
     )
     words = ["env", setting, f"XDG_CACHE_HOME={tmp_path}", sys.executable, "-c", code]
     said = subprocess.run(words, capture_output=True, text=True, check=True)

@@ -143,6 +143,7 @@ def test_logits_in_pieces_give_the_same_loss_and_gradient(policy, twin, monkeypa
     monkeypatch.setattr(
         twin, "_read_out", lambda h, t, temperature: pieces.append(len(t)) or read_out(h, t, temperature)
     )
+    monkeypatch.setattr(module, "_ROWS", 1)
     monkeypatch.setattr(module, "_CHUNK", 7 * twin.decoder.shape.vocab_size)
     assert learn(twin, rollouts, rate=0.0) == pytest.approx(whole, rel=1e-5, abs=1e-7)
     assert max(pieces) == 7

@@ -33,8 +33,8 @@ class Packed:
         self.sequences, self.longest = len(lengths), max(lengths)
         self.even = min(lengths) == self.longest
         sequence_N = torch.repeat_interleave(torch.arange(self.sequences, device=device), self.lengths)
-        start_S = torch.cumsum(self.lengths, 0) - self.lengths
-        self.positions = torch.arange(len(sequence_N), device=device) - start_S[sequence_N]  # [N]
+        self.starts = F.pad(torch.cumsum(self.lengths, 0), (1, 0))  # [S + 1]
+        self.positions = torch.arange(len(sequence_N), device=device) - self.starts[sequence_N]  # [N]
         self.corner = sequence_N * self.longest + self.positions  # [N] place of token n in [S * T]
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
 

@@ -1,7 +1,8 @@
-"""Slots whose attention is kernel.c, compiled once where there is a C compiler; elsewhere memory.py's torch attends.
+"""Memories whose attention is in C, compiled once where there is a compiler; elsewhere memory.py's torch attends.
 
-A decode step multiplies each key with a single query, or with a few that share a prompt: torch's batched products are
-made for more work a number, and get a fraction of what memory gives (docs/performance.md has the figures).
+A decode step multiplies each key with a single query, or with a few that share a prompt, and training multiplies
+sequences of unequal length: torch's batched products are made for more and more even work, and get a fraction of what
+the machine gives (docs/performance.md has the figures).
 """
 
 from __future__ import annotations
@@ -17,25 +18,29 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from schoolhouse.policy.memory import Slots
+from schoolhouse.policy.memory import Packed, Slots
 
-_SOURCE = Path(__file__).with_name("kernel.c")
+_FOLDER = Path(__file__).with_name("kernels")
+_SOURCES = tuple(str(_FOLDER / name) for name in ("decode.c", "packed.c"))
 _OPTIONS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-lm")
 _TARGETS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",))
+_FUNCTIONS = {"attend": "nnnppppp" + "nnnn" + "ppppppp", "see": "nnpnnppppp", "unsee": "nnpnnppppppppp"}
+"""Arguments of each: n a number, p a pointer."""
 _BLOCK = 16  # slots of one prompt that meet it together
 _LANES = 16
 
 
-def best_slots(head_width: int, dtype: torch.dtype, device: torch.device) -> type[Slots]:
-    """The quickest slots of this machine for a decoder that computes in `dtype`."""
+def best_memories(head_width: int, dtype: torch.dtype, device: torch.device) -> tuple[type[Packed], type[Slots]]:
+    """The quickest of this machine for a decoder that computes in `dtype`."""
     if device.type != "cpu" or head_width % (2 * _LANES) or not _kernel(head_width, dtype):
-        return Slots
-    return NativeHalfSlots if dtype == torch.bfloat16 else NativeSlots
+        return Packed, Slots
+    return NativePacked, NativeHalfSlots if dtype == torch.bfloat16 else NativeSlots
 
 
 @cache
@@ -46,9 +51,10 @@ def _kernel(width: int, dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-        made_of = "\n".join((_SOURCE.read_text(), version, _processor(), *_OPTIONS))
+        sources = [path.read_text() for path in sorted(_FOLDER.iterdir()) if path.suffix in (".c", ".h")]
+        made_of = "\n".join((*sources, version, _processor(), *_OPTIONS))
         stored = "uint16_t" if dtype == torch.bfloat16 else "float"
-        name = f"attend-{width}-{stored}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+        name = f"attention-{width}-{stored}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "schoolhouse"
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():
@@ -56,8 +62,10 @@ def _kernel(width: int, dtype: torch.dtype) -> ctypes.CDLL | None:
         kernel = ctypes.CDLL(str(folder / name))  # torch is loaded already: both use its OpenMP, and so its threads
     except (OSError, subprocess.CalledProcessError):
         return None
-    kernel.attend.restype = None
-    kernel.attend.argtypes = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 7
+    for function, types in _FUNCTIONS.items():
+        declared = getattr(kernel, function)
+        declared.restype = None
+        declared.argtypes = [ctypes.c_int64 if kind == "n" else ctypes.c_void_p for kind in types]
     return kernel
 
 
@@ -75,7 +83,7 @@ def _compile(compiler: str, given: Sequence[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         for target in _TARGETS:
-            command = [compiler, *target, *given, str(_SOURCE), "-o", str(made), *_OPTIONS]
+            command = [compiler, *target, *given, *_SOURCES, "-o", str(made), *_OPTIONS]
             tried = subprocess.run(command, capture_output=True, check=False)
             if tried.returncode == 0:
                 break
@@ -83,8 +91,43 @@ def _compile(compiler: str, given: Sequence[str], library: Path) -> None:
         made.replace(library)
 
 
+class NativePacked(Packed):
+    """`Packed`, attended without any padding, in float32."""
+
+    def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
+        q, k, v = (x.float().contiguous() for x in (q_NHD, k_NKD, v_NKD))
+        if self.kept is not None:
+            self.kept.append((self.side_by_side(k), self.side_by_side(v)))
+        return _Attention.apply(q, k, v, self.starts)
+
+
+class _Attention(torch.autograd.Function):
+    """Causal attention within each of the sequences that begin at starts [S + 1]."""
+
+    @staticmethod
+    def forward(ctx: Any, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, starts: Tensor) -> Tensor:
+        seen_NHD, spread_NH = torch.empty_like(q_NHD), q_NHD.new_empty(q_NHD.shape[:2])
+        _call("see", starts, q_NHD, k_NKD, v_NKD, seen_NHD, spread_NH)
+        ctx.save_for_backward(q_NHD, k_NKD, v_NKD, starts, seen_NHD, spread_NH)
+        return seen_NHD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, starts, seen, spread = ctx.saved_tensors
+        towards = [torch.empty_like(x) for x in (q, k, v)]
+        _call("unsee", starts, q, k, v, seen, spread, gradients[0].contiguous(), *towards)
+        return *towards, None
+
+
+def _call(function: str, starts: Tensor, q: Tensor, k: Tensor, *others: Tensor) -> None:
+    kernel = _kernel(q.shape[2], torch.float32)
+    assert kernel
+    sizes = (torch.get_num_threads(), len(starts) - 1, starts.data_ptr(), q.shape[1], k.shape[1])
+    getattr(kernel, function)(*sizes, *(x.data_ptr() for x in (q, k, *others)))
+
+
 class NativeSlots(Slots):
-    """`Slots`, attended by kernel.c. What a slot reads does not depend on its neighbours, to the bit."""
+    """`Slots`, attended by decode.c. What a slot reads does not depend on its neighbours, to the bit."""
 
     def _prepare(self, store: Callable[..., list[Tensor]], slots: int, heads: int, room: int, width: int) -> None:
         tiles = -(-room // _LANES)
@@ -92,7 +135,7 @@ class NativeSlots(Slots):
         self._row = tiles * _LANES
         kernel = _kernel(width, self.dtype)
         if kernel is None:
-            raise ValueError(f"there is no kernel for heads of {width} here: ask `best_slots`")
+            raise ValueError(f"there is no kernel for heads of {width} here: ask `best_memories`")
         self._attend = kernel.attend
 
     def _seat(self) -> None:

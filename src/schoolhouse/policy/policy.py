@@ -23,8 +23,7 @@ from schoolhouse.policy import sampler
 from schoolhouse.policy.checkpoint import load_decoder, save_decoder
 from schoolhouse.policy.decoder import Decoder, Shape, initialise
 from schoolhouse.policy.exact import ExactPacked, ExactSlots, prepare
-from schoolhouse.policy.memory import Packed
-from schoolhouse.policy.native import best_slots
+from schoolhouse.policy.native import best_memories
 from schoolhouse.randomness import digest
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Key, Rollout, SchoolError
@@ -34,7 +33,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "float32", "bfloat16", "exact"]
 
-_CHUNK = 1 << 25  # logits held at once: more than this many numbers are computed (and recomputed) in pieces
+_CHUNK = 1 << 20  # logits held at once: few enough to stay in a processor's cache ...
+_ROWS = 256  # ... but rows of at least so many tokens: a product of few rows is slow
 
 
 class Adam(NamedTuple):
@@ -96,7 +96,7 @@ class Policy:
         self.decoder = decoder.to(self.device)
         self.conversation = conversation
         self.dtype = pick_precision(precision, self.device)
-        self.packed, self.slots = Packed, best_slots(decoder.shape.head_dim, self.dtype, self.device)
+        self.packed, self.slots = best_memories(decoder.shape.head_dim, self.dtype, self.device)
         if precision == "exact":
             prepare(self.decoder)
             self.packed, self.slots = ExactPacked, ExactSlots
@@ -198,7 +198,7 @@ class Policy:
             )
 
     @torch.no_grad()
-    def score(self, rollouts: Sequence[Rollout], temperature: float = 1.0, budget: int = 16_384) -> list[RolloutScores]:
+    def score(self, rollouts: Sequence[Rollout], temperature: float = 1.0, budget: int = 4_096) -> list[RolloutScores]:
         """How likely the policy finds each written token, whoever wrote it; the same order back."""
         scored: list[RolloutScores | None] = [None] * len(rollouts)
         for members, batch in pack_whole(rollouts, budget):
@@ -276,21 +276,23 @@ class Policy:
             hidden_NC = self.decoder(batch.tokens.to(self.device), memory.positions, memory)
             said = (batch.written.to(self.device) & (memory.positions > 0)).nonzero()[:, 0]
             target, before = batch.tokens.to(self.device)[said], hidden_NC[said - 1]
-            piece = max(1, _CHUNK // self.decoder.shape.vocab_size)
-            if len(said) <= piece:
-                logprob, entropy = self._read_out(before, target, temperature)
-            else:
-                parts = [
-                    checkpoint(self._read_out, h, t, temperature, use_reentrant=False)
-                    for h, t in zip(before.split(piece), target.split(piece), strict=True)
-                ]
-                logprob, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+            piece = max(_ROWS, _CHUNK // self.decoder.shape.vocab_size)
+            parts = [
+                checkpoint(self._read_out, h, t, temperature, use_reentrant=True, preserve_rng_state=False)
+                if h.requires_grad
+                else self._read_out(h, t, temperature)
+                for h, t in zip(before.split(piece), target.split(piece), strict=True)
+            ]
+            logprob, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
         nothing = torch.zeros(len(batch.tokens), device=self.device)
-        return Scores(nothing.index_put((said,), logprob), nothing.index_put((said,), entropy))
+        return Scores(nothing.index_put((said,), logprob), nothing.index_put((said,), entropy.detach()))
 
     def _read_out(self, before: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logits = self.decoder.project(before).float() / (temperature or 1.0)
+        logits = self.decoder.project(before).float()
+        if temperature not in (0.0, 1.0):
+            logits = logits / temperature
         logprob_all = logits.log_softmax(-1)
-        with torch.no_grad():
-            entropy = -(logprob_all.exp() * logprob_all).sum(-1)
-        return logprob_all.gather(1, target[:, None])[:, 0], entropy
+        logprob = logprob_all.gather(1, target[:, None])[:, 0]
+        if torch.is_grad_enabled():  # the second time, for the gradient: entropy has none
+            return logprob, torch.zeros_like(logprob)
+        return logprob, -(logprob_all.exp() * logprob_all).sum(-1)

@@ -89,7 +89,7 @@ class Config(Frozen):
     clip_norm: float = Field(1.0, gt=0)
     adam_eps: float = Field(1e-8, gt=0)
     """Adam divides by gradient size + this. As large as the noise in a weight's gradient, noise makes small steps."""
-    token_budget: int = Field(16_384, gt=0)
+    token_budget: int = Field(4_096, gt=0)
     """Tokens of one micro-batch: memory, never the result."""
     precision: Precision = "auto"
     save_every: int = Field(20, gt=0)

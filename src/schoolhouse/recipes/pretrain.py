@@ -73,7 +73,7 @@ class Config(Frozen):
     decay: float = Field(0.5, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    token_budget: int = Field(16_384, gt=0)
+    token_budget: int = Field(4_096, gt=0)
     precision: Precision = "auto"
     test_every: int = Field(250, gt=0)
     """Measure bits per byte every so many steps (and after the last)."""

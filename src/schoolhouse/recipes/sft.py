@@ -33,7 +33,7 @@ class Config(Frozen):
     """Share of the run, at its end, over which the learning rate falls to zero."""
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    token_budget: int = Field(16_384, gt=0)
+    token_budget: int = Field(4_096, gt=0)
     """Tokens of one micro-batch: memory, never the result."""
     precision: Precision = "auto"
     save_every: int = Field(200, gt=0)

@@ -10,72 +10,10 @@
    prompt values [P, K, prompt_room, WIDTH], words [S, room / LANES, K, 2, LANES * WIDTH] (tiles of keys, transposed,
    and of values), seen [S, H, WIDTH]. `prompt_room` is a multiple of 2 LANES, `room` of LANES. */
 
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vectors.h"
 
-#define LANES 16 /* numbers computed side by side; tokens of a tile of words */
-#define ROWS 4   /* queries that meet a prompt side by side */
-#define TILE (LANES * WIDTH)
-#define PARTS (WIDTH / LANES)
-
-/* Vectors of GCC and Clang: on processors with shorter registers, several of those. */
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t whole __attribute__((vector_size(4 * LANES)));
-typedef uint16_t half __attribute__((vector_size(2 * LANES)));
-
-static inline vec of_float(const float *x) {
-    vec v;
-    memcpy(&v, x, sizeof v);
-    return v;
-}
-static inline vec of_bfloat16(const uint16_t *x) {
-    half h;
-    memcpy(&h, x, sizeof h);
-    return (vec)(__builtin_convertvector(h, whole) << 16);
-}
-static inline float as_float(float x) { return x; }
-static inline uint16_t as_bfloat16(float x) { /* the nearest, ties to even */
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-#define LOAD(x) _Generic((x), const float *: of_float, float *: of_float, default: of_bfloat16)(x)
 #define KEEP(x) _Generic((STORED)0, float: as_float, default: as_bfloat16)(x)
-
-static inline vec pick(whole yes, vec x, vec otherwise) { /* x where `yes` is -1, else `otherwise` */
-    return (vec)((yes & (whole)x) | (~yes & (whole)otherwise));
-}
-static inline vec all(float x) { return (vec){0} + x; }
-static inline vec first(int64_t n, vec x, float otherwise) { /* the first n numbers of x */
-    const whole place = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return pick(place < (int32_t)(n < LANES ? n : LANES), x, all(otherwise));
-}
-static inline float sum(vec x) {
-    float whole = 0.0f;
-    for (int l = 0; l < LANES; l++) whole += x[l];
-    return whole;
-}
-static inline float largest(vec x) {
-    float top = x[0];
-    for (int l = 1; l < LANES; l++) top = x[l] > top ? x[l] : top;
-    return top;
-}
-
-/* e^x for x <= 0, to about 1e-7: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cody and Waite's reduction) */
-static inline vec exponential(vec x) {
-    x = pick(x < -87.0f, all(-87.0f), x);
-    whole n = __builtin_convertvector(x * 1.44269504f - 0.5f, whole); /* towards zero: the nearest, as x <= 0 */
-    vec m = __builtin_convertvector(n, vec), r = (x - m * 0.693359375f) + m * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (vec)((n + 127) << 23);
-}
+MULTIPLY(multiply, STORED)
 
 /* What a query has seen so far: values weighed by e^(score - top), the weights side by side, and top. */
 typedef struct {
@@ -109,21 +47,6 @@ static inline void meet(Look *look, const float *q, const STORED *tile, int64_t 
     for (int64_t t = 0; t < n; t++)
         for (int p = 0; p < PARTS; p++) value[p] += score[t] * LOAD(tile + TILE + t * WIDTH + p * LANES);
     memcpy(look->value, value, sizeof value);
-}
-
-/* part [ROWS, 2 LANES] += a [ROWS, n] b [n, 2 LANES]; their rows are `a_row` and `b_row` numbers apart. */
-static inline void multiply(vec part[ROWS][2], const float *a, int64_t a_row, const STORED *b, int64_t b_row,
-                            int64_t n) {
-    vec sum[ROWS][2];
-    memcpy(sum, part, sizeof sum);
-    for (int64_t x = 0; x < n; x++) {
-        vec left = LOAD(b + x * b_row), right = LOAD(b + x * b_row + LANES);
-        for (int i = 0; i < ROWS; i++) {
-            sum[i][0] += a[i * a_row + x] * left;
-            sum[i][1] += a[i * a_row + x] * right;
-        }
-    }
-    memcpy(part, sum, sizeof sum);
 }
 
 void attend(int64_t threads, int64_t blocks, int64_t block, const int64_t *start, const int64_t *prompt,
@@ -173,7 +96,7 @@ void attend(int64_t threads, int64_t blocks, int64_t block, const int64_t *start
                 Look *look = looks + k * most + r;
                 for (int64_t t = 0; t < read; t += 2 * LANES) {
                     vec part[ROWS][2] = {{{0}}};
-                    multiply(part, q + (k * most + r) * WIDTH, WIDTH, keys + t, prompt_room, WIDTH);
+                    multiply(part, q + (k * most + r) * WIDTH, WIDTH, 1, keys + t, prompt_room, WIDTH);
                     for (int i = 0; i < ROWS; i++) memcpy(score + i * prompt_room + t, part[i], sizeof part[i]);
                 }
                 for (int i = 0; i < ROWS; i++) {
@@ -193,7 +116,7 @@ void attend(int64_t threads, int64_t blocks, int64_t block, const int64_t *start
                 for (int p = 0; p < PARTS; p += 2) {
                     vec part[ROWS][2];
                     for (int i = 0; i < ROWS; i++) memcpy(part[i], look[i].value + p, sizeof part[i]);
-                    multiply(part, score, prompt_room, values + p * LANES, WIDTH, read);
+                    multiply(part, score, prompt_room, 1, values + p * LANES, WIDTH, read);
                     for (int i = 0; i < ROWS; i++) memcpy(look[i].value + p, part[i], sizeof part[i]);
                 }
                 for (int64_t i = 0; i < ROWS && r + i < rows; i++) {
