@@ -19,7 +19,7 @@ LAYERS = [
     {"tasks", "tools", "policy"},
     {"search", "measure"},
     {"recipes"},
-    {"claims"},
+    {"claims", "bench"},
     {"pipeline", "serve"},
     {"commands"},
     {"cli"},

@@ -48,6 +48,11 @@ COMMANDS = {
         "schoolhouse.commands:claim",
         resumes=True,
     ),
+    "bench": Command(
+        "bench KIND --against PEER [--json FILE]",
+        "speed and memory beside a peer, in turns on the same work: sampler, learner, grpo, pretrain",
+        "schoolhouse.commands:bench",
+    ),
     "evaluate": Command(
         "evaluate MODEL --task TASK",
         "an exam: pass@1, pass@k, maj@k, thought length, each with its 95 % interval",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
@@ -66,6 +66,43 @@ def claim(words: Sequence[str]) -> None:
     folder, rest = _take(rest, "--dir", f"runs/claims/{name}")
     result = module.run_claim(load(module.Config, None, rest), Path(folder))
     print(module.markdown(result))
+
+
+class Bench(Frozen):
+    kind: str
+    """Kind of work: sampler, learner, grpo, pretrain."""
+    against: str
+    """The peer to take turns with."""
+    size: str | None = None
+    """Of the model: 1M, 3M, 10M, 30M; 3M unless given, and for pretrain that of nanochat's CPU configuration."""
+    repeats: int = Field(3, gt=0)
+    problems: int = Field(32, gt=0)
+    samples: int = Field(16, gt=0)
+    """Answers to each problem."""
+    threads: int = Field(2, gt=0)
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Number type of the peer: give it the one it is quicker in. Ours is what `school train` picks on this machine."""
+    python: Path | None = None
+    """Python of the environment that the peer lives in, if not this one."""
+    source: Path | None = None
+    """Checkout of a peer that is run from its own source."""
+
+
+def bench(words: Sequence[str]) -> None:
+    """school bench KIND --against PEER"""
+    file, words = _take(words, "--json", "")
+    usage = "school bench KIND --against PEER [--size 3M] [--repeats 3] [--json FILE]"
+    c = _options(Bench, words, usage, ("kind",))
+    if c is None:
+        return
+    from schoolhouse.bench.race import bench as measure
+    from schoolhouse.bench.race import table
+
+    with _counting(f"{c.kind}: ours and {c.against}") as tell:
+        result = measure(c.kind, c.against, c.size, c.model_dump(mode="json"), tell)
+    print(table(result))
+    if file:
+        write_whole(Path(file), to_json(result, 2) + "\n")
 
 
 class Tokens(Frozen):

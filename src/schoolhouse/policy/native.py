@@ -27,13 +27,21 @@ from torch import Tensor
 from schoolhouse.policy.memory import Packed, Slots
 
 _FOLDER = Path(__file__).with_name("kernels")
-_SOURCES = tuple(str(_FOLDER / name) for name in ("decode.c", "packed.c"))
+_SOURCES = tuple(str(_FOLDER / name) for name in ("decode.c", "packed.c", "readout.c"))
 _OPTIONS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-lm")
 _TARGETS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",))
-_FUNCTIONS = {"attend": "nnnppppp" + "nnnn" + "ppppppp", "see": "nnpnnppppp", "unsee": "nnpnnppppppppp"}
-"""Arguments of each: n a number, p a pointer."""
+_FUNCTIONS = {
+    "attend": "nnnppppp" + "nnnn" + "ppppppp",
+    "see": "nnpnnppppp",
+    "unsee": "nnpnnppppppppp",
+    "read_out": "nnnfppppp",
+    "unread": "nnnfppppp",
+}
+"""Arguments of each: n a whole number, f a float, p a pointer."""
+_TYPES = {"n": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
 _BLOCK = 16  # slots of one prompt that meet it together
 _LANES = 16
+_ANY_WIDTH = 64  # for what does not depend on it
 
 
 def best_memories(head_width: int, dtype: torch.dtype, device: torch.device) -> tuple[type[Packed], type[Slots]]:
@@ -65,7 +73,7 @@ def _kernel(width: int, dtype: torch.dtype) -> ctypes.CDLL | None:
     for function, types in _FUNCTIONS.items():
         declared = getattr(kernel, function)
         declared.restype = None
-        declared.argtypes = [ctypes.c_int64 if kind == "n" else ctypes.c_void_p for kind in types]
+        declared.argtypes = [_TYPES[kind] for kind in types]
     return kernel
 
 
@@ -124,6 +132,36 @@ def _call(function: str, starts: Tensor, q: Tensor, k: Tensor, *others: Tensor) 
     assert kernel
     sizes = (torch.get_num_threads(), len(starts) - 1, starts.data_ptr(), q.shape[1], k.shape[1])
     getattr(kernel, function)(*sizes, *(x.data_ptr() for x in (q, k, *others)))
+
+
+def log_probabilities(logits_NV: Tensor, token_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of one token of each row of logits, and the entropy of the row (which has no gradient)."""
+    return _ReadOut.apply(logits_NV.contiguous(), token_N.contiguous(), temperature)
+
+
+class _ReadOut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, token_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        results = [torch.empty(len(token_N)) for _ in range(3)]
+        ctx.temperature = temperature
+        ctx.save_for_backward(logits_NV, token_N, results[2])
+        _read("read_out", logits_NV, temperature, token_N, *results)
+        ctx.mark_non_differentiable(results[1])
+        return results[0], results[1]
+
+    @staticmethod
+    def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor | None, ...]:
+        logits, token, spread = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        _read("unread", logits, ctx.temperature, token, spread, towards[0].contiguous(), gradient)
+        return gradient, None, None
+
+
+def _read(function: str, logits_NV: Tensor, temperature: float, *others: Tensor) -> None:
+    kernel = _kernel(_ANY_WIDTH, logits_NV.dtype)
+    assert kernel
+    pointers = (x.data_ptr() for x in (logits_NV, *others))
+    getattr(kernel, function)(torch.get_num_threads(), *logits_NV.shape, 1.0 / temperature, *pointers)
 
 
 class NativeSlots(Slots):

@@ -23,7 +23,7 @@ from schoolhouse.policy import sampler
 from schoolhouse.policy.checkpoint import load_decoder, save_decoder
 from schoolhouse.policy.decoder import Decoder, Shape, initialise
 from schoolhouse.policy.exact import ExactPacked, ExactSlots, prepare
-from schoolhouse.policy.native import best_memories
+from schoolhouse.policy.native import NativePacked, best_memories, log_probabilities
 from schoolhouse.randomness import digest
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Key, Rollout, SchoolError
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "float32", "bfloat16", "exact"]
 
-_CHUNK = 1 << 20  # logits held at once: few enough to stay in a processor's cache ...
-_ROWS = 256  # ... but rows of at least so many tokens: a product of few rows is slow
+_CHUNK = 1 << 25  # logits held at once ...
+_ROWS = 256  # ... but of at least so many tokens: a product of few rows is slow
 
 
 class Adam(NamedTuple):
@@ -278,21 +278,21 @@ class Policy:
             target, before = batch.tokens.to(self.device)[said], hidden_NC[said - 1]
             piece = max(_ROWS, _CHUNK // self.decoder.shape.vocab_size)
             parts = [
-                checkpoint(self._read_out, h, t, temperature, use_reentrant=True, preserve_rng_state=False)
-                if h.requires_grad
-                else self._read_out(h, t, temperature)
+                self._read_out(h, t, temperature)
+                if len(said) <= piece
+                else checkpoint(self._read_out, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
                 for h, t in zip(before.split(piece), target.split(piece), strict=True)
             ]
             logprob, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
         nothing = torch.zeros(len(batch.tokens), device=self.device)
-        return Scores(nothing.index_put((said,), logprob), nothing.index_put((said,), entropy.detach()))
+        return Scores(nothing.index_put((said,), logprob), nothing.index_put((said,), entropy))
 
     def _read_out(self, before: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logits = self.decoder.project(before).float()
-        if temperature not in (0.0, 1.0):
-            logits = logits / temperature
-        logprob_all = logits.log_softmax(-1)
+        logits = self.decoder.project(before)
+        if self.packed is NativePacked:
+            return log_probabilities(logits, target, temperature or 1.0)
+        logprob_all = (logits.float() / (temperature or 1.0)).log_softmax(-1)
         logprob = logprob_all.gather(1, target[:, None])[:, 0]
-        if torch.is_grad_enabled():  # the second time, for the gradient: entropy has none
-            return logprob, torch.zeros_like(logprob)
-        return logprob, -(logprob_all.exp() * logprob_all).sum(-1)
+        with torch.no_grad():
+            entropy = -(logprob_all.exp() * logprob_all).sum(-1)
+        return logprob, entropy

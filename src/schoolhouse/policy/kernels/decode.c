@@ -12,7 +12,6 @@
 
 #include "vectors.h"
 
-#define KEEP(x) _Generic((STORED)0, float: as_float, default: as_bfloat16)(x)
 MULTIPLY(multiply, STORED)
 
 /* What a query has seen so far: values weighed by e^(score - top), the weights side by side, and top. */

@@ -31,6 +31,15 @@ static inline uint16_t as_bfloat16(float x) { /* the nearest, ties to even */
     memcpy(&bits, &x, sizeof bits);
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
+static inline float of_one_float(float x) { return x; }
+static inline float of_one_bfloat16(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+#define KEEP(x) _Generic((STORED)0, float: as_float, default: as_bfloat16)(x)
+#define LOAD_ONE(x) _Generic((x), float: of_one_float, default: of_one_bfloat16)(x)
 #define LOAD(x) _Generic((x), const float *: of_float, float *: of_float, default: of_bfloat16)(x)
 
 static inline vec pick(whole yes, vec x, vec otherwise) { /* x where `yes` is -1, else `otherwise` */

@@ -1,0 +1,75 @@
+"""One step of TRL's `GRPOTrainer` with transformers' `generate`, answers ended by force at their length."""
+
+import tempfile
+import time
+from typing import Any
+
+from ending import EndAt
+from turns import read_work, take_turns
+
+folder, work = read_work()
+
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList  # noqa: E402
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+
+torch.set_num_threads(work["threads"])
+model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+lengths = torch.tensor([length for wanted in work["lengths"] for length in wanted])
+generate: Any = model.generate
+
+
+def generate_lengths(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+    ending = LogitsProcessorList([EndAt(lengths, input_ids.shape[1], work["ends"])])
+    return generate(input_ids=input_ids, logits_processor=ending, **options)
+
+
+setattr(model, "generate", generate_lengths)  # noqa: B010
+
+
+class Trainer(GRPOTrainer):
+    def _tokenize_prompts(self, prompts: list) -> tuple:
+        return [work["prompts"][int(prompt)] for prompt in prompts], None, {}
+
+
+def reward(completions: list, **_: object) -> list[float | None]:
+    return [float(i % 2) for i in range(len(completions))]
+
+
+def run() -> dict:
+    micro = work.get("micro_batch", 32)
+    trainer = Trainer(
+        model,
+        reward_funcs=reward,
+        args=GRPOConfig(
+            tempfile.mkdtemp(),
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=len(lengths) // micro,
+            num_generations=work["samples"],
+            max_completion_length=int(lengths.max()),
+            max_steps=1,
+            learning_rate=1e-6,
+            beta=0.0,
+            bf16=work.get("dtype", "float32") == "bfloat16",
+            gradient_checkpointing=False,
+            use_cpu=True,
+            shuffle_dataset=False,
+            report_to=[],
+            logging_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": [str(p) for p in range(len(work["prompts"]))]}),
+        processing_class=tokenizer,
+    )
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    said = trainer.state.log_history[0]["completions/mean_length"]
+    assert abs(said - float(lengths.float().mean())) < 0.01, said
+    return {"tokens": int(lengths.sum()), "seconds": seconds}
+
+
+take_turns(run)

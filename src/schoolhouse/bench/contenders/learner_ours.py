@@ -1,0 +1,29 @@
+"""Schoolhouse's `pack` and `Policy.update`: every token of rows of mixed length."""
+
+from turns import read_work, take_turns
+
+folder, work = read_work()
+
+import torch  # noqa: E402
+
+from schoolhouse.objectives import likelihood  # noqa: E402
+from schoolhouse.packing import pack, token_mean  # noqa: E402
+from schoolhouse.policy.policy import Policy  # noqa: E402
+from schoolhouse.types import NAN, Key, Problem, Rollout  # noqa: E402
+
+torch.set_num_threads(work["threads"])
+policy = Policy.load(folder / "model", work.get("precision", "auto"))
+rollouts = [
+    Rollout(Problem("row", (), ""), Key(0, "bench", 0, i), tuple(row), (True,) * len(row), (NAN,) * len(row))
+    for i, row in enumerate(work["rows"])
+]
+
+
+def run() -> dict:
+    for start in range(0, len(rollouts), work["batch"]):
+        part = rollouts[start : start + work["batch"]]
+        policy.update(pack(part, token_mean(part), prompts=False), likelihood(), 1e-4)
+    return {"tokens": sum(map(len, rollouts))}
+
+
+take_turns(run)

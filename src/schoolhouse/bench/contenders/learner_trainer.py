@@ -1,0 +1,54 @@
+"""transformers' `Trainer` with rows padded to the longest of their batch, in bfloat16 where that is quicker."""
+
+import tempfile
+from typing import Any
+
+from turns import read_work, take_turns
+
+folder, work = read_work()
+
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments  # noqa: E402
+
+torch.set_num_threads(work["threads"])
+model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+rows: Any = [{"input_ids": row} for row in work["rows"]]
+micro = work.get("micro_batch", 16)
+
+
+def collate(part: list[dict]) -> dict[str, torch.Tensor]:
+    longest = max(len(row["input_ids"]) for row in part)
+    ids = torch.full((len(part), longest), work["pad"])
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for i, row in enumerate(part):
+        n = len(row["input_ids"])
+        ids[i, :n] = labels[i, :n] = torch.tensor(row["input_ids"])
+        mask[i, :n] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def run() -> dict:
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            tempfile.mkdtemp(),
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=work["batch"] // micro,
+            num_train_epochs=1,
+            learning_rate=1e-4,
+            bf16=work.get("dtype", "float32") == "bfloat16",
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_strategy="no",
+            remove_unused_columns=False,
+        ),
+        train_dataset=rows,
+        data_collator=collate,
+    )
+    trainer.train()
+    return {"tokens": sum(map(len, work["rows"]))}
+
+
+take_turns(run)

@@ -1,0 +1,49 @@
+"""vLLM's offline engine in one process, from an environment of its own (`--python`).
+
+After an update of the weights nothing cached may be used, so its prefix cache is emptied before each turn.
+"""
+
+import os
+
+from turns import read_work, take_turns
+
+folder, work = read_work()
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "4",
+    "VLLM_CPU_OMP_THREADS_BIND": f"0-{work['threads'] - 1}",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def main() -> None:
+    from vllm import LLM, SamplingParams
+
+    longest = max(map(len, work["prompts"])) + max(map(max, work["lengths"]))
+    llm = LLM(
+        model=str(folder / "model"),
+        dtype=work.get("dtype", "float32"),
+        max_model_len=longest,
+        max_num_seqs=len(work["prompts"]) * work["samples"],
+        seed=0,
+    )
+    prompts, asked = [], []
+    for prompt, wanted in zip(work["prompts"], work["lengths"], strict=True):
+        for length in wanted:
+            prompts.append({"prompt_token_ids": prompt})
+            asked.append(
+                SamplingParams(temperature=1.0, max_tokens=length, min_tokens=length, ignore_eos=True, detokenize=False)
+            )
+
+    def run() -> dict:
+        llm.reset_prefix_cache()
+        said = [len(out.outputs[0].token_ids) for out in llm.generate(prompts, asked, use_tqdm=False)]
+        assert said == [length for wanted in work["lengths"] for length in wanted]
+        return {"tokens": sum(said)}
+
+    take_turns(run)
+
+
+if __name__ == "__main__":
+    main()
