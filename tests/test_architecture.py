@@ -20,7 +20,7 @@ LAYERS = [
     {"search", "measure"},
     {"recipes"},
     {"claims", "bench"},
-    {"pipeline", "serve"},
+    {"pipeline", "serve", "estimate"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -42,6 +42,11 @@ COMMANDS = {
         "schoolhouse.commands:train",
         resumes=True,
     ),
+    "estimate": Command(
+        "estimate RECIPE [CONFIG.yaml] [--key value ...]",
+        "how much time and memory that run will take, from its first steps",
+        "schoolhouse.commands:estimate",
+    ),
     "claim": Command(
         "claim NAME --model MODEL [--key value ...] [--dir FOLDER]",
         "a published effect beside the controls that must fail, with a verdict by a rule written beforehand",

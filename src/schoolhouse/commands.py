@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, TypeVar
 
 from pydantic import Field
@@ -22,22 +23,12 @@ C = TypeVar("C", bound=Frozen)
 
 def train(words: Sequence[str]) -> None:
     """school train RECIPE [CONFIG.yaml] [--key value ...] [--dir FOLDER]"""
-    known = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
-    usage = "school train RECIPE [CONFIG.yaml] [--key value ...] [--dir FOLDER]"
-    if not words or words[0] in ("-h", "--help"):
-        print(f"usage: {usage}\n\nrecipes: {', '.join(known)}; `school train RECIPE --help` lists its keys")
+    folder, words = _take(words, "--dir", "")
+    asked = _recipe(words, "train", " [--dir FOLDER]")
+    if asked is None:
         return
-    recipe, *rest = words
-    if recipe not in known:
-        raise SchoolError(f"there is no recipe `{recipe}`{nearest(recipe, known)}")
-    module = import_module(f"schoolhouse.recipes.{recipe}")
-    if _asks_help(rest):
-        about = (module.__doc__ or "").partition("\n\n")[0]
-        describe(module.Config, f"school train {recipe} [CONFIG.yaml] [--dir runs/{recipe}]", about)
-        return
-    folder, rest = _take(rest, "--dir", f"runs/{recipe}")
-    path = Path(rest.pop(0)) if rest and not rest[0].startswith("--") else None
-    config = load(module.Config, path, rest)
+    recipe, module, config = asked
+    folder = folder or f"runs/{recipe}"
 
     from schoolhouse.run import Run
 
@@ -47,6 +38,35 @@ def train(words: Sequence[str]) -> None:
         else:
             getattr(module, recipe)(config, run)
         print(f"the model is in {run.model}; talk to it: school chat {folder}")
+
+
+def estimate(words: Sequence[str]) -> None:
+    """school estimate RECIPE [CONFIG.yaml] [--key value ...]"""
+    asked = _recipe(words, "estimate", "")
+    if asked is None:
+        return
+    from schoolhouse.estimate import estimate as measure
+
+    print(measure(asked[0], asked[2]))
+
+
+def _recipe(words: Sequence[str], command: str, more: str) -> tuple[str, ModuleType, Frozen] | None:
+    """Name, module and config of the recipe that is asked for; None where help was asked for and has been given."""
+    known = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: school {command} RECIPE [CONFIG.yaml] [--key value ...]{more}\n")
+        print(f"recipes: {', '.join(known)}; `school {command} RECIPE --help` lists its keys")
+        return None
+    recipe, *rest = words
+    if recipe not in known:
+        raise SchoolError(f"there is no recipe `{recipe}`{nearest(recipe, known)}")
+    module = import_module(f"schoolhouse.recipes.{recipe}")
+    if _asks_help(rest):
+        about = (module.__doc__ or "").partition("\n\n")[0]
+        describe(module.Config, f"school {command} {recipe} [CONFIG.yaml]{more}", about)
+        return None
+    path = Path(rest.pop(0)) if rest and not rest[0].startswith("--") else None
+    return recipe, module, load(module.Config, path, rest)
 
 
 def claim(words: Sequence[str]) -> None:

@@ -16,9 +16,10 @@ from typing import Literal, NamedTuple
 
 NAN = float("nan")
 
-Finish = Literal["open", "stop", "length", "given"]
+Finish = Literal["open", "stop", "length", "given", "forced"]
 """Why a rollout ended: `open` nothing said yet, `stop` the policy ended its turn, `length` it was cut off,
-`given` the last words are not the policy's (a demonstration, or a user's or tool's turn)."""
+`given` the last words are not the policy's (a demonstration, or a user's or tool's turn), `forced` they were put into
+its mouth and its turn goes on."""
 
 
 class Key(NamedTuple):
@@ -129,13 +130,13 @@ class Rollout:
         return len(self.tokens)
 
     def said(self, tokens: Sequence[int], logprob: Sequence[float], finish: Finish, version: int) -> Rollout:
-        """The policy says `tokens`: a new turn."""
+        """The policy says `tokens`: a new turn, unless words were forced on it within the last."""
         return replace(
             self,
             tokens=(*self.tokens, *tokens),
             written=(*self.written, *(True for _ in tokens)),
             logprob=(*self.logprob, *logprob),
-            turns=(*self.turns, len(self.tokens)),
+            turns=self.turns if self.finish == "forced" else (*self.turns, len(self.tokens)),
             finish=finish,
             version=version,
         )
@@ -150,6 +151,10 @@ class Rollout:
             key=self.key._replace(turn=self.key.turn + 1),
             finish="given",
         )
+
+    def forced(self, tokens: Sequence[int]) -> Rollout:
+        """Words put into the policy's mouth within its turn, such as the end of a thought: read, never trained on."""
+        return replace(self.given(tokens), finish="forced")
 
     def onto(self, prompt: Sequence[int]) -> Rollout:
         """The same words behind another prompt. Sampled log-probabilities are dropped: they were about the old one."""
@@ -167,8 +172,10 @@ class Rollout:
         """Ids of the policy's last turn (without what others said after it)."""
         if not self.turns:
             return ()
-        start = self.turns[-1]
-        return tuple(t for t, w in zip(self.tokens[start:], self.written[start:], strict=True) if w)
+        start, end = self.turns[-1], len(self.tokens)
+        while self.finish != "forced" and end > start and not self.written[end - 1]:
+            end -= 1
+        return self.tokens[start:end]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from schoolhouse.durable import model_in
 from schoolhouse.objectives import Objective
-from schoolhouse.packing import Batch, Scores, pack_whole
+from schoolhouse.packing import Batch, Scores, pack, pack_whole, token_mean
 from schoolhouse.policy import sampler
 from schoolhouse.policy.checkpoint import load_decoder, save_decoder
 from schoolhouse.policy.decoder import Decoder, Shape, initialise
@@ -26,7 +26,7 @@ from schoolhouse.policy.exact import ExactPacked, ExactSlots, prepare
 from schoolhouse.policy.native import NativePacked, best_memories, log_probabilities
 from schoolhouse.randomness import digest
 from schoolhouse.text.conversation import Conversation
-from schoolhouse.types import Key, Rollout, SchoolError
+from schoolhouse.types import Key, Problem, Rollout, SchoolError
 
 if TYPE_CHECKING:
     from schoolhouse.policy.huggingface import Adapter
@@ -173,13 +173,29 @@ class Policy:
         top_p: float = 1.0,
         min_p: float = 0.0,
         slots: int = 512,
+        think: int | None = None,
+        stop_texts: Sequence[str] = (),
+        then: sampler.Then | None = None,
+        room: int | None = None,
         on_token: sampler.OnToken | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
         """Say up to `length` tokens after each prefix; the same order back. See sampler.extend.
 
-        `stop` are the ids that end a turn: those of the conversation unless given.
+        stop        ids that end a turn: those of the conversation unless given
+        stop_texts  texts that do too, however they are cut into tokens
+        think       tokens a turn may take before its thought is closed by force: a thinking budget
+        then        what a rollout whose turn ended goes on from, in its slot (tools, users); needs `room` for all turns
         """
+        ends = None
+        if stop_texts:
+            maybe, ended = self.conversation.ends_with(stop_texts)
+            maybe += [False] * (self.decoder.shape.vocab_size - len(maybe))
+            ends = torch.tensor(maybe), ended
+        if think is not None:
+            if then or not isinstance(length, int):
+                raise SchoolError("a thinking budget goes with one `length` for all and without `then`")
+            then, length, room = self._budget(rollouts, think, length), min(think, length), length
         with self._autocast():
             return sampler.extend(
                 self.decoder,
@@ -192,10 +208,26 @@ class Policy:
                 top_p=top_p,
                 min_p=min_p,
                 slots=slots,
+                room=room,
+                then=then,
+                ends=ends,
                 memories=(self.packed, self.slots),
                 on_token=on_token,
                 progress=progress,
             )
+
+    def _budget(self, rollouts: Sequence[Rollout], think: int, length: int) -> sampler.Then:
+        """After `think` tokens a thought that is still open is closed; what is left of `length` goes to the answer."""
+        start = {(rollout.problem.id, rollout.key._replace(turn=0)): len(rollout) for rollout in rollouts}
+
+        def go_on(ended: Rollout) -> tuple[Rollout, int] | None:
+            begun = start[ended.problem.id, ended.key._replace(turn=0)]
+            if ended.finish != "length" or len(ended) - begun != think:
+                return None
+            longer = self.conversation.close_thought(ended)
+            return longer, length - (len(longer) - begun)
+
+        return go_on
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout], temperature: float = 1.0, budget: int = 4_096) -> list[RolloutScores]:
@@ -255,6 +287,15 @@ class Policy:
         if totals["gap_tokens"]:
             stats["gap"] = gap
         return stats
+
+    def rehearse(self, longest: int, token_budget: int) -> None:
+        """Learn from the heaviest micro-batch there can be, and forget it: what does not fit fails now, not later."""
+        longest = min(longest, self.longest)
+        row = Rollout(Problem("rehearsal", (), ""), Key(0, "rehearsal"), (0,) * longest, (True,) * longest, ())
+        rows = [row] * max(1, token_budget // longest)
+        for batch in pack(rows, token_mean(rows), token_budget, prompts=False):
+            self._scores(batch, 1.0).logprob.sum().backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _account(self, totals: dict[str, float], batch: Batch, scores: Scores) -> None:
         """Entropy of the tokens trained on, and how far sampled and learner log-probabilities lie apart."""

@@ -28,6 +28,13 @@ _BLOCK = 64
 OnToken = Callable[[int, int, float], None]
 """Called with (index of the rollout, token id, its log-probability) as soon as a token is sampled."""
 
+Then = Callable[[Rollout], tuple[Rollout, int] | None]
+"""Called with a rollout whose turn ended. Gives what it goes on from (the same, or longer by what others say now) and
+how many tokens it may say next; None: it is done."""
+
+Ends = Callable[[Sequence[int]], bool]
+"""Whether a turn ends with the last of the ids it has so far."""
+
 
 def narrow(logits_SV: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
     """Logits with the unlikely set to -inf: the top_k likeliest, the smallest set of mass top_p, at least min_p x max.
@@ -96,6 +103,9 @@ def extend(
     top_p: float = 1.0,
     min_p: float = 0.0,
     slots: int = 512,
+    room: int | None = None,
+    then: Then | None = None,
+    ends: tuple[Tensor, Ends] | None = None,
     memories: tuple[type[Packed], type[Slots]] = (Packed, Slots),
     on_token: OnToken | None = None,
     progress: Callable[[int], None] | None = None,
@@ -103,12 +113,15 @@ def extend(
     """Let the policy say up to `length` tokens after each prefix; a turn ends after an id in `stop`.
 
     `length` may be a number for each rollout. Rollouts come back in the order given. `progress` is told the number of
-    rollouts that just ended.
+    rollouts that just ended. With `then` a rollout goes on in its slot, and comes out as if it had been extended again
+    from the start: what others said is read token by token beside the slots that speak, nothing is read twice. `room`
+    is what all turns behind the first prefix may take together. `ends` is the ids [V] that may end a turn, and who
+    knows whether one does.
     """
     shape, device = decoder.shape, next(decoder.parameters()).device
     lengths = [length] * len(rollouts) if isinstance(length, int) else list(length)
     _check(rollouts, lengths, shape.longest, temperature)
-    slots, room = min(slots, len(rollouts)), max(lengths, default=0)
+    slots, room = min(slots, len(rollouts)), max(max(lengths, default=0), room or 0)
     read, grow = memories
     memory = grow(
         shape.num_hidden_layers,
@@ -122,8 +135,11 @@ def extend(
     )
     stop_V = torch.zeros(shape.vocab_size, dtype=torch.bool, device=device)
     stop_V[list(stop)] = True
+    maybe_V = None if ends is None else ends[0].to(device)
     queue = deque(range(len(rollouts)))
     done: list[Rollout | None] = [None] * len(rollouts)
+    begun = list(rollouts)  # what each rollout's present turn began with
+    given: dict[int, deque[int]] = {}  # ids that others said and the model has not read yet
 
     said = torch.zeros(slots, room, dtype=torch.long, device=device)  # [S, room]
     sure = torch.zeros(slots, room, device=device)  # [S, room] log-probability of each
@@ -132,7 +148,7 @@ def extend(
     owner = np.zeros(slots, dtype=np.int64)  # [S] index of the rollout in this slot
     stream = np.zeros(slots, dtype=np.uint64)  # [S] digest of its key
     logits_SV = torch.empty(0, shape.vocab_size, device=device)
-    ends: dict[tuple[int, ...], Tensor] = {}
+    last: dict[tuple[int, ...], Tensor] = {}
 
     while queue or memory.busy:
         if queue and memory.free >= max(1, slots // 4):  # read several prompts at once: prefill pays in batches
@@ -141,25 +157,44 @@ def extend(
             owner[at], count[at] = new, 0
             limit[at] = torch.tensor([lengths[i] for i in new], device=device)
             stream[at] = [digest(rollouts[i].key) for i in new]
-            logits_SV = torch.cat((logits_SV, _prefill(decoder, read, memory, [rollouts[i].tokens for i in new], ends)))
+            logits_SV = torch.cat((logits_SV, _prefill(decoder, read, memory, [rollouts[i].tokens for i in new], last)))
         busy = memory.busy
         uniform = uniforms(stream[:busy], count[:busy].cpu().numpy())
         token_S, logprob_S = choose(
             logits_SV, torch.from_numpy(uniform).to(device), temperature, top_k=top_k, top_p=top_p, min_p=min_p
         )
-        said[:busy].scatter_(1, count[:busy, None], token_S[:, None])
-        sure[:busy].scatter_(1, count[:busy, None], logprob_S[:, None])
-        count[:busy] += 1
+        speaks_S = torch.ones(busy, dtype=torch.bool, device=device)
+        for slot in [at for at in range(busy) if owner[at] in given] if given else ():
+            unread = given[owner[slot]]
+            token_S[slot], speaks_S[slot] = unread.popleft(), False
+            if not unread:
+                del given[owner[slot]]
+        said[:busy].scatter_(1, count[:busy, None].clamp_max(room - 1), token_S[:, None])
+        sure[:busy].scatter_(1, count[:busy, None].clamp_max(room - 1), logprob_S[:, None])
+        count[:busy] += speaks_S
         if on_token:
-            for i, token, logprob in zip(owner[:busy], token_S.tolist(), logprob_S.tolist(), strict=True):
-                on_token(int(i), token, logprob)
-        stopped_S = stop_V[token_S]
-        over_S = stopped_S | (count[:busy] == limit[:busy])
+            for slot in speaks_S.nonzero()[:, 0].tolist():
+                on_token(int(owner[slot]), int(token_S[slot]), float(logprob_S[slot]))
+        stopped_S = stop_V[token_S] & speaks_S
+        if ends is not None and maybe_V is not None:
+            for slot in (maybe_V[token_S] & speaks_S & ~stopped_S).nonzero()[:, 0].tolist():
+                stopped_S[slot] = ends[1](said[slot, : int(count[slot])].tolist())
+        over_S = stopped_S | (speaks_S & (count[:busy] == limit[:busy]))
         if bool(over_S.any()):
             for slot in over_S.nonzero()[:, 0].tolist():
                 n, i = int(count[slot]), int(owner[slot])
                 finish = "stop" if bool(stopped_S[slot]) else "length"
-                done[i] = rollouts[i].said(said[slot, :n].tolist(), sure[slot, :n].tolist(), finish, version)
+                ended = begun[i].said(said[slot, :n].tolist(), sure[slot, :n].tolist(), finish, version)
+                more = _goes_on(then, ended, len(rollouts[i]), min(room, shape.longest - len(rollouts[i])))
+                if more is None:
+                    done[i] = ended
+                    continue
+                over_S[slot] = False
+                if len(more[0]) > len(ended):
+                    begun[i], given[i] = more[0], deque(more[0].tokens[len(ended) :])
+                    count[slot], stream[slot] = 0, digest(more[0].key)
+                limit[slot] = count[slot] + more[1]
+        if bool(over_S.any()):
             if progress:
                 progress(int(over_S.sum()))
             order = memory.release(over_S)
@@ -175,6 +210,21 @@ def extend(
         else:
             logits_SV = logits_SV[:0]
     return [r for r in done if r is not None]
+
+
+def _goes_on(then: Then | None, ended: Rollout, start: int, room: int) -> tuple[Rollout, int] | None:
+    """What `then` says, as far as there is room behind the `start` tokens of the first prefix."""
+    more = None if then is None else then(ended)
+    if more is None:
+        return None
+    longer, length = more
+    if longer.tokens[: len(ended)] != ended.tokens:
+        raise SchoolError(
+            f"a rollout of problem {ended.problem.id} goes on from other tokens than it had: what was said cannot be "
+            "changed on a kept cache; add tokens behind it (Rollout.given), or extend it anew"
+        )
+    length = min(length, room - (len(longer) - start))
+    return (longer, length) if length > 0 else None
 
 
 def _check(rollouts: Sequence[Rollout], lengths: Sequence[int], limit: int, temperature: float) -> None:
@@ -201,24 +251,24 @@ def _prefill(
     read: type[Packed],
     memory: Slots,
     prompts: Sequence[tuple[int, ...]],
-    ends: dict[tuple[int, ...], Tensor],
+    last: dict[tuple[int, ...], Tensor],
 ) -> Tensor:
     """A slot for each prompt, and the logits [n, V] after it. A prompt that is in memory is not read again.
 
-    `ends` holds what the decoder makes of the last token of each prompt in memory, [C].
+    `last` holds what the decoder makes of the last token of each prompt in memory, [C].
     """
-    for forgotten in ends.keys() - set(memory.names):
-        del ends[forgotten]
-    fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in ends]
+    for forgotten in last.keys() - set(memory.names):
+        del last[forgotten]
+    fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in last]
     if fresh:
         packed = read([len(prompt) for prompt in fresh], device=memory.said.device, keep=True)
         tokens_N = torch.tensor([token for prompt in fresh for token in prompt], device=memory.said.device)
         hidden_NC = decoder(tokens_N, packed.positions, packed)
         memory.remember(packed, fresh)
-        ends.update(zip(fresh, hidden_NC[torch.cumsum(packed.lengths, 0) - 1], strict=True))
+        last.update(zip(fresh, hidden_NC[torch.cumsum(packed.lengths, 0) - 1], strict=True))
     memory.admit(prompts)
     asked = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompts))}
-    logits_PV = decoder.project(torch.stack([ends[prompt] for prompt in asked])).float()
+    logits_PV = decoder.project(torch.stack([last[prompt] for prompt in asked])).float()
     return logits_PV[torch.tensor([asked[prompt] for prompt in prompts], device=logits_PV.device)]
 
 

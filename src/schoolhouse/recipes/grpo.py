@@ -131,6 +131,7 @@ def grpo(c: Config, run: Run, alter: Alter = lambda step, groups: groups) -> Non
     def act(policy: Policy, prefixes: Sequence[Rollout]) -> list[Rollout]:  # [P*G] rollouts
         return policy.extend(prefixes, c.length, temperature=c.temperature)
 
+    policy.rehearse(max(map(len, ask(run.step))) + c.length, c.token_budget)
     source = stream(policy, ask, act, range(run.step, c.steps), c.lag)
 
     for step, rollouts in run.steps(source, keep=policy, every=c.save_every):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,37 @@ class Conversation:
         if rollout.tokens[-1] in self.stop_ids:
             ids = ids[1 + next(i for i, token in enumerate(ids) if token in self.stop_ids) :]
         return rollout.given(ids)
+
+    def close_thought(self, rollout: Rollout) -> Rollout:
+        """The same rollout if it has stopped thinking in its last turn, or never began; else with `</think>` forced."""
+        end = self.tokenizer.encode(END_THINK) if self._end_think is None else [self._end_think]
+        return rollout.forced(end) if self._thinks_still(rollout) else rollout
+
+    def _thinks_still(self, rollout: Rollout) -> bool:
+        said, complete = self._body(rollout)
+        if self._think is None or self._end_think is None:
+            _, opened, inside = (
+                ("", THINK, self.tokenizer.decode(said))
+                if self._thinking
+                else (self.tokenizer.decode(said).partition(THINK))
+            )
+            return bool(opened) and END_THINK not in inside and not complete
+        start, end = self._span(said, self._think, self._end_think)
+        return start is not None and end == len(said) and not complete
+
+    def ends_with(self, texts: Sequence[str]) -> tuple[list[bool], Callable[[Sequence[int]], bool]]:
+        """For each id whether it may complete one of these texts, and whether the last of some ids does."""
+        if not all(texts):
+            raise SchoolError("an empty text cannot end a turn: give at least one character")
+        last, reach = {text[-1] for text in texts}, 1 + max(len(text.encode()) for text in texts)
+        words = [self.tokenizer.decode([token]) for token in range(self.tokenizer.size)]
+        maybe = [not last.isdisjoint(word) or "\ufffd" in word for word in words]  # half a character may complete one
+
+        def ended(ids: Sequence[int]) -> bool:
+            tail = self.tokenizer.decode(ids[-reach:])
+            return any(text in tail for text in texts)
+
+        return maybe, ended
 
     # --- from ids to a reply
 

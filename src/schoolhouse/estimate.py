@@ -1,0 +1,79 @@
+"""How much time and memory a run will take, from its own first steps: nothing is modelled that can be measured."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from schoolhouse.config import Frozen, dump
+from schoolhouse.durable import read_lines, write_whole
+from schoolhouse.progress import duration
+from schoolhouse.types import SchoolError
+
+STEPS = 5
+"""Of the trial. The first is not counted as a step: it starts everything up."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run of `steps` costs.
+
+    start         seconds until the first step is done
+    step          seconds of a step, the median of the trial's
+    exams         seconds of all exams on the way
+    memory        bytes at the peak of the trial, which does the heaviest micro-batch first
+    """
+
+    steps: int
+    start: float
+    step: float
+    exams: float
+    memory: int
+
+    @property
+    def seconds(self) -> float:
+        return self.start + self.step * (self.steps - 1) + self.exams
+
+    def __str__(self) -> str:
+        exams = f", {duration(self.exams)} of exams" if self.exams else ""
+        return (
+            f"{duration(self.seconds)} on this machine: {self.steps} steps of {self.step:.2f} s{exams}\n"
+            f"{self.memory / 1e9:.2f} GB of memory at the peak\n"
+            "as long as answers stay as long as they are now: sampling and learning grow with them"
+        )
+
+
+def estimate(recipe: str, config: Frozen) -> Estimate:
+    """Run the first steps in a process and a folder of their own, which are thrown away.
+
+    Raises SchoolError if they fail.
+    """
+    steps = int(getattr(config, "steps", 0))
+    trial = config.model_copy(update={"steps": min(STEPS, steps)})
+    with tempfile.TemporaryDirectory(prefix="school-estimate-") as folder:
+        file, run = Path(folder) / "config.yaml", Path(folder) / "run"
+        write_whole(file, dump(trial))
+        words = [sys.executable, "-m", "schoolhouse", "train", recipe, str(file), "--dir", str(run)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SchoolError(f"the first steps failed (exit {done.returncode}):\n{done.stderr.strip()[-2000:]}")
+        ends = [row["seconds"] for row in read_lines(run / "times.jsonl")]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    took = [after - before for before, after in pairwise(ends)] or ends
+    step = statistics.median(took)
+    return Estimate(steps, ends[0], step, _exams(config, steps) * step, peak)
+
+
+def _exams(config: Frozen, steps: int) -> float:
+    """How many steps' worth of answers the exams on the way take (an upper bound: nobody learns in an exam)."""
+    c = config.model_dump()
+    if not c.get("exam_every"):
+        return 0.0
+    answers = c["exam_problems"] * c["exam_samples"] / (c["problems"] * c["samples"])
+    return (steps - 1) // c["exam_every"] * answers

@@ -1,0 +1,32 @@
+"""An estimate is measured: the run's own first steps, in a process of their own."""
+
+import pytest
+
+from schoolhouse.estimate import Estimate, _exams, estimate
+from schoolhouse.recipes import grpo, pretrain
+from schoolhouse.types import SchoolError
+
+TINY = {"width": 32, "layers": 1, "heads": 2, "key_heads": 1, "head_dim": 16, "inner": 48, "longest": 64}
+
+
+def test_the_first_steps_are_measured():
+    config = pretrain.Config(task="school", model=TINY, steps=1000, batch=2, context=32, test_every=1000)
+    made = estimate("pretrain", config)
+    assert made.steps == 1000
+    assert 0 < made.step < made.start
+    assert 1e8 < made.memory < 4e9
+    assert made.seconds == pytest.approx(made.start + 999 * made.step)
+    assert "1000 steps" in str(made)
+
+
+def test_what_fails_is_said_before_the_run():
+    config = grpo.Config(model="no/such/model")
+    with pytest.raises(SchoolError, match=r"(?s)the first steps failed.*no/such/model"):
+        estimate("grpo", config)
+
+
+def test_exams_on_the_way_cost_their_answers():
+    config = grpo.Config(model="m", steps=41, problems=10, samples=4, exam_every=10, exam_problems=50, exam_samples=8)
+    assert _exams(config, config.steps) == 4 * 10.0
+    assert _exams(config.model_copy(update={"exam_every": 0}), 41) == 0.0
+    assert Estimate(11, 2.0, 0.5, 3.0, 0).seconds == 10.0
