@@ -16,7 +16,7 @@ CORE := .venv/.installed-core
 STAMP := .venv/.installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test quick quickstart
+.PHONY: help setup lint test quick quickstart bench
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,3 +50,27 @@ quick: setup ## the tests alone; T=tests/tasks for a part
 
 quickstart: $(CORE) ## from nothing to a model that thinks; SEED=1 DIR=runs/other
 	@$(BIN)/school quickstart --seed $(SEED) --dir $(DIR)
+
+# Peers that live elsewhere: VLLM=path/of/its/python NANOCHAT=path/of/its/checkout. Without them their races are left out.
+VLLM ?=
+NANOCHAT ?=
+RACES := runs/bench
+RACE = $(BIN)/school bench
+
+bench: setup ## race against peers, then write docs/performance.md (an hour); VLLM=PYTHON NANOCHAT=CHECKOUT
+	@mkdir -p $(RACES)
+	$(RACE) sampler --against transformers --dtype float32 --json $(RACES)/sampler-transformers-3M.json
+	$(RACE) grpo --against trl --json $(RACES)/grpo-trl-3M.json
+	$(RACE) learner --against trainer --json $(RACES)/learner-trainer-3M.json
+	$(RACE) sampler --against transformers --dtype float32 --size 30M --problems 4 --json $(RACES)/sampler-transformers-30M.json
+	$(RACE) grpo --against trl --size 30M --problems 4 --json $(RACES)/grpo-trl-30M.json
+	$(RACE) learner --against trainer --size 30M --problems 4 --json $(RACES)/learner-trainer-30M.json
+ifneq ($(VLLM),)
+	$(RACE) sampler --against vllm --python $(VLLM) --dtype float32 --json $(RACES)/sampler-vllm-3M.json
+	$(RACE) sampler --against vllm --python $(VLLM) --size 30M --json $(RACES)/sampler-vllm-30M.json
+endif
+ifneq ($(NANOCHAT),)
+	$(RACE) pretrain --against nanochat --source $(NANOCHAT) --json $(RACES)/pretrain-nanochat.json
+endif
+	$(RACE) study --json $(RACES)/study.json
+	$(RACE) page --json $(RACES)

@@ -90,8 +90,9 @@ def claim(words: Sequence[str]) -> None:
 
 class Bench(Frozen):
     kind: str
-    """Kind of work: sampler, learner, grpo, pretrain."""
-    against: str
+    """Work to race in: sampler, learner, grpo, pretrain; or `study`, how our cost grows and where our time goes; or
+    `page`, docs/performance.md from the files in the folder that --json names."""
+    against: str = ""
     """The peer to take turns with."""
     size: str | None = None
     """Of the model: 1M, 3M, 10M, 30M; 3M unless given, and for pretrain that of nanochat's CPU configuration."""
@@ -115,9 +116,21 @@ def bench(words: Sequence[str]) -> None:
     c = _options(Bench, words, usage, ("kind",))
     if c is None:
         return
+    from schoolhouse.bench.page import write_page
     from schoolhouse.bench.race import bench as measure
     from schoolhouse.bench.race import table
+    from schoolhouse.bench.study import breakdown, curves
 
+    if c.kind == "page":
+        write_page(Path(file or "runs/bench"), Path("docs/performance.md"))
+        return
+    if c.kind == "study":
+        parts = [breakdown(size, c.threads) for size in ("3M", "30M")]
+        text = to_json({"curves": curves(), "breakdown": parts[0] | parts[1]}, 2)
+        print(text)
+        if file:
+            write_whole(Path(file), text + "\n")
+        return
     with _counting(f"{c.kind}: ours and {c.against}") as tell:
         result = measure(c.kind, c.against, c.size, c.model_dump(mode="json"), tell)
     print(table(result))

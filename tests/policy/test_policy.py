@@ -135,6 +135,19 @@ def test_how_a_step_is_cut_changes_memory_alone(policy, twin, weigh, budget):
     assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
+def test_recomputed_activations_give_the_same_update_with_less_kept(policy, twin):
+    def kept(learner):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            learner.update(batches_of(rollouts), clipped_surrogate(on_policy=True), 1e-3)
+        return sum(sizes)
+
+    rollouts = sample(policy)
+    twin.decoder.recompute = True
+    assert kept(twin) < 0.5 * kept(policy)
+    assert apart(weights_of(policy), weights_of(twin)) == 0.0
+
+
 def test_logits_in_pieces_give_the_same_loss_and_gradient(policy, twin, monkeypatch):
     rollouts = sample(policy)
     whole = learn(policy, rollouts, rate=0.0)

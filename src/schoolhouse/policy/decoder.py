@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from schoolhouse.types import SchoolError
 
@@ -204,6 +205,7 @@ class Decoder(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
+        self.recompute = False  # activation checkpointing: keep what enters a block, compute its inside again
         self.model = Stem(shape)
         self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
         if shape.tie_word_embeddings:
@@ -216,7 +218,10 @@ class Decoder(nn.Module):
         rotation = (angle.cos(), angle.sin())
         x_NC = self.model.embed_tokens(tokens_N)
         for layer, block in enumerate(self.model.layers):
-            x_NC = block(x_NC, rotation, memory, layer)
+            if self.recompute and torch.is_grad_enabled():
+                x_NC = checkpoint(block, x_NC, rotation, memory, layer, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_NC = block(x_NC, rotation, memory, layer)
         return self.model.norm(x_NC)
 
     def project(self, hidden_NC: Tensor) -> Tensor:

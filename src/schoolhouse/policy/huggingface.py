@@ -34,6 +34,7 @@ def _attend(
     width = q_1HND.shape[-1]
     if (scale := wishes.get("scaling")) is not None:  # the memory divides by sqrt(D) in any case
         q_1HND = q_1HND * (scale * width**0.5)
+    k_1KND = k_1KND.to(v_1KND.dtype)  # as in our own decoder
     seen_NHD = memory.attend(
         int(str(module.layer_idx)), *(x[0].transpose(0, 1).contiguous() for x in (q_1HND, k_1KND, v_1KND))
     )

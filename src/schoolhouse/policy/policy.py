@@ -77,7 +77,8 @@ def pick_precision(wanted: Precision, device: torch.device) -> torch.dtype:
 class Policy:
     """A decoder that talks (through `conversation`) and learns (through `optimizer`).
 
-    `version` counts updates: a rollout remembers which version wrote it.
+    `version` counts updates: a rollout remembers which version wrote it. `recompute` is activation checkpointing:
+    learning keeps what enters a block and computes its inside again (Chen et al. 2016, arXiv 1604.06174).
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Policy:
         conversation: Conversation,
         precision: Precision = "auto",
         adam: Adam | None = None,
+        recompute: bool = False,
     ) -> None:
         if conversation.tokenizer.size > decoder.shape.vocab_size:
             raise SchoolError(
@@ -100,6 +102,10 @@ class Policy:
         if precision == "exact":
             prepare(self.decoder)
             self.packed, self.slots = ExactPacked, ExactSlots
+        if isinstance(decoder, Decoder):
+            decoder.recompute = recompute
+        elif recompute:
+            raise SchoolError("`recompute` is for Llama, Qwen2, Qwen3 and Mistral decoders alone: set it to false")
         self.version = 0
         self.optimizer = self._fresh_optimizer(adam or Adam())
 
@@ -113,14 +119,17 @@ class Policy:
         seed: int = 0,
         precision: Precision = "auto",
         adam: Adam | None = None,
+        recompute: bool = False,
     ) -> Policy:
         """A policy with random weights, the same for the same seed."""
         decoder = Decoder(shape)
         initialise(decoder, torch.Generator().manual_seed(digest(Key(seed, "weights")) % 2**63))
-        return cls(decoder, conversation, precision, adam)
+        return cls(decoder, conversation, precision, adam, recompute)
 
     @classmethod
-    def load(cls, folder: Path | str, precision: Precision = "auto", adam: Adam | None = None) -> Policy:
+    def load(
+        cls, folder: Path | str, precision: Precision = "auto", adam: Adam | None = None, recompute: bool = False
+    ) -> Policy:
         """A policy from a model folder in Hugging Face format, or from the newest checkpoint of a run.
 
         Raises SchoolError naming what is missing or damaged.
@@ -128,7 +137,7 @@ class Policy:
         folder = model_in(folder)
         if not folder.is_dir():
             raise SchoolError(f"{folder} is not a folder; a model is a local folder in Hugging Face format")
-        return cls(load_decoder(folder), Conversation.load(folder), precision, adam)
+        return cls(load_decoder(folder), Conversation.load(folder), precision, adam, recompute)
 
     def save(self, folder: Path | str) -> None:
         """Write the model in Hugging Face format: config, safetensors, tokenizer, chat template."""

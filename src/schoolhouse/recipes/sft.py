@@ -36,11 +36,13 @@ class Config(Frozen):
     token_budget: int = Field(4_096, gt=0)
     """Tokens of one micro-batch: memory, never the result."""
     precision: Precision = "auto"
+    recompute: bool = False
+    """Activation checkpointing: a third more time, a fraction of the memory, the same result."""
     save_every: int = Field(200, gt=0)
 
 
 def sft(c: Config, run: Run) -> None:
-    policy = run.restore(Policy.load(run.start(c.model), c.precision, Adam(weight_decay=c.weight_decay)))
+    policy = run.restore(Policy.load(run.start(c.model), c.precision, Adam(weight_decay=c.weight_decay), c.recompute))
     task = open_task(c.task, c.seed)
 
     for step in run.steps(range(run.step, c.steps), keep=policy, every=c.save_every):

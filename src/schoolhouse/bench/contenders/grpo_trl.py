@@ -1,4 +1,7 @@
-"""One step of TRL's `GRPOTrainer` with transformers' `generate`, answers ended by force at their length."""
+"""One step of TRL's `GRPOTrainer` with transformers' `generate`, answers ended by force at their length.
+
+64 rows are generated at a time, several times quicker than all at once, which is TRL's default.
+"""
 
 import tempfile
 import time
@@ -21,8 +24,14 @@ lengths = torch.tensor([length for wanted in work["lengths"] for length in wante
 generate: Any = model.generate
 
 
+done = 0
+
+
 def generate_lengths(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
-    ending = LogitsProcessorList([EndAt(lengths, input_ids.shape[1], work["ends"])])
+    global done
+    part = lengths[done : done + len(input_ids)]
+    done = (done + len(part)) % len(lengths)
+    ending = LogitsProcessorList([EndAt(part, input_ids.shape[1], work["ends"])])
     return generate(input_ids=input_ids, logits_processor=ending, **options)
 
 
@@ -47,6 +56,7 @@ def run() -> dict:
             tempfile.mkdtemp(),
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=len(lengths) // micro,
+            steps_per_generation=64 // micro,
             num_generations=work["samples"],
             max_completion_length=int(lengths.max()),
             max_steps=1,
@@ -67,8 +77,8 @@ def run() -> dict:
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    said = trainer.state.log_history[0]["completions/mean_length"]
-    assert abs(said - float(lengths.float().mean())) < 0.01, said
+    assert abs(trainer.state.log_history[0]["completions/mean_length"] - float(lengths.float().mean())) < 0.01
+    assert done == 0
     return {"tokens": int(lengths.sum()), "seconds": seconds}
 
 

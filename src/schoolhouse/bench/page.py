@@ -1,0 +1,117 @@
+"""docs/performance.md: what is between its marks, and its figure, from the files that `school bench --json` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from schoolhouse.durable import write_whole
+from schoolhouse.types import SchoolError
+
+START, END = "<!-- measured: written by `school bench page` -->", "<!-- end of what was measured -->"
+TARGETS = {  # (kind, peer): at least so many times as quick
+    ("sampler", "transformers"): 4.0,
+    ("sampler", "vllm"): 1.5,
+    ("grpo", "trl"): 4.0,
+    ("learner", "trainer"): 2.0,
+    ("pretrain", "nanochat"): 1.3,
+}
+MEMORY_TARGET = 0.5  # of TRL's, for a GRPO step
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """Replace what was measured in `page` by the results in `folder`, and draw the figure beside it."""
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.stem != "study"]
+    if not results:
+        raise SchoolError(f"{folder} holds no results; `school bench KIND --against PEER --json {folder}/NAME.json`")
+    study = json.loads((folder / "study.json").read_text()) if (folder / "study.json").exists() else None
+    text = page.read_text()
+    if START not in text or END not in text:
+        raise SchoolError(f"{page} has no place for what was measured: put the lines\\n{START}\\n{END}\\ninto it")
+    figure = page.with_suffix("") / "figure.png"
+    draw(results, study, figure)
+    before, _, rest = text.partition(START)
+    after = END + rest.partition(END)[2]
+    body = [START, "", f"![speed beside peers, cost, where the time goes]({figure.parent.name}/figure.png)", ""]
+    write_whole(page, before + "\n".join([*body, *_table(results), *_limits(results), "", after]))
+
+
+def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "| work | against | model | ours, tokens/s | theirs | times as quick (each turn) | target | peak memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in sorted(results, key=lambda r: (r["kind"], r["peer"], r["work"]["size"])):
+        ours, theirs = (result["tokens_per_second"][name] for name in ("ours", result["peer"]))
+        each = ", ".join(f"{ratio:.2f}" for ratio in result["ratios"])
+        target = TARGETS.get((result["kind"], result["peer"]))
+        memory = f"{result['peak_ratio']:.2f}x" + (f" (target {MEMORY_TARGET}x)" if result["peer"] == "trl" else "")
+        options = ", ".join(str(v) for k, v in result["peer_options"].items() if k == "dtype")
+        rows = result["work"]["problems"] * result["work"]["samples"]
+        size = f"{result['work']['size']}, {rows} rows" if result["kind"] != "pretrain" else "nanochat's"
+        lines.append(
+            f"| {result['kind']} | {result['peer']} ({options}) | {size} | {ours:,.0f} | {theirs:,.0f} "
+            f"| **{result['median_ratio']:.2f}** ({each}) | {target or ''} | {memory} |"
+        )
+    return lines
+
+
+def _limits(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    low, high = (
+        {key: pick(r["limits"][key] for r in results) / 1e9 for key in results[0]["limits"]} for pick in (min, max)
+    )
+    gaps = [turn["gap"] for r in results if r["kind"] == "grpo" for turn in r["turns"]["ours"]]
+    on = results[0]["on"]
+    return [
+        "",
+        f"Measured right after each race: {low['bfloat16']:.0f} to {high['bfloat16']:.0f} Gflop/s in bfloat16, "
+        f"{low['float32']:.0f} to {high['float32']:.0f} in float32, {low['bandwidth']:.0f} to {high['bandwidth']:.0f} "
+        "GB/s from memory. "
+        + (f"Mean gap between sampled and learned log-probabilities: at most {max(gaps):.1e}." if gaps else ""),
+        "",
+        f"torch {on['versions']['torch']}, transformers {on['versions']['transformers']}, {on['cores']} cores with "
+        f"{', '.join(on['processor'])}.",
+    ]
+
+
+def draw(results: Sequence[Mapping[str, Any]], study: Mapping[str, Any] | None, path: Path) -> None:
+    """Ratios with their targets; tokens per second along each curve; shares of the time."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 3).flatten()
+    names = [f"{r['kind']}\n{r['peer']}\n{r['work']['size'].replace('nanochat', '')}" for r in results]
+    axes[0].bar(names, [r["median_ratio"] for r in results], color="#4477aa")
+    for at, r in enumerate(results):
+        axes[0].plot([at] * len(r["ratios"]), r["ratios"], ".", color="black", markersize=4)
+        axes[0].plot([at - 0.4, at + 0.4], [TARGETS.get((r["kind"], r["peer"]), 1.0)] * 2, color="#cc3311")
+    axes[0].set_title("times as quick as the peer (red: target)", fontsize=10)
+    axes[0].tick_params(axis="x", labelsize=6)
+    axes[0].set_yscale("log")
+    if study:
+        for axis, (name, points) in zip(axes[1:5], study["curves"].items(), strict=True):
+            xs = [int(x) for x in points]
+            axis.plot(xs, list(points.values()), "o-", color="#4477aa")
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(xs, [str(x) for x in xs])
+            axis.set_ylim(bottom=0)
+            axis.set_title(f"sampled tokens/s by {name}", fontsize=10)
+        bottom = [0.0] * len(study["breakdown"])
+        for part, color in zip(
+            ("matrix products", "attention", "choice of tokens", "the rest"),
+            ("#4477aa", "#66ccee", "#ccbb44", "#bbbbbb"),
+            strict=True,
+        ):
+            shares = [spent[part] / sum(spent.values()) for spent in study["breakdown"].values()]
+            axes[5].bar(
+                [k.replace(", ", "\n") for k in study["breakdown"]], shares, bottom=bottom, label=part, color=color
+            )
+            bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
+        axes[5].legend(fontsize=7, loc="lower right")
+        axes[5].set_title("where the time goes", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
