@@ -1,0 +1,60 @@
+"""The page: what was measured goes between its marks, and nothing else changes."""
+
+import json
+
+import pytest
+
+from schoolhouse.bench.page import END, START, write_page
+from schoolhouse.types import SchoolError
+
+
+def result(kind="sampler", peer="vllm", size="3M"):
+    turns = {name: [{"seconds": 1.0, "tokens": 10, "peak": 1, "gap": 1e-4}] for name in ("ours", peer)}
+    return {
+        "kind": kind,
+        "peer": peer,
+        "turns": turns,
+        "tokens_per_second": {"ours": 12_345.0, peer: 5_000.0},
+        "ratios": [2.4, 2.5, 2.6],
+        "median_ratio": 2.5,
+        "peak_ratio": 0.4,
+        "peer_options": {"dtype": "float32"},
+        "work": {"size": size, "problems": 32, "samples": 16},
+        "limits": {"bfloat16": 4e11, "float32": 2e11, "bandwidth": 3e10},
+        "on": {"versions": {"torch": "2.13.0", "transformers": "5.23.0"}, "cores": 2, "processor": ["avx2"]},
+    }
+
+
+def test_results_stand_between_the_marks(tmp_path):
+    page, folder = tmp_path / "performance.md", tmp_path / "races"
+    folder.mkdir()
+    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    (folder / "a.json").write_text(json.dumps(result()))
+    (folder / "b.json").write_text(json.dumps(result("grpo", "trl", "30M")))
+    parts = {"matrix products": 1.0, "attention": 1.0, "choice of tokens": 1.0, "the rest": 1.0}
+    curves = {name: {"1": 1.0, "4": 2.0} for name in "abcd"}
+    (folder / "study.json").write_text(json.dumps({"curves": curves, "breakdown": {"sampling, 3M": parts}}))
+    write_page(folder, page)
+    text = page.read_text()
+    assert text.startswith(f"before\n{START}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    assert (
+        "| sampler | vllm (float32) | 3M, 512 rows | 12,345 | 5,000 | **2.50** (2.40, 2.50, 2.60) | 1.5 | 0.40x |"
+        in text
+    )
+    assert "0.40x (target 0.5x)" in text
+    assert "at most 1.0e-04" in text
+    assert (tmp_path / "performance" / "figure.png").stat().st_size > 10_000
+    write_page(folder, page)
+    assert page.read_text() == text
+
+
+def test_a_page_without_marks_and_a_folder_without_results_are_named(tmp_path):
+    page = tmp_path / "performance.md"
+    page.write_text("nothing")
+    with pytest.raises(SchoolError, match="holds no results"):
+        write_page(tmp_path, page)
+    (tmp_path / "a.json").write_text(json.dumps(result()))
+    with pytest.raises(SchoolError, match="no place for what was measured"):
+        write_page(tmp_path, page)
