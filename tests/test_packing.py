@@ -1,5 +1,7 @@
 """Packing: every number lands at its token, denominators are global, and empty or full masks are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from schoolhouse.packing import (
     pack_whole,
     sequence_mean,
     sequence_sum,
+    shared,
     token_mean,
     trained,
     without,
@@ -170,3 +173,37 @@ def test_a_row_of_the_wrong_length_is_named():
 def test_a_missing_row_is_refused():
     with pytest.raises(SchoolError, match='"advantage" has 2 rows for 3 rollouts'):
         pack(THREE, token_mean(THREE), advantage=[[0.0] * 5, [0.0] * 2])
+
+
+# --- prompts that stand once
+
+
+def answer(prompt: int, length: int, reply: int, sample: int) -> Rollout:
+    """A reply to prompt number `prompt`, of `length` tokens."""
+    told = rollout(length, reply, sample)
+    return replace(told, tokens=tuple(range(100 * prompt, 100 * prompt + length)) + told.tokens[length:])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=12), st.integers(1, 120))
+def test_a_shared_batch_holds_every_token_once_and_all_find_theirs(asked, budget):
+    lengths = (16, 17, 30, 15)  # of each prompt; the last is too short to share
+    rollouts = [answer(p, lengths[p], reply, i) for i, (p, reply) in enumerate(asked)]
+    batches = pack(rollouts, token_mean(rollouts), budget, share=True)
+    assert sum(len(batch.lengths) for batch in batches) == len(rollouts)
+    for batch in batches:
+        once = shared(batch)
+        assert torch.equal(batch.tokens[once.kept][once.place], batch.tokens)
+        asked_here = [int(first) // 100 for first in batch.tokens[batch.positions == 0]]
+        there = sum(lengths[p] for p in set(asked_here) - {3}) + 15 * asked_here.count(3)
+        assert len(once.kept) == there + int(batch.written.sum()) == sum(once.lengths)
+        assert len(once.kept) <= budget or len(batch.lengths) == 1
+        begun = np.cumsum((0, *once.lengths[:-1]))
+        for (start, length), own in zip(once.prefixes, begun, strict=True):
+            assert length == 0 or start + length <= own
+
+
+def test_neighbours_with_other_prompts_share_nothing():
+    rollouts = [answer(0, 20, 2, 0), answer(1, 20, 2, 1)]
+    (batch,) = pack(rollouts, token_mean(rollouts), share=True)
+    assert shared(batch).prefixes == ((0, 0), (0, 0))
+    assert len(shared(batch).kept) == 44

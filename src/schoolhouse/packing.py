@@ -19,6 +19,8 @@ from torch import Tensor
 
 from schoolhouse.types import Rollout, SchoolError
 
+_PAYS = 16  # tokens of a prompt that is worth sharing
+
 Row = Sequence[float] | np.ndarray
 """Numbers of one rollout, [T]."""
 
@@ -142,13 +144,16 @@ def pack(
     token_budget: int = 4_096,
     *,
     prompts: bool = True,
+    share: bool = False,
     **rows: Sequence[Row],
 ) -> list[Batch]:
     """Rollouts and their rows (one row [T] per rollout, in the same order) as batches for `Policy.update`.
 
     Sequences are sorted by length, so that attention pads little, and never cut. A batch holds at most `token_budget`
     tokens, the padding inside attention included; a longer rollout is a batch of its own. Rollouts of weight 0 are left
-    out. `prompts=False` says that there are none (pretraining): every token may be written.
+    out. `prompts=False` says that there are none (pretraining): every token may be written. `share=True` is for a
+    policy that reads a prompt once for all that go on from it (`Policy.shares`): they stay side by side, and the budget
+    counts it once.
 
     Raises SchoolError when a row does not fit its rollout, when there is nothing to learn from, and when every token of
     every rollout would be learned although there should be prompts.
@@ -171,7 +176,8 @@ def pack(
             f"nothing to learn from: all {len(rollouts)} rollouts were left out (weight 0); "
             "if they were cut off or could not be judged, allow longer replies or look at the verifier's reasons"
         )
-    return [_join(rollouts, weights, rows, part) for part in _parts(rollouts, kept, token_budget)]
+    cut = _families(rollouts, kept, token_budget) if share else _parts(rollouts, kept, token_budget)
+    return [_join(rollouts, weights, rows, part) for part in cut]
 
 
 def pack_whole(rollouts: Sequence[Rollout], token_budget: int = 4_096) -> Iterator[tuple[list[int], Batch]]:
@@ -209,6 +215,63 @@ def _parts(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) 
         part.append(i)
     if part:
         yield part
+
+
+def _families(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Places of rollouts, those of a prompt side by side, cut where their tokens would exceed the budget."""
+    prompt = {i: rollouts[i].tokens[: rollouts[i].written.index(True)] for i in kept}
+    part: list[int] = []
+    used = 0
+    for i in sorted(kept, key=lambda i: prompt[i]):
+        there = part and prompt[part[-1]] == prompt[i] and len(prompt[i]) >= _PAYS
+        more = len(rollouts[i]) - (len(prompt[i]) if there else 0)
+        if part and used + more > token_budget:
+            yield part
+            part, used, more = [], 0, len(rollouts[i])
+        part.append(i)
+        used += more
+    if part:
+        yield part
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A batch in which a prompt stands once, before the first of the neighbours that go on from it.
+
+    kept      [M] which tokens of the batch are left
+    place     [N] where each token of the batch stands among them
+    lengths   of each sequence, without its prompt where that stands elsewhere
+    prefixes  (where its prompt begins among the kept, how long it is); (0, 0) where that stands before it
+    """
+
+    kept: Tensor
+    place: Tensor
+    lengths: tuple[int, ...]
+    prefixes: tuple[tuple[int, int], ...]
+
+
+def shared(batch: Batch) -> Shared:
+    """Find neighbours with the same prompt (all that stands before the first written token) of 16 tokens or more."""
+    tokens, written = batch.tokens.numpy(), batch.written.numpy()
+    kept, place = np.ones(len(tokens), dtype=bool), np.empty(len(tokens), dtype=np.int64)
+    lengths: list[int] = []
+    prefixes: list[tuple[int, int]] = []
+    start = left = 0  # in the batch, among the kept
+    first, known = 0, tokens[:0]  # where the present prompt begins among the kept, and its ids
+    for length in batch.lengths:
+        prompt = int(written[start : start + length].argmax())
+        mine = tokens[start : start + prompt]
+        if prompt >= _PAYS and np.array_equal(mine, known):
+            kept[start : start + prompt] = False
+            place[start : start + prompt] = np.arange(first, first + prompt)
+        else:
+            first, known, prompt = left, mine, 0
+        own = length - prompt
+        place[start + prompt : start + length] = np.arange(left, left + own)
+        lengths.append(own)
+        prefixes.append((first, prompt) if prompt else (0, 0))
+        start, left = start + length, left + own
+    return Shared(torch.from_numpy(kept.nonzero()[0]), torch.from_numpy(place), tuple(lengths), tuple(prefixes))
 
 
 def _join(

@@ -91,6 +91,34 @@ def test_packed_sequences_and_their_gradient_are_those_of_torch(heads, key_heads
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("heads, key_heads", HEADS)
+def test_a_prompt_that_is_there_once_is_seen_by_its_whole_family(heads, key_heads):
+    torch.manual_seed(0)
+    # (prompt, answers): the first answer of a family stands behind the prompt itself
+    families = [(37, [5, 64, 1]), (1, [3, 3]), (70, [33])]
+    compact, prefixes, source, start = [], [], [], 0
+    for prompt, answers in families:
+        first = start
+        for i, answer in enumerate(answers):
+            own = answer if i else prompt + answer
+            compact.append(own)
+            prefixes.append((first, prompt) if i else (0, 0))
+            source += [*range(first, first + prompt), *range(start if i else first + prompt, start + own)]
+            start += own
+    inputs = [torch.randn(start, h, WIDTH, requires_grad=True) for h in (heads, key_heads, key_heads)]
+    shared = NativePacked(compact, prefixes=prefixes)
+    seen = shared.attend(0, *inputs)
+    unrolled = Packed([prompt + answer for prompt, answers in families for answer in answers])
+    expected = unrolled.attend(0, *(x[source] for x in inputs))
+    assert torch.equal(shared.positions[source], unrolled.positions)
+    assert torch.allclose(seen[source], expected, atol=1e-5)
+    towards = torch.randn_like(expected)
+    gathered = torch.zeros_like(seen).index_add(0, torch.tensor(source), towards)
+    ours, theirs = (torch.autograd.grad(x, inputs, t) for x, t in ((seen, gathered), (expected, towards)))
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, atol=3e-5)
+
+
 def test_the_best_memories_fit_the_head_and_the_number_type():
     assert best_memories(64, torch.bfloat16, CPU) == (NativePacked, NativeHalfSlots)
     assert best_memories(64, torch.float32, CPU) == (NativePacked, NativeSlots)

@@ -1,6 +1,7 @@
 """The three verbs agree with each other, and nothing but memory depends on how a step is cut."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,30 @@ def test_how_a_step_is_cut_changes_memory_alone(policy, twin, weigh, budget):
     assert apart(weights_of(policy), weights_of(twin)) < 3e-6
     assert apart(weights_of(policy), before) > 9e-4
     assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("budget", [40, 16_384])
+def test_a_prompt_read_once_gives_the_same_update(conversation, tiny_shape, budget):
+    one, other = (
+        Policy.create(
+            tiny_shape(vocab_size=conversation.tokenizer.size, head_dim=32), conversation, precision="float32"
+        )
+        for _ in range(2)
+    )
+    if not one.shares:
+        pytest.skip("needs a C compiler")
+    other.packed = Packed
+    rollouts = sample(one)
+    columns: dict[str, Any] = {"advantage": advantages(rollouts), "sampled": [r.logprob for r in rollouts]}
+    stats = []
+    for policy in (one, other):
+        batches = pack(rollouts, token_mean(rollouts), budget, share=policy.shares, **columns)
+        stats.append(policy.update(batches, clipped_surrogate(on_policy=True), 1e-3))
+    assert stats[0] == pytest.approx(stats[1], rel=1e-4, abs=1e-5)
+    for (name, ours), theirs in zip(one.decoder.named_parameters(), other.decoder.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-6), name
 
 
 def test_recomputed_activations_give_the_same_update_with_less_kept(policy, twin):

@@ -33,7 +33,7 @@ _TARGETS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-marc
 _FUNCTIONS = {
     "attend": "nnnppppp" + "nnnn" + "ppppppp",
     "see": "nnpnnppppp",
-    "unsee": "nnpnnppppppppp",
+    "unsee": "nnppnnppppppppp",
     "read_out": "nnnfppppp",
     "unread": "nnnfppppp",
 }
@@ -100,38 +100,55 @@ def _compile(compiler: str, given: Sequence[str], library: Path) -> None:
 
 
 class NativePacked(Packed):
-    """`Packed`, attended without any padding, in float32."""
+    """`Packed`, attended without any padding, in float32.
+
+    Sequences may go on from a prefix that is there once: prefixes[s] is where it begins and how long it is, (0, 0) for
+    none. It must be a beginning of the last sequence before s that has none; `lengths` are then those behind it.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        keep: bool = False,
+        prefixes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        super().__init__(lengths, device, keep)
+        prefix_S2 = torch.tensor(prefixes or [(0, 0)] * len(lengths))
+        self.places = torch.cat((prefix_S2, self.starts[:-1, None], self.lengths[:, None]), 1)  # [S, 4]
+        firsts = (prefix_S2[:, 1] == 0).nonzero()[:, 0]
+        self.families = torch.cat((firsts, torch.tensor([len(lengths)])))  # [F + 1]
+        self.positions = self.positions + torch.repeat_interleave(prefix_S2[:, 1], self.lengths)
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         q, k, v = (x.float().contiguous() for x in (q_NHD, k_NKD, v_NKD))
         if self.kept is not None:
             self.kept.append((self.side_by_side(k), self.side_by_side(v)))
-        return _Attention.apply(q, k, v, self.starts)
+        return _Attention.apply(q, k, v, self.places, self.families)
 
 
 class _Attention(torch.autograd.Function):
-    """Causal attention within each of the sequences that begin at starts [S + 1]."""
-
     @staticmethod
-    def forward(ctx: Any, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, starts: Tensor) -> Tensor:
+    def forward(ctx: Any, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, places_S4: Tensor, families_F: Tensor) -> Tensor:
         seen_NHD, spread_NH = torch.empty_like(q_NHD), q_NHD.new_empty(q_NHD.shape[:2])
-        _call("see", starts, q_NHD, k_NKD, v_NKD, seen_NHD, spread_NH)
-        ctx.save_for_backward(q_NHD, k_NKD, v_NKD, starts, seen_NHD, spread_NH)
+        _call("see", (len(places_S4), places_S4.data_ptr()), q_NHD, k_NKD, v_NKD, seen_NHD, spread_NH)
+        ctx.save_for_backward(q_NHD, k_NKD, v_NKD, places_S4, families_F, seen_NHD, spread_NH)
         return seen_NHD
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, starts, seen, spread = ctx.saved_tensors
+        q, k, v, places, families, seen, spread = ctx.saved_tensors
         towards = [torch.empty_like(x) for x in (q, k, v)]
-        _call("unsee", starts, q, k, v, seen, spread, gradients[0].contiguous(), *towards)
-        return *towards, None
+        tables = (len(families) - 1, families.data_ptr(), places.data_ptr())
+        _call("unsee", tables, q, k, v, seen, spread, gradients[0].contiguous(), *towards)
+        return *towards, None, None
 
 
-def _call(function: str, starts: Tensor, q: Tensor, k: Tensor, *others: Tensor) -> None:
+def _call(function: str, tables: tuple[int, ...], q: Tensor, k: Tensor, *others: Tensor) -> None:
     kernel = _kernel(q.shape[2], torch.float32)
     assert kernel
-    sizes = (torch.get_num_threads(), len(starts) - 1, starts.data_ptr(), q.shape[1], k.shape[1])
-    getattr(kernel, function)(*sizes, *(x.data_ptr() for x in (q, k, *others)))
+    pointers = (x.data_ptr() for x in (q, k, *others))
+    getattr(kernel, function)(torch.get_num_threads(), *tables, q.shape[1], k.shape[1], *pointers)
 
 
 def log_probabilities(logits_NV: Tensor, token_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

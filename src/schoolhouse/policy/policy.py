@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from schoolhouse.durable import model_in
 from schoolhouse.objectives import Objective
-from schoolhouse.packing import Batch, Scores, pack, pack_whole, token_mean
+from schoolhouse.packing import Batch, Scores, pack, pack_whole, shared, token_mean
 from schoolhouse.policy import sampler
 from schoolhouse.policy.checkpoint import load_decoder, save_decoder
 from schoolhouse.policy.decoder import Decoder, Shape, initialise
@@ -144,6 +144,11 @@ class Policy:
         tokenizer = self.conversation.tokenizer
         save_decoder(self.decoder, Path(folder), tokenizer.eos_id, tokenizer.pad_id)
         self.conversation.save(Path(folder))
+
+    @property
+    def shares(self) -> bool:
+        """Whether learning reads a prompt once for all that go on from it: tell `pack`."""
+        return self.packed is NativePacked
 
     @property
     def longest(self) -> int:
@@ -321,11 +326,17 @@ class Policy:
 
     def _scores(self, batch: Batch, temperature: float) -> Scores:
         """Log-probability and entropy at each written token of a batch. The one place that shifts by a token."""
-        memory = self.packed(batch.lengths, self.device)
+        said = (batch.written & (batch.positions > 0)).nonzero()[:, 0]
+        if self.shares:
+            once = shared(batch)
+            memory = NativePacked(once.lengths, prefixes=once.prefixes)
+            tokens, place = batch.tokens[once.kept], once.place[said - 1]
+        else:
+            memory, tokens, place = self.packed(batch.lengths, self.device), batch.tokens, said - 1
+        said = said.to(self.device)
         with self._autocast():
-            hidden_NC = self.decoder(batch.tokens.to(self.device), memory.positions, memory)
-            said = (batch.written.to(self.device) & (memory.positions > 0)).nonzero()[:, 0]
-            target, before = batch.tokens.to(self.device)[said], hidden_NC[said - 1]
+            hidden_NC = self.decoder(tokens.to(self.device), memory.positions, memory)
+            target, before = batch.tokens.to(self.device)[said], hidden_NC[place.to(self.device)]
             piece = max(_ROWS, _CHUNK // self.decoder.shape.vocab_size)
             parts = [
                 self._read_out(h, t, temperature)
@@ -339,7 +350,7 @@ class Policy:
 
     def _read_out(self, before: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logits = self.decoder.project(before)
-        if self.packed is NativePacked:
+        if self.shares:
             return log_probabilities(logits, target, temperature or 1.0)
         logprob_all = (logits.float() / (temperature or 1.0)).log_softmax(-1)
         logprob = logprob_all.gather(1, target[:, None])[:, 0]

@@ -184,7 +184,13 @@ def learn(
     for part in range(parts):  # whole groups, dealt in turn; weights x parts, so that each part is a mean of its own
         mine = [i for i, group in enumerate(place) if group % parts == part]
         chosen: dict[str, Any] = {name: [row[i] for i in mine] for name, row in rows.items()}
-        batches = pack([rollouts[i] for i in mine], lambda rollout: weigh(rollout) * parts, c.token_budget, **chosen)
+        batches = pack(
+            [rollouts[i] for i in mine],
+            lambda rollout: weigh(rollout) * parts,
+            c.token_budget,
+            share=policy.shares,
+            **chosen,
+        )
         fresh = c.lag == 0 and part == 0  # later the gap is what was learned
         stats = policy.update(batches, objective, rate, c.clip_norm, c.temperature, c.gap_limit if fresh else inf)
     return stats

@@ -35,7 +35,7 @@ def run() -> dict:
         "advantage": group_advantage(groups, "mean", "group_std"),
         "sampled": [r.logprob for r in rollouts],
     }
-    batches = pack(rollouts, sequence_mean(rollouts), **rows)
+    batches = pack(rollouts, sequence_mean(rollouts), share=policy.shares, **rows)
     stats = policy.update(batches, clipped_surrogate(0.2, 0.2, on_policy=True), 1e-6)
     return {"tokens": sum(lengths), "gap": stats["gap"]}
 
