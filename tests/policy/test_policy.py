@@ -160,6 +160,18 @@ def test_a_prompt_read_once_gives_the_same_update(conversation, tiny_shape, budg
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-6), name
 
 
+def test_a_rehearsal_reads_the_heaviest_batch_and_leaves_nothing_behind(policy, monkeypatch):
+    read, before = [], weights_of(policy)
+    forward = policy.decoder.forward
+    monkeypatch.setattr(policy.decoder, "forward", lambda t, p, m: read.append(len(t)) or forward(t, p, m))
+    policy.rehearse(20, 70)
+    policy.rehearse(10**6, 70)  # longer than the model reads
+    assert read == [60, policy.longest]
+    assert apart(weights_of(policy), before) == 0.0
+    assert all(weight.grad is None for weight in policy.decoder.parameters())
+    assert policy.version == 0
+
+
 def test_recomputed_activations_give_the_same_update_with_less_kept(policy, twin):
     def kept(learner):
         sizes = []

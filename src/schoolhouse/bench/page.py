@@ -81,9 +81,10 @@ def draw(results: Sequence[Mapping[str, Any]], study: Mapping[str, Any] | None, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 7), layout="constrained")
+    rows, columns = (2, 3) if study else (1, 1)
+    figure = Figure(figsize=(13, 7) if study else (8, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3).flatten()
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
     names = [f"{r['kind']}\n{r['peer']}\n{r['work']['size'].replace('nanochat', '')}" for r in results]
     axes[0].bar(names, [r["median_ratio"] for r in results], color="#4477aa")
     for at, r in enumerate(results):
@@ -91,7 +92,8 @@ def draw(results: Sequence[Mapping[str, Any]], study: Mapping[str, Any] | None, 
         axes[0].plot([at - 0.4, at + 0.4], [TARGETS.get((r["kind"], r["peer"]), 1.0)] * 2, color="#cc3311")
     axes[0].set_title("times as quick as the peer (red: target)", fontsize=10)
     axes[0].tick_params(axis="x", labelsize=6)
-    axes[0].set_yscale("log")
+    axes[0].set_yscale("log", base=2)
+    axes[0].set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     if study:
         for axis, (name, points) in zip(axes[1:5], study["curves"].items(), strict=True):
             xs = [int(x) for x in points]

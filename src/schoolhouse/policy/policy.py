@@ -305,7 +305,8 @@ class Policy:
     def rehearse(self, longest: int, token_budget: int) -> None:
         """Learn from the heaviest micro-batch there can be, and forget it: what does not fit fails now, not later."""
         longest = min(longest, self.longest)
-        row = Rollout(Problem("rehearsal", (), ""), Key(0, "rehearsal"), (0,) * longest, (True,) * longest, ())
+        nobody, all_of_it = (math.nan,) * longest, (True,) * longest
+        row = Rollout(Problem("rehearsal", (), ""), Key(0, "rehearsal"), (0,) * longest, all_of_it, nobody)
         rows = [row] * max(1, token_budget // longest)
         for batch in pack(rows, token_mean(rows), token_budget, prompts=False):
             self._scores(batch, 1.0).logprob.sum().backward()
