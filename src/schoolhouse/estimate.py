@@ -16,7 +16,7 @@ from schoolhouse.durable import read_lines, write_whole
 from schoolhouse.progress import duration
 from schoolhouse.types import SchoolError
 
-STEPS = 5
+STEPS = 9
 """Of the trial. The first is not counted as a step: it starts everything up."""
 
 
