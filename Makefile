@@ -57,7 +57,7 @@ NANOCHAT ?=
 RACES := runs/bench
 RACE = $(BIN)/school bench
 
-bench: setup ## race against peers, then write docs/performance.md (an hour); VLLM=PYTHON NANOCHAT=CHECKOUT
+bench: setup ## race against peers, then write docs/performance.md (long); VLLM=PYTHON NANOCHAT=CHECKOUT
 	@mkdir -p $(RACES)
 	$(RACE) sampler --against transformers --dtype float32 --json $(RACES)/sampler-transformers-3M.json
 	$(RACE) grpo --against trl --json $(RACES)/grpo-trl-3M.json

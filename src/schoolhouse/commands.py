@@ -116,6 +116,8 @@ def bench(words: Sequence[str]) -> None:
     c = _options(Bench, words, usage, ("kind",))
     if c is None:
         return
+    if file:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)  # before the race, which may take an hour
     from schoolhouse.bench.page import write_page
     from schoolhouse.bench.race import bench as measure
     from schoolhouse.bench.race import table

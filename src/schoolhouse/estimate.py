@@ -14,6 +14,7 @@ from pathlib import Path
 from schoolhouse.config import Frozen, dump
 from schoolhouse.durable import read_lines, write_whole
 from schoolhouse.progress import duration
+from schoolhouse.records import peak_memory_bytes
 from schoolhouse.types import SchoolError
 
 STEPS = 9
@@ -27,7 +28,7 @@ class Estimate:
     start         seconds until the first step is done
     step          seconds of a step, the median of the trial's
     exams         seconds of all exams on the way
-    memory        bytes at the peak of the trial, which does the heaviest micro-batch first
+    memory        bytes at the peak of the trial; practice begins with its heaviest micro-batch
     """
 
     steps: int
@@ -64,7 +65,7 @@ def estimate(recipe: str, config: Frozen) -> Estimate:
         if done.returncode:
             raise SchoolError(f"the first steps failed (exit {done.returncode}):\n{done.stderr.strip()[-2000:]}")
         ends = [row["seconds"] for row in read_lines(run / "times.jsonl")]
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_memory_bytes(resource.RUSAGE_CHILDREN)
     took = [after - before for before, after in pairwise(ends)] or ends
     step = statistics.median(took)
     return Estimate(steps, ends[0], step, _exams(config, steps) * step, peak)

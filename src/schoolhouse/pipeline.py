@@ -12,7 +12,6 @@ A stage is a run folder of its own; `stage:NAME` stands for the model that stage
 from __future__ import annotations
 
 import pkgutil
-import resource
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -25,6 +24,7 @@ from pydantic import Field
 from schoolhouse import recipes
 from schoolhouse.config import Frozen, Place, Source, build, nearest, read_yaml
 from schoolhouse.durable import read_object, to_json, write_whole
+from schoolhouse.records import peak_memory_bytes
 from schoolhouse.run import Run, read_metrics
 from schoolhouse.types import SchoolError
 
@@ -222,9 +222,3 @@ def _done(folder: Path, name: str) -> Done:
 
     seconds = float(read_object(folder / name / "manifest.json")["seconds"])
     return Done(name, read_metrics(folder / name), read_object(folder / name / "evaluation.json"), seconds)
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

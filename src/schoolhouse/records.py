@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
@@ -83,3 +85,9 @@ def _flat(value: Any, place: str = "") -> dict[str, Any]:
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     inner = [pair for key, each in items for pair in _flat(each, f"{place}.{key}" if place else str(key)).items()]
     return dict(inner) if inner else {place: value}
+
+
+def peak_memory_bytes(who: int = resource.RUSAGE_SELF) -> int:
+    """Largest resident size so far: of this process, or with RUSAGE_CHILDREN of its largest child that has ended."""
+    peak = resource.getrusage(who).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

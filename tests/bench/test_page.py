@@ -56,5 +56,5 @@ def test_a_page_without_marks_and_a_folder_without_results_are_named(tmp_path):
     with pytest.raises(SchoolError, match="holds no results"):
         write_page(tmp_path, page)
     (tmp_path / "a.json").write_text(json.dumps(result()))
-    with pytest.raises(SchoolError, match="no place for what was measured"):
+    with pytest.raises(SchoolError, match="no place for what was measured: put the lines\n<!--"):
         write_page(tmp_path, page)

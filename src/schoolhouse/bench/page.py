@@ -29,7 +29,7 @@ def write_page(folder: Path, page: Path) -> None:
     study = json.loads((folder / "study.json").read_text()) if (folder / "study.json").exists() else None
     text = page.read_text()
     if START not in text or END not in text:
-        raise SchoolError(f"{page} has no place for what was measured: put the lines\\n{START}\\n{END}\\ninto it")
+        raise SchoolError(f"{page} has no place for what was measured: put the lines\n{START}\n{END}\ninto it")
     figure = page.with_suffix("") / "figure.png"
     draw(results, study, figure)
     before, _, rest = text.partition(START)

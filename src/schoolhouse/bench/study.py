@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from schoolhouse.bench.race import Contender
-from schoolhouse.bench.work import Work, write
+from schoolhouse.bench.work import Work, asked, told, write
 from schoolhouse.objectives import likelihood
 from schoolhouse.packing import pack, token_mean
 from schoolhouse.policy import sampler
 from schoolhouse.policy.policy import Policy
-from schoolhouse.types import NAN, Key, Problem, Rollout
 
 BASE = Work(problems=16, samples=16, prompt=(160, 160), answer=(128, 128))
 CURVES = {  # what is varied: its values, and the work at each
@@ -53,15 +52,8 @@ def breakdown(size: str, threads: int) -> dict[str, dict[str, float]]:
         write(work, Path(folder))
         policy = Policy.load(Path(folder) / "model")
     size_of_tokenizer = policy.conversation.tokenizer.size
-    prefixes = [
-        Rollout(Problem(str(p), (), ""), Key(0, "bench", 0, p, g), tuple(ids), (False,) * len(ids), (NAN,) * len(ids))
-        for p, ids in enumerate(work.prompts(size_of_tokenizer))
-        for g in range(work.samples)
-    ]
-    rows = [
-        Rollout(Problem("row", (), ""), Key(0, "bench", 0, i), tuple(ids), (True,) * len(ids), (NAN,) * len(ids))
-        for i, ids in enumerate(work.rows(size_of_tokenizer)[:64])
-    ]
+    prefixes = asked(work.prompts(size_of_tokenizer), work.samples)
+    rows = told(work.rows(size_of_tokenizer)[:64])
     batches = pack(rows, token_mean(rows), prompts=False)
     return {
         f"sampling, {size}": _sampling(policy, lambda: policy.extend(prefixes, work.answer[1], stop=())),

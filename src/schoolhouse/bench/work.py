@@ -5,7 +5,7 @@ Lengths are imposed (a contender may not end earlier or later), so that all do t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from schoolhouse.policy.policy import Policy
 from schoolhouse.randomness import python_random
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.text.tokenizer import Tokenizer, train_tokenizer
-from schoolhouse.types import Key
+from schoolhouse.types import NAN, Key, Problem, Rollout
 
 SHAPES = {  # name: width, layers, heads, inner, vocabulary
     "1M": (128, 4, 2, 384, 1024),
@@ -65,6 +65,24 @@ class Work:
         ]
         draw.shuffle(rows)
         return rows
+
+
+def asked(prompts: Sequence[Sequence[int]], samples: int) -> list[Rollout]:
+    """`samples` prefixes of each prompt, nothing said yet: those of a prompt side by side."""
+    problems = [Problem(str(p), (), "") for p in range(len(prompts))]
+    return [
+        Rollout(problem, Key(0, "bench", 0, p, g), tuple(ids), (False,) * len(ids), (NAN,) * len(ids))
+        for p, (problem, ids) in enumerate(zip(problems, prompts, strict=True))
+        for g in range(samples)
+    ]
+
+
+def told(rows: Sequence[Sequence[int]]) -> list[Rollout]:
+    """Rows of text as rollouts that somebody wrote from the first token to the last."""
+    return [
+        Rollout(Problem("row", (), ""), Key(0, "bench", 0, i), tuple(row), (True,) * len(row), (NAN,) * len(row))
+        for i, row in enumerate(rows)
+    ]
 
 
 def shape_of(size: str, longest: int) -> Shape:

@@ -93,7 +93,7 @@ class Config(Frozen):
     """Tokens of one micro-batch: memory, never the result."""
     precision: Precision = "auto"
     recompute: bool = False
-    """Activation checkpointing: a third more time, a fraction of the memory, the same result."""
+    """Activation checkpointing: a second forward pass for less memory, the same result."""
     save_every: int = Field(20, gt=0)
     exam_every: int = Field(0, ge=0)
     """Sit the exam every so many steps (0: never)."""

@@ -76,7 +76,7 @@ class Config(Frozen):
     token_budget: int = Field(4_096, gt=0)
     precision: Precision = "auto"
     recompute: bool = False
-    """Activation checkpointing: a third more time, a fraction of the memory, the same result."""
+    """Activation checkpointing: a second forward pass for less memory, the same result."""
     test_every: int = Field(250, gt=0)
     """Measure bits per byte every so many steps (and after the last)."""
     save_every: int = Field(250, gt=0)

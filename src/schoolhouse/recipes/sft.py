@@ -37,7 +37,7 @@ class Config(Frozen):
     """Tokens of one micro-batch: memory, never the result."""
     precision: Precision = "auto"
     recompute: bool = False
-    """Activation checkpointing: a third more time, a fraction of the memory, the same result."""
+    """Activation checkpointing: a second forward pass for less memory, the same result."""
     save_every: int = Field(200, gt=0)
 
 

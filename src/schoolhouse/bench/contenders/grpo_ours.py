@@ -8,29 +8,24 @@ folder, work = read_work()
 
 import torch  # noqa: E402
 
+from schoolhouse.bench.work import asked  # noqa: E402
 from schoolhouse.credit import group_advantage  # noqa: E402
 from schoolhouse.objectives import clipped_surrogate  # noqa: E402
 from schoolhouse.packing import pack, sequence_mean  # noqa: E402
 from schoolhouse.policy.policy import Policy  # noqa: E402
-from schoolhouse.types import Group, Key, Problem, Rollout, Verdict  # noqa: E402
+from schoolhouse.types import Group, Verdict  # noqa: E402
 
 torch.set_num_threads(work["threads"])
 policy = Policy.load(folder / "model", work.get("precision", "auto"))
 samples, lengths = work["samples"], [length for wanted in work["lengths"] for length in wanted]
-problems = [Problem(str(p), (), "") for p in range(len(work["prompts"]))]
-prefixes = [
-    Rollout(problem, Key(0, "bench", 0, p, g), tuple(prompt), (False,) * len(prompt), (float("nan"),) * len(prompt))
-    for p, (problem, prompt) in enumerate(zip(problems, work["prompts"], strict=True))
-    for g in range(samples)
-]
+prefixes = asked(work["prompts"], samples)
 
 
 def run() -> dict:
     rollouts = policy.extend(prefixes, lengths, stop=())
     verdicts = tuple(Verdict(float(g % 2)) for g in range(samples))
-    groups = [
-        Group(problem, tuple(rollouts[p * samples : (p + 1) * samples]), verdicts) for p, problem in enumerate(problems)
-    ]
+    families = [tuple(rollouts[at : at + samples]) for at in range(0, len(rollouts), samples)]
+    groups = [Group(family[0].problem, family, verdicts) for family in families]
     rows: dict[str, Any] = {
         "advantage": group_advantage(groups, "mean", "group_std"),
         "sampled": [r.logprob for r in rollouts],

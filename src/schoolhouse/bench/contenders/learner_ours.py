@@ -6,17 +6,14 @@ folder, work = read_work()
 
 import torch  # noqa: E402
 
+from schoolhouse.bench.work import told  # noqa: E402
 from schoolhouse.objectives import likelihood  # noqa: E402
 from schoolhouse.packing import pack, token_mean  # noqa: E402
 from schoolhouse.policy.policy import Policy  # noqa: E402
-from schoolhouse.types import NAN, Key, Problem, Rollout  # noqa: E402
 
 torch.set_num_threads(work["threads"])
 policy = Policy.load(folder / "model", work.get("precision", "auto"))
-rollouts = [
-    Rollout(Problem("row", (), ""), Key(0, "bench", 0, i), tuple(row), (True,) * len(row), (NAN,) * len(row))
-    for i, row in enumerate(work["rows"])
-]
+rollouts = told(work["rows"])
 
 
 def run() -> dict:

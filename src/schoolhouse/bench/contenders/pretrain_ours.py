@@ -6,10 +6,10 @@ folder, work = read_work()
 
 import torch  # noqa: E402
 
+from schoolhouse.bench.work import told  # noqa: E402
 from schoolhouse.objectives import likelihood  # noqa: E402
 from schoolhouse.packing import pack, token_mean  # noqa: E402
 from schoolhouse.policy.policy import Policy  # noqa: E402
-from schoolhouse.types import NAN, Key, Problem, Rollout  # noqa: E402
 
 torch.set_num_threads(work["threads"])
 policy = Policy.load(folder / "model", work.get("precision", "auto"))
@@ -18,10 +18,7 @@ draw, context = torch.Generator().manual_seed(0), work["context"]
 
 def run() -> dict:
     rows = torch.randint(16, work["vocabulary"], (work["batch"], context), generator=draw).tolist()
-    rollouts = [
-        Rollout(Problem("row", (), ""), Key(0, "bench", 0, i), tuple(row), (True,) * context, (NAN,) * context)
-        for i, row in enumerate(rows)
-    ]
+    rollouts = told(rows)
     policy.update(pack(rollouts, token_mean(rollouts), prompts=False), likelihood(), 1e-4)
     return {"tokens": work["batch"] * context}
 
