@@ -56,7 +56,7 @@ def run() -> dict:
             tempfile.mkdtemp(),
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=len(lengths) // micro,
-            steps_per_generation=64 // micro,
+            steps_per_generation=min(64, len(lengths)) // micro,
             num_generations=work["samples"],
             max_completion_length=int(lengths.max()),
             max_steps=1,

@@ -11,6 +11,8 @@ from typing import Any
 from turns import read_work, take_turns
 
 folder, work = read_work()
+if "source" not in work:
+    sys.exit("nanochat is run from its own source: give --source, the folder of a checkout of karpathy/nanochat")
 sys.path.insert(0, work["source"])
 if "dtype" in work:
     os.environ["NANOCHAT_DTYPE"] = work["dtype"]
