@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from schoolhouse.policy import rows
 from schoolhouse.types import SchoolError
 
 
@@ -131,14 +131,8 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
-
-
-def rotate(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves convention."""
-    left, right = x_NHD.chunk(2, dim=-1)
-    return x_NHD * cos_N1D + torch.cat((-right, left), dim=-1) * sin_N1D
+    def forward(self, x_NC: Tensor) -> Tensor:
+        return rows.norm(x_NC, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -151,20 +145,19 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(s.num_attention_heads * s.head_dim, s.hidden_size, bias=False)
         if s.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(s.head_dim, s.rms_norm_eps), RMSNorm(s.head_dim, s.rms_norm_eps)
-        self.qk_norm = s.qk_norm
+        self.qk_norm, self.eps = s.qk_norm, s.rms_norm_eps
 
     def forward(self, x_NC: Tensor, rotation: tuple[Tensor, Tensor], memory: Memory, layer: int) -> Tensor:
         heads = (x_NC.shape[0], -1, self.head_dim)
         q, k, v = self.q_proj(x_NC).view(heads), self.k_proj(x_NC).view(heads), self.v_proj(x_NC).view(heads)
-        if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        k = rotate(k, *rotation).to(v.dtype)  # rounded here, so that sampler and learner may keep what products made
-        seen_NHD = memory.attend(layer, rotate(q, *rotation), k, v)
-        return self.o_proj(seen_NHD.flatten(1))
+        q_weight, k_weight = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else (None, None)
+        q = rows.turn(q, rotation, q_weight, self.eps)
+        k = rows.turn(k, rotation, k_weight, self.eps, rounded=True)
+        return self.o_proj(memory.attend(layer, q, k, v).flatten(1))
 
 
 class MLP(nn.Module):
-    act: Callable[[Tensor], Tensor] = staticmethod(F.silu)
+    gate: Callable[[Tensor, Tensor], Tensor] = staticmethod(rows.gate)
 
     def __init__(self, s: Shape) -> None:
         super().__init__()
@@ -173,7 +166,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(s.intermediate_size, s.hidden_size, bias=False)
 
     def forward(self, x_NC: Tensor) -> Tensor:
-        return self.down_proj(self.act(self.gate_proj(x_NC)) * self.up_proj(x_NC))
+        return self.down_proj(self.gate(self.gate_proj(x_NC), self.up_proj(x_NC)))
 
 
 class Block(nn.Module):
@@ -214,7 +207,7 @@ class Decoder(nn.Module):
     def forward(self, tokens_N: Tensor, positions_N: Tensor, memory: Memory) -> Tensor:
         half = torch.arange(0, self.shape.head_dim, 2, device=tokens_N.device, dtype=torch.float32)
         speed = 1.0 / self.shape.rope_theta ** (half / self.shape.head_dim)
-        angle = (positions_N[:, None].float() * speed).repeat(1, 2)[:, None]  # [N, 1, D]
+        angle = (positions_N[:, None].float() * speed)[:, None]  # [N, 1, D / 2]
         rotation = (angle.cos(), angle.sin())
         x_NC = self.model.embed_tokens(tokens_N)
         for layer, block in enumerate(self.model.layers):

@@ -85,7 +85,7 @@ def prepare(model: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             setattr(module, "forward", _filled(module.forward))  # noqa: B010
         if isinstance(module, MLP):
-            module.act = _silu
+            module.gate = _gate
 
 
 def check_rows(model: nn.Module) -> None:
@@ -113,5 +113,5 @@ def _filled(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return product
 
 
-def _silu(x: Tensor) -> Tensor:
-    return F.silu(x.double()).float()
+def _gate(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate.double()).float() * up

@@ -23,7 +23,8 @@ from schoolhouse.policy import sampler
 from schoolhouse.policy.checkpoint import load_decoder, save_decoder
 from schoolhouse.policy.decoder import Decoder, Shape, initialise
 from schoolhouse.policy.exact import ExactPacked, ExactSlots, prepare
-from schoolhouse.policy.native import NativePacked, best_memories, log_probabilities
+from schoolhouse.policy.native import NativePacked, best_memories
+from schoolhouse.policy.rows import log_probabilities
 from schoolhouse.randomness import digest
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Key, Problem, Rollout, SchoolError
@@ -350,11 +351,4 @@ class Policy:
         return Scores(nothing.index_put((said,), logprob), nothing.index_put((said,), entropy))
 
     def _read_out(self, before: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logits = self.decoder.project(before)
-        if self.shares:
-            return log_probabilities(logits, target, temperature or 1.0)
-        logprob_all = (logits.float() / (temperature or 1.0)).log_softmax(-1)
-        logprob = logprob_all.gather(1, target[:, None])[:, 0]
-        with torch.no_grad():
-            entropy = -(logprob_all.exp() * logprob_all).sum(-1)
-        return logprob, entropy
+        return log_probabilities(self.decoder.project(before), target, temperature or 1.0)

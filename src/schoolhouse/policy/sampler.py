@@ -16,6 +16,7 @@ from torch import Tensor
 
 from schoolhouse.policy.decoder import Decoder
 from schoolhouse.policy.memory import Packed, Slots
+from schoolhouse.policy.rows import draw, log_probabilities
 from schoolhouse.randomness import digest, uniforms
 from schoolhouse.types import Rollout, SchoolError
 
@@ -66,8 +67,14 @@ def choose(
     """
     if temperature == 0.0:
         token_S = logits_SV.argmax(-1)
-        return token_S, logits_SV.log_softmax(-1).gather(1, token_S[:, None])[:, 0]
-    logits_SV = narrow(logits_SV / temperature, top_k, top_p, min_p)
+        return token_S, log_probabilities(logits_SV, token_S, 1.0)[0]
+    narrowed = top_k > 0 or top_p < 1.0 or min_p > 0.0
+    drawn = None if narrowed else draw(logits_SV, uniform_S, temperature)
+    if drawn:
+        return drawn
+    logits_SV = logits_SV.float() / temperature
+    if narrowed:
+        logits_SV = narrow(logits_SV, top_k, top_p, min_p)
     mass_SV = logits_SV.softmax(-1)
     # In two steps, the block of tokens and the token in it: sums over blocks are quick, running sums are not.
     mass_SBV = F.pad(mass_SV, (0, -mass_SV.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
@@ -75,7 +82,7 @@ def choose(
     block_S, rest_S = _fall(mass_SB, uniform_S * mass_SB.sum(-1))
     place_S, _ = _fall(mass_SBV[torch.arange(len(block_S), device=block_S.device), block_S].double(), rest_S)
     token_S = block_S * _BLOCK + place_S
-    return token_S, logits_SV.log_softmax(-1).gather(1, token_S[:, None])[:, 0]  # to the bit as the learner does it
+    return token_S, log_probabilities(logits_SV, token_S, 1.0)[0]
 
 
 def _fall(mass_SX: Tensor, point_S: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +154,7 @@ def extend(
     limit = torch.zeros(slots, dtype=torch.long, device=device)  # [S] tokens it may say
     owner = np.zeros(slots, dtype=np.int64)  # [S] index of the rollout in this slot
     stream = np.zeros(slots, dtype=np.uint64)  # [S] digest of its key
-    logits_SV = torch.empty(0, shape.vocab_size, device=device)
+    logits_SV: Tensor | None = None
     last: dict[tuple[int, ...], Tensor] = {}
 
     while queue or memory.busy:
@@ -157,7 +164,9 @@ def extend(
             owner[at], count[at] = new, 0
             limit[at] = torch.tensor([lengths[i] for i in new], device=device)
             stream[at] = [digest(rollouts[i].key) for i in new]
-            logits_SV = torch.cat((logits_SV, _prefill(decoder, read, memory, [rollouts[i].tokens for i in new], last)))
+            logits_nV = _prefill(decoder, read, memory, [rollouts[i].tokens for i in new], last)
+            logits_SV = logits_nV if logits_SV is None else torch.cat((logits_SV, logits_nV))
+        assert logits_SV is not None
         busy = memory.busy
         uniform = uniforms(stream[:busy], count[:busy].cpu().numpy())
         token_S, logprob_S = choose(
@@ -206,9 +215,9 @@ def extend(
         if memory.busy:
             hidden_SC = decoder(token_S, memory.begin_step(), memory)
             memory.end_step()
-            logits_SV = decoder.project(hidden_SC).float()
+            logits_SV = decoder.project(hidden_SC)
         else:
-            logits_SV = logits_SV[:0]
+            logits_SV = None
     return [r for r in done if r is not None]
 
 
@@ -268,7 +277,7 @@ def _prefill(
         last.update(zip(fresh, hidden_NC[torch.cumsum(packed.lengths, 0) - 1], strict=True))
     memory.admit(prompts)
     asked = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompts))}
-    logits_PV = decoder.project(torch.stack([last[prompt] for prompt in asked])).float()
+    logits_PV = decoder.project(torch.stack([last[prompt] for prompt in asked]))
     return logits_PV[torch.tensor([asked[prompt] for prompt in prompts], device=logits_PV.device)]
 
 

@@ -3,19 +3,6 @@
 
 #include "vectors.h"
 
-static inline vec some(const STORED *x, int64_t n) { /* the first n numbers, as much as there is of a vector */
-    STORED part[LANES] = {0};
-    if (n >= LANES) return LOAD(x);
-    memcpy(part, x, n * sizeof(STORED));
-    return LOAD((const STORED *)part);
-}
-
-static inline void keep(STORED *to, vec x, int64_t n) {
-    STORED part[LANES];
-    for (int l = 0; l < LANES; l++) part[l] = KEEP(x[l]);
-    memcpy(to, part, (n < LANES ? n : LANES) * sizeof(STORED));
-}
-
 /* logprob, entropy and spread (log of the sum of e^logit) [N] */
 void read_out(int64_t threads, int64_t rows, int64_t size, float scale, const STORED *logits, const int64_t *token,
               float *logprob, float *entropy, float *spread) {
@@ -40,6 +27,53 @@ void read_out(int64_t threads, int64_t rows, int64_t size, float scale, const ST
     }
 }
 
+/* A token [N] of each row, drawn by inverting the cumulative distribution at `uniform` [N], and its log-probability.
+   In two steps, the block and the token in it; the log-probability is read_out's to the bit. */
+void draw(int64_t threads, int64_t rows, int64_t size, float scale, const STORED *logits, const double *uniform,
+          int64_t *token, float *logprob) {
+    enum { BLOCK = 4 * LANES };
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        const STORED *row = logits + r * size;
+        vec best = all(-INFINITY), sums = {0};
+        for (int64_t v = 0; v < size; v += LANES) {
+            vec x = first(size - v, scale * some(row + v, size - v), -INFINITY);
+            best = pick(x > best, x, best);
+        }
+        const float top = largest(best);
+        const int64_t blocks = (size + BLOCK - 1) / BLOCK;
+        double *mass = malloc(blocks * sizeof(double)), whole = 0.0;
+        for (int64_t b = 0; b < blocks; b++) {
+            vec here = {0};
+            for (int64_t v = b * BLOCK; v < size && v < (b + 1) * BLOCK; v += LANES) {
+                vec x = scale * some(row + v, size - v) - top, w = first(size - v, exponential(x), 0.0f);
+                here += pick(x > -87.0f, w, all(0.0f));
+                sums += w;
+            }
+            whole += mass[b] = sum(here);
+        }
+        double left = uniform[r] * whole;
+        int64_t b = 0, chosen = 0;
+        while (b < blocks - 1 && left >= mass[b]) left -= mass[b++];
+        vec w[BLOCK / LANES] = {{0}};
+        double here = 0.0;
+        for (int64_t v = b * BLOCK; v < size && v < (b + 1) * BLOCK; v += LANES) {
+            vec x = scale * some(row + v, size - v) - top;
+            w[v % BLOCK / LANES] = first(size - v, pick(x > -87.0f, exponential(x), all(0.0f)), 0.0f);
+        }
+        for (int i = 0; i < BLOCK; i++) here += w[i / LANES][i % LANES];
+        left *= here / mass[b]; /* summed in another order: no rounding may carry it beyond the block */
+        free(mass);
+        for (int i = 0; i < BLOCK && left >= 0.0; i++) {
+            const float one = w[i / LANES][i % LANES];
+            if (one > 0.0f) chosen = b * BLOCK + i;
+            left -= one;
+        }
+        token[r] = chosen;
+        logprob[r] = scale * LOAD_ONE(row[chosen]) - top - logf(sum(sums));
+    }
+}
+
 /* gradient [N, V] of the logits from that of the log-probabilities [N] */
 void unread(int64_t threads, int64_t rows, int64_t size, float scale, const STORED *logits, const int64_t *token,
             const float *spread, const float *towards, STORED *gradient) {
@@ -50,7 +84,7 @@ void unread(int64_t threads, int64_t rows, int64_t size, float scale, const STOR
         const float less = scale * towards[r], mine = expf(scale * LOAD_ONE(row[token[r]]) - spread[r]);
         for (int64_t v = 0; v < size; v += LANES) {
             vec x = scale * some(row + v, size - v) - spread[r];
-            keep(to + v, -less * exponential(x), size - v);
+            put(to + v, -less * exponential(x), size - v);
         }
         to[token[r]] = KEEP(less * (1.0f - mine));
     }

@@ -13,8 +13,10 @@
 /* Vectors of GCC and Clang: on processors with shorter registers, several of those. */
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t whole __attribute__((vector_size(4 * LANES)));
+typedef uint32_t unsigned_whole __attribute__((vector_size(4 * LANES)));
 typedef uint16_t half __attribute__((vector_size(2 * LANES)));
 
+static inline vec all(float x) { return (vec){0} + x; }
 static inline vec of_float(const float *x) {
     vec v;
     memcpy(&v, x, sizeof v);
@@ -40,12 +42,18 @@ static inline float of_one_bfloat16(uint16_t x) {
 }
 #define KEEP(x) _Generic((STORED)0, float: as_float, default: as_bfloat16)(x)
 #define LOAD_ONE(x) _Generic((x), float: of_one_float, default: of_one_bfloat16)(x)
+static inline vec keep_float(vec x) { return x; }
+static inline half keep_bfloat16(vec x) {
+    whole bits = (whole)x;
+    return __builtin_convertvector((unsigned_whole)(bits + 0x7fff + ((bits >> 16) & 1)) >> 16, half);
+}
+#define NUMBERS __typeof__(NUMBERS_OF(all(0.0f)))
+#define NUMBERS_OF(x) _Generic((STORED)0, float: keep_float, default: keep_bfloat16)(x)
 #define LOAD(x) _Generic((x), const float *: of_float, float *: of_float, default: of_bfloat16)(x)
 
 static inline vec pick(whole yes, vec x, vec otherwise) { /* x where `yes` is -1, else `otherwise` */
     return (vec)((yes & (whole)x) | (~yes & (whole)otherwise));
 }
-static inline vec all(float x) { return (vec){0} + x; }
 static inline vec first(int64_t n, vec x, float otherwise) { /* the first n numbers of x */
     const whole place = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return pick(place < (int32_t)(n < LANES ? n : LANES), x, all(otherwise));
@@ -73,6 +81,29 @@ static inline vec exponential(vec x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     return p * (vec)((n + 127) << 23);
+}
+
+/* The first n numbers of x, as much as there is of a vector, and back. */
+static inline vec some(const STORED *x, int64_t n) {
+    STORED part[LANES] = {0};
+    if (n >= LANES) return LOAD(x);
+    memcpy(part, x, n * sizeof(STORED));
+    return LOAD((const STORED *)part);
+}
+static inline vec some_floats(const float *x, int64_t n) {
+    float part[LANES] = {0};
+    if (n >= LANES) return of_float(x);
+    memcpy(part, x, n * sizeof(float));
+    return of_float(part);
+}
+static inline void put(STORED *to, vec x, int64_t n) {
+    NUMBERS numbers = NUMBERS_OF(x);
+    if (n >= LANES) memcpy(to, &numbers, sizeof numbers);
+    else memcpy(to, &numbers, n * sizeof(STORED));
+}
+static inline void put_floats(float *to, vec x, int64_t n) {
+    if (n >= LANES) memcpy(to, &x, sizeof x);
+    else memcpy(to, &x, n * sizeof(float));
 }
 
 /* part [ROWS, 2 LANES] += a [ROWS, n] b [n, 2 LANES]. Rows of a are `a_row` numbers apart and its columns `a_column`,
