@@ -1,5 +1,9 @@
 """Slots see what packed sequences see, through unequal prompts, refills and moves."""
 
+import os
+import subprocess
+import sys
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -113,12 +117,12 @@ def test_release_keeps_what_stays_dense_and_whole(data):
     memory.remember(read, used)
     memory.admit(prompt_of)
     memory.keys[0][:n] = torch.arange(1.0, n + 1)[:, None, None, None]
-    memory.said[:n] = torch.arange(n)
+    memory.said[:n] = 1 + torch.arange(n)
     order = memory.release(torch.tensor(done)).tolist()
     assert sorted(order) == [i for i in range(n) if not done[i]]
     assert memory.busy == len(order)
-    assert memory.keys[0][: len(order), 0, 1, 0].tolist() == [i + 1 for i in order]
-    assert memory.said[: len(order)].tolist() == order
+    assert memory.keys[0][: len(order), 0, 0, 0].tolist() == [i + 1 for i in order]
+    assert memory.said[: len(order)].tolist() == [1 + i for i in order]
     assert set(memory.names) == {prompt_of[i] for i in order}
     assert len(memory.names) == len(set(memory.names))
     assert [memory.names[place] for place in memory.prompt_of[: len(order)]] == [prompt_of[i] for i in order]
@@ -130,3 +134,16 @@ def test_prompts_whose_keys_were_not_kept_cannot_be_admitted(tiny_decoder):
     memory = slots_for(tiny_decoder(), 1, 8)
     with pytest.raises(ValueError, match="keep=True"):
         memory.remember(Packed([3]), ["it"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where the C library is glibc")
+def test_freed_memory_goes_back_to_the_system():
+    code = (
+        "import torch; from schoolhouse.policy.memory import give_back\n"
+        "def mine(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "rows = [torch.zeros(100_000) for _ in range(200)]\n"
+        "kept = [torch.zeros(10) for _ in range(10)]; del rows; before = mine(); give_back(); print(before - mine())"
+    )
+    env = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert int(said.stdout) > 50e6

@@ -5,6 +5,8 @@ N tokens of a batch, S sequences or slots, T tokens of the longest, H query head
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -102,9 +104,12 @@ class Slots:
         self._rows = torch.arange(slots, device=device)
 
     def _prepare(self, store: Callable[..., list[Tensor]], slots: int, heads: int, room: int, width: int) -> None:
-        """Make the stores for what slots say; `self.own` lists those that have a row for each slot."""
+        """Make the stores for what slots say."""
         self.keys, self.values = store(slots, heads, room, width), store(slots, heads, room, width)  # [S, K, T, D]
-        self.own = [*self.keys, *self.values]
+
+    def _own(self) -> list[Tensor]:
+        """What busy slots have said, of each store: a row for each slot."""
+        return [store[:, :, : int(self.said[: self.busy].max())] for store in (*self.keys, *self.values)]
 
     @property
     def free(self) -> int:
@@ -132,7 +137,7 @@ class Slots:
 
     def release(self, done: Tensor) -> Tensor:
         """Slots that are `done` [busy] leave; gives the old places of those that stay, in their new order."""
-        order = _close_ranks(~done, [*self.own, self.prompt_of, self.said])
+        order = _close_ranks(~done, [*self._own(), self.prompt_of, self.said])
         self.busy = len(order)
         wanted = torch.bincount(self.prompt_of[: self.busy], minlength=len(self.names)) > 0
         if not bool(wanted.all()):
@@ -197,6 +202,16 @@ def zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device | str) 
         return torch.zeros(sizes, dtype=dtype, device=device)
     plain = np.zeros(sizes, {2: np.uint16, 4: np.float32}[dtype.itemsize])
     return torch.from_numpy(plain).view(dtype)
+
+
+def give_back() -> None:
+    """Hand memory that was freed back to the system, where the C library keeps it for later (glibc).
+
+    Sampling and learning free much and take turns: what one keeps, the other would have to have beside it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _hidden(lengths: Tensor) -> tuple[int, Tensor | None]:

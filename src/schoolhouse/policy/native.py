@@ -78,11 +78,13 @@ class NativeSlots(Slots):
     """`Slots`, attended by decode.c. What a slot reads does not depend on its neighbours, to the bit."""
 
     def _prepare(self, store: Callable[..., list[Tensor]], slots: int, heads: int, room: int, width: int) -> None:
-        tiles = -(-room // LANES)
-        self.own = self.words = store(slots, tiles, heads, 2, LANES * width)
-        self._row = tiles * LANES
+        self.words = store(slots, -(-room // LANES), heads, 2, LANES * width)
         if kernel(width, self.dtype) is None:
             raise ValueError(f"there is no kernel for heads of {width} here: ask `best_memories`")
+
+    def _own(self) -> list[Tensor]:
+        tiles = -(-int(self.said[: self.busy].max()) // LANES)
+        return [words[:, :tiles] for words in self.words]
 
     def _seat(self) -> None:
         prompt_S = self.prompt_of[: self.busy].numpy()
@@ -100,7 +102,7 @@ class NativeSlots(Slots):
         seen = torch.empty_like(q)
         prompt_keys, prompt_values, words = self.prompt_keys[layer], self.prompt_values[layer], self.words[layer]
         tables = (torch.from_numpy(table) for table in (self._start, self._prompt, self._slot))
-        sizes = (q.shape[1], k.shape[1], prompt_keys.shape[-1], self._row)
+        sizes = (q.shape[1], k.shape[1], prompt_keys.shape[-1], words.shape[1] * LANES)
         stores = (prompt_keys, prompt_values, words)
         lengths = (self.prompt_length, self.said)
         given = (len(self._prompt), _BLOCK, *tables, *lengths, *sizes, q, k, v, *stores, seen)

@@ -23,6 +23,7 @@ from schoolhouse.policy import sampler
 from schoolhouse.policy.checkpoint import load_decoder, save_decoder
 from schoolhouse.policy.decoder import Decoder, Shape, initialise
 from schoolhouse.policy.exact import ExactPacked, ExactSlots, prepare
+from schoolhouse.policy.memory import give_back
 from schoolhouse.policy.native import NativePacked, best_memories
 from schoolhouse.policy.rows import log_probabilities
 from schoolhouse.randomness import digest
@@ -212,7 +213,7 @@ class Policy:
                 raise SchoolError("a thinking budget goes with one `length` for all and without `then`")
             then, length, room = self._budget(rollouts, think, length), min(think, length), length
         with self._autocast():
-            return sampler.extend(
+            extended = sampler.extend(
                 self.decoder,
                 rollouts,
                 length,
@@ -230,6 +231,8 @@ class Policy:
                 on_token=on_token,
                 progress=progress,
             )
+        give_back()
+        return extended
 
     def _budget(self, rollouts: Sequence[Rollout], think: int, length: int) -> sampler.Then:
         """After `think` tokens a thought that is still open is closed; what is left of `length` goes to the answer."""
@@ -297,6 +300,7 @@ class Policy:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.version += 1
+        give_back()
         tokens = max(totals["tokens"], 1.0)
         stats = {"loss": totals["loss"], "grad_norm": norm, "entropy": totals["entropy"] / tokens, "tokens": tokens}
         if totals["gap_tokens"]:
