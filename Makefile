@@ -16,7 +16,7 @@ CORE := .venv/.installed-core
 STAMP := .venv/.installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test quick quickstart bench
+.PHONY: help setup lint test quick faults chaos quickstart bench
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,13 @@ test: lint ## everything that must hold before a change is merged
 
 quick: setup ## the tests alone; T=tests/tasks for a part
 	@$(BIN)/python -m pytest $(T)
+
+faults: setup ## every fault of docs/reliability.md injected; prints the matrix
+	@$(BIN)/python -m pytest -m fault -n $(JOBS) --dist loadfile
+
+KILLS ?= 50
+chaos: setup ## runs killed at random instants end in the same bits; KILLS=50 SEED=1
+	@$(BIN)/python tests/chaos.py --kills $(KILLS) --seed $(SEED)
 
 quickstart: $(CORE) ## from nothing to a model that thinks; SEED=1 DIR=runs/other
 	@$(BIN)/school quickstart --seed $(SEED) --dir $(DIR)

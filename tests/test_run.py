@@ -189,6 +189,7 @@ def test_steps_work_outside_the_main_thread(tmp_path: Path) -> None:
     ],
     ids=["in a step", "in the first step", "between two files of a checkpoint", "before the trainer state"],
 )
+@pytest.mark.fault("killed", "checkpoint half written")
 def test_a_killed_run_ends_in_the_same_bytes(code: str, tmp_path: Path, whole: dict[str, bytes]) -> None:
     folder = tmp_path / "run"
     done = in_another_process(code, folder)
@@ -200,6 +201,7 @@ def test_a_killed_run_ends_in_the_same_bytes(code: str, tmp_path: Path, whole: d
     assert contents(folder) == whole
 
 
+@pytest.mark.fault("torn line")
 def test_a_torn_last_line_of_the_metrics_is_done_again(tmp_path: Path, whole: dict[str, bytes]) -> None:
     def crash() -> None:
         raise RuntimeError("a bug")
@@ -256,6 +258,7 @@ def test_signals_are_given_back_after_the_steps(tmp_path: Path) -> None:
 # ---- what is refused
 
 
+@pytest.mark.fault("config changed")
 def test_another_config_is_refused_key_by_key(tmp_path: Path) -> None:
     teach(tmp_path)
     with pytest.raises(SchoolError) as refusal:
@@ -295,6 +298,7 @@ def test_a_run_killed_while_it_was_created_is_created_anew(tmp_path: Path) -> No
     assert teach(tmp_path / "run", rate=0.25).finished
 
 
+@pytest.mark.fault("two runs, one folder")
 def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
     with Run.open(tmp_path, Config(), "toy"):
         done = in_another_process(
@@ -314,6 +318,7 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
     ids=["missing", "truncated", "flipped"],
 )
 @pytest.mark.parametrize("name", ["b.json", "trainer.pt", "manifest.json"])
+@pytest.mark.fault("checkpoint damaged")
 def test_a_harmed_checkpoint_is_named(name: str, harm: Any, told: str, tmp_path: Path) -> None:
     path = teach(tmp_path).model / name
     harm(path)
@@ -354,6 +359,7 @@ except SchoolError as e: print(e); sys.exit(3)
 """
 
 
+@pytest.mark.fault("disk full")
 def test_a_full_disk_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
     done = in_another_process(FULL.replace("AT_MOST", "1_000_000"), tmp_path)
     assert done.returncode == 3, done.stderr

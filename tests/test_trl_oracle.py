@@ -188,6 +188,7 @@ def assert_equal(trainer: Any, sampled: dict[str, Tensor], batches: list[Batch],
 
 @pytest.mark.parametrize("beta, corrected", [(0.0, False), (0.1, False), (0.1, True)])
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.fault("estimators disagree")
 def test_loss_and_gradient_equal_those_of_grpo_trainer(trl, tokenizer, tmp_path, name, beta, corrected):
     """`corrected` is TRL's default for the KL term; without it the term is GRPO's own."""
     case = CASES[name]
@@ -223,6 +224,7 @@ def assert_clip_is_active(model: torch.nn.Module, batches: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.fault("estimators disagree")
 def test_loss_and_gradient_equal_those_of_rloo_trainer(trl, tokenizer, tmp_path, beta):
     """TRL's RLOO clips the ratio of the whole reply, and charges KL in the reward."""
     trainer = trainer_of(trl.RLOOTrainer, trl.RLOOConfig, tokenizer, tmp_path, beta=beta)

@@ -58,6 +58,18 @@ COMMANDS = {
         "speed and memory beside a peer, in turns on the same work: sampler, learner, grpo, pretrain",
         "schoolhouse.commands:bench",
     ),
+    "runs": Command("runs [FOLDER]", "the runs in a folder: state, progress, result", "schoolhouse.keeping:runs"),
+    "repeat": Command(
+        "repeat RUN [--dir FOLDER]",
+        "a finished run once more, and whether it came out in the same bits",
+        "schoolhouse.keeping:repeat",
+        resumes=True,
+    ),
+    "doctor": Command(
+        "doctor [FOLDER]",
+        "what this machine offers and lacks; whether run folders are whole",
+        "schoolhouse.keeping:doctor",
+    ),
     "evaluate": Command(
         "evaluate MODEL --task TASK",
         "an exam: pass@1, pass@k, maj@k, thought length, each with its 95 % interval",

@@ -113,7 +113,7 @@ def bench(words: Sequence[str]) -> None:
     """school bench KIND --against PEER"""
     file, words = _take(words, "--json", "")
     usage = "school bench KIND --against PEER [--size 3M] [--repeats 3] [--json FILE]"
-    c = _options(Bench, words, usage, ("kind",))
+    c = options(Bench, words, usage, ("kind",))
     if c is None:
         return
     if file:
@@ -151,7 +151,7 @@ class Tokens(Frozen):
 
 def tokens(words: Sequence[str]) -> None:
     """school tokens TEXT --model MODEL"""
-    c = _options(Tokens, words, "school tokens TEXT --model MODEL", ("text",))
+    c = options(Tokens, words, "school tokens TEXT --model MODEL", ("text",))
     if c is None:
         return
     from rich.console import Console
@@ -174,7 +174,7 @@ class Chat(Frozen):
 
 def chat(words: Sequence[str]) -> None:
     """school chat MODEL"""
-    c = _options(Chat, words, "school chat MODEL", ("model",))
+    c = options(Chat, words, "school chat MODEL", ("model",))
     if c is None:
         return
     from schoolhouse.policy.policy import Policy
@@ -202,7 +202,7 @@ class Evaluate(Frozen):
 
 def evaluate(words: Sequence[str]) -> None:
     """school evaluate MODEL --task TASK"""
-    c = _options(Evaluate, words, "school evaluate MODEL --task TASK", ("model",))
+    c = options(Evaluate, words, "school evaluate MODEL --task TASK", ("model",))
     if c is None:
         return
     from schoolhouse.measure.evaluate import evaluate as sit
@@ -235,7 +235,7 @@ class Task(Frozen):
 
 def task(words: Sequence[str]) -> None:
     """school task NAME [--show N] [--check]"""
-    c = _options(Task, words, "school task NAME [--show N] [--exam] [--worked] [--check [--limit N]]", ("name",))
+    c = options(Task, words, "school task NAME [--show N] [--exam] [--worked] [--check [--limit N]]", ("name",))
     if c is None:
         return
     from schoolhouse.tasks.task import check, open_task
@@ -296,7 +296,7 @@ class Quickstart(Frozen):
 
 def run(words: Sequence[str]) -> None:
     """school run PIPELINE.yaml [--seed N] [--dir FOLDER]"""
-    c = _options(Pipeline, words, "school run PIPELINE.yaml [--seed N] [--dir FOLDER]", ("pipeline",))
+    c = options(Pipeline, words, "school run PIPELINE.yaml [--seed N] [--dir FOLDER]", ("pipeline",))
     if c is None:
         return
     from schoolhouse.pipeline import run_pipeline
@@ -306,7 +306,7 @@ def run(words: Sequence[str]) -> None:
 
 def quickstart(words: Sequence[str]) -> None:
     """school quickstart [--seed N] [--dir FOLDER]"""
-    c = _options(Quickstart, words, "school quickstart [--seed N] [--dir FOLDER]", ())
+    c = options(Quickstart, words, "school quickstart [--seed N] [--dir FOLDER]", ())
     if c is None:
         return
     from schoolhouse.pipeline import run_pipeline
@@ -318,7 +318,7 @@ def _asks_help(words: Sequence[str]) -> bool:
     return any(word in ("-h", "--help") for word in words)
 
 
-def _options(cls: type[C], words: Sequence[str], usage: str, positional: Sequence[str]) -> C | None:
+def options(cls: type[C], words: Sequence[str], usage: str, positional: Sequence[str]) -> C | None:
     """The command's words as its config; None where help was asked for and has been given."""
     if _asks_help(words):
         describe(cls, " ".join(usage.split()[:2]), usage)

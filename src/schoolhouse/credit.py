@@ -8,12 +8,12 @@ P problems, G rollouts of a problem, T tokens of a rollout.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
-from schoolhouse.types import Group, Rollout
+from schoolhouse.types import Group, Reply, Rollout
 
 Baseline = Literal["mean", "leave_one_out", "none"]
 Scale = Literal["group_std", "batch_std", "none"]
@@ -63,26 +63,46 @@ def truncated(groups: Iterable[Group]) -> list[Rollout]:
     return [rollout for rollout in rollouts_of(groups) if rollout.finish == "length"]
 
 
-def signal_account(groups: Sequence[Group]) -> dict[str, float]:
+def signal_account(
+    groups: Sequence[Group], read: Callable[[Rollout], Reply] | None = None
+) -> dict[str, float | dict[str, float]]:
     """Where the signal of a step is, and where there is none, why.
 
-    groups = groups_mixed + all_right (every score 1) + all_wrong (every score 0) + other_equal (equal, but neither)
-    + groups_not_judged (no score at all). `not_judged` and `truncated` count rollouts, out of `rollouts`. `reward` is
-    the mean score of what could be judged (nan where nothing could).
+    groups = groups_mixed + all_truncated (nobody came to an end, all scored alike) + all_right (every score 1)
+    + all_wrong (every score 0) + other_equal (equal, but neither) + groups_not_judged (no score at all).
+    `not_judged`, `truncated` and `no_answer` (an empty final answer; where `read` is given) count rollouts, out of
+    `rollouts`; `sampled_tokens` are those the policy wrote. `reward` is the mean score of what could be judged (nan
+    where nothing could), `reward_parts` that of its named parts.
     """
     kinds = [_kind(group) for group in groups]
     scores = [score for group in groups for score in group.scores]
+    rollouts = rollouts_of(groups)
+    answers = {} if read is None else {"no_answer": sum(not read(rollout).answer.strip() for rollout in rollouts)}
+    parts = _parts(groups)
     return {
         "groups": len(groups),
         **{kind: kinds.count(kind) for kind in _KINDS},
-        "rollouts": sum(len(group.rollouts) for group in groups),
+        "rollouts": len(rollouts),
         "not_judged": len(not_judged(groups)),
         "truncated": len(truncated(groups)),
+        **answers,
+        "sampled_tokens": sum(sum(rollout.written) for rollout in rollouts),
         "reward": fmean(scores) if scores else float("nan"),
+        **({"reward_parts": parts} if parts else {}),
     }
 
 
-_KINDS = ("groups_mixed", "all_right", "all_wrong", "other_equal", "groups_not_judged")
+def _parts(groups: Sequence[Group]) -> dict[str, float]:
+    """Mean of each named part of the scores, over the verdicts that have it."""
+    given: dict[str, list[float]] = {}
+    for group in groups:
+        for verdict in group.verdicts:
+            for name, value in verdict.parts.items():
+                given.setdefault(name, []).append(value)
+    return {name: fmean(values) for name, values in sorted(given.items())}
+
+
+_KINDS = ("groups_mixed", "all_truncated", "all_right", "all_wrong", "other_equal", "groups_not_judged")
 
 
 def _kind(group: Group) -> str:
@@ -91,6 +111,8 @@ def _kind(group: Group) -> str:
         return "groups_not_judged"
     if len(distinct) > 1:
         return "groups_mixed"
+    if all(rollout.finish == "length" for rollout in group.rollouts):
+        return "all_truncated"
     return {1.0: "all_right", 0.0: "all_wrong"}.get(distinct.pop(), "other_equal")
 
 

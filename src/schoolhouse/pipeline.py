@@ -82,6 +82,21 @@ def run_pipeline(path: Path | str, seed: int | None = None, folder: Path | str =
         return _report(pipeline, folder, run)
 
 
+def repeat(run: Path, folder: Path) -> None:
+    """Run again what a run folder says it is, in another folder. Raises SchoolError where that cannot be found out."""
+    recipe = read_object(run / "manifest.json").get("recipe")
+    if recipe == "pipeline":
+        run_pipeline(run / "config.yaml", None, folder)
+        return
+    known = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
+    if recipe not in known:
+        raise SchoolError(f"{run} is a run of `{recipe}`, which is no recipe: only recipes and pipelines are repeated")
+    module = _recipe(str(recipe))
+    with Run.open(folder, build(module.Config, read_yaml(run / "config.yaml")), str(recipe)) as again:
+        if not again.finished:
+            getattr(module, str(recipe))(again.config, again)
+
+
 def find(path: Path | str) -> Path:
     """The file of a pipeline: a path, or the name of a packaged one. Raises SchoolError with the nearest name."""
     packaged = {found.stem: found for found in Path(__file__).parent.glob("*.yaml")}

@@ -12,8 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from schoolhouse import __version__
-from schoolhouse.types import Reply, Rollout, Verdict
+from schoolhouse.types import Reply, Rollout, SchoolError, Verdict
 
 
 def rollout_row(rollout: Rollout, verdict: Verdict, read: Callable[[Rollout], Reply] | None) -> dict[str, Any]:
@@ -91,3 +93,17 @@ def peak_memory_bytes(who: int = resource.RUSAGE_SELF) -> int:
     """Largest resident size so far: of this process, or with RUSAGE_CHILDREN of its largest child that has ended."""
     peak = resource.getrusage(who).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def headline(line: dict[str, Any]) -> str:
+    """The numbers of a step that stand beside the bar."""
+    shown = [name for name in ("reward", "loss", "bits_per_byte") if isinstance(line.get(name), (int, float))]
+    return "  ".join(f"{name} {line[name]:.3f}" for name in shown)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config.yaml of a run. Raises SchoolError where it is damaged."""
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise SchoolError(f"{path} is damaged ({error}); put the whole file back") from None

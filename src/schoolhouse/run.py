@@ -3,7 +3,7 @@
     config.yaml       what was asked for; the same command on the same folder goes on where it stopped
     manifest.json     recipe, versions, machine, seed, state, seconds
     metrics.jsonl     one line per step; nothing in it depends on the clock
-    times.jsonl       seconds since the start at the end of each step
+    times.jsonl       seconds since the start at the end of each step, and what recording and saving took of them
     rollouts/         000012.jsonl: what was said in step 12, and how it was judged
     checkpoints/      000100/: the state after 100 steps, complete or absent; the model in Hugging Face format
 
@@ -15,22 +15,23 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import sys
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, TypeVar
 
 import yaml
 
+from schoolhouse.advice import WINDOW, advice
 from schoolhouse.config import Frozen, dump
 from schoolhouse.credit import signal_account
 from schoolhouse.durable import (
     Keepable,
+    checksum,
     complete_ones,
     disk_is_full,
     drop_old,
@@ -44,17 +45,16 @@ from schoolhouse.durable import (
     write_checkpoint,
     write_whole,
 )
+from schoolhouse.interrupts import Interrupts
 from schoolhouse.progress import progress
-from schoolhouse.records import differences, rollout_row, this_machine
+from schoolhouse.records import differences, headline, read_config, rollout_row, this_machine
 from schoolhouse.types import Group, Reply, Rollout, SchoolError
 
 Item = TypeVar("Item", bound=int | tuple[Any, ...])
+Kept = TypeVar("Kept", bound=Keepable)
 Json = dict[str, Any]
 
 _SPARE = 2  # checkpoints that are kept
-
-
-Kept = TypeVar("Kept", bound=Keepable)
 
 
 class Stopped(KeyboardInterrupt):
@@ -77,9 +77,11 @@ class Run:
         self._now: int | None = None  # the step whose body is running
         self._line: Json = {}  # what it has recorded so far
         self._ended = False
-        self._signals = 0
+        self._kept = 0.0  # seconds that recording and saving took since the last step ended
         self._began, self._earlier = time.monotonic(), 0.0
         self._unsynced: set[Path] = set()
+        self._recent: deque[Json] = deque(maxlen=WINDOW)  # lines of metrics.jsonl
+        self._advised: set[str] = set()  # what the user has been told, and what still holds
         self._manifest: Json = {}
 
     # --- opening and closing
@@ -141,6 +143,18 @@ class Run:
         """Wall-clock time of this session and the earlier ones."""
         return self._earlier + (0.0 if self.finished else time.monotonic() - self._began)
 
+    def reads(self, *files: Path | None) -> None:
+        """Note the files that the run is made from. Raises SchoolError when one has changed since the run began."""
+        known = self._manifest.setdefault("files", {})
+        for path in filter(None, files):
+            now = checksum(path)
+            if known.setdefault(str(path), now) != now:
+                raise SchoolError(
+                    f"{path} has changed since {self.folder} began: its steps would be others than the ones done. "
+                    "Put the old file back, or start anew in another folder with --dir"
+                )
+        self.note()
+
     # --- the loop
 
     def steps(
@@ -153,16 +167,16 @@ class Run:
         Ctrl-C or SIGTERM finishes the step, saves and raises Stopped; a second one stops at once.
         """
         total = total or getattr(self.config, "steps", None)
-        with self._listening(), progress(self.folder.name, total, self.step) as advance:
+        with Interrupts() as interrupts, progress(self.folder.name, total, self.step) as advance:
             for item in source:
                 self._now = item[0] if isinstance(item, tuple) else item
                 self._line = {}
                 yield item
                 self._end_step()
-                advance(1, _headline(self._line))
-                if self._signals or self.step % every == 0:
+                advance(1, headline(self._line))
+                if interrupts.heard or self.step % every == 0:
                     self.checkpoint(keep)
-                if self._signals:
+                if interrupts.heard:
                     raise Stopped(f"stopped after {self.step} steps; saved in {self.model}")
             self._now = None
             self.checkpoint(keep)
@@ -170,10 +184,23 @@ class Run:
 
     def _end_step(self) -> None:
         assert self._now is not None
-        if self._line:
-            self._append("metrics.jsonl", {"step": self._now, **self._line})
+        with self._keeping():
+            if self._line:
+                self._append("metrics.jsonl", {"step": self._now, **self._line})
         self.step = self._now + 1
-        self._append("times.jsonl", {"step": self._now, "seconds": round(self.seconds, 3)})
+        times = {"step": self._now, "seconds": round(self.seconds, 3), "keeping": round(self._kept, 6)}
+        self._append("times.jsonl", times)
+        self._kept = 0.0
+        self._recent.append(self._line)
+        if self.step % WINDOW == 0:
+            self._advise()
+
+    def _advise(self) -> None:
+        """Say what keeps the run from learning, once for as long as it holds."""
+        found = advice(self._recent)
+        for name in found.keys() - self._advised:
+            print(f"{self.folder.name}, step {self.step}: {found[name]}", file=sys.stderr)
+        self._advised = set(found)
 
     def record(
         self,
@@ -188,8 +215,14 @@ class Run:
         read    gives thought and answer of a rollout as text, for the eyes of whoever reads rollouts/
         stats   numbers, or mappings of numbers; keep the clock out of them
         """
+        with self._keeping():
+            self._record(step, groups, read, stats)
+
+    def _record(
+        self, step: int, groups: Sequence[Group] | None, read: Callable[[Rollout], Reply] | None, stats: Json
+    ) -> None:
         if groups is not None:
-            stats = signal_account(groups) | stats
+            stats = signal_account(groups, read) | stats
             path = self.folder / "rollouts" / f"{step:06d}.jsonl"
             path.parent.mkdir(exist_ok=True)
             self._unsynced |= {path, path.parent}
@@ -201,26 +234,6 @@ class Run:
             self._line |= stats
         else:
             self._append("metrics.jsonl", {"step": step, **stats})
-
-    @contextmanager
-    def _listening(self) -> Generator[None]:
-        """Ctrl-C and SIGTERM wait for the end of the step. Python delivers signals to the main thread alone."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def heard(number: int, _: FrameType | None) -> None:
-            self._signals += 1
-            if self._signals > 1:
-                raise KeyboardInterrupt
-            print("\nfinishing this step, then saving; Ctrl-C again stops at once", file=sys.stderr)
-
-        before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     # --- checkpoints
 
@@ -264,7 +277,8 @@ class Run:
             self._unsynced.clear()
             metrics = self.folder / "metrics.jsonl"
             size = metrics.stat().st_size if metrics.exists() else 0
-            write_checkpoint(target, keep, {"step": self.step, "metrics_bytes": size})
+            with self._keeping():
+                write_checkpoint(target, keep, {"step": self.step, "metrics_bytes": size})
         except Exception as error:
             if not disk_is_full(error):
                 raise
@@ -329,7 +343,7 @@ class Run:
         self._note_state("running")
 
     def _refuse_other_config(self) -> None:
-        there = {"recipe": self._manifest.get("recipe"), **_read_config(self.folder / "config.yaml")}
+        there = {"recipe": self._manifest.get("recipe"), **read_config(self.folder / "config.yaml")}
         here = {"recipe": self.recipe, **yaml.safe_load(dump(self.config))}
         differing = differences(there, here)
         if differing:
@@ -353,6 +367,13 @@ class Run:
             file.write(to_json(row) + "\n")
 
     @contextmanager
+    def _keeping(self) -> Generator[None]:
+        """What happens inside is the price of keeping a run: times.jsonl shows it."""
+        began = time.monotonic()
+        yield
+        self._kept += time.monotonic() - began
+
+    @contextmanager
     def _room_for(self, path: Path) -> Generator[None]:
         try:
             yield
@@ -372,16 +393,3 @@ class Run:
 def read_metrics(folder: Path) -> list[Json]:
     """What a run recorded, a mapping per step, in order."""
     return read_lines(folder / "metrics.jsonl")
-
-
-def _headline(line: Json) -> str:
-    """The numbers that stand beside the bar."""
-    shown = [name for name in ("reward", "loss", "bits_per_byte") if isinstance(line.get(name), (int, float))]
-    return "  ".join(f"{name} {line[name]:.3f}" for name in shown)
-
-
-def _read_config(path: Path) -> Json:
-    try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise SchoolError(f"{path} is damaged ({error}); put the whole file back") from None

@@ -137,6 +137,7 @@ def test_prompts_whose_keys_were_not_kept_cannot_be_admitted(tiny_decoder):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where the C library is glibc")
+@pytest.mark.fault("memory grows")
 def test_freed_memory_goes_back_to_the_system():
     code = (
         "import torch; from schoolhouse.policy.memory import give_back\n"

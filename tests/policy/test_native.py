@@ -127,6 +127,7 @@ def test_the_best_memories_fit_the_head_and_the_number_type():
 
 
 @pytest.mark.parametrize("setting", ["CC=false", "CC=no-such-compiler", "SCHOOLHOUSE_NATIVE=0"])
+@pytest.mark.fault("no compiler, no GPU")
 def test_without_a_compiler_torch_attends(setting, tmp_path):
     code = (
         "import torch; from schoolhouse.policy.native import best_memories; "

@@ -12,7 +12,7 @@ from schoolhouse.packing import pack, sequence_mean, token_mean
 from schoolhouse.policy import policy as module
 from schoolhouse.policy.memory import Packed
 from schoolhouse.policy.policy import Adam, Policy
-from schoolhouse.policy.sampler import stream
+from schoolhouse.policy.stream import Stream
 from schoolhouse.types import NAN, Demonstration, Key, Message, Problem, SchoolError
 
 
@@ -124,6 +124,7 @@ def test_score_equals_what_an_update_sees(policy):
 
 @pytest.mark.parametrize("weigh", [token_mean, sequence_mean])
 @pytest.mark.parametrize("budget", [1, 61])
+@pytest.mark.fault("accumulation changes the loss")
 def test_how_a_step_is_cut_changes_memory_alone(policy, twin, weigh, budget):
     rollouts = sample(policy)
     whole, cut = batches_of(rollouts, weigh=weigh), batches_of(rollouts, budget, weigh)
@@ -160,6 +161,7 @@ def test_a_prompt_read_once_gives_the_same_update(conversation, tiny_shape, budg
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-6), name
 
 
+@pytest.mark.fault("out of memory late")
 def test_a_rehearsal_reads_the_heaviest_batch_and_leaves_nothing_behind(policy, monkeypatch):
     read, before = [], weights_of(policy)
     forward = policy.decoder.forward
@@ -204,6 +206,7 @@ def test_logits_in_pieces_give_the_same_loss_and_gradient(policy, twin, monkeypa
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.fault("gradient not finite")
 def test_a_gradient_that_is_not_finite_changes_nothing(policy, twin, poison):
     rollouts = sample(policy)
     for each in (policy, twin):
@@ -241,6 +244,7 @@ def test_an_update_does_what_the_objective_says(policy):
     assert said.finish == "stop"
 
 
+@pytest.mark.fault("tool text in a reward")
 def test_what_stands_at_prompts_takes_no_part(policy):
     rollouts = sample(policy)
     rows = [np.where(r.written, 1.0, NAN).astype(np.float32) for r in rollouts]
@@ -253,6 +257,7 @@ def test_what_stands_at_prompts_takes_no_part(policy):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.fault("sampler and learner disagree")
 def test_the_gap_between_sampler_and_learner_is_rounding(policy, temperature):
     for step in range(2):
         rollouts = sample(policy, step, temperature=temperature, slots=5)
@@ -262,6 +267,7 @@ def test_the_gap_between_sampler_and_learner_is_rounding(policy, temperature):
     assert policy.update(batches_of(rollouts), objective, 0.0)["gap"] > 1e-3  # these are old by now
 
 
+@pytest.mark.fault("foreign rollouts")
 def test_rollouts_that_are_not_its_own_stop_the_run_before_the_weights_change(policy):
     rollouts = sample(policy)
     learn(policy, rollouts)  # now they are a version old
@@ -291,7 +297,7 @@ def test_without_lag_the_stream_is_the_plain_loop_to_the_bit(policy, twin):
     for step in range(3):
         rollouts = sample(policy, step)
         plain.append((rollouts, learn(policy, rollouts)))
-    source = stream(twin, lambda step: ask(twin, step), lambda p, prefixes: p.extend(prefixes, 12), range(3), lag=0)
+    source = Stream(twin, lambda step: ask(twin, step), lambda p, prefixes: p.extend(prefixes, 12)).over(range(3))
     streamed = [(rollouts, learn(twin, rollouts)) for _, rollouts in source]
     for (one, learned), (other, also) in zip(plain, streamed, strict=True):
         assert [r.tokens for r in one] == [r.tokens for r in other]
@@ -302,6 +308,7 @@ def test_without_lag_the_stream_is_the_plain_loop_to_the_bit(policy, twin):
 # --- coming back
 
 
+@pytest.mark.fault("killed")
 def test_a_policy_that_was_saved_goes_on_as_if_it_never_stopped(policy, tmp_path):
     for step in range(2):
         learn(policy, sample(policy, step))

@@ -168,6 +168,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
         ("[{}]", "without `score`"),
     ],
 )
+@pytest.mark.fault("too few rewards")
 def test_what_is_no_reward_is_no_verdict(tmp_path: Path, data: Path, result: str, reason: str) -> None:
     verdict = rewarded(tmp_path, data, f"def f(completions, **kwargs): return {result}")
     assert verdict.score is None
@@ -179,6 +180,7 @@ def test_numbers_of_numpy_are_rewards(tmp_path: Path, data: Path) -> None:
     assert rewarded(tmp_path, data, text) == Verdict(0.5)
 
 
+@pytest.mark.fault("verifier lies")
 def test_a_reward_function_that_raises_is_no_zero(tmp_path: Path, data: Path) -> None:
     task = open_task(f"python:{write(tmp_path, 'def f(completions, **kwargs): return [1 / 0]')}?data={data}")
     (verdict,) = judge_all([(task.problems()[0], Reply(None, "x"))], task)

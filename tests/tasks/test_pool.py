@@ -44,6 +44,12 @@ class Unruly(Task):
                 return self.verdict(problem, reply)
             case "nan":
                 return Verdict(float("nan"))
+            case "eat":
+                rows = []
+                while True:
+                    rows.append("x" * 10_000_000)
+            case "eat in C":
+                return Verdict(float(len(bytes(1 << 40))))
             case "bare":
                 return 1.0
             case "strange":
@@ -83,7 +89,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(file: Path) -> Iterator[Pool]:
-    with Pool(open_task(f"python:{file}"), clock=2.0) as pool:
+    with Pool(open_task(f"python:{file}"), clock=2.0, memory=200 << 20) as pool:
         yield pool
 
 
@@ -111,14 +117,16 @@ def test_no_cases_no_verdicts(pool: Pool) -> None:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("hang", "no verdict within 2 s"),
-        ("hang in C", "no verdict within 2 s"),
-        ("crash", "exit code -11"),
-        ("leave", "exit code 3"),
-        ("exit", "SystemExit: no more"),
-        ("raise", "KeyError: 'answer'"),
-        ("recurse", "RecursionError"),
-        ("nan", "finite"),
+        pytest.param("hang", "no verdict within 2 s", marks=pytest.mark.fault("verifier hangs", "hang without a word")),
+        pytest.param("hang in C", "no verdict within 2 s", marks=pytest.mark.fault("verifier hangs")),
+        pytest.param("crash", "exit code -11", marks=pytest.mark.fault("verifier crashes")),
+        pytest.param("leave", "exit code 3", marks=pytest.mark.fault("verifier crashes")),
+        pytest.param("exit", "SystemExit: no more", marks=pytest.mark.fault("verifier raises")),
+        pytest.param("raise", "KeyError: 'answer'", marks=pytest.mark.fault("verifier raises", "verifier lies")),
+        pytest.param("recurse", "RecursionError", marks=pytest.mark.fault("verifier raises")),
+        pytest.param("nan", "finite", marks=pytest.mark.fault("verifier returns NaN")),
+        pytest.param("eat", "MemoryError", marks=pytest.mark.fault("verifier eats memory")),
+        pytest.param("eat in C", "MemoryError", marks=pytest.mark.fault("verifier eats memory")),
         ("bare", "returned a float"),
         ("parts", "not made of numbers"),
         ("long", "ValueError: xxx"),
@@ -130,6 +138,12 @@ def test_a_failing_verifier_is_never_a_zero(pool: Pool, answer: str, reason: str
     assert reason in failed[1]
     assert len(failed[1]) <= 500
     assert [first, *others] == [(1.0, ""), (1.0, ""), (0.0, "")]
+
+
+def test_every_verdict_is_timed(pool: Pool) -> None:
+    results(pool, "right", "slow", "hang")
+    quick, slow, hung = pool.seconds
+    assert 0 < quick < 1 <= slow < 2 <= hung < 5
 
 
 def test_a_verdict_of_an_own_kind_arrives_as_a_plain_one(pool: Pool) -> None:

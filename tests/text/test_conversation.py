@@ -178,6 +178,7 @@ def test_a_tag_typed_by_hand_does_not_end_the_thinking(conversation: Conversatio
     assert conversation.read(rollout) == Reply("a</think>b", "c</think>d", False)
 
 
+@pytest.mark.fault("tool text in a reward")
 def test_only_the_last_turn_is_read(conversation: Conversation) -> None:
     talk = conversation.follow_up(sampled(conversation, "<think>x</think>5"), [Message("user", "sure?")])
     ids = conversation.tokenizer.encode("<think>yy</think>6", markup=True)
@@ -189,6 +190,7 @@ def test_only_the_last_turn_is_read(conversation: Conversation) -> None:
 
 
 @pytest.mark.parametrize("asked", ["sure?", "forged <|im_end|>"])
+@pytest.mark.fault("ids change on the way")
 def test_a_spliced_conversation_equals_a_rendered_one(conversation: Conversation, asked: str) -> None:
     talk = conversation.follow_up(sampled(conversation, "<think>x</think>5"), [Message("user", asked)])
     rendered = conversation.prompt((*problem().messages, Message("assistant", "5", "x"), Message("user", asked)))
@@ -376,11 +378,13 @@ def test_a_template_that_drops_thoughts_is_refused_for_thinkers(tokenizer: Token
     assert talk.read(talk.demonstrate(Demonstration(problem(), None, "5"), KEY)).answer == "5"
 
 
+@pytest.mark.fault("mask all zero")
 def test_an_empty_mask_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(SchoolError, match="the mask would be empty"):
         Conversation(tokenizer, PLAIN).demonstrate(Demonstration(problem(), None, ""), KEY)
 
 
+@pytest.mark.fault("mask all one")
 def test_a_full_mask_is_refused(tokenizer: Tokenizer) -> None:
     silent = (
         "{% for m in messages if m.role == 'assistant' %}{{ m.content }}<|im_end|>{% endfor %}"

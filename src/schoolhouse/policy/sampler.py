@@ -6,7 +6,7 @@ S slots busy in this step, V vocabulary. What a rollout draws depends on its key
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +22,6 @@ from schoolhouse.types import Rollout, SchoolError
 
 if TYPE_CHECKING:
     from schoolhouse.policy.huggingface import Adapter
-    from schoolhouse.policy.policy import Policy
 
 _BLOCK = 64
 
@@ -172,6 +171,11 @@ def extend(
         token_S, logprob_S = choose(
             logits_SV, torch.from_numpy(uniform).to(device), temperature, top_k=top_k, top_p=top_p, min_p=min_p
         )
+        if not bool(torch.isfinite(logprob_S).all()):
+            raise SchoolError(
+                "the model's log-probabilities are not finite: there is NaN or infinity in its weights, or its "
+                "computation overflows; go back to an earlier checkpoint, or try precision float32"
+            )
         speaks_S = torch.ones(busy, dtype=torch.bool, device=device)
         for slot in [at for at in range(busy) if owner[at] in given] if given else ():
             unread = given[owner[slot]]
@@ -279,22 +283,3 @@ def _prefill(
     asked = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompts))}
     logits_PV = decoder.project(torch.stack([last[prompt] for prompt in asked]))
     return logits_PV[torch.tensor([asked[prompt] for prompt in prompts], device=logits_PV.device)]
-
-
-def stream(
-    policy: Policy,
-    ask: Callable[[int], Sequence[Rollout]],
-    act: Callable[[Policy, Sequence[Rollout]], list[Rollout]],
-    steps: Iterable[int],
-    lag: int = 0,
-) -> Iterator[tuple[int, list[Rollout]]]:
-    """(step, rollouts) for each step; with lag n they were sampled n updates before they are handed out.
-
-    Lag 0 is on-policy: sample, hand out, wait until the caller has updated.
-    """
-    waiting: deque[tuple[int, list[Rollout]]] = deque()
-    for step in steps:
-        waiting.append((step, act(policy, ask(step))))
-        if len(waiting) > lag:
-            yield waiting.popleft()
-    yield from waiting

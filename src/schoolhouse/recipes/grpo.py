@@ -29,7 +29,7 @@ from schoolhouse.measure.evaluate import evaluate
 from schoolhouse.objectives import Estimator, Level, Objective, clipped_surrogate, corrected, kl_penalty, plus
 from schoolhouse.packing import Aggregate, pack, weigher, without
 from schoolhouse.policy.policy import Adam, Policy, Precision
-from schoolhouse.policy.sampler import stream
+from schoolhouse.policy.stream import Stream
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.task import judge, open_task
@@ -115,9 +115,10 @@ class Config(Frozen):
 
 def grpo(c: Config, run: Run, alter: Alter = lambda step, groups: groups) -> None:
     """Practise. `alter` may change verdicts before they become credit (the controls of docs/claims do)."""
-    policy = run.restore(Policy.load(run.start(c.model), c.precision, Adam(eps=c.adam_eps), c.recompute))
+    policy = Policy.load(run.start(c.model), c.precision, Adam(eps=c.adam_eps), c.recompute)
     reference = Policy.load(c.model, c.precision) if c.kl else None
     task, say = open_task(c.task, c.seed), policy.conversation
+    run.reads(*task.files)
     objective = clipped_surrogate(c.clip_low, c.clip_high, c.level, on_policy=c.updates == 1 and c.lag == 0)
     if c.correction != "none":
         objective = corrected(objective, c.correction, c.correction_cap, on_policy=c.updates == 1 and c.lag == 0)
@@ -134,9 +135,9 @@ def grpo(c: Config, run: Run, alter: Alter = lambda step, groups: groups) -> Non
         return policy.extend(prefixes, c.length, temperature=c.temperature)
 
     policy.rehearse(max(map(len, ask(run.step))) + c.length, c.token_budget)
-    source = stream(policy, ask, act, range(run.step, c.steps), c.lag)
+    stream = run.restore(Stream(policy, ask, act, c.lag))
 
-    for step, rollouts in run.steps(source, keep=policy, every=c.save_every):
+    for step, rollouts in run.steps(stream.over(range(run.step, c.steps)), keep=stream, every=c.save_every):
         if c.exam_every and step and step % c.exam_every == 0:  # of the policy as it is before this step
             sat = evaluate(policy, task, c.exam_problems, c.exam_samples, c.length, c.temperature, c.seed)
             run.record(step, exam=sat.to_json())

@@ -92,6 +92,7 @@ class Config(Frozen):
 
 def pretrain(c: Config, run: Run) -> None:
     task = open_task(c.task, c.seed) if c.task else None
+    run.reads(c.text, *(task.files if task else ()))
     train, held_out = text_file(c.text, c.held_out) if c.text else ([], _pages(task, _HELD_OUT, 64))
     newest = run.latest()
     if newest:

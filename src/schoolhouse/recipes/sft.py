@@ -44,6 +44,7 @@ class Config(Frozen):
 def sft(c: Config, run: Run) -> None:
     policy = run.restore(Policy.load(run.start(c.model), c.precision, Adam(weight_decay=c.weight_decay), c.recompute))
     task = open_task(c.task, c.seed)
+    run.reads(*task.files)
 
     for step in run.steps(range(run.step, c.steps), keep=policy, every=c.save_every):
         lessons = task.worked(step, c.batch)

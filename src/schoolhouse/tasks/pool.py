@@ -1,8 +1,8 @@
-"""Worker processes that judge, each verdict under a hard wall clock that is kept from outside.
+"""Worker processes that judge, each verdict under a hard wall clock that is kept from outside and a limit on memory.
 
-A verifier may hang, crash, raise or leave the process: the worker is killed and replaced, the verdict is "could not
-judge" with the reason, and the others are judged as if nothing had happened. Workers build the task themselves, so only
-problems and replies travel.
+A verifier may hang, crash, raise, leave the process or ask for memory without end: the worker is killed and replaced
+where it must be, the verdict is "could not judge" with the reason, and the others are judged as if nothing had
+happened. Workers build the task themselves, so only problems and replies travel.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from schoolhouse.tasks.task import Case, Progress, Task, ask, open_task
 from schoolhouse.types import SchoolError, Verdict
@@ -29,6 +31,9 @@ CLOCK = 5.0
 
 START_CLOCK = 120.0
 """Seconds a worker may take to start and build its task; not counted in any verdict."""
+
+MEMORY = 2 << 30
+"""Bytes a verifier may take beyond what its worker has when its task is built. (Not kept on macOS.)"""
 
 LONGEST_REASON = 500
 
@@ -52,10 +57,13 @@ class Pool:
     task     opened by `open_task`, or one that can be pickled
     workers  processes
     clock    seconds a verdict may take before its worker is killed
+    memory   bytes a verifier may take before it is refused more
+    seconds  what each verdict of the last round took; how a slow verifier is found
     """
 
-    def __init__(self, task: Task, workers: int = 2, clock: float = CLOCK) -> None:
-        self.clock = clock
+    def __init__(self, task: Task, workers: int = 2, clock: float = CLOCK, memory: int = MEMORY) -> None:
+        self.clock, self.memory = clock, memory
+        self.seconds: list[float] = []
         self._size = workers
         self._name = task.name
         self._recipe = _recipe(task)
@@ -85,6 +93,7 @@ class Pool:
 
     def _verdicts(self, cases: Sequence[Case], progress: Progress | None) -> list[Verdict]:
         results: dict[int, Verdict] = {}
+        self.seconds = [0.0] * len(cases)
         waiting = deque(range(len(cases)))
         while len(results) < len(cases):
             self._drop_the_dead()
@@ -108,7 +117,7 @@ class Pool:
         # Spawned, not forked: threads of torch may run here.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._recipe, os.getcwd()), daemon=True)
+        process = context.Process(target=_work, args=(theirs, self._recipe, os.getcwd(), self.memory), daemon=True)
         process.start()
         theirs.close()
         return _Worker(process, ours, time.monotonic() + START_CLOCK)
@@ -146,6 +155,7 @@ class Pool:
             self._give_up(worker, results, f"the verifier's process ended (exit code {code})")
             return
         if worker.ready and worker.case is not None:
+            self._time(worker)
             results[worker.case] = Verdict(*message)
             worker.case = None
         elif message[0] == _READY:
@@ -160,9 +170,14 @@ class Pool:
                 f"{worker.process.exitcode}); if a script of yours trains, put what it does under "
                 "`if __name__ == '__main__':`, because worker processes import it"
             )
+        self._time(worker)
         results[worker.case] = Verdict(None, reason)
         _kill(worker)
         self._workers.remove(worker)
+
+    def _time(self, worker: _Worker) -> None:
+        assert worker.case is not None
+        self.seconds[worker.case] = time.monotonic() - (worker.deadline - self.clock)
 
 
 def _stop(workers: list[_Worker]) -> None:
@@ -195,7 +210,7 @@ def _recipe(task: Task) -> tuple[str, int] | bytes:
         ) from error
 
 
-def _work(connection: Connection, recipe: tuple[str, int] | bytes, folder: str) -> None:
+def _work(connection: Connection, recipe: tuple[str, int] | bytes, folder: str, memory: int) -> None:
     """The life of a worker: build the task, then a verdict for each case, until the other end is closed."""
     os.setsid()  # Ctrl-C is for the parent; and the group can be killed as one
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -203,6 +218,7 @@ def _work(connection: Connection, recipe: tuple[str, int] | bytes, folder: str) 
         os.chdir(folder)
         task = pickle.loads(recipe) if isinstance(recipe, bytes) else open_task(*recipe)
         task.prepare()
+        _limit(memory)
     except (Exception, SystemExit) as error:
         known = isinstance(error, SchoolError)
         connection.send((_FAILED, str(error) if known else f"{type(error).__name__}: {error}"))
@@ -215,6 +231,13 @@ def _work(connection: Connection, recipe: tuple[str, int] | bytes, folder: str) 
             return
         problem, reply = pickle.loads(message)
         connection.send(_plain(ask(task, problem, reply)))
+
+
+def _limit(memory: int) -> None:
+    """Let this process have so many bytes more: an allocation beyond fails, with MemoryError in Python."""
+    with contextlib.suppress(OSError, ValueError):  # a system without /proc, or with a lower limit of its own
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (size + memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _plain(verdict: Verdict) -> tuple[float | None, str, dict[str, float]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schoolhouse.config import nearest
@@ -36,11 +37,13 @@ class Task:
     name     shown in reports
     trusted  True: `verdict` is quick, total and harmless, and is called in process; else only in a worker process
     origin   (spec, seed) that `open_task` was given, from which worker processes build the task anew
+    files    what it was read from: a run refuses to go on with others
     """
 
     name: str = ""
     trusted: bool = False
     origin: tuple[str, int] | None = None
+    files: tuple[Path, ...] = ()
 
     def draw(self, step: int, count: int) -> list[Problem]:
         """Practice problems: a pure function of the task's seed and `step`."""
@@ -118,6 +121,8 @@ def open_task(spec: str, seed: int = 0) -> Task:
         case _:
             raise SchoolError(f"unknown task `{spec}`{_advice(body)}")
     task.__dict__["origin"] = (spec, seed)  # a task may be a frozen dataclass
+    named = (rest, rest.partition(".py:")[0] + ".py", options.get("data"))
+    task.__dict__["files"] = tuple(Path(name) for name in named if name and Path(name).is_file())
     if not task.name:
         task.__dict__["name"] = spec
     return task

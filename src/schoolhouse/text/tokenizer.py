@@ -130,7 +130,7 @@ class Tokenizer:
             ) from error
         template = folder / "chat_template.jinja"
         if template.is_file():
-            return cls(inner, config, template.read_text(encoding="utf-8"))
+            return cls(inner, config, _read(template, "it holds the chat template"))
         return cls(inner, config, _default_template(config.get("chat_template")))
 
 

@@ -1,0 +1,76 @@
+"""Rollouts for each step, sampled `lag` updates before they are learned from; what waits is saved with the run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from schoolhouse.policy.policy import Policy
+from schoolhouse.types import Rollout, SchoolError
+
+
+class Stream:
+    """(step, rollouts) for each step. Lag 0 is on-policy: sample, hand out, wait until the caller has updated.
+
+    ask  the prefixes of a step
+    act  lets the policy go on from prefixes
+
+    A run keeps the stream instead of its policy: rollouts that wait for their step come from weights that are gone by
+    the time a run goes on, so they cannot be sampled again.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        ask: Callable[[int], Sequence[Rollout]],
+        act: Callable[[Policy, Sequence[Rollout]], list[Rollout]],
+        lag: int = 0,
+    ) -> None:
+        self.policy, self.lag = policy, lag
+        self._ask, self._act = ask, act
+        self._waiting: deque[tuple[int, list[Rollout]]] = deque()
+
+    def over(self, steps: range) -> Iterator[tuple[int, list[Rollout]]]:
+        """Hand out the steps, those that wait first: a stream that was saved goes on where it stopped."""
+        for step in steps[len(self._waiting) :]:
+            self._waiting.append((step, self._act(self.policy, self._ask(step))))
+            if len(self._waiting) > self.lag:
+                yield self._waiting.popleft()
+        while self._waiting:
+            yield self._waiting.popleft()
+
+    def save(self, folder: Path) -> None:
+        self.policy.save(folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        waiting = [(step, [_said(rollout) for rollout in rollouts]) for step, rollouts in self._waiting]
+        return {**self.policy.state_dict(), **({"waiting": waiting} if waiting else {})}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state)
+        self._waiting = deque((step, self._again(step, said)) for step, said in state.get("waiting", ()))
+
+    def _again(self, step: int, said: Sequence[dict[str, Any]]) -> list[Rollout]:
+        """The problems are asked for again, what was said to them was saved."""
+        asked = self._ask(step)
+        if [len(prefix) for prefix in asked] != [len(words["tokens"]) - words["new"] for words in said]:
+            raise SchoolError(
+                f"the task asks other problems in step {step} than when the run was saved: it has changed, and what "
+                "was said to its problems cannot be used; put the old task back, or start anew with --dir"
+            )
+        return [
+            replace(prefix, **{name: words[name] for name in _FIELDS})
+            for prefix, words in zip(asked, said, strict=True)
+        ]
+
+
+_FIELDS = ("tokens", "written", "logprob", "turns", "finish", "version")
+
+
+def _said(rollout: Rollout) -> dict[str, Any]:
+    """What `torch.save` can keep without code."""
+    start = rollout.turns[0] if rollout.turns else len(rollout)
+    return {"new": len(rollout) - start, **{name: getattr(rollout, name) for name in _FIELDS}}

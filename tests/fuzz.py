@@ -1,0 +1,179 @@
+"""Damage files at random and open them: what cannot be read must be refused with a SchoolError, and nothing may crash.
+
+    python tests/fuzz.py --minutes 60 --seed 1
+
+Configs, data rows, chat templates, replies, model folders and run folders; each begins as a good one, of which some bytes
+are changed, cut out, doubled or put elsewhere. Prints what was tried; stops at the first crash and keeps the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from schoolhouse.config import Frozen, load
+from schoolhouse.policy.decoder import Shape
+from schoolhouse.policy.policy import Policy
+from schoolhouse.recipes import grpo
+from schoolhouse.run import Run
+from schoolhouse.runs import faults
+from schoolhouse.tasks.files import open_jsonl
+from schoolhouse.tasks.verify import verify
+from schoolhouse.text.conversation import Conversation
+from schoolhouse.text.tokenizer import train_tokenizer
+from schoolhouse.types import Reply, SchoolError
+
+PIECES = [b"{", b"}", b"[", b"]", b'"', b":", b"\n", b"- ", b"&a ", b"*a", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"null"]
+PIECES += [b"nan", b"1e999", b"-1", b"9" * 40, b"{{", b"{%", b"%}", b"<answer>", b"\\boxed{", b"!!python/object", b"\\u0000"]
+
+
+def damage(good: bytes, draw: random.Random) -> bytes:
+    """A few changes at random places."""
+    bad = bytearray(good)
+    for _ in range(draw.choice((1, 1, 1, 2, 3, 8))):
+        at, end = sorted(draw.randint(0, len(bad)) for _ in range(2))
+        match draw.randrange(6):
+            case 0:
+                bad[at : at + 1] = bytes([draw.randrange(256)])
+            case 1:
+                del bad[at : min(end, at + draw.choice((1, 5, 50, 5000)))]
+            case 2:
+                bad[at:at] = draw.choice(PIECES)
+            case 3:
+                bad[at:at] = bad[at : min(end, at + 200)]
+            case 4:
+                del bad[at:]
+            case 5 if bad:
+                bad[min(at, len(bad) - 1)] ^= 1 << draw.randrange(8)
+    return bytes(bad)
+
+
+class Steps(Frozen):
+    steps: int = 3
+
+
+class Weights:
+    """Something small for a run to keep."""
+
+    def save(self, folder: Path) -> None:
+        (folder / "weights").write_bytes(b"weights")
+
+    def state_dict(self) -> dict:
+        return {"number": 1}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
+class Targets:
+    """Each opens one kind of damaged thing in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        words = "the quick brown fox jumps over a lazy dog while 12 and 30 are 42 " * 20
+        self.tokenizer = train_tokenizer([words], 300)
+        conversation = Conversation(self.tokenizer)
+        self.template = conversation.template.encode()
+        Policy.create(Shape(300, 16, 16, 1, 1, 1, 16, 64), conversation).save(folder / "good-model")
+        config = Steps()
+        with Run.open(folder / "good-run", config, "fuzz") as run:
+            for step in run.steps(range(3), Weights(), every=1):
+                run.record(step, loss=1.0 / (1 + step))
+
+    def config(self, draw: random.Random) -> None:
+        text = b"model: runs/lessons\ntask: school:chain\nsteps: 20\nlearning_rate: 2e-4\nbaseline: mean\nrecompute: false\n"
+        path = self.folder / "config.yaml"
+        path.write_bytes(damage(text, draw))
+        load(grpo.Config, path, [])
+
+    def rows(self, draw: random.Random) -> None:
+        rows = [{"question": f"What is {i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(30)]
+        rows += [{"prompt": [{"role": "user", "content": "Say yes."}], "reference": "yes"}]
+        path = self.folder / "rows.jsonl"
+        path.write_bytes(damage("".join(json.dumps(row) + "\n" for row in rows).encode(), draw))
+        task = open_jsonl(str(path))
+        for problem in task.draw(0, 4):
+            task.verdict(problem, Reply(None, r"\boxed{4}")) if task.trusted else None
+
+    def template_text(self, draw: random.Random) -> None:
+        template = damage(self.template, draw).decode(errors="replace")
+        Conversation(self.tokenizer, template)
+
+    def reply(self, draw: random.Random) -> None:
+        good = rb"So we get \boxed{\frac{1}{2}} and <answer>1,234.5\text{ cm}^2</answer> or 50\%."
+        text = damage(good, draw).decode(errors="replace")
+        for reference in ("12", r"\frac{1}{2}", r"50\%", "Paris", r"10\text{ cm}"):
+            verify(Reply(None, text), reference)
+
+    def model(self, draw: random.Random) -> None:
+        folder = self._copy("good-model")
+        path = draw.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+        path.write_bytes(damage(path.read_bytes(), draw)) if draw.random() < 0.95 else path.unlink()
+        Policy.load(folder)
+
+    def run(self, draw: random.Random) -> None:
+        folder = self._copy("good-run")
+        path = draw.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+        path.write_bytes(damage(path.read_bytes(), draw)) if draw.random() < 0.95 else path.unlink()
+        faults(folder)
+        with Run.open(folder, Steps(), "fuzz") as run:
+            for step in run.steps(range(run.step, 3), run.restore(Weights()), every=1):
+                run.record(step, loss=1.0)
+
+    def _copy(self, name: str) -> Path:
+        folder = self.folder / f"{name}-damaged"
+        shutil.rmtree(folder, ignore_errors=True)
+        return Path(shutil.copytree(self.folder / name, folder))
+
+
+NAMES = ("config", "rows", "template_text", "reply", "model", "run")
+
+
+def attempt(target: Callable[[random.Random], None], draw: random.Random) -> str:
+    """Whether what was damaged was read all the same, or refused. Anything else is a crash, and raised."""
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            target(draw)
+    except SchoolError:
+        return "refused"
+    return "read"
+
+
+def main(minutes: float, seed: int) -> int:
+    folder = Path(tempfile.mkdtemp(prefix="school-fuzz-"))
+    targets, counts = Targets(folder), Counter()
+    end, round_ = time.monotonic() + 60 * minutes, 0
+    while time.monotonic() < end:
+        round_ += 1
+        for name in NAMES:
+            case = f"{seed}-{round_}-{name}"
+            try:
+                counts[name, attempt(getattr(targets, name), random.Random(case))] += 1
+            except Exception as error:
+                print(f"CRASH in {name}, case {case}: {type(error).__name__}: {error}\nthe files are in {folder}")
+                raise
+    for name in NAMES:
+        print(f"{name:14} {counts[name, 'refused']:8,} refused with a reason, {counts[name, 'read']:8,} read all the same")
+    print(f"{sum(counts.values()):,} damaged files in {minutes:g} minutes, no crash (seed {seed})")
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    sys.exit(main(options.minutes, options.seed))

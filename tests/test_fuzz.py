@@ -1,0 +1,19 @@
+"""A short, repeatable version of tests/fuzz.py."""
+
+import random
+from pathlib import Path
+
+import pytest
+from fuzz import NAMES, Targets, attempt
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory: pytest.TempPathFactory) -> Targets:
+    return Targets(tmp_path_factory.mktemp("fuzz"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_files_are_read_or_refused(targets: Targets, name: str) -> None:
+    told = [attempt(getattr(targets, name), random.Random(f"suite-{name}-{case}")) for case in range(60)]
+    assert set(told) <= {"read", "refused"}
+    assert "refused" in told or name == "reply"
