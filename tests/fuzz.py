@@ -2,8 +2,8 @@
 
     python tests/fuzz.py --minutes 60 --seed 1
 
-Configs, data rows, chat templates, replies, model folders and run folders; each begins as a good one, of which some bytes
-are changed, cut out, doubled or put elsewhere. Prints what was tried; stops at the first crash and keeps the file.
+Configs, data rows, chat templates, replies, model folders and run folders; each begins as a good one, of which some
+bytes are changed, cut out, doubled or put elsewhere. Prints what was tried; stops at the first crash and keeps the file.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from schoolhouse.text.conversation import Conversation
 from schoolhouse.text.tokenizer import train_tokenizer
 from schoolhouse.types import Reply, SchoolError
 
-PIECES = [b"{", b"}", b"[", b"]", b'"', b":", b"\n", b"- ", b"&a ", b"*a", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"null"]
-PIECES += [b"nan", b"1e999", b"-1", b"9" * 40, b"{{", b"{%", b"%}", b"<answer>", b"\\boxed{", b"!!python/object", b"\\u0000"]
+PIECES = [b"{", b"}", b"[", b"]", b'"', b":", b"\n", b"- ", b"&a ", b"*a", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf"]
+PIECES += [b"null", b"nan", b"1e999", b"-1", b"9" * 40, b"{{", b"{%", b"%}", b"<answer>", b"\\boxed{", b"\\u0000"]
+PIECES += [b"!!python/object"]
 
 
 def damage(good: bytes, draw: random.Random) -> bytes:
@@ -92,7 +93,7 @@ class Targets:
                 run.record(step, loss=1.0 / (1 + step))
 
     def config(self, draw: random.Random) -> None:
-        text = b"model: runs/lessons\ntask: school:chain\nsteps: 20\nlearning_rate: 2e-4\nbaseline: mean\nrecompute: false\n"
+        text = b"model: runs/lessons\ntask: school:chain\nsteps: 20\nlearning_rate: 2e-4\nbaseline: mean\nlag: 0\n"
         path = self.folder / "config.yaml"
         path.write_bytes(damage(text, draw))
         load(grpo.Config, path, [])
@@ -165,7 +166,8 @@ def main(minutes: float, seed: int) -> int:
                 print(f"CRASH in {name}, case {case}: {type(error).__name__}: {error}\nthe files are in {folder}")
                 raise
     for name in NAMES:
-        print(f"{name:14} {counts[name, 'refused']:8,} refused with a reason, {counts[name, 'read']:8,} read all the same")
+        refused, read = counts[name, "refused"], counts[name, "read"]
+        print(f"{name:14} {refused:8,} refused with a reason, {read:8,} read all the same")
     print(f"{sum(counts.values()):,} damaged files in {minutes:g} minutes, no crash (seed {seed})")
     shutil.rmtree(folder)
     return 0

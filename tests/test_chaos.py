@@ -1,6 +1,7 @@
 """A short version of `make chaos`: one kill of each shape of run."""
 
 import pytest
+
 from chaos import SHAPES, main
 
 

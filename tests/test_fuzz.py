@@ -1,9 +1,9 @@
 """A short, repeatable version of tests/fuzz.py."""
 
 import random
-from pathlib import Path
 
 import pytest
+
 from fuzz import NAMES, Targets, attempt
 
 

@@ -82,7 +82,7 @@ def read_object(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SchoolError(f"{path} is missing; put it back") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SchoolError(f"{path} is damaged ({error}); put the whole file back") from None
     if not isinstance(found, dict):
         raise SchoolError(f"{path} should hold a JSON object, not {type(found).__name__}; put the whole file back")
@@ -96,9 +96,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # what has no line end is torn
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise SchoolError(f"{path}:{number} is damaged ({error})") from None
+        if not isinstance(row, dict):
+            raise SchoolError(f"{path}:{number} is damaged (a line holds a JSON object, not {type(row).__name__})")
+        rows.append(row)
     return rows
 
 
@@ -138,12 +141,18 @@ def write_checkpoint(target: Path, keep: Keepable, noted: Mapping[str, Any]) -> 
         for path in inside:
             sync(path)
         files = {str(path.relative_to(aside)): checksum(path) for path in inside if path.is_file()}
-        write_whole(aside / "manifest.json", to_json({**noted, "files": files}, 2))
+        told = {**noted, "files": files}
+        write_whole(aside / "manifest.json", to_json({**told, "seal": _seal(told)}, 2))
     except Exception:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     aside.rename(target)
     sync(target.parent)
+
+
+def _seal(told: Mapping[str, Any]) -> str:
+    """What a manifest says of itself, so that a changed number in it is found as one in a file is."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def complete_ones(folder: Path) -> list[Path]:
@@ -181,6 +190,11 @@ def drop_partial(folder: Path) -> None:
 def verified(checkpoint: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose files are all there and unharmed. Raises SchoolError naming the file."""
     saved = read_object(checkpoint / "manifest.json")
+    if saved.pop("seal", None) != _seal(saved):
+        raise SchoolError(
+            f"{checkpoint / 'manifest.json'} is damaged: its content has changed; remove the folder {checkpoint} to go "
+            "on from the checkpoint before it (or from the start)"
+        )
     for name, expected in saved["files"].items():
         path = checkpoint / name
         if not path.is_file() or checksum(path) != expected:

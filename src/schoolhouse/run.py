@@ -325,7 +325,8 @@ class Run:
         self.step = int(saved["step"])
         drop_torn_line(self.folder / "times.jsonl")
         times = read_lines(self.folder / "times.jsonl")
-        self._earlier = max(float(self._manifest.get("seconds", 0.0)), *(row["seconds"] for row in times[-1:]), 0.0)
+        known = [self._manifest.get("seconds"), *(row.get("seconds") for row in times[-1:])]
+        self._earlier = max([0.0, *(float(number) for number in known if isinstance(number, (int, float)))])
         if self.finished:
             return
         metrics = self.folder / "metrics.jsonl"

@@ -71,9 +71,10 @@ def look(folder: Path) -> Seen:
 
 def _keeping(times: Sequence[dict[str, Any]]) -> float:
     """A session begins with a step of unknown length: only steps that follow their predecessor count."""
+    whole = [row for row in times if {"step", "seconds"} <= row.keys()]
     pairs = [
         (after["seconds"] - before["seconds"], after.get("keeping", 0.0))
-        for before, after in pairwise(times)
+        for before, after in pairwise(whole)
         if after["step"] == before["step"] + 1 and after["seconds"] > before["seconds"]
     ]
     return sum(kept for _, kept in pairs) / sum(took for took, _ in pairs) if pairs else 0.0

@@ -60,7 +60,10 @@ def load_decoder(folder: Path) -> Decoder | Adapter:
         from schoolhouse.policy.huggingface import adapt  # transformers takes seconds to import
 
         return adapt(folder)
-    decoder = Decoder(shape_from_config(config, str(folder / "config.json")))
+    try:
+        decoder = Decoder(shape_from_config(config, str(folder / "config.json")))
+    except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError, ZeroDivisionError) as error:
+        raise SchoolError(f"{folder / 'config.json'} describes no model that can be built here: {error}") from error
     weights = read_weights(folder)
     if decoder.shape.tie_word_embeddings:
         weights.pop("lm_head.weight", None)

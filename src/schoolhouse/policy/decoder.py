@@ -61,6 +61,7 @@ _SIZES = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
     "max_position_embeddings rms_norm_eps tie_word_embeddings"
 ).split()
+_NEEDED = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
 _SILENT = set(  # keys that change nothing of what a forward pass computes
     "architectures attention_dropout bos_token_id eos_token_id pad_token_id initializer_range use_cache dtype "
     "torch_dtype transformers_version _name_or_path max_window_layers model_type id2label label2id is_decoder".split()
@@ -95,6 +96,12 @@ def shape_from_config(config: Mapping[str, object], where: str = "config.json") 
     window = config.get("sliding_window") if kind == "mistral" else None
     if isinstance(layers, list) and any(kind_of != "full_attention" for kind_of in layers):
         raise SchoolError(f"{where}: layer_types {sorted(set(layers))} is not implemented; only full_attention is")
+    for key in _SIZES:
+        value = config.get(key)
+        if value is None and key in _NEEDED:
+            raise SchoolError(f"{where}: key `{key}` is missing")
+        if value is not None and (not isinstance(value, (int, float)) or value < 0 or (key in _NEEDED and value < 1)):
+            raise SchoolError(f"{where}: `{key}: {value!r}` is no number that a model can have")
     width, heads = int(str(config["hidden_size"])), int(str(config["num_attention_heads"]))
     sizes = {key: config[key] for key in _SIZES if config.get(key) is not None}
     defaults = {"num_key_value_heads": heads, "head_dim": width // heads, "tie_word_embeddings": False}

@@ -295,7 +295,7 @@ class Conversation:
     def _fill(self, messages: list[dict[str, str]], prompt: bool) -> str:
         try:
             return self._compiled.render(messages=messages, add_generation_prompt=prompt, **self._names)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is code, and may raise anything
             raise SchoolError(f"the chat template refuses the conversation: {error}") from error
 
     def _guards(self, messages: Sequence[Message]) -> dict[str, str]:

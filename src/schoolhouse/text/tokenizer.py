@@ -171,7 +171,10 @@ def _without(inner: Inner, tokens: set[int]) -> Inner:
     """A copy to which these added tokens are ordinary text."""
     recipe = json.loads(inner.to_str())
     recipe["added_tokens"] = [token for token in recipe["added_tokens"] if token["id"] not in tokens]
-    return Inner.from_str(json.dumps(recipe))
+    try:
+        return Inner.from_str(json.dumps(recipe))
+    except Exception as error:  # the library raises plain Exception
+        raise SchoolError(f"tokenizer.json is damaged ({error}); copy it again") from error
 
 
 def _read(path: Path, advice: str) -> str:
