@@ -3,7 +3,7 @@
     python tests/fuzz.py --minutes 60 --seed 1
 
 Configs, data rows, chat templates, replies, model folders and run folders; each begins as a good one, of which some
-bytes are changed, cut out, doubled or put elsewhere. Prints what was tried; stops at the first crash and keeps the file.
+bytes are changed, cut out or doubled. Prints what was tried; stops at the first crash and keeps the files.
 """
 
 from __future__ import annotations

@@ -85,13 +85,13 @@ def draw(results: Sequence[Mapping[str, Any]], study: Mapping[str, Any] | None, 
     figure = Figure(figsize=(13, 7) if study else (8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    names = [f"{r['kind']}\n{r['peer']}\n{r['work']['size'].replace('nanochat', '')}" for r in results]
+    names = [f"{r['kind']}, {r['peer']}\n{r['work']['size'].replace('nanochat', '')}" for r in results]
     axes[0].bar(names, [r["median_ratio"] for r in results], color="#4477aa")
     for at, r in enumerate(results):
         axes[0].plot([at] * len(r["ratios"]), r["ratios"], ".", color="black", markersize=4)
         axes[0].plot([at - 0.4, at + 0.4], [TARGETS.get((r["kind"], r["peer"]), 1.0)] * 2, color="#cc3311")
     axes[0].set_title("times as quick as the peer (red: target)", fontsize=10)
-    axes[0].tick_params(axis="x", labelsize=6)
+    axes[0].tick_params(axis="x", labelsize=6, rotation=45)
     axes[0].set_yscale("log", base=2)
     axes[0].set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     if study:
@@ -113,7 +113,7 @@ def draw(results: Sequence[Mapping[str, Any]], study: Mapping[str, Any] | None, 
                 [k.replace(", ", "\n") for k in study["breakdown"]], shares, bottom=bottom, label=part, color=color
             )
             bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
-        axes[5].legend(fontsize=7, loc="lower right")
+        axes[5].legend(fontsize=7, loc="lower left")
         axes[5].set_title("where the time goes", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -57,7 +57,8 @@ class Tokenizer:
     def named(self, name: str) -> str | None:
         """The text of a token that the config names (`eos_token`, `bos_token`, ...): a string or {"content": ...}."""
         token = self.config.get(name)
-        return token["content"] if isinstance(token, dict) else token
+        text = token.get("content") if isinstance(token, dict) else token
+        return text if isinstance(text, str) else None
 
     def _id_named(self, name: str, what: str) -> int:
         text = self.named(name)
@@ -128,6 +129,8 @@ class Tokenizer:
             raise SchoolError(
                 f"{path}, line {error.lineno} is damaged or truncated ({error.msg}); copy it again"
             ) from error
+        if not isinstance(config, dict):
+            raise SchoolError(f"{path} should hold a JSON object, not {type(config).__name__}; copy it again")
         template = folder / "chat_template.jinja"
         if template.is_file():
             return cls(inner, config, _read(template, "it holds the chat template"))
