@@ -21,6 +21,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from schoolhouse.config import Frozen, load
 from schoolhouse.policy.decoder import Shape
@@ -99,7 +100,9 @@ class Targets:
         load(grpo.Config, path, [])
 
     def rows(self, draw: random.Random) -> None:
-        rows = [{"question": f"What is {i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(30)]
+        rows: list[dict[str, Any]] = [
+            {"question": f"What is {i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(30)
+        ]
         rows += [{"prompt": [{"role": "user", "content": "Say yes."}], "reference": "yes"}]
         path = self.folder / "rows.jsonl"
         path.write_bytes(damage("".join(json.dumps(row) + "\n" for row in rows).encode(), draw))
