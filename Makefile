@@ -16,7 +16,7 @@ CORE := .venv/.installed-core
 STAMP := .venv/.installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test quick faults chaos quickstart bench
+.PHONY: help setup lint test quick faults chaos fuzz quickstart bench
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ faults: setup ## every fault of docs/reliability.md injected; prints the matrix
 KILLS ?= 50
 chaos: setup ## runs killed at random instants end in the same bits; KILLS=50 SEED=1
 	@$(BIN)/python tests/chaos.py --kills $(KILLS) --seed $(SEED)
+
+MINUTES ?= 60
+fuzz: setup ## damaged files are read or refused, never a crash; MINUTES=60 SEED=1
+	@$(BIN)/python tests/fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
 quickstart: $(CORE) ## from nothing to a model that thinks; SEED=1 DIR=runs/other
 	@$(BIN)/school quickstart --seed $(SEED) --dir $(DIR)

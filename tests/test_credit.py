@@ -158,7 +158,7 @@ def test_signal_account_adds_up():
 def test_signal_account_counts_empty_answers_and_averages_parts():
     verdicts = (Verdict(1.0, parts={"right": 1.0, "brief": 0.5}), Verdict(0.0, parts={"right": 0.0}))
     both = replace(group(1, 0), verdicts=verdicts)
-    account = signal_account([both], lambda rollout: Reply("hm", " " if rollout.key.sample else "4"))
+    account = signal_account([both], [Reply("hm", "4"), Reply("hm", " ")])
     assert account["no_answer"] == 1
     assert account["reward_parts"] == {"brief": 0.5, "right": 0.5}
 

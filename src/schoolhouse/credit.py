@@ -8,7 +8,7 @@ P problems, G rollouts of a problem, T tokens of a rollout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Literal
@@ -64,20 +64,20 @@ def truncated(groups: Iterable[Group]) -> list[Rollout]:
 
 
 def signal_account(
-    groups: Sequence[Group], read: Callable[[Rollout], Reply] | None = None
+    groups: Sequence[Group], replies: Sequence[Reply] | None = None
 ) -> dict[str, float | dict[str, float]]:
     """Where the signal of a step is, and where there is none, why.
 
     groups = groups_mixed + all_truncated (nobody came to an end, all scored alike) + all_right (every score 1)
     + all_wrong (every score 0) + other_equal (equal, but neither) + groups_not_judged (no score at all).
-    `not_judged`, `truncated` and `no_answer` (an empty final answer; where `read` is given) count rollouts, out of
+    `not_judged`, `truncated` and `no_answer` (an empty final answer; where replies are given) count rollouts, out of
     `rollouts`; `sampled_tokens` are those the policy wrote. `reward` is the mean score of what could be judged (nan
     where nothing could), `reward_parts` that of its named parts.
     """
     kinds = [_kind(group) for group in groups]
     scores = [score for group in groups for score in group.scores]
     rollouts = rollouts_of(groups)
-    answers = {} if read is None else {"no_answer": sum(not read(rollout).answer.strip() for rollout in rollouts)}
+    answers = {} if replies is None else {"no_answer": sum(not reply.answer.strip() for reply in replies)}
     parts = _parts(groups)
     return {
         "groups": len(groups),

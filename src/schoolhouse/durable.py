@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +60,8 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON that every reader takes: numpy numbers as numbers, what is not finite as null, anything else as text."""
+    with suppress(ValueError, TypeError):  # most of what is written is plain already, and long
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -18,9 +18,8 @@ from schoolhouse import __version__
 from schoolhouse.types import Reply, Rollout, SchoolError, Verdict
 
 
-def rollout_row(rollout: Rollout, verdict: Verdict, read: Callable[[Rollout], Reply] | None) -> dict[str, Any]:
+def rollout_row(rollout: Rollout, verdict: Verdict, reply: Reply | None) -> dict[str, Any]:
     """A rollout as a line of JSON. `logprob` has one number per written token, exact in float32."""
-    reply = read(rollout) if read else None
     return {
         "problem": rollout.problem.id,
         "family": rollout.problem.family,

@@ -28,7 +28,7 @@ import yaml
 
 from schoolhouse.advice import WINDOW, advice
 from schoolhouse.config import Frozen, dump
-from schoolhouse.credit import signal_account
+from schoolhouse.credit import rollouts_of, signal_account
 from schoolhouse.durable import (
     Keepable,
     checksum,
@@ -222,14 +222,16 @@ class Run:
         self, step: int, groups: Sequence[Group] | None, read: Callable[[Rollout], Reply] | None, stats: Json
     ) -> None:
         if groups is not None:
-            stats = signal_account(groups, read) | stats
+            rollouts = rollouts_of(groups)
+            verdicts = [verdict for group in groups for verdict in group.verdicts]
+            replies = [read(rollout) for rollout in rollouts] if read else None
+            stats = signal_account(groups, replies) | stats
             path = self.folder / "rollouts" / f"{step:06d}.jsonl"
             path.parent.mkdir(exist_ok=True)
             self._unsynced |= {path, path.parent}
             with self._room_for(path), path.open("a", encoding="utf-8") as file:
-                for group in groups:
-                    for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
-                        file.write(to_json(rollout_row(rollout, verdict, read)) + "\n")
+                for said in zip(rollouts, verdicts, replies or [None] * len(rollouts), strict=True):
+                    file.write(to_json(rollout_row(*said)) + "\n")
         if step == self._now:
             self._line |= stats
         else:
