@@ -28,7 +28,7 @@ from schoolhouse.policy.decoder import Shape
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import grpo
 from schoolhouse.run import Run
-from schoolhouse.runs import faults
+from schoolhouse.runs import faults, look
 from schoolhouse.tasks.files import open_jsonl
 from schoolhouse.tasks.verify import verify
 from schoolhouse.text.conversation import Conversation
@@ -130,7 +130,8 @@ class Targets:
         folder = self._copy("good-run")
         path = draw.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
         path.write_bytes(damage(path.read_bytes(), draw)) if draw.random() < 0.95 else path.unlink()
-        faults(folder)
+        if not faults(folder):
+            look(folder)
         with Run.open(folder, Steps(), "fuzz") as run:
             for step in run.steps(range(run.step, 3), run.restore(Weights()), every=1):
                 run.record(step, loss=1.0)

@@ -11,6 +11,7 @@ import pytest
 from schoolhouse.config import Frozen
 from schoolhouse.run import Run
 from schoolhouse.runs import compare, faults, find_runs, look
+from schoolhouse.types import SchoolError
 
 
 class Config(Frozen):
@@ -89,6 +90,21 @@ def test_damage_is_told_in_words(tmp_path: Path, name: str, harm, words: str) ->
     (told,) = faults(folder)
     assert words in told
     assert name in told
+
+
+def test_to_look_changes_nothing(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    (folder / "lock").unlink()
+    before = sorted(folder.rglob("*"))
+    look(folder)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text('{"loss": 1}\n')
+    with pytest.raises(SchoolError, match="KeyError: 'step'"):
+        look(folder)
 
 
 def test_the_same_runs_are_the_same(tmp_path: Path) -> None:

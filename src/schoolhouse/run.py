@@ -274,12 +274,12 @@ class Run:
         if target.exists():
             return target
         try:
-            for path in self._unsynced:
-                sync(path)
-            self._unsynced.clear()
-            metrics = self.folder / "metrics.jsonl"
-            size = metrics.stat().st_size if metrics.exists() else 0
             with self._keeping():
+                for path in self._unsynced:
+                    sync(path)
+                self._unsynced.clear()
+                metrics = self.folder / "metrics.jsonl"
+                size = metrics.stat().st_size if metrics.exists() else 0
                 write_checkpoint(target, keep, {"step": self.step, "metrics_bytes": size})
         except Exception as error:
             if not disk_is_full(error):

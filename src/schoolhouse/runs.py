@@ -52,6 +52,18 @@ def look(folder: Path) -> Seen:
         state = "killed"
     elif state != "finished" and _held(folder):
         state = "running"
+    try:
+        return _seen(folder, manifest, config, metrics, state)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SchoolError(
+            f"{folder}: manifest.json, config.yaml, metrics.jsonl or times.jsonl is damaged: a thing is missing or not "
+            f"a number ({type(error).__name__}: {error}); put the whole file back"
+        ) from None
+
+
+def _seen(
+    folder: Path, manifest: dict[str, Any], config: dict[str, Any], metrics: list[dict[str, Any]], state: str
+) -> Seen:
     stages = config.get("stages")
     if stages is not None:
         done = sum((folder / stage["name"] / "evaluation.json").exists() for stage in stages)
@@ -83,7 +95,7 @@ def _keeping(times: Sequence[dict[str, Any]]) -> float:
 def _held(folder: Path) -> bool:
     """Whether a process has the run open."""
     try:
-        with (folder / "lock").open("a+") as lock:
+        with (folder / "lock").open("r+") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

@@ -330,3 +330,8 @@ def test_a_clock_that_jumps_changes_nothing(taught, tmp_path, monkeypatch):
     assert weights_of(again.model) == weights_of(whole.model)
     assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
     assert 0 <= again.seconds < 600
+
+
+def test_a_text_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SchoolError, match=r"nowhere\.txt does not exist"):
+        train(pretrain, tmp_path / "run", **{**PRETRAIN, "task": None}, text=tmp_path / "nowhere.txt")

@@ -92,8 +92,8 @@ class Config(Frozen):
 
 def pretrain(c: Config, run: Run) -> None:
     task = open_task(c.task, c.seed) if c.task else None
-    run.reads(c.text, *(task.files if task else ()))
     train, held_out = text_file(c.text, c.held_out) if c.text else ([], _pages(task, _HELD_OUT, 64))
+    run.reads(c.text, *(task.files if task else ()))
     newest = run.latest()
     if newest:
         policy = run.restore(Policy.load(newest, c.precision, Adam(weight_decay=c.weight_decay), c.recompute))

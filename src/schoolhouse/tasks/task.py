@@ -122,7 +122,8 @@ def open_task(spec: str, seed: int = 0) -> Task:
             raise SchoolError(f"unknown task `{spec}`{_advice(body)}")
     task.__dict__["origin"] = (spec, seed)  # a task may be a frozen dataclass
     named = (rest, rest.partition(".py:")[0] + ".py", options.get("data"))
-    task.__dict__["files"] = tuple(Path(name) for name in named if name and Path(name).is_file())
+    if kind in ("jsonl", "python"):
+        task.__dict__["files"] = tuple(Path(name) for name in named if name and Path(name).is_file())
     if not task.name:
         task.__dict__["name"] = spec
     return task
