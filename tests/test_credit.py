@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from schoolhouse.credit import (
+    against_overlong,
     group_advantage,
     judged,
     kl_in_reward,
@@ -16,6 +17,7 @@ from schoolhouse.credit import (
     signal_account,
     soft_overlong,
     truncated,
+    weaken,
 )
 from schoolhouse.types import NAN, Finish, Group, Key, Problem, Reply, Rollout, Verdict
 
@@ -81,7 +83,7 @@ def test_reinforce_keeps_the_reward_itself():
 
 
 def test_a_scale_without_a_baseline_is_refused():
-    with pytest.raises(ValueError, match='goes with scale "none" only'):
+    with pytest.raises(ValueError, match='baseline "none" does not go with scale'):
         group_advantage([group(1, 0)], baseline="none", scale="group_std")
 
 
@@ -203,3 +205,27 @@ def test_brevity_leaves_equal_lengths_and_unjudged_answers_alone():
 def test_no_brevity_is_the_same_groups():
     groups = [group(1.0, 0.0)]
     assert prefer_brief(groups, 0.0) == groups
+
+
+def test_the_whole_step_as_baseline_praises_a_group_that_agrees():
+    """REINFORCE++: scores 1 1 | 1 0, mean .75, sample deviation .5."""
+    found = advantages(group(1.0, 1.0), group(1.0, 0.0), baseline="batch_mean", scale="batch_std", guard=0.0)
+    assert found == pytest.approx([0.5, 0.5, 0.5, -1.5])
+
+
+def test_the_whole_step_as_baseline_does_not_go_with_the_deviation_of_a_group():
+    with pytest.raises(ValueError, match="does not go with"):
+        group_advantage([group(1.0, 1.0)], "batch_mean", "group_std")
+
+
+def test_only_successes_teach_where_what_is_negative_weighs_nothing():
+    assert weaken([[0.0, 0.5], [0.0, -0.5]], 0.0) == [[0.0, 0.5], [0.0, 0.0]]
+    assert weaken([[0.0, -0.5]], 0.5) == [[0.0, -0.25]]
+
+
+def test_the_toll_for_length_is_taken_from_what_could_be_judged():
+    (tolled,) = against_overlong([group(1.0, None)], limit=3, cushion=2)
+    assert [verdict.score for verdict in tolled.verdicts] == [1.0, None]
+    assert tolled.verdicts[1].parts == {"overlong": -0.5}
+    (shorter,) = against_overlong([group(1.0, 1.0)], limit=2, cushion=1)
+    assert [verdict.score for verdict in shorter.verdicts] == [1.0, 0.0]

@@ -48,9 +48,9 @@ COMMANDS = {
         "schoolhouse.commands:estimate",
     ),
     "claim": Command(
-        "claim NAME --model MODEL [--key value ...] [--dir FOLDER]",
-        "a published effect beside the controls that must fail, with a verdict by a rule written beforehand",
-        "schoolhouse.commands:claim",
+        "claim list | run NAME [--seeds 3] [--arms a,b] | report",
+        "a published effect beside the ablations that must fail, with a verdict by a rule written beforehand",
+        "schoolhouse.trials:claim",
         resumes=True,
     ),
     "bench": Command(

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from schoolhouse import claims, recipes
+from schoolhouse import recipes
 from schoolhouse.config import Frozen, describe, load, nearest
 from schoolhouse.durable import to_json, write_whole
 from schoolhouse.progress import progress
@@ -67,25 +67,6 @@ def _recipe(words: Sequence[str], command: str, more: str) -> tuple[str, ModuleT
         return None
     path = Path(rest.pop(0)) if rest and not rest[0].startswith("--") else None
     return recipe, module, load(module.Config, path, rest)
-
-
-def claim(words: Sequence[str]) -> None:
-    """school claim NAME --model MODEL [--key value ...] [--dir FOLDER]"""
-    known = sorted(module.name for module in pkgutil.iter_modules(claims.__path__))
-    usage = "school claim NAME --model MODEL [--key value ...] [--dir FOLDER]"
-    if not words or words[0] in ("-h", "--help"):
-        print(f"usage: {usage}\n\nclaims: {', '.join(known)}; `school claim NAME --help` lists its keys")
-        return
-    name, *rest = words
-    if name not in known:
-        raise SchoolError(f"there is no claim `{name}`{nearest(name, known)}")
-    module = import_module(f"schoolhouse.claims.{name}")
-    if _asks_help(rest):
-        describe(module.Config, f"school claim {name}", (module.__doc__ or "").partition("\n\n")[0])
-        return
-    folder, rest = _take(rest, "--dir", f"runs/claims/{name}")
-    result = module.run_claim(load(module.Config, None, rest), Path(folder))
-    print(module.markdown(result))
 
 
 class Bench(Frozen):

@@ -13,9 +13,9 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
-from schoolhouse.types import Group, Reply, Rollout
+from schoolhouse.types import Group, Reply, Rollout, Verdict
 
-Baseline = Literal["mean", "leave_one_out", "none"]
+Baseline = Literal["mean", "leave_one_out", "batch_mean", "none"]
 Scale = Literal["group_std", "batch_std", "none"]
 
 
@@ -125,6 +125,24 @@ def soft_overlong(length: int, limit: int, cushion: int) -> float:
     return max(-1.0, min(0.0, (limit - cushion - length) / cushion))
 
 
+def against_overlong(groups: Sequence[Group], limit: int, cushion: int) -> list[Group]:
+    """The groups with `soft_overlong` added to their scores, which gain the part "overlong"; cushion 0: as they are."""
+    if not cushion:
+        return list(groups)
+    return [
+        replace(
+            group, verdicts=tuple(map(lambda r, v: _with_toll(r, v, limit, cushion), group.rollouts, group.verdicts))
+        )
+        for group in groups
+    ]
+
+
+def _with_toll(rollout: Rollout, verdict: Verdict, limit: int, cushion: int) -> Verdict:
+    toll = soft_overlong(sum(rollout.written), limit, cushion)
+    score = None if verdict.score is None else verdict.score + toll
+    return replace(verdict, score=score, parts={**verdict.parts, "overlong": toll})
+
+
 def prefer_brief(groups: Sequence[Group], coefficient: float) -> list[Group]:
     """The groups with a preference for the shorter of several answers to one problem added to their scores.
 
@@ -188,16 +206,18 @@ def group_advantage(
     | mean, none | Dr. GRPO |
     | mean, batch_std | Lite-PPO, ScaleRL: std of all scores of the step |
     | leave_one_out, none | RLOO: r - mean of the *other* rollouts = G/(G-1) (r - mean) |
+    | batch_mean, batch_std | REINFORCE++: centred and scaled over all scores of the step |
     | none, none | REINFORCE: r |
 
-    ddof=1 is the sample deviation (as all published code), ddof=0 the population's. Exactly 0.0 where all siblings
-    agree (and for a rollout without siblings), unless there is no baseline. Rows in the order of `rollouts_of(groups)`.
+    ddof=1 is the sample deviation (as all published code), ddof=0 the population's. Rows in the order of
+    `rollouts_of(groups)`. Where `compares` siblings, exactly 0.0 if all agree (and for a rollout without siblings).
 
-    Raises ValueError for a scale without a baseline: a group that agrees would be divided by the guard alone.
+    Raises ValueError for a scale that does not go with the baseline: a group that agrees would be divided by the guard.
     """
-    if baseline == "none" and scale != "none":
-        raise ValueError(f'baseline "none" goes with scale "none" only, not "{scale}"')
+    if (baseline == "none" and scale != "none") or (baseline == "batch_mean" and scale == "group_std"):
+        raise ValueError(f'baseline "{baseline}" does not go with scale "{scale}"')
     everything = [score for group in groups for score in group.scores]
+    batch_mean = fmean(everything) if everything else 0.0
     batch_divisor = _deviation(everything, ddof) + guard if scale == "batch_std" else 1.0
     rows = []
     for group in groups:
@@ -211,10 +231,22 @@ def group_advantage(
                 advantage = 0.0
             elif baseline == "none":
                 advantage = verdict.score
+            elif baseline == "batch_mean":
+                advantage = (verdict.score - batch_mean) / divisor
             else:
                 advantage = 0.0 if agreed else others * (verdict.score - mean) / divisor
             rows.append([advantage if written else 0.0 for written in rollout.written])
     return rows
+
+
+def compares(baseline: Baseline) -> bool:
+    """Whether a rollout is compared with its siblings alone, so that a group that agrees teaches nothing."""
+    return baseline in ("mean", "leave_one_out")
+
+
+def weaken(rows: Sequence[Sequence[float]], negative: float) -> list[list[float]]:
+    """Advantages, those below zero times `negative`: 0 learns from successes alone."""
+    return [[advantage if advantage > 0 else negative * advantage for advantage in row] for row in rows]
 
 
 def _deviation(scores: Sequence[float], ddof: int) -> float:

@@ -21,6 +21,10 @@ Finish = Literal["open", "stop", "length", "given", "forced"]
 `given` the last words are not the policy's (a demonstration, or a user's or tool's turn), `forced` they were put into
 its mouth and its turn goes on."""
 
+Precision = Literal["auto", "float32", "bfloat16", "exact"]
+"""Of matrix products. `auto`: bfloat16 where the machine multiplies it natively, else float32; `exact`: float32 by the
+same kernels in sampling and learning, whatever else is in a batch."""
+
 
 class Key(NamedTuple):
     """Names one stream of random numbers. A draw depends on its key and nothing else (see randomness.py)."""

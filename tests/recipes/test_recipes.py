@@ -132,12 +132,12 @@ def test_there_is_nothing_to_correct_in_fresh_rollouts(taught, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_practice_makes_what_is_praised_likelier(taught, tmp_path):
+def test_practice_makes_what_is_praised_likelier(taught, tmp_path, monkeypatch):
     """The suite's one learning test: half of the worked examples are bare guesses; praise those, and they take over."""
     config = grpo.Config(**GRPO, model=str(model_of(taught[1])), steps=12)
     say, share = Conversation.load(config.model), []
 
-    def praise_bare(step, groups):
+    def praise_bare(control, groups, seed, step):
         scores = [[float(say.thought_length(rollout) == 0) for rollout in group.rollouts] for group in groups]
         share.append(sum(map(sum, scores)) / 64)
         return [
@@ -146,7 +146,8 @@ def test_practice_makes_what_is_praised_likelier(taught, tmp_path):
         ]
 
     with Run.open(tmp_path / "run", config, "grpo") as run:
-        grpo.grpo(config, run, praise_bare)
+        monkeypatch.setattr(grpo, "controlled", praise_bare)
+        grpo.grpo(config, run)
     assert sum(share[-3:]) / 3 > sum(share[:3]) / 3 + 0.2, share
 
 
@@ -158,7 +159,7 @@ def test_learning_rate_zero_changes_no_weight(taught, tmp_path):
 
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.fault("killed", "killed with rollouts waiting")
-def test_a_run_in_two_sittings_ends_in_the_same_bits(taught, tmp_path, lag):
+def test_a_run_in_two_sittings_ends_in_the_same_bits(taught, tmp_path, lag, monkeypatch):
     model = str(model_of(taught[1]))
     whole = train(grpo, tmp_path / "whole", **GRPO, model=model, steps=4, save_every=2, lag=lag)
     config = grpo.Config(**GRPO, model=model, steps=4, save_every=2, lag=lag)
@@ -166,13 +167,15 @@ def test_a_run_in_two_sittings_ends_in_the_same_bits(taught, tmp_path, lag):
     class Enough(Exception):
         pass
 
-    def tired(step, groups):
+    def tired(control, groups, seed, step):
         if step == 3:
             raise Enough
         return groups
 
+    monkeypatch.setattr(grpo, "controlled", tired)
     with pytest.raises(Enough), Run.open(tmp_path / "cut", config, "grpo") as run:
-        grpo.grpo(config, run, tired)
+        grpo.grpo(config, run)
+    monkeypatch.undo()
     with Run.open(tmp_path / "cut", config, "grpo") as run:
         assert run.step == 2
         grpo.grpo(config, run)
@@ -311,8 +314,16 @@ def test_a_task_that_shrinks_while_a_run_is_stopped_is_refused(taught, tmp_path,
         "save_every": 1,
     }
     made = grpo.Config(**config)
+
+    def tired(control, groups, seed, step):
+        if step:
+            raise KeyboardInterrupt
+        return groups
+
+    monkeypatch.setattr(grpo, "controlled", tired)
     with pytest.raises(KeyboardInterrupt), Run.open(tmp_path / "run", made, "grpo") as run:
-        grpo.grpo(made, run, lambda step, groups: (_ for _ in ()).throw(KeyboardInterrupt) if step else groups)
+        grpo.grpo(made, run)
+    monkeypatch.undo()
     data.write_text("\n".join(rows[:-1]) + "\n")
     with pytest.raises(SchoolError, match=r"sums\.jsonl has changed since .*run began"):
         train(grpo, tmp_path / "run", **config)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,14 +26,12 @@ from schoolhouse.policy.exact import ExactPacked, ExactSlots, prepare
 from schoolhouse.policy.memory import give_back
 from schoolhouse.policy.native import NativePacked, best_memories
 from schoolhouse.policy.rows import log_probabilities
-from schoolhouse.randomness import digest
+from schoolhouse.randomness import digest, numpy_random
 from schoolhouse.text.conversation import Conversation
-from schoolhouse.types import Key, Problem, Rollout, SchoolError
+from schoolhouse.types import Key, Precision, Problem, Rollout, SchoolError
 
 if TYPE_CHECKING:
     from schoolhouse.policy.huggingface import Adapter
-
-Precision = Literal["auto", "float32", "bfloat16", "exact"]
 
 _CHUNK = 1 << 25  # logits held at once ...
 _ROWS = 256  # ... but of at least so many tokens: a product of few rows is slow
@@ -193,6 +191,7 @@ class Policy:
         stop_texts: Sequence[str] = (),
         then: sampler.Then | None = None,
         room: int | None = None,
+        noise: float = 0.0,
         on_token: sampler.OnToken | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
@@ -202,6 +201,7 @@ class Policy:
         stop_texts  texts that do too, however they are cut into tokens
         think       tokens a turn may take before its thought is closed by force: a thinking budget
         then        what a rollout whose turn ended goes on from, in its slot (tools, users); needs `room` for all turns
+        noise       deviation of a fixed noise on the logits: a sampler that is not quite the policy, for experiments
         """
         ends = None
         if stop_texts:
@@ -227,12 +227,18 @@ class Policy:
                 room=room,
                 then=then,
                 ends=ends,
+                tilt=self._tilt(noise) if noise else None,
                 memories=(self.packed, self.slots),
                 on_token=on_token,
                 progress=progress,
             )
         give_back()
         return extended
+
+    def _tilt(self, deviation: float) -> Tensor:
+        """The same noise in every call of every run. [V]"""
+        drawn = numpy_random(Key(0, "sampler noise")).normal(0.0, deviation, self.decoder.shape.vocab_size)
+        return torch.from_numpy(drawn).float().to(self.device)
 
     def _budget(self, rollouts: Sequence[Rollout], think: int, length: int) -> sampler.Then:
         """After `think` tokens a thought that is still open is closed; what is left of `length` goes to the answer."""

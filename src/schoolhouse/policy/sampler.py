@@ -112,6 +112,7 @@ def extend(
     room: int | None = None,
     then: Then | None = None,
     ends: tuple[Tensor, Ends] | None = None,
+    tilt: Tensor | None = None,
     memories: tuple[type[Packed], type[Slots]] = (Packed, Slots),
     on_token: OnToken | None = None,
     progress: Callable[[int], None] | None = None,
@@ -122,7 +123,7 @@ def extend(
     rollouts that just ended. With `then` a rollout goes on in its slot, and comes out as if it had been extended again
     from the start: what others said is read token by token beside the slots that speak, nothing is read twice. `room`
     is what all turns behind the first prefix may take together. `ends` is the ids [V] that may end a turn, and who
-    knows whether one does.
+    knows whether one does. `tilt` [V] is added to all logits: a policy that is not quite this one.
     """
     shape, device = decoder.shape, next(decoder.parameters()).device
     lengths = [length] * len(rollouts) if isinstance(length, int) else list(length)
@@ -167,6 +168,8 @@ def extend(
             logits_SV = logits_nV if logits_SV is None else torch.cat((logits_SV, logits_nV))
         assert logits_SV is not None
         busy = memory.busy
+        if tilt is not None:
+            logits_SV = logits_SV + tilt
         uniform = uniforms(stream[:busy], count[:busy].cpu().numpy())
         token_S, logprob_S = choose(
             logits_SV, torch.from_numpy(uniform).to(device), temperature, top_k=top_k, top_p=top_p, min_p=min_p

@@ -15,14 +15,14 @@ from schoolhouse.config import Frozen
 from schoolhouse.objectives import likelihood
 from schoolhouse.packing import pack, token_mean
 from schoolhouse.policy.decoder import Shape
-from schoolhouse.policy.policy import Adam, Policy, Precision
+from schoolhouse.policy.policy import Adam, Policy
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.task import Task, open_task
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.text.corpus import bits_per_byte, chunks, stream, text_file, token_stream
 from schoolhouse.text.tokenizer import Tokenizer, train_tokenizer
-from schoolhouse.types import NAN, Key, Message, Problem, Rollout, SchoolError
+from schoolhouse.types import NAN, Key, Message, Precision, Problem, Rollout, SchoolError
 
 _SAMPLE, _HELD_OUT = 2000, 1_000_003  # pages the tokenizer is trained on; the step whose pages are set aside
 

@@ -10,11 +10,11 @@ from pydantic import Field
 from schoolhouse.config import Frozen
 from schoolhouse.objectives import likelihood
 from schoolhouse.packing import pack, token_mean
-from schoolhouse.policy.policy import Adam, Policy, Precision
+from schoolhouse.policy.policy import Adam, Policy
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.task import open_task
-from schoolhouse.types import Key
+from schoolhouse.types import Key, Precision
 
 
 class Config(Frozen):

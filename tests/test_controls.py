@@ -1,8 +1,10 @@
-"""The arms change verdicts as they say, and the page tells what held."""
+"""Controls change verdicts as they say."""
 
 from collections import Counter
 
-from schoolhouse.claims.grpo_controls import Config, flipped, markdown, randomly, shuffled
+import pytest
+
+from schoolhouse.controls import controlled
 from schoolhouse.types import NAN, Group, Key, Problem, Rollout, Verdict
 
 
@@ -21,31 +23,31 @@ def scores_of(groups: list[Group]) -> list[float | None]:
     return [verdict.score for group in groups for verdict in group.verdicts]
 
 
+def test_none_leaves_everything_as_it_is():
+    groups = groups_of((1.0, 0.0, None))
+    assert controlled("none", groups, 0, 0) == groups
+
+
 def test_flipped_turns_right_into_wrong_and_leaves_the_unjudged():
-    assert scores_of(flipped(0, groups_of((1.0, 0.0, None)))) == [0.0, 1.0, None]
+    assert scores_of(controlled("flipped", groups_of((1.0, 0.0, None)), 0, 0)) == [0.0, 1.0, None]
 
 
 def test_shuffled_keeps_the_scores_of_the_step_and_breaks_their_order():
     groups = groups_of(*[(1.0, 0.0, 1.0, 1.0)] * 8)
-    found = scores_of(shuffled(3, groups))
+    found = scores_of(controlled("shuffled", groups, 0, 3))
     assert Counter(found) == Counter(scores_of(groups))
     assert found != scores_of(groups)
-    assert found == scores_of(shuffled(3, groups))
+    assert found == scores_of(controlled("shuffled", groups, 0, 3))
 
 
 def test_random_rewards_are_a_coin_whatever_was_said():
     groups = groups_of(*[(1.0,) * 16] * 16)
-    found = scores_of(randomly(0, groups))
+    found = scores_of(controlled("random", groups, 0, 0))
     assert set(found) == {0.0, 1.0}
     assert 90 < sum(score or 0 for score in found) < 166
-    assert found != scores_of(randomly(1, groups))
 
 
-def test_the_page_says_what_did_not_hold():
-    arm = {"pass_at_1": 0.5, "interval": [0.4, 0.6], "thought_tokens": 9.0, "change": 0.2}
-    config = Config(model="it").model_dump(mode="json")
-    page = markdown(
-        {"verdict": "FAIL", "margin": 0.05, "config": config, "arms": {"random": arm}, "holds": {"random": False}}
-    )
-    assert page.startswith("# grpo_controls: FAIL")
-    assert "| random | 0.500 [0.400, 0.600] | +0.200 | 9.0 | NO |" in page
+@pytest.mark.parametrize(("seed", "step"), [(0, 1), (1, 0)])
+def test_random_rewards_differ_from_step_to_step_and_seed_to_seed(seed: int, step: int):
+    groups = groups_of(*[(1.0,) * 16] * 16)
+    assert scores_of(controlled("random", groups, seed, step)) != scores_of(controlled("random", groups, 0, 0))

@@ -1,0 +1,1 @@
+"""What claims are made of, how they are run, and the pages that show them."""

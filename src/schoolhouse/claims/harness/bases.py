@@ -1,0 +1,59 @@
+"""What the arms of claims start from."""
+
+from __future__ import annotations
+
+from schoolhouse.claims.harness.claim import Exam, Scale, Step
+from schoolhouse.types import SchoolError
+
+CHAINS = Exam(task="school:chain?steps=4", problems=200, samples=8, length=64)
+"""Held-out chains of four operations."""
+
+
+def only_tiny(scale: Scale) -> None:
+    """Raises SchoolError for the scales that a claim does not have."""
+    if scale != "tiny":
+        raise SchoolError(f"this claim has no scale `{scale}` yet: use tiny")
+
+
+def chains(seed: int) -> Step:
+    """A small model that was shown worked chains, most of them bare guesses: it is right about one time in three."""
+    task = "school:chain+facts?steps=2-4&hands=bare=55,partial=10,full=35"
+    book = Step(
+        "pretrain",
+        {
+            "task": task,
+            "seed": seed,
+            "model": {
+                "width": 128,
+                "layers": 3,
+                "heads": 4,
+                "key_heads": 4,
+                "head_dim": 32,
+                "inner": 384,
+                "longest": 256,
+            },
+            "vocabulary": 384,
+            "steps": 200,
+            "learning_rate": 3e-3,
+        },
+    )
+    return Step("sft", {"model": book, "task": task, "seed": seed, "steps": 1000, "learning_rate": 3e-3})
+
+
+def practice(start: Step, seed: int, **changes: object) -> Step:
+    """GRPO from there on chains of four."""
+    return Step(
+        "grpo",
+        {
+            "model": start,
+            "task": CHAINS.task,
+            "seed": seed,
+            "steps": 60,
+            "length": CHAINS.length,
+            "exam_every": 10,
+            "exam_problems": 100,
+            "exam_samples": 4,
+            "save_every": 60,
+            **changes,
+        },
+    )

@@ -1,0 +1,191 @@
+"""What a claim is: arms to run, a premise, a rule written beforehand. And what running them gave.
+
+A `Step` is one training run. Its config may hold other steps in the place of models; two claims that name the same
+step share its run. A `Measure` asks a trained model something: an exam, or a claim's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+
+from schoolhouse.config import Frozen
+from schoolhouse.measure.evaluate import evaluate
+from schoolhouse.measure.statistics import Estimate, bootstrap
+from schoolhouse.policy.policy import Policy
+from schoolhouse.tasks.task import open_task
+from schoolhouse.types import Key, SchoolError
+
+Json = dict[str, Any]
+Scale = Literal["tiny", "small", "gpu"]
+Kind = Literal["premise", "must hold", "must fail", "reported"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training run: keys of the recipe's own config; a Step among them stands for the model it ends with."""
+
+    recipe: str
+    config: Mapping[str, Any]
+
+
+class Measure(Protocol):
+    """Something to ask a trained model. A frozen config, so that what was answered need not be asked again."""
+
+    def take(self, policy: Policy, seed: int) -> Json: ...
+
+    def model_dump(self, *, mode: str) -> Json: ...
+
+
+class Exam(Frozen):
+    """Answers to held-out problems, the same for every arm and seed."""
+
+    task: str
+    problems: int = Field(200, gt=0)
+    samples: int = Field(8, gt=0)
+    length: int = Field(128, gt=0)
+    temperature: float = Field(1.0, ge=0)
+
+    def take(self, policy: Policy, seed: int) -> Json:
+        task = open_task(self.task, seed)
+        sat = evaluate(policy, task, self.problems, self.samples, self.length, self.temperature, seed)
+        return sat.to_json(records=True)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, and what is asked of its model. `about` says in a few words what is special about it."""
+
+    step: Step
+    measures: Mapping[str, Measure]
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one arm gave with one seed.
+
+    measured  by the names of the arm's measures
+    metrics   a mapping per step of the arm's own run
+    tokens    the policy sampled in that run; seconds it took
+    """
+
+    measured: Mapping[str, Json]
+    metrics: Sequence[Json]
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verdict: what was asked, what was found, and whether it held."""
+
+    kind: Kind
+    text: str
+    found: str
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Results:
+    """Outcomes by arm and seed, and the questions that rules ask of them."""
+
+    arms: Mapping[str, Mapping[int, Outcome]]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted(set.intersection(*(set(outcomes) for outcomes in self.arms.values())))
+
+    def each(self, arm: str, metric: str = "pass_at_1", measure: str = "exam") -> list[float]:
+        """A metric of an exam, seed by seed."""
+        return [self.arms[arm][seed].measured[measure]["overall"][metric] for seed in self.seeds]
+
+    def mean(self, arm: str, metric: str = "pass_at_1", measure: str = "exam") -> float:
+        return fmean(self.each(arm, metric, measure))
+
+    def gains(self, before: str, after: str, metric: str = "pass_at_1", measure: str = "exam") -> list[float]:
+        """after - before, seed by seed."""
+        pairs = zip(self.each(before, metric, measure), self.each(after, metric, measure), strict=True)
+        return [b - a for a, b in pairs]
+
+    def difference(self, before: str, after: str, measure: str = "exam") -> Estimate:
+        """after - before in the share of right answers, its mean over seeds, with a paired interval over problems."""
+        rows = [
+            {problem: self._shares(after, seed, measure)[problem] - share for problem, share in then.items()}
+            for seed in self.seeds
+            for then in [self._shares(before, seed, measure)]
+        ]
+        problems = sorted(set.intersection(*map(set, rows)))
+        return bootstrap([fmean(row[problem] for row in rows) for problem in problems], Key(0, "claim"))
+
+    def interval(self, arm: str, measure: str = "exam") -> Estimate:
+        """Share of right answers, its mean over seeds, with an interval over problems."""
+        rows = [self._shares(arm, seed, measure) for seed in self.seeds]
+        problems = sorted(set.intersection(*map(set, rows)))
+        return bootstrap([fmean(row[problem] for row in rows) for problem in problems], Key(0, "claim"))
+
+    def _shares(self, arm: str, seed: int, measure: str) -> dict[str, float]:
+        records = self.arms[arm][seed].measured[measure]["records"]
+        judged = [(r["problem"], [score for score in r["scores"] if score is not None]) for r in records]
+        return {problem: fmean(score >= 1.0 for score in scores) for problem, scores in judged if scores}
+
+    def course(self, arm: str, metric: str) -> list[list[float]]:
+        """A metric of training, a row of steps for each seed; steps without it are left out."""
+        return [[m[metric] for m in self.arms[arm][seed].metrics if m.get(metric) is not None] for seed in self.seeds]
+
+    def exams(self, arm: str, metric: str = "pass_at_1") -> list[list[tuple[int, int, float]]]:
+        """Exams sat in training, for each seed: (steps done, tokens sampled until then, metric)."""
+        rows = []
+        for seed in self.seeds:
+            found, tokens = [], 0
+            for line in self.arms[arm][seed].metrics:
+                if "exam" in line:
+                    found.append((line["step"], tokens, line["exam"]["overall"][metric]))
+                tokens += line.get("sampled_tokens", 0)
+            rows.append(found)
+        return rows
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of a paper, and how it is put to the test.
+
+    arms     (scale, seed) -> the arms by name, in the order in which they are shown; `start` is what others start from
+    budget   what is equal in all arms
+    premise  what must be so for the verdict to mean anything; broken: INVALID
+    rule     when the verdict is PASS, in words; `judge` is the same in code
+    draw     draws the figure: (results, picture)
+    """
+
+    id: str
+    paper: str
+    sentence: str
+    budget: str
+    premise: str
+    rule: str
+    arms: Callable[[Scale, int], Mapping[str, Arm]]
+    judge: Callable[[Results], Sequence[Check]]
+    draw: Callable[[Results, Any], None]
+    notes: Sequence[str] = field(default=())
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """INVALID where the premise is broken, else PASS if everything held, else FAIL. What is `reported` decides nothing.
+
+    Raises SchoolError for a rule without a single demand: it could not fail.
+    """
+    demands = [check for check in checks if check.kind in ("must hold", "must fail")]
+    if not demands:
+        raise SchoolError("a claim must demand something")
+    if not all(check.holds for check in checks if check.kind == "premise"):
+        return "INVALID"
+    return "PASS" if all(check.holds for check in demands) else "FAIL"
+
+
+def told(values: Sequence[float], digits: int = 3, sign: bool = False) -> str:
+    """Numbers of several seeds: `.812 .790 .833`."""
+    return " ".join(f"{value:{'+' if sign else ''}.{digits}f}" for value in values)

@@ -1,0 +1,60 @@
+"""What the figures of claims are drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from schoolhouse.claims.harness.claim import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def learning(axes: Axes, results: Results, arms: Sequence[str], start: str = "start") -> None:
+    """pass@1 against tokens sampled, in training and at its end: a thin line a seed, a thick one their mean."""
+    for name in arms:
+        if name not in results.arms:
+            continue
+        rows = results.exams(name)
+        for at, seed in enumerate(results.seeds):
+            outcome = results.arms[name][seed]
+            first = [(0, 0, results.each(start)[at])] if start in results.arms else []
+            last = (len(outcome.metrics), outcome.tokens, outcome.measured["exam"]["overall"]["pass_at_1"])
+            rows[at] = [*first, *rows[at], last]
+        points = min(map(len, rows))
+        x = [fmean(row[i][1] for row in rows) / 1e3 for i in range(points)]
+        (line,) = axes.plot(x, [fmean(row[i][2] for row in rows) for i in range(points)], linewidth=2, label=name)
+        for row in rows:
+            axes.plot([t / 1e3 for _, t, _ in row], [v for _, _, v in row], color=line.get_color(), linewidth=0.5)
+    axes.set(xlabel="thousand tokens sampled", ylabel="pass@1", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def course(axes: Axes, results: Results, arms: Sequence[str], metric: str, label: str) -> None:
+    """A metric of training against steps: a thin line a seed, a thick one their mean."""
+    for name in arms:
+        if name not in results.arms:
+            continue
+        rows = results.course(name, metric)
+        points = min(map(len, rows))
+        (line,) = axes.plot([fmean(row[i] for row in rows) for i in range(points)], linewidth=2, label=name)
+        for row in rows:
+            axes.plot(row, color=line.get_color(), linewidth=0.4)
+    axes.set(xlabel="step", ylabel=label)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def bars(axes: Axes, results: Results, arms: Sequence[str], metric: str = "pass_at_1", measure: str = "exam") -> None:
+    """Means over seeds, with a dot for each seed."""
+    there = [name for name in arms if name in results.arms]
+    axes.bar(there, [results.mean(name, metric, measure) for name in there], color="0.8")
+    for at, name in enumerate(there):
+        values = results.each(name, metric, measure)
+        axes.plot([at] * len(values), values, "k.", markersize=5)
+    axes.set(ylabel=metric.replace("pass_at_", "pass@").replace("_", " "))
+    axes.tick_params(axis="x", rotation=45)
+    axes.grid(alpha=0.3, axis="y")

@@ -1,0 +1,154 @@
+"""What a claim came to, as a file for machines, a page for people, a figure, and a line in the table of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Json, Results, Scale, Step, verdict
+from schoolhouse.claims.harness.lab import name_of
+from schoolhouse.durable import read_object, to_json, write_whole
+from schoolhouse.progress import duration
+from schoolhouse.records import this_machine
+
+
+def write(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
+    """Judge, and write ID.json, ID.md and ID.png in `folder`, and its README.md anew; gives what the file holds."""
+    arms = claim.arms(scale, 0)
+    checks = list(claim.judge(results))
+    record: Json = {
+        "claim": claim.id,
+        "verdict": verdict(checks),
+        "paper": claim.paper,
+        "sentence": claim.sentence,
+        "scale": scale,
+        "seeds": results.seeds,
+        "budget": claim.budget,
+        "premise": claim.premise,
+        "rule": claim.rule,
+        "checks": [asdict(check) for check in checks],
+        "arms": {name: _arm(arms[name], results, name) for name in results.arms},
+        "machine": this_machine(),
+        "seconds": round(sum(o.seconds for outcomes in results.arms.values() for o in outcomes.values()), 1),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"{claim.id}.json", to_json(record, 2) + "\n")
+    _figure(claim, results, folder / f"{claim.id}.png")
+    write_whole(folder / f"{claim.id}.md", page(claim, record, checks))
+    write_table(folder)
+    return record
+
+
+def _arm(arm: Arm, results: Results, name: str) -> Json:
+    return {
+        "about": arm.about,
+        "recipe": arm.step.recipe,
+        "config": _plain(arm.step.config),
+        "by_seed": {
+            str(seed): {
+                "measured": {
+                    measure: {key: value for key, value in found.items() if key not in ("records", "asked")}
+                    for measure, found in outcome.measured.items()
+                },
+                "sampled_tokens": outcome.tokens,
+                "seconds": outcome.seconds,
+            }
+            for seed, outcome in sorted(results.arms[name].items())
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Step):
+        return name_of(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return value
+
+
+def _figure(claim: Claim, results: Results, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(12, 4.5), layout="constrained")
+    claim.draw(results, picture)
+    FigureCanvasAgg(picture).print_png(path)
+
+
+def page(claim: Claim, record: Json, checks: Sequence[Check]) -> str:
+    """The page of a claim."""
+    lines = [
+        f"# {claim.id}: {record['verdict']}",
+        "",
+        f"{claim.sentence} ({claim.paper})",
+        "",
+        f"`school claim run {claim.id} --seeds {len(record['seeds'])} --scale {record['scale']}` · {claim.budget} · "
+        f"{duration(record['seconds'])} of training on {record['machine']['cores']} cores.",
+        "",
+        f"- Premise: {claim.premise}",
+        f"- Rule: {claim.rule}",
+        "",
+        f"![{claim.id}]({claim.id}.png)",
+        "",
+        "| | asked | found | |",
+        "|---|---|---|---|",
+        *(f"| {c.kind} | {c.text} | {c.found} | {_mark(c)} |" for c in checks),
+        "",
+        *_exam_table(record),
+        *claim.notes,
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _mark(check: Check) -> str:
+    return "" if check.kind == "reported" else "holds" if check.holds else "DOES NOT HOLD"
+
+
+def _exam_table(record: Json) -> list[str]:
+    """Arms that sat the exam, their metrics as means over seeds."""
+    rows = []
+    for name, arm in record["arms"].items():
+        exams = [seed["measured"]["exam"]["overall"] for seed in arm["by_seed"].values() if "exam" in seed["measured"]]
+        if exams:
+            shares = " ".join(f"{exam['pass_at_1']:.3f}" for exam in exams)
+            cells = [f"{_mean(exams, 'thought_tokens'):.1f}", f"{_mean(exams, 'entropy'):.2f}"]
+            tokens = sum(seed["sampled_tokens"] for seed in arm["by_seed"].values()) / len(exams)
+            rows.append(f"| {name} | {arm['about']} | {shares} | {' | '.join(cells)} | {tokens / 1e3:,.0f} |")
+    if not rows:
+        return []
+    return [
+        "| arm | | pass@1 by seed | thought tokens | entropy | thousand tokens sampled in training |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _mean(exams: Sequence[Json], metric: str) -> float:
+    values = [exam[metric] for exam in exams if exam[metric] is not None]
+    return sum(values) / len(values) if values else float("nan")
+
+
+def write_table(folder: Path) -> None:
+    """README.md: all claims whose results lie in the folder."""
+    records = [read_object(path) for path in sorted(folder.glob("*.json"))]
+    lines = [
+        "# Claims",
+        "",
+        "A published effect, the arms that show it, the ablations that must fail, and a verdict by a rule that was "
+        "written before the counted run. INVALID: the premise was broken, so nothing is shown either way.",
+        "",
+        "| claim | what is claimed | seeds | verdict |",
+        "|---|---|---|---|",
+        *(
+            f"| [{r['claim']}]({r['claim']}.md) | {r['sentence']} ({r['paper']}) | {len(r['seeds'])} | {r['verdict']} |"
+            for r in records
+        ),
+        "",
+        "Each page holds its numbers, figure and command; `school claim list` names those not run here too. "
+        "What was tried on the way, and what failed, is in [the lab notebook](../lab.md).",
+        "",
+    ]
+    write_whole(folder / "README.md", "\n".join(lines))

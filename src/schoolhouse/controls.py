@@ -1,0 +1,47 @@
+"""Negative controls: verdicts that teach nothing. What rises under them is a fault, not learning.
+
+Random rewards raised a benchmark once without teaching anything (Shao et al. 2025, arXiv 2506.10947).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from schoolhouse.randomness import python_random
+from schoolhouse.types import Group, Key
+
+Control = Literal["none", "random", "shuffled", "flipped"]
+"""`random`: a coin for every verdict; `shuffled`: each verdict of the step given to somebody else's answer, whatever
+the problem; `flipped`: right is wrong."""
+
+
+def controlled(control: Control, groups: Sequence[Group], seed: int, step: int) -> list[Group]:
+    """The groups with their verdicts replaced. What could not be judged stays so, except under `random`."""
+    scores = [verdict.score for group in groups for verdict in group.verdicts]
+    match control:
+        case "none":
+            return list(groups)
+        case "random":
+            coin = python_random(Key(seed, "random rewards", step))
+            return _with_scores(groups, [float(coin.random() < 0.5) for _ in scores])
+        case "shuffled":
+            python_random(Key(seed, "shuffled rewards", step)).shuffle(scores)
+            return _with_scores(groups, scores)
+        case "flipped":
+            return _with_scores(groups, [None if score is None else 1.0 - score for score in scores])
+
+
+def _with_scores(groups: Sequence[Group], scores: Sequence[float | None]) -> list[Group]:
+    given = iter(scores)
+    return [
+        replace(
+            group,
+            verdicts=tuple(
+                replace(verdict, score=score, reason=verdict.reason or "no score")
+                for verdict, score in zip(group.verdicts, given, strict=False)
+            ),
+        )
+        for group in groups
+    ]

@@ -1,0 +1,88 @@
+"""`school claim`: published effects put to the test, with the arms that must fail beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from schoolhouse.claims.harness.claim import Scale
+from schoolhouse.commands import options
+from schoolhouse.config import Frozen
+from schoolhouse.types import SchoolError
+
+_USAGE = """usage: school claim list
+       school claim run NAME [--seeds 3] [--scale tiny|small|gpu] [--arms a,b] [--dir FOLDER] [--results FOLDER]
+       school claim report [--results FOLDER]"""
+
+
+class RunClaim(Frozen):
+    name: str
+    """Which; `school claim list` names them."""
+    seeds: int = Field(3, gt=0)
+    """0, 1, ...: every arm is trained anew with each."""
+    scale: Scale = "tiny"
+    """tiny: minutes on two cores; small, gpu: where a claim has them."""
+    arms: str = ""
+    """Only these, joined by commas: to look at, without a verdict."""
+    dir: Path = Path("runs/claims")
+    """Folder of the runs; what is done there is not done again, whichever claim it was for."""
+    results: Path = Path("runs/claims/results")
+    """Folder for ID.json, ID.md, ID.png and the table of all."""
+
+
+class Report(Frozen):
+    results: Path = Path("runs/claims/results")
+    """Folder of the results."""
+
+
+def claim(words: Sequence[str]) -> None:
+    """school claim list | run NAME | report"""
+    what, rest = (words[0], list(words[1:])) if words else ("--help", [])
+    if what == "list":
+        _list()
+    elif what == "run":
+        _run(rest)
+    elif what == "report":
+        c = options(Report, rest, "school claim report [--results FOLDER]", ())
+        if c is not None:
+            from schoolhouse.claims.harness.page import write_table
+
+            if not any(c.results.glob("*.json")):
+                raise SchoolError(f"{c.results} holds no results; `school claim run NAME` makes them")
+            write_table(c.results)
+            print((c.results / "README.md").read_text(encoding="utf-8"))
+    elif what in ("-h", "--help"):
+        print(_USAGE)
+    else:
+        raise SchoolError(f"`school claim {what}` is nothing\n{_USAGE}")
+
+
+def _list() -> None:
+    from schoolhouse.claims.harness.lab import find, known
+
+    for name in known():
+        found = find(name)
+        print(f"{name}: {found.sentence} ({found.paper})\n    arms: {', '.join(found.arms('tiny', 0))}")
+
+
+def _run(words: Sequence[str]) -> None:
+    c = options(RunClaim, words, "school claim run NAME [--seeds 3] [--scale tiny] [--arms a,b]", ("name",))
+    if c is None:
+        return
+    from schoolhouse.claims.harness.lab import find, run_arms
+    from schoolhouse.claims.harness.page import write
+
+    found = find(c.name)
+    chosen = [arm for arm in c.arms.split(",") if arm]
+    results = run_arms(found, c.seeds, c.scale, c.dir, chosen)
+    if chosen:
+        for name, outcomes in results.arms.items():
+            for seed, outcome in outcomes.items():
+                exams = {name: m["overall"]["pass_at_1"] for name, m in outcome.measured.items() if "overall" in m}
+                print(f"{name}, seed {seed}: {exams}, {outcome.tokens:,} tokens sampled, {outcome.seconds:.0f} s")
+        return
+    record = write(found, results, c.scale, c.results)
+    print((c.results / f"{found.id}.md").read_text(encoding="utf-8"))
+    print(f"{found.id}: {record['verdict']}")

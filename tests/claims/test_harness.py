@@ -1,0 +1,176 @@
+"""Claims: steps are shared by what they are made from, the verdict follows the rule, pages say what did not hold."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schoolhouse.claims.harness import lab, page
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Outcome, Results, Step, verdict
+from schoolhouse.trials import claim as command
+from schoolhouse.types import SchoolError
+
+MODEL = {"width": 32, "layers": 1, "heads": 1, "key_heads": 1, "head_dim": 32, "inner": 32, "longest": 128}
+TASK = "school:facts"
+
+
+def book(seed: int = 0, **changes: Any) -> Step:
+    config = {"task": TASK, "seed": seed, "model": MODEL, "vocabulary": 300, "steps": 2, "batch": 4, "context": 32}
+    return Step("pretrain", {**config, **changes})
+
+
+def lessons(model: Step) -> Step:
+    return Step("sft", {"model": model, "task": TASK, "steps": 1, "batch": 4})
+
+
+EXAM = Exam(task=TASK, problems=2, samples=2, length=4)
+
+
+def a_claim(judge: Any = lambda results: [Check("must hold", "it", "1", True)]) -> Claim:
+    def arms(scale: str, seed: int) -> Mapping[str, Arm]:
+        return {
+            "start": Arm(book(seed), {"exam": EXAM}),
+            "taught": Arm(lessons(book(seed)), {"exam": EXAM}, "taught"),
+        }
+
+    return Claim("it", "Somebody 2020", "It helps.", "none", "none", "it holds", arms, judge, lambda r, p: None)
+
+
+def results(**shares: list[list[float]]) -> Results:
+    """Arms with the scores of two problems, one list a seed."""
+    return Results(
+        {
+            name: {
+                seed: Outcome(
+                    {
+                        "exam": {
+                            "overall": {"pass_at_1": sum(scores) / len(scores)},
+                            "records": [
+                                {"problem": str(i), "scores": [1.0] * round(10 * s) + [0.0] * round(10 - 10 * s)}
+                                for i, s in enumerate(scores)
+                            ],
+                        }
+                    },
+                    [],
+                    0,
+                    0.0,
+                )
+                for seed, scores in enumerate(rows)
+            }
+            for name, rows in shares.items()
+        }
+    )
+
+
+# --- names and reuse
+
+
+def test_a_step_is_named_after_everything_it_is_made_from():
+    assert lab.name_of(lessons(book())) == lab.name_of(lessons(book()))
+    assert lab.name_of(lessons(book())) != lab.name_of(lessons(book(seed=1)))
+    assert lab.name_of(book(steps=2)) != lab.name_of(book(steps=3))
+
+
+def test_a_default_that_is_written_out_is_the_same_step():
+    assert lab.name_of(book()) == lab.name_of(book(weight_decay=0.01))
+
+
+def test_what_was_done_is_not_done_again(tmp_path: Path):
+    run = lab.do(lessons(book()), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert len(before) == 2
+    assert lab.do(lessons(book()), tmp_path) == run
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
+
+
+def test_a_claim_from_its_arms_to_its_page(tmp_path: Path):
+    told: list[str] = []
+    found = lab.run_arms(a_claim(), 2, "tiny", tmp_path / "runs", tell=told.append)
+    assert told == ["it, seed 0: start", "it, seed 0: taught", "it, seed 1: start", "it, seed 1: taught"]
+    record = page.write(a_claim(), found, "tiny", tmp_path / "results")
+    assert record == json.loads((tmp_path / "results" / "it.json").read_text())
+    assert record["verdict"] == "PASS"
+    assert record["seeds"] == [0, 1]
+    assert record["arms"]["taught"]["by_seed"]["1"]["measured"]["exam"]["overall"]["pass_at_1"] is not None
+    assert (tmp_path / "results" / "it.png").read_bytes().startswith(b"\x89PNG")
+    assert "# it: PASS" in (tmp_path / "results" / "it.md").read_text()
+    assert "| [it](it.md) | It helps. (Somebody 2020) | 2 | PASS |" in (tmp_path / "results" / "README.md").read_text()
+
+
+def test_only_the_arms_that_are_asked_for_are_run(tmp_path: Path):
+    found = lab.run_arms(a_claim(), 1, "tiny", tmp_path, ["start"], tell=lambda text: None)
+    assert [*found.arms] == ["start"]
+    with pytest.raises(SchoolError, match="did you mean `taught`"):
+        lab.run_arms(a_claim(), 1, "tiny", tmp_path, ["tought"])
+
+
+# --- the verdict
+
+GOOD, BAD = Check("must hold", "a", "1", True), Check("must hold", "b", "0", False)
+
+
+@pytest.mark.parametrize(
+    ("checks", "expected"),
+    [
+        ([GOOD], "PASS"),
+        ([GOOD, BAD], "FAIL"),
+        ([GOOD, replace(BAD, kind="must fail")], "FAIL"),
+        ([GOOD, replace(BAD, kind="premise")], "INVALID"),
+        ([BAD, replace(BAD, kind="premise")], "INVALID"),
+        ([GOOD, replace(BAD, kind="reported")], "PASS"),
+    ],
+)
+def test_the_verdict(checks: list[Check], expected: str):
+    assert verdict(checks) == expected
+
+
+def test_a_rule_that_could_not_fail_is_refused():
+    with pytest.raises(SchoolError, match="must demand something"):
+        verdict([replace(GOOD, kind="reported")])
+
+
+def test_differences_are_paired_by_problem_and_seed():
+    found = results(a=[[0.0, 0.5], [0.2, 0.5]], b=[[0.5, 1.0], [0.7, 1.0]])
+    assert found.gains("a", "b") == pytest.approx([0.5, 0.5])
+    assert found.difference("a", "b") == pytest.approx((0.5, 0.5, 0.5))
+    assert found.interval("a").value == pytest.approx(0.3)
+
+
+def test_seeds_are_those_that_every_arm_has():
+    assert results(a=[[0.0], [0.5]], b=[[1.0]]).seeds == [0]
+
+
+def test_the_page_says_what_did_not_hold(tmp_path: Path):
+    claim = a_claim(lambda r: [GOOD, BAD])
+    (tmp_path / "results").mkdir()
+    found = lab.run_arms(claim, 1, "tiny", tmp_path / "runs", tell=lambda text: None)
+    page.write(claim, found, "tiny", tmp_path / "results")
+    text = (tmp_path / "results" / "it.md").read_text()
+    assert "# it: FAIL" in text
+    assert "| must hold | b | 0 | DOES NOT HOLD |" in text
+
+
+# --- the command
+
+
+def test_every_claim_of_the_package_can_be_listed_and_planned(capsys: pytest.CaptureFixture[str]):
+    command(["list"])
+    told = capsys.readouterr().out
+    for name in lab.known():
+        assert f"{name}: " in told
+        arms = lab.find(name).arms("tiny", 0)
+        assert lab.find(name).id == name
+        assert all(lab.name_of(arm.step) for arm in arms.values())
+
+
+def test_an_unknown_claim_is_refused_with_the_nearest():
+    with pytest.raises(SchoolError, match="did you mean `grpo`"):
+        command(["run", "gprpo"])
+
+
+def test_a_report_of_nothing_says_how_to_make_results(tmp_path: Path):
+    with pytest.raises(SchoolError, match="school claim run NAME"):
+        command(["report", "--results", str(tmp_path)])

@@ -1,0 +1,46 @@
+"""`like` sets what a paper sets, and nothing that was given."""
+
+import pytest
+
+from schoolhouse.config import Source, build, dump, load
+from schoolhouse.family import FAMILY, Config
+from schoolhouse.types import SchoolError
+
+
+def config(**given: object) -> Config:
+    return build(Config, Source({"model": "m", **given}, {}))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_relative_is_a_config_with_what_it_sets(name: str):
+    made = config(like=name)
+    assert {key: getattr(made, key) for key in FAMILY[name]} == dict(FAMILY[name])
+
+
+def test_what_is_given_wins():
+    assert config(like="dapo", clip_high=0.3).clip_high == 0.3
+
+
+def test_a_config_that_was_written_out_reads_back_the_same(tmp_path):
+    made = config(like="rloo", kl_in_reward=0.0)
+    (tmp_path / "config.yaml").write_text(dump(made))
+    assert load(Config, tmp_path / "config.yaml") == made
+
+
+def test_an_unknown_relative_is_refused_with_the_nearest():
+    with pytest.raises(SchoolError, match="did you mean `dapo`"):
+        config(like="dappo")
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"baseline": "batch_mean", "scale": "group_std"}, "batch_std"),
+        ({"loss": "cispo", "level": "sequence", "aggregate": "sequence_mean"}, "set level to `token`"),
+        ({"overlong": 64, "length": 64}, "less than length"),
+        ({"baseline": "none", "scale": "batch_std"}, "needs a baseline"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(given: dict[str, object], reason: str):
+    with pytest.raises(SchoolError, match=reason):
+        config(**given)
