@@ -19,15 +19,12 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     start, exam = chains(seed), {"exam": CHAINS}
     return {
         "start": Arm(start, exam, "fine-tuned on worked chains"),
-        **{name: Arm(practice(start, seed, like=name, **RATE), exam, f"like: {name}") for name in MEMBERS},
+        **{name: Arm(practice(start, seed, like=name), exam, f"like: {name}") for name in MEMBERS},
         **{
-            name: Arm(practice(start, seed, like="grpo", control=name, exam_every=0, **RATE), exam, f"control: {name}")
+            name: Arm(practice(start, seed, like="grpo", control=name, exam_every=0), exam, f"control: {name}")
             for name in CONTROLS
         },
     }
-
-
-RATE: dict[str, Any] = {"learning_rate": 1e-4}
 
 
 def judge(results: Results) -> Sequence[Check]:
@@ -93,7 +90,7 @@ CLAIM = Claim(
     id="grpo",
     paper="Shao et al. 2024, arXiv 2402.03300, and the papers of its relatives",
     sentence="Comparing siblings is enough: without a value network, practice with a verifier teaches reasoning",
-    budget="60 steps of 32 problems x 16 rollouts of at most 64 tokens in every arm (dapo may ask up to fourfold)",
+    budget="45 steps of 32 problems x 16 rollouts of at most 64 tokens in every arm (dapo may ask up to fourfold)",
     premise="the start is right 20 to 40 % of the time, and groups disagree",
     rule="in every seed each member of the family rises by .30 to .80 or more, their means within .08; "
     "random and shuffled rewards change nothing (.05), flipped ones do harm",
