@@ -346,3 +346,18 @@ def test_a_clock_that_jumps_changes_nothing(taught, tmp_path, monkeypatch):
 def test_a_text_that_is_not_there_is_named(tmp_path):
     with pytest.raises(SchoolError, match=r"nowhere\.txt does not exist"):
         train(pretrain, tmp_path / "run", **{**PRETRAIN, "task": None}, text=tmp_path / "nowhere.txt")
+
+
+def test_several_updates_tell_what_was_clipped(taught, tmp_path):
+    config: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "steps": 1, "learning_rate": 1e-2}
+    one, several = (read_metrics(train(grpo, tmp_path / str(n), **config, updates=n).folder)[0] for n in (1, 2))
+    assert "clipped_high" not in one
+    assert several["ratio"] != 1.0
+    assert 0.0 <= several["clipped_high"] <= 1.0
+
+
+def test_a_noisy_sampler_is_seen_in_the_gap_and_stops_the_run(taught, tmp_path):
+    config: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "steps": 1, "sampler_noise": 1.0}
+    with pytest.raises(SchoolError, match="gap_limit"):
+        train(grpo, tmp_path / "refused", **config)
+    assert read_metrics(train(grpo, tmp_path / "allowed", **config, gap_limit=9.0).folder)[0]["gap"] > 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, chains, only_tiny, practice
+from schoolhouse.claims.harness.bases import CHAINS, chains, mixed_share, only_tiny, practice
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
 from schoolhouse.claims.harness.figures import bars, learning
 
@@ -29,8 +29,6 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
 
 def judge(results: Results) -> Sequence[Check]:
     start = results.each("start")
-    mixed = [row["groups_mixed"] / row["groups"] for o in results.arms["grpo"].values() for row in o.metrics[:5]]
-    share = sum(mixed) / len(mixed)
     checks = [
         Check(
             "premise",
@@ -38,7 +36,7 @@ def judge(results: Results) -> Sequence[Check]:
             told(start),
             all(0.2 <= s <= 0.4 for s in start),
         ),
-        Check("premise", "at least 30 % of groups mixed in the first five steps", f"{share:.0%}", share >= 0.3),
+        mixed_share(results, "grpo"),
     ]
     for name in MEMBERS:
         gains, ends = results.gains("start", name), results.each(name)

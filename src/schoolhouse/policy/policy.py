@@ -275,19 +275,24 @@ class Policy:
         clip_norm: float = 1.0,
         temperature: float = 1.0,
         gap_limit: float = math.inf,
+        watch: Callable[[Batch, Scores], dict[str, float]] | None = None,
     ) -> dict[str, Any]:
         """One optimizer step on sum(weight x loss) over all batches: how they are cut changes memory, nothing else.
+
+        `watch` gives more numbers of a batch, means over its "tokens", to be reported as means over all of them.
 
         Raises SchoolError, before the weights are touched, when the gradient is not finite, and when sampled and
         learned log-probabilities lie further apart than `gap_limit` in the mean.
         """
         self.optimizer.zero_grad(set_to_none=True)
         totals = {"loss": 0.0, "tokens": 0.0, "entropy": 0.0, "gap": 0.0, "gap_tokens": 0.0}
+        watched: list[dict[str, float]] = []
         for batch in batches:
             scores = self._scores(batch, temperature)
             loss = (batch.weight.to(self.device) * objective(batch.to(self.device), scores)).sum()
             loss.backward()
             totals["loss"] += float(loss.detach())
+            watched.append(watch(batch.to(self.device), scores) if watch else {})
             self._account(totals, batch, scores)
         norm = float(torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), clip_norm))
         if not math.isfinite(norm):
@@ -311,7 +316,8 @@ class Policy:
         stats = {"loss": totals["loss"], "grad_norm": norm, "entropy": totals["entropy"] / tokens, "tokens": tokens}
         if totals["gap_tokens"]:
             stats["gap"] = gap
-        return stats
+        names = watched[0].keys() - {"tokens"} if watched else ()
+        return stats | {name: sum(row[name] * row["tokens"] for row in watched) / tokens for name in sorted(names)}
 
     def rehearse(self, longest: int, token_budget: int) -> None:
         """Learn from the heaviest micro-batch there can be, and forget it: what does not fit fails now, not later."""

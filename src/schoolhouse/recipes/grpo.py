@@ -7,7 +7,9 @@ P problems a step, G rollouts a problem, T tokens of a rollout, N tokens of a ba
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import inf
+from statistics import fmean
 from typing import Any
 
 from schoolhouse.controls import controlled
@@ -25,7 +27,7 @@ from schoolhouse.credit import (
 )
 from schoolhouse.family import Config
 from schoolhouse.measure.evaluate import evaluate
-from schoolhouse.objectives import Objective, cispo, clipped_surrogate, corrected, kl_penalty, plus
+from schoolhouse.objectives import Objective, cispo, clipped_surrogate, corrected, kl_penalty, plus, ratio_stats
 from schoolhouse.packing import pack, weigher, without
 from schoolhouse.policy.policy import Adam, Policy
 from schoolhouse.policy.stream import Stream
@@ -113,9 +115,10 @@ def learn(
         rows["old"] = [scored.logprob for scored in policy.score(rollouts, c.temperature)]
     if reference and c.kl:
         rows["reference"] = [scored.logprob for scored in reference.score(rollouts, c.temperature)]
-    stats: dict[str, Any] = {}
+    watch = partial(ratio_stats, low=c.clip_low, high=c.clip_high) if "old" in rows else None
     place = [at for at, group in enumerate(signal) for _ in group.rollouts]
     parts = min(c.updates, len(signal))
+    told = []
     for part in range(parts):  # whole groups, dealt in turn; weights x parts, so that each part is a mean of its own
         mine = [i for i, group in enumerate(place) if group % parts == part]
         chosen: dict[str, Any] = {name: [row[i] for i in mine] for name, row in rows.items()}
@@ -127,5 +130,6 @@ def learn(
             **chosen,
         )
         fresh = c.lag == 0 and part == 0  # later the gap is what was learned
-        stats = policy.update(batches, objective, rate, c.clip_norm, c.temperature, c.gap_limit if fresh else inf)
-    return stats
+        limit = c.gap_limit if fresh else inf
+        told.append(policy.update(batches, objective, rate, c.clip_norm, c.temperature, limit, watch))
+    return {name: fmean(stats[name] for stats in told) for name in told[0]} | {"gap": told[0]["gap"]}

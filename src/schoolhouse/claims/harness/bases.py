@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schoolhouse.claims.harness.claim import Exam, Scale, Step
+from schoolhouse.claims.harness.claim import Check, Exam, Results, Scale, Step
 from schoolhouse.types import SchoolError
 
 CHAINS = Exam(task="school:chain?steps=4", problems=200, samples=8, length=64)
@@ -15,7 +15,7 @@ def only_tiny(scale: Scale) -> None:
         raise SchoolError(f"this claim has no scale `{scale}` yet: use tiny")
 
 
-def chains(seed: int) -> Step:
+def chains(seed: int, steps: int = 1000) -> Step:
     """A small model that was shown worked chains, most of them bare guesses: it is right about one time in three."""
     task = "school:chain+facts?steps=2-4&hands=bare=55,partial=10,full=35"
     book = Step(
@@ -37,7 +37,20 @@ def chains(seed: int) -> Step:
             "learning_rate": 3e-3,
         },
     )
-    return Step("sft", {"model": book, "task": task, "seed": seed, "steps": 1000, "learning_rate": 3e-3})
+    return Step("sft", {"model": book, "task": task, "seed": seed, "steps": steps, "learning_rate": 3e-3})
+
+
+def early(seed: int) -> Step:
+    """The same after a third of the fine-tuning: it knows how a thought looks, and is hardly ever right."""
+    return chains(seed, 330)
+
+
+def mixed_share(results: Results, arm: str, steps: int = 5, least: float = 0.3) -> Check:
+    """A premise: groups must disagree, or there is nothing to learn from."""
+    rows = [row for outcome in results.arms[arm].values() for row in outcome.metrics[:steps]]
+    share = sum(row["groups_mixed"] for row in rows) / sum(row["groups"] for row in rows)
+    text = f"{arm}: at least {least:.0%} of groups mixed in the first {steps} steps"
+    return Check("premise", text, f"{share:.0%}", share >= least)
 
 
 def practice(start: Step, seed: int, **changes: object) -> Step:

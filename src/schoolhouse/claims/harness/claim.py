@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import fmean
 from typing import Any, Literal, Protocol
 
@@ -148,6 +149,17 @@ class Results:
                 tokens += line.get("sampled_tokens", 0)
             rows.append(found)
         return rows
+
+    def areas(self, arm: str, start: str = "start") -> list[float]:
+        """pass@1 averaged over training, from the exam of `start` to the last one, seed by seed."""
+        found = []
+        for at, seed in enumerate(self.seeds):
+            outcome, exams = self.arms[arm][seed], self.exams(arm)[at]
+            points = [(0, self.each(start)[at]), *((step, share) for step, _, share in exams)]
+            points.append((len(outcome.metrics), self.each(arm)[at]))
+            parts = [(right - left) * (a + b) / 2 for (left, a), (right, b) in pairwise(points)]
+            found.append(sum(parts) / points[-1][0])
+        return found
 
 
 @dataclass(frozen=True)
