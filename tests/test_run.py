@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,22 @@ def group(step: int, *scores: float | None) -> Group:
     return Group(PROBLEM, tuple(rollouts), tuple(Verdict(s, "" if s is not None else "broken") for s in scores))
 
 
-def teach(folder: Path, learner: type[Learner] = Learner, at: dict[int, Any] | None = None, **config: Any) -> Run:
-    """The toy recipe. `at` maps a step to what happens in the middle of it."""
+def teach(
+    folder: Path,
+    learner: type[Learner] = Learner,
+    at: dict[int, Any] | None = None,
+    each: Callable[[Run], None] = lambda run: None,
+    limits: dict[str, float] | None = None,
+    **config: Any,
+) -> Run:
+    """The toy recipe. `at` maps a step to what happens in the middle of it, `each` happens in all of them."""
     c = Config(**config)
     with Run.open(folder, c, "toy") as run:
+        run.limit(**(limits or {}))
         learning = run.restore(learner(run.latest()))
         for step in run.steps(range(run.step, c.steps), keep=learning, every=2):
             run.record(step, [group(step, 1.0, 0.0)])
+            each(run)
             if at and step in at:
                 at[step]()
             run.record(step, weight=learning.update(step, c.rate))
@@ -399,3 +409,31 @@ except SchoolError as e: print(e); sys.exit(3)
     assert "goes on from step 4" in done.stdout
     teach(tmp_path)
     assert contents(tmp_path) == whole
+
+
+def test_a_run_ends_when_its_budget_of_tokens_is_spent_and_goes_on_counting_after_a_stop(tmp_path):
+    def die() -> None:
+        raise RuntimeError
+
+    whole = teach(tmp_path / "whole", limits={"tokens": 5})  # two a step
+    assert whole.finished
+    assert [row["step"] for row in read_metrics(whole.folder)] == [0, 1, 2]
+    with pytest.raises(RuntimeError):
+        teach(tmp_path / "cut", at={2: die}, limits={"tokens": 5})
+    assert contents(teach(tmp_path / "cut", limits={"tokens": 5}).folder) == contents(whole.folder)
+
+
+def test_exams_do_not_count_in_a_budget_of_seconds(tmp_path):
+    def sit(run: Run) -> None:
+        run.clock(exam=1000.0)
+
+    assert len(read_metrics(teach(tmp_path / "aside", each=sit, limits={"seconds": 100}).folder)) == STEPS
+    assert len(read_metrics(teach(tmp_path / "none", limits={"seconds": 0}).folder)) == 1
+
+
+def test_what_depends_on_the_clock_stands_in_times_alone(tmp_path):
+    run = teach(tmp_path / "run", each=lambda run: run.clock(verdicts={"mean": 0.1, "slowest": 0.5}, exam=0.0), steps=1)
+    (row,) = [json.loads(line) for line in (run.folder / "times.jsonl").read_text().splitlines()]
+    assert row["verdicts"] == {"mean": 0.1, "slowest": 0.5}
+    assert "exam" not in row
+    assert "verdicts" not in read_metrics(run.folder)[0]

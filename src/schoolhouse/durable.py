@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -11,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from schoolhouse.types import SchoolError
 
@@ -40,6 +41,21 @@ def checksum(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def take_lock(file: TextIO, folder: Path) -> None:
+    """Hold a folder for this process, by its open lock file. Raises SchoolError where another holds it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise SchoolError(
+            f"{folder} is in use by process {file.read().strip() or '(unknown)'}; "
+            "wait until it ends, or give another folder with --dir"
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
 
 
 def disk_is_full(error: BaseException | None) -> bool:

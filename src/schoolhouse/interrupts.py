@@ -8,6 +8,10 @@ import threading
 from types import FrameType, TracebackType
 
 
+class Stopped(KeyboardInterrupt):
+    """The user (or the machine) asked to stop, and the run has been saved."""
+
+
 class Interrupts:
     """While the block runs, the first Ctrl-C or SIGTERM is counted in `heard`, a second one interrupts at once.
 

@@ -45,6 +45,8 @@ def doctor(words: Sequence[str]) -> None:
         else:
             seen = look(folder)
             print(f"  whole; {_told(seen)}; recording and saving took {100 * seen.keeping:.1f} % of its time")
+            if seen.verdict is not None:
+                print(f"  the slowest verdict took {seen.verdict:.2g} s")
     if wrong:
         raise SchoolError(f"{wrong} of {len(found)} run folders need a look (above)")
 

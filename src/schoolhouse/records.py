@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from schoolhouse import __version__
+from schoolhouse.durable import read_lines
 from schoolhouse.types import Reply, Rollout, SchoolError, Verdict
 
 
@@ -92,6 +93,12 @@ def peak_memory_bytes(who: int = resource.RUSAGE_SELF) -> int:
     """Largest resident size so far: of this process, or with RUSAGE_CHILDREN of its largest child that has ended."""
     peak = resource.getrusage(who).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def spent(folder: Path) -> tuple[int, float]:
+    """Tokens that a run has sampled to learn from, and the seconds that its exams took."""
+    tokens = sum(line.get("sampled_tokens", 0) for line in read_lines(folder / "metrics.jsonl"))
+    return tokens, sum(row.get("exam", 0.0) for row in read_lines(folder / "times.jsonl"))
 
 
 def headline(line: dict[str, Any]) -> str:

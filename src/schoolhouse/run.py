@@ -13,13 +13,13 @@ On resume everything after the newest checkpoint is dropped and done again.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -40,14 +40,15 @@ from schoolhouse.durable import (
     read_lines,
     read_object,
     sync,
+    take_lock,
     to_json,
     verified,
     write_checkpoint,
     write_whole,
 )
-from schoolhouse.interrupts import Interrupts
+from schoolhouse.interrupts import Interrupts, Stopped
 from schoolhouse.progress import progress
-from schoolhouse.records import differences, headline, read_config, rollout_row, this_machine
+from schoolhouse.records import differences, headline, read_config, rollout_row, spent, this_machine
 from schoolhouse.types import Group, Reply, Rollout, SchoolError
 
 Item = TypeVar("Item", bound=int | tuple[Any, ...])
@@ -55,10 +56,6 @@ Kept = TypeVar("Kept", bound=Keepable)
 Json = dict[str, Any]
 
 _SPARE = 2  # checkpoints that are kept
-
-
-class Stopped(KeyboardInterrupt):
-    """The user (or the machine) asked to stop, and the run has been saved."""
 
 
 class Run:
@@ -78,6 +75,8 @@ class Run:
         self._line: Json = {}  # what it has recorded so far
         self._ended = False
         self._kept = 0.0  # seconds that recording and saving took since the last step ended
+        self._clock: Json = {}  # other numbers of this step that depend on the clock
+        self._limit, self._tokens, self._aside = (inf, inf), 0, 0.0  # of tokens and seconds, and what was spent
         self._began, self._earlier = time.monotonic(), 0.0
         self._unsynced: set[Path] = set()
         self._recent: deque[Json] = deque(maxlen=WINDOW)  # lines of metrics.jsonl
@@ -105,7 +104,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, config, recipe)
         try:
-            run._take_lock()
+            take_lock(run._lock, folder)
             if fresh:
                 run._create()
             else:
@@ -155,6 +154,12 @@ class Run:
                 )
         self.note()
 
+    def limit(self, tokens: float = inf, seconds: float = inf) -> None:
+        """End after the step in which the policy has sampled so much, or the run has taken so long (exams aside)."""
+        self._limit = (tokens, seconds)
+
+        self._tokens, self._aside = spent(self.folder)
+
     # --- the loop
 
     def steps(
@@ -176,6 +181,8 @@ class Run:
                 advance(1, headline(self._line))
                 if interrupts.heard or self.step % every == 0:
                     self.checkpoint(keep)
+                if self._tokens >= self._limit[0] or self.seconds - self._aside >= self._limit[1]:
+                    break
                 if interrupts.heard:
                     raise Stopped(f"stopped after {self.step} steps; saved in {self.model}")
             self._now = None
@@ -189,8 +196,10 @@ class Run:
                 self._append("metrics.jsonl", {"step": self._now, **self._line})
         self.step = self._now + 1
         times = {"step": self._now, "seconds": round(self.seconds, 3), "keeping": round(self._kept, 6)}
-        self._append("times.jsonl", times)
-        self._kept = 0.0
+        self._append("times.jsonl", times | self._clock)
+        self._tokens += self._line.get("sampled_tokens", 0)
+        self._aside += self._clock.get("exam", 0.0)
+        self._kept, self._clock = 0.0, {}
         self._recent.append(self._line)
         if self.step % WINDOW == 0:
             self._advise()
@@ -217,6 +226,10 @@ class Run:
         """
         with self._keeping():
             self._record(step, groups, read, stats)
+
+    def clock(self, **seconds: float | dict[str, float]) -> None:
+        """Note numbers of this step that depend on the clock, such as what an `exam` took: they go to times.jsonl."""
+        self._clock |= {name: taken for name, taken in seconds.items() if taken}
 
     def _record(
         self, step: int, groups: Sequence[Group] | None, read: Callable[[Rollout], Reply] | None, stats: Json
@@ -293,19 +306,6 @@ class Run:
         return target
 
     # --- creating and resuming
-
-    def _take_lock(self) -> None:
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            self._lock.seek(0)
-            raise SchoolError(
-                f"{self.folder} is in use by process {self._lock.read().strip() or '(unknown)'}; "
-                "wait until it ends, or give another folder with --dir"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
 
     def _create(self) -> None:
         self._manifest = {

@@ -22,6 +22,7 @@ class Seen:
     state   finished, running (a process holds it), stopped, or killed: nobody holds it and nobody said goodbye
     steps   (done, asked for); asked for is None where the recipe counts otherwise
     keeping the share of its time that recording and saving took
+    verdict seconds of the slowest verdict that a worker process gave; None where none did
     result  the numbers of its last step
     """
 
@@ -31,6 +32,7 @@ class Seen:
     steps: tuple[int, int | None]
     seconds: float
     keeping: float
+    verdict: float | None
     result: str
 
 
@@ -70,13 +72,15 @@ def _seen(
         steps: tuple[int, int | None] = (done, len(stages))
     else:
         steps = (metrics[-1]["step"] + 1 if metrics else int(manifest.get("step", 0)), config.get("steps"))
+    times = read_lines(folder / "times.jsonl")
     return Seen(
         folder,
         str(manifest.get("recipe")),
         state,
         steps,
         float(manifest.get("seconds", 0.0)),
-        _keeping(read_lines(folder / "times.jsonl")),
+        _keeping(times),
+        max((float(row["verdicts"]["slowest"]) for row in times if "verdicts" in row), default=None),
         headline(metrics[-1]) if metrics else "",
     )
 

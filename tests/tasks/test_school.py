@@ -156,7 +156,7 @@ def test_the_school_is_valid(name: str) -> None:
         ("addition+", {}, "unknown family ``"),
         ("addition", {"digit": "4"}, "unknown option `digit`; did you mean `digits`"),
         ("addition", {"steps": "4"}, "unknown option `steps`"),
-        ("addition", {"digits": "40"}, "`digits` .* is `40`; it must be .* within 2 to 12"),
+        ("addition", {"digits": "40"}, "`digits` .* is `40`; it must be .* within 1 to 12"),
         ("addition", {"digits": "4-2"}, "`digits` .* is `4-2`"),
         ("addition", {"digits": "many"}, "`digits` .* is `many`"),
         ("", {"hands": "bear=1"}, "unknown hand `bear`; did you mean `bare`"),

@@ -106,8 +106,8 @@ class Policy:
             decoder.recompute = recompute
         elif recompute:
             raise SchoolError("`recompute` is for Llama, Qwen2, Qwen3 and Mistral decoders alone: set it to false")
-        self.version = 0
-        self.optimizer = self._fresh_optimizer(adam or Adam())
+        self.version, self._adam = 0, adam or Adam()
+        self.optimizer = self._fresh_optimizer(self._adam)
 
     # --- coming and going
 
@@ -138,6 +138,12 @@ class Policy:
         if not folder.is_dir():
             raise SchoolError(f"{folder} is not a folder; a model is a local folder in Hugging Face format")
         return cls(load_decoder(folder), Conversation.load(folder), precision, adam, recompute)
+
+    def restart(self, folder: Path | str | None = None) -> None:
+        """A fresh optimizer, and the weights of a model of the same shape, if one is given."""
+        if folder is not None:
+            self.decoder.load_state_dict(load_decoder(model_in(folder)).state_dict())
+        self.optimizer = self._fresh_optimizer(self._adam)
 
     def save(self, folder: Path | str) -> None:
         """Write the model in Hugging Face format: config, safetensors, tokenizer, chat template."""

@@ -6,6 +6,7 @@ P problems a step, G rollouts a problem, T tokens of a rollout, N tokens of a ba
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from math import inf
@@ -58,12 +59,15 @@ def grpo(c: Config, run: Run) -> None:
 
     for step, rollouts in run.steps(stream.over(range(run.step, c.steps)), keep=stream, every=c.save_every):
         if c.exam_every and step and step % c.exam_every == 0:  # of the policy as it is before this step
+            began = time.monotonic()
             sat = evaluate(policy, task, c.exam_problems, c.exam_samples, c.length, c.temperature, c.seed)
             run.record(step, exam=sat.to_json())
+            run.clock(exam=time.monotonic() - began)
         groups = judge(rollouts, task, say.read)
         for more in range(1, 1 + c.dynamic_sampling):
             if len(mixed(groups)) < c.problems:
                 groups += judge(act(policy, ask(step, more)), task, say.read)
+        run.clock(verdicts=task.pace)
         praised = judged(controlled(c.control, groups, c.seed, step))
         praised = against_overlong(prefer_brief(praised, c.brevity), c.length, c.overlong)
         if c.kl_in_reward and reference:

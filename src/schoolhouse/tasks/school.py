@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, zip_longest
 from random import Random
 from typing import Any
@@ -76,16 +76,17 @@ class School(Task):
     def draw(self, step: int, count: int) -> list[Problem]:
         """Practice: a pure function of (seed, step), and fewer are the first of more."""
         random = python_random(Key(self.seed, "school practice", step))
-        return [_problem(family, instance, key, random) for family, instance, key in self._practice(random, count)]
+        drawn = self._practice(random, count)
+        return [self._problem(family, instance, key, random, at) for family, instance, key, at in drawn]
 
     def worked(self, step: int, count: int) -> list[Demonstration]:
         """Worked examples by hands drawn with their weights. The last word is always right."""
         random = python_random(Key(self.seed, "school worked", step))
         hands, upto = list(self.hands), list(accumulate(self.hands.values()))
         examples = []
-        for family, instance, key in self._practice(random, count):
+        for family, instance, key, at in self._practice(random, count):
             (hand,) = random.choices(hands, cum_weights=upto)
-            problem = _problem(family, instance, key, random)
+            problem = self._problem(family, instance, key, random, at)
             thought = family.work(instance, hand, random)
             examples.append(Demonstration(problem, thought, f"\\boxed{{{problem.reference}}}", hand))
         return examples
@@ -105,7 +106,17 @@ class School(Task):
         return [problem for round_ in zip_longest(*papers) for problem in round_ if problem is not None]
 
     def verdict(self, problem: Problem, reply: Reply) -> Verdict:
-        """1 for a right final answer, else 0 and why; in countdown any right expression counts."""
+        """1 for a right final answer, else 0 and why; in countdown any right expression counts.
+
+        Where a dial has a range its value is a part of the score, so that reports tell hard problems from easy ones.
+        """
+        verdict = self._judged(problem, reply)
+        values = problem.info.get("dials")
+        if not isinstance(values, Mapping) or verdict.score is None:
+            return verdict
+        return replace(verdict, parts={f"{name} {value}": verdict.score for name, value in values.items()})
+
+    def _judged(self, problem: Problem, reply: Reply) -> Verdict:
         family = FAMILIES[problem.family]
         if not family.accepts:
             return verify(reply, problem.reference)
@@ -118,8 +129,9 @@ class School(Task):
         """A wrong answer of the same kind: in countdown an expression with a number that is not given."""
         return f"{problem.reference}+0" if FAMILIES[problem.family].accepts else super().wrong(problem)
 
-    def _practice(self, random: Random, count: int) -> Iterator[tuple[Family[Any], Any, str]]:
-        """`count` times a family, an instance of it that is not held out, and its key; each round in a new order."""
+    def _practice(self, random: Random, count: int) -> Iterator[tuple[Family[Any], Any, str, Mapping[str, int]]]:
+        """`count` times a family, an instance of it that is not held out, its key and its dials; each round in a new
+        order."""
         order = list(self.families)
         settings = {family.name: _setting(self.dials[family.name]) for family in order}
         for i in range(count):
@@ -127,11 +139,12 @@ class School(Task):
                 random.shuffle(order)
             family = order[i % len(order)]
             while True:
-                instance = family.make(random, settings[family.name](random))
+                at = settings[family.name](random)
+                instance = family.make(random, at)
                 key = family.key(instance)
                 if not held_out(key):
                     break
-            yield family, instance, key
+            yield family, instance, key, at
 
     def _paper(self, family: Family[Any], size: int) -> list[Problem]:
         """Up to `size` distinct held-out problems of one family."""
@@ -140,20 +153,24 @@ class School(Task):
         found: dict[str, Problem] = {}
         missed = 0
         while len(found) < size and missed < _PATIENCE:
-            instance = family.make(random, setting(random))
+            at = setting(random)
+            instance = family.make(random, at)
             key = family.key(instance)
             if key in found or not held_out(key):
                 missed += 1
                 continue
-            found[key] = _problem(family, instance, key, random)
+            found[key] = self._problem(family, instance, key, random, at)
             missed = 0
         return list(found.values())
 
-
-def _problem(family: Family[Any], instance: Any, key: str, random: Random) -> Problem:
-    info = family.info(instance) if family.info else {}
-    question = (Message("user", family.ask(instance, random)),)
-    return Problem(f"school:{key}", question, family.answer(instance), family.name, "school", info)
+    def _problem(
+        self, family: Family[Any], instance: Any, key: str, random: Random, dials: Mapping[str, int]
+    ) -> Problem:
+        info = family.info(instance) if family.info else {}
+        varied = {name: dials[name] for name, (least, most) in self.dials[family.name].items() if least < most}
+        question = (Message("user", family.ask(instance, random)),)
+        info = {**info, **({"dials": varied} if varied else {})}
+        return Problem(f"school:{key}", question, family.answer(instance), family.name, "school", info)
 
 
 def _setting(ranges: Mapping[str, Range]) -> Callable[[Random], Mapping[str, int]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from schoolhouse.config import nearest
@@ -86,6 +87,12 @@ class Task:
         from schoolhouse.tasks.pool import Pool
 
         return Pool(self)
+
+    @property
+    def pace(self) -> dict[str, float]:
+        """Seconds that the last verdicts of the worker processes took, in the mean and the slowest; {} without them."""
+        seconds = self.pool.seconds if "pool" in self.__dict__ else []
+        return {"mean": fmean(seconds), "slowest": max(seconds)} if seconds else {}
 
 
 # ---- opening

@@ -49,7 +49,7 @@ def _ask(pair: Sum, random: Random) -> str:
 ADDITION = Family[Sum](
     name="addition",
     pays=True,
-    dials={"digits": Dial("digits of each number", 4, 2, 12)},
+    dials={"digits": Dial("digits of each number", 4, 1, 12)},
     make=_make,
     key=lambda pair: sum_key(*pair),
     ask=_ask,
