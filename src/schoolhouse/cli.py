@@ -53,6 +53,12 @@ COMMANDS = {
         "schoolhouse.trials:claim",
         resumes=True,
     ),
+    "compare": Command(
+        "compare --recipes grpo,rloo,star --model M --task T --budget 20m",
+        "recipes side by side on your task, with the same budget: a table with intervals and a figure",
+        "schoolhouse.trials:compare",
+        resumes=True,
+    ),
     "bench": Command(
         "bench KIND --against PEER [--json FILE]",
         "speed and memory beside a peer, in turns on the same work: sampler, learner, grpo, pretrain",

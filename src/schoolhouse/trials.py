@@ -1,4 +1,4 @@
-"""`school claim`: published effects put to the test, with the arms that must fail beside them."""
+"""`school claim`: published effects put to the test. `school compare`: recipes side by side on a task of your own."""
 
 from __future__ import annotations
 
@@ -86,3 +86,42 @@ def _run(words: Sequence[str]) -> None:
     record = write(found, results, c.scale, c.results)
     print((c.results / f"{found.id}.md").read_text(encoding="utf-8"))
     print(f"{found.id}: {record['verdict']}")
+
+
+class Compare(Frozen):
+    recipes: str
+    """Joined by commas: grpo, dr_grpo, dapo, rloo, reinforce_pp, gspo, cispo, lite_ppo, reinforce, ours, star."""
+    model: Path
+    """Folder of the model that all start from, or of a run."""
+    task: str = "school"
+    """school[:families], gym:NAME, jsonl:PATH, python:PATH.py[:name]."""
+    budget: str = "10m"
+    """Of each arm and seed: a time (90s, 20m, 1h), or tokens to sample (500k, 2M)."""
+    seeds: int = Field(3, gt=0)
+    length: int = Field(128, gt=0)
+    """Tokens an answer may take."""
+    problems: int = Field(200, gt=0)
+    """Held-out problems of the exam."""
+    samples: int = Field(8, gt=0)
+    """Answers to each of them."""
+    dir: Path = Path("runs/compare")
+
+
+def compare(words: Sequence[str]) -> None:
+    """school compare --recipes a,b --model MODEL --task TASK --budget 20m"""
+    c = options(Compare, words, "school compare --recipes grpo,rloo --model MODEL --task TASK --budget 20m", ())
+    if c is None:
+        return
+    from schoolhouse.claims.harness import contest
+    from schoolhouse.claims.harness.claim import Exam, Outcome, Results
+    from schoolhouse.claims.harness.lab import run_arm
+
+    exam = Exam(task=c.task, problems=c.problems, samples=c.samples, length=c.length)
+    names = [name for name in c.recipes.split(",") if name]
+    found: dict[str, dict[int, Outcome]] = {}
+    planned = {seed: contest.arms(names, c.model, exam, c.budget, seed) for seed in range(c.seeds)}
+    for seed, arms in planned.items():
+        for name, arm in arms.items():
+            print(f"seed {seed}: {name}")
+            found.setdefault(name, {})[seed] = run_arm(arm, seed, c.dir)
+    print(contest.write(Results(found), exam, c.budget, c.dir))

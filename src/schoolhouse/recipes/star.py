@@ -93,8 +93,9 @@ def star(c: Config, run: Run) -> None:
                 again = keep(attempt(loop, [hinted(problem) for problem in failed], "star hint"), c.cap)
                 stats |= {"failed": len(failed), "rationalized": len(again)}
                 kept += again if c.hint_stays else [_without_hint(policy, rollout) for rollout in again]
-        policy.restart(c.model if c.restart else None)
-        stats |= study(c, policy, [*primer, *kept], loop)
+        if primer or kept:
+            policy.restart(c.model if c.restart else None)
+            stats |= study(c, policy, [*primer, *kept], loop)
         run.record(loop, groups or None, say.read, **stats)
 
 

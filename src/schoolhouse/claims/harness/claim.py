@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import inf
+from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -28,10 +30,17 @@ Kind = Literal["premise", "must hold", "must fail", "reported"]
 
 @dataclass(frozen=True)
 class Step:
-    """A training run: keys of the recipe's own config; a Step among them stands for the model it ends with."""
+    """A training run: keys of the recipe's own config; a Step among them stands for the model it ends with.
+
+    tokens, seconds  end it when the policy has sampled so much, or so long
+    made_from        names what stands in files that the config points to
+    """
 
     recipe: str
     config: Mapping[str, Any]
+    tokens: float = inf
+    seconds: float = inf
+    made_from: str = ""
 
 
 class Measure(Protocol):
@@ -59,9 +68,12 @@ class Exam(Frozen):
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train, and what is asked of its model. `about` says in a few words what is special about it."""
+    """One way to train, and what is asked of its model. `about` says in a few words what is special about it.
 
-    step: Step
+    `step` may be the folder of a model that is there: nothing is trained then.
+    """
+
+    step: Step | Path
     measures: Mapping[str, Measure]
     about: str = ""
 
@@ -72,13 +84,24 @@ class Outcome:
 
     measured  by the names of the arm's measures
     metrics   a mapping per step of the arm's own run
+    times     seconds at the end of each step, and what its exam took
     tokens    the policy sampled in that run; seconds it took
     """
 
     measured: Mapping[str, Json]
     metrics: Sequence[Json]
+    times: Sequence[Json]
     tokens: int
     seconds: float
+
+
+class Point(NamedTuple):
+    """An exam in the course of training: steps done, tokens sampled and seconds spent (exams aside) until then."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    value: float
 
 
 @dataclass(frozen=True)
@@ -138,28 +161,32 @@ class Results:
         """A metric of training, a row of steps for each seed; steps without it are left out."""
         return [[m[metric] for m in self.arms[arm][seed].metrics if m.get(metric) is not None] for seed in self.seeds]
 
-    def exams(self, arm: str, metric: str = "pass_at_1") -> list[list[tuple[int, int, float]]]:
-        """Exams sat in training, for each seed: (steps done, tokens sampled until then, metric)."""
-        rows = []
-        for seed in self.seeds:
-            found, tokens = [], 0
-            for line in self.arms[arm][seed].metrics:
-                if "exam" in line:
-                    found.append((line["step"], tokens, line["exam"]["overall"][metric]))
-                tokens += line.get("sampled_tokens", 0)
-            rows.append(found)
-        return rows
+    def exams(self, arm: str, metric: str = "pass_at_1") -> list[list[Point]]:
+        """Exams sat in training, and the one after it, for each seed."""
+        return [_points(self.arms[arm][seed], metric) for seed in self.seeds]
 
     def areas(self, arm: str, start: str = "start") -> list[float]:
         """pass@1 averaged over training, from the exam of `start` to the last one, seed by seed."""
         found = []
         for at, seed in enumerate(self.seeds):
-            outcome, exams = self.arms[arm][seed], self.exams(arm)[at]
-            points = [(0, self.each(start)[at]), *((step, share) for step, _, share in exams)]
-            points.append((len(outcome.metrics), self.each(arm)[at]))
+            points = [(0, self.each(start)[at]), *((p.steps, p.value) for p in _points(self.arms[arm][seed]))]
             parts = [(right - left) * (a + b) / 2 for (left, a), (right, b) in pairwise(points)]
             found.append(sum(parts) / points[-1][0])
         return found
+
+
+def _points(outcome: Outcome, metric: str = "pass_at_1") -> list[Point]:
+    found, tokens, aside = [], 0, 0.0
+    taken = {row["step"]: row for row in outcome.times}
+    for line in outcome.metrics:
+        row = taken.get(line["step"], {})
+        if "exam" in line:  # sat before the step, of the policy as it was
+            before = taken.get(line["step"] - 1, {}).get("seconds", 0.0)
+            found.append(Point(line["step"], tokens, before - aside, line["exam"]["overall"][metric]))
+        aside += row.get("exam", 0.0)
+        tokens += line.get("sampled_tokens", 0)
+    last = outcome.measured["exam"]["overall"][metric]
+    return [*found, Point(len(outcome.metrics), outcome.tokens, outcome.seconds - aside, last)]
 
 
 @dataclass(frozen=True)

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from schoolhouse.claims.harness.claim import Results
+from schoolhouse.claims.harness.claim import Point, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def learning(axes: Axes, results: Results, arms: Sequence[str], start: str = "start") -> None:
-    """pass@1 against tokens sampled, in training and at its end: a thin line a seed, a thick one their mean."""
+def learning(
+    axes: Axes,
+    results: Results,
+    arms: Sequence[str],
+    start: str = "start",
+    against: Literal["tokens", "seconds"] = "tokens",
+) -> None:
+    """pass@1 against tokens sampled or seconds, in training and at its end: thin lines are seeds, thick ones means."""
+    scale = 1e3 if against == "tokens" else 1.0
     for name in arms:
         if name not in results.arms:
             continue
         rows = results.exams(name)
-        for at, seed in enumerate(results.seeds):
-            outcome = results.arms[name][seed]
-            first = [(0, 0, results.each(start)[at])] if start in results.arms else []
-            last = (len(outcome.metrics), outcome.tokens, outcome.measured["exam"]["overall"]["pass_at_1"])
-            rows[at] = [*first, *rows[at], last]
-        points = min(map(len, rows))
-        x = [fmean(row[i][1] for row in rows) / 1e3 for i in range(points)]
-        (line,) = axes.plot(x, [fmean(row[i][2] for row in rows) for i in range(points)], linewidth=2, label=name)
-        for row in rows:
-            axes.plot([t / 1e3 for _, t, _ in row], [v for _, _, v in row], color=line.get_color(), linewidth=0.5)
-    axes.set(xlabel="thousand tokens sampled", ylabel="pass@1", ylim=(0, 1))
+        if start in results.arms:
+            rows = [[Point(0, 0, 0.0, value), *row] for value, row in zip(results.each(start), rows, strict=True)]
+        points = range(min(map(len, rows)))
+        x = [[getattr(point, against) / scale for point in row] for row in rows]
+        middle = [fmean(row[i] for row in x) for i in points]
+        (line,) = axes.plot(middle, [fmean(row[i].value for row in rows) for i in points], linewidth=2, label=name)
+        for place, row in zip(x, rows, strict=True):
+            axes.plot(place, [point.value for point in row], color=line.get_color(), linewidth=0.5)
+    axes.set(xlabel="thousand tokens sampled" if against == "tokens" else "seconds", ylabel="pass@1", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +21,9 @@ from typing import Any
 from schoolhouse import __version__, claims, recipes
 from schoolhouse.claims.harness.claim import Arm, Claim, Measure, Outcome, Results, Scale, Step
 from schoolhouse.config import Source, build, nearest
-from schoolhouse.durable import read_object, to_json, write_whole
+from schoolhouse.durable import checksum, model_in, read_lines, read_object, to_json, write_whole
 from schoolhouse.policy.policy import Policy
+from schoolhouse.records import spent
 from schoolhouse.run import Run, read_metrics
 from schoolhouse.types import SchoolError
 
@@ -62,11 +64,17 @@ def run_arms(
 
 def run_arm(arm: Arm, seed: int, folder: Path) -> Outcome:
     """Train one arm and ask its model what is to be asked."""
+    if isinstance(arm.step, Path):
+        return Outcome(_all_measured(arm, seed, arm.step, fingerprint(arm.step), folder), [], [], 0, 0.0)
     run = do(arm.step, folder)
-    measured = {name: _measured(measure, seed, run, arm.step, folder) for name, measure in arm.measures.items()}
     metrics = read_metrics(run)
-    tokens = sum(line.get("sampled_tokens", 0) for line in metrics)
-    return Outcome(measured, metrics, tokens, float(read_object(run / "manifest.json")["seconds"]))
+    return Outcome(
+        _all_measured(arm, seed, run, name_of(arm.step), folder),
+        metrics,
+        read_lines(run / "times.jsonl"),
+        spent(run)[0],
+        float(read_object(run / "manifest.json")["seconds"]),
+    )
 
 
 def do(step: Step, folder: Path) -> Path:
@@ -76,6 +84,7 @@ def do(step: Step, folder: Path) -> Path:
     with Run.open(place, config, step.recipe) as run:
         if not run.finished:
             print(f"  {place.name}", file=sys.stderr)
+            run.limit(step.tokens, step.seconds)
             getattr(module, step.recipe)(config, run)
     return place
 
@@ -83,8 +92,15 @@ def do(step: Step, folder: Path) -> Path:
 def name_of(step: Step) -> str:
     """Recipe and a digest of everything the step is made from: its whole config, and what it starts from."""
     _, config = _resolved(step, Path(), lambda inner: Path(name_of(inner)))
-    told = json.dumps([__version__, step.recipe, config.model_dump(mode="json")], sort_keys=True)
-    return f"{step.recipe}-{_digest(told)}"
+    told = [__version__, step.recipe, config.model_dump(mode="json")]
+    told += [more for more in (step.tokens, step.seconds, step.made_from) if more not in (inf, "")]
+    return f"{step.recipe}-{_digest(json.dumps(told, sort_keys=True))}"
+
+
+def fingerprint(model: Path) -> str:
+    """Tells the weights of a model folder, or of a run's newest checkpoint, from others."""
+    folder = model_in(model)
+    return _digest(json.dumps([checksum(path) for path in sorted(folder.glob("*.safetensors"))]))
 
 
 def _resolved(step: Step, folder: Path, place: Callable[[Step], Path]) -> tuple[ModuleType, Any]:
@@ -101,12 +117,16 @@ def _placed(value: Any, place: Callable[[Step], Path]) -> Any:
     return [_placed(inner, place) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _measured(measure: Measure, seed: int, run: Path, step: Step, folder: Path) -> dict[str, Any]:
-    asked = [name_of(step), type(measure).__name__, measure.model_dump(mode="json"), seed]
+def _all_measured(arm: Arm, seed: int, model: Path, name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    return {what: _measured(measure, seed, model, name, folder) for what, measure in arm.measures.items()}
+
+
+def _measured(measure: Measure, seed: int, model: Path, name: str, folder: Path) -> dict[str, Any]:
+    asked = [name, type(measure).__name__, measure.model_dump(mode="json"), seed]
     path = folder / "measures" / f"{_digest(json.dumps(asked, sort_keys=True))}.json"
     if not path.exists():
         began = time.monotonic()
-        found = measure.take(Policy.load(run), seed)
+        found = measure.take(Policy.load(model), seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, to_json({**found, "asked": asked, "seconds": round(time.monotonic() - began, 3)}) + "\n")
     return read_object(path)

@@ -44,8 +44,7 @@ def write(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
 def _arm(arm: Arm, results: Results, name: str) -> Json:
     return {
         "about": arm.about,
-        "recipe": arm.step.recipe,
-        "config": _plain(arm.step.config),
+        **({"recipe": arm.step.recipe, "config": _plain(arm.step.config)} if isinstance(arm.step, Step) else {}),
         "by_seed": {
             str(seed): {
                 "measured": {

@@ -1,0 +1,54 @@
+"""`school compare`: the same budget for all, what is unknown is refused, and a page that says what came of it."""
+
+import json
+from math import inf
+from pathlib import Path
+
+import pytest
+
+from schoolhouse.claims.harness import contest, lab
+from schoolhouse.claims.harness.claim import Step
+from schoolhouse.run import read_metrics
+from schoolhouse.trials import compare
+from schoolhouse.types import SchoolError
+
+MODEL = {"width": 32, "layers": 1, "heads": 1, "key_heads": 1, "head_dim": 32, "inner": 32, "longest": 128}
+BOOK = Step(
+    "pretrain", {"task": "school:facts", "model": MODEL, "vocabulary": 300, "steps": 2, "batch": 4, "context": 32}
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90s", (inf, 90)), ("20m", (inf, 1200)), ("1.5h", (inf, 5400)), ("500k", (5e5, inf)), ("2M", (2e6, inf))],
+)
+def test_budgets(text: str, expected: tuple[float, float]):
+    assert contest.budget(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "20", "m", "0m", "-5s", "20 minutes"])
+def test_what_is_no_budget_is_refused(text: str):
+    with pytest.raises(SchoolError, match="write a time such as 90s"):
+        contest.budget(text)
+
+
+def test_two_relatives_are_compared_within_a_budget_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = lab.do(BOOK, tmp_path / "made")
+    words = f"--recipes ours,star --model {model} --task school:facts --budget 1k --seeds 2 --length 4 --problems 3"
+    compare([*words.split(), "--samples", "2", "--dir", str(tmp_path / "it")])
+    found = json.loads((tmp_path / "it" / "compare.json").read_text())
+    assert [row["arm"] for row in found["arms"]] == ["start", "ours", "star"]
+    assert [len(row["by_seed"]) for row in found["arms"]] == [2, 2, 2]
+    assert found["arms"][0]["gain"] is None
+    for run in (tmp_path / "it" / "steps").iterdir():
+        tokens = [row["sampled_tokens"] for row in read_metrics(run) if "sampled_tokens" in row]
+        assert sum(tokens) >= 1000 > sum(tokens[:-1])
+    assert (tmp_path / "it" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert "| star | " in capsys.readouterr().out
+
+
+def test_an_unknown_recipe_or_model_is_refused_before_anything_runs(tmp_path: Path):
+    with pytest.raises(SchoolError, match="did you mean `rloo`"):
+        compare(["--recipes", "rlo", "--model", str(tmp_path)])
+    with pytest.raises(SchoolError, match="is not a folder"):
+        compare(["--recipes", "rloo", "--model", str(tmp_path / "none")])
