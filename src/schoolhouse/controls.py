@@ -6,9 +6,9 @@ Random rewards raised a benchmark once without teaching anything (Shao et al. 20
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
+from schoolhouse.credit import with_scores
 from schoolhouse.randomness import python_random
 from schoolhouse.types import Group, Key
 
@@ -25,23 +25,9 @@ def controlled(control: Control, groups: Sequence[Group], seed: int, step: int) 
             return list(groups)
         case "random":
             coin = python_random(Key(seed, "random rewards", step))
-            return _with_scores(groups, [float(coin.random() < 0.5) for _ in scores])
+            return with_scores(groups, [float(coin.random() < 0.5) for _ in scores])
         case "shuffled":
             python_random(Key(seed, "shuffled rewards", step)).shuffle(scores)
-            return _with_scores(groups, scores)
+            return with_scores(groups, scores)
         case "flipped":
-            return _with_scores(groups, [None if score is None else 1.0 - score for score in scores])
-
-
-def _with_scores(groups: Sequence[Group], scores: Sequence[float | None]) -> list[Group]:
-    given = iter(scores)
-    return [
-        replace(
-            group,
-            verdicts=tuple(
-                replace(verdict, score=score, reason=verdict.reason or "no score")
-                for verdict, score in zip(group.verdicts, given, strict=False)
-            ),
-        )
-        for group in groups
-    ]
+            return with_scores(groups, [None if score is None else 1.0 - score for score in scores])

@@ -58,6 +58,21 @@ def not_judged(groups: Iterable[Group]) -> list[Rollout]:
     ]
 
 
+def with_scores(groups: Sequence[Group], scores: Sequence[float | None]) -> list[Group]:
+    """The groups with other scores, one for each rollout in the order of `rollouts_of`; None: not judged."""
+    given = iter(scores)
+    return [
+        replace(
+            group,
+            verdicts=tuple(
+                replace(verdict, score=score, reason=verdict.reason or "no score")
+                for verdict, score in zip(group.verdicts, given, strict=False)
+            ),
+        )
+        for group in groups
+    ]
+
+
 def truncated(groups: Iterable[Group]) -> list[Rollout]:
     """Rollouts that were cut off. To mask them: pack(..., weigh=without(weigh, truncated(groups)))."""
     return [rollout for rollout in rollouts_of(groups) if rollout.finish == "length"]

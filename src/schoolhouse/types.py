@@ -45,6 +45,10 @@ class Message(NamedTuple):
     thought: str | None = None
 
 
+LOOK_AGAIN = "Look again: there may be a mistake. What is the result?"
+"""A request for a second attempt that says nothing about whether the first was right."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something to answer: the messages before the answer, and the key to it.

@@ -25,8 +25,8 @@ from schoolhouse.tasks.lessons.family import HANDS, Family, Hand, held_out
 from schoolhouse.tasks.lessons.letters import LETTERS
 from schoolhouse.tasks.lessons.shopping import SHOPPING
 from schoolhouse.tasks.task import Task
-from schoolhouse.tasks.verify import extract, verify
-from schoolhouse.types import Demonstration, Key, Message, Problem, Reply, SchoolError, Verdict
+from schoolhouse.tasks.verify import extract, perturb, verify
+from schoolhouse.types import LOOK_AGAIN, Demonstration, Key, Message, Problem, Reply, SchoolError, Verdict
 
 FAMILIES: Mapping[str, Family[Any]] = {
     family.name: family for family in (ADDITION, CHAIN, SHOPPING, LETTERS, COMPARE, FACTS, COUNTDOWN)
@@ -48,6 +48,7 @@ class School(Task):
     families  what is taught
     dials     for every family, the range of each of its dials
     hands     weights of the styles of worked examples
+    again     percent of worked examples that are second attempts
     """
 
     seed: int
@@ -55,23 +56,27 @@ class School(Task):
     dials: Mapping[str, Mapping[str, Range]]
     hands: Mapping[Hand, float]
     name: str = "school"
+    again: float = 0.0
 
     trusted = True
 
     @classmethod
     def open(cls, families: str = "", seed: int = 0, **options: str) -> School:
         """`families` joined by `+` ("": all). Options: a dial (`digits=4`, or `digits=2-4` to mix) and `hands`
-        (`hands=bare=70,full=30`: relative weights). Raises SchoolError naming what is unknown or out of range.
+        (`hands=bare=70,full=30`: relative weights), and `again=40`: so many percent of worked examples are second tries.
+        Raises SchoolError naming what is unknown or out of range.
         """
         chosen = _families(families)
         options = {"hands": DEFAULT_HANDS, **options}
-        hands = _hands(options.pop("hands"))
+        hands, again = _hands(options.pop("hands")), _number(options.pop("again", "0"), "`again`")
         known = {dial for family in chosen for dial in family.dials}
         for option in options:
             if option not in known:
-                raise SchoolError(f"school: unknown option `{option}`{nearest(option, sorted({*known, 'hands'}))}")
+                raise SchoolError(
+                    f"school: unknown option `{option}`{nearest(option, sorted({*known, 'hands', 'again'}))}"
+                )
         dials = {family.name: _dials(family, options) for family in chosen}
-        return cls(seed, chosen, dials, hands, f"school:{families}" if families else "school")
+        return cls(seed, chosen, dials, hands, f"school:{families}" if families else "school", again)
 
     def draw(self, step: int, count: int) -> list[Problem]:
         """Practice: a pure function of (seed, step), and fewer are the first of more."""
@@ -80,13 +85,18 @@ class School(Task):
         return [self._problem(family, instance, key, random, at) for family, instance, key, at in drawn]
 
     def worked(self, step: int, count: int) -> list[Demonstration]:
-        """Worked examples by hands drawn with their weights. The last word is always right."""
+        """Worked examples by hands drawn with their weights. The last word is always right.
+
+        `again` percent of them are second attempts: a first one, right or wrong, is part of what is asked.
+        """
         random = python_random(Key(self.seed, "school worked", step))
         hands, upto = list(self.hands), list(accumulate(self.hands.values()))
         examples = []
         for family, instance, key, at in self._practice(random, count):
             (hand,) = random.choices(hands, cum_weights=upto)
             problem = self._problem(family, instance, key, random, at)
+            if self.again and random.random() < self.again / 100:
+                problem = _asked_again(family, instance, problem, hands, upto, random)
             thought = family.work(instance, hand, random)
             examples.append(Demonstration(problem, thought, f"\\boxed{{{problem.reference}}}", hand))
         return examples
@@ -179,6 +189,20 @@ def _setting(ranges: Mapping[str, Range]) -> Callable[[Random], Mapping[str, int
         fixed = {name: least for name, (least, _) in ranges.items()}
         return lambda random: fixed
     return lambda random: {name: random.randint(least, most) for name, (least, most) in ranges.items()}
+
+
+def _asked_again(
+    family: Family[Any], instance: Any, problem: Problem, hands: list[Hand], upto: list[float], random: Random
+) -> Problem:
+    """The problem with a first attempt behind it, every other time a wrong one, and the request to look again."""
+    answer = problem.reference
+    (hand,) = random.choices(hands, cum_weights=upto)
+    thought = family.work(instance, hand, random)
+    if random.random() < 0.5:
+        steps, answer = family.botch(instance, random) if family.botch else ([], perturb(problem.reference))
+        thought = "" if hand == "bare" else " ".join(steps)
+    tried = Message("assistant", f"\\boxed{{{answer}}}", thought)
+    return replace(problem, messages=(*problem.messages, tried, Message("user", LOOK_AGAIN)))
 
 
 # ---- reading options

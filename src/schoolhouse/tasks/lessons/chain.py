@@ -65,6 +65,21 @@ def _steps(chain: Chain) -> list[str]:
     return steps
 
 
+def _botch(chain: Chain, random: Random) -> tuple[list[str], str]:
+    """One result is off by one, and the rest follows from it.
+
+    Every operation leads other digits elsewhere, so the end is wrong too.
+    """
+    value, at, steps = chain[0], random.randrange(len(chain[1])), []
+    for i, operation in enumerate(chain[1]):
+        result = apply(value, operation)
+        if i == at:
+            result = (result + random.choice((1, 9))) % 10
+        steps.append(f"{value}{operation[0]}{operation[1]}={result}")
+        value = result
+    return steps, str(value)
+
+
 def _slip(step: str, random: Random) -> str:
     left, _, right = step.partition("=")
     return f"{left}={(int(right) + random.choice((1, 9))) % 10}"
@@ -81,4 +96,5 @@ CHAIN = Family[Chain](
     steps=lambda chain, random: _steps(chain),
     recheck=_steps,
     slip=_slip,
+    botch=_botch,
 )

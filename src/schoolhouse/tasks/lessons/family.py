@@ -41,6 +41,7 @@ class Family(Generic[Instance]):
     steps     the whole way to it: one string per step, short because every character costs a small model a token
     recheck   the same result reached another way
     slip      a step gone wrong
+    botch     a whole way with one mistake that is carried on, and where it ends. None: a wrong guess is all there is
     info      what `accepts` needs of an instance
     accepts   whether an answer is right, where many are: (answer, info) -> bool. None: it must equal the reference
     """
@@ -54,6 +55,7 @@ class Family(Generic[Instance]):
     answer: Callable[[Instance], str]
     steps: Callable[[Instance, Random], list[str]]
     recheck: Callable[[Instance], list[str]]
+    botch: Callable[[Instance, Random], tuple[list[str], str]] | None = None
     slip: Callable[[str, Random], str] = field(default=lambda step, random: wrong_result(step, random))
     info: Callable[[Instance], Mapping[str, object]] | None = None
     accepts: Callable[[str, Mapping[str, object]], bool] | None = None
