@@ -10,6 +10,7 @@ from schoolhouse.credit import (
     group_advantage,
     judged,
     kl_in_reward,
+    mean_parts,
     mixed,
     not_judged,
     prefer_brief,
@@ -18,6 +19,7 @@ from schoolhouse.credit import (
     soft_overlong,
     truncated,
     weaken,
+    with_manners,
 )
 from schoolhouse.types import NAN, Finish, Group, Key, Problem, Reply, Rollout, Verdict
 
@@ -229,3 +231,14 @@ def test_the_toll_for_length_is_taken_from_what_could_be_judged():
     assert tolled.verdicts[1].parts == {"overlong": -0.5}
     (shorter,) = against_overlong([group(1.0, 1.0)], limit=2, cushion=1)
     assert [verdict.score for verdict in shorter.verdicts] == [1.0, 0.0]
+
+
+def test_manners_are_added_with_their_weights_and_told_without():
+    (found,) = with_manners([group(1.0, None)], lambda rollout: {"form": 0.5, "other": 9.0}, {"form": 0.2})
+    assert [verdict.score for verdict in found.verdicts] == [1.1, None]
+    assert mean_parts([found], ["form"]) == {"form": 0.5}
+
+
+def test_without_weights_nothing_is_asked():
+    groups = [group(1.0, 0.0)]
+    assert with_manners(groups, lambda rollout: {}, {}) == groups

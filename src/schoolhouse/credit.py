@@ -8,7 +8,7 @@ P problems, G rollouts of a problem, T tokens of a rollout.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Literal
@@ -93,7 +93,7 @@ def signal_account(
     scores = [score for group in groups for score in group.scores]
     rollouts = rollouts_of(groups)
     answers = {} if replies is None else {"no_answer": sum(not reply.answer.strip() for reply in replies)}
-    parts = _parts(groups)
+    parts = mean_parts(groups)
     return {
         "groups": len(groups),
         **{kind: kinds.count(kind) for kind in _KINDS},
@@ -107,12 +107,14 @@ def signal_account(
     }
 
 
-def _parts(groups: Sequence[Group]) -> dict[str, float]:
-    """Mean of each named part of the scores, over the verdicts that have it."""
+def mean_parts(groups: Sequence[Group], names: Collection[str] | None = None) -> dict[str, float]:
+    """Mean of each named part of the scores (of `names` only, if given), over the verdicts that have it."""
     given: dict[str, list[float]] = {}
     for group in groups:
         for verdict in group.verdicts:
             for name, value in verdict.parts.items():
+                if names is not None and name not in names:
+                    continue
                 given.setdefault(name, []).append(value)
     return {name: fmean(values) for name, values in sorted(given.items())}
 
@@ -156,6 +158,28 @@ def _with_toll(rollout: Rollout, verdict: Verdict, limit: int, cushion: int) -> 
     toll = soft_overlong(sum(rollout.written), limit, cushion)
     score = None if verdict.score is None else verdict.score + toll
     return replace(verdict, score=score, parts={**verdict.parts, "overlong": toll})
+
+
+def with_manners(
+    groups: Sequence[Group], manners: Callable[[Rollout], Mapping[str, float]], weights: Mapping[str, float]
+) -> list[Group]:
+    """The groups with rewards for how an answer is given added to their scores: score + sum of weight x manner.
+
+    DeepSeek-R1's rewards for format and for language consistency (Guo et al. 2025, arXiv 2501.12948). Each manner
+    becomes a part of the verdict, without its weight.
+    """
+    if not weights:
+        return list(groups)
+    praised = []
+    for group in groups:
+        verdicts = []
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            found = manners(rollout)
+            more = sum(weight * found[name] for name, weight in weights.items())
+            score = None if verdict.score is None else verdict.score + more
+            verdicts.append(replace(verdict, score=score, parts={**verdict.parts, **found}))
+        praised.append(replace(group, verdicts=tuple(verdicts)))
+    return praised
 
 
 def prefer_brief(groups: Sequence[Group], coefficient: float) -> list[Group]:

@@ -102,6 +102,12 @@ class Config(Frozen):
     kl_estimator: Estimator = "k3"
     kl_in_reward: float = Field(0.0, ge=0)
     """Take this much of a reply's KL from its score instead (RLOO, REINFORCE++)."""
+    form: float = Field(0.0, ge=0)
+    """Reward for a thought that is opened, closed and followed by an answer (R1's format reward)."""
+    language: str = ""
+    """Script that thoughts should be written in, such as latin or cjk; `consistency` rewards it."""
+    consistency: float = Field(0.0, ge=0)
+    """Reward for the share of a thought's words in `language` (R1's language consistency)."""
     brevity: float = Field(0.0, ge=0)
     """Among answers to one problem, prefer the shorter by this much of a score (Kimi k1.5); 0 leaves length alone."""
     overlong: int = Field(0, ge=0)
@@ -164,6 +170,8 @@ class Config(Frozen):
             raise ValueError("cispo weighs each token by its own ratio: set level to `token`")
         if self.correction != "none" and self.precision == "exact" and not self.sampler_noise:
             raise ValueError("with precision `exact` there is nothing to correct: set correction to `none`")
+        if bool(self.language) != bool(self.consistency):
+            raise ValueError("`language` and `consistency` go together: give both, or neither")
         if self.overlong >= self.length:
             raise ValueError(f"overlong {self.overlong} must be less than length {self.length}")
         return self

@@ -56,7 +56,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(model: Path, **changes: Any) -> score.Config:
-    given = {"task": "school:facts", "steps": 2, "first_stage": 1, "problems": 4, "samples": 4, "length": 12}
+    given: dict[str, Any] = {
+        "task": "school:facts",
+        "steps": 2,
+        "first_stage": 1,
+        "problems": 4,
+        "samples": 4,
+        "length": 12,
+    }
     return score.Config(model=str(model), **{**given, **changes})
 
 

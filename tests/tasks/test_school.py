@@ -8,7 +8,9 @@ import pytest
 from schoolhouse.tasks.lessons.family import HANDS, held_out
 from schoolhouse.tasks.school import EXAM_SIZE, FAMILIES, School
 from schoolhouse.tasks.task import open_task
-from schoolhouse.types import Problem, Reply, SchoolError
+from schoolhouse.tasks.verify import verify
+from schoolhouse.text.scripts import share_in
+from schoolhouse.types import LOOK_AGAIN, Problem, Reply, SchoolError
 
 NAMES = list(FAMILIES)
 
@@ -189,3 +191,36 @@ def test_its_name_says_what_is_taught() -> None:
 
 def test_practice_is_never_held_out() -> None:
     assert not [p.id for p in School.open().draw(0, 5_000) if held_out(p.id.removeprefix("school:"))]
+
+
+def test_second_attempts_show_a_first_one_and_a_request_and_end_right():
+    task = School.open("chain", 0, again="100", hands="full=100")
+    answers = [d.problem.messages[1].content == d.answer for d in task.worked(0, 200)]
+    assert all(d.problem.messages[2].content == LOOK_AGAIN for d in task.worked(0, 20))
+    assert 60 < sum(answers) < 140  # every other first attempt is right
+    assert all(verify(Reply(None, d.answer), d.problem.reference).score == 1.0 for d in task.worked(0, 20))
+
+
+def test_a_botched_chain_is_wrong_and_follows_from_its_mistake():
+    task = School.open("chain", 0, again="100", hands="full=100")
+    wrong = [d for d in task.worked(0, 50) if d.problem.messages[1].content != d.answer]
+    for lesson in wrong:
+        first = lesson.problem.messages[1]
+        assert first.thought
+        assert first.thought[-1] == first.content[-2]
+
+
+def test_worked_examples_without_second_attempts_are_what_they_were():
+    assert School.open("chain", 0).worked(0, 5) == School.open("chain", 0, again="0").worked(0, 5)
+
+
+def test_thoughts_in_toy_languages():
+    latin = School.open("chain", 0, hands="full=100", tongues="latin=100").worked(0, 20)
+    mixed = School.open("chain", 0, hands="full=100", tongues="mixed=100").worked(0, 20)
+    assert all(share_in(d.thought or "", "latin") == 1.0 for d in latin)
+    assert 0.3 < sum(share_in(d.thought or "", "latin") for d in mixed) / 20 < 0.7
+
+
+def test_an_unknown_tongue_is_refused_with_the_nearest():
+    with pytest.raises(SchoolError, match="did you mean `latin`"):
+        School.open("chain", 0, tongues="latn=1")

@@ -20,11 +20,13 @@ from schoolhouse.credit import (
     group_advantage,
     judged,
     kl_in_reward,
+    mean_parts,
     mixed,
     prefer_brief,
     rollouts_of,
     truncated,
     weaken,
+    with_manners,
 )
 from schoolhouse.family import Config
 from schoolhouse.measure.evaluate import evaluate
@@ -35,6 +37,7 @@ from schoolhouse.policy.stream import Stream
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.task import judge, open_task
+from schoolhouse.text.scripts import share_in
 from schoolhouse.types import Group, Key, Rollout
 
 
@@ -54,6 +57,12 @@ def grpo(c: Config, run: Run) -> None:
     def act(policy: Policy, prefixes: Sequence[Rollout]) -> list[Rollout]:  # [P*G] rollouts
         return policy.extend(prefixes, c.length, temperature=c.temperature, noise=c.sampler_noise)
 
+    def manners(rollout: Rollout) -> dict[str, float]:
+        reply = say.read(rollout)
+        form = float(bool(reply.thought and reply.answer and reply.complete))
+        return {"form": form, "language": share_in(reply.thought or "", c.language)}
+
+    weights = {name: weight for name, weight in (("form", c.form), ("language", c.consistency)) if weight}
     policy.rehearse(max(map(len, ask(run.step))) + c.length, c.token_budget)
     stream = run.restore(Stream(policy, ask, act, c.lag))
 
@@ -68,7 +77,7 @@ def grpo(c: Config, run: Run) -> None:
             if len(mixed(groups)) < c.problems:
                 groups += judge(act(policy, ask(step, more)), task, say.read)
         run.clock(verdicts=task.pace)
-        praised = judged(controlled(c.control, groups, c.seed, step))
+        praised = judged(with_manners(controlled(c.control, groups, c.seed, step), manners, weights))
         praised = against_overlong(prefer_brief(praised, c.brevity), c.length, c.overlong)
         if c.kl_in_reward and reference:
             said = rollouts_of(praised)
@@ -79,7 +88,8 @@ def grpo(c: Config, run: Run) -> None:
             praised = signal = signal[: c.problems]
         rate = warm_up_hold_decay(step, c.steps, c.learning_rate, c.warmup, c.decay)
         stats = learn(c, policy, reference, objective, signal, rollouts_of(praised), rate) if signal else {}
-        run.record(step, groups, say.read, learning_rate=rate, **stats)
+        told = {"manners": mean_parts(praised, weights)} if weights else {}
+        run.record(step, groups, say.read, learning_rate=rate, **told, **stats)
 
 
 def objective_of(c: Config) -> Objective:

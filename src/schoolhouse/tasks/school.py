@@ -7,8 +7,8 @@ no seed, dial or wording ever shows it in practice, worked examples or the textb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, zip_longest
 from random import Random
 from typing import Any
@@ -24,6 +24,7 @@ from schoolhouse.tasks.lessons.facts import FACTS
 from schoolhouse.tasks.lessons.family import HANDS, Family, Hand, held_out
 from schoolhouse.tasks.lessons.letters import LETTERS
 from schoolhouse.tasks.lessons.shopping import SHOPPING
+from schoolhouse.tasks.lessons.tongues import TONGUES, spoken
 from schoolhouse.tasks.task import Task
 from schoolhouse.tasks.verify import extract, perturb, verify
 from schoolhouse.types import LOOK_AGAIN, Demonstration, Key, Message, Problem, Reply, SchoolError, Verdict
@@ -49,6 +50,7 @@ class School(Task):
     dials     for every family, the range of each of its dials
     hands     weights of the styles of worked examples
     again     percent of worked examples that are second attempts
+    tongues   weights of the toy languages that thoughts are worked in; none: digits
     """
 
     seed: int
@@ -57,26 +59,29 @@ class School(Task):
     hands: Mapping[Hand, float]
     name: str = "school"
     again: float = 0.0
+    tongues: Mapping[str, float] = field(default_factory=dict)
 
     trusted = True
 
     @classmethod
     def open(cls, families: str = "", seed: int = 0, **options: str) -> School:
         """`families` joined by `+` ("": all). Options: a dial (`digits=4`, or `digits=2-4` to mix) and `hands`
-        (`hands=bare=70,full=30`: relative weights), and `again=40`: so many percent of worked examples are second tries.
+        (`hands=bare=70,full=30`: relative weights), and `again=40`: percent of worked examples that are second tries;
+        `tongues=latin=70,mixed=30`: thoughts in toy languages (latin, cjk, or every step in either).
         Raises SchoolError naming what is unknown or out of range.
         """
         chosen = _families(families)
         options = {"hands": DEFAULT_HANDS, **options}
         hands, again = _hands(options.pop("hands")), _number(options.pop("again", "0"), "`again`")
+        tongues = _tongues(options.pop("tongues", ""))
         known = {dial for family in chosen for dial in family.dials}
         for option in options:
             if option not in known:
                 raise SchoolError(
-                    f"school: unknown option `{option}`{nearest(option, sorted({*known, 'hands', 'again'}))}"
+                    f"school: unknown option `{option}`{nearest(option, sorted({*known, 'hands', 'again', 'tongues'}))}"
                 )
         dials = {family.name: _dials(family, options) for family in chosen}
-        return cls(seed, chosen, dials, hands, f"school:{families}" if families else "school", again)
+        return cls(seed, chosen, dials, hands, f"school:{families}" if families else "school", again, tongues)
 
     def draw(self, step: int, count: int) -> list[Problem]:
         """Practice: a pure function of (seed, step), and fewer are the first of more."""
@@ -98,6 +103,9 @@ class School(Task):
             if self.again and random.random() < self.again / 100:
                 problem = _asked_again(family, instance, problem, hands, upto, random)
             thought = family.work(instance, hand, random)
+            if self.tongues:
+                (tongue,) = random.choices([*self.tongues], weights=[*self.tongues.values()])
+                thought = spoken(thought, tongue, random)
             examples.append(Demonstration(problem, thought, f"\\boxed{{{problem.reference}}}", hand))
         return examples
 
@@ -219,15 +227,24 @@ def _families(text: str) -> tuple[Family[Any], ...]:
 
 def _hands(text: str) -> dict[Hand, float]:
     """`bare=70,full=30` -> weights; a hand that is not named does nothing."""
-    weights: dict[Hand, float] = {}
+    given = _weights(text, "hand", HANDS)
+    return {hand: given[hand] for hand in HANDS if hand in given}
+
+
+def _tongues(text: str) -> dict[str, float]:
+    """`latin=70,mixed=30` -> weights; nothing -> {}."""
+    return _weights(text, "tongue", (*TONGUES, "mixed")) if text else {}
+
+
+def _weights(text: str, kind: str, known: Sequence[str]) -> dict[str, float]:
+    weights: dict[str, float] = {}
     for part in text.split(","):
         name, _, weight = part.strip().partition("=")
-        hand = next((hand for hand in HANDS if hand == name), None)
-        if hand is None:
-            raise SchoolError(f"school: unknown hand `{name}`{nearest(name, HANDS)}")
-        weights[hand] = _number(weight, f"hands: the weight of `{hand}`")
+        if name not in known:
+            raise SchoolError(f"school: unknown {kind} `{name}`{nearest(name, known)}")
+        weights[name] = _number(weight, f"{kind}s: the weight of `{name}`")
     if not sum(weights.values()) > 0:
-        raise SchoolError(f"school: hands `{text}` weigh nothing; give at least one a weight above 0")
+        raise SchoolError(f"school: {kind}s `{text}` weigh nothing; give at least one a weight above 0")
     return weights
 
 
