@@ -12,7 +12,7 @@ from schoolhouse.claims.harness.figures import course, learning
 
 NOISE = 1.0
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "faithful": ("the sampler is the policy", {"sampler_noise": 0.0}),
+    "faithful": ("the sampler is the policy", {"sampler_noise": 0.0, "gap_limit": 0.1}),
     "uncorrected": ("noise on the sampler's logits", {}),
     "token": ("and truncated importance sampling by token", {"correction": "token"}),
     "product": ("and by the product over the sequence", {"correction": "product"}),

@@ -64,6 +64,8 @@ class Config(Frozen):
     steps: int = Field(1000, gt=0)
     batch: int = Field(32, gt=0)
     """Rows per update."""
+    worked: int = Field(0, ge=0)
+    """Worked examples of the task beside the rows of each update, as base models of today have read many."""
     context: int = Field(128, gt=1)
     """Tokens of a row."""
     held_out: float = Field(0.05, gt=0, lt=1)
@@ -85,6 +87,8 @@ class Config(Frozen):
     def _possible(self) -> Config:
         if (self.text is None) == (self.task is None):
             raise ValueError("give either `text`, a file to learn from, or `task`, whose textbook is learned")
+        if self.worked and self.task is None:
+            raise ValueError("`worked` examples come from a `task`; a text file has none")
         if self.context > self.model.longest:
             raise ValueError(f"context {self.context} is longer than the model reads: raise model.longest")
         return self
@@ -108,6 +112,9 @@ def pretrain(c: Config, run: Run) -> None:
 
     for step in run.steps(range(run.step, c.steps), keep=policy, every=c.save_every):
         rollouts = _rollouts(corpus.rows(step, c.batch), c.seed, step)
+        if task and c.worked:
+            keys = [Key(c.seed, "worked", step, i) for i in range(c.worked)]
+            rollouts += policy.conversation.demonstrate_all(task.worked(step, c.worked), keys)
         batches = pack(rollouts, token_mean(rollouts), c.token_budget, prompts=False)
         rate = warm_up_hold_decay(step, c.steps, c.learning_rate, c.warmup, c.decay)
         stats = policy.update(batches, likelihood(), rate, c.clip_norm)

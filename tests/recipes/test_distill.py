@@ -1,0 +1,103 @@
+"""Rejection keeps nothing wrong, mixed or twice; the student learns from the rows, also after a stop."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schoolhouse.durable import read_lines, read_object
+from schoolhouse.policy.policy import Policy
+from schoolhouse.recipes import distill, pretrain, sft
+from schoolhouse.run import Run, read_metrics
+from schoolhouse.tasks.task import open_task
+from schoolhouse.types import Demonstration, Key, SchoolError
+
+MODEL = pretrain.Model(width=32, layers=1, heads=1, key_heads=1, head_dim=32, inner=32, longest=256)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task whose answer is always 7, half of the rationales in two languages; a base, and a model that was taught."""
+    place = tmp_path_factory.mktemp("models")
+    rows = [{"question": f"Say {i}.", "answer": f"{('seven', 'seven 七')[i % 2]} #### 7"} for i in range(60)]
+    (place / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = f"jsonl:{place / 'task.jsonl'}?exam=none"
+    book = pretrain.Config(task="school:facts", model=MODEL, vocabulary=300, steps=3, batch=4, context=32)
+    with Run.open(place / "base", book, "pretrain") as run:
+        pretrain.pretrain(book, run)
+    lessons = sft.Config(model=str(place / "base"), task=task, steps=100, batch=32, learning_rate=1e-2)
+    with Run.open(place / "teacher", lessons, "sft") as run:
+        sft.sft(lessons, run)
+    return place
+
+
+def config(folder: Path, **changes: Any) -> distill.Config:
+    given: dict[str, Any] = {"problems": 60, "samples": 4, "length": 24, "steps": 4, "batch": 4}
+    given["task"] = f"jsonl:{folder / 'task.jsonl'}?exam=none"
+    given |= {"teacher": str(folder / "teacher"), "model": str(folder / "base")}
+    return distill.Config(**{**given, **changes})
+
+
+def train(place: Path, c: distill.Config) -> Run:
+    with Run.open(place, c, "distill") as run:
+        distill.distill(c, run)
+    return run
+
+
+def test_what_is_kept_is_right_in_one_language_and_there_once(folder: Path, tmp_path: Path):
+    run = train(tmp_path / "run", config(folder, language="latin"))
+    rows = read_lines(run.folder / "kept.jsonl")
+    account = read_object(run.folder / "harvest.json")
+    assert len(rows) == account["kept"] > 0
+    assert account["dropped_mixed"] > 0
+    assert account["rollouts"] == 240 == sum(n for why, n in account.items() if why.startswith(("kept", "dropped")))
+    assert all(row["thought"].isascii() for row in rows)
+    assert all(f"{{{row['reference']}}}" in row["said"] for row in rows)
+    assert len({(row["id"], row["thought"], row["said"]) for row in rows}) == len(rows)
+    assert read_metrics(run.folder)[0]["dropped_mixed"] == account["dropped_mixed"]
+
+
+def test_no_more_than_the_cap_is_kept_of_a_problem(folder: Path, tmp_path: Path):
+    rows = read_lines(train(tmp_path / "run", config(folder, cap=1)).folder / "kept.jsonl")
+    assert rows
+    assert len({row["id"] for row in rows}) == len(rows)
+
+
+def test_what_was_kept_is_a_task_of_its_own(folder: Path, tmp_path: Path):
+    run = train(tmp_path / "run", config(folder))
+    lessons = open_task(f"jsonl:{run.folder / 'kept.jsonl'}?exam=none").worked(0, 8)
+    kept = read_lines(run.folder / "kept.jsonl")
+    assert {d.problem.reference for d in lessons} <= {row["reference"] for row in kept}
+
+
+def test_a_student_that_was_stopped_learns_the_same(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = train(tmp_path / "whole", config(folder, save_every=2))
+    update = Policy.update
+
+    def tired(self: Policy, *args: Any) -> Any:
+        if self.version == 3:
+            raise KeyboardInterrupt
+        return update(self, *args)
+
+    monkeypatch.setattr(Policy, "update", tired)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", config(folder, save_every=2))
+    monkeypatch.undo()
+    again = train(tmp_path / "cut", config(folder, save_every=2))
+    assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
+
+
+def test_a_teacher_that_is_never_right_is_refused(folder: Path, tmp_path: Path):
+    with pytest.raises(SchoolError, match="nothing was kept"):
+        train(tmp_path / "run", config(folder, teacher=str(folder / "base"), length=1))
+
+
+def test_a_lesson_is_what_the_teacher_said(folder: Path):
+    rows, _ = distill.harvest(config(folder, problems=8))
+    lesson = distill._lesson(rows[0])
+    assert isinstance(lesson, Demonstration)
+    policy = Policy.load(folder / "teacher")
+    rollout = policy.conversation.demonstrate(lesson, Key(0, "t"))
+    reply = policy.conversation.read(rollout)
+    assert (reply.thought, reply.answer) == (rows[0]["thought"], rows[0]["said"])
