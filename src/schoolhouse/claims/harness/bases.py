@@ -15,9 +15,11 @@ def only_tiny(scale: Scale) -> None:
         raise SchoolError(f"this claim has no scale `{scale}` yet: use tiny")
 
 
-def chains(seed: int, steps: int = 1000) -> Step:
+def chains(seed: int, steps: int = 1000, tongues: str = "") -> Step:
     """A small model that was shown worked chains, most of them bare guesses: it is right about one time in three."""
     task = "school:chain+facts?steps=2-4&hands=bare=55,partial=10,full=35"
+    if tongues:
+        task += f"&tongues={tongues}"
     book = Step(
         "pretrain",
         {
@@ -32,7 +34,7 @@ def chains(seed: int, steps: int = 1000) -> Step:
                 "inner": 384,
                 "longest": 256,
             },
-            "vocabulary": 384,
+            "vocabulary": 448 if tongues else 384,
             "steps": 200,
             "learning_rate": 3e-3,
         },

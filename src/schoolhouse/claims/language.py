@@ -1,0 +1,104 @@
+"""A model that was shown thoughts in two languages goes on mixing them, unless keeping to one is rewarded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from schoolhouse.claims.harness.bases import CHAINS, chains, mixed_share, only_tiny, practice
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, told
+from schoolhouse.claims.harness.figures import bars, learning
+from schoolhouse.policy.policy import Policy
+from schoolhouse.tasks.task import open_task
+from schoolhouse.text.scripts import scripts
+from schoolhouse.types import Key
+
+TARGET, TONGUES = "latin", "latin=40,cjk=10,mixed=50"
+SHARE, LOSS = 0.98, 0.03
+
+
+class Tongues(Exam):
+    """How thoughts are written: `target`, words in the script; `mixed`, thoughts in several; `worded`, in any."""
+
+    script: str = TARGET
+
+    def take(self, policy: Policy, seed: int) -> Json:
+        asked = [
+            policy.conversation.begin(problem, Key(seed, "tongues", 0, i, g))
+            for i, problem in enumerate(open_task(self.task, seed).exam(self.problems))
+            for g in range(self.samples)
+        ]
+        said = policy.extend(asked, self.length, temperature=self.temperature)
+        counts = [scripts(policy.conversation.read(rollout).thought or "") for rollout in said]
+        words = [count for count in counts if count]
+        target = sum(count[self.script] for count in words) / max(1, sum(count.total() for count in words))
+        return {
+            "overall": {
+                "target": target,
+                "mixed": fmean(len(count) > 1 for count in words) if words else 0.0,
+                "worded": len(words) / len(counts),
+            }
+        }
+
+
+def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
+    only_tiny(scale)
+    start = chains(seed, tongues=TONGUES)
+    asked = {"exam": CHAINS, "tongues": Tongues(task=CHAINS.task, problems=100, samples=8, length=CHAINS.length)}
+    kept = {"language": TARGET, "consistency": 1.0}
+    return {
+        "start": Arm(start, asked, f"worked examples in {TONGUES}"),
+        "plain": Arm(practice(start, seed), asked, "practice for right answers"),
+        "consistent": Arm(practice(start, seed, **kept), asked, "and for the share of words in one language"),
+    }
+
+
+def judge(results: Results) -> Sequence[Check]:
+    begun, plain, kept = (results.each(arm, "mixed", "tongues") for arm in ("start", "plain", "consistent"))
+    share, worded = results.each("consistent", "target", "tongues"), results.each("consistent", "worded", "tongues")
+    lost = results.gains("plain", "consistent")
+    return [
+        mixed_share(results, "plain"),
+        Check("premise", "at least 20 % of the start's thoughts mix languages", told(begun), min(begun) >= 0.2),
+        Check("premise", "at least half of the answers are thought about in words", told(worded), min(worded) >= 0.5),
+        Check(
+            "must hold", f"consistent: {SHARE:.0%} of words in {TARGET}, each seed", told(share), min(share) >= SHARE
+        ),
+        Check(
+            "must hold",
+            f"consistent: pass@1 at most {LOSS} below plain, mean of seeds",
+            f"{told(lost, sign=True)}, mean {fmean(lost):+.3f}",
+            fmean(lost) >= -LOSS,
+        ),
+        Check(
+            "must fail",
+            "plain: mixed thoughts do not fall below half of the start's, each seed",
+            f"{told(begun)} -> {told(plain)}",
+            all(after >= before / 2 for before, after in zip(begun, plain, strict=True)),
+        ),
+        Check("reported", "consistent: thoughts that mix", told(kept), True),
+    ]
+
+
+def draw(results: Results, picture: Any) -> None:
+    left, middle, right = picture.subplots(1, 3)
+    learning(left, results, ["plain", "consistent"])
+    bars(middle, results, ["start", "plain", "consistent"], "target", "tongues")
+    middle.set(ylabel=f"share of words in {TARGET}")
+    bars(right, results, ["start", "plain", "consistent"], "mixed", "tongues")
+    right.set(ylabel="share of thoughts in two languages")
+
+
+CLAIM = Claim(
+    id="language",
+    paper="DeepSeek-R1, Guo et al. 2025, arXiv 2501.12948, section 2.3.2",
+    sentence="A reward for keeping to one language ends code-switching at little cost in accuracy",
+    budget="45 steps of 32 problems x 16 rollouts of at most 64 tokens in both arms",
+    premise="the start mixes languages, groups are mixed, and thoughts are in words",
+    rule="with the reward 98 % of words are in the target language in every seed, and pass@1 is at most .03 below "
+    "practice without it; without it mixing does not fall below half",
+    arms=arms,
+    judge=judge,
+    draw=draw,
+)
