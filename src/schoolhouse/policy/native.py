@@ -16,12 +16,15 @@ from torch import Tensor
 
 from schoolhouse.policy.compiled import LANES, call, kernel
 from schoolhouse.policy.memory import Packed, Slots
+from schoolhouse.policy.replay import StaticHalfSlots, StaticSlots, wanted
 
 _BLOCK = 16  # slots of one prompt that meet it together
 
 
 def best_memories(head_width: int, dtype: torch.dtype, device: torch.device) -> tuple[type[Packed], type[Slots]]:
     """The quickest of this machine for a decoder that computes in `dtype`."""
+    if wanted(device):
+        return Packed, StaticHalfSlots if dtype == torch.bfloat16 else StaticSlots
     if device.type != "cpu" or head_width % (2 * LANES) or not kernel(head_width, dtype):
         return Packed, Slots
     return NativePacked, NativeHalfSlots if dtype == torch.bfloat16 else NativeSlots

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from schoolhouse.policy.decoder import Decoder
 from schoolhouse.policy.memory import Packed, Slots
+from schoolhouse.policy.replay import Replay, StaticSlots
 from schoolhouse.policy.rows import draw, log_probabilities
 from schoolhouse.randomness import digest, uniforms
 from schoolhouse.types import Rollout, SchoolError
@@ -140,6 +141,11 @@ def extend(
         prompts=len({r.tokens for r in rollouts}),
         device=device,
     )
+
+    def step(token_S: Tensor) -> Tensor:  # [S] -> [S, V]
+        return decoder.project(decoder(token_S, memory.begin_step(), memory))
+
+    advance = Replay(step, memory) if isinstance(memory, StaticSlots) else step
     stop_V = torch.zeros(shape.vocab_size, dtype=torch.bool, device=device)
     stop_V[list(stop)] = True
     maybe_V = None if ends is None else ends[0].to(device)
@@ -220,9 +226,8 @@ def extend(
                 rows[:stay] = rows[order]
             owner[:stay], stream[:stay], token_S = owner[places], stream[places], token_S[order]
         if memory.busy:
-            hidden_SC = decoder(token_S, memory.begin_step(), memory)
+            logits_SV = advance(token_S)
             memory.end_step()
-            logits_SV = decoder.project(hidden_SC)
         else:
             logits_SV = None
     return [r for r in done if r is not None]
