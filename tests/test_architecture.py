@@ -14,7 +14,7 @@ NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 
 LAYERS = [
     {"types", "config", "randomness", "schedule", "durable", "progress", "records", "interrupts"},
-    {"objectives", "credit", "controls", "packing", "family", "run", "advice"},
+    {"objectives", "credit", "controls", "packing", "family", "reflection", "run", "advice"},
     {"text"},
     {"tasks", "tools", "policy"},
     {"search", "measure"},

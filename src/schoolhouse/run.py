@@ -49,6 +49,7 @@ from schoolhouse.durable import (
 from schoolhouse.interrupts import Interrupts, Stopped
 from schoolhouse.progress import progress
 from schoolhouse.records import differences, headline, read_config, rollout_row, spent, this_machine
+from schoolhouse.reflection import account
 from schoolhouse.types import Group, Reply, Rollout, SchoolError
 
 Item = TypeVar("Item", bound=int | tuple[Any, ...])
@@ -238,7 +239,7 @@ class Run:
             rollouts = rollouts_of(groups)
             verdicts = [verdict for group in groups for verdict in group.verdicts]
             replies = [read(rollout) for rollout in rollouts] if read else None
-            stats = signal_account(groups, replies) | stats
+            stats = signal_account(groups, replies) | (account(groups, replies) if replies else {}) | stats
             path = self.folder / "rollouts" / f"{step:06d}.jsonl"
             path.parent.mkdir(exist_ok=True)
             self._unsynced |= {path, path.parent}

@@ -20,9 +20,9 @@ from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.task import Task, open_task
 from schoolhouse.text.conversation import Conversation
-from schoolhouse.text.corpus import bits_per_byte, chunks, stream, text_file, token_stream
+from schoolhouse.text.corpus import bits_per_byte, chunks, stream, text_file, text_rollouts, token_stream
 from schoolhouse.text.tokenizer import Tokenizer, train_tokenizer
-from schoolhouse.types import NAN, Key, Message, Precision, Problem, Rollout, SchoolError
+from schoolhouse.types import Key, Precision, SchoolError
 
 _SAMPLE, _HELD_OUT = 2000, 1_000_003  # pages the tokenizer is trained on; the step whose pages are set aside
 
@@ -111,7 +111,7 @@ def pretrain(c: Config, run: Run) -> None:
     corpus = stream(train if task is None else task.exposition, tokenizer, c.context, c.seed)
 
     for step in run.steps(range(run.step, c.steps), keep=policy, every=c.save_every):
-        rollouts = _rollouts(corpus.rows(step, c.batch), c.seed, step)
+        rollouts = text_rollouts(corpus.rows(step, c.batch), c.seed, step)
         if task and c.worked:
             keys = [Key(c.seed, "worked", step, i) for i in range(c.worked)]
             rollouts += policy.conversation.demonstrate_all(task.worked(step, c.worked), keys)
@@ -128,17 +128,8 @@ def pretrain(c: Config, run: Run) -> None:
 def test(policy: Policy, documents: Sequence[str], context: int) -> float:
     """Bits per byte of documents, each token predicted from at most `context - 1` before it."""
     rows = chunks(token_stream(documents, policy.conversation.tokenizer), context)
-    scores = policy.score(_rollouts(rows, 0, 0))
+    scores = policy.score(text_rollouts(rows, 0, 0))
     return bits_per_byte(-float(sum(score.logprob.sum(dtype="float64") for score in scores)), documents)
-
-
-def _rollouts(rows: Sequence[Sequence[int]], seed: int, step: int) -> list[Rollout]:
-    """Rows of text as rollouts that somebody wrote from the first token to the last."""
-    text = Problem("text", (Message("user", ""),), "")
-    return [
-        Rollout(text, Key(seed, "text", step, i), tuple(row), (True,) * len(row), (NAN,) * len(row))
-        for i, row in enumerate(rows)
-    ]
 
 
 def _pages(task: Task | None, step: int, count: int) -> list[str]:

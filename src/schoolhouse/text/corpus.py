@@ -18,7 +18,7 @@ import numpy as np
 
 from schoolhouse.randomness import numpy_random
 from schoolhouse.text.tokenizer import END_OF_TEXT, Tokenizer
-from schoolhouse.types import Key, SchoolError
+from schoolhouse.types import NAN, Key, Message, Problem, Rollout, SchoolError
 
 Documents = Callable[[int, int], list[str]]
 """(step, count) -> that many documents, the same ones whenever asked."""
@@ -223,3 +223,12 @@ def _pieces(text: str) -> list[str]:
         pieces.append(text[start : cut.start()])
         start = cut.start()
     return [*pieces, text[start:]]
+
+
+def text_rollouts(rows: Sequence[Sequence[int]], seed: int, step: int) -> list[Rollout]:
+    """Rows of text as rollouts that somebody wrote from the first token to the last."""
+    text = Problem("text", (Message("user", ""),), "")
+    return [
+        Rollout(text, Key(seed, "text", step, i), tuple(row), (True,) * len(row), (NAN,) * len(row))
+        for i, row in enumerate(rows)
+    ]
