@@ -1,0 +1,129 @@
+"""STaR: what is kept, what becomes of the hint, where each loop starts from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from schoolhouse.policy.policy import Policy
+from schoolhouse.recipes import pretrain, sft, star
+from schoolhouse.run import Run, read_metrics
+from schoolhouse.types import NAN, Group, Key, Message, Problem, Rollout, Verdict
+
+MODEL = pretrain.Model(width=32, layers=1, heads=1, key_heads=1, head_dim=32, inner=32, longest=128)
+PROBLEM = Problem("p", (Message("user", "What is 3 + 4?"),), "7")
+
+
+def said(*words: int, sample: int = 0, problem: Problem = PROBLEM, finish: Any = "stop") -> Rollout:
+    asked = Rollout(problem, Key(0, "t", 0, 0, sample), (1, 2), (False, False), (NAN, NAN))
+    return asked.said(words, [-0.1] * len(words), finish, 0)
+
+
+def group(*pairs: tuple[Rollout, float | None]) -> Group:
+    verdicts = tuple(Verdict(score, "" if score is not None else "clock") for _, score in pairs)
+    return Group(pairs[0][0].problem, tuple(rollout for rollout, _ in pairs), verdicts)
+
+
+def test_right_answers_are_kept_once_and_up_to_the_cap():
+    found = group((said(3), 1.0), (said(3), 1.0), (said(4), 0.0), (said(5), 1.0), (said(6), 1.0), (said(7), None))
+    assert [rollout.last_turn() for rollout in star.keep([found], cap=2)] == [(3,), (5,)]
+
+
+def test_what_was_cut_off_is_never_kept():
+    assert star.keep([group((said(3, finish="length"), 1.0))], cap=9) == []
+
+
+def test_without_the_filter_wrong_answers_are_kept_too():
+    assert len(star.keep([group((said(3), 0.0), (said(4), 1.0))], cap=9, everything=True)) == 2
+
+
+def test_a_hint_is_the_answer_behind_the_question():
+    assert star.hinted(PROBLEM).messages == (Message("user", "What is 3 + 4? (7)"),)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task whose answer is 6 or 7, and a base that says one of them."""
+    place = tmp_path_factory.mktemp("models")
+    answers = [("seven", 7) if i % 3 else ("six", 6) for i in range(60)]
+    rows = [{"question": f"Say {i}.", "answer": f"{word} #### {n}"} for i, (word, n) in enumerate(answers)]
+    (place / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    book = pretrain.Config(task="school:facts", model=MODEL, vocabulary=300, steps=3, batch=4, context=32)
+    with Run.open(place / "text", book, "pretrain") as run:
+        pretrain.pretrain(book, run)
+    task = f"jsonl:{place / 'task.jsonl'}?exam=none"
+    lessons = sft.Config(model=str(place / "text"), task=task, steps=60, batch=32, learning_rate=1e-2)
+    with Run.open(place / "base", lessons, "sft") as run:
+        sft.sft(lessons, run)
+    return place
+
+
+def config(folder: Path, **changes: Any) -> star.Config:
+    task = f"jsonl:{folder / 'task.jsonl'}?exam=none"
+    given: dict[str, Any] = {"model": str(folder / "base"), "task": task, "examples_task": task, "examples": 4}
+    given |= {"loops": 2, "problems": 12, "length": 24, "updates": 2, "batch": 8, "learning_rate": 1e-3}
+    return star.Config(**{**given, **changes})
+
+
+def train(place: Path, c: star.Config) -> Run:
+    with Run.open(place, c, "star") as run:
+        star.star(c, run)
+    return run
+
+
+def test_loops_ask_keep_and_account(folder: Path, tmp_path: Path):
+    rows = read_metrics(train(tmp_path / "run", config(folder)).folder)
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert rows[0]["studied"] == 8  # each example with its hint and without
+    for row in rows[1:]:
+        assert row["rollouts"] == 12
+        assert row["studied"] == 8 + row["kept"] + row.get("rationalized", 0)
+        assert row.get("failed", 0) == 12 - row["kept"]
+
+
+def test_each_loop_starts_from_the_base(folder: Path, tmp_path: Path):
+    """With a learning rate next to nothing the last model is the base, however many loops went before."""
+    run = train(tmp_path / "run", config(folder, learning_rate=1e-12, updates=1))
+    there, base = (load_file(place / "model.safetensors") for place in (run.model, newest(folder)))
+    assert all((there[name] - base[name]).abs().max() < 1e-9 for name in base)
+
+
+def newest(folder: Path) -> Path:
+    return sorted((folder / "base" / "checkpoints").iterdir())[-1]
+
+
+def test_the_hint_is_gone_from_what_is_learned_unless_it_stays(folder: Path):
+    policy = Policy.load(folder / "base")
+    asked = policy.conversation.begin(star.hinted(PROBLEM), Key(0, "t"))
+    rollout = asked.said((5, 6), (-0.1, -0.2), "stop", 0)
+    plain = star._without_hint(policy, rollout)
+    assert plain.problem.messages == PROBLEM.messages
+    assert plain.tokens == (*policy.conversation.prompt(PROBLEM.messages), 5, 6)
+    assert plain.written[-2:] == (True, True)
+    assert not any(plain.written[:-2])
+
+
+def test_nothing_to_learn_from_leaves_the_model_as_it_is(folder: Path, tmp_path: Path):
+    run = train(tmp_path / "run", config(folder, examples=0, length=1, rationalize=False))
+    assert all("studied" not in row for row in read_metrics(run.folder))
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_bits(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = train(tmp_path / "whole", config(folder))
+    study = star.study
+
+    def tired(c: Any, policy: Any, rollouts: Any, loop: int) -> Any:
+        if loop == 2:
+            raise KeyboardInterrupt
+        return study(c, policy, rollouts, loop)
+
+    monkeypatch.setattr(star, "study", tired)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", config(folder))
+    monkeypatch.undo()
+    again = train(tmp_path / "cut", config(folder))
+    assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
+    one, other = (load_file(run.model / "model.safetensors") for run in (whole, again))
+    assert all((one[name] == other[name]).all() for name in one)
