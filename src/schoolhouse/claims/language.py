@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, chains, mixed_share, only_tiny, practice
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, told
+from schoolhouse.claims.harness.bases import CHAINS, TONGUES, chains, mixed_share, only_tiny, practice
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars, learning
 from schoolhouse.policy.policy import Policy
 from schoolhouse.tasks.task import open_task
 from schoolhouse.text.scripts import scripts
 from schoolhouse.types import Key
 
-TARGET, TONGUES = "latin", "latin=40,cjk=10,mixed=50"
+TARGET = "latin"
 SHARE, LOSS = 0.98, 0.03
 
 
@@ -42,15 +42,19 @@ class Tongues(Exam):
         }
 
 
+def consistent(start: Step, seed: int) -> Step:
+    """Practice with a reward for the share of words in the target language."""
+    return practice(start, seed, language=TARGET, consistency=1.0)
+
+
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     start = chains(seed, tongues=TONGUES)
     asked = {"exam": CHAINS, "tongues": Tongues(task=CHAINS.task, problems=100, samples=8, length=CHAINS.length)}
-    kept = {"language": TARGET, "consistency": 1.0}
     return {
         "start": Arm(start, asked, f"worked examples in {TONGUES}"),
         "plain": Arm(practice(start, seed), asked, "practice for right answers"),
-        "consistent": Arm(practice(start, seed, **kept), asked, "and for the share of words in one language"),
+        "consistent": Arm(consistent(start, seed), asked, "and for the share of words in one language"),
     }
 
 

@@ -24,9 +24,9 @@ from schoolhouse.progress import progress
 from schoolhouse.randomness import python_random
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
-from schoolhouse.tasks.task import judge, open_task
+from schoolhouse.tasks.task import judge, judge_all, open_task
 from schoolhouse.text.scripts import share_in
-from schoolhouse.types import Demonstration, Key, Message, Precision, Problem, SchoolError
+from schoolhouse.types import Demonstration, Key, Message, Precision, Problem, Reply, SchoolError
 
 Row = dict[str, Any]
 
@@ -92,6 +92,7 @@ def harvest(c: Config) -> tuple[list[Row], dict[str, int]]:
     with progress("teacher", len(asked), unit="answer") as advance:
         said = teacher.extend(asked, c.length, temperature=c.temperature, progress=lambda more: advance(more, ""))
     groups = judge(said, task, say.read)
+    cases: list[tuple[Problem, Reply]] = []
     rows, count = [], Counter(sampled_tokens=sum(sum(rollout.written) for rollout in rollouts_of(groups)))
     for group in groups:
         known: set[tuple[str, str]] = set()
@@ -114,8 +115,12 @@ def harvest(c: Config) -> tuple[list[Row], dict[str, int]]:
                 reason = "kept"
                 known.add(words)
                 rows.append(_row(group.problem, *words))
+                cases.append((group.problem, Reply(*words)))
             count["rollouts"] += 1
             count[reason] += 1
+    again = [verdict.score for verdict in judge_all(cases, task)]  # what is kept, as it is written down
+    count["kept_wrong"] = sum(score is None or score < 1.0 for score in again)
+    count["kept_mixed"] = sum(share_in(reply.thought or "", c.language or "latin") < 1.0 for _, reply in cases)
     return rows, dict(count)
 
 
