@@ -22,7 +22,13 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     base = start.config["model"]
     teacher, tongues = consistent(start, seed), Tongues(task=CHAINS.task, problems=100, samples=8, length=CHAINS.length)
     asked = {"exam": CHAINS, "tongues": tongues}
-    harvest = {"teacher": teacher, "task": CHAINS.task, "language": TARGET, "length": CHAINS.length, "seed": seed}
+    harvest: dict[str, Any] = {
+        "teacher": teacher,
+        "task": CHAINS.task,
+        "language": TARGET,
+        "length": CHAINS.length,
+        "seed": seed,
+    }
     harvest |= {"samples": 4, "problems": STEPS * ROLLOUTS // 4, "steps": 1000, "learning_rate": 3e-3}
     return {
         "start": Arm(start, asked, "cold start: fine-tuned on worked chains in two languages"),
