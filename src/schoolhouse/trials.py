@@ -47,11 +47,11 @@ def claim(words: Sequence[str]) -> None:
     elif what == "report":
         c = options(Report, rest, "school claim report [--results FOLDER]", ())
         if c is not None:
-            from schoolhouse.claims.harness.page import write_table
+            from schoolhouse.claims.harness.page import write_pages
 
             if not any(c.results.glob("*.json")):
                 raise SchoolError(f"{c.results} holds no results; `school claim run NAME` makes them")
-            write_table(c.results)
+            write_pages(c.results)
             print((c.results / "README.md").read_text(encoding="utf-8"))
     elif what in ("-h", "--help"):
         print(_USAGE)

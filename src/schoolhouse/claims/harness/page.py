@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Json, Results, Scale, Step, verdict
-from schoolhouse.claims.harness.lab import name_of
+from schoolhouse.claims.harness.lab import find, known, name_of
 from schoolhouse.durable import read_object, to_json, write_whole
 from schoolhouse.progress import duration
 from schoolhouse.records import this_machine
@@ -36,8 +36,7 @@ def write(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / f"{claim.id}.json", to_json(record, 2) + "\n")
     _figure(claim, results, folder / f"{claim.id}.png")
-    write_whole(folder / f"{claim.id}.md", page(claim, record, checks))
-    write_table(folder)
+    write_pages(folder)
     return record
 
 
@@ -76,27 +75,28 @@ def _figure(claim: Claim, results: Results, path: Path) -> None:
     FigureCanvasAgg(picture).print_png(path)
 
 
-def page(claim: Claim, record: Json, checks: Sequence[Check]) -> str:
-    """The page of a claim."""
+def page(record: Json, notes: Sequence[str]) -> str:
+    """The page of a claim, from its results."""
+    name, checks = record["claim"], [Check(**check) for check in record["checks"]]
     lines = [
-        f"# {claim.id}: {record['verdict']}",
+        f"# {name}: {record['verdict']}",
         "",
-        f"{claim.sentence} ({claim.paper})",
+        f"{record['sentence']} ({record['paper']})",
         "",
-        f"`school claim run {claim.id} --seeds {len(record['seeds'])} --scale {record['scale']}` · {claim.budget} · "
-        f"{duration(record['seconds'])} of training on {record['machine']['cores']} cores.",
+        f"`school claim run {name} --seeds {len(record['seeds'])} --scale {record['scale']}` · {record['budget']} · "
+        f"{duration(record['seconds'])} of training in all, on {record['machine']['cores']} cores.",
         "",
-        f"- Premise: {claim.premise}",
-        f"- Rule: {claim.rule}",
+        f"- Premise: {record['premise']}",
+        f"- Rule: {record['rule']}",
         "",
-        f"![{claim.id}]({claim.id}.png)",
+        f"![{name}]({name}.png)",
         "",
         "| | asked | found | |",
         "|---|---|---|---|",
         *(f"| {c.kind} | {c.text} | {c.found} | {_mark(c)} |" for c in checks),
         "",
         *_exam_table(record),
-        *claim.notes,
+        *notes,
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -130,9 +130,12 @@ def _mean(exams: Sequence[Json], metric: str) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def write_table(folder: Path) -> None:
-    """README.md: all claims whose results lie in the folder."""
+def write_pages(folder: Path) -> None:
+    """The page of each claim whose results lie in the folder, and README.md, the table of all."""
     records = [read_object(path) for path in sorted(folder.glob("*.json"))]
+    for record in records:
+        notes = find(record["claim"]).notes if record["claim"] in known() else ()
+        write_whole(folder / f"{record['claim']}.md", page(record, notes))
     lines = [
         "# Claims",
         "",
