@@ -56,7 +56,9 @@ def claim(words: Sequence[str]) -> None:
     elif what in ("-h", "--help"):
         print(_USAGE)
     else:
-        raise SchoolError(f"`school claim {what}` is nothing\n{_USAGE}")
+        from schoolhouse.claims.harness.lab import find
+
+        raise SchoolError(f"did you mean `school claim run {find(what).id}`?\n{_USAGE}")
 
 
 def _list() -> None:

@@ -75,7 +75,7 @@ CLAIM = Claim(
     notes=(
         "What did not hold: rewards are 0 and 1 here, so without a baseline every right answer is praised and no wrong "
         "one blamed, by a gradient whose size Adam takes out. Its noise does not matter with 512 rollouts a step, nor "
-        "with 64: a pilot of 150 steps of 8 problems x 8 rollouts from the start of seed 0 gave .73 .92 .94 .96 without, "
-        ".74 .87 .93 .95 with siblings (exams after 30, 60, 90, 120 steps). Negative feedback does matter.",
+        "with 64: a pilot of 150 steps of 8 problems x 8 rollouts from the start of seed 0 gave .73 .92 .94 .96 "
+        "without, .74 .87 .93 .95 with siblings (exams after 30, 60, 90, 120 steps). Negative feedback does matter.",
     ),
 )

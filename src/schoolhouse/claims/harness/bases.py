@@ -19,9 +19,12 @@ TONGUES = "latin=40,cjk=10,mixed=50"
 """Half of the worked examples mix two toy languages."""
 
 
-def chains(seed: int, steps: int = 1000, tongues: str = "", small: bool = False) -> Step:
+HANDS = "bare=55,partial=10,full=35"
+
+
+def chains(seed: int, steps: int = 1000, tongues: str = "", small: bool = False, hands: str = HANDS) -> Step:
     """A small model that was shown worked chains, most of them bare guesses: it is right about one time in three."""
-    task = "school:chain+facts?steps=2-4&hands=bare=55,partial=10,full=35"
+    task = f"school:chain+facts?steps=2-4&hands={hands}"
     if tongues:
         task += f"&tongues={tongues}"
     width, layers = (64, 2) if small else (128, 3)

@@ -1,0 +1,79 @@
+"""Dividing each answer's loss by its own length lets wrong answers grow long: Dr. GRPO's first bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from schoolhouse.claims.harness.bases import chains, mixed_share, only_tiny, practice
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, told
+from schoolhouse.claims.harness.figures import course, learning
+
+HARD = Exam(task="school:chain?steps=4-8", problems=200, samples=8, length=128)
+RATIO, APART, LAST = 1.2, 0.03, 10
+ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "own_length": ("loss over the answer's own length: GRPO", {"aggregate": "sequence_mean"}),
+    "budget": ("loss over the same number for all: Dr. GRPO", {"aggregate": "constant"}),
+}
+
+
+def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
+    only_tiny(scale)
+    start = chains(seed, hands="bare=30,full=35,check=35")
+    free = {"task": HARD.task, "length": HARD.length, "scale": "none"}
+    return {
+        "start": Arm(start, {"exam": HARD}, "thoughts of none, of all steps, of all steps twice"),
+        **{
+            name: Arm(practice(start, seed, **free, **keys), {"exam": HARD}, about)
+            for name, (about, keys) in ARMS.items()
+        },
+    }
+
+
+def judge(results: Results) -> Sequence[Check]:
+    wrong = {name: [fmean(row[-LAST:]) for row in results.course(name, "said_wrong")] for name in ARMS}
+    right = {name: [fmean(row[-LAST:]) for row in results.course(name, "said_right")] for name in ARMS}
+    ratios = [a / b for a, b in zip(wrong["own_length"], wrong["budget"], strict=True)]
+    apart = results.gains("budget", "own_length")
+    return [
+        mixed_share(results, "budget"),
+        Check(
+            "premise",
+            f"pass@1 within {APART} of each other, mean of seeds",
+            told(apart, sign=True),
+            abs(fmean(apart)) <= APART,
+        ),
+        Check(
+            "must hold",
+            f"tokens of wrong answers in the last {LAST} steps: {RATIO} times as many under own_length, each seed",
+            f"{told(wrong['own_length'], 1)} against {told(wrong['budget'], 1)}: {told(ratios, 2)}",
+            min(ratios) >= RATIO,
+        ),
+        Check(
+            "reported",
+            "tokens of right answers",
+            f"{told(right['own_length'], 1)} against {told(right['budget'], 1)}",
+            True,
+        ),
+    ]
+
+
+def draw(results: Results, picture: Any) -> None:
+    one, two, three = picture.subplots(1, 3)
+    course(one, results, [*ARMS], "said_wrong", "tokens of wrong answers")
+    course(two, results, [*ARMS], "said_right", "tokens of right answers")
+    learning(three, results, [*ARMS])
+
+
+CLAIM = Claim(
+    id="length_bias",
+    paper="Liu et al. 2025, arXiv 2503.20783, section 3.1",
+    sentence="Under 1/length a long wrong answer is blamed less for each of its tokens, so wrong answers grow",
+    budget="45 steps of 32 problems x 16 rollouts of at most 128 tokens in both arms",
+    premise="groups are mixed, and accuracy is the same",
+    rule="in every seed wrong answers are 1.2 times as long under 1/length as under a constant",
+    arms=arms,
+    judge=judge,
+    draw=draw,
+)
