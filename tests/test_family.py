@@ -32,6 +32,12 @@ def test_an_unknown_relative_is_refused_with_the_nearest():
         config(like="dappo")
 
 
+@pytest.mark.parametrize("like", [None, 3, ["dapo"], {"dapo": 1}])
+def test_what_is_no_name_is_refused(like: object):
+    with pytest.raises(SchoolError, match="there is no relative"):
+        config(like=like)
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [

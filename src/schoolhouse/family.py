@@ -151,8 +151,10 @@ class Config(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _like(cls, given: Any) -> Any:
-        like = given.get("like", "ours") if isinstance(given, Mapping) else "ours"
-        if like not in FAMILY:
+        if not isinstance(given, Mapping):
+            return given
+        like = given.get("like", "ours")
+        if not isinstance(like, str) or like not in FAMILY:
             raise ValueError(f"there is no relative `{like}` to be like{nearest(str(like), [*FAMILY])}")
         return {**FAMILY[like], **given}
 
