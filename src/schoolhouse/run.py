@@ -172,7 +172,7 @@ class Run:
         total  steps of the whole run, for the time left (otherwise `config.steps`)
         Ctrl-C or SIGTERM finishes the step, saves and raises Stopped; a second one stops at once.
         """
-        total = total or getattr(self.config, "steps", None)
+        total = (total or getattr(self.config, "steps", None)) if self._limit == (inf, inf) else None
         with Interrupts() as interrupts, progress(self.folder.name, total, self.step) as advance:
             for item in source:
                 self._now = item[0] if isinstance(item, tuple) else item

@@ -10,16 +10,17 @@ from schoolhouse.claims.harness.bases import CHAINS, chains, only_tiny, practice
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
 from schoolhouse.claims.harness.figures import course, learning
 
-UPDATES = 8
+UPDATES, STEPS, RATE = 16, 30, 5e-4
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     start, exam = chains(seed), {"exam": CHAINS}
+    long = {"steps": STEPS, "learning_rate": RATE, "save_every": STEPS}
     made = {"start": Arm(start, exam, "fine-tuned on worked chains")}
     for updates in (UPDATES, 1):
         for name, high in (("symmetric", 0.2), ("higher", 0.28)):
-            step = practice(start, seed, like="dapo", dynamic_sampling=0, clip_high=high, updates=updates)
+            step = practice(start, seed, like="dapo", dynamic_sampling=0, clip_high=high, updates=updates, **long)
             made[f"{name}_{updates}"] = Arm(step, exam, f"clip .2 / {high:.2g}, {updates} updates a step")
     return made
 
@@ -65,10 +66,14 @@ CLAIM = Claim(
     id="clip_higher",
     paper="Yu et al. 2025, arXiv 2503.14476, section 3.1",
     sentence="Clipping less above than below keeps entropy from collapsing",
-    budget=f"45 steps of 32 problems x 16 rollouts of at most 64 tokens in every arm; {UPDATES} updates a step, or one",
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most 64 tokens in every arm; {UPDATES} updates a step, or one",
     premise="something is cut above at all",
     rule=f"with {UPDATES} updates a step mean entropy is higher in every seed; with one, nothing differs at all",
     arms=arms,
     judge=judge,
     draw=draw,
+    notes=(
+        "A first counted run, with 8 updates a step at a fifth of this rate, was INVALID: .01 % of tokens were cut above, so "
+        "that the two could not differ (entropy .0331 .0396 .0234 against .0333 .0397 .0234).",
+    ),
 )
