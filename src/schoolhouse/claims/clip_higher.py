@@ -66,14 +66,14 @@ CLAIM = Claim(
     id="clip_higher",
     paper="Yu et al. 2025, arXiv 2503.14476, section 3.1",
     sentence="Clipping less above than below keeps entropy from collapsing",
-    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most 64 tokens in every arm; {UPDATES} updates a step, or one",
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most 64 tokens in every arm; {UPDATES} updates, or one",
     premise="something is cut above at all",
     rule=f"with {UPDATES} updates a step mean entropy is higher in every seed; with one, nothing differs at all",
     arms=arms,
     judge=judge,
     draw=draw,
     notes=(
-        "A first counted run, with 8 updates a step at a fifth of this rate, was INVALID: .01 % of tokens were cut above, so "
-        "that the two could not differ (entropy .0331 .0396 .0234 against .0333 .0397 .0234).",
+        "A first counted run, with 8 updates a step at a fifth of this rate, was INVALID: .01 % of tokens were cut above, "
+        "so that the two could not differ (entropy .0331 .0396 .0234 against .0333 .0397 .0234).",
     ),
 )
