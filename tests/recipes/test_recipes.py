@@ -16,7 +16,7 @@ from schoolhouse.recipes import grpo, pretrain, sft
 from schoolhouse.run import Run, read_metrics
 from schoolhouse.tasks.task import open_task
 from schoolhouse.text.conversation import Conversation
-from schoolhouse.types import SchoolError
+from schoolhouse.types import Group, Key, SchoolError, Verdict
 
 TASK = "school:facts?hands=bare=50,full=50"
 
@@ -354,6 +354,23 @@ def test_several_updates_tell_what_was_clipped(taught, tmp_path):
     assert "clipped_high" not in one
     assert several["ratio"] != 1.0
     assert 0.0 <= several["clipped_high"] <= 1.0
+
+
+def test_a_part_of_an_update_without_anything_to_learn_is_left_out(taught):
+    """Two groups, an update for each; the answers of the second were all cut off, and those are masked."""
+    config = grpo.Config(**{**GRPO, "model": str(model_of(taught[1])), "updates": 2, "mask_truncated": True})
+    policy = Policy.load(config.model)
+    problems = open_task(config.task, 0).draw(0, 2)
+    asked = [policy.conversation.begin(p, Key(0, "t", 0, i, g)) for i, p in enumerate(problems) for g in range(2)]
+    said = policy.extend(asked, 8)
+    verdicts = (Verdict(1.0), Verdict(0.0))
+    groups = [
+        Group(problem, tuple(replace(r, finish=finish) for r in said[2 * i : 2 * i + 2]), verdicts)
+        for i, (problem, finish) in enumerate(zip(problems, ("stop", "length"), strict=True))
+    ]
+    stats = grpo.learn(config, policy, None, grpo.objective_of(config), groups, said, 1e-3)
+    assert policy.version == 1
+    assert stats["tokens"] == sum(sum(rollout.written) for rollout in said[:2])
 
 
 def test_a_noisy_sampler_is_seen_in_the_gap_and_stops_the_run(taught, tmp_path):

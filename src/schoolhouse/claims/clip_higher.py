@@ -73,7 +73,7 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     notes=(
-        "A first counted run, with 8 updates a step at a fifth of this rate, was INVALID: .01 % of tokens were cut above, "
-        "so that the two could not differ (entropy .0331 .0396 .0234 against .0333 .0397 .0234).",
+        "A first counted run, with 8 updates a step at a fifth of this rate, was INVALID: .01 % of tokens were cut "
+        "above, so that the two could not differ (entropy .0331 .0396 .0234 against .0333 .0397 .0234).",
     ),
 )

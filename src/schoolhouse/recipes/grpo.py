@@ -134,7 +134,9 @@ def learn(
     parts = min(c.updates, len(signal))
     told = []
     for part in range(parts):  # whole groups, dealt in turn; weights x parts, so that each part is a mean of its own
-        mine = [i for i, group in enumerate(place) if group % parts == part]
+        mine = [i for i, group in enumerate(place) if group % parts == part and weigh(rollouts[i])]
+        if not mine:
+            continue
         chosen: dict[str, Any] = {name: [row[i] for i in mine] for name, row in rows.items()}
         batches = pack(
             [rollouts[i] for i in mine],
@@ -143,7 +145,6 @@ def learn(
             share=policy.shares,
             **chosen,
         )
-        fresh = c.lag == 0 and part == 0  # later the gap is what was learned
-        limit = c.gap_limit if fresh else inf
+        limit = inf if c.lag or told else c.gap_limit  # later the gap is what was learned
         told.append(policy.update(batches, objective, rate, c.clip_norm, c.temperature, limit, watch))
     return {name: fmean(stats[name] for stats in told) for name in told[0]} | {"gap": told[0]["gap"]}
