@@ -358,7 +358,8 @@ def test_several_updates_tell_what_was_clipped(taught, tmp_path):
 
 def test_a_part_of_an_update_without_anything_to_learn_is_left_out(taught):
     """Two groups, an update for each; the answers of the second were all cut off, and those are masked."""
-    config = grpo.Config(**{**GRPO, "model": str(model_of(taught[1])), "updates": 2, "mask_truncated": True})
+    given: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "updates": 2, "mask_truncated": True}
+    config = grpo.Config(**given)
     policy = Policy.load(config.model)
     problems = open_task(config.task, 0).draw(0, 2)
     asked = [policy.conversation.begin(p, Key(0, "t", 0, i, g)) for i, p in enumerate(problems) for g in range(2)]
