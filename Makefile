@@ -16,7 +16,7 @@ CORE := .venv/.installed-core
 STAMP := .venv/.installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test quick faults chaos fuzz quickstart bench
+.PHONY: help setup lint test quick faults chaos fuzz quickstart claims bench
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ fuzz: setup ## damaged files are read or refused, never a crash; MINUTES=60 SEED
 
 quickstart: $(CORE) ## from nothing to a model that thinks; SEED=1 DIR=runs/other
 	@$(BIN)/school quickstart --seed $(SEED) --dir $(DIR)
+
+CLAIM ?= grpo
+claims: $(CORE) ## published effects and their ablations into docs/claims; CLAIM="grpo baseline"
+	@for claim in $(CLAIM); do $(BIN)/school claim run $$claim --results docs/claims || exit 1; done
 
 # Peers that live elsewhere: VLLM=path/of/its/python NANOCHAT=path/of/its/checkout. Without them their races are left out.
 VLLM ?=
