@@ -22,11 +22,15 @@ TONGUES = "latin=25,cjk=25,mixed=50"
 HANDS = "bare=55,partial=10,full=35"
 
 
-def chains(seed: int, steps: int = 1000, tongues: str = "", small: bool = False, hands: str = HANDS) -> Step:
+def chains(
+    seed: int, steps: int = 1000, tongues: str = "", small: bool = False, hands: str = HANDS, again: int = 0
+) -> Step:
     """A small model that was shown worked chains, most of them bare guesses: it is right about one time in three."""
     task = f"school:chain+facts?steps=2-4&hands={hands}"
     if tongues:
         task += f"&tongues={tongues}"
+    if again:
+        task += f"&again={again}"
     width, layers = (64, 2) if small else (128, 3)
     heads = width // 32
     model = {"width": width, "layers": layers, "heads": heads, "key_heads": heads, "head_dim": 32, "inner": 3 * width}

@@ -1,0 +1,140 @@
+"""SCoRe: a second attempt that mends the first, beside ways to train that leave it alone or make it worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from schoolhouse.claims.harness.bases import chains, only_tiny, practice
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, Step, told
+from schoolhouse.claims.harness.figures import bars, course
+from schoolhouse.credit import rollouts_of
+from schoolhouse.measure.attempts import Attempts, first_attempts, twice
+from schoolhouse.policy.policy import Policy
+from schoolhouse.tasks.task import judge as verdicts_of
+from schoolhouse.tasks.task import open_task
+from schoolhouse.types import LOOK_AGAIN, Group, Key, Message
+
+TASK, LENGTH = "school:chain?steps=4", 48
+DELTA, WORSE = 0.03, 0.01
+
+
+class TwoAttempts(Exam):
+    """Both attempts at held-out problems, and what a second one is worth to those that were wrong first:
+    `repair` by looking at their own, `resample` by simply trying anew, `shuffled` by looking at somebody else's.
+    """
+
+    def take(self, policy: Policy, seed: int) -> Json:
+        task, say = open_task(self.task, seed), policy.conversation
+        exam = task.exam(self.problems)
+
+        def asked(purpose: str) -> list[Any]:
+            keys = [(p, Key(seed, purpose, 0, i, g)) for i, p in enumerate(exam) for g in range(self.samples)]
+            return [say.begin(problem, key) for problem, key in keys]
+
+        both = twice(policy, asked("two attempts"), self.length, self.temperature)
+        first = verdicts_of(first_attempts(both), task, say.read)
+        second = verdicts_of(both, task, say.read)
+        anew = policy.extend(asked("anew"), self.length, temperature=self.temperature)
+        # everybody looks at what was said first to the next problem
+        words = [rollout.last_turn() for rollout in rollouts_of(first)]
+        others = words[self.samples :] + words[: self.samples]
+        borrowed = [
+            say.follow_up(prefix.said(said, [0.0] * len(said), "stop", 0), (Message("user", LOOK_AGAIN),))
+            for prefix, said in zip(asked("shuffled"), others, strict=True)
+        ]
+        after = policy.extend(borrowed, self.length, temperature=self.temperature)
+        tries = {"repair": second, "resample": verdicts_of(anew, task, say.read)}
+        tries["shuffled"] = verdicts_of(after, task, say.read)
+        shares = {name: _right_where_wrong(first, groups) for name, groups in tries.items()}
+        return {"overall": {**Attempts.of(first, second, say.read).to_json(), **shares}}
+
+
+def _right_where_wrong(first: Sequence[Group], then: Sequence[Group]) -> float:
+    """Share of right answers among those whose first attempt was wrong; 0 where none was."""
+    pairs = [
+        (a.score, b.score)
+        for one, other in zip(first, then, strict=True)
+        for a, b in zip(one.verdicts, other.verdicts, strict=True)
+    ]
+    chosen = [float((b or 0.0) >= 1.0) for a, b in pairs if a is not None and a < 1.0]
+    return fmean(chosen) if chosen else 0.0
+
+
+def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
+    only_tiny(scale)
+    start = chains(seed, steps=1200, again=40)
+    asked = {"two": TwoAttempts(task=TASK, problems=200, samples=8, length=LENGTH)}
+    config: dict[str, Any] = {"model": start, "task": TASK, "seed": seed, "length": LENGTH, "problems": 16}
+    config |= {"steps": 50, "save_every": 50, "first_stage": 25, "kl_first": 1.0}
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        "score": ("stage I, stage II, alpha 10", {}),
+        "no_stage_one": ("stage II alone", {"first_stage": 0}),
+        "alpha_0": ("the second attempt rewarded for itself", {"alpha": 0.0}),
+        "naive": ("both attempts rewarded from the start, alpha 0", {"first_stage": 0, "alpha": 0.0}),
+    }
+    single = practice(start, seed, task=TASK, length=LENGTH, problems=16, steps=100, exam_every=0, save_every=100)
+    return {
+        "start": Arm(start, asked, "worked examples, two in five of them second attempts"),
+        "single": Arm(single, asked, "practice of one attempt, twice the steps"),
+        **{name: Arm(Step("score", {**config, **keys}), asked, about) for name, (about, keys) in ways.items()},
+    }
+
+
+def judge(results: Results) -> Sequence[Check]:
+    def each(arm: str, metric: str) -> list[float]:
+        return results.each(arm, metric, "two")
+
+    delta, mended, spoilt = (each("score", name) for name in ("delta", "wrong_to_right", "right_to_wrong"))
+    changed, kept, base = each("score", "changed"), each("score", "first"), each("start", "first")
+    lone = each("single", "delta")
+    repair, resample, shuffled = (each("score", name) for name in ("repair", "resample", "shuffled"))
+    room = 0.2 <= min(base) <= max(base) <= 0.8
+    twofold = all(a > 2 * b for a, b in zip(mended, spoilt, strict=True))
+    not_worse = all(a >= b - WORSE for a, b in zip(kept, base, strict=True))
+    some = 0.05 < min(changed) <= max(changed) < 0.6
+    nothing = fmean(shuffled) <= fmean(resample) + WORSE
+    checks = [
+        Check("premise", "the start is right first .2 to .8 of the time", told(base), room),
+        Check("must hold", f"score: delta {DELTA:+} or more, each seed", told(delta, sign=True), min(delta) >= DELTA),
+        Check("must hold", "mended more than twice spoilt, each seed", f"{told(mended)} / {told(spoilt)}", twofold),
+        Check("must hold", "first attempts not below the start, each seed", f"{told(kept)} / {told(base)}", not_worse),
+        Check("must hold", "score: .05 to .6 of answers changed, each seed", told(changed), some),
+        Check("must fail", "single: delta not above 0, mean of seeds", told(lone, sign=True), fmean(lone) <= 0),
+    ]
+    for name in ("no_stage_one", "alpha_0", "naive"):
+        less = each(name, "delta")
+        holds = fmean(less) < fmean(delta)
+        checks.append(Check("must fail", f"{name}: a smaller delta, mean of seeds", told(less, sign=True), holds))
+    text = "looking at another's first attempt gains no more than trying anew, mean of seeds"
+    checks.append(Check("must fail", text, f"{told(shuffled)} / {told(resample)}", nothing))
+    checks.append(Check("reported", "right second where wrong first, by looking at one's own", told(repair), True))
+    for arm in results.arms:
+        pair = f"{told(each(arm, 'first'))} -> {told(each(arm, 'second'))}"
+        checks.append(Check("reported", f"{arm}: first -> second", pair, True))
+    return checks
+
+
+def draw(results: Results, picture: Any) -> None:
+    left, middle, right = picture.subplots(1, 3)
+    shown = ["start", "single", "score", "no_stage_one", "alpha_0", "naive"]
+    bars(left, results, shown, "delta", "two")
+    for metric in ("first", "second"):
+        course(middle, results, ["score"], metric, "share right")
+    middle.set(title="score: first and second attempt")
+    bars(right, results, shown, "changed", "two")
+
+
+CLAIM = Claim(
+    id="score",
+    paper="Kumar et al. 2024, arXiv 2409.12917",
+    sentence="Reinforcement over two attempts in two stages teaches a model to correct itself",
+    budget="50 steps of 16 problems x 16 rollouts of two attempts; 100 steps of one attempt",
+    premise="the first attempts of the start leave something to correct",
+    rule="in every seed delta is .03 or more, more than twice as many are mended as spoilt, first attempts are not "
+    "worse, .05 to .6 of answers change; single-turn practice has no delta, the ablations a smaller one",
+    arms=arms,
+    judge=judge,
+    draw=draw,
+)
