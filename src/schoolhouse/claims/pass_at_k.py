@@ -61,4 +61,12 @@ CLAIM = Claim(
     arms=arms,
     judge=judge,
     draw=draw,
+    notes=(
+        "What did not hold: a model at chance (.10, ten possible answers) stays there; practice finds nothing to make "
+        "likelier. It was meant as a base model; a base that has read worked examples is the one to try next "
+        "(`school run r1-zero`).",
+        "",
+        "What this cannot show: with ten possible answers 64 guesses reach nearly everything, so pass@k is 1 before and "
+        "after. Large k needs a task whose answers cannot be guessed, such as countdown.",
+    ),
 )
