@@ -66,7 +66,7 @@ CLAIM = Claim(
         "likelier. It was meant as a base model; a base that has read worked examples is the one to try next "
         "(`school run r1-zero`).",
         "",
-        "What this cannot show: with ten possible answers 64 guesses reach nearly everything, so pass@k is 1 before and "
-        "after. Large k needs a task whose answers cannot be guessed, such as countdown.",
+        "What this cannot show: with ten possible answers 64 guesses reach nearly everything, so pass@k is 1 before "
+        "and after. Large k needs a task whose answers cannot be guessed, such as countdown.",
     ),
 )
