@@ -183,6 +183,7 @@ def test_a_packaged_pipeline_goes_by_its_name() -> None:
         find("quikstart")
 
 
-def test_the_packaged_quickstart_has_no_mistakes(tmp_path: Path) -> None:
-    source = pipeline.read_yaml(find("quickstart"))
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path(pipeline.__file__).parent.glob("*.yaml")))
+def test_packaged_pipelines_have_no_mistakes(name: str, tmp_path: Path) -> None:
+    source = pipeline.read_yaml(find(name))
     pipeline._check(pipeline.build(pipeline.Pipeline, source), source, tmp_path)
