@@ -65,8 +65,7 @@ def with_scores(groups: Sequence[Group], scores: Sequence[float | None]) -> list
         replace(
             group,
             verdicts=tuple(
-                replace(verdict, score=score, reason=verdict.reason or "no score")
-                for verdict, score in zip(group.verdicts, given, strict=False)
+                replace(verdict, score=next(given), reason=verdict.reason or "no score") for verdict in group.verdicts
             ),
         )
         for group in groups
@@ -146,12 +145,11 @@ def against_overlong(groups: Sequence[Group], limit: int, cushion: int) -> list[
     """The groups with `soft_overlong` added to their scores, which gain the part "overlong"; cushion 0: as they are."""
     if not cushion:
         return list(groups)
-    return [
-        replace(
-            group, verdicts=tuple(map(lambda r, v: _with_toll(r, v, limit, cushion), group.rollouts, group.verdicts))
-        )
-        for group in groups
-    ]
+    tolled = []
+    for group in groups:
+        pairs = zip(group.rollouts, group.verdicts, strict=True)
+        tolled.append(replace(group, verdicts=tuple(_with_toll(r, v, limit, cushion) for r, v in pairs)))
+    return tolled
 
 
 def _with_toll(rollout: Rollout, verdict: Verdict, limit: int, cushion: int) -> Verdict:

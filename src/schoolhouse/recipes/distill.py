@@ -120,7 +120,7 @@ def harvest(c: Config) -> tuple[list[Row], dict[str, int]]:
             count[reason] += 1
     again = [verdict.score for verdict in judge_all(cases, task)]  # what is kept, as it is written down
     count["kept_wrong"] = sum(score is None or score < 1.0 for score in again)
-    count["kept_mixed"] = sum(share_in(reply.thought or "", c.language or "latin") < 1.0 for _, reply in cases)
+    count["kept_mixed"] = sum(bool(c.language) and share_in(r.thought or "", c.language) < 1.0 for _, r in cases)
     return rows, dict(count)
 
 
