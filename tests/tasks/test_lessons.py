@@ -15,12 +15,13 @@ from schoolhouse.tasks.lessons.exposition import page, person
 from schoolhouse.tasks.lessons.facts import fact_key
 from schoolhouse.tasks.lessons.family import Family, held_out, sum_key
 from schoolhouse.tasks.lessons.letters import count_key, invented_word, tally
+from schoolhouse.tasks.lessons.longhand import moves
 from schoolhouse.tasks.lessons.shopping import purchase_key
 from schoolhouse.tasks.lessons.vocabulary import NUMBER_WORDS
-from schoolhouse.tasks.school import FAMILIES
+from schoolhouse.tasks.school import CURRICULUM, FAMILIES
 
 EVERY = list(FAMILIES.values())
-ALL_NAMES = frozenset(FAMILIES)
+ALL_NAMES = frozenset(CURRICULUM)
 
 
 def instances(family: Family[Any], size: int, **dials: int) -> list[Any]:
@@ -181,7 +182,7 @@ def test_the_dial_of_facts_bounds_their_numbers() -> None:
 
 
 def test_no_two_families_share_a_dial() -> None:
-    dials = [dial for family in EVERY for dial in family.dials]
+    dials = [dial for name in CURRICULUM for dial in FAMILIES[name].dials]
     assert len(dials) == len(set(dials))
 
 
@@ -306,6 +307,27 @@ def test_no_held_out_sum_is_told() -> None:
 
 def test_no_sum_of_large_numbers_is_a_step() -> None:
     assert not re.search(r"\d\d\+\d\d", TEXT)
+
+
+def test_pieces_of_long_sums_have_at_most_two_columns() -> None:
+    pages = [page(Random(i), frozenset({"longhand"}), 0) for i in range(60)]
+    pieces = [line for text in pages if "long sum" in text for line in text.split(". ") if "," in line and "+" in line]
+    columns = [len(re.findall(r"\d\+\d(?:\+1)?=\d+,", piece)) for piece in pieces]
+    assert {1, 2} == set(columns)
+
+
+# ---- longhand
+
+
+def test_longhand_writes_out_what_is_left() -> None:
+    assert moves(624, 259) == ["624+259 4+9=13,3", "62+25+1 2+5+1=8,83", "6+2 6+2=8,883"]
+    assert moves(5, 9) == ["5+9 5+9=14,14"]
+
+
+@pytest.mark.parametrize("digits", [1, 3, 9])
+def test_longhand_ends_in_the_sum(digits: int) -> None:
+    pairs = instances(FAMILIES["longhand"], 50, digits=digits)
+    assert [moves(a, b)[-1].rpartition(",")[2] for a, b in pairs] == [str(a + b) for a, b in pairs]
 
 
 def test_no_held_out_difference_product_or_successor_is_told() -> None:

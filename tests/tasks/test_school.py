@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from schoolhouse.tasks.lessons.family import HANDS, held_out
-from schoolhouse.tasks.school import EXAM_SIZE, FAMILIES, School
+from schoolhouse.tasks.school import CURRICULUM, EXAM_SIZE, School
 from schoolhouse.tasks.task import open_task
 from schoolhouse.tasks.verify import verify
 from schoolhouse.text.scripts import share_in
 from schoolhouse.types import LOOK_AGAIN, Problem, Reply, SchoolError
 
-NAMES = list(FAMILIES)
+NAMES = list(CURRICULUM)
 
 
 def boxed(answer: str) -> Reply:

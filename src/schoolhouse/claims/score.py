@@ -18,6 +18,7 @@ from schoolhouse.types import LOOK_AGAIN, Group, Key, Message
 
 TASK, LENGTH = "school:chain?steps=4", 48
 DELTA, WORSE = 0.03, 0.01
+TUNED = ("star_pairs", "star_pairs_kept", "pair_sft", "pair_sft_kept")
 
 
 class TwoAttempts(Exam):
@@ -74,11 +75,22 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
         "alpha_0": ("the second attempt rewarded for itself", {"alpha": 0.0}),
         "naive": ("both attempts rewarded from the start, alpha 0", {"first_stage": 0, "alpha": 0.0}),
     }
+    pairs: dict[str, Any] = {"model": start, "task": TASK, "seed": seed, "length": LENGTH, "samples": 16}
+    # as many attempts as `score` makes: 25,600, of which each pair of STaR takes two
+    star = {**pairs, "problems": 800}
+    pair_sft = {**pairs, "problems": 1600, "pairs": "pair_sft"}
+    tuned = {
+        "star_pairs": ("fine-tuned on its own mended pairs", star),
+        "star_pairs_kept": ("and on as many that were right twice", {**star, "keep_right": True}),
+        "pair_sft": ("fine-tuned on wrong attempts followed by right ones", pair_sft),
+        "pair_sft_kept": ("and on as many right ones followed by right ones", {**pair_sft, "keep_right": True}),
+    }
     single = practice(start, seed, task=TASK, length=LENGTH, problems=16, steps=100, exam_every=0, save_every=100)
     return {
-        "start": Arm(start, asked, "worked examples, two in five of them second attempts"),
+        "start": Arm(start, asked, "asked to look again (Self-Refine), not trained for it"),
         "single": Arm(single, asked, "practice of one attempt, twice the steps"),
         **{name: Arm(Step("score", {**config, **keys}), asked, about) for name, (about, keys) in ways.items()},
+        **{name: Arm(Step("revise", keys), asked, about) for name, (about, keys) in tuned.items()},
     }
 
 
@@ -103,7 +115,7 @@ def judge(results: Results) -> Sequence[Check]:
         Check("must hold", "score: .05 to .6 of answers changed, each seed", told(changed), some),
         Check("must fail", "single: delta not above 0, mean of seeds", told(lone, sign=True), fmean(lone) <= 0),
     ]
-    for name in ("no_stage_one", "alpha_0", "naive"):
+    for name in ("no_stage_one", "alpha_0", "naive", *TUNED):
         less = each(name, "delta")
         holds = fmean(less) < fmean(delta)
         checks.append(Check("must fail", f"{name}: a smaller delta, mean of seeds", told(less, sign=True), holds))
@@ -118,7 +130,7 @@ def judge(results: Results) -> Sequence[Check]:
 
 def draw(results: Results, picture: Any) -> None:
     left, middle, right = picture.subplots(1, 3)
-    shown = ["start", "single", "score", "no_stage_one", "alpha_0", "naive"]
+    shown = ["start", "single", "score", "no_stage_one", "alpha_0", "naive", *TUNED]
     bars(left, results, shown, "delta", "two")
     for metric in ("first", "second"):
         course(middle, results, ["score"], metric, "share right")
@@ -130,10 +142,12 @@ CLAIM = Claim(
     id="score",
     paper="Kumar et al. 2024, arXiv 2409.12917",
     sentence="Reinforcement over two attempts in two stages teaches a model to correct itself",
-    budget="50 steps of 16 problems x 16 rollouts of two attempts; 100 steps of one attempt",
+    budget="25,600 attempts in each arm: 50 steps of 16 problems x 16 rollouts of two attempts; 100 steps of one; "
+    "pairs for fine-tuning made of as many",
     premise="the first attempts of the start leave something to correct",
     rule="in every seed delta is .03 or more, more than twice as many are mended as spoilt, first attempts are not "
-    "worse, .05 to .6 of answers change; single-turn practice has no delta, the ablations a smaller one",
+    "worse, .05 to .6 of answers change; single-turn practice has no delta, the ablations and fine-tuning on pairs a "
+    "smaller one; a look at another's attempt gains no more than a fresh try",
     arms=arms,
     judge=judge,
     draw=draw,

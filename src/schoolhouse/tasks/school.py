@@ -23,6 +23,7 @@ from schoolhouse.tasks.lessons.countdown import COUNTDOWN
 from schoolhouse.tasks.lessons.facts import FACTS
 from schoolhouse.tasks.lessons.family import HANDS, Family, Hand, held_out
 from schoolhouse.tasks.lessons.letters import LETTERS
+from schoolhouse.tasks.lessons.longhand import LONGHAND
 from schoolhouse.tasks.lessons.shopping import SHOPPING
 from schoolhouse.tasks.lessons.tongues import TONGUES, spoken
 from schoolhouse.tasks.task import Task
@@ -30,8 +31,10 @@ from schoolhouse.tasks.verify import extract, perturb, verify
 from schoolhouse.types import LOOK_AGAIN, Demonstration, Key, Message, Problem, Reply, SchoolError, Verdict
 
 FAMILIES: Mapping[str, Family[Any]] = {
-    family.name: family for family in (ADDITION, CHAIN, SHOPPING, LETTERS, COMPARE, FACTS, COUNTDOWN)
+    family.name: family for family in (ADDITION, CHAIN, SHOPPING, LETTERS, COMPARE, FACTS, COUNTDOWN, LONGHAND)
 }
+CURRICULUM = tuple(name for name in FAMILIES if name != "longhand")
+"""Taught where no family is named. `longhand` asks what `addition` asks, and works it otherwise."""
 
 DEFAULT_HANDS = "bare=50,partial=15,full=20,check=10,repair=5"
 
@@ -65,8 +68,8 @@ class School(Task):
 
     @classmethod
     def open(cls, families: str = "", seed: int = 0, **options: str) -> School:
-        """`families` joined by `+` ("": all). Options: a dial (`digits=4`, or `digits=2-4` to mix) and `hands`
-        (`hands=bare=70,full=30`: relative weights), and `again=40`: percent of worked examples that are second tries;
+        """`families` joined by `+` ("": all but `longhand`). Options: a dial (`digits=4`, or `digits=2-4` to mix) and
+        `hands` (`hands=bare=70,full=30`: relative weights), `again=40`: percent of them that are second tries;
         `tongues=latin=70,mixed=30`: thoughts in toy languages (latin, cjk, or every step in either).
         Raises SchoolError naming what is unknown or out of range.
         """
@@ -218,7 +221,7 @@ def _asked_again(
 
 def _families(text: str) -> tuple[Family[Any], ...]:
     """`addition+chain` -> these families; nothing -> all."""
-    names = text.split("+") if text else list(FAMILIES)
+    names = text.split("+") if text else CURRICULUM
     for name in names:
         if name not in FAMILIES:
             raise SchoolError(f"school: unknown family `{name}`{nearest(name, list(FAMILIES))}")

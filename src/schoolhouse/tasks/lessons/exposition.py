@@ -20,6 +20,7 @@ from schoolhouse.tasks.lessons.countdown import COUNTDOWN
 from schoolhouse.tasks.lessons.facts import Fact, fact_key, result, written
 from schoolhouse.tasks.lessons.family import Family, held_out, sum_key
 from schoolhouse.tasks.lessons.letters import LETTERS, tally
+from schoolhouse.tasks.lessons.longhand import LONGHAND, moves
 from schoolhouse.tasks.lessons.shopping import SHOPPING, purchase_key, total_of, with_article
 from schoolhouse.tasks.lessons.vocabulary import (
     COLOURS,
@@ -35,6 +36,7 @@ from schoolhouse.types import Key
 
 _SHORTEST, _LONGEST = 60, 160  # words a page is filled to; the last sentence may go beyond
 _SENTENCES = 0.4  # the share of sentences where facts are told both ways
+_LONGEST_SUM = 6  # digits of the sums that pieces are shown of
 _TOP = 12  # products are told up to 12 times 12
 
 
@@ -144,6 +146,13 @@ def _column(random: Random) -> str:
         return f"{step}: write {digit}, {'carry one' if carry else 'nothing to carry'}."
 
     return _told(random, lambda random: draw(random)[0], sentence)
+
+
+def _piece(random: Random) -> str:
+    """Two columns in a row of a sum, or one: never a whole one of three or more."""
+    steps = moves(*_practised(LONGHAND, random, digits=random.randint(1, _LONGEST_SUM)))
+    at = random.randrange(len(steps))
+    return " ".join(steps[at : at + random.randint(1, 2)]) + "."
 
 
 def _last_digit(random: Random) -> str:
@@ -278,7 +287,7 @@ TOPICS = (
     Topic(
         ("Adding puts two amounts together, in either order.", "Sums to know by heart."),
         _sum,
-        frozenset({"addition", "chain", "facts", "countdown"}),
+        frozenset({"addition", "longhand", "chain", "facts", "countdown"}),
     ),
     Topic(
         (
@@ -289,6 +298,15 @@ TOPICS = (
         ),
         _column,
         frozenset({"addition"}),
+    ),
+    Topic(
+        (
+            "A long sum is done from its end: add the last digits, write down the last digit of what they make, and go "
+            "on with what is left of both numbers, and with one more where ten were made.",
+            "Pieces of long sums. Behind the comma stands what has been written so far.",
+        ),
+        _piece,
+        frozenset({"longhand"}),
     ),
     Topic(
         ("Taking away is adding backwards.", "What is left when something is taken away."),

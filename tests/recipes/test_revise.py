@@ -1,0 +1,114 @@
+"""Fine-tuning on pairs of attempts: which pairs are kept, what of them is learned, and that a run resumes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schoolhouse.policy.policy import Policy
+from schoolhouse.recipes import pretrain, revise, sft
+from schoolhouse.run import Run, read_metrics
+from schoolhouse.tasks.task import judge, open_task
+from schoolhouse.types import NAN, Group, Key, Rollout, SchoolError, Verdict
+
+TASK = "school:chain?steps=2&hands=bare=100"  # ten answers: a model that only knows the form is right now and then
+MODEL = {"width": 32, "layers": 1, "heads": 1, "key_heads": 1, "head_dim": 32, "inner": 32, "longest": 256}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    shape = pretrain.Model(**MODEL)
+    book = pretrain.Config(task=TASK, model=shape, vocabulary=300, steps=3, batch=4, context=32)
+    with Run.open(folder / "book", book, "pretrain") as run:
+        pretrain.pretrain(book, run)
+    lessons = sft.Config(model=str(run.model), task=f"{TASK}&again=50", steps=60, batch=16, learning_rate=1e-2)
+    with Run.open(folder / "lessons", lessons, "sft") as run:
+        sft.sft(lessons, run)
+    return run.model
+
+
+def config(model: Path, **changes: Any) -> revise.Config:
+    given: dict[str, Any] = {"task": TASK, "steps": 2, "problems": 12, "samples": 8}
+    given |= {"length": 16, "batch": 4, "save_every": 1}
+    return revise.Config(model=str(model), **{**given, **changes})
+
+
+def train(folder: Path, c: revise.Config) -> Run:
+    with Run.open(folder, c, "revise") as run:
+        revise.revise(c, run)
+    return run
+
+
+def attempts(model: Path, *scores: float | None) -> tuple[Policy, Group]:
+    """A group of answers `0`, `1`, ... with these scores."""
+    policy = Policy.load(model)
+    say, (problem,) = policy.conversation, open_task(TASK).draw(0, 1)
+    asked = [say.begin(problem, Key(0, "t", 0, 0, g)) for g in range(len(scores))]
+    said = policy.extend(asked, 8)
+    verdicts = tuple(Verdict(s, "" if s is not None else "clock") for s in scores)
+    return policy, Group(problem, tuple(said), verdicts)
+
+
+def test_a_right_attempt_stands_behind_every_judged_one_and_is_another_where_there_is(model: Path):
+    policy, group = attempts(model, 0.0, 1.0, None, 1.0)
+    pairs = revise.paired(group, policy.conversation, "Look again.")
+    assert [(a, b) for _, a, b in pairs] == [(0.0, 1.0), (1.0, 1.0), (1.0, 1.0)]
+    first, second, fourth = group.rollouts[0], group.rollouts[1], group.rollouts[3]
+    assert [pair.last_turn() for pair, _, _ in pairs] == [second.last_turn(), fourth.last_turn(), second.last_turn()]
+    assert pairs[0][0].tokens[: len(first)] == first.tokens
+
+
+def test_without_a_right_attempt_there_are_no_pairs(model: Path):
+    policy, group = attempts(model, 0.0, 0.0)
+    assert revise.paired(group, policy.conversation, "Look again.") == []
+
+
+def test_only_the_second_attempt_is_learned():
+    problem = open_task(TASK).draw(0, 1)[0]
+    pair = Rollout(
+        problem, Key(0, "t"), (1, 2, 3, 4, 5), (False, True, False, True, True), (NAN,) * 5, turns=(1, 3), finish="stop"
+    )
+    alone = revise.second_only(pair)
+    assert alone.written == (False, False, False, True, True)
+    assert (alone.tokens, alone.last_turn()) == (pair.tokens, (4, 5))
+
+
+@pytest.mark.parametrize("pairs", ["star", "pair_sft"])
+def test_pairs_are_scored_as_the_task_scores_them(model: Path, pairs: str):
+    policy, task = Policy.load(model), open_task(TASK)
+    found = revise.attempted(config(model, pairs=pairs), policy, task)
+    groups = judge([pair for pair, _, _ in found], task, policy.conversation.read)
+    assert [verdict.score for group in groups for verdict in group.verdicts] == [b for _, _, b in found]
+    assert any(b == 1.0 for _, _, b in found)
+    assert all(len(pair.turns) == 2 for pair, _, _ in found)
+
+
+def test_the_first_step_tells_what_was_kept_and_right_pairs_are_as_many(model: Path, tmp_path: Path):
+    c = config(model, pairs="pair_sft", keep_right=True)
+    row = read_metrics(train(tmp_path / "run", c).folder)[0]
+    assert 0 < row["kept_right"] <= row["mended"] <= row["pairs"] - row["kept_right"]
+
+
+def test_nothing_mended_is_an_error_that_says_what_to_do(model: Path, tmp_path: Path):
+    with pytest.raises(SchoolError, match="was mended: ask more `problems`"):
+        train(tmp_path / "run", config(model, length=1, problems=1))
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_numbers(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    c = config(model, pairs="pair_sft")
+    whole, update, done = train(tmp_path / "whole", c), Policy.update, []
+
+    def tired(*args: Any) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return update(*args)
+
+    monkeypatch.setattr(Policy, "update", tired)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", c)
+    monkeypatch.undo()
+    assert len(read_metrics(tmp_path / "cut")) == 1
+    again = train(tmp_path / "cut", c)
+    assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
