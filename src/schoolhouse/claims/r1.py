@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, TONGUES, chains, only_tiny, practice
+from schoolhouse.claims.harness.bases import CHAINS, TONGUES, chains, only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars
-from schoolhouse.claims.language import TARGET, Tongues, consistent
+from schoolhouse.claims.language import STEPS, TARGET, Tongues, consistent
 
-STEPS, ROLLOUTS = 45, 32 * 16
+ROLLOUTS = 32 * 16
 TEACHER = 0.9
 SMALL = ("small_distilled", "small_practised")
 
@@ -36,7 +36,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
         "rejection": Arm(Step("distill", {**harvest, "model": base}), asked, "the base, on what was kept"),
         "small_start": Arm(little, asked, "a model of half the width, fine-tuned the same way"),
         "small_distilled": Arm(Step("distill", {**harvest, "model": little}), asked, "and on what was kept"),
-        "small_practised": Arm(practice(little, seed, language=TARGET, consistency=1.0), asked, "and practised itself"),
+        "small_practised": Arm(consistent(little, seed), asked, "and practised itself"),
     }
 
 
@@ -86,7 +86,7 @@ CLAIM = Claim(
     id="r1",
     paper="DeepSeek-R1, Guo et al. 2025, arXiv 2501.12948, sections 2.3 and 2.4",
     sentence="What a practised model says, sifted, teaches a small model better than its own practice does",
-    budget="23,040 answers sampled for each student, by the teacher or by itself",
+    budget="38,400 answers sampled for each student, by the teacher or by itself",
     premise="the number of samples is the same",
     rule="rejection keeps nothing wrong and nothing mixed; the base taught by it is .15 above the cold start and has "
     ".9 of the teacher; the distilled small model is above the practised one in every seed, with the interval of the "

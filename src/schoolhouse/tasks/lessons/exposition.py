@@ -149,10 +149,12 @@ def _column(random: Random) -> str:
 
 
 def _piece(random: Random) -> str:
-    """Two columns in a row of a sum, or one: never a whole one of three or more."""
-    steps = moves(*_practised(LONGHAND, random, digits=random.randint(1, _LONGEST_SUM)))
-    at = random.randrange(len(steps))
-    return " ".join(steps[at : at + random.randint(1, 2)]) + "."
+    """Two columns in a row of a sum, or one: never a whole one of three or more. Every third piece is how one begins."""
+    a, b = _practised(LONGHAND, random, digits=random.randint(1, _LONGEST_SUM))
+    steps, opening = moves(a, b), random.random() < 1 / 3
+    at = 0 if opening else random.randrange(len(steps))
+    told = " ".join(steps[at : at + random.randint(1, 2)]) + "."
+    return f"{a} + {b} begins {told}" if opening else told
 
 
 def _last_digit(random: Random) -> str:
