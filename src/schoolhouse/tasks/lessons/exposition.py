@@ -149,7 +149,7 @@ def _column(random: Random) -> str:
 
 
 def _piece(random: Random) -> str:
-    """Two columns in a row of a sum, or one: never a whole one of three or more. Every third piece is how one begins."""
+    """One column of a sum, or two in a row: never a whole one of three or more. Every third piece is how one begins."""
     a, b = _practised(LONGHAND, random, digits=random.randint(1, _LONGEST_SUM))
     steps, opening = moves(a, b), random.random() < 1 / 3
     at = 0 if opening else random.randrange(len(steps))

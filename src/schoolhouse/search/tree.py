@@ -1,0 +1,246 @@
+"""Trees of thoughts, and the ways through them. Nothing here knows what a thought is.
+
+Tree of Thoughts, Yao et al. 2023, arXiv 2305.10601 (breadth first, depth first); beam search with a verifier, Snell et
+al. 2024, arXiv 2408.03314; diverse verifier tree search, Beeching et al. 2024 (scaling test-time compute).
+
+A way through a tree is a generator for one problem that reads like its paper: it yields what it wants expanded or
+valued, and goes on when that has been done. `explore` runs many at once, so that the wishes of all problems are
+answered together, in one batch of the sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import inf, nan
+from typing import Any, Literal, NamedTuple
+
+from schoolhouse.types import SchoolError
+
+Fate = Literal["open", "expanded", "answer", "dropped", "pruned", "repeat"]
+"""`dropped` there were better ones, `pruned` its value was under the threshold, `repeat` the same was thought before."""
+
+
+class Offer(NamedTuple):
+    """A thought that may follow: its state, what is shown of it, and whether it answers the problem.
+
+    same  two offers with the same are one thought
+    """
+
+    state: Any
+    text: str
+    answers: bool = False
+    same: Hashable = None
+
+
+@dataclass(eq=False)
+class Node:
+    """A thought in a tree, with all before it."""
+
+    state: Any
+    text: str = ""
+    parent: Node | None = None
+    answers: bool = False
+    value: float = nan
+    fate: Fate = "open"
+
+    @property
+    def depth(self) -> int:
+        return 0 if self.parent is None else 1 + self.parent.depth
+
+    @property
+    def path(self) -> list[Node]:
+        """From the first thought to this one; the root, which is the problem, is left out."""
+        return [] if self.parent is None else [*self.parent.path, self]
+
+
+@dataclass(eq=False)
+class Tree:
+    """One problem's thoughts, in the order in which they were had.
+
+    tokens  sampled for it, the judges' included; `budget` is the most there may be
+    end     why the search ended, in words
+    """
+
+    root: Node
+    budget: float = inf
+    nodes: list[Node] = field(default_factory=list)
+    tokens: int = 0
+    end: str = ""
+
+    @property
+    def answers(self) -> list[Node]:
+        """Thoughts that answer the problem, the best first; without a value last; among equals the earlier."""
+        found = [node for node in self.nodes if node.answers and node.fate != "repeat"]
+        return sorted(found, key=_rank)
+
+
+class Wish(NamedTuple):
+    """What a search wants done with some thoughts of one tree."""
+
+    what: Literal["expand", "value"]
+    nodes: Sequence[Node]
+
+
+class Answered(NamedTuple):
+    """What was found for one thought, and the tokens that took."""
+
+    found: Any
+    tokens: int
+
+
+Way = Generator[Wish, list[Any], None]
+Expand = Callable[[Sequence[Node]], Sequence[Answered]]
+"""For each thought its offers (`found`)."""
+Value = Callable[[Sequence[Node]], Sequence[Answered]]
+"""For each thought what it is worth (`found`); nan where nobody can tell."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The most tokens that expanding and valuing one thought can take: what a budget is planned with.
+
+    children  the most offers an expansion can make
+    """
+
+    expand: int = 0
+    value: int = 0
+    children: int = 1
+
+    @property
+    def step(self) -> int:
+        """Expanding one thought, and valuing what comes of it."""
+        return self.expand + self.children * self.value
+
+
+def explore(trees: Sequence[Tree], ways: Sequence[Way], expand: Expand, value: Value) -> None:
+    """Run one way through each tree, all together. Trees are filled in place."""
+    asking = {at: wish for at, way in enumerate(ways) if (wish := next(way, None)) is not None}
+    while asking:
+        answers: dict[int, list[Any]] = {}
+        for what, do in (("expand", expand), ("value", value)):
+            wanted = [(at, node) for at, wish in asking.items() if wish.what == what for node in wish.nodes]
+            if not wanted:
+                continue
+            for (at, _), (found, tokens) in zip(wanted, do([node for _, node in wanted]), strict=True):
+                trees[at].tokens += tokens
+                answers.setdefault(at, []).append(found)
+        asking = {at: wish for at in asking if (wish := _send(ways[at], answers.get(at, []))) is not None}
+
+
+def breadth_first(tree: Tree, breadth: int, depth: int, costs: Costs, apart: bool = False) -> Way:
+    """Level by level, of which the `breadth` best thoughts are kept: Tree of Thoughts' BFS; with samples, beam search.
+
+    apart  after the first level every kept thought keeps its own best child alone: diverse verifier tree search
+    Answers stop growing; they take no place from thoughts that still may.
+    """
+    front, seen = [tree.root], {None: None}
+    for level in range(depth):
+        front, left = _affordable(tree, front, costs.step), front
+        if not front:
+            tree.end = f"the budget of {tree.budget:g} tokens does not pay for one more thought"
+            break
+        short = len(left) > len(front)
+        children = yield from _grown(tree, front)
+        fresh = _marked(children, seen)
+        yield from _valued(fresh)
+        open_ = [node for node in fresh if not node.answers]
+        if apart and level:
+            kept = [min(mine, key=_rank) for parent in front if (mine := [n for n in open_ if n.parent is parent])]
+        else:
+            kept = sorted(open_, key=_rank)[:breadth]
+        for node in open_:
+            node.fate = "open" if node in kept else "dropped"
+        front = kept
+        if not front:
+            break
+        if short:
+            tree.end = f"the budget of {tree.budget:g} tokens did not pay for all thoughts of a level"
+    if not tree.end:
+        tree.end = "answered" if tree.answers else ("the tree died out" if not front else f"{depth} thoughts deep")
+
+
+def depth_first(tree: Tree, threshold: float, depth: int, costs: Costs, most: int = 100, enough: int = 1) -> Way:
+    """The best child first, back where nothing is left; a thought under `threshold` is pruned with all behind it.
+
+    most    thoughts expanded before the search gives up
+    enough  answers after which it stops; an answer under the threshold is none
+    """
+    stack, seen, expanded = [tree.root], {None: None}, 0
+    while stack:
+        if expanded == most:
+            tree.end = f"gave up after {most} thoughts"
+            return
+        if not _affordable(tree, stack[-1:], costs.step):
+            tree.end = f"the budget of {tree.budget:g} tokens does not pay for one more thought"
+            return
+        node = stack.pop()
+        children = yield from _grown(tree, [node])
+        expanded += 1
+        fresh = _marked(children, seen)
+        yield from _valued(fresh)
+        for child in fresh:
+            if not child.value >= threshold:
+                child.fate, child.answers = "pruned", False
+        if sum(node.answers for node in tree.nodes) >= enough:
+            break
+        alive = [child for child in fresh if child.fate == "open" and not child.answers and child.depth < depth]
+        stack += sorted(alive, key=_rank, reverse=True)
+    tree.end = "answered" if tree.answers else "the tree died out"
+
+
+def _grown(tree: Tree, front: Sequence[Node]) -> Generator[Wish, list[Any], list[Node]]:
+    """The children of some thoughts."""
+    offers = yield Wish("expand", front)
+    children = []
+    for parent, offered in zip(front, offers, strict=True):
+        parent.fate = "expanded"
+        children += [Node(offer, offer.text, parent, offer.answers) for offer in offered]
+    tree.nodes += children
+    return children
+
+
+def _marked(children: Iterable[Node], seen: dict[Hashable, None]) -> list[Node]:
+    """Children that nobody thought of before; the others are marked, and cost no value."""
+    fresh = []
+    for child in children:
+        offer = child.state
+        child.state, same = offer.state, offer.same
+        if same is not None and same in seen:
+            child.fate, child.answers = "repeat", False
+            continue
+        seen[same] = None
+        child.fate = "answer" if child.answers else "open"
+        fresh.append(child)
+    return fresh
+
+
+def _valued(nodes: Sequence[Node]) -> Generator[Wish, list[Any], None]:
+    if nodes:
+        for node, worth in zip(nodes, (yield Wish("value", nodes)), strict=True):
+            node.value = worth
+
+
+def _affordable(tree: Tree, front: list[Node], cost: int) -> list[Node]:
+    """As many of them, the best first, as the budget pays for."""
+    if tree.budget == inf or not cost:
+        return front
+    return front[: max(0, int((tree.budget - tree.tokens) // cost))]
+
+
+def _rank(node: Node) -> float:
+    """Sorts the best first, and thoughts without a value last."""
+    return -node.value if node.value == node.value else inf
+
+
+def _send(way: Way, answers: list[Any]) -> Wish | None:
+    try:
+        return way.send(answers)
+    except StopIteration:
+        return None
+
+
+def check_breadth(breadth: int, depth: int) -> None:
+    """Raises SchoolError for a search that cannot take a step."""
+    if breadth < 1 or depth < 1:
+        raise SchoolError(f"a search of breadth {breadth} and depth {depth} has no thought: give 1 or more of each")
