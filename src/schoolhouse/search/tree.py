@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from schoolhouse.types import SchoolError
 
 Fate = Literal["open", "expanded", "answer", "dropped", "pruned", "repeat"]
-"""`dropped` there were better ones, `pruned` its value was under the threshold, `repeat` the same was thought before."""
+"""`dropped` there were better ones, `pruned` worth less than the threshold, `repeat` the same was thought before."""
 
 
 class Offer(NamedTuple):
