@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 Case = tuple[Problem, Reply]
 
-KINDS = ("school", "jsonl", "gym", "python")
+KINDS = ("school", "jsonl", "game24", "gym", "python")
 SHOWN_FAILURES = 10
 SAMPLE = 1_000  # practice problems that `validate` looks at where a task has no end
 
@@ -39,12 +39,17 @@ class Task:
     trusted  True: `verdict` is quick, total and harmless, and is called in process; else only in a worker process
     origin   (spec, seed) that `open_task` was given, from which worker processes build the task anew
     files    what it was read from: a run refuses to go on with others
+    delimiter  ends a step of a thought
+
+    A task whose steps can be checked gives `rate`; one whose steps a model can be asked about gives `ask_next` and
+    `ask_value`, and reads the answers.
     """
 
     name: str = ""
     trusted: bool = False
     origin: tuple[str, int] | None = None
     files: tuple[Path, ...] = ()
+    delimiter: str = "\n"
 
     def draw(self, step: int, count: int) -> list[Problem]:
         """Practice problems: a pure function of the task's seed and `step`."""
@@ -74,6 +79,26 @@ class Task:
         """A wrong final answer of the same kind as the right one, for `validate`."""
         return perturb(problem.reference)
 
+    def rate(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
+        """1 for each step that is right, 0 for one that is neither, -1 for a wrong one and all that follow it."""
+        raise SchoolError(f"task {self.name} cannot check single steps: label them by continuations (labels: mc)")
+
+    def ask_next(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
+        """The question which thoughts may come next; None where there is nothing to ask."""
+        raise SchoolError(f"task {self.name} does not ask for next thoughts: let them be sampled (thoughts: sample)")
+
+    def read_next(self, text: str) -> list[str]:
+        """The thoughts that an answer to `ask_next` lists."""
+        raise NotImplementedError
+
+    def ask_value(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
+        """The question what some thoughts are worth; None where there is nothing to ask."""
+        raise SchoolError(f"task {self.name} does not ask what thoughts are worth: use a judge, such as a reward model")
+
+    def read_value(self, text: str) -> float | None:
+        """What an answer to `ask_value` says; None where it cannot be read."""
+        raise NotImplementedError
+
     def prepare(self) -> None:
         """Called once in each worker process before the clock runs: the place for slow imports."""
 
@@ -102,7 +127,7 @@ def open_task(spec: str, seed: int = 0) -> Task:
     """The task that `KIND[:REST][?OPTION=VALUE&...]` names.
 
     "school", "school:addition+chain", "school:addition?digits=4" · "gym:chain_sum?size=500" · "jsonl:PATH" ·
-    "python:PATH.py", "python:PATH.py:name", "python:PATH.py:reward?data=PATH.jsonl".
+    "game24:PATH.csv" · "python:PATH.py", "python:PATH.py:name", "python:PATH.py:reward?data=PATH.jsonl".
     Raises SchoolError for an unknown kind, with the nearest; kinds check their own names and options.
     """
     body, _, query = spec.partition("?")
@@ -117,6 +142,10 @@ def open_task(spec: str, seed: int = 0) -> Task:
             from schoolhouse.tasks.files import open_jsonl
 
             task = open_jsonl(rest, seed, **options)
+        case "game24":
+            from schoolhouse.tasks.game24 import Game24
+
+            task = Game24.open(rest, seed, **options)
         case "gym":
             from schoolhouse.tasks.gym import open_gym
 
@@ -129,7 +158,7 @@ def open_task(spec: str, seed: int = 0) -> Task:
             raise SchoolError(f"unknown task `{spec}`{_advice(body)}")
     task.__dict__["origin"] = (spec, seed)  # a task may be a frozen dataclass
     named = (rest, rest.partition(".py:")[0] + ".py", options.get("data"))
-    if kind in ("jsonl", "python"):
+    if kind in ("jsonl", "game24", "python"):
         task.__dict__["files"] = tuple(Path(name) for name in named if name and Path(name).is_file())
     if not task.name:
         task.__dict__["name"] = spec

@@ -154,7 +154,7 @@ def _piece(random: Random) -> str:
     steps, opening = moves(a, b), random.random() < 1 / 3
     at = 0 if opening else random.randrange(len(steps))
     told = " ".join(steps[at : at + random.randint(1, 2)]) + "."
-    return f"{a} + {b} begins {told}" if opening else told
+    return f"What is {a} + {b}? {told}" if opening else told
 
 
 def _last_digit(random: Random) -> str:

@@ -1,0 +1,200 @@
+"""The Game of 24: its solver, its file, what it accepts, and how single thoughts are rated."""
+
+from fractions import Fraction
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schoolhouse.tasks.game24 import Game24, moves, reaches, read_thought, solution, told
+from schoolhouse.tasks.lessons.countdown import evaluate
+from schoolhouse.tasks.task import check, open_task
+from schoolhouse.types import Problem, Reply, SchoolError
+
+PUZZLES = "Rank,Puzzles,AMT (s)\n1,1 1 4 6,4.4\n2,1 1 11 11,4.4\n3,4 9 10 13,5.0\n4,3 3 8 8,9.9\n"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "game24.csv"
+
+
+def numbers(*given: int) -> tuple[Fraction, ...]:
+    return tuple(sorted(map(Fraction, given)))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "puzzles.csv").write_text(PUZZLES)
+    return tmp_path / "puzzles.csv"
+
+
+@pytest.fixture
+def game(path: Path) -> Game24:
+    return Game24(path, exam="3-4", lessons="solve=1,next=1,value=1")
+
+
+def by_numbers(game: Game24, text: str) -> Problem:
+    return next(problem for problem in game.exam() if problem.id == f"game24:{text}")
+
+
+# --- the solver
+
+
+@pytest.mark.parametrize(
+    "left, within", [((4, 9, 10, 13), True), ((3, 3, 8, 8), True), ((1, 1, 1, 1), False), ((24,), True)]
+)
+def test_the_solver_knows_what_reaches_24(left: tuple[int, ...], within: bool):
+    assert reaches(numbers(*left)) is within
+
+
+@given(st.lists(st.integers(1, 13), min_size=4, max_size=4))
+def test_a_solution_is_an_expression_of_all_numbers_worth_24(left: list[int]):
+    if reaches(numbers(*left)):
+        way, text = solution(numbers(*left), Random(0))
+        value, used = evaluate(text)
+        assert (value, sorted(used), len(way)) == (24, sorted(left), 3)
+
+
+def test_no_solution_is_an_error():
+    with pytest.raises(ValueError, match="1 1 1 1 cannot make 24"):
+        solution(numbers(1, 1, 1, 1), Random(0))
+
+
+def test_moves_join_two_numbers_and_keep_the_rest():
+    told_ = {str(move) for move in moves(numbers(2, 6, 12))}
+    assert {"6*2=12 (12 12)", "12-6=6 (2 6)", "2/6=(1/3) (1/3 12)", "6/2=3 (3 12)"} <= told_
+    assert len(told_) == 15
+
+
+@given(st.lists(st.integers(0, 13), min_size=2, max_size=4))
+def test_every_move_reads_as_what_it_was(left: list[int]):
+    for move in moves(numbers(*left)):
+        assert read_thought(str(move)) == (move.a, move.sign, move.b, move.result, move.left)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "13-9=4", "13-9 (4 4)", "13-9=x (4)", "12/1/2=24 (24)", "1+1=(1/0) (1)", "a+b=c (1)"]
+)
+def test_what_is_no_thought_is_not_read(text: str):
+    assert read_thought(text) is None
+
+
+# --- the task
+
+
+def test_puzzles_of_the_exam_are_never_practised(game: Game24):
+    held = {problem.id for problem in game.exam()}
+    assert held == {"game24:4 9 10 13", "game24:3 3 8 8"}
+    assert not held & {problem.id for problem in game.draw(0, 50)}
+
+
+def test_practice_is_a_function_of_seed_and_step(game: Game24, path: Path):
+    assert game.draw(3, 20) == Game24(path, exam="3-4").draw(3, 20)
+    assert game.draw(3, 20)[:5] == game.draw(3, 5)
+
+
+@pytest.mark.parametrize(
+    "answer, score, reason",
+    [
+        ("(10-4)*(13-9)", 1.0, ""),
+        ("(10-4)*(13-9)=24", 1.0, ""),
+        ("10*13-4", 0.0, "other numbers"),
+        ("4+9+10+13", 0.0, "makes 36"),
+        ("24", 0.0, "other numbers"),
+        ("(10-4", 0.0, "not an expression"),
+    ],
+)
+def test_an_answer_uses_each_number_once_and_makes_24(game: Game24, answer: str, score: float, reason: str):
+    verdict = game.verdict(by_numbers(game, "4 9 10 13"), Reply("", f"\\boxed{{{answer}}}"))
+    assert verdict.score == score
+    assert verdict.reason.startswith(reason)
+
+
+def test_its_own_references_pass_and_what_must_not_does_not(game: Game24):
+    assert check(game).passed
+
+
+def test_examples_are_of_the_kinds_asked_for_and_true(game: Game24):
+    lessons = game.worked(0, 300)
+    assert {lesson.hand for lesson in lessons} == {"solve", "next", "value"}
+    for lesson in lessons:
+        if lesson.hand == "solve":
+            assert game.verdict(lesson.problem, Reply(lesson.thought, lesson.answer)).score == 1.0
+            assert game.rate(lesson.problem, (lesson.thought or "").split("\n")) == [1, 1, 1]
+        elif lesson.hand == "next":
+            assert len(game.read_next(lesson.answer)) == len(lesson.answer.splitlines()) <= 8
+        else:
+            left = numbers_in(lesson.problem.messages[0].content)
+            assert lesson.answer == ("sure" if reaches(left) else "impossible")
+
+
+def numbers_in(question: str) -> tuple[Fraction, ...]:
+    return tuple(map(Fraction, question.removeprefix("Can ").removesuffix(" make 24?").split()))
+
+
+def test_thoughts_are_rated_one_by_one(game: Game24):
+    problem = by_numbers(game, "4 9 10 13")
+    assert game.rate(problem, ["13-9=4 (4 4 10)", "10-4=6 (4 6)", "6*4=24 (24)"]) == [1, 1, 1]
+    assert game.rate(problem, ["13+10=23 (4 9 23)", "23+9=32 (4 32)"]) == [0, 0]
+    assert game.rate(problem, ["13-9=5 (4 5 10)", "10-4=6 (5 6)"]) == [-1, -1]
+    assert game.rate(problem, ["13-9=4 (4 10)"]) == [-1]
+    assert game.rate(problem, ["9+9=18 (4 13 18)"]) == [-1]
+    assert game.rate(problem, ["13/0=1 (1 4 9)"]) == [-1]
+
+
+def test_questions_about_thoughts_are_about_what_is_left(game: Game24):
+    problem = by_numbers(game, "4 9 10 13")
+    asked = [game.ask_next(problem, []), game.ask_value(problem, ["13-9=4 (4 4 10)"])]
+    said = [question.messages[0].content for question in asked if question]
+    assert said == ["What may be done with 4 9 10 13?", "Can 4 4 10 make 24?"]
+    assert game.ask_next(problem, ["6*4=24 (24)"]) is None
+    assert game.ask_value(problem, ["nonsense"]) is None
+
+
+def test_answers_about_thoughts_are_read(game: Game24):
+    assert game.read_next("13-9=4 (4 4 10)\nwell\n10-4=6 (6 9 13)") == ["13-9=4 (4 4 10)", "10-4=6 (6 9 13)"]
+    assert [game.read_value(word) for word in ("sure", " likely", "impossible", "maybe")] == [20.0, 1.0, 0.001, None]
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a,b\n1,2\n", ":1: the columns must be named"),
+        ("Rank,Puzzles\nx,1 1 4 6\n", ":2: `Rank` must be a whole number"),
+        ("Rank,Puzzles\n1,1 1 4\n", ":2: 1 1 4 is no puzzle"),
+        ("Rank,Puzzles\n1,1 1 1 1\n", ":2: 1 1 1 1 is no puzzle"),
+        ("Rank,Puzzles\n1\n", ":2: `Rank` must be a whole number"),
+        ("Rank,Puzzles\n1,1 1 4 6\n", "no puzzle is left for practice or for the exam"),
+    ],
+)
+def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(SchoolError, match=message):
+        Game24(path)
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("game24", "give the file of puzzles"),
+        ("game24:none.csv", "cannot read none.csv"),
+        ("game24:{path}?exams=1-2", "unknown option `exams`; did you mean `exam`"),
+        ("game24:{path}?exam=1", "must be a range of ranks such as 901-1000"),
+        ("game24:{path}?lessons=solv", "unknown kind of lesson `solv`; did you mean `solve`"),
+        ("game24:{path}?lessons=solve=-1", "the weight of `solve` is `-1`"),
+    ],
+)
+def test_bad_options_are_refused(path: Path, spec: str, message: str):
+    with pytest.raises(SchoolError, match=message):
+        open_task(spec.format(path=path))
+
+
+def test_the_papers_puzzles_are_the_exam():
+    if not REAL.exists():
+        pytest.skip("the file of puzzles is not here")
+    game = Game24(REAL)
+    assert (len(game.exam()), len(game.practice)) == (100, 1262)
+    assert told(game.held_out[0]) == "4 5 6 10"
