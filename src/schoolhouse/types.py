@@ -161,8 +161,14 @@ class Rollout:
         )
 
     def forced(self, tokens: Sequence[int]) -> Rollout:
-        """Words put into the policy's mouth within its turn, such as the end of a thought: read, never trained on."""
-        return replace(self.given(tokens), finish="forced")
+        """Words put into the policy's mouth within its turn, or as its beginning: read, never trained on.
+
+        Without any, the policy goes on within its turn, with new random numbers.
+        """
+        begun = self.finish not in ("open", "given")
+        return replace(
+            self.given(tokens), finish="forced", turns=self.turns if begun else (*self.turns, len(self.tokens))
+        )
 
     def onto(self, prompt: Sequence[int]) -> Rollout:
         """The same words behind another prompt. Sampled log-probabilities are dropped: they were about the old one."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from schoolhouse.measure.statistics import Estimate, bootstrap, bootstrap_share, maj_at_k, pass_at_k
 from schoolhouse.progress import progress as show_progress
 from schoolhouse.tasks.task import Task, judge
-from schoolhouse.tasks.verify import extract, number, words
+from schoolhouse.tasks.verify import ballot
 from schoolhouse.text.conversation import Conversation
-from schoolhouse.types import Group, Key, Reply, Rollout, SchoolError
+from schoolhouse.types import Group, Key, Rollout, SchoolError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -236,7 +236,7 @@ def show(evaluation: Evaluation) -> Table:
 
 def _record(group: Group, conversation: Conversation) -> Record:
     replies = [conversation.read(rollout) for rollout in group.rollouts]
-    ballots = [_ballot(reply) for reply in replies]
+    ballots = [ballot(reply) for reply in replies]
     sampled = [p for r in group.rollouts for p, said in zip(r.logprob, r.written, strict=True) if said]
     return Record(
         group.problem.id,
@@ -249,12 +249,6 @@ def _record(group: Group, conversation: Conversation) -> Record:
         len(sampled),
         -math.fsum(sampled),
     )
-
-
-def _ballot(reply: Reply) -> Hashable | None:
-    """The final answer in the form in which answers are counted; None where there is none."""
-    answer, _ = extract(reply)
-    return None if answer is None else number(answer) or words(answer) or "".join(answer.split())
 
 
 def _cell(estimate: Estimate, metric: str) -> str:

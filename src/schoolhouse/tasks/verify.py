@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from bisect import bisect_left
+from collections.abc import Hashable
 from fractions import Fraction
 from multiprocessing import parent_process
 from typing import NamedTuple
@@ -298,3 +299,9 @@ def perturb(reference: str, coarse: bool = False) -> str:
 
 def _replace(text: str, at: int, character: str) -> str:
     return text[:at] + character + text[at + 1 :]
+
+
+def ballot(reply: Reply) -> Hashable | None:
+    """The final answer in the form in which answers are counted; None where there is none."""
+    answer, _ = extract(reply)
+    return None if answer is None else number(answer) or words(answer) or "".join(answer.split())

@@ -165,9 +165,9 @@ class Conversation:
     def close_thought(self, rollout: Rollout) -> Rollout:
         """The same rollout if it has stopped thinking in its last turn, or never began; else with `</think>` forced."""
         end = self.tokenizer.encode(END_THINK) if self._end_think is None else [self._end_think]
-        return rollout.forced(end) if self._thinks_still(rollout) else rollout
+        return rollout.forced(end) if self.thinks_still(rollout) else rollout
 
-    def _thinks_still(self, rollout: Rollout) -> bool:
+    def thinks_still(self, rollout: Rollout) -> bool:
         said, complete = self._body(rollout)
         if self._think is None or self._end_think is None:
             _, opened, inside = (
@@ -219,15 +219,29 @@ class Conversation:
 
     def thought_length(self, rollout: Rollout) -> int:
         """Tokens between `<think>` and `</think>` of the last turn: all that follow if never closed, 0 for none."""
+        start, end, _ = self.thought_span(rollout)
+        return end - start
+
+    def thought_span(self, rollout: Rollout) -> tuple[int, int, bool]:
+        """Where the thought of the last turn starts and ends among the rollout's tokens, and whether it was closed."""
         said, _ = self._body(rollout)
+        at = rollout.turns[-1] if rollout.turns else len(rollout)
         if self._think is not None and self._end_think is not None:
             start, end = self._span(said, self._think, self._end_think)
-            return 0 if start is None else end - start
+            return (at, at, False) if start is None else (at + start, at + end, end < len(said))
         start = 0 if self._thinking else self._tokens_until(THINK, said)
         rest = said[start:]
-        end = self._tokens_until(END_THINK, rest)
         closed = END_THINK in self.tokenizer.decode(rest)
-        return max(0, end - len(self.tokenizer.encode(END_THINK))) if closed else len(rest)
+        end = self._tokens_until(END_THINK, rest) - len(self.tokenizer.encode(END_THINK)) if closed else len(rest)
+        return at + start, at + start + max(0, end), closed
+
+    def think(self, rollout: Rollout, text: str) -> Rollout:
+        """The rollout with words put into its thought, which is opened first where the policy's turn has not begun."""
+        if rollout.finish not in ("open", "given"):
+            return rollout.forced(self.tokenizer.encode(text))
+        opening = [] if self._thinking else self.tokenizer.encode(THINK) if self._think is None else [self._think]
+        blank = "" if self._thinking else self._blanks[0]
+        return rollout.forced([*opening, *self.tokenizer.encode(blank + text)])
 
     def _tokens_until(self, mark: str, ids: tuple[int, ...]) -> int:
         """How many tokens it takes until the text holds `mark`; all when it never does."""

@@ -1,0 +1,141 @@
+"""Think longer about problems: one interface for all searches, counted in sampled tokens, the judges' included.
+
+`Search` says how; `solve` runs it for many problems at once and gives what it found for each. `Searcher` sits an exam
+with it, in the place of a policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Literal
+
+from pydantic import Field
+
+from schoolhouse.config import Frozen
+from schoolhouse.search.thoughts import Asked, AtRandom, Exact, Proposed, Sampled, Thinker, Worth, costs
+from schoolhouse.search.tree import Node, Tree, breadth_first, depth_first, explore
+from schoolhouse.search.vote import weighted_vote
+from schoolhouse.tasks.task import Task
+from schoolhouse.types import Rollout, SchoolError
+
+Kind = Literal["sample", "vote", "tot", "dfs", "beam", "dvts"]
+
+
+class Search(Frozen):
+    """How to think longer.
+
+    sample, vote  one answer; the most frequent of several (self-consistency, Wang et al. 2022, arXiv 2203.11171)
+    tot, dfs      Tree of Thoughts, breadth first and depth first
+    beam, dvts    several samples of each step, of which the best go on; each in a subtree of its own
+    """
+
+    kind: Kind = "sample"
+    breadth: int = Field(5, gt=0)
+    """Thoughts kept of each level."""
+    depth: int = Field(4, gt=0)
+    """Levels of the tree, the answer's included."""
+    samples: int = Field(5, gt=0)
+    """Answers to vote among; or samples of each step, or lines read of each list of proposals."""
+    thoughts: Literal["sample", "propose"] = "sample"
+    """Let the policy go on by itself, or ask it what may come next."""
+    values: Literal["ask", "exact", "random"] = "ask"
+    """Who says what a thought is worth: the policy, the task's rules (an oracle), a die (a control)."""
+    asked: int = Field(3, gt=0)
+    """Times a thought's worth is asked."""
+    threshold: float = 0.0
+    """dfs: thoughts worth less are pruned."""
+    choose: Literal["best", "vote"] = "best"
+    """Of several answers the one worth most, or that of the largest worth in all."""
+    step: int = Field(32, gt=0)
+    """Tokens of one step, where it is sampled."""
+    listed: int = Field(256, gt=0)
+    """Tokens of a list of proposals."""
+    length: int = Field(128, gt=0)
+    """Tokens of a whole answer (sample, vote); of what stands behind the last step (trees)."""
+    temperature: float = Field(0.7, ge=0)
+    budget: float = Field(inf, gt=0)
+    """Tokens that may be sampled for one problem, judges included. A search never goes over it."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found for one problem.
+
+    rollout  the answer; None where there is none
+    tokens   sampled in all, the judges' included
+    end      why the search ended, in words
+    tree     of its thoughts, where it grew one
+    votes    how many answers there were of each kind, the most frequent first
+    """
+
+    rollout: Rollout | None
+    tokens: int
+    end: str
+    tree: Tree | None = None
+    votes: tuple[tuple[str, int], ...] = ()
+
+
+def solve(policy: Thinker, task: Task, prefixes: Sequence[Rollout], search: Search) -> list[Found]:
+    """Search for an answer to each problem (a prefix that asks it, `Conversation.begin`), all at once.
+
+    Raises SchoolError where the task cannot do what the search needs, or the budget does not pay for one answer.
+    """
+    if search.kind in ("sample", "vote"):
+        return _voted(policy, prefixes, search)
+    expand: Sampled | Proposed
+    if search.thoughts == "propose":
+        expand = Proposed(policy, task, search.samples, search.listed, search.length, search.temperature)
+    else:
+        expand = Sampled(policy, task, search.samples, search.step, search.length, search.temperature)
+    value, trees = _values(policy, task, search), [Tree(Node(prefix), search.budget) for prefix in prefixes]
+    price = costs(expand, value)
+    if search.kind == "dfs":
+        ways = [depth_first(tree, search.threshold, search.depth, price) for tree in trees]
+    else:
+        apart = search.kind == "dvts"
+        ways = [breadth_first(tree, search.breadth, search.depth, price, apart) for tree in trees]
+    explore(trees, ways, expand, value)
+    return [_chosen(policy, tree, search.choose) for tree in trees]
+
+
+def _values(policy: Thinker, task: Task, search: Search) -> Worth:
+    if search.values == "ask":
+        return Asked(policy, task, search.asked, temperature=search.temperature)
+    return Exact(policy.conversation, task) if search.values == "exact" else AtRandom()
+
+
+def _chosen(policy: Thinker, tree: Tree, choose: str) -> Found:
+    answers = tree.answers
+    if not answers:
+        return Found(None, tree.tokens, tree.end, tree)
+    rollouts = [node.state for node in answers]
+    winner, votes = weighted_vote(policy.conversation, rollouts, [node.value for node in answers])
+    best = rollouts[0] if choose == "best" else rollouts[winner]
+    return Found(best, tree.tokens, tree.end, tree, votes)
+
+
+def _voted(policy: Thinker, prefixes: Sequence[Rollout], search: Search) -> list[Found]:
+    """Whole answers, as many as the budget pays for, and the most frequent of them."""
+    count = 1 if search.kind == "sample" else search.samples
+    paid = count if search.budget == inf else min(count, int(search.budget // search.length))
+    if not paid:
+        raise SchoolError(
+            f"a budget of {search.budget:g} tokens does not pay for one answer of {search.length}: raise it, or lower "
+            "`length`"
+        )
+    asked = [
+        replace(prefix, key=prefix.key._replace(sample=prefix.key.sample * paid + g))
+        for prefix in prefixes
+        for g in range(paid)
+    ]
+    said = policy.extend(asked, search.length, temperature=search.temperature)
+    found = []
+    for at, prefix in enumerate(prefixes):
+        few = said[at * paid : (at + 1) * paid]
+        winner, votes = weighted_vote(policy.conversation, few)
+        short = "" if paid == count else f"; the budget paid for {paid} of {count}"
+        tokens = sum(len(rollout) - len(prefix) for rollout in few)
+        found.append(Found(few[winner], tokens, f"{len(few)} answers{short}", votes=votes))
+    return found

@@ -1,0 +1,252 @@
+"""Who proposes thoughts and who says what they are worth, on the sampler: what trees are grown with.
+
+A thought is a step of the policy's own turn. What a node holds is the rollout up to it: `Sampled` lets the policy go on
+to the end of the next step, several times; `Proposed` asks it what may come next and puts each proposal into its mouth
+(Yao et al. 2023, arXiv 2305.10601, section 3). Values come from asking the policy (`Asked`), from the task's own rules
+(`Exact`, an oracle), or from a die (`Random`, a control); `Judged` asks a reward model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from math import nan
+from typing import Protocol
+
+from schoolhouse.randomness import python_random
+from schoolhouse.search.tree import Answered, Costs, Node, Offer
+from schoolhouse.tasks.task import Task
+from schoolhouse.text.conversation import Conversation
+from schoolhouse.text.steps import steps
+from schoolhouse.types import Key, Rollout
+
+
+class Thinker(Protocol):
+    """What a search needs of a policy."""
+
+    conversation: Conversation
+
+    @property
+    def longest(self) -> int: ...
+
+    def extend(
+        self,
+        rollouts: Sequence[Rollout],
+        length: int | Sequence[int],
+        *,
+        temperature: float = 1.0,
+        stop_texts: Sequence[str] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Rollout]: ...
+
+
+class Worth(Protocol):
+    """Says what thoughts are worth; `most` tokens at most for one of them."""
+
+    @property
+    def most(self) -> int: ...
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Answered]: ...
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The policy goes on from each thought, `samples` times, by one step or to the end of its turn.
+
+    length  tokens of one step; one that takes more is lost, and so is one for which the model has no room
+    answer  tokens behind the last step: the end of the thought and the answer
+    """
+
+    policy: Thinker
+    task: Task
+    samples: int = 5
+    length: int = 32
+    answer: int = 32
+    temperature: float = 1.0
+
+    @property
+    def most(self) -> int:
+        return self.samples * (self.length + self.answer)
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
+        forks = [[_fork(node.state, g, self.samples) for g in range(self.samples)] for node in nodes]
+        room = self.policy.longest - self.length - self.answer
+        begun = [prefix for few in forks for prefix in few if len(prefix) <= room]
+        said = iter(self._said(begun))
+        return [self._offered([(prefix, next(said)) for prefix in few if len(prefix) <= room]) for few in forks]
+
+    def _said(self, begun: Sequence[Rollout]) -> list[Rollout]:
+        """One step behind each prefix; where no thought is open any more, the answer too."""
+        say = self.policy.conversation
+        stop = (self.task.delimiter,)
+        said = _extend(self.policy, begun, self.length, self.temperature, stop)
+        late = [at for at, one in enumerate(said) if one.tokens[-1] not in say.stop_ids and not say.thinks_still(one)]
+        rest = [said[at].forced(()) for at in late]
+        for at, whole in zip(late, _extend(self.policy, rest, self.answer, self.temperature), strict=True):
+            said[at] = whole
+        return said
+
+    def _offered(self, pairs: Sequence[tuple[Rollout, Rollout]]) -> Answered:
+        say, offers = self.policy.conversation, []
+        for before, after in pairs:
+            if after.finish == "stop":
+                text = say.tokenizer.decode(after.tokens[len(before) :], skip_special=True).strip()
+                done = after.tokens[-1] in say.stop_ids
+                offers.append(Offer(after, text, done, after.tokens[after.turns[0] :]))
+        return Answered(offers, sum(len(after) - len(before) for before, after in pairs))
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """The policy lists what may come next, and each line of its list is put into its mouth.
+
+    Where there is nothing to ask it says the answer itself, the likeliest. Thoughts that lead to the same question are
+    one thought. `length` tokens of a list, `answer` tokens of an answer, at most `lines` lines of a list are read.
+    """
+
+    policy: Thinker
+    task: Task
+    lines: int = 8
+    length: int = 256
+    answer: int = 48
+    temperature: float = 0.7
+
+    @property
+    def samples(self) -> int:
+        return self.lines
+
+    @property
+    def most(self) -> int:
+        return max(self.length, self.answer)
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
+        say, task = self.policy.conversation, self.task
+        told = [steps(say, node.state, task.delimiter) for node in nodes]
+        questions = [task.ask_next(node.state.problem, few) for node, few in zip(nodes, told, strict=True)]
+        asked = [
+            say.begin(question, node.state.key._replace(purpose="propose"))
+            for node, question in zip(nodes, questions, strict=True)
+            if question
+        ]
+        last = [_fork(node.state, 0, 1) for node, question in zip(nodes, questions, strict=True) if question is None]
+        lists = iter(zip(asked, _extend(self.policy, asked, self.length, self.temperature), strict=True))
+        ends = iter(zip(last, _extend(self.policy, last, self.answer, 0.0), strict=True))
+        answered = []
+        for node, question in zip(nodes, questions, strict=True):
+            before, after = next(ends if question is None else lists)
+            offers = [self._answer(before, after)] if question is None else self._thoughts(node.state, after)
+            answered.append(Answered([offer for offer in offers if offer], len(after) - len(before)))
+        return answered
+
+    def _answer(self, before: Rollout, after: Rollout) -> Offer | None:
+        text = self.policy.conversation.tokenizer.decode(after.tokens[len(before) :], skip_special=True).strip()
+        return Offer(after, text, True, after.tokens[after.turns[0] :]) if after.finish == "stop" else None
+
+    def _thoughts(self, rollout: Rollout, said: Rollout) -> list[Offer]:
+        say, task = self.policy.conversation, self.task
+        offers = []
+        for at, line in enumerate(task.read_next(say.read(said).answer)[: self.lines]):
+            fork = replace(rollout, key=rollout.key._replace(sample=rollout.key.sample * self.lines + at))
+            after = say.think(fork, line + task.delimiter)
+            question = task.ask_next(rollout.problem, steps(say, after, task.delimiter))
+            if len(after) + self.answer <= self.policy.longest:
+                offers.append(Offer(after, line, False, question.messages if question else line))
+        return offers
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The policy is asked what a thought is worth, `samples` times; what its answers count is summed.
+
+    The same question about the same problem is asked once. An answer is worth what the thought before it is.
+    """
+
+    policy: Thinker
+    task: Task
+    samples: int = 3
+    length: int = 16
+    temperature: float = 0.7
+    known: dict[Hashable, float] = field(default_factory=dict)
+
+    @property
+    def most(self) -> int:
+        return self.samples * self.length
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
+        say, task = self.policy.conversation, self.task
+        asking = [
+            None if node.answers else task.ask_value(node.state.problem, steps(say, node.state, task.delimiter))
+            for node in nodes
+        ]
+        keys = [(node.state.key.problem, q and q.messages) for node, q in zip(nodes, asking, strict=True)]
+        fresh: dict[Hashable, list[Rollout]] = {}
+        for node, question, about in zip(nodes, asking, keys, strict=True):
+            if question and about not in self.known and about not in fresh:
+                key = node.state.key._replace(purpose="value")
+                every = [key._replace(sample=key.sample * self.samples + g) for g in range(self.samples)]
+                fresh[about] = [say.begin(question, one) for one in every]
+        asked = [(about, prefix) for about, prefixes in fresh.items() for prefix in prefixes]
+        said = _extend(self.policy, [prefix for _, prefix in asked], self.length, self.temperature)
+        spent: dict[Hashable, int] = {}
+        for (about, before), after in zip(asked, said, strict=True):
+            self.known[about] = self.known.get(about, 0.0) + (task.read_value(say.read(after).answer) or 0.0)
+            spent[about] = spent.get(about, 0) + len(after) - len(before)
+        return [
+            Answered(self.known[about], spent.pop(about, 0)) if question else Answered(_before(node), 0)
+            for node, question, about in zip(nodes, asking, keys, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The task's own rules: 1 for a thought that is right and every one before it, else 0. An oracle, for tests."""
+
+    say: Conversation
+    task: Task
+    most: int = 0
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
+        return [Answered(_before(node) if node.answers else self._worth(node.state), 0) for node in nodes]
+
+    def _worth(self, rollout: Rollout) -> float:
+        ratings = self.task.rate(rollout.problem, steps(self.say, rollout, self.task.delimiter))
+        return float(bool(ratings) and min(ratings) == 1)
+
+
+@dataclass(frozen=True)
+class AtRandom:
+    """A die: what a search is worth when nobody knows what thoughts are worth."""
+
+    seed: int = 0
+    most: int = 0
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
+        found = []
+        for node in nodes:
+            key = Key(self.seed, "random value", problem=node.state.key.problem)
+            found.append(Answered(python_random(key._replace(sample=hash(node.state.tokens))).random(), 0))
+        return found
+
+
+def costs(expand: Sampled | Proposed, value: Worth) -> Costs:
+    """What a step of a search with these can cost."""
+    return Costs(expand.most, value.most, expand.samples)
+
+
+def _before(node: Node) -> float:
+    """What the thought before an answer is worth; nothing is known of an answer without a thought."""
+    return nan if node.parent is None else node.parent.value
+
+
+def _fork(rollout: Rollout, at: int, of: int) -> Rollout:
+    """The same rollout, to go on with random numbers of its own."""
+    fork = replace(rollout, key=rollout.key._replace(sample=rollout.key.sample * of + at))
+    return fork if fork.finish in ("open", "given") else fork.forced(())
+
+
+def _extend(
+    policy: Thinker, rollouts: Sequence[Rollout], length: int, temperature: float, stop: Sequence[str] = ()
+) -> list[Rollout]:
+    if not rollouts:
+        return []
+    return policy.extend(rollouts, length, temperature=temperature, stop_texts=stop)

@@ -1,0 +1,31 @@
+"""Steps of a thought: where each ends, by the tokens as they were said."""
+
+from __future__ import annotations
+
+from schoolhouse.text.conversation import Conversation
+from schoolhouse.types import Rollout
+
+
+def step_ends(say: Conversation, rollout: Rollout, delimiter: str) -> list[int]:
+    """The index behind each complete step of the last turn's thought.
+
+    A step ends with the token that completes the delimiter; what stands behind the last one is a step where the thought
+    was closed. Blanks are none.
+    """
+    start, end, closed = say.thought_span(rollout)
+    ends = []
+    for at in range(start, end):
+        text = say.tokenizer.decode(rollout.tokens[start : at + 1])
+        if delimiter in text and text.strip():
+            ends.append(at + 1)
+            start = at + 1
+    if closed and say.tokenizer.decode(rollout.tokens[start:end]).strip():
+        ends.append(end)
+    return ends
+
+
+def steps(say: Conversation, rollout: Rollout, delimiter: str) -> list[str]:
+    """The complete steps of the last turn's thought, without blanks around them."""
+    ends = step_ends(say, rollout, delimiter)
+    starts = [say.thought_span(rollout)[0], *ends]
+    return [say.tokenizer.decode(rollout.tokens[a:b]).strip() for a, b in zip(starts, ends, strict=False)]

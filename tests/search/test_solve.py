@@ -1,0 +1,124 @@
+"""Searches on a scripted policy: each finds what it should, at the cost it says, and ends with a reason."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from schoolhouse.search.solve import Found, Search, solve
+from schoolhouse.tasks.game24 import Game24
+from schoolhouse.types import Key, SchoolError
+
+Make = Callable[..., Any]
+WAYS = {
+    "4 9 10 13": "13-9=4 (4 4 10)\n13+9=22 (4 10 22)",
+    "4 4 10": "10+4=14 (4 14)\n10-4=6 (4 6)",
+    "4 10 22": "22+10=32 (4 32)",
+    "4 6": "6-4=2 (2)\n6*4=24 (24)",
+    "4 14": "14-4=10 (10)",
+    "4 32": "32-4=28 (28)",
+}
+GOOD = {"4 4 10", "4 6", "24"}
+TREE: dict[str, Any] = {"kind": "tot", "thoughts": "propose", "samples": 8, "breadth": 1, "length": 48}
+
+
+def thinker(question: str, begun: str, key: Key) -> str:
+    """Lists next moves, knows what they are worth, and ends its thought with the right answer if it led to 24."""
+    if question.startswith("What may be done with"):
+        return WAYS[question.removeprefix("What may be done with ").removesuffix("?")] + "<|im_end|>"
+    if question.startswith("Can"):
+        left = question.removeprefix("Can ").removesuffix(" make 24?")
+        return ("sure" if left in GOOD else "impossible") + "<|im_end|>"
+    answer = "(13-9)*(10-4)" if "(24)" in begun else "4+9"
+    return "<think>" * (not begun) + f"</think>\\boxed{{{answer}}}<|im_end|>"
+
+
+def found(policy: Any, game: Game24, **changes: Any) -> Found:
+    prefixes = [policy.conversation.begin(problem, Key(0, "t", 0, i, 0)) for i, problem in enumerate(game.exam())]
+    (one,) = solve(policy, game, prefixes, Search(**{**TREE, **changes}))
+    return one
+
+
+def score(policy: Any, game: Game24, one: Found) -> float | None:
+    assert one.rollout is not None
+    return game.verdict(one.rollout.problem, policy.conversation.read(one.rollout)).score
+
+
+@pytest.mark.parametrize("changes", [{}, {"breadth": 5}, {"kind": "dfs", "threshold": 1.0}, {"values": "exact"}])
+def test_a_tree_of_thoughts_finds_the_answer(scripted: Make, game: Game24, changes: dict[str, Any]):
+    policy = scripted(thinker)
+    one = found(policy, game, **changes)
+    assert score(policy, game, one) == 1.0
+    assert one.end == "answered"
+    assert one.tree is not None
+    assert [node.text for node in one.tree.answers[0].path[:3]] == ["13-9=4 (4 4 10)", "10-4=6 (4 6)", "6*4=24 (24)"]
+
+
+def test_the_tokens_of_all_lists_values_and_answers_are_counted(scripted: Make, game: Game24):
+    policy = scripted(thinker)
+    spent = []
+    extend = policy.extend
+
+    def counting(rollouts: Any, *args: Any, **more: Any) -> Any:
+        said = extend(rollouts, *args, **more)
+        spent.append(sum(len(after) - len(before) for before, after in zip(rollouts, said, strict=True)))
+        return said
+
+    policy.extend = counting
+    assert found(policy, game).tokens == sum(spent)
+
+
+def test_without_a_value_the_first_proposals_are_followed(scripted: Make, game: Game24):
+    policy = scripted(lambda q, b, k: "who knows<|im_end|>" if q.startswith("Can") else thinker(q, b, k))
+    assert score(policy, game, found(policy, game)) == 0.0
+
+
+def test_a_tree_whose_thoughts_cannot_be_read_dies_out_and_says_so(scripted: Make, game: Game24):
+    one = found(scripted(lambda q, b, k: "no idea<|im_end|>"), game)
+    assert (one.rollout, one.end) == (None, "the tree died out")
+
+
+def test_a_budget_too_small_for_a_thought_says_so(scripted: Make, game: Game24):
+    one = found(scripted(thinker), game, budget=100)
+    assert (one.rollout, one.tokens) == (None, 0)
+    assert one.end == "the budget of 100 tokens does not pay for one more thought"
+
+
+def test_a_vote_asks_as_often_as_the_budget_pays_for(scripted: Make, game: Game24):
+    policy = scripted(thinker)
+    one = found(policy, game, kind="vote", samples=9, length=50, budget=160)
+    assert policy.calls == [3]
+    assert one.end == "3 answers; the budget paid for 3 of 9"
+    assert one.votes == (("4+9", 3),)
+
+
+def test_a_budget_without_one_answer_is_refused(scripted: Make, game: Game24):
+    with pytest.raises(SchoolError, match="a budget of 10 tokens does not pay for one answer of 48"):
+        found(scripted(thinker), game, kind="sample", budget=10)
+
+
+@pytest.mark.parametrize("kind", ["beam", "dvts"])
+def test_steps_may_be_sampled_instead_of_asked_for(scripted: Make, game: Game24, kind: str):
+    steps = ["13-9=4 (4 4 10)", "10-4=6 (4 6)", "6*4=24 (24)"]
+
+    def stepping(question: str, begun: str, key: Key) -> str:
+        if question.startswith("Can"):
+            return thinker(question, begun, key)
+        said = begun.count("\n")
+        if said == 3:
+            return "</think>\\boxed{(13-9)*(10-4)}<|im_end|>"
+        line = steps[said] if key.sample % 2 else f"{said}+1={said + 1} ({said + 1} 1)"
+        return "<think>" * (not begun) + line + "\n"
+
+    policy = scripted(stepping)
+    one = found(policy, game, kind=kind, thoughts="sample", breadth=2, samples=4)
+    assert score(policy, game, one) == 1.0
+
+
+def test_a_task_that_asks_nothing_says_what_to_use_instead(scripted: Make):
+    from schoolhouse.tasks.task import open_task
+
+    task, policy = open_task("school:chain"), scripted(thinker)
+    prefixes = [policy.conversation.begin(task.exam(1)[0], Key(0, "t"))]
+    with pytest.raises(SchoolError, match="let them be sampled"):
+        solve(policy, task, prefixes, Search(**TREE))

@@ -1,0 +1,175 @@
+"""Thoughts on a scripted policy: what is offered, what it costs, and what cannot be read is lost, not believed."""
+
+from collections.abc import Callable
+from math import isnan
+from typing import Any
+
+import pytest
+
+from schoolhouse.search.thoughts import Asked, AtRandom, Exact, Proposed, Sampled
+from schoolhouse.search.tree import Node
+from schoolhouse.tasks.game24 import Game24
+from schoolhouse.text.steps import steps
+from schoolhouse.types import Key, Rollout
+
+Make = Callable[..., Any]
+
+GOOD = ["13-9=4 (4 4 10)", "10-4=6 (4 6)", "6*4=24 (24)"]
+END = "</think>\\boxed{(13-9)*(10-4)}<|im_end|>"
+
+
+def solver(question: str, begun: str, key: Key) -> str:
+    """Says a right solution, whatever has been said of it; answers questions about numbers; sample 1 goes astray."""
+    if question.startswith("What may be done"):
+        return "13-9=4 (4 4 10)\nwhatever\n13+9=22 (4 10 22)<|im_end|>"
+    if question.startswith("Can"):
+        return ("sure" if "4 4 10" in question else "impossible") + "<|im_end|>"
+    if key.sample % 2:
+        return "<think>" * (not begun) + "never ending, never ending, never ending, never ending, never ending"
+    whole = "<think>" + "\n".join(GOOD) + END
+    return whole[len(begun) :]
+
+
+def begin(policy: Any, game: Game24, sample: int = 0) -> Rollout:
+    return policy.conversation.begin(game.exam()[0], Key(0, "t", 0, 0, sample))
+
+
+def thought(policy: Any, game: Game24, *lines: str) -> Node:
+    """A node behind some thoughts that were put into the policy's mouth."""
+    node, rollout = Node(begin(policy, game)), begin(policy, game)
+    for line in lines:
+        rollout = policy.conversation.think(rollout, line + "\n")
+        node = Node(rollout, line, node)
+    return node
+
+
+# --- sampled
+
+
+def test_a_sampled_thought_is_one_step_of_the_policys_own_turn(scripted: Make, game: Game24):
+    policy = scripted(solver)
+    ((offers, tokens),) = Sampled(policy, game, samples=1)([Node(begin(policy, game))])
+    (offer,) = offers
+    assert (offer.text, offer.answers) == ("13-9=4 (4 4 10)", False)
+    assert tokens == len(offer.state) - len(begin(policy, game))
+    assert steps(policy.conversation, offer.state, "\n") == GOOD[:1]
+
+
+def test_steps_go_on_in_one_turn_until_the_answer(scripted: Make, game: Game24):
+    policy = scripted(solver)
+    expand, node, said = Sampled(policy, game, samples=1), Node(begin(policy, game)), []
+    while not node.answers:
+        ((offers, _),) = expand([node])
+        node = Node(offers[0].state, offers[0].text, node, offers[0].answers)
+        said.append(offers[0].text)
+    assert said[:2] == GOOD[:2]
+    assert len(node.state.turns) == 1
+    reply = policy.conversation.read(node.state)
+    assert (reply.thought, reply.answer) == ("\n".join(GOOD), "\\boxed{(13-9)*(10-4)}")
+    assert game.verdict(node.state.problem, reply).score == 1.0
+
+
+def test_a_step_that_never_ends_is_lost_and_paid_for(scripted: Make, game: Game24):
+    policy = scripted(solver)
+    ((offers, tokens),) = Sampled(policy, game, samples=2, length=20)([Node(begin(policy, game))])
+    assert [offer.text for offer in offers] == [GOOD[0]]
+    assert tokens > 20
+
+
+def test_without_room_in_the_model_there_is_no_thought(scripted: Make, game: Game24):
+    policy = scripted(solver)
+    policy.longest = len(begin(policy, game)) + 10
+    assert Sampled(policy, game, samples=2)([Node(begin(policy, game))]) == [([], 0)]
+    assert policy.calls == []
+
+
+def test_every_path_has_random_numbers_of_its_own(scripted: Make, game: Game24):
+    keys = []
+
+    def listening(question: str, begun: str, key: Key) -> str:
+        keys.append(key)
+        return solver(question, begun, key._replace(sample=0))
+
+    policy = scripted(listening)
+    expand, level = Sampled(policy, game, samples=3), [Node(begin(policy, game))]
+    for _ in range(2):
+        level = [
+            Node(o.state, o.text, node) for node, (offers, _) in zip(level, expand(level), strict=True) for o in offers
+        ]
+    assert len(keys) == len(set(keys)) == 3 + 9
+
+
+# --- proposed
+
+
+def test_proposals_are_put_into_the_policys_mouth(scripted: Make, game: Game24):
+    policy = scripted(solver)
+    ((offers, tokens),) = Proposed(policy, game)([Node(begin(policy, game))])
+    assert [offer.text for offer in offers] == ["13-9=4 (4 4 10)", "13+9=22 (4 10 22)"]
+    assert [steps(policy.conversation, offer.state, "\n") for offer in offers] == [[offer.text] for offer in offers]
+    assert not any(any(offer.state.written) for offer in offers)
+    said = policy.conversation.tokenizer.encode("13-9=4 (4 4 10)\nwhatever\n13+9=22 (4 10 22)")
+    assert tokens == len(said) + 1
+
+
+def test_where_nothing_is_left_to_ask_the_policy_answers(scripted: Make, game: Game24):
+    policy = scripted(lambda question, begun, key: END)
+    ((offers, _),) = Proposed(policy, game)([thought(policy, game, *GOOD)])
+    (offer,) = offers
+    assert offer.answers
+    assert policy.conversation.read(offer.state).answer == "\\boxed{(13-9)*(10-4)}"
+
+
+def test_proposals_to_the_same_end_are_one_thought(scripted: Make, game: Game24):
+    policy = scripted(lambda question, begun, key: "4*6=24 (10 24)\n6*4=24 (10 24)<|im_end|>")
+    ((offers, _),) = Proposed(policy, game)([thought(policy, game, "10-4=6 (4 6 10)")])
+    assert offers[0].same == offers[1].same
+
+
+# --- what thoughts are worth
+
+
+def test_the_policys_word_is_asked_several_times_and_summed(scripted: Make, game: Game24):
+    policy = scripted(solver)
+    ask = Asked(policy, game, samples=3)
+    good, bad = thought(policy, game, "13-9=4 (4 4 10)"), thought(policy, game, "13+9=22 (4 10 22)")
+    worth = ask([good, bad])
+    assert [answered.found for answered in worth] == pytest.approx([60.0, 0.003])
+    assert all(answered.tokens > 3 for answered in worth)
+
+
+def test_the_same_question_is_paid_for_once(scripted: Make, game: Game24):
+    policy = scripted(solver)
+    ask, node = Asked(policy, game), thought(policy, game, "13-9=4 (4 4 10)")
+    first, second = ask([node, node])
+    (third,) = ask([node])
+    assert (first.found, second.found, third.found) == (60.0, 60.0, 60.0)
+    assert (second.tokens, third.tokens) == (0, 0)
+
+
+def test_a_word_out_of_range_counts_nothing(scripted: Make, game: Game24):
+    policy = scripted(lambda question, begun, key: "1e9<|im_end|>")
+    assert Asked(policy, game)([thought(policy, game, GOOD[0])])[0].found == 0.0
+
+
+def test_an_answer_is_worth_what_the_thought_before_it_is(scripted: Make, game: Game24):
+    policy = scripted(solver)
+    before = thought(policy, game, GOOD[0])
+    before.value = 7.0
+    answer = Node(before.state, "24", before, answers=True)
+    for judge in (Asked(policy, game), Exact(policy.conversation, game)):
+        assert judge([answer])[0] == (7.0, 0)
+    assert isnan(Asked(policy, game)([Node(before.state, "24", None, answers=True)])[0].found)
+
+
+def test_the_tasks_own_rules_are_exact(scripted: Make, game: Game24):
+    policy = scripted(solver)
+    nodes = [thought(policy, game, *GOOD[:2]), thought(policy, game, GOOD[0], "10+4=14 (4 14)")]
+    assert [answered.found for answered in Exact(policy.conversation, game)(nodes)] == [1.0, 0.0]
+
+
+def test_a_die_falls_the_same_way_again(scripted: Make, game: Game24):
+    policy = scripted(solver)
+    nodes = [thought(policy, game, line) for line in GOOD]
+    assert AtRandom()(nodes) == AtRandom()(nodes)
+    assert len({answered.found for answered in AtRandom()(nodes)}) == 3
