@@ -6,6 +6,7 @@ import pkgutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, TypeVar
@@ -177,6 +178,10 @@ class Evaluate(Frozen):
     """Tokens an answer may take, thinking included; none: what the model can read, at most 512."""
     temperature: float = Field(1.0, ge=0)
     seed: int = 0
+    search: str = ""
+    """Think longer: vote, tot, dfs, beam, dvts, with options as in "tot?breadth=1&thoughts=propose"."""
+    budget: float = Field(inf, gt=0)
+    """Tokens a search may spend on one problem, its judges' included."""
     save: Path | None = None
     """File for the result problem by problem, as JSON."""
 
@@ -192,8 +197,16 @@ def evaluate(words: Sequence[str]) -> None:
 
     task = open_task(c.task, c.seed)
     policy = Policy.load(c.model)
-    result = sit(policy, task, c.problems, c.samples, c.length, c.temperature, c.seed)
-    print(result)
+    if c.search:
+        from schoolhouse.search.solve import Searcher, parse
+
+        searcher = Searcher(policy, task, parse(c.search, c.budget))
+        result = sit(searcher, task, c.problems, 1, c.length, seed=c.seed)
+        print(result)
+        print(searcher.account())
+    else:
+        result = sit(policy, task, c.problems, c.samples, c.length, c.temperature, c.seed)
+        print(result)
     if c.save:
         write_whole(c.save, to_json(result.to_json(records=True), 2) + "\n")
 

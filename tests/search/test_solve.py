@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from schoolhouse.search.solve import Found, Search, solve
+from schoolhouse.measure.evaluate import evaluate
+from schoolhouse.search.solve import Found, Search, Searcher, parse, solve
 from schoolhouse.tasks.game24 import Game24
 from schoolhouse.types import Key, SchoolError
 
@@ -122,3 +123,34 @@ def test_a_task_that_asks_nothing_says_what_to_use_instead(scripted: Make):
     prefixes = [policy.conversation.begin(task.exam(1)[0], Key(0, "t"))]
     with pytest.raises(SchoolError, match="let them be sampled"):
         solve(policy, task, prefixes, Search(**TREE))
+
+
+def test_a_searcher_sits_an_exam_in_the_place_of_a_policy(scripted: Make, game: Game24):
+    searcher = Searcher(scripted(thinker), game, Search(**TREE))
+    sat = evaluate(searcher, game, problems=None, samples=1, length=48)
+    assert sat.overall["pass_at_1"].value == 1.0
+    assert searcher.found[0].tokens > 0
+
+
+def test_what_was_not_found_is_an_empty_answer(scripted: Make, game: Game24):
+    searcher = Searcher(scripted(lambda q, b, k: "no idea<|im_end|>"), game, Search(**TREE))
+    sat = evaluate(searcher, game, problems=None, samples=1, length=48)
+    assert (sat.overall["pass_at_1"].value, sat.overall["no_answer"].value) == (0.0, 1.0)
+
+
+def test_a_search_may_be_written_as_one_word_with_options():
+    assert parse("tot?breadth=1&values=random", 4096) == Search(kind="tot", breadth=1, values="random", budget=4096)
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("tott", "unknown search `tott`; did you mean `tot`"),
+        ("tot?bredth=1", "unknown option `bredth`; did you mean `breadth`"),
+        ("tot?breadth=0", "`breadth`: input should be greater than 0"),
+        ("tot?values=dice", "`values`: input should be 'ask', 'exact' or 'random'"),
+    ],
+)
+def test_a_search_that_is_no_search_is_refused(spec: str, message: str):
+    with pytest.raises(SchoolError, match=message):
+        parse(spec)

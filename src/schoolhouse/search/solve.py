@@ -6,18 +6,21 @@ with it, in the place of a policy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Literal
+from statistics import fmean
+from typing import Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from schoolhouse.config import Frozen
+from schoolhouse.config import Frozen, nearest
 from schoolhouse.search.thoughts import Asked, AtRandom, Exact, Proposed, Sampled, Thinker, Worth, costs
 from schoolhouse.search.tree import Node, Tree, breadth_first, depth_first, explore
 from schoolhouse.search.vote import weighted_vote
 from schoolhouse.tasks.task import Task
+from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Rollout, SchoolError
 
 Kind = Literal["sample", "vote", "tot", "dfs", "beam", "dvts"]
@@ -59,6 +62,27 @@ class Search(Frozen):
     """Tokens that may be sampled for one problem, judges included. A search never goes over it."""
 
 
+def parse(spec: str, budget: float = inf) -> Search:
+    """The search that `KIND[?OPTION=VALUE&...]` names: "tot", "vote?samples=32", "tot?breadth=1&values=random".
+
+    Raises SchoolError naming what is unknown, with the nearest, or out of range.
+    """
+    kind, _, query = spec.partition("?")
+    given: dict[str, str] = {"kind": kind}
+    for part in query.split("&") if query else ():
+        name, equals, value = part.partition("=")
+        if not equals or name not in Search.model_fields:
+            raise SchoolError(f"search `{spec}`: unknown option `{name}`{nearest(name, [*Search.model_fields])}")
+        given[name] = value
+    if kind not in get_args(Kind):
+        raise SchoolError(f"unknown search `{kind}`{nearest(kind, get_args(Kind))}")
+    try:
+        return Search.model_validate({"budget": budget, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SchoolError(f"search `{spec}`: `{first['loc'][0]}`: {first['msg'].lower()}") from None
+
+
 @dataclass(frozen=True)
 class Found:
     """What a search found for one problem.
@@ -98,6 +122,49 @@ def solve(policy: Thinker, task: Task, prefixes: Sequence[Rollout], search: Sear
         ways = [breadth_first(tree, search.breadth, search.depth, price, apart) for tree in trees]
     explore(trees, ways, expand, value)
     return [_chosen(policy, tree, search.choose) for tree in trees]
+
+
+@dataclass
+class Searcher:
+    """Sits an exam in the place of a policy: what it says to a problem is what the search finds.
+
+    `length` and `temperature` of the exam are the search's own business. `found` holds what was found last.
+    """
+
+    policy: Thinker
+    task: Task
+    search: Search
+    found: list[Found] = field(default_factory=list)
+    conversation: Conversation = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.conversation = self.policy.conversation
+
+    @property
+    def longest(self) -> int:
+        return self.policy.longest
+
+    def extend(
+        self,
+        rollouts: Sequence[Rollout],
+        length: int,
+        *,
+        temperature: float = 1.0,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Rollout]:
+        """An answer to each problem; one without words where the search found none."""
+        self.found = solve(self.policy, self.task, rollouts, self.search)
+        if progress:
+            progress(len(rollouts))
+        pairs = zip(rollouts, self.found, strict=True)
+        return [found.rollout or asked.said((), (), "length", 0) for asked, found in pairs]
+
+    def account(self) -> str:
+        """What the last search cost, and how it ended, in words."""
+        tokens = [found.tokens for found in self.found]
+        ends = Counter(found.end for found in self.found)
+        told = ", ".join(f"{count} x {end}" for end, count in ends.most_common())
+        return f"{self.search.kind}: {fmean(tokens):,.0f} tokens a problem (at most {max(tokens):,}); {told}"
 
 
 def _values(policy: Thinker, task: Task, search: Search) -> Worth:

@@ -14,6 +14,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from itertools import accumulate, combinations
@@ -186,6 +187,14 @@ class Game24(Task):
     def wrong(self, problem: Problem) -> str:
         return f"{problem.reference}+0"
 
+    def pose(self, text: str) -> Problem:
+        """The puzzle of the numbers in `text`, whether or not it can be solved."""
+        numbers = tuple(sorted(map(Fraction, re.findall(r"\d+", text.replace(f"ake {TARGET} from", "")))))
+        if len(numbers) != 4:
+            raise SchoolError(f"game24: `{text}` names {len(numbers)} numbers; a puzzle has four, as in 4 9 10 13")
+        question = Message("user", f"Make {TARGET} from {told(numbers)}, each used once.")
+        return Problem(f"game24:{told(numbers)}", (question,), "", "game24", "game24", {"left": numbers})
+
     # --- thoughts, one by one
 
     def rate(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
@@ -220,9 +229,8 @@ class Game24(Task):
     # --- examples
 
     def _problem(self, left: Left) -> Problem:
-        question = f"Make {TARGET} from {told(left)}, each used once."
         _, answer = solution(left, python_random(Key(0, f"game24 {told(left)}")))
-        return Problem(f"game24:{told(left)}", (Message("user", question),), answer, "game24", "game24", {"left": left})
+        return replace(self.pose(told(left)), reference=answer)
 
     def _solve(self, problem: Problem, random: Random) -> Demonstration:
         way, answer = solution(_left(problem), random)

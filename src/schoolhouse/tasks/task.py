@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from schoolhouse.config import nearest
 from schoolhouse.tasks.verify import perturb
-from schoolhouse.types import Demonstration, Group, Problem, Reply, Rollout, SchoolError, Verdict
+from schoolhouse.types import Demonstration, Group, Message, Problem, Reply, Rollout, SchoolError, Verdict
 
 if TYPE_CHECKING:
     from schoolhouse.tasks.pool import Pool
@@ -78,6 +78,10 @@ class Task:
     def wrong(self, problem: Problem) -> str:
         """A wrong final answer of the same kind as the right one, for `validate`."""
         return perturb(problem.reference)
+
+    def pose(self, text: str) -> Problem:
+        """A problem that somebody typed. Nobody knows its answer."""
+        return Problem("typed", (Message("user", text),), "", "typed", self.name)
 
     def rate(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
         """1 for each step that is right, 0 for one that is neither, -1 for a wrong one and all that follow it."""
