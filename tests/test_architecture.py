@@ -22,7 +22,7 @@ LAYERS = [
     {"claims", "bench"},
     {"pipeline", "serve", "estimate", "runs", "doctor"},
     {"commands"},
-    {"keeping", "trials"},
+    {"keeping", "trials", "thinking"},
     {"cli"},
     {"__main__"},
 ]

@@ -81,6 +81,11 @@ COMMANDS = {
         "an exam: pass@1, pass@k, maj@k, thought length, each with its 95 % interval",
         "schoolhouse.commands:evaluate",
     ),
+    "solve": Command(
+        'solve MODEL "problem" [--search tot] [--budget N] [--show] [--page FILE.html]',
+        "one problem, with as much thinking as asked for: votes, or a tree of thoughts to look at",
+        "schoolhouse.thinking:solve",
+    ),
     "chat": Command("chat MODEL", "talk to a model; its thinking is dimmed", "schoolhouse.commands:chat"),
     "task": Command(
         "task NAME [--show N] [--check]",

@@ -198,3 +198,11 @@ def test_the_papers_puzzles_are_the_exam():
     game = Game24(REAL)
     assert (len(game.exam()), len(game.practice)) == (100, 1262)
     assert told(game.held_out[0]) == "4 5 6 10"
+
+
+def test_pages_are_about_puzzles_of_practice_alone(game: Game24):
+    pages = game.exposition(0, 20)
+    assert pages == game.exposition(0, 20)
+    first = {line.removeprefix("With ").partition(" one may do")[0] for page in pages for line in page.splitlines()}
+    fours = {left for left in first if len(left.split()) == 4}
+    assert fours == {told(left) for left in game.practice}

@@ -86,7 +86,7 @@ CLAIM = Claim(
     id="r1",
     paper="DeepSeek-R1, Guo et al. 2025, arXiv 2501.12948, sections 2.3 and 2.4",
     sentence="What a practised model says, sifted, teaches a small model better than its own practice does",
-    budget="38,400 answers sampled for each student, by the teacher or by itself",
+    budget="23,040 answers sampled for each student, by the teacher or by itself",
     premise="the number of samples is the same",
     rule="rejection keeps nothing wrong and nothing mixed; the base taught by it is .15 above the cold start and has "
     ".9 of the teacher; the distilled small model is above the practised one in every seed, with the interval of the "

@@ -32,6 +32,7 @@ from schoolhouse.types import Demonstration, Key, Message, Problem, Reply, Schoo
 TARGET = 24
 KINDS = ("solve", "next", "value")
 OPTIONS = ("exam", "lessons")
+LINES = 12  # of a page of text
 LISTED = 8  # next moves that an example lists
 WORTH = {"impossible": 0.001, "likely": 1.0, "sure": 20.0}
 """What a word of the model about some numbers counts: the figures of Tree of Thoughts' own code."""
@@ -169,6 +170,18 @@ class Game24(Task):
             problem = self._problem(random.choice(self.practice))
             examples.append(_EXAMPLES[kind](self, problem, random))
         return examples
+
+    def exposition(self, step: int, count: int) -> list[str]:
+        """Pages of what may be done with the numbers of puzzles of practice: arithmetic, no word about what helps."""
+        random = python_random(Key(self.seed, "game24 exposition", step))
+        return ["\n".join(self._line(random) for _ in range(LINES)) for _ in range(count)]
+
+    def _line(self, random: Random) -> str:
+        left = random.choice(self.practice)
+        for _ in range(random.randrange(3)):
+            left = random.choice(moves(left)).left
+        few = random.sample(moves(left), min(3, len(moves(left))))
+        return f"With {told(left)} one may do {', or '.join(map(str, few))}."
 
     def verdict(self, problem: Problem, reply: Reply) -> Verdict:
         answer, reason = extract(reply)
