@@ -157,6 +157,14 @@ def _piece(random: Random) -> str:
     return f"What is {a} + {b}? {told}" if opening else told
 
 
+def _left(random: Random) -> str:
+    """Copying, and taking the last digit away: what long sums are made of beside small ones."""
+    a, b = _practised(LONGHAND, random, digits=random.randint(1, _LONGEST_SUM))
+    if random.random() < 0.5 or a < 10:
+        return f"What is {a} + {b}? It is written {a}+{b}."
+    return f"{a}+{b} without the last digits {a // 10}+{b // 10}."
+
+
 def _last_digit(random: Random) -> str:
     def step(random: Random) -> str:
         digit, (sign, n) = random.randrange(10), random.choice(OPERATIONS)
@@ -308,6 +316,11 @@ TOPICS = (
             "Pieces of long sums. Behind the comma stands what has been written so far.",
         ),
         _piece,
+        frozenset({"longhand"}),
+    ),
+    Topic(
+        ("A sum is written without blanks.", "Of both numbers of a sum the last digits are taken away."),
+        _left,
         frozenset({"longhand"}),
     ),
     Topic(
