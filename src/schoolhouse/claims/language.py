@@ -16,9 +16,8 @@ from schoolhouse.types import Key
 
 TARGET = "latin"
 SHARE, LOSS = 0.98, 0.03
-STEPS = 45
-WEIGHT = 3.0
-"""Of a thought in one language, beside 1 for a right answer. With 1 the share of words was .967 after 45 steps."""
+STEPS = 60
+"""After pilots with seed 0: 45 steps end at .967 of words, 75 at .995 (but plain practice drifts too: .41 -> .19 mixed)."""
 
 
 class Tongues(Exam):
@@ -47,7 +46,12 @@ class Tongues(Exam):
 
 def consistent(start: Step, seed: int) -> Step:
     """Practice with a reward for the share of words in the target language."""
-    return practice(start, seed, language=TARGET, consistency=WEIGHT)
+    return longer(start, seed, language=TARGET, consistency=1.0)
+
+
+def longer(start: Step, seed: int, **changes: object) -> Step:
+    """Practice for as long as it takes to give up the other language."""
+    return practice(start, seed, steps=STEPS, save_every=STEPS, exam_every=15, **changes)
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
@@ -56,7 +60,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     asked = {"exam": CHAINS, "tongues": Tongues(task=CHAINS.task, problems=100, samples=8, length=CHAINS.length)}
     return {
         "start": Arm(start, asked, f"worked examples in {TONGUES}"),
-        "plain": Arm(practice(start, seed), asked, "practice for right answers"),
+        "plain": Arm(longer(start, seed), asked, "practice for right answers"),
         "consistent": Arm(consistent(start, seed), asked, "and for the share of words in one language"),
     }
 
@@ -101,7 +105,7 @@ CLAIM = Claim(
     id="language",
     paper="DeepSeek-R1, Guo et al. 2025, arXiv 2501.12948, section 2.3.2",
     sentence="A reward for keeping to one language ends code-switching at little cost in accuracy",
-    budget="45 steps of 32 problems x 16 rollouts of at most 64 tokens in both arms",
+    budget="60 steps of 32 problems x 16 rollouts of at most 64 tokens in both arms",
     premise="the start mixes languages, groups are mixed, and thoughts are in words",
     rule="with the reward 98 % of words are in the target language in every seed, and pass@1 is at most .03 below "
     "practice without it; without it mixing does not fall below half",

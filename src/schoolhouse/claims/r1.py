@@ -35,7 +35,9 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
         "teacher": Arm(teacher, asked, "practised with rewards for right answers and one language"),
         "rejection": Arm(Step("distill", {**harvest, "model": base}), asked, "the base, on what was kept"),
         "small_start": Arm(little, asked, "a model of half the width, fine-tuned the same way"),
-        "small_distilled": Arm(Step("distill", {**harvest, "model": little}), asked, "and on what was kept"),
+        "small_distilled": Arm(
+            Step("distill", {**harvest, "model": little, "steps": 400}), asked, "and on what was kept"
+        ),
         "small_practised": Arm(consistent(little, seed), asked, "and practised itself"),
     }
 
@@ -86,7 +88,7 @@ CLAIM = Claim(
     id="r1",
     paper="DeepSeek-R1, Guo et al. 2025, arXiv 2501.12948, sections 2.3 and 2.4",
     sentence="What a practised model says, sifted, teaches a small model better than its own practice does",
-    budget="23,040 answers sampled for each student, by the teacher or by itself",
+    budget="30,720 answers sampled for each student, by the teacher or by itself",
     premise="the number of samples is the same",
     rule="rejection keeps nothing wrong and nothing mixed; the base taught by it is .15 above the cold start and has "
     ".9 of the teacher; the distilled small model is above the practised one in every seed, with the interval of the "
