@@ -17,6 +17,7 @@ LAYERS = [
     {"objectives", "credit", "controls", "packing", "family", "reflection", "run", "advice"},
     {"text"},
     {"tasks", "tools", "policy"},
+    {"judges"},
     {"search", "measure"},
     {"recipes"},
     {"claims", "bench"},

@@ -14,6 +14,7 @@ from schoolhouse.objectives import (
     corrected,
     kl_penalty,
     likelihood,
+    mark,
     plus,
     policy_gradient,
     ratio_stats,
@@ -35,6 +36,7 @@ EVERY = {
     "k2": kl_penalty("k2"),
     "k3": kl_penalty("k3"),
     "k3 with ratio": kl_penalty("k3", ratio="token"),
+    "mark": mark(),
     "sum": plus(clipped_surrogate(), 0.04, kl_penalty()),
     "tis": corrected(clipped_surrogate(), cap=2.0),
     "sequence is": corrected(policy_gradient(), level="product", on_policy=True),
@@ -77,13 +79,28 @@ def at_ratio(objective: Objective, advantage: float, ratio: float) -> tuple[floa
 @pytest.mark.parametrize("name", EVERY)
 def test_loss_and_gradient_are_zero_where_nobody_wrote_even_among_nans(name):
     column = [-1.0, -2.0, -0.5]
-    batch = packed(1, 2, advantage=[1.0, -1.0, 0.5], old=column, reference=column, sampled=column)
+    numbers = {"old": column, "reference": column, "sampled": column, "target": [1.0, 0.0, 0.25]}
+    batch = packed(1, 2, advantage=[1.0, -1.0, 0.5], **numbers)
     loss, gradient, _ = apply(EVERY[name], batch, [-1.1, -1.9, -0.6])
     assert loss.shape == batch.weight.shape
     assert loss[~batch.written].tolist() == [0.0] * 4
     assert gradient[~batch.written].tolist() == [0.0] * 4
     assert torch.isfinite(loss).all()
     assert gradient[batch.written].abs().min() > 0 or name == "k1"
+
+
+@pytest.mark.parametrize("target, p", [(1.0, 0.8), (0.0, 0.8), (0.25, 0.6)])
+def test_a_mark_costs_the_cross_entropy_of_its_truth(target: float, p: float):
+    batch = packed(1, target=[target])
+    loss, _, gradient = apply(mark(), batch, [math.log(p)])
+    assert float(loss[batch.written]) == pytest.approx(-target * math.log(p) - (1 - target) * math.log(1 - p), rel=1e-5)
+    assert float(gradient) == pytest.approx((p - target) / (1 - p), rel=1e-4)  # d/dlog p
+
+
+def test_a_mark_that_is_certain_stays_finite():
+    loss, _, gradient = apply(mark(), packed(1, target=[0.0]), [0.0])
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", ["policy_gradient", "grpo", "gspo", "rloo", "cispo"])

@@ -34,6 +34,21 @@ def likelihood() -> Objective:
     return lambda batch, scores: -_written(batch, scores.logprob)
 
 
+def mark() -> Objective:
+    """Cross-entropy between the probability of a token and what it should be (column "target", 0 to 1).
+
+    -t log p - (1 - t) log(1 - p): one token that says yes, trained to say so as often as it is true. Process and
+    outcome reward models (Lightman et al. 2023, arXiv 2305.20050; soft labels: Wang et al. 2023, arXiv 2312.08935).
+    """
+
+    def loss(batch: Batch, scores: Scores) -> Tensor:
+        logprob, target = _written(batch, scores.logprob), _written(batch, batch["target"])
+        no = torch.where(batch.written, -torch.expm1(logprob.clamp_max(-1e-6)), torch.ones_like(logprob))
+        return -target * logprob - (batch.written.float() - target) * no.log()
+
+    return loss
+
+
 def policy_gradient() -> Objective:
     """-A log pi: REINFORCE (Williams 1992). On-policy; with `sequence_sum` weights the exact policy gradient."""
     return lambda batch, scores: -_written(batch, batch["advantage"]) * _written(batch, scores.logprob)

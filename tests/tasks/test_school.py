@@ -1,10 +1,12 @@
 """The school: the same problems for the same seed, no exam instance in practice, answers that are judged right."""
 
 from collections import Counter
-from typing import Any
+from random import Random
+from typing import Any, cast
 
 import pytest
 
+from schoolhouse.tasks.lessons.chain import CHAIN, Chain
 from schoolhouse.tasks.lessons.family import HANDS, held_out
 from schoolhouse.tasks.school import CURRICULUM, EXAM_SIZE, School
 from schoolhouse.tasks.task import open_task
@@ -224,3 +226,22 @@ def test_thoughts_in_toy_languages():
 def test_an_unknown_tongue_is_refused_with_the_nearest():
     with pytest.raises(SchoolError, match="did you mean `latin`"):
         School.open("chain", 0, tongues="latn=1")
+
+
+# --- steps, one by one
+
+
+def test_steps_are_rated_up_to_the_first_that_is_wrong() -> None:
+    school = School.open("chain", steps="3")
+    problem = school.exam(1)[0]
+    good = CHAIN.steps(cast(Chain, problem.info["instance"]), Random(0))
+    assert school.rate(problem, good) == [1, 1, 1]
+    assert school.rate(problem, [good[0], "1+1=3", good[2]]) == [1, -1, -1]
+    assert school.rate(problem, [*good, "1+1=2"]) == [1, 1, 1, -1]
+    assert school.rate(problem, []) == []
+
+
+def test_a_family_with_many_right_ways_says_that_its_steps_cannot_be_checked() -> None:
+    school = School.open("countdown")
+    with pytest.raises(SchoolError, match="cannot check single steps: label them by continuations"):
+        school.rate(school.exam(1)[0], ["3+5=8"])

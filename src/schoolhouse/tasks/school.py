@@ -65,6 +65,7 @@ class School(Task):
     tongues: Mapping[str, float] = field(default_factory=dict)
 
     trusted = True
+    delimiter = " "
 
     @classmethod
     def open(cls, families: str = "", seed: int = 0, **options: str) -> School:
@@ -146,6 +147,15 @@ class School(Task):
             return Verdict(0.0, reason)
         return Verdict(1.0) if family.accepts(answer, problem.info) else Verdict(0.0, "not a right expression")
 
+    def rate(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
+        """1 for each step up to the first that is not what it should be, -1 from there on."""
+        family = FAMILIES[problem.family]
+        if not family.strict:
+            return super().rate(problem, thoughts)
+        expected = " ".join(family.steps(problem.info["instance"], Random(0))).split()
+        right = [i < len(expected) and thought == expected[i] for i, thought in enumerate(thoughts)]
+        return [1 if all(right[: i + 1]) else -1 for i in range(len(right))]
+
     def wrong(self, problem: Problem) -> str:
         """A wrong answer of the same kind: in countdown an expression with a number that is not given."""
         return f"{problem.reference}+0" if FAMILIES[problem.family].accepts else super().wrong(problem)
@@ -190,7 +200,7 @@ class School(Task):
         info = family.info(instance) if family.info else {}
         varied = {name: dials[name] for name, (least, most) in self.dials[family.name].items() if least < most}
         question = (Message("user", family.ask(instance, random)),)
-        info = {**info, **({"dials": varied} if varied else {})}
+        info = {**info, **({"dials": varied} if varied else {}), **({"instance": instance} if family.strict else {})}
         return Problem(f"school:{key}", question, family.answer(instance), family.name, "school", info)
 
 

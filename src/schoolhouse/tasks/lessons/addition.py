@@ -56,4 +56,5 @@ ADDITION = Family[Sum](
     answer=lambda pair: str(pair[0] + pair[1]),
     steps=lambda pair, random: columns(*pair),
     recheck=lambda pair: columns(pair[1], pair[0]),
+    strict=True,
 )

@@ -97,4 +97,5 @@ CHAIN = Family[Chain](
     recheck=_steps,
     slip=_slip,
     botch=_botch,
+    strict=True,
 )

@@ -42,6 +42,7 @@ class Family(Generic[Instance]):
     recheck   the same result reached another way
     slip      a step gone wrong
     botch     a whole way with one mistake that is carried on, and where it ends. None: a wrong guess is all there is
+    strict    is there one way to work it, so that a step can be checked by what it should be?
     info      what `accepts` needs of an instance
     accepts   whether an answer is right, where many are: (answer, info) -> bool. None: it must equal the reference
     """
@@ -57,6 +58,7 @@ class Family(Generic[Instance]):
     recheck: Callable[[Instance], list[str]]
     botch: Callable[[Instance, Random], tuple[list[str], str]] | None = None
     slip: Callable[[str, Random], str] = field(default=lambda step, random: wrong_result(step, random))
+    strict: bool = False
     info: Callable[[Instance], Mapping[str, object]] | None = None
     accepts: Callable[[str, Mapping[str, object]], bool] | None = None
 

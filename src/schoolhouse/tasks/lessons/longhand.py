@@ -33,4 +33,5 @@ LONGHAND = Family[Sum](
     answer=ADDITION.answer,
     steps=lambda pair, random: moves(*pair),
     recheck=lambda pair: moves(pair[1], pair[0]),
+    strict=True,
 )

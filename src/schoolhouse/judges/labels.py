@@ -1,0 +1,224 @@
+"""Solutions whose steps are labelled: by people (PRM800K), by the task's own rules, or by how continuations end.
+
+PRM800K: Lightman et al. 2023, arXiv 2305.20050, one JSON object a line. Monte Carlo labels: Math-Shepherd, Wang et al.
+2023, arXiv 2312.08935: from behind each step several continuations are sampled, and the share that ends right is its
+value (soft) or whether any does its label (hard). A value is not correctness: a wrong step may still be mended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from schoolhouse.durable import to_json, write_whole
+from schoolhouse.tasks.task import Task, judge
+from schoolhouse.text.conversation import Conversation
+from schoolhouse.text.steps import step_ends, steps
+from schoolhouse.types import Rollout, SchoolError
+
+RATINGS = (-1, 0, 1)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A solution, step by step.
+
+    labels  one per step: -1 wrong, 0 neutral, 1 right, or a value from 0 to 1 where it says `values`; None: no label
+    reference  the right answer; never shown to a model that judges
+    """
+
+    question: str
+    steps: tuple[str, ...]
+    labels: tuple[float | None, ...]
+    reference: str = ""
+    answer: str = ""
+    values: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.labels):
+            raise ValueError(f"{len(self.steps)} steps and {len(self.labels)} labels: give one each")
+
+    def up_to_first_error(self) -> Graded:
+        """Without what follows the first wrong step: people stop labelling there, and so does a model's training."""
+        end = next((i + 1 for i, label in enumerate(self.labels) if label == -1 and not self.values), len(self.steps))
+        return replace(self, steps=self.steps[:end], labels=self.labels[:end])
+
+    @property
+    def targets(self) -> tuple[float | None, ...]:
+        """What a judge should say of each step, 0 to 1: neutral counts as right, as in the paper."""
+        if self.values:
+            return self.labels
+        return tuple(None if label is None else float(label >= 0) for label in self.labels)
+
+
+# --- PRM800K
+
+
+def read_prm800k(path: Path) -> list[Graded]:
+    """Every labelled way through the file's solutions: the chosen one, and each alternative behind what was chosen.
+
+    Raises SchoolError naming file, line and key.
+    """
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SchoolError(f"cannot read {path}: {error}; give a file of JSON lines in PRM800K's format") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found += _ways(json.loads(line))
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                what = f"key {error}" if isinstance(error, KeyError) else str(error)
+                raise SchoolError(f"{path}:{number}: not a row of PRM800K: {what}") from None
+    return found
+
+
+def _ways(row: dict[str, Any]) -> Iterator[Graded]:
+    question = row["question"]
+    path: list[tuple[str, float | None]] = []
+
+    def way(labelled: Iterable[tuple[str, float | None]]) -> Graded:
+        texts, labels = zip(*labelled, strict=True)
+        answer = question.get("pre_generated_answer") or ""
+        return Graded(question["problem"], texts, labels, question.get("ground_truth_answer") or "", answer)
+
+    for step in row["label"]["steps"]:
+        completions, human = step["completions"] or [], step.get("human_completion")
+        taken = step.get("chosen_completion")
+        if taken is None and completions and not human:
+            taken = 0  # the step that ended the solution
+        for at, one in enumerate(completions):
+            if at != taken and one["rating"] is not None:
+                yield way([*((text, None) for text, _ in path), (one["text"], _rating(one["rating"]))])
+        if taken is not None:
+            one = completions[taken]
+            path.append((one["text"], None if one["rating"] is None else _rating(one["rating"])))
+        elif human:
+            path.append((human["text"] if isinstance(human, dict) else human, None))
+    if any(label is not None for _, label in path):
+        yield way(path)
+
+
+def _rating(value: Any) -> float:
+    if value not in RATINGS:
+        raise ValueError(f"the rating {value!r} is none of -1, 0, 1")
+    return float(value)
+
+
+def write_prm800k(path: Path, graded: Iterable[Graded]) -> None:
+    """The same format, a row a solution and a completion a step. A value is written beside the rating it rounds to."""
+    write_whole(path, "".join(to_json(_row(one)) + "\n" for one in graded))
+
+
+def _row(one: Graded) -> dict[str, Any]:
+    return {
+        "labeler": None,
+        "timestamp": None,
+        "generation": None,
+        "is_quality_control_question": False,
+        "is_initial_screening_question": False,
+        "question": {
+            "problem": one.question,
+            "ground_truth_solution": None,
+            "ground_truth_answer": one.reference,
+            "pre_generated_steps": list(one.steps),
+            "pre_generated_answer": one.answer,
+            "pre_generated_verifier_score": None,
+        },
+        "label": {
+            "steps": [
+                {
+                    "completions": [{"text": text, "rating": _rounded(label, one.values), "flagged": False}],
+                    "human_completion": None,
+                    "chosen_completion": 0,
+                }
+                for text, label in zip(one.steps, one.labels, strict=True)
+            ],
+            "total_time": None,
+            "finish_reason": "found_error" if -1 in one.labels and not one.values else "solution",
+        },
+    }
+
+
+def _rounded(label: float | None, values: bool) -> int | None:
+    return None if label is None else (1 if label > 0 else -1) if values else int(label)
+
+
+# --- labels without people
+
+
+class Completer(Protocol):
+    """What Monte Carlo labels need of a policy."""
+
+    conversation: Conversation
+
+    @property
+    def longest(self) -> int: ...
+
+    def extend(
+        self,
+        rollouts: Sequence[Rollout],
+        length: int | Sequence[int],
+        *,
+        temperature: float = 1.0,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Rollout]: ...
+
+
+def by_rules(task: Task, say: Conversation, rollouts: Sequence[Rollout]) -> list[Graded]:
+    """What the task itself says of each step. Raises SchoolError where it cannot check single steps."""
+    graded = []
+    for rollout in rollouts:
+        said = steps(say, rollout, task.delimiter)
+        graded.append(_graded(say, rollout, said, tuple(map(float, task.rate(rollout.problem, said)))))
+    return graded
+
+
+def by_continuations(
+    policy: Completer, task: Task, rollouts: Sequence[Rollout], count: int, length: int, hard: bool = False
+) -> list[Graded]:
+    """The share of `count` continuations of up to `length` tokens behind each step that ends right.
+
+    hard  1 where any does, else -1, instead of the share
+    A step behind which the model has no room has no label.
+    """
+    say = policy.conversation
+    ends = [step_ends(say, rollout, task.delimiter) for rollout in rollouts]
+    cuts = [[_up_to(rollout, end) for end in few] for rollout, few in zip(rollouts, ends, strict=True)]
+    room = policy.longest - length
+    asked = [
+        replace(cut, key=cut.key._replace(purpose="continue", step=n, problem=at, sample=g))
+        for n, few in enumerate(cuts)
+        for at, cut in enumerate(few)
+        if len(cut) <= room
+        for g in range(count)
+    ]
+    groups = iter(judge(policy.extend(asked, length), task, say.read))
+    graded = []
+    for rollout, few in zip(rollouts, cuts, strict=True):
+        labels: list[float | None] = []
+        for cut in few:
+            scores = next(groups).scores if len(cut) <= room else ()
+            share = sum(score >= 1.0 for score in scores) / len(scores) if scores else None
+            labels.append(share if share is None or not hard else 1.0 if share > 0 else -1.0)
+        graded.append(_graded(say, rollout, steps(say, rollout, task.delimiter), tuple(labels), not hard))
+    return graded
+
+
+def _up_to(rollout: Rollout, end: int) -> Rollout:
+    """The rollout up to a token of its last turn, to be gone on from."""
+    cut = replace(rollout, tokens=rollout.tokens[:end], written=rollout.written[:end], logprob=rollout.logprob[:end])
+    return cut.forced(())
+
+
+def _graded(
+    say: Conversation, rollout: Rollout, said: Sequence[str], labels: tuple[float | None, ...], values: bool = False
+) -> Graded:
+    problem = rollout.problem
+    return Graded(
+        problem.messages[-1].content, tuple(said), labels, problem.reference, say.read(rollout).answer, values
+    )

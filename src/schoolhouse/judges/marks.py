@@ -1,0 +1,92 @@
+"""A judge is a policy that says one token, the mark, behind what it holds for right.
+
+Process reward models (Lightman et al. 2023, arXiv 2305.20050) are asked behind each step, outcome reward models (Cobbe
+et al. 2021, arXiv 2110.14168) behind the whole solution. A mark is spliced in as if it had been said, so a step is read
+as following steps that were right; its log-probability is the grade. Training is `update` on the marks alone
+(objectives.mark), use is `score`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import exp, fsum, nan
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from schoolhouse.text.conversation import Conversation
+from schoolhouse.text.steps import step_ends
+from schoolhouse.types import NAN, Rollout
+
+if TYPE_CHECKING:
+    from schoolhouse.policy.policy import Policy
+
+MARK = "+"
+
+Where = Literal["steps", "end"]
+Aggregate = Literal["product", "min", "last", "mean"]
+
+AGGREGATES: Mapping[Aggregate, Callable[[Sequence[float]], float]] = {
+    "product": lambda logs: exp(fsum(logs)),
+    "min": lambda logs: exp(min(logs)),
+    "last": lambda logs: exp(logs[-1]),
+    "mean": lambda logs: fsum(map(exp, logs)) / len(logs),
+}
+"""From the log-probabilities of the marks to one number: Lightman et al. take the product, Math-Shepherd the smallest,
+Snell et al. (arXiv 2408.03314) the last. Labels that say whether a step is right want product or min; values of states
+(Monte Carlo) want the last (Zhang et al. 2025, arXiv 2501.07301)."""
+
+
+class Marked(NamedTuple):
+    """A rollout with marks in it, which alone are `written`, and where they stand."""
+
+    rollout: Rollout
+    marks: tuple[int, ...]
+
+
+def marked(say: Conversation, rollout: Rollout, delimiter: str, where: Where = "steps") -> Marked:
+    """A mark behind each complete step of the last turn's thought, or one behind the whole turn."""
+    (mark,) = say.tokenizer.encode(MARK)
+    ends = step_ends(say, rollout, delimiter) if where == "steps" else [len(rollout)]
+    tokens: list[int] = []
+    marks, start = [], 0
+    for end in ends:
+        tokens += rollout.tokens[start:end]
+        marks.append(len(tokens))
+        tokens.append(mark)
+        start = end
+    tokens += rollout.tokens[start:]
+    places = set(marks)
+    spliced = replace(
+        rollout,
+        tokens=tuple(tokens),
+        written=tuple(i in places for i in range(len(tokens))),
+        logprob=(NAN,) * len(tokens),
+        turns=tuple(marks[:1]),
+        finish="given",
+    )
+    return Marked(spliced, tuple(marks))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Grades solutions, and what there is of them so far.
+
+    where, delimiter  as in training: a judge that is asked elsewhere knows nothing
+    """
+
+    policy: Policy
+    delimiter: str
+    where: Where = "steps"
+    aggregate: Aggregate = "product"
+
+    def grades(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        """Log-probabilities of the marks of each; none where there is no step yet."""
+        spliced = [marked(self.policy.conversation, rollout, self.delimiter, self.where) for rollout in rollouts]
+        asked = [one for one in spliced if one.marks]
+        scored = iter(self.policy.score([one.rollout for one in asked]) if asked else [])
+        return [[float(p) for p in next(scored).logprob[[*one.marks]]] if one.marks else [] for one in spliced]
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """One number for each, 0 to 1; nan where there is nothing to judge."""
+        aggregate = AGGREGATES[self.aggregate]
+        return [aggregate(logs) if logs else nan for logs in self.grades(rollouts)]

@@ -1,0 +1,121 @@
+"""Reward models: a judge that says a mark behind each step that is right, or behind a solution whose answer is.
+
+Process supervision: Lightman et al. 2023, arXiv 2305.20050. Its labels come from people (`data`, in PRM800K's format),
+from the task's own rules (`exact`), or from how sampled continuations end (`hard`, `soft`: Math-Shepherd, Wang et al.
+2023, arXiv 2312.08935). `outcome` labels whole solutions by their answer (Cobbe et al. 2021, arXiv 2110.14168).
+
+The generator's solutions are labelled once, before the first update; a run that goes on makes the same ones again.
+What was labelled stands in labels.jsonl of the run folder, in PRM800K's format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schoolhouse.config import Frozen
+from schoolhouse.credit import rollouts_of
+from schoolhouse.judges.labels import Graded, by_continuations, by_rules, write_prm800k
+from schoolhouse.judges.lessons import dealt, from_file, lesson, outcome
+from schoolhouse.judges.marks import Where
+from schoolhouse.objectives import mark
+from schoolhouse.packing import pack, token_mean
+from schoolhouse.policy.policy import Adam, Policy
+from schoolhouse.randomness import python_random
+from schoolhouse.run import Run
+from schoolhouse.schedule import warm_up_hold_decay
+from schoolhouse.tasks.task import Task, judge, open_task
+from schoolhouse.types import Key, Precision, Rollout, SchoolError
+
+
+class Config(Frozen):
+    model: str
+    """Folder of the model that becomes the judge (Hugging Face format), or of a run."""
+    generator: str = ""
+    """Folder of the model whose solutions are labelled; none: labels come from `data`."""
+    data: Path | None = None
+    """Labelled solutions, JSON lines in PRM800K's format."""
+    labels: Literal["exact", "hard", "soft", "outcome"] = "exact"
+    """Who labels the generator's solutions: the task's rules, any or the share of continuations that end right, or the
+    answer alone."""
+    task: str = "school:chain"
+    seed: int = 0
+    problems: int = Field(500, gt=0)
+    samples: int = Field(4, gt=0)
+    """Solutions of each."""
+    length: int = Field(128, gt=0)
+    temperature: float = Field(1.0, gt=0)
+    continuations: int = Field(8, gt=0)
+    """Behind each step, for `hard` and `soft`."""
+    shuffled: bool = False
+    """Deal the labels to other steps: a control, which must judge nothing."""
+    steps: int = Field(500, gt=0)
+    batch: int = Field(64, gt=0)
+    """Solutions of an update."""
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup: int = Field(20, ge=0)
+    decay: float = Field(0.5, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    token_budget: int = Field(4_096, gt=0)
+    precision: Precision = "auto"
+    save_every: int = Field(500, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Config:
+        if (self.data is None) == (not self.generator):
+            raise ValueError(
+                "give either `generator`, a model whose solutions are labelled, or `data`, a file of labels"
+            )
+        return self
+
+
+def process_reward(c: Config, run: Run) -> None:
+    policy = run.restore(Policy.load(run.start(c.model), c.precision, Adam(weight_decay=c.weight_decay)))
+    task, say = open_task(c.task, c.seed), policy.conversation
+    run.reads(*task.files, c.data)
+    where: Where = "end" if c.labels == "outcome" and not c.data else "steps"
+    pairs = from_file(c.data, say, task) if c.data else from_generator(c, task)
+    write_prm800k(run.folder / "labels.jsonl", [graded for _, graded in pairs])
+    lessons = [lesson(say, rollout, graded, task.delimiter, where) for rollout, graded in pairs]
+    lessons = [one for one in lessons if any(one.rollout.written)]
+    if not lessons:
+        raise SchoolError(
+            f"{len(pairs)} solutions have no labelled step: do they think, in steps that end with {task.delimiter!r}?"
+        )
+    if c.shuffled:
+        lessons = dealt(lessons, c.seed)
+    told = [target for one in lessons for target in one.target if target == target]
+    account = {"solutions": len(lessons), "labels": len(told), "labels_right": sum(told) / len(told)}
+
+    for step in run.steps(range(run.step, c.steps), keep=policy, every=c.save_every):
+        chosen = python_random(Key(c.seed, "process reward", step)).choices(lessons, k=c.batch)
+        rollouts = [one.rollout for one in chosen]
+        batches = pack(rollouts, token_mean(rollouts), c.token_budget, target=[one.target for one in chosen])
+        rate = warm_up_hold_decay(step, c.steps, c.learning_rate, c.warmup, c.decay)
+        run.record(
+            step,
+            **policy.update(batches, mark(), rate, c.clip_norm),
+            learning_rate=rate,
+            **(account if not step else {}),
+        )
+
+
+def from_generator(c: Config, task: Task) -> list[tuple[Rollout, Graded]]:
+    """Solutions of the generator with their labels; those that were cut off are left out."""
+    generator = Policy.load(c.generator, c.precision)
+    say, problems = generator.conversation, task.draw(0, c.problems)
+    keys = [(p, Key(c.seed, "solution", 0, i, g)) for i, p in enumerate(problems) for g in range(c.samples)]
+    asked = [say.begin(problem, key) for problem, key in keys]
+    groups = judge(generator.extend(asked, c.length, temperature=c.temperature), task, say.read)
+    said = [rollout for rollout in rollouts_of(groups) if rollout.finish == "stop"]
+    if c.labels == "exact":
+        graded = [one.up_to_first_error() for one in by_rules(task, say, said)]
+    elif c.labels == "outcome":
+        scores = {r.key: v.score for g in groups for r, v in zip(g.rollouts, g.verdicts, strict=True)}
+        graded = [outcome(say, rollout, scores[rollout.key]) for rollout in said]
+    else:
+        graded = by_continuations(generator, task, said, c.continuations, c.length, c.labels == "hard")
+    return list(zip(said, graded, strict=True))

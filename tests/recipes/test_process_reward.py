@@ -1,0 +1,139 @@
+"""Reward models: what they learn from, that they learn to tell right from wrong, and the controls."""
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from schoolhouse.judges.labels import Graded, read_prm800k, write_prm800k
+from schoolhouse.judges.lessons import Lesson, dealt, lesson
+from schoolhouse.policy.policy import Policy
+from schoolhouse.recipes import pretrain, process_reward, sft
+from schoolhouse.run import Run, read_metrics
+from schoolhouse.tasks.task import open_task
+from schoolhouse.types import Key, Rollout, SchoolError
+
+TASK = "school:chain?steps=2&hands=full=100"
+MODEL = {"width": 32, "layers": 1, "heads": 1, "key_heads": 1, "head_dim": 32, "inner": 64, "longest": 256}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    shape = pretrain.Model(**MODEL)
+    book = pretrain.Config(task=TASK, model=shape, vocabulary=300, steps=3, batch=4, context=32)
+    with Run.open(folder / "book", book, "pretrain") as run:
+        pretrain.pretrain(book, run)
+    lessons = sft.Config(model=str(run.model), task=TASK, steps=60, batch=16, learning_rate=1e-2)
+    with Run.open(folder / "lessons", lessons, "sft") as run:
+        sft.sft(lessons, run)
+    return run.model
+
+
+def config(model: Path, **changes: Any) -> process_reward.Config:
+    given: dict[str, Any] = {"task": TASK, "steps": 2, "batch": 8, "problems": 8, "samples": 2, "length": 40}
+    given |= {"model": str(model), "generator": "" if "data" in changes else str(model), "continuations": 2}
+    return process_reward.Config(**{**given, **changes})
+
+
+def train(folder: Path, c: process_reward.Config) -> Run:
+    with Run.open(folder, c, "process_reward") as run:
+        process_reward.process_reward(c, run)
+    return run
+
+
+def worked(model: Path) -> tuple[Policy, Rollout]:
+    policy = Policy.load(model)
+    (example,) = open_task(TASK).worked(0, 1)
+    return policy, policy.conversation.demonstrate(example, Key(0, "t"))
+
+
+def graded(*labels: float | None) -> Graded:
+    return Graded("q", tuple("ab"[: len(labels)]), labels)
+
+
+# --- what is learned
+
+
+def test_only_steps_with_a_label_are_learned_and_nothing_behind_them_is_read(model: Path):
+    policy, rollout = worked(model)
+    whole = lesson(policy.conversation, rollout, graded(1.0, -1.0), " ", "steps")
+    first = lesson(policy.conversation, rollout, graded(1.0), " ", "steps")
+    second = lesson(policy.conversation, rollout, graded(None, -1.0), " ", "steps")
+    assert [t for t in whole.target if t == t] == [1.0, 0.0]
+    assert [t for t in first.target if t == t] == [1.0]
+    assert first.rollout.tokens == whole.rollout.tokens[: len(first.rollout)]
+    assert sum(second.rollout.written) == 1
+    assert second.target[-1] == 0.0
+
+
+def test_dealt_labels_are_the_same_ones_elsewhere(model: Path):
+    policy, rollout = worked(model)
+    lessons = [lesson(policy.conversation, rollout, graded(1.0, float(-(i % 2))), " ", "steps") for i in range(40)]
+
+    def told(many: list[Lesson]) -> list[float]:
+        return [t for one in many for t in one.target if t == t]
+
+    shuffled = dealt(lessons, 0)
+    assert sorted(told(shuffled)) == sorted(told(lessons))
+    assert told(shuffled) != told(lessons)
+    assert [one.rollout for one in shuffled] == [one.rollout for one in lessons]
+
+
+# --- runs
+
+
+@pytest.mark.parametrize("labels", ["exact", "hard", "soft", "outcome"])
+def test_every_kind_of_label_makes_a_judge_and_a_file(model: Path, tmp_path: Path, labels: str):
+    run = train(tmp_path / "run", config(model, labels=labels))
+    row = read_metrics(run.folder)[0]
+    assert 0.0 <= row["labels_right"] <= 1.0
+    assert len(read_prm800k(run.folder / "labels.jsonl")) > 0
+
+
+def test_a_judge_learns_from_a_file_of_labels(model: Path, tmp_path: Path):
+    """A step that says 1 is right and one that says 0 is wrong: the loss of guessing is halved."""
+    made = [Graded("q", (f"1+1={bit}",), (1.0 if bit else -1.0,), answer="2") for bit in (0, 1) for _ in range(8)]
+    write_prm800k(tmp_path / "labels.jsonl", made)
+    c = config(model, data=tmp_path / "labels.jsonl", steps=60, learning_rate=1e-2, warmup=0)
+    losses = [row["loss"] for row in read_metrics(train(tmp_path / "run", c).folder)]
+    assert fmean(losses[-5:]) < 0.35
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_numbers(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    c = config(model, save_every=1, labels="soft")
+    whole, update, done = train(tmp_path / "whole", c), Policy.update, []
+
+    def tired(*args: Any) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return update(*args)
+
+    monkeypatch.setattr(Policy, "update", tired)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", c)
+    monkeypatch.undo()
+    again = train(tmp_path / "cut", c)
+    assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
+
+
+# --- bad input
+
+
+def test_labels_come_from_one_place(model: Path):
+    with pytest.raises(ValueError, match="give either `generator`"):
+        config(model, generator="", data=None)
+    with pytest.raises(ValueError, match="give either `generator`"):
+        config(model, generator=str(model), data=Path("labels.jsonl"))
+
+
+def test_solutions_without_a_labelled_step_are_an_error(model: Path, tmp_path: Path):
+    with pytest.raises(SchoolError, match="have no labelled step"):
+        train(tmp_path / "run", config(model, length=2, problems=2))
+
+
+def test_a_task_without_rules_says_how_to_label_it(model: Path, tmp_path: Path):
+    with pytest.raises(SchoolError, match="cannot check single steps: label them by continuations"):
+        train(tmp_path / "run", config(model, task="school:countdown", problems=2, temperature=0.5, length=60))
