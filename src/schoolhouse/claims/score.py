@@ -65,7 +65,7 @@ def _right_where_wrong(first: Sequence[Group], then: Sequence[Group]) -> float:
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start = chains(seed, steps=1200, again=40)
+    start = chains(seed, steps=2000, again=50)
     asked = {"two": TwoAttempts(task=TASK, problems=200, samples=8, length=LENGTH)}
     config: dict[str, Any] = {"model": start, "task": TASK, "seed": seed, "length": LENGTH, "problems": 16}
     config |= {"steps": 50, "save_every": 50, "first_stage": 25, "kl_first": 1.0}
