@@ -7,6 +7,8 @@ import pytest
 
 from schoolhouse.measure.evaluate import evaluate
 from schoolhouse.search.solve import Found, Search, Searcher, parse, solve
+from schoolhouse.search.thoughts import AtRandom
+from schoolhouse.search.tree import Answered
 from schoolhouse.tasks.game24 import Game24
 from schoolhouse.types import Key, SchoolError
 
@@ -138,6 +140,29 @@ def test_what_was_not_found_is_an_empty_answer(scripted: Make, game: Game24):
     assert (sat.overall["pass_at_1"].value, sat.overall["no_answer"].value) == (0.0, 1.0)
 
 
+def test_a_judge_in_no_folder_is_an_error(scripted: Make, game: Game24):
+    with pytest.raises(SchoolError, match="no/such/judge is not a folder"):
+        found(scripted(thinker), game, values="no/such/judge")
+
+
+@pytest.mark.parametrize("kind, answer", [("best_of_n", "3*8"), ("weighted_vote", "4+9"), ("vote", "4+9")])
+def test_the_best_answer_need_not_be_the_most_frequent(
+    scripted: Make, game: Game24, monkeypatch: pytest.MonkeyPatch, kind: str, answer: str
+):
+    def speaking(question: str, begun: str, key: Key) -> str:
+        return f"<think></think>\\boxed{{{'3*8' if key.sample == 1 else '4+9'}}}<|im_end|>"
+
+    def worth(self: object, nodes: Any) -> list[Answered]:
+        return [Answered(0.9 if node.state.key.sample == 1 else 0.4, 1) for node in nodes]
+
+    monkeypatch.setattr(AtRandom, "__call__", worth)
+    policy = scripted(speaking)
+    one = found(policy, game, kind=kind, samples=4, values="random")
+    assert one.rollout is not None
+    assert policy.conversation.read(one.rollout).answer == f"\\boxed{{{answer}}}"
+    assert one.votes == (("4+9", 3), ("3*8", 1))
+
+
 def test_a_search_may_be_written_as_one_word_with_options():
     assert parse("tot?breadth=1&values=random", 4096) == Search(kind="tot", breadth=1, values="random", budget=4096)
 
@@ -148,7 +173,7 @@ def test_a_search_may_be_written_as_one_word_with_options():
         ("tott", "unknown search `tott`; did you mean `tot`"),
         ("tot?bredth=1", "unknown option `bredth`; did you mean `breadth`"),
         ("tot?breadth=0", "`breadth`: input should be greater than 0"),
-        ("tot?values=dice", "`values`: input should be 'ask', 'exact' or 'random'"),
+        ("tot?aggregate=sum", "`aggregate`: input should be 'product', 'min', 'last' or 'mean'"),
     ],
 )
 def test_a_search_that_is_no_search_is_refused(spec: str, message: str):

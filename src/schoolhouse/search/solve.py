@@ -9,29 +9,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, isnan
 from statistics import fmean
 from typing import Literal, get_args
 
 from pydantic import Field, ValidationError
 
 from schoolhouse.config import Frozen, nearest
-from schoolhouse.search.thoughts import Asked, AtRandom, Exact, Proposed, Sampled, Thinker, Worth, costs
-from schoolhouse.search.tree import Node, Tree, breadth_first, depth_first, explore
+from schoolhouse.judges.marks import Aggregate, Judge, Where
+from schoolhouse.policy.policy import Policy
+from schoolhouse.search.thoughts import Asked, AtRandom, Exact, Judged, Proposed, Sampled, Thinker, Worth, costs
+from schoolhouse.search.tree import Answered, Node, Tree, breadth_first, depth_first, explore
 from schoolhouse.search.vote import weighted_vote
 from schoolhouse.tasks.task import Task
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Rollout, SchoolError
 
-Kind = Literal["sample", "vote", "tot", "dfs", "beam", "dvts"]
+Kind = Literal["sample", "vote", "weighted_vote", "best_of_n", "tot", "dfs", "beam", "dvts"]
 
 
 class Search(Frozen):
     """How to think longer.
 
-    sample, vote  one answer; the most frequent of several (self-consistency, Wang et al. 2022, arXiv 2203.11171)
-    tot, dfs      Tree of Thoughts, breadth first and depth first
-    beam, dvts    several samples of each step, of which the best go on; each in a subtree of its own
+    sample, vote   one answer; the most frequent of several (self-consistency, Wang et al. 2022, arXiv 2203.11171)
+    weighted_vote, best_of_n  of several answers that of the largest worth in all; the one worth most
+    tot, dfs       Tree of Thoughts, breadth first and depth first
+    beam, dvts     several samples of each step, of which the best go on; each in a subtree of its own
     """
 
     kind: Kind = "sample"
@@ -43,8 +46,13 @@ class Search(Frozen):
     """Answers to vote among; or samples of each step, or lines read of each list of proposals."""
     thoughts: Literal["sample", "propose"] = "sample"
     """Let the policy go on by itself, or ask it what may come next."""
-    values: Literal["ask", "exact", "random"] = "ask"
-    """Who says what a thought is worth: the policy, the task's rules (an oracle), a die (a control)."""
+    values: str = "ask"
+    """Who says what a thought is worth: the policy (ask), the task's rules (exact, an oracle), a die (random, a
+    control), or the reward model in a folder."""
+    where: Where = "steps"
+    """Behind what that reward model was trained to judge: steps, or the end of a solution."""
+    aggregate: Aggregate = "product"
+    """How its grades of steps become one: product or min for labels of steps, last for values of states."""
     asked: int = Field(3, gt=0)
     """Times a thought's worth is asked."""
     threshold: float = 0.0
@@ -106,14 +114,15 @@ def solve(policy: Thinker, task: Task, prefixes: Sequence[Rollout], search: Sear
 
     Raises SchoolError where the task cannot do what the search needs, or the budget does not pay for one answer.
     """
-    if search.kind in ("sample", "vote"):
-        return _voted(policy, prefixes, search)
+    value = _values(policy, task, search)
+    if search.kind in ("sample", "vote", "weighted_vote", "best_of_n"):
+        return _voted(policy, prefixes, search, value)
     expand: Sampled | Proposed
     if search.thoughts == "propose":
         expand = Proposed(policy, task, search.samples, search.listed, search.length, search.temperature)
     else:
         expand = Sampled(policy, task, search.samples, search.step, search.length, search.temperature)
-    value, trees = _values(policy, task, search), [Tree(Node(prefix), search.budget) for prefix in prefixes]
+    trees = [Tree(Node(prefix), search.budget) for prefix in prefixes]
     price = costs(expand, value)
     if search.kind == "dfs":
         ways = [depth_first(tree, search.threshold, search.depth, price) for tree in trees]
@@ -168,9 +177,15 @@ class Searcher:
 
 
 def _values(policy: Thinker, task: Task, search: Search) -> Worth:
-    if search.values == "ask":
-        return Asked(policy, task, search.asked, temperature=search.temperature)
-    return Exact(policy.conversation, task) if search.values == "exact" else AtRandom()
+    match search.values:
+        case "ask":
+            return Asked(policy, task, search.asked, temperature=search.temperature)
+        case "exact":
+            return Exact(policy.conversation, task)
+        case "random":
+            return AtRandom()
+    judge = Policy.load(search.values)
+    return Judged(Judge(judge, task.delimiter, search.where, search.aggregate))
 
 
 def _chosen(policy: Thinker, tree: Tree, choose: str) -> Found:
@@ -183,14 +198,14 @@ def _chosen(policy: Thinker, tree: Tree, choose: str) -> Found:
     return Found(best, tree.tokens, tree.end, tree, votes)
 
 
-def _voted(policy: Thinker, prefixes: Sequence[Rollout], search: Search) -> list[Found]:
-    """Whole answers, as many as the budget pays for, and the most frequent of them."""
-    count = 1 if search.kind == "sample" else search.samples
-    paid = count if search.budget == inf else min(count, int(search.budget // search.length))
+def _voted(policy: Thinker, prefixes: Sequence[Rollout], search: Search, value: Worth) -> list[Found]:
+    """Whole answers, as many as the budget pays for: the most frequent, that of the largest worth, or the best one."""
+    count, judged = 1 if search.kind == "sample" else search.samples, search.kind in ("weighted_vote", "best_of_n")
+    price = search.length + judged * value.most
+    paid = count if search.budget == inf else min(count, int(search.budget // price))
     if not paid:
         raise SchoolError(
-            f"a budget of {search.budget:g} tokens does not pay for one answer of {search.length}: raise it, or lower "
-            "`length`"
+            f"a budget of {search.budget:g} tokens does not pay for one answer of {price}: raise it, or lower `length`"
         )
     asked = [
         replace(prefix, key=prefix.key._replace(sample=prefix.key.sample * paid + g))
@@ -198,11 +213,15 @@ def _voted(policy: Thinker, prefixes: Sequence[Rollout], search: Search) -> list
         for g in range(paid)
     ]
     said = policy.extend(asked, search.length, temperature=search.temperature)
+    worth = value([Node(rollout) for rollout in said]) if judged else [Answered(1.0, 0) for _ in said]
     found = []
     for at, prefix in enumerate(prefixes):
-        few = said[at * paid : (at + 1) * paid]
-        winner, votes = weighted_vote(policy.conversation, few)
+        mine = slice(at * paid, (at + 1) * paid)
+        few, worths = said[mine], [each.found for each in worth[mine]]
+        winner, votes = weighted_vote(policy.conversation, few, worths)
+        if search.kind == "best_of_n":
+            winner = max(range(paid), key=lambda i: -inf if isnan(worths[i]) else worths[i])
         short = "" if paid == count else f"; the budget paid for {paid} of {count}"
-        tokens = sum(len(rollout) - len(prefix) for rollout in few)
+        tokens = sum(len(rollout) - len(prefix) for rollout in few) + sum(each.tokens for each in worth[mine])
         found.append(Found(few[winner], tokens, f"{len(few)} answers{short}", votes=votes))
     return found

@@ -228,6 +228,17 @@ class AtRandom:
         return found
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A reward model: what it says of all steps so far. It is counted as one token each time it is asked."""
+
+    judge: Callable[[Sequence[Rollout]], list[float]]
+    most: int = 1
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
+        return [Answered(worth, 1) for worth in self.judge([node.state for node in nodes])]
+
+
 def costs(expand: Sampled | Proposed, value: Worth) -> Costs:
     """What a step of a search with these can cost."""
     return Costs(expand.most, value.most, expand.samples)
