@@ -31,9 +31,9 @@ class Scripted:
         stop_texts: Sequence[str] = (),
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
-        assert isinstance(length, int)
         self.calls.append(len(rollouts))
-        return [self._said(rollout, length, stop_texts) for rollout in rollouts]
+        lengths = [length] * len(rollouts) if isinstance(length, int) else length
+        return [self._said(rollout, most, stop_texts) for rollout, most in zip(rollouts, lengths, strict=True)]
 
     def _said(self, rollout: Rollout, length: int, stop_texts: Sequence[str]) -> Rollout:
         say = self.conversation

@@ -179,3 +179,24 @@ def test_a_search_may_be_written_as_one_word_with_options():
 def test_a_search_that_is_no_search_is_refused(spec: str, message: str):
     with pytest.raises(SchoolError, match=message):
         parse(spec)
+
+
+def test_a_thought_may_be_forced_to_a_length_and_attempts_revised(scripted: Make, game: Game24):
+    def speaking(question: str, begun: str, key: Key) -> str:
+        if "</think>" in begun:
+            return "\\boxed{1}<|im_end|>"
+        return "<think>" * (not begun) + "1+1=2</think>\\boxed{2}<|im_end|>"
+
+    policy = scripted(speaking)
+    forced = found(policy, game, kind="force", least=12, most=30, wait="W")
+    assert forced.rollout is not None
+    assert 12 <= policy.conversation.thought_length(forced.rollout) <= 30
+    assert forced.tokens <= 2 * 30 + 48
+    revised = found(policy, game, kind="revise", samples=3)
+    assert (revised.end, revised.votes) == ("3 attempts", (("2", 3),))
+
+
+@pytest.mark.parametrize("kind", ["force", "revise"])
+def test_what_the_budget_may_not_pay_for_is_refused(scripted: Make, game: Game24, kind: str):
+    with pytest.raises(SchoolError, match=f"{kind} may take .* tokens, the budget is 60: lower its lengths"):
+        found(scripted(thinker), game, kind=kind, budget=60)

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from schoolhouse.config import Frozen, nearest
 from schoolhouse.judges.marks import Aggregate, Judge, Where
 from schoolhouse.policy.policy import Policy
+from schoolhouse.search.budget import revise, think_between
 from schoolhouse.search.thoughts import Asked, AtRandom, Exact, Judged, Proposed, Sampled, Thinker, Worth, costs
 from schoolhouse.search.tree import Answered, Node, Tree, breadth_first, depth_first, explore
 from schoolhouse.search.vote import weighted_vote
@@ -25,7 +26,7 @@ from schoolhouse.tasks.task import Task
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Rollout, SchoolError
 
-Kind = Literal["sample", "vote", "weighted_vote", "best_of_n", "tot", "dfs", "beam", "dvts"]
+Kind = Literal["sample", "vote", "weighted_vote", "best_of_n", "force", "revise", "tot", "dfs", "beam", "dvts"]
 
 
 class Search(Frozen):
@@ -33,6 +34,8 @@ class Search(Frozen):
 
     sample, vote   one answer; the most frequent of several (self-consistency, Wang et al. 2022, arXiv 2203.11171)
     weighted_vote, best_of_n  of several answers that of the largest worth in all; the one worth most
+    force          one answer with a thought of `least` to `most` tokens (budget forcing)
+    revise         `samples` attempts, each behind those before it, and the most frequent answer
     tot, dfs       Tree of Thoughts, breadth first and depth first
     beam, dvts     several samples of each step, of which the best go on; each in a subtree of its own
     """
@@ -65,6 +68,11 @@ class Search(Frozen):
     """Tokens of a list of proposals."""
     length: int = Field(128, gt=0)
     """Tokens of a whole answer (sample, vote); of what stands behind the last step (trees)."""
+    least: int = Field(0, ge=0)
+    most: int = Field(64, gt=0)
+    """force: tokens of a thought."""
+    wait: str = "Wait"
+    """force: the word that makes it go on."""
     temperature: float = Field(0.7, ge=0)
     budget: float = Field(inf, gt=0)
     """Tokens that may be sampled for one problem, judges included. A search never goes over it."""
@@ -114,6 +122,8 @@ def solve(policy: Thinker, task: Task, prefixes: Sequence[Rollout], search: Sear
 
     Raises SchoolError where the task cannot do what the search needs, or the budget does not pay for one answer.
     """
+    if search.kind in ("force", "revise"):
+        return _longer(policy, prefixes, search)
     value = _values(policy, task, search)
     if search.kind in ("sample", "vote", "weighted_vote", "best_of_n"):
         return _voted(policy, prefixes, search, value)
@@ -196,6 +206,26 @@ def _chosen(policy: Thinker, tree: Tree, choose: str) -> Found:
     winner, votes = weighted_vote(policy.conversation, rollouts, [node.value for node in answers])
     best = rollouts[0] if choose == "best" else rollouts[winner]
     return Found(best, tree.tokens, tree.end, tree, votes)
+
+
+def _longer(policy: Thinker, prefixes: Sequence[Rollout], search: Search) -> list[Found]:
+    """One long thought, or a chain of attempts. Raises SchoolError where the budget might not pay for it."""
+    forced = 2 * search.most + search.length  # at worst every other token of the thought is taken back
+    price = forced if search.kind == "force" else search.samples * search.length
+    if price > search.budget:
+        raise SchoolError(f"{search.kind} may take {price} tokens, the budget is {search.budget:g}: lower its lengths")
+    if search.kind == "force":
+        bounds = (search.least, search.most, search.length)
+        spent = think_between(policy, prefixes, *bounds, wait=search.wait, temperature=search.temperature)
+        return [Found(one.rollout, one.tokens, "one answer") for one in spent]
+    found = []
+    for prefix, chain in zip(
+        prefixes, revise(policy, prefixes, search.samples, search.length, search.temperature), strict=True
+    ):
+        winner, votes = weighted_vote(policy.conversation, chain)
+        tokens = sum(chain[-1].written[len(prefix) :])
+        found.append(Found(chain[winner], tokens, f"{len(chain)} attempts", votes=votes))
+    return found
 
 
 def _voted(policy: Thinker, prefixes: Sequence[Rollout], search: Search, value: Worth) -> list[Found]:

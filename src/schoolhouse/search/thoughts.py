@@ -79,10 +79,10 @@ class Sampled:
         """One step behind each prefix; where no thought is open any more, the answer too."""
         say = self.policy.conversation
         stop = (self.task.delimiter,)
-        said = _extend(self.policy, begun, self.length, self.temperature, stop)
+        said = extend(self.policy, begun, self.length, self.temperature, stop)
         late = [at for at, one in enumerate(said) if one.tokens[-1] not in say.stop_ids and not say.thinks_still(one)]
         rest = [said[at].forced(()) for at in late]
-        for at, whole in zip(late, _extend(self.policy, rest, self.answer, self.temperature), strict=True):
+        for at, whole in zip(late, extend(self.policy, rest, self.answer, self.temperature), strict=True):
             said[at] = whole
         return said
 
@@ -129,8 +129,8 @@ class Proposed:
             if question
         ]
         last = [_fork(node.state, 0, 1) for node, question in zip(nodes, questions, strict=True) if question is None]
-        lists = iter(zip(asked, _extend(self.policy, asked, self.length, self.temperature), strict=True))
-        ends = iter(zip(last, _extend(self.policy, last, self.answer, 0.0), strict=True))
+        lists = iter(zip(asked, extend(self.policy, asked, self.length, self.temperature), strict=True))
+        ends = iter(zip(last, extend(self.policy, last, self.answer, 0.0), strict=True))
         answered = []
         for node, question in zip(nodes, questions, strict=True):
             before, after = next(ends if question is None else lists)
@@ -186,7 +186,7 @@ class Asked:
                 every = [key._replace(sample=key.sample * self.samples + g) for g in range(self.samples)]
                 fresh[about] = [say.begin(question, one) for one in every]
         asked = [(about, prefix) for about, prefixes in fresh.items() for prefix in prefixes]
-        said = _extend(self.policy, [prefix for _, prefix in asked], self.length, self.temperature)
+        said = extend(self.policy, [prefix for _, prefix in asked], self.length, self.temperature)
         spent: dict[Hashable, int] = {}
         for (about, before), after in zip(asked, said, strict=True):
             self.known[about] = self.known.get(about, 0.0) + (task.read_value(say.read(after).answer) or 0.0)
@@ -239,6 +239,30 @@ class Judged:
         return [Answered(worth, 1) for worth in self.judge([node.state for node in nodes])]
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What a thought is worth `steps` likeliest steps later: lookahead (Snell et al. 2024, arXiv 2408.03314)."""
+
+    ahead: Sampled
+    worth: Worth
+    steps: int
+
+    @property
+    def most(self) -> int:
+        return self.steps * (self.ahead.length + self.ahead.answer) + self.worth.most
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
+        later, tokens = list(nodes), [0] * len(nodes)
+        for _ in range(self.steps):
+            open_ = [at for at, node in enumerate(later) if not node.answers]
+            for at, (offers, spent) in zip(open_, self.ahead([later[at] for at in open_]), strict=True):
+                tokens[at] += spent
+                for offer in offers:
+                    later[at] = Node(offer.state, offer.text, later[at], offer.answers)
+        worth = self.worth(later)
+        return [Answered(found, before + cost) for before, (found, cost) in zip(tokens, worth, strict=True)]
+
+
 def costs(expand: Sampled | Proposed, value: Worth) -> Costs:
     """What a step of a search with these can cost."""
     return Costs(expand.most, value.most, expand.samples)
@@ -255,9 +279,14 @@ def _fork(rollout: Rollout, at: int, of: int) -> Rollout:
     return fork if fork.finish in ("open", "given") else fork.forced(())
 
 
-def _extend(
-    policy: Thinker, rollouts: Sequence[Rollout], length: int, temperature: float, stop: Sequence[str] = ()
+def extend(
+    policy: Thinker,
+    rollouts: Sequence[Rollout],
+    length: int | Sequence[int],
+    temperature: float,
+    stop: Sequence[str] = (),
 ) -> list[Rollout]:
+    """`Policy.extend`, of nothing too."""
     if not rollouts:
         return []
     return policy.extend(rollouts, length, temperature=temperature, stop_texts=stop)

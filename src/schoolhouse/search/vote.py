@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from math import isnan
 
-from schoolhouse.tasks.verify import ballot
+from schoolhouse.tasks.verify import ballot, extract
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Rollout
 
@@ -13,18 +13,19 @@ from schoolhouse.types import Rollout
 def weighted_vote(
     say: Conversation, rollouts: Sequence[Rollout], worth: Sequence[float] | None = None
 ) -> tuple[int, tuple[tuple[str, int], ...]]:
-    """The index of the winner, and how many answers there were of each kind, the most frequent first.
+    """The index of the winner, and how many answers there were of each kind (as first written), most frequent first.
 
     Every answer counts what it is worth (1 without `worth`, 0 where nobody can tell); of those that agree with the
     winner the one worth most is given. No answer never wins where there is any. Of equals the first wins.
     """
     weights = [1.0] * len(rollouts) if worth is None else [0.0 if isnan(w) else w for w in worth]
-    ballots = [ballot(say.read(rollout)) for rollout in rollouts]
+    replies = [say.read(rollout) for rollout in rollouts]
+    ballots = [ballot(reply) for reply in replies]
     totals: dict[Hashable, float] = {}
     for one, weight in zip(ballots, weights, strict=True):
         if one is not None:
             totals[one] = totals.get(one, 0.0) + weight
     best = max(totals, key=lambda one: totals[one], default=None)
     winner = max((i for i, one in enumerate(ballots) if one == best), key=lambda i: weights[i])
-    counts = {one: sum(other == one for other in ballots) for one in totals}
-    return winner, tuple(sorted(((str(one), count) for one, count in counts.items()), key=lambda pair: -pair[1]))
+    votes = [(extract(replies[ballots.index(one)])[0] or "", ballots.count(one)) for one in totals]
+    return winner, tuple(sorted(votes, key=lambda pair: -pair[1]))
