@@ -1,13 +1,13 @@
 """Thoughts on a scripted policy: what is offered, what it costs, and what cannot be read is lost, not believed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isnan
 from typing import Any
 
 import pytest
 
-from schoolhouse.search.thoughts import Asked, AtRandom, Exact, Proposed, Sampled
-from schoolhouse.search.tree import Node
+from schoolhouse.search.thoughts import Ahead, Asked, AtRandom, Exact, Proposed, Sampled
+from schoolhouse.search.tree import Answered, Node
 from schoolhouse.tasks.game24 import Game24
 from schoolhouse.text.steps import steps
 from schoolhouse.types import Key, Rollout
@@ -173,3 +173,23 @@ def test_a_die_falls_the_same_way_again(scripted: Make, game: Game24):
     nodes = [thought(policy, game, line) for line in GOOD]
     assert AtRandom()(nodes) == AtRandom()(nodes)
     assert len({answered.found for answered in AtRandom()(nodes)}) == 3
+
+
+def test_looking_ahead_judges_where_likely_steps_lead_and_counts_them(scripted: Make, game: Game24):
+    policy = scripted(lambda q, b, k: solver(q, b, k._replace(sample=0)))
+    node = thought(policy, game, GOOD[0])
+    seen: list[Node] = []
+
+    class Last:
+        most = 7
+
+        def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
+            seen.extend(nodes)
+            return [Answered(0.5, 7) for _ in nodes]
+
+    judge = Ahead(Sampled(policy, game, 1, 40, 40, 0.0), Last(), steps=2)
+    ((worth, tokens),) = judge([node])
+    (later,) = seen
+    assert steps(policy.conversation, later.state, "\n")[:2] == GOOD[:2]
+    assert (worth, tokens) == (0.5, len(later.state) - len(node.state) + 7)
+    assert judge.most == 2 * 80 + 7

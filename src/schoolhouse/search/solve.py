@@ -19,7 +19,7 @@ from schoolhouse.config import Frozen, nearest
 from schoolhouse.judges.marks import Aggregate, Judge, Where
 from schoolhouse.policy.policy import Policy
 from schoolhouse.search.budget import revise, think_between
-from schoolhouse.search.thoughts import Asked, AtRandom, Exact, Judged, Proposed, Sampled, Thinker, Worth, costs
+from schoolhouse.search.thoughts import Ahead, Asked, AtRandom, Exact, Judged, Proposed, Sampled, Thinker, Worth, costs
 from schoolhouse.search.tree import Answered, Node, Tree, breadth_first, depth_first, explore
 from schoolhouse.search.vote import weighted_vote
 from schoolhouse.tasks.task import Task
@@ -58,6 +58,8 @@ class Search(Frozen):
     """How its grades of steps become one: product or min for labels of steps, last for values of states."""
     asked: int = Field(3, gt=0)
     """Times a thought's worth is asked."""
+    lookahead: int = Field(0, ge=0)
+    """Judge a thought by where the likeliest steps lead, so many of them later."""
     threshold: float = 0.0
     """dfs: thoughts worth less are pruned."""
     choose: Literal["best", "vote"] = "best"
@@ -187,6 +189,13 @@ class Searcher:
 
 
 def _values(policy: Thinker, task: Task, search: Search) -> Worth:
+    worth = _judge(policy, task, search)
+    if not search.lookahead:
+        return worth
+    return Ahead(Sampled(policy, task, 1, search.step, search.length, 0.0), worth, search.lookahead)
+
+
+def _judge(policy: Thinker, task: Task, search: Search) -> Worth:
     match search.values:
         case "ask":
             return Asked(policy, task, search.asked, temperature=search.temperature)
