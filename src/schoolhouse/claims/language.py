@@ -25,7 +25,7 @@ class Tongues(Exam):
 
     script: str = TARGET
 
-    def take(self, policy: Policy, seed: int) -> Json:
+    def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
         asked = [
             policy.conversation.begin(problem, Key(seed, "tongues", 0, i, g))
             for i, problem in enumerate(open_task(self.task, seed).exam(self.problems))

@@ -26,7 +26,7 @@ class TwoAttempts(Exam):
     `repair` by looking at their own, `resample` by simply trying anew, `shuffled` by looking at somebody else's.
     """
 
-    def take(self, policy: Policy, seed: int) -> Json:
+    def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
         task, say = open_task(self.task, seed), policy.conversation
         exam = task.exam(self.problems)
 

@@ -23,10 +23,16 @@ HANDS = "bare=55,partial=10,full=35"
 
 
 def chains(
-    seed: int, steps: int = 1000, tongues: str = "", small: bool = False, hands: str = HANDS, again: int = 0
+    seed: int,
+    steps: int = 1000,
+    tongues: str = "",
+    small: bool = False,
+    hands: str = HANDS,
+    again: int = 0,
+    lengths: str = "2-4",
 ) -> Step:
     """A small model that was shown worked chains, most of them bare guesses: it is right about one time in three."""
-    task = f"school:chain+facts?steps=2-4&hands={hands}"
+    task = f"school:chain+facts?steps={lengths}&hands={hands}"
     if tongues:
         task += f"&tongues={tongues}"
     if again:

@@ -44,9 +44,12 @@ class Step:
 
 
 class Measure(Protocol):
-    """Something to ask a trained model. A frozen config, so that what was answered need not be asked again."""
+    """Something to ask a trained model. A frozen config, so that what was answered need not be asked again.
 
-    def take(self, policy: Policy, seed: int) -> Json: ...
+    `beside` are other models that it needs, those of the arm.
+    """
+
+    def take(self, policy: Policy, seed: int, **beside: Policy) -> Json: ...
 
     def model_dump(self, *, mode: str) -> Json: ...
 
@@ -60,7 +63,7 @@ class Exam(Frozen):
     length: int = Field(128, gt=0)
     temperature: float = Field(1.0, ge=0)
 
-    def take(self, policy: Policy, seed: int) -> Json:
+    def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
         task = open_task(self.task, seed)
         sat = evaluate(policy, task, self.problems, self.samples, self.length, self.temperature, seed)
         return sat.to_json(records=True)
@@ -70,12 +73,14 @@ class Exam(Frozen):
 class Arm:
     """One way to train, and what is asked of its model. `about` says in a few words what is special about it.
 
-    `step` may be the folder of a model that is there: nothing is trained then.
+    `step` may be the folder of a model that is there: nothing is trained then. `beside` holds other models that its
+    measures are given by name.
     """
 
     step: Step | Path
     measures: Mapping[str, Measure]
     about: str = ""
+    beside: Mapping[str, Step] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

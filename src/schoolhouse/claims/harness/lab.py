@@ -118,15 +118,19 @@ def _placed(value: Any, place: Callable[[Step], Path]) -> Any:
 
 
 def _all_measured(arm: Arm, seed: int, model: Path, name: str, folder: Path) -> dict[str, dict[str, Any]]:
-    return {what: _measured(measure, seed, model, name, folder) for what, measure in arm.measures.items()}
+    return {what: _measured(measure, seed, model, name, folder, arm.beside) for what, measure in arm.measures.items()}
 
 
-def _measured(measure: Measure, seed: int, model: Path, name: str, folder: Path) -> dict[str, Any]:
-    asked = [name, type(measure).__name__, measure.model_dump(mode="json"), seed]
+def _measured(
+    measure: Measure, seed: int, model: Path, name: str, folder: Path, beside: Mapping[str, Step]
+) -> dict[str, Any]:
+    asked: list[Any] = [name, type(measure).__name__, measure.model_dump(mode="json"), seed]
+    asked += [{what: name_of(step) for what, step in beside.items()}] if beside else []
     path = folder / "measures" / f"{_digest(json.dumps(asked, sort_keys=True))}.json"
     if not path.exists():
+        others = {what: Policy.load(do(step, folder)) for what, step in beside.items()}
         began = time.monotonic()
-        found = measure.take(Policy.load(model), seed)
+        found = measure.take(Policy.load(model), seed, **others)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, to_json({**found, "asked": asked, "seconds": round(time.monotonic() - began, 3)}) + "\n")
     return read_object(path)
