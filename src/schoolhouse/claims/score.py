@@ -18,7 +18,7 @@ from schoolhouse.types import LOOK_AGAIN, Group, Key, Message
 
 TASK, LENGTH = "school:chain?steps=4", 48
 DELTA, WORSE = 0.03, 0.01
-TUNED = ("star_pairs", "star_pairs_kept", "pair_sft", "pair_sft_kept")
+TUNED = ("star_pairs", "pair_sft")
 
 
 class TwoAttempts(Exam):
@@ -77,13 +77,12 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     }
     pairs: dict[str, Any] = {"model": start, "task": TASK, "seed": seed, "length": LENGTH, "samples": 16}
     # as many attempts as `score` makes: 25,600, of which each pair of STaR takes two
-    star = {**pairs, "problems": 800}
-    pair_sft = {**pairs, "problems": 1600, "pairs": "pair_sft"}
     tuned = {
-        "star_pairs": ("fine-tuned on its own mended pairs", star),
-        "star_pairs_kept": ("and on as many that were right twice", {**star, "keep_right": True}),
-        "pair_sft": ("fine-tuned on wrong attempts followed by right ones", pair_sft),
-        "pair_sft_kept": ("and on as many right ones followed by right ones", {**pair_sft, "keep_right": True}),
+        "star_pairs": ("fine-tuned on its own mended pairs", {**pairs, "problems": 800}),
+        "pair_sft": (
+            "fine-tuned on wrong attempts followed by right ones, and as many right by right",
+            {**pairs, "problems": 1600, "pairs": "pair_sft", "keep_right": True},
+        ),
     }
     single = practice(start, seed, task=TASK, length=LENGTH, problems=16, steps=100, exam_every=0, save_every=100)
     return {
