@@ -1,0 +1,77 @@
+"""What continuations say of a step comes closer to whether it is right with every one of them, and never arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from schoolhouse.claims.harness import verifiers
+from schoolhouse.claims.harness.bases import only_tiny
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
+from schoolhouse.claims.harness.verifiers import LENGTH, TASK, Agreement, generator
+from schoolhouse.judges.marks import AGGREGATES
+
+COUNTS = (1, 2, 4, 8, 16)
+JUDGES = ("process", "hard", "soft")
+
+
+def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
+    only_tiny(scale)
+    asked = {"labels": Agreement(task=TASK, problems=50, samples=4, length=LENGTH, counts=COUNTS)}
+    found = verifiers.arms(seed)
+    start = Arm(generator(seed), asked, "the generator, continuing its own solutions")
+    return {"start": start, **{name: found[name] for name in JUDGES}}
+
+
+def judge(results: Results) -> Sequence[Check]:
+    agreement = [fmean(results.each("start", f"auc_{n}", "labels")) for n in COUNTS]
+    rises = all(b >= a for a, b in pairwise(agreement))
+    text = f"AUC of the share of {', '.join(map(str, COUNTS))} continuations, mean of seeds: rises"
+    any_ = [fmean(results.each("start", f"any_{n}", "labels")) for n in COUNTS]
+    checks = [
+        Check("must hold", text, told(agreement), rises),
+        Check(
+            "must hold",
+            "and stays below 1, each seed",
+            told(results.each("start", "auc_16", "labels")),
+            max(agreement) < 1,
+        ),
+        Check("reported", '"any ends right" is what the rules say', told(any_), True),
+    ]
+    for name in AGGREGATES:
+        metric = "best_64" if name == "product" else f"best_64_{name}"
+        found = [fmean(results.each(arm, metric, "picks")) for arm in JUDGES]
+        checks.append(Check("reported", f"best of 64 by {name}: {', '.join(JUDGES)}", told(found), True))
+    return checks
+
+
+def draw(results: Results, picture: Any) -> None:
+    left, right = picture.subplots(1, 2)
+    for kind, label in (("auc", "AUC of the share"), ("any", "any ends right")):
+        left.plot(COUNTS, [results.mean("start", f"{kind}_{n}", "labels") for n in COUNTS], "o-", label=label)
+    left.set(xscale="log", xlabel="continuations", ylabel="agreement with the rules", ylim=(0.4, 1.02))
+    left.legend()
+    left.grid(alpha=0.3)
+    names = list(AGGREGATES)
+    for at, arm in enumerate(JUDGES):
+        if arm in results.arms:
+            values = [results.mean(arm, "best_64" if n == "product" else f"best_64_{n}", "picks") for n in names]
+            right.bar([i + 0.25 * at for i in range(len(names))], values, 0.22, label=arm)
+    right.set_xticks([i + 0.25 for i in range(len(names))], names)
+    right.set(ylabel="best of 64 right", ylim=(0, 1.02))
+    right.legend()
+
+
+CLAIM = Claim(
+    id="mc_labels",
+    paper="Wang et al. 2023, arXiv 2312.08935; Zhang et al. 2025, arXiv 2501.07301",
+    sentence="Labels made by continuations are values of states: near to whether a step is right, and not the same",
+    budget="200 solutions, 1 to 16 continuations behind each step; the judges of claim prm, of 2,000 solutions",
+    premise="none",
+    rule="the AUC of the share that ends right rises with every doubling in the mean of seeds, and stays below 1",
+    arms=arms,
+    judge=judge,
+    draw=draw,
+)

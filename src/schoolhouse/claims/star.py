@@ -1,0 +1,110 @@
+"""STaR: a model that was shown a few short sums teaches itself longer ones, faster where it may look at the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from schoolhouse.claims.harness.bases import only_tiny
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
+from schoolhouse.claims.harness.figures import bars
+
+TASK = "school:longhand?digits=1-5"
+SUMS = Exam(task=TASK, problems=200, samples=1, length=150, temperature=0)
+DIGITS = range(1, 6)
+LOOPS, UPDATES = 6, 60
+FINAL, LESS, HALF = 0.85, 0.10, 0.5
+ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "star": ("STaR", {}),
+    "no_rationalization": ("failed problems are not tried again with the answer", {"rationalize": False}),
+    "no_filter": ("wrong answers are learned too", {"keep": "all", "rationalize": False}),
+    "hint_stays": ("what was said with the answer in sight is learned with it in sight", {"hint_stays": True}),
+}
+
+
+def base() -> Step:
+    """A model that has read pieces of long sums, and can hold a conversation about other things. One for all seeds, as
+    the paper has one."""
+    shape = {"width": 128, "layers": 3, "heads": 4, "key_heads": 4, "head_dim": 32, "inner": 384, "longest": 256}
+    text = {"task": "school:longhand", "seed": 0, "model": shape, "vocabulary": 300, "steps": 3000, "save_every": 1000}
+    talk = {"task": "school:facts+chain?steps=2-4&hands=full=100", "seed": 0, "steps": 100, "learning_rate": 1e-3}
+    return Step("sft", {"model": Step("pretrain", {**text, "learning_rate": 3e-3}), **talk})
+
+
+def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
+    only_tiny(scale)
+    config: dict[str, Any] = {"model": base(), "task": TASK, "seed": seed, "loops": LOOPS, "problems": 400}
+    config |= {"examples_task": "school:longhand?digits=1-2&hands=full=100", "examples": 200, "length": 150}
+    config |= {"updates": UPDATES, "learning_rate": 1e-3}
+    asked = {"exam": SUMS}
+    direct = {"model": base(), "task": f"{TASK}&hands=bare=100", "seed": seed, "learning_rate": 1e-3}
+    steps = sum(round(UPDATES * 1.1**loop) for loop in range(LOOPS + 1))
+    return {
+        **{name: Arm(Step("star", {**config, **keys}), asked, about) for name, (about, keys) in ARMS.items()},
+        "direct": Arm(Step("sft", {**direct, "steps": steps}), asked, "answers without thoughts, as many updates"),
+    }
+
+
+def by_digits(results: Results, arm: str) -> list[list[list[float]]]:
+    """Share right at first try for each number of digits, loop by loop, for each seed."""
+    rows = [[line for line in results.arms[arm][seed].metrics if "reward_parts" in line] for seed in results.seeds]
+    return [[[line["reward_parts"].get(f"digits {n}", 0.0) for line in lines] for n in DIGITS] for lines in rows]
+
+
+def reached(course: Sequence[float]) -> int:
+    """The first loop with half of the sums right; one behind the last where none has."""
+    return next((loop for loop, share in enumerate(course, 1) if share >= HALF), len(course) + 1)
+
+
+def judge(results: Results) -> Sequence[Check]:
+    final = results.each("star")
+    checks = [
+        Check("must hold", f"star: {FINAL} or more on 1 to 5 digits, each seed", told(final), min(final) >= FINAL)
+    ]
+    loops = {arm: [[reached(course) for course in seed] for seed in by_digits(results, arm)] for arm in ARMS}
+    staged = all(a <= b for seed in loops["no_rationalization"] for a, b in pairwise(seed))
+    shown = "; ".join(" ".join(map(str, seed)) for seed in loops["no_rationalization"])
+    checks.append(Check("must hold", "no_rationalization: longer sums follow shorter ones, each seed", shown, staged))
+    spread = {arm: [seed[-1] - seed[1] for seed in loops[arm]] for arm in ("star", "no_rationalization")}
+    found = f"{told(spread['star'], 0)} against {told(spread['no_rationalization'], 0)} loops from 2 digits to 5"
+    closer = fmean(spread["star"]) < fmean(spread["no_rationalization"])
+    checks.append(Check("must hold", "star: they come closer together, mean of seeds", found, closer))
+    for arm in ("no_filter", "hint_stays", "direct"):
+        apart = results.gains("star", arm)
+        text = f"{arm}: at least {LESS} below star, mean of seeds"
+        checks.append(Check("must fail", text, told(apart, sign=True), fmean(apart) <= -LESS))
+    for arm in ARMS:
+        last = [[course[-1] for course in seed] for seed in by_digits(results, arm)]
+        means = [fmean(seed[n] for seed in last) for n in range(len(DIGITS))]
+        checks.append(Check("reported", f"{arm}: 1 to 5 digits in the last loop, mean of seeds", told(means, 2), True))
+    return checks
+
+
+def draw(results: Results, picture: Any) -> None:
+    axes = picture.subplots(1, 3)
+    for place, arm in zip(axes, ("star", "no_rationalization"), strict=False):
+        if arm in results.arms:
+            courses = by_digits(results, arm)
+            for n in range(len(DIGITS)):
+                points = range(min(len(seed[n]) for seed in courses))
+                place.plot([i + 1 for i in points], [fmean(seed[n][i] for seed in courses) for i in points], "o-")
+        place.set(title=arm, xlabel="loop", ylabel="share right at first try", ylim=(0, 1.02))
+        place.legend([f"{n} digits" for n in DIGITS], fontsize=8)
+        place.grid(alpha=0.3)
+    bars(axes[2], results, [*ARMS, "direct"])
+
+
+CLAIM = Claim(
+    id="star",
+    paper="Zelikman et al. 2022, arXiv 2203.14465, section 4.2",
+    sentence="Learning from one's own right thoughts leads from 200 short sums to long ones, with hints all at once",
+    budget=f"{LOOPS} loops of 400 problems, {UPDATES} updates and a tenth more with each; as many updates for `direct`",
+    premise="none: what the base can do is the claim's own matter, and shown",
+    rule=f"star has {FINAL} on 1 to 5 digits in every seed; without rationalization longer sums follow shorter ones, "
+    f"with it they come closer together; no filter, a hint that stays and direct answers are {LESS} below",
+    arms=arms,
+    judge=judge,
+    draw=draw,
+)
