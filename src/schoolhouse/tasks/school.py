@@ -22,6 +22,7 @@ from schoolhouse.tasks.lessons.compare import COMPARE
 from schoolhouse.tasks.lessons.countdown import COUNTDOWN
 from schoolhouse.tasks.lessons.facts import FACTS
 from schoolhouse.tasks.lessons.family import HANDS, Family, Hand, held_out
+from schoolhouse.tasks.lessons.joining import JOINING
 from schoolhouse.tasks.lessons.letters import LETTERS
 from schoolhouse.tasks.lessons.longhand import LONGHAND
 from schoolhouse.tasks.lessons.shopping import SHOPPING
@@ -31,10 +32,10 @@ from schoolhouse.tasks.verify import extract, perturb, verify
 from schoolhouse.types import LOOK_AGAIN, Demonstration, Key, Message, Problem, Reply, SchoolError, Verdict
 
 FAMILIES: Mapping[str, Family[Any]] = {
-    family.name: family for family in (ADDITION, CHAIN, SHOPPING, LETTERS, COMPARE, FACTS, COUNTDOWN, LONGHAND)
+    family.name: family for family in (ADDITION, CHAIN, SHOPPING, LETTERS, COMPARE, FACTS, COUNTDOWN, LONGHAND, JOINING)
 }
-CURRICULUM = tuple(name for name in FAMILIES if name != "longhand")
-"""Taught where no family is named. `longhand` asks what `addition` asks, and works it otherwise."""
+CURRICULUM = tuple(name for name in FAMILIES if name not in ("longhand", "joining"))
+"""Taught where no family is named: `longhand` asks what `addition` asks, `joining` is mere copying."""
 
 DEFAULT_HANDS = "bare=50,partial=15,full=20,check=10,repair=5"
 
@@ -69,7 +70,7 @@ class School(Task):
 
     @classmethod
     def open(cls, families: str = "", seed: int = 0, **options: str) -> School:
-        """`families` joined by `+` ("": all but `longhand`). Options: a dial (`digits=4`, or `digits=2-4` to mix) and
+        """`families` joined by `+` ("": CURRICULUM). Options: a dial (`digits=4`, or `digits=2-4` to mix) and
         `hands` (`hands=bare=70,full=30`: relative weights), `again=40`: percent of them that are second tries;
         `tongues=latin=70,mixed=30`: thoughts in toy languages (latin, cjk, or every step in either).
         Raises SchoolError naming what is unknown or out of range.
