@@ -1,0 +1,101 @@
+"""The data engine: what is kept and counted, and that the run resumes to the same numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schoolhouse.policy.policy import Policy
+from schoolhouse.recipes import engine, pretrain, sft
+from schoolhouse.run import Run, read_metrics
+from schoolhouse.search.solve import Found
+from schoolhouse.types import Group, Key, Problem, Rollout, SchoolError, Verdict
+
+TASK = "school:chain?steps=2"  # ten answers: a model that only knows the form is right now and then
+MODEL = {"width": 32, "layers": 1, "heads": 1, "key_heads": 1, "head_dim": 32, "inner": 32, "longest": 256}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    shape = pretrain.Model(**MODEL)
+    book = pretrain.Config(task=TASK, model=shape, vocabulary=300, steps=3, batch=4, context=32)
+    with Run.open(folder / "book", book, "pretrain") as run:
+        pretrain.pretrain(book, run)
+    lessons = sft.Config(model=str(run.model), task=f"{TASK}&hands=bare=100", steps=60, batch=16, learning_rate=1e-2)
+    with Run.open(folder / "lessons", lessons, "sft") as run:
+        sft.sft(lessons, run)
+    return run.model
+
+
+def config(model: Path, **changes: Any) -> engine.Config:
+    given: dict[str, Any] = {"task": TASK, "loops": 2, "problems": 12, "length": 16, "updates": 2, "batch": 4}
+    given |= {"search": "vote?samples=4&length=16&temperature=1", "fresh_task": f"{TASK}&hands=bare=100"}
+    return engine.Config(model=str(model), **{**given, **changes})
+
+
+def train(folder: Path, c: engine.Config) -> Run:
+    with Run.open(folder, c, "engine") as run:
+        engine.engine(c, run)
+    return run
+
+
+def answered(number: int, reference: str, score: float | None) -> tuple[Found, Group, Rollout]:
+    problem = Problem(f"p{number}", (), reference)
+    rollout = Rollout(problem, Key(0, "t", 0, number), (1,), (True,), (-0.1,), (0,), "stop")
+    verdict = Verdict(score, "" if score is not None else "clock")
+    return Found(rollout, 10 * (number + 1), "answered"), Group(problem, (rollout,), (verdict,)), rollout
+
+
+def test_the_account_tells_what_was_solved_and_which_answers_are_left():
+    cases = [answered(0, "7", 1.0), answered(1, "7", 0.0), answered(2, "8", 1.0), answered(3, "9", None)]
+    found, judged = [case[0] for case in cases], [case[1] for case in cases]
+    rollouts = [case[2] for case in cases]
+    kept = [rollouts[0], rollouts[2]]
+    told = engine.account(found, judged, kept, [rollout.problem for rollout in rollouts])
+    assert told == {"searched_right": 0.5, "search_tokens": 25.0, "coverage": 2 / 3, "rare_coverage": 0.5}
+
+
+def test_only_verified_answers_are_kept_unless_told_otherwise(model: Path, tmp_path: Path):
+    strict = read_metrics(train(tmp_path / "strict", config(model)).folder)[0]
+    loose = read_metrics(train(tmp_path / "loose", config(model, verify=False)).folder)[0]
+    assert strict["kept"] == round(strict["searched_right"] * 12)
+    assert loose["kept"] > strict["kept"]
+
+
+def test_each_loop_tells_plain_sampling_beside_search(model: Path, tmp_path: Path):
+    rows = read_metrics(train(tmp_path / "run", config(model)).folder)
+    assert len(rows) == 2
+    for row in rows:
+        assert 0.0 <= row["reward"] <= 1.0
+        assert row["search_tokens"] > 4
+        assert row["fresh"] == 2 * round(4 * 0.2)
+
+
+def test_a_loop_that_finds_nothing_leaves_the_model_as_it_is(model: Path, tmp_path: Path):
+    run = train(tmp_path / "run", config(model, search="vote?samples=1&length=1", loops=1))
+    assert read_metrics(run.folder)[0]["kept"] == 0
+    before, after = Policy.load(model), Policy.load(run.folder)
+    pairs = zip(before.decoder.parameters(), after.decoder.parameters(), strict=True)
+    assert all(bool((a == b).all()) for a, b in pairs)
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_numbers(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, study = train(tmp_path / "whole", config(model)), engine.study
+
+    def tired(*args: Any) -> Any:
+        if args[-1] == 1:
+            raise KeyboardInterrupt
+        return study(*args)
+
+    monkeypatch.setattr(engine, "study", tired)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", config(model))
+    monkeypatch.undo()
+    again = train(tmp_path / "cut", config(model))
+    assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
+
+
+def test_a_search_that_is_none_is_refused(model: Path, tmp_path: Path):
+    with pytest.raises(SchoolError, match="unknown search `vot`; did you mean `vote`"):
+        train(tmp_path / "run", config(model, search="vot"))
