@@ -14,9 +14,11 @@ from schoolhouse.credit import (
     mixed,
     not_judged,
     prefer_brief,
+    progress,
     rollouts_of,
     signal_account,
     soft_overlong,
+    step_advantage,
     truncated,
     weaken,
     with_manners,
@@ -242,3 +244,18 @@ def test_manners_are_added_with_their_weights_and_told_without():
 def test_without_weights_nothing_is_asked():
     groups = [group(1.0, 0.0)]
     assert with_manners(groups, lambda rollout: {}, {}) == groups
+
+
+# --- steps
+
+
+def test_a_step_is_worth_the_same_at_each_of_its_tokens_and_nothing_behind_the_last():
+    rollout = Rollout(Problem("p", (), ""), Key(0, "t"), (1,) * 6, (False, True, True, True, True, True), (NAN,) * 6)
+    assert step_advantage([rollout], [[3, 5]], [[0.5, -0.25]]) == [[0.0, 0.5, 0.5, -0.25, -0.25, 0.0]]
+    assert step_advantage([rollout], [[]], [[]]) == [[0.0] * 6]
+
+
+def test_progress_telescopes_so_that_more_steps_earn_nothing():
+    assert progress([0.5, 0.75, 0.25], 0.5) == [0.0, 0.25, -0.5]
+    assert sum(progress([0.5, 0.9, 0.9, 0.9, 0.7], 0.3)) == pytest.approx(0.7 - 0.3)
+    assert progress([], 0.3) == []

@@ -276,6 +276,32 @@ def group_advantage(
     return rows
 
 
+def step_advantage(
+    rollouts: Sequence[Rollout], ends: Sequence[Sequence[int]], worth: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    """What each step is worth, at every token written in it; 0 behind the last step and where nobody wrote.
+
+    ends   the index behind each step of a rollout
+    worth  a number for each of them
+    """
+    rows = []
+    for rollout, places, numbers in zip(rollouts, ends, worth, strict=True):
+        row, start = [0.0] * len(rollout), 0
+        for end, number in zip(places, numbers, strict=True):
+            row[start:end] = [number if written else 0.0 for written in rollout.written[start:end]]
+            start = end
+        rows.append(row)
+    return rows
+
+
+def progress(values: Sequence[float], start: float) -> list[float]:
+    """How much each step changed what the state is worth: v_i - v_{i-1}, the first one from `start`.
+
+    The advantage of a step under the policy that the values are of (Setlur et al. 2024, arXiv 2410.08146).
+    """
+    return [value - before for before, value in zip([start, *values], values, strict=False)]
+
+
 def compares(baseline: Baseline) -> bool:
     """Whether a rollout is compared with its siblings alone, so that a group that agrees teaches nothing."""
     return baseline in ("mean", "leave_one_out")

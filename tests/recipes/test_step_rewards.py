@@ -1,0 +1,102 @@
+"""Practice with a judge of steps: who is praised for what, and that a run resumes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schoolhouse.policy.policy import Policy
+from schoolhouse.recipes import pretrain, process_reward, sft, step_rewards
+from schoolhouse.run import Run, read_metrics
+from schoolhouse.types import NAN, Group, Key, Problem, Rollout, Verdict
+
+TASK = "school:chain?steps=2&hands=full=100"
+MODEL = {"width": 32, "layers": 1, "heads": 1, "key_heads": 1, "head_dim": 32, "inner": 64, "longest": 256}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model that knows the form, and a judge made from it."""
+    folder = tmp_path_factory.mktemp("models")
+    shape = pretrain.Model(**MODEL)
+    book = pretrain.Config(task=TASK, model=shape, vocabulary=300, steps=3, batch=4, context=32)
+    with Run.open(folder / "book", book, "pretrain") as run:
+        pretrain.pretrain(book, run)
+    lessons = sft.Config(model=str(run.model), task=TASK, steps=60, batch=16, learning_rate=1e-2)
+    with Run.open(folder / "lessons", lessons, "sft") as run:
+        sft.sft(lessons, run)
+    made = str(run.model)
+    few: dict[str, Any] = {"problems": 8, "samples": 2, "length": 40, "steps": 3, "batch": 4}
+    judge = process_reward.Config(model=made, generator=made, task=TASK, **few)
+    with Run.open(folder / "judge", judge, "process_reward") as run:
+        process_reward.process_reward(judge, run)
+    return folder / "lessons", folder / "judge"
+
+
+def config(models: tuple[Path, Path], **changes: Any) -> step_rewards.Config:
+    given: dict[str, Any] = {"task": TASK, "steps": 3, "problems": 4, "samples": 4, "length": 40, "save_every": 1}
+    return step_rewards.Config(model=str(models[0]), judge=str(models[1]), **{**given, **changes})
+
+
+def train(folder: Path, c: step_rewards.Config) -> Run:
+    with Run.open(folder, c, "step_rewards") as run:
+        step_rewards.step_rewards(c, run)
+    return run
+
+
+def group(*scores: float) -> Group:
+    problem = Problem("p", (), "")
+    rollouts = tuple(
+        Rollout(
+            problem, Key(0, "t", 0, 0, g), (1,) * 4, (False, True, True, True), (NAN, -1.0, -1.0, -1.0), (1,), "stop"
+        )
+        for g in range(len(scores))
+    )
+    return Group(problem, rollouts, tuple(map(Verdict, scores)))
+
+
+def rows(form: str, alpha: float = 1.0) -> list[list[float]]:
+    c = step_rewards.Config(model="m", judge="j", form=form, alpha=alpha)  # ty: ignore[invalid-argument-type]
+    return step_rewards.advantages(c, [group(1.0, 0.0)], [[2, 3], [2, 3]], [[0.75, 1.0], [0.5, 0.25]])
+
+
+def test_a_step_is_praised_for_its_progress_on_top_of_the_outcome():
+    """The problem is worth .5, the outcome's advantage +-.5: .5 + .25, .5 + .25, .5; -.5 + 0, -.5 - .25, -.5."""
+    assert rows("progress") == [[0.0, 0.75, 0.75, 0.5], [0.0, -0.5, -0.75, -0.5]]
+
+
+def test_alpha_0_is_outcome_rewards_alone():
+    assert rows("progress", 0.0) == rows("raw", 0.0) == [[0.0, 0.5, 0.5, 0.5], [0.0, -0.5, -0.5, -0.5]]
+
+
+def test_raw_grades_are_summed_over_the_rollout():
+    """1 + 1.75 against 0 + .75: a mean of 1.75."""
+    assert rows("raw") == [[0.0, 1.0, 1.0, 1.0], [0.0, -1.0, -1.0, -1.0]]
+
+
+@pytest.mark.parametrize("form", ["progress", "raw"])
+def test_each_step_tells_how_many_steps_were_said_and_how_they_were_graded(
+    models: tuple[Path, Path], tmp_path: Path, form: str
+):
+    told = read_metrics(train(tmp_path / "run", config(models, form=form)).folder)
+    assert all(0.0 <= row["graded"] <= row["steps_said"] for row in told)
+    assert told[-1]["tokens"] > 0
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_numbers(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, update, done = train(tmp_path / "whole", config(models)), Policy.update, []
+
+    def tired(*args: Any) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return update(*args)
+
+    monkeypatch.setattr(Policy, "update", tired)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", config(models))
+    monkeypatch.undo()
+    again = train(tmp_path / "cut", config(models))
+    assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
