@@ -29,15 +29,13 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
         "length": CHAINS.length,
         "seed": seed,
     }
-    harvest |= {"samples": 4, "problems": STEPS * ROLLOUTS // 4, "steps": 1000, "learning_rate": 3e-3}
+    harvest |= {"samples": 4, "problems": STEPS * ROLLOUTS // 4, "steps": 500, "learning_rate": 3e-3}
     return {
         "start": Arm(start, asked, "cold start: fine-tuned on worked chains in two languages"),
         "teacher": Arm(teacher, asked, "practised with rewards for right answers and one language"),
         "rejection": Arm(Step("distill", {**harvest, "model": base}), asked, "the base, on what was kept"),
         "small_start": Arm(little, asked, "a model of half the width, fine-tuned the same way"),
-        "small_distilled": Arm(
-            Step("distill", {**harvest, "model": little, "steps": 400}), asked, "and on what was kept"
-        ),
+        "small_distilled": Arm(Step("distill", {**harvest, "model": little}), asked, "and on what was kept"),
         "small_practised": Arm(consistent(little, seed), asked, "and practised itself"),
     }
 

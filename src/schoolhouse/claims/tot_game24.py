@@ -1,0 +1,131 @@
+"""A small model that looks around and back solves puzzles that it cannot solve by talking on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from math import inf
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from schoolhouse.claims.harness.bases import only_tiny
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, Step, told
+from schoolhouse.measure.evaluate import evaluate
+from schoolhouse.policy.policy import Policy
+from schoolhouse.search.solve import Searcher, parse
+from schoolhouse.tasks.task import open_task
+from schoolhouse.types import SchoolError
+
+PAPER = 0.74
+"""What GPT-4 reaches at breadth 5 (Yao et al. 2023, table 2)."""
+
+TREE = "tot?thoughts=propose&samples=8&listed=224&length=64&temperature=0.7"
+SEARCHES: Mapping[str, str] = {
+    "greedy": "sample?length=128&temperature=0",
+    "vote": "vote?samples=24&length=128&temperature=0.7",
+    "breadth_1": f"{TREE}&breadth=1",
+    "breadth_5": f"{TREE}&breadth=5",
+    "random": f"{TREE}&breadth=5&values=random",
+    "exact": f"{TREE}&breadth=5&values=exact",
+}
+
+
+class Searched(Exam):
+    """An exam sat by a search: `solved`, and `tokens` a problem, those of its lists and values included."""
+
+    search: str
+
+    def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
+        task = open_task(self.task, seed)
+        searcher = Searcher(policy, task, parse(self.search, inf))
+        sat = evaluate(searcher, task, self.problems, 1, self.length, seed=seed)
+        tokens = fmean(found.tokens for found in searcher.found)
+        return {"overall": {"solved": sat.overall["pass_at_1"].value, "tokens": tokens}}
+
+
+def puzzles() -> Path:
+    """The file of puzzles, which is not part of the package."""
+    path = Path(os.environ.get("SCHOOLHOUSE_GAME24", "../shared/data/game24.csv"))
+    if not path.exists():
+        raise SchoolError(
+            f"this claim needs the puzzles of Tree of Thoughts, and {path} is not there: set SCHOOLHOUSE_GAME24 to "
+            "their file (24.csv of princeton-nlp/tree-of-thought-llm)"
+        )
+    return path
+
+
+def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
+    only_tiny(scale)
+    task = f"game24:{puzzles()}"
+    shape = {"width": 192, "layers": 4, "heads": 6, "key_heads": 6, "head_dim": 32, "inner": 576, "longest": 512}
+    text = {"task": task, "seed": seed, "model": shape, "vocabulary": 320, "steps": 300, "learning_rate": 2e-3}
+    taught = {"task": f"{task}?lessons=solve=1,next=1,value=4", "seed": seed, "batch": 128, "steps": 4000}
+    solver = Step("sft", {"model": Step("pretrain", text), **taught, "learning_rate": 2e-3})
+    asked = {
+        name: Searched(task=task, problems=100, samples=1, length=128, search=search)
+        for name, search in SEARCHES.items()
+    }
+    return {"solver": Arm(solver, asked, "taught whole solutions, next moves and values by an exact solver")}
+
+
+def judge(results: Results) -> Sequence[Check]:
+    def each(search: str, metric: str = "solved") -> list[float]:
+        return results.each("solver", metric, search)
+
+    means = {search: fmean(each(search)) for search in SEARCHES}
+    ranked = means["breadth_5"] > means["breadth_1"] > means["vote"] > means["greedy"]
+    pair = [fmean(each(search, "tokens")) for search in ("vote", "breadth_5")]
+    shown = ", ".join(f"{search} {means[search]:.3f}" for search in ("breadth_5", "breadth_1", "vote", "greedy"))
+    return [
+        Check(
+            "premise",
+            "the vote spends at least the tokens of breadth 5, mean of seeds",
+            f"{pair[0]:,.0f} against {pair[1]:,.0f}",
+            pair[0] >= pair[1],
+        ),
+        Check("must hold", "breadth 5 > breadth 1 > vote > greedy, mean of seeds", shown, ranked),
+        Check(
+            "must hold",
+            f"breadth 5 solves {PAPER} or more, each seed",
+            told(each("breadth_5")),
+            min(each("breadth_5")) >= PAPER,
+        ),
+        Check(
+            "must hold", "with exact values all are solved, each seed", told(each("exact")), min(each("exact")) >= 1.0
+        ),
+        Check(
+            "must fail",
+            "random values: at most .05 above the vote, mean of seeds",
+            f"{means['random']:.3f} against {means['vote']:.3f}",
+            means["random"] <= means["vote"] + 0.05,
+        ),
+    ]
+
+
+def draw(results: Results, picture: Any) -> None:
+    left, right = picture.subplots(1, 2)
+    for at, search in enumerate(SEARCHES):
+        values = results.each("solver", "solved", search)
+        left.bar(search, fmean(values), color="0.8")
+        left.plot([at] * len(values), values, "k.")
+        right.plot(results.each("solver", "tokens", search), values, "o", label=search)
+    left.axhline(PAPER, color="k", linestyle="--", linewidth=1)
+    left.set(ylabel="puzzles solved", ylim=(0, 1.02))
+    left.tick_params(axis="x", rotation=45)
+    right.set(xscale="log", xlabel="tokens a puzzle", ylabel="puzzles solved", ylim=(0, 1.02))
+    right.legend(fontsize=8)
+
+
+CLAIM = Claim(
+    id="tot_game24",
+    paper="Yao et al. 2023, arXiv 2305.10601, section 4.1",
+    sentence="Looking at several next moves, judging them and going on from the best solves what talking on does not",
+    budget="one model; every puzzle of ranks 901 to 1,000; the vote spends at least the tokens of breadth 5",
+    premise="the vote has no fewer tokens than the tree",
+    rule=f"breadth 5 > breadth 1 > vote > greedy in the mean of seeds, breadth 5 solves {PAPER} in each; all with "
+    "exact values; random values bring no more than .05 above the vote",
+    arms=arms,
+    judge=judge,
+    draw=draw,
+)
