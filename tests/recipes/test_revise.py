@@ -1,5 +1,6 @@
 """Fine-tuning on pairs of attempts: which pairs are kept, what of them is learned, and that a run resumes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def attempts(model: Path, *scores: float | None) -> tuple[Policy, Group]:
     policy = Policy.load(model)
     say, (problem,) = policy.conversation, open_task(TASK).draw(0, 1)
     asked = [say.begin(problem, Key(0, "t", 0, 0, g)) for g in range(len(scores))]
-    said = policy.extend(asked, 8)
+    said = [replace(rollout, finish="stop") for rollout in policy.extend(asked, 8)]
     verdicts = tuple(Verdict(s, "" if s is not None else "clock") for s in scores)
     return policy, Group(problem, tuple(said), verdicts)
 
@@ -53,10 +54,10 @@ def attempts(model: Path, *scores: float | None) -> tuple[Policy, Group]:
 def test_a_right_attempt_stands_behind_every_judged_one_and_is_another_where_there_is(model: Path):
     policy, group = attempts(model, 0.0, 1.0, None, 1.0)
     pairs = revise.paired(group, policy.conversation, "Look again.")
-    assert [(a, b) for _, a, b in pairs] == [(0.0, 1.0), (1.0, 1.0), (1.0, 1.0)]
+    assert [(pair.first, pair.second) for pair in pairs] == [(0.0, 1.0), (1.0, 1.0), (1.0, 1.0)]
     first, second, fourth = group.rollouts[0], group.rollouts[1], group.rollouts[3]
-    assert [pair.last_turn() for pair, _, _ in pairs] == [second.last_turn(), fourth.last_turn(), second.last_turn()]
-    assert pairs[0][0].tokens[: len(first)] == first.tokens
+    assert [pair.said.last_turn() for pair in pairs] == [second.last_turn(), fourth.last_turn(), second.last_turn()]
+    assert pairs[0].said.tokens[: len(first)] == first.tokens
 
 
 def test_without_a_right_attempt_there_are_no_pairs(model: Path):
@@ -78,10 +79,10 @@ def test_only_the_second_attempt_is_learned():
 def test_pairs_are_scored_as_the_task_scores_them(model: Path, pairs: str):
     policy, task = Policy.load(model), open_task(TASK)
     found = revise.attempted(config(model, pairs=pairs), policy, task)
-    groups = judge([pair for pair, _, _ in found], task, policy.conversation.read)
-    assert [verdict.score for group in groups for verdict in group.verdicts] == [b for _, _, b in found]
-    assert any(b == 1.0 for _, _, b in found)
-    assert all(len(pair.turns) == 2 for pair, _, _ in found)
+    groups = judge([pair.said for pair in found], task, policy.conversation.read)
+    assert [verdict.score for group in groups for verdict in group.verdicts] == [pair.second for pair in found]
+    assert any(pair.second == 1.0 for pair in found)
+    assert all(len(pair.said.turns) == 2 and pair.sampled > 0 for pair in found)
 
 
 def test_the_first_step_tells_what_was_kept_and_right_pairs_are_as_many(model: Path, tmp_path: Path):
@@ -96,7 +97,7 @@ def test_nothing_mended_is_an_error_that_says_what_to_do(model: Path, tmp_path: 
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_numbers(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    c = config(model, pairs="pair_sft")
+    c = config(model, pairs="pair_sft", learning_rate=0.05, warmup=0)  # so large that other weights say other things
     whole, update, done = train(tmp_path / "whole", c), Policy.update, []
 
     def tired(*args: Any) -> Any:
@@ -112,3 +113,14 @@ def test_a_run_that_was_stopped_ends_in_the_same_numbers(model: Path, tmp_path: 
     assert len(read_metrics(tmp_path / "cut")) == 1
     again = train(tmp_path / "cut", c)
     assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
+
+
+def test_right_pairs_are_drawn_from_all_and_cut_off_ones_are_left(model: Path):
+    _, group = attempts(model, *[0.0] * 3, *[1.0] * 20)
+    scored = zip(group.rollouts, group.verdicts, strict=True)
+    pairs = [revise.Pair(said, verdict.score or 0.0, 1.0, 5) for said, verdict in scored]
+    cut = replace(pairs[0].said, finish="length")
+    kept = revise.chosen(config(model, keep_right=True), [*pairs, pairs[0]._replace(said=cut)])
+    assert [pair.mended for pair in kept] == [True] * 3 + [False] * 3
+    assert kept[3:] != pairs[3:6]
+    assert len(revise.chosen(config(model), pairs)) == 3

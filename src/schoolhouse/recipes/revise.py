@@ -12,7 +12,7 @@ before the first update; a run that goes on makes the same ones again.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -28,8 +28,18 @@ from schoolhouse.tasks.task import Task, judge, open_task
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import LOOK_AGAIN, NAN, Group, Key, Message, Precision, Rollout, SchoolError
 
-Pair = tuple[Rollout, float, float]
-"""Two attempts as one rollout, and the score of each."""
+
+class Pair(NamedTuple):
+    """Two attempts as one rollout, the score of each, and the tokens that were sampled for it."""
+
+    said: Rollout
+    first: float
+    second: float
+    sampled: int
+
+    @property
+    def mended(self) -> bool:
+        return self.first < 1.0 <= self.second
 
 
 class Config(Frozen):
@@ -61,25 +71,38 @@ class Config(Frozen):
 
 
 def revise(c: Config, run: Run) -> None:
-    start = Policy.load(run.start(c.model), c.precision, Adam(weight_decay=c.weight_decay))
     task = open_task(c.task, c.seed)
-    run.reads(*task.files)
-    pairs = attempted(c, start, task)
-    mended = [pair for pair, a, b in pairs if a < 1.0 <= b]
-    kept = [pair for pair, a, b in pairs if min(a, b) >= 1.0]
-    lessons = mended + (kept[: len(mended)] if c.keep_right else [])
+    pairs = attempted(c, Policy.load(c.model, c.precision), task)
+    lessons = chosen(c, pairs)
     if not lessons:
         raise SchoolError(f"none of {len(pairs)} pairs of attempts was mended: ask more `problems`, or more `samples`")
-    account = {"pairs": len(pairs), "mended": len(mended), "kept_right": len(lessons) - len(mended)}
-    lessons = [second_only(pair) for pair in lessons]
-    policy = run.restore(start)
+    account = {
+        "pairs": len(pairs),
+        "mended": sum(pair.mended for pair in lessons),
+        "kept_right": sum(not pair.mended for pair in lessons),
+        "sampled_tokens": sum(pair.sampled for pair in pairs),
+    }
+    learned = [second_only(pair.said) for pair in lessons]
+    policy = run.restore(Policy.load(run.start(c.model), c.precision, Adam(weight_decay=c.weight_decay)))
+    run.reads(*task.files)
 
     for step in run.steps(range(run.step, c.steps), keep=policy, every=c.save_every):
-        rollouts = python_random(Key(c.seed, "revise", step)).choices(lessons, k=c.batch)
+        rollouts = python_random(Key(c.seed, "revise", step)).choices(learned, k=c.batch)
         rate = warm_up_hold_decay(step, c.steps, c.learning_rate, c.warmup, c.decay)
         batches = pack(rollouts, token_mean(rollouts), c.token_budget)
         stats = policy.update(batches, likelihood(), rate, c.clip_norm)
         run.record(step, **stats, learning_rate=rate, **(account if step == 0 else {}))
+
+
+def chosen(c: Config, pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs that were mended; with `keep_right` as many that were right twice, as far as there are, drawn by lot.
+
+    Second attempts that were cut off teach nobody to end.
+    """
+    ended = [pair for pair in pairs if pair.said.finish == "stop" and pair.second >= 1.0]
+    mended, right = [pair for pair in ended if pair.mended], [pair for pair in ended if not pair.mended]
+    few = min(len(mended), len(right)) if c.keep_right else 0
+    return mended + python_random(Key(c.seed, "kept right")).sample(right, few)
 
 
 def attempted(c: Config, policy: Policy, task: Task) -> list[Pair]:
@@ -95,19 +118,23 @@ def attempted(c: Config, policy: Policy, task: Task) -> list[Pair]:
         [verdict.score for group in judge(said, task, say.read) for verdict in group.verdicts]
         for said in (first_attempts(both), both)
     )
-    return [(said, a, b) for said, a, b in zip(both, first, second, strict=True) if a is not None and b is not None]
+    pairs = zip(both, first, second, strict=True)
+    return [Pair(said, a, b, sum(said.written)) for said, a, b in pairs if a is not None and b is not None]
 
 
 def paired(group: Group, say: Conversation, instruction: str) -> list[Pair]:
-    """Every attempt at one problem with a right one behind it: another one where there is another. None without any."""
+    """Every attempt at one problem with a right one behind it: another one where there is another. None without any.
+
+    An attempt that was cut off is put behind none.
+    """
     scored = [(said, v.score) for said, v in zip(group.rollouts, group.verdicts, strict=True) if v.score is not None]
-    right = [said for said, score in scored if score >= 1.0]
+    right = [said for said, score in scored if score >= 1.0 and said.finish == "stop"]
     pairs, request = [], (Message("user", instruction),)
     for at, (said, score) in enumerate(scored if right else []):
         others = [other for other in right if other is not said] or right
         words = others[at % len(others)].last_turn()
         second = say.follow_up(said, request).said(words, (NAN,) * len(words), "stop", said.version)
-        pairs.append((second, score, 1.0))
+        pairs.append(Pair(second, score, 1.0, sum(said.written)))
     return pairs
 
 
