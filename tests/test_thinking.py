@@ -1,5 +1,6 @@
 """`school solve` and `school evaluate --search`, on a model that knows nothing."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,14 @@ def test_a_tree_is_drawn_and_written_as_a_page(here: Path, capsys: Any, tmp_path
     assert (tmp_path / "tree.html").read_text().startswith("<!doctype html>")
 
 
-def test_an_exam_sat_by_a_search_tells_its_cost(here: Path, capsys: Any):
+def test_an_exam_sat_by_a_search_tells_its_cost(here: Path, capsys: Any, tmp_path: Path):
     task = "game24:{here}/puzzles.csv?exam=2-3"
     words = ("evaluate", "{here}/book", "--task", task, "--search", "vote?samples=2&length=8", "--budget", "64")
-    assert school(here, *words) == 0
+    assert school(here, *words, "--save", str(tmp_path / "sat.json")) == 0
     assert "vote: 16 tokens a problem (at most 16); 2 x 2 answers" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "sat.json").read_text())
+    assert (saved["search"]["kind"], saved["search"]["budget"], saved["samples"]) == ("vote", 64.0, 1)
+    assert saved["searches"] == [{"tokens": 16, "end": "2 answers"}] * 2
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,11 @@ def test_an_exam_sat_by_a_search_tells_its_cost(here: Path, capsys: Any):
         (("solve", "{here}/book", "1 + 1?", "--page", "x.html"), "`vote` grows no tree"),
         (("solve", "{here}/book", "1 + 1?", "--search", "tot?thoughts=propose"), "does not ask for next thoughts"),
         (("solve", "{here}/book", "1 2 3", "--task", "game24:{here}/puzzles.csv?exam=2-3"), "names 3 numbers"),
+        (("solve", "{here}/book", "1 + 1?", "--search", "best_of_n", "--page", "x.html"), "`best_of_n` grows no tree"),
+        (
+            ("evaluate", "{here}/book", "--search", "vote", "--samples", "8"),
+            "instead of --samples write them behind `?`",
+        ),
         (("solve", "{here}/none", "1 + 1?"), "not a folder"),
         (("evaluate", "{here}/book", "--search", "vote", "--budget", "9"), "a budget of 9 tokens does not pay"),
     ],

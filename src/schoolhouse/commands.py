@@ -197,18 +197,24 @@ def evaluate(words: Sequence[str]) -> None:
 
     task = open_task(c.task, c.seed)
     policy = Policy.load(c.model)
+    saved: dict[str, object] = {}
     if c.search:
         from schoolhouse.search.solve import Searcher, parse
 
+        ours = sorted(c.model_fields_set & {"samples", "temperature", "length"})
+        if ours:
+            named = " and ".join(f"--{name}" for name in ours)
+            raise SchoolError(f"a search has options of its own: instead of {named} write them behind `?` in --search")
         searcher = Searcher(policy, task, parse(c.search, c.budget))
-        result = sit(searcher, task, c.problems, 1, c.length, seed=c.seed)
+        result = sit(searcher, task, c.problems, 1, searcher.search.length, searcher.search.temperature, c.seed)
         print(result)
         print(searcher.account())
+        saved = searcher.to_json()
     else:
         result = sit(policy, task, c.problems, c.samples, c.length, c.temperature, c.seed)
         print(result)
     if c.save:
-        write_whole(c.save, to_json(result.to_json(records=True), 2) + "\n")
+        write_whole(c.save, to_json({**result.to_json(records=True), **saved}, 2) + "\n")
 
 
 class Task(Frozen):

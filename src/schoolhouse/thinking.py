@@ -43,13 +43,13 @@ def solve(words: Sequence[str]) -> None:
 
     from schoolhouse.policy.policy import Policy
     from schoolhouse.search.show import draw, page
-    from schoolhouse.search.solve import parse
+    from schoolhouse.search.solve import TREES, parse
     from schoolhouse.search.solve import solve as search
     from schoolhouse.tasks.task import Task, open_task
     from schoolhouse.tasks.verify import extract
 
     how, task = parse(c.search, c.budget), open_task(c.task, c.seed) if c.task else Task()
-    if c.page and how.kind in ("sample", "vote"):
+    if c.page and how.kind not in TREES:
         raise SchoolError(f"`{how.kind}` grows no tree: choose --search tot, dfs, beam or dvts for a page")
     policy = Policy.load(c.model)
     (found,) = search(policy, task, [policy.conversation.begin(task.pose(c.problem), Key(c.seed, "solve"))], how)

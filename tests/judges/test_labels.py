@@ -55,12 +55,15 @@ def test_a_step_that_a_person_wrote_is_read_and_not_learned(tmp_path: Path):
 
 
 def test_a_solution_that_ends_in_its_first_error_is_read_to_there(tmp_path: Path):
-    (one,) = read(tmp_path, row(([("a", 1)], 0, None), ([("b", -1)], None, None)))
-    assert (one.steps, one.labels) == (("a", "b"), (1.0, -1.0))
+    found_error = row(([("a", 1)], 0, None), ([("b", -1)], None, None))
+    found_error["label"]["finish_reason"] = "found_error"
+    (one,) = read(tmp_path, found_error)
+    assert (one.steps, one.labels, one.whole) == (("a", "b"), (1.0, -1.0), False)
 
 
 def test_what_is_written_reads_the_same(tmp_path: Path):
-    graded = [Graded("q", ("a", "b"), (1.0, -1.0), "2", "3"), Graded("q", ("c",), (0.0,), "2", "2")]
+    graded = [Graded("q", ("a", "b"), (1.0, -1.0), "2", "3", whole=False), Graded("q", ("c\u2028d",), (0.0,), "2", "2")]
+    graded += [Graded("q", ("e", "f", "g"), (0.01, 0.75, None), "2", "2", values=True)]
     write_prm800k(tmp_path / "made.jsonl", graded)
     assert read_prm800k(tmp_path / "made.jsonl") == graded
     keys = json.loads((tmp_path / "made.jsonl").read_text().splitlines()[0]).keys()
@@ -77,7 +80,9 @@ def test_what_is_written_reads_the_same(tmp_path: Path):
 
 def test_nothing_behind_the_first_error_is_kept():
     one = Graded("q", ("a", "b", "c"), (1.0, -1.0, -1.0)).up_to_first_error()
-    assert (one.steps, one.labels) == (("a", "b"), (1.0, -1.0))
+    assert (one.steps, one.labels, one.whole) == (("a", "b"), (1.0, -1.0), False)
+    whole = Graded("q", ("a", "b"), (1.0, 0.0))
+    assert whole.up_to_first_error() == whole
 
 
 def test_neutral_counts_as_right_and_values_as_they_are():
@@ -92,6 +97,7 @@ def test_neutral_counts_as_right_and_values_as_they_are():
         ("{}", ":1: not a row of PRM800K: key 'question'"),
         ('\n{"question": {}, "label": {}}', ":2: not a row of PRM800K: key 'steps'"),
         (json.dumps(row(([("a", 7)], 0, None))), ":1: not a row of PRM800K: the rating 7 is none of -1, 0, 1"),
+        (json.dumps(row(([("a", 1)], 4, None))), ":1: not a row of PRM800K"),
         ("[1]", ":1: not a row of PRM800K"),
     ],
 )
@@ -149,13 +155,15 @@ def test_the_tasks_rules_label_every_step(tmp_path: Path, task: School):
 
 def test_continuations_give_the_share_that_ends_right(tmp_path: Path, task: School):
     policy = Finisher(tmp_path, task)
-    (one,) = by_continuations(policy, task, [solution(policy.conversation, task, 2)], count=4, length=40)
+    (one,), tokens = by_continuations(policy, task, [solution(policy.conversation, task, 2)], count=4, length=40)
+    assert tokens > 3 * 4 * 5
     assert (one.labels, one.values) == ((0.5, 0.5, 0.0), True)
 
 
 def test_hard_labels_ask_whether_any_ends_right(tmp_path: Path, task: School):
     policy = Finisher(tmp_path, task)
-    (one,) = by_continuations(policy, task, [solution(policy.conversation, task, 2)], count=4, length=40, hard=True)
+    said = [solution(policy.conversation, task, 2)]
+    (one,), _ = by_continuations(policy, task, said, count=4, length=40, hard=True)
     assert (one.labels, one.values) == ((1.0, 1.0, -1.0), False)
 
 
@@ -163,5 +171,5 @@ def test_without_room_a_step_has_no_label(tmp_path: Path, task: School):
     policy = Finisher(tmp_path, task)
     rollout = solution(policy.conversation, task, None)
     policy.longest = step_ends(policy.conversation, rollout, " ")[0] + 40
-    (one,) = by_continuations(policy, task, [rollout], count=4, length=40)
+    (one,), _ = by_continuations(policy, task, [rollout], count=4, length=40)
     assert one.labels == (0.5, None, None)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from schoolhouse.judges.labels import Graded, read_prm800k, write_prm800k
-from schoolhouse.judges.lessons import Lesson, dealt, lesson
+from schoolhouse.judges.lessons import Lesson, dealt, from_file, from_rollout
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import pretrain, process_reward, sft
 from schoolhouse.run import Run, read_metrics
@@ -58,9 +58,9 @@ def graded(*labels: float | None) -> Graded:
 
 def test_only_steps_with_a_label_are_learned_and_nothing_behind_them_is_read(model: Path):
     policy, rollout = worked(model)
-    whole = lesson(policy.conversation, rollout, graded(1.0, -1.0), " ", "steps")
-    first = lesson(policy.conversation, rollout, graded(1.0), " ", "steps")
-    second = lesson(policy.conversation, rollout, graded(None, -1.0), " ", "steps")
+    whole = from_rollout(policy.conversation, rollout, graded(1.0, -1.0), " ", "steps")
+    first = from_rollout(policy.conversation, rollout, graded(1.0), " ", "steps")
+    second = from_rollout(policy.conversation, rollout, graded(None, -1.0), " ", "steps")
     assert [t for t in whole.target if t == t] == [1.0, 0.0]
     assert [t for t in first.target if t == t] == [1.0]
     assert first.rollout.tokens == whole.rollout.tokens[: len(first.rollout)]
@@ -68,9 +68,24 @@ def test_only_steps_with_a_label_are_learned_and_nothing_behind_them_is_read(mod
     assert second.target[-1] == 0.0
 
 
+def test_a_file_is_read_as_a_judge_will_be_asked(model: Path, tmp_path: Path):
+    """Marks behind the delimiter of each step, whatever a step holds; the one that ends a solution has none."""
+    say = Policy.load(model).conversation
+    right, wrong = ("We add two", "Then so on"), ("We add two", "It is\n\nbad")
+    made = [Graded("q", right, (1.0, 0.0)), Graded("q", wrong, (1.0, -1.0), whole=False)]
+    write_prm800k(tmp_path / "labels.jsonl", made)
+    (_, good), (_, bad) = from_file(tmp_path / "labels.jsonl", say, "\n")
+    said = [say.tokenizer.decode(one.rollout.tokens).partition("<think>")[2] for one in (good, bad)]
+    assert said == ["We add two\n+Then so on+", "We add two\n+It is\n\nbad\n+"]
+    assert [[t for t in one.target if t == t] for one in (good, bad)] == [[1.0, 1.0], [1.0, 0.0]]
+    assert all(sum(one.rollout.written) == 2 for one in (good, bad))
+
+
 def test_dealt_labels_are_the_same_ones_elsewhere(model: Path):
     policy, rollout = worked(model)
-    lessons = [lesson(policy.conversation, rollout, graded(1.0, float(-(i % 2))), " ", "steps") for i in range(40)]
+    lessons = [
+        from_rollout(policy.conversation, rollout, graded(1.0, float(-(i % 2))), " ", "steps") for i in range(40)
+    ]
 
     def told(many: list[Lesson]) -> list[float]:
         return [t for one in many for t in one.target if t == t]
@@ -88,6 +103,7 @@ def test_dealt_labels_are_the_same_ones_elsewhere(model: Path):
 def test_every_kind_of_label_makes_a_judge_and_a_file(model: Path, tmp_path: Path, labels: str):
     run = train(tmp_path / "run", config(model, labels=labels))
     row = read_metrics(run.folder)[0]
+    assert row["sampled_tokens"] > 0
     assert 0.0 <= row["labels_right"] <= 1.0
     assert len(read_prm800k(run.folder / "labels.jsonl")) > 0
 

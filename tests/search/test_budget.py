@@ -93,3 +93,9 @@ def test_bounds_that_cannot_be_kept_are_refused(scripted: Make, game: Game24):
         SchoolError, match="`wait` takes 5 tokens: let there be as many between `least` 30 and `most` 32"
     ):
         think_between(policy, begin(policy, game), 30, 32, answer=9, wait="WWWWW")
+
+
+def test_an_empty_word_that_would_wait_for_ever_is_refused(scripted: Make, game: Game24):
+    policy = scripted(short)
+    with pytest.raises(SchoolError, match="`wait` is empty"):
+        think_between(policy, begin(policy, game), 12, 40, answer=40, wait="")

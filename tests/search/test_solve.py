@@ -191,7 +191,7 @@ def test_a_thought_may_be_forced_to_a_length_and_attempts_revised(scripted: Make
     forced = found(policy, game, kind="force", least=12, most=30, wait="W")
     assert forced.rollout is not None
     assert 12 <= policy.conversation.thought_length(forced.rollout) <= 30
-    assert forced.tokens <= 2 * 30 + 48
+    assert forced.tokens <= 30 + 31 + 48
     revised = found(policy, game, kind="revise", samples=3)
     assert (revised.end, revised.votes) == ("3 attempts", (("2", 3),))
 

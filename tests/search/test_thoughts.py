@@ -155,11 +155,20 @@ def test_a_word_out_of_range_counts_nothing(scripted: Make, game: Game24):
 def test_an_answer_is_worth_what_the_thought_before_it_is(scripted: Make, game: Game24):
     policy = scripted(solver)
     before = thought(policy, game, GOOD[0])
-    before.value = 7.0
-    answer = Node(before.state, "24", before, answers=True)
-    for judge in (Asked(policy, game), Exact(policy.conversation, game)):
-        assert judge([answer])[0] == (7.0, 0)
-    assert isnan(Asked(policy, game)([Node(before.state, "24", None, answers=True)])[0].found)
+    answer = Node(before.state.forced([5]), "24", before, answers=True)
+    assert Exact(policy.conversation, game)([answer]) == [Answered(1.0, 0)]
+    ask = Asked(policy, game)
+    (worth,), (again,) = ask([before]), ask([answer])
+    assert (again.found, again.tokens) == (worth.found, 0)
+    root = Node(begin(policy, game))
+    assert isnan(Asked(policy, game)([Node(before.state, "24", root, answers=True)])[0].found)
+
+
+def test_looking_ahead_to_an_answer_judges_the_thought_before_it(scripted: Make, game: Game24):
+    policy = scripted(lambda q, b, k: solver(q, b, k._replace(sample=0)))
+    judge = Ahead(Sampled(policy, game, 1, 40, 40, 0.0), Exact(policy.conversation, game), steps=3)
+    ((worth, _),) = judge([thought(policy, game, *GOOD[:2])])
+    assert worth == 1.0
 
 
 def test_the_tasks_own_rules_are_exact(scripted: Make, game: Game24):
@@ -170,7 +179,7 @@ def test_the_tasks_own_rules_are_exact(scripted: Make, game: Game24):
 
 def test_a_die_falls_the_same_way_again(scripted: Make, game: Game24):
     policy = scripted(solver)
-    nodes = [thought(policy, game, line) for line in GOOD]
+    nodes = [Node(begin(policy, game, sample)) for sample in range(3)]
     assert AtRandom()(nodes) == AtRandom()(nodes)
     assert len({answered.found for answered in AtRandom()(nodes)}) == 3
 
@@ -192,4 +201,14 @@ def test_looking_ahead_judges_where_likely_steps_lead_and_counts_them(scripted: 
     (later,) = seen
     assert steps(policy.conversation, later.state, "\n")[:2] == GOOD[:2]
     assert (worth, tokens) == (0.5, len(later.state) - len(node.state) + 7)
-    assert judge.most == 2 * 80 + 7
+    assert judge.most == 2 * (2 * 40 + 40) + 7
+
+
+def test_blanks_in_front_of_a_thought_are_no_thought(scripted: Make, game: Game24):
+    policy = scripted(lambda q, b, k: "<think>\n" if not b else "13-9=4 (4 4 10)\n")
+    ((offers, _),) = Sampled(policy, game, samples=1)([Node(begin(policy, game))])
+    assert [offer.text for offer in offers] == ["13-9=4 (4 4 10)"]
+    assert steps(policy.conversation, offers[0].state, "\n") == ["13-9=4 (4 4 10)"]
+    silent = scripted(lambda q, b, k: "<think>" * (not b) + "\n")
+    ((nothing, _),) = Sampled(silent, game, samples=1)([Node(begin(silent, game))])
+    assert nothing == []

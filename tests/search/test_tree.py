@@ -78,7 +78,7 @@ def test_breadth_3_finds_the_optimum_at_the_known_count_of_nodes_and_tokens():
 def test_apart_every_subtree_keeps_its_own_best():
     found, script = tree(), Script()
     explore([found], [breadth_first(found, 3, 3, COSTS, apart=True)], script.expand, script.value)
-    assert script.expanded == ["", "a", "b", "c", "ab", "ba", "ca"]
+    assert script.expanded == ["", "a", "b", "c", "ca", "ba", "ab"]
     assert {node.state for node in found.answers} == {"ab!", "ba!", "ca!"}
 
 
@@ -131,7 +131,7 @@ def test_a_budget_that_pays_for_some_keeps_the_best_of_them():
     assert script.expanded == ["", "a"]
 
 
-def test_what_was_thought_before_is_neither_valued_nor_kept_again():
+def test_what_went_on_before_is_neither_valued_nor_kept_again():
     def expand(nodes: Sequence[Node]) -> list[Answered]:
         return [Answered([Offer("x", "x", same="x"), Offer("y", "y", same="x")], 1) for _ in nodes]
 
@@ -141,8 +141,26 @@ def test_what_was_thought_before_is_neither_valued_nor_kept_again():
     found = tree()
     explore([found], [breadth_first(found, 5, 2, COSTS)], expand, value)
     assert [node.fate for node in found.nodes] == ["expanded", "repeat", "repeat", "repeat"]
-    assert found.tokens == 1 + 1 + 1
+    assert found.tokens == 1 + 2 + 1
     assert found.end == "the tree died out"
+
+
+@pytest.mark.parametrize("first", ["false", "true"])
+def test_of_thoughts_that_are_one_the_best_stays(first: str):
+    """A false way to the same numbers must not hide the true one, whichever was thought first."""
+    lines = [first, "true" if first == "false" else "false"]
+
+    def expand(nodes: Sequence[Node]) -> list[Answered]:
+        return [Answered([Offer(line, line, same="6 9 13") for line in lines], 1) for _ in nodes]
+
+    def value(nodes: Sequence[Node]) -> list[Answered]:
+        return [Answered(float(node.state == "true"), 0) for node in nodes]
+
+    for way in (breadth_first, depth_first):
+        found = tree()
+        steps = way(found, 5, 1, COSTS) if way is breadth_first else way(found, 0.5, 1, COSTS)
+        explore([found], [steps], expand, value)
+        assert fates(found, "open") == {"true"}
 
 
 def test_a_value_that_nobody_can_tell_ranks_last():

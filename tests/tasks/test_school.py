@@ -243,5 +243,7 @@ def test_steps_are_rated_up_to_the_first_that_is_wrong() -> None:
 
 def test_a_family_with_many_right_ways_says_that_its_steps_cannot_be_checked() -> None:
     school = School.open("countdown")
+    with pytest.raises(SchoolError, match="cannot check single steps"):
+        School.open("chain").rate(school.pose("1 + 1?"), ["1+1=2"])
     with pytest.raises(SchoolError, match="cannot check single steps: label them by continuations"):
         school.rate(school.exam(1)[0], ["3+5=8"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -14,13 +15,15 @@ from schoolhouse.claims.harness.verifiers import LENGTH, TASK, Agreement, genera
 from schoolhouse.judges.marks import AGGREGATES
 
 COUNTS = (1, 2, 4, 8, 16)
-JUDGES = ("process", "hard", "soft")
+JUDGES = ("exact", "hard", "soft")
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     asked = {"labels": Agreement(task=TASK, problems=50, samples=4, length=LENGTH, counts=COUNTS)}
     found = verifiers.arms(seed)
+    rules = replace(found["process"], step=verifiers.verifier(seed, "exact", problems=500), about="labels by the rules")
+    found = {**found, "exact": rules}
     start = Arm(generator(seed), asked, "the generator, continuing its own solutions")
     return {"start": start, **{name: found[name] for name in JUDGES}}
 
@@ -36,7 +39,7 @@ def judge(results: Results) -> Sequence[Check]:
             "must hold",
             "and stays below 1, each seed",
             told(results.each("start", "auc_16", "labels")),
-            max(agreement) < 1,
+            max(results.each("start", "auc_16", "labels")) < 1,
         ),
         Check("reported", '"any ends right" is what the rules say', told(any_), True),
     ]
@@ -68,7 +71,7 @@ CLAIM = Claim(
     id="mc_labels",
     paper="Wang et al. 2023, arXiv 2312.08935; Zhang et al. 2025, arXiv 2501.07301",
     sentence="Labels made by continuations are values of states: near to whether a step is right, and not the same",
-    budget="200 solutions, 1 to 16 continuations behind each step; the judges of claim prm, of 2,000 solutions",
+    budget="200 solutions, 1 to 16 continuations behind each step; judges of 2,000 solutions each",
     premise="none",
     rule="the AUC of the share that ends right rises with every doubling in the mean of seeds, and stays below 1",
     arms=arms,

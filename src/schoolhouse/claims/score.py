@@ -86,7 +86,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     }
     single = practice(start, seed, task=TASK, length=LENGTH, problems=16, steps=100, exam_every=0, save_every=100)
     return {
-        "start": Arm(start, asked, "asked to look again (Self-Refine), not trained for it"),
+        "start": Arm(start, asked, "fine-tuned, and asked to look again (Self-Refine)"),
         "single": Arm(single, asked, "practice of one attempt, twice the steps"),
         **{name: Arm(Step("score", {**config, **keys}), asked, about) for name, (about, keys) in ways.items()},
         **{name: Arm(Step("revise", keys), asked, about) for name, (about, keys) in tuned.items()},

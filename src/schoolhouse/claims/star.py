@@ -64,16 +64,24 @@ def judge(results: Results) -> Sequence[Check]:
         Check("must hold", f"star: {FINAL} or more on 1 to 5 digits, each seed", told(final), min(final) >= FINAL)
     ]
     loops = {arm: [[reached(course) for course in seed] for seed in by_digits(results, arm)] for arm in ARMS}
-    staged = all(a <= b for seed in loops["no_rationalization"] for a, b in pairwise(seed))
+    there = all(seed[2] <= LOOPS for arm in ("star", "no_rationalization") for seed in loops[arm])
+    staged = there and all(a <= b for seed in loops["no_rationalization"] for a, b in pairwise(seed))
     shown = "; ".join(" ".join(map(str, seed)) for seed in loops["no_rationalization"])
-    checks.append(Check("must hold", "no_rationalization: longer sums follow shorter ones, each seed", shown, staged))
+    checks.append(
+        Check(
+            "must hold",
+            "no_rationalization: 3 digits are reached, longer sums follow shorter ones, each seed",
+            shown,
+            staged,
+        )
+    )
     spread = {arm: [seed[-1] - seed[1] for seed in loops[arm]] for arm in ("star", "no_rationalization")}
     found = f"{told(spread['star'], 0)} against {told(spread['no_rationalization'], 0)} loops from 2 digits to 5"
-    closer = fmean(spread["star"]) < fmean(spread["no_rationalization"])
+    closer = there and fmean(spread["star"]) < fmean(spread["no_rationalization"])
     checks.append(Check("must hold", "star: they come closer together, mean of seeds", found, closer))
-    for arm in ("no_filter", "hint_stays", "direct"):
-        apart = results.gains("star", arm)
-        text = f"{arm}: at least {LESS} below star, mean of seeds"
+    for arm, other in (("no_filter", "no_rationalization"), ("hint_stays", "star"), ("direct", "star")):
+        apart = results.gains(other, arm)
+        text = f"{arm}: at least {LESS} below {other}, mean of seeds"
         checks.append(Check("must fail", text, told(apart, sign=True), fmean(apart) <= -LESS))
     for arm in ARMS:
         last = [[course[-1] for course in seed] for seed in by_digits(results, arm)]
@@ -103,7 +111,8 @@ CLAIM = Claim(
     budget=f"{LOOPS} loops of 400 problems, {UPDATES} updates and a tenth more with each; as many updates for `direct`",
     premise="none: what the base can do is the claim's own matter, and shown",
     rule=f"star has {FINAL} on 1 to 5 digits in every seed; without rationalization longer sums follow shorter ones, "
-    f"with it they come closer together; no filter, a hint that stays and direct answers are {LESS} below",
+    f"with it they come closer together; a hint that stays and direct answers are {LESS} below, no filter {LESS} below "
+    "the arm that differs in that alone",
     arms=arms,
     judge=judge,
     draw=draw,

@@ -36,6 +36,8 @@ class Graded:
     reference: str = ""
     answer: str = ""
     values: bool = False
+    whole: bool = True
+    """Whether the last step ends the solution; False for one that was cut at an error, or is an alternative."""
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.labels):
@@ -44,7 +46,9 @@ class Graded:
     def up_to_first_error(self) -> Graded:
         """Without what follows the first wrong step: people stop labelling there, and so does a model's training."""
         end = next((i + 1 for i, label in enumerate(self.labels) if label == -1 and not self.values), len(self.steps))
-        return replace(self, steps=self.steps[:end], labels=self.labels[:end])
+        return replace(
+            self, steps=self.steps[:end], labels=self.labels[:end], whole=self.whole and end == len(self.steps)
+        )
 
     @property
     def targets(self) -> tuple[float | None, ...]:
@@ -64,7 +68,7 @@ def read_prm800k(path: Path) -> list[Graded]:
     """
     found = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SchoolError(f"cannot read {path}: {error}; give a file of JSON lines in PRM800K's format") from error
     for number, line in enumerate(lines, 1):
@@ -80,11 +84,12 @@ def read_prm800k(path: Path) -> list[Graded]:
 def _ways(row: dict[str, Any]) -> Iterator[Graded]:
     question = row["question"]
     path: list[tuple[str, float | None]] = []
+    values = any("value" in one for step in row["label"]["steps"] for one in step["completions"] or ())
 
-    def way(labelled: Iterable[tuple[str, float | None]]) -> Graded:
+    def way(labelled: Iterable[tuple[str, float | None]], whole: bool) -> Graded:
         texts, labels = zip(*labelled, strict=True)
-        answer = question.get("pre_generated_answer") or ""
-        return Graded(question["problem"], texts, labels, question.get("ground_truth_answer") or "", answer)
+        answer, reference = question.get("pre_generated_answer") or "", question.get("ground_truth_answer") or ""
+        return Graded(question["problem"], texts, labels, reference, answer, values, whole)
 
     for step in row["label"]["steps"]:
         completions, human = step["completions"] or [], step.get("human_completion")
@@ -93,24 +98,27 @@ def _ways(row: dict[str, Any]) -> Iterator[Graded]:
             taken = 0  # the step that ended the solution
         for at, one in enumerate(completions):
             if at != taken and one["rating"] is not None:
-                yield way([*((text, None) for text, _ in path), (one["text"], _rating(one["rating"]))])
+                yield way([*((text, None) for text, _ in path), (one["text"], _label(one))], whole=False)
         if taken is not None:
             one = completions[taken]
-            path.append((one["text"], None if one["rating"] is None else _rating(one["rating"])))
+            path.append((one["text"], _label(one)))
         elif human:
             path.append((human["text"] if isinstance(human, dict) else human, None))
     if any(label is not None for _, label in path):
-        yield way(path)
+        yield way(path, row["label"].get("finish_reason") == "solution")
 
 
-def _rating(value: Any) -> float:
-    if value not in RATINGS:
-        raise ValueError(f"the rating {value!r} is none of -1, 0, 1")
-    return float(value)
+def _label(completion: dict[str, Any]) -> float | None:
+    value, rating = completion.get("value"), completion["rating"]
+    if value is None and rating not in (None, *RATINGS):
+        raise ValueError(f"the rating {rating!r} is none of -1, 0, 1")
+    if value is not None and not 0 <= value <= 1:
+        raise ValueError(f"the value {value!r} is not between 0 and 1")
+    return rating if value is None and rating is None else float(rating if value is None else value)
 
 
 def write_prm800k(path: Path, graded: Iterable[Graded]) -> None:
-    """The same format, a row a solution and a completion a step. A value is written beside the rating it rounds to."""
+    """The same format, a row a solution and a completion a step. A value stands beside the rating that it rounds to."""
     write_whole(path, "".join(to_json(_row(one)) + "\n" for one in graded))
 
 
@@ -132,20 +140,23 @@ def _row(one: Graded) -> dict[str, Any]:
         "label": {
             "steps": [
                 {
-                    "completions": [{"text": text, "rating": _rounded(label, one.values), "flagged": False}],
+                    "completions": [_completion(text, label, one.values)],
                     "human_completion": None,
                     "chosen_completion": 0,
                 }
                 for text, label in zip(one.steps, one.labels, strict=True)
             ],
             "total_time": None,
-            "finish_reason": "found_error" if -1 in one.labels and not one.values else "solution",
+            "finish_reason": "solution" if one.whole else "found_error",
         },
     }
 
 
-def _rounded(label: float | None, values: bool) -> int | None:
-    return None if label is None else (1 if label > 0 else -1) if values else int(label)
+def _completion(text: str, label: float | None, values: bool) -> dict[str, Any]:
+    if label is None:
+        return {"text": text, "rating": None, "flagged": False}
+    rating = (1 if label >= 0.5 else -1) if values else int(label)
+    return {"text": text, "rating": rating, "flagged": False, **({"value": label} if values else {})}
 
 
 # --- labels without people
@@ -180,11 +191,11 @@ def by_rules(task: Task, say: Conversation, rollouts: Sequence[Rollout]) -> list
 
 def by_continuations(
     policy: Completer, task: Task, rollouts: Sequence[Rollout], count: int, length: int, hard: bool = False
-) -> list[Graded]:
+) -> tuple[list[Graded], int]:
     """The share of `count` continuations of up to `length` tokens behind each step that ends right.
 
     hard  1 where any does, else -1, instead of the share
-    A step behind which the model has no room has no label.
+    A step behind which the model has no room has no label. And the tokens that were sampled.
     """
     say = policy.conversation
     ends = [step_ends(say, rollout, task.delimiter) for rollout in rollouts]
@@ -197,7 +208,9 @@ def by_continuations(
         if len(cut) <= room
         for g in range(count)
     ]
-    groups = iter(judge(policy.extend(asked, length), task, say.read))
+    said = policy.extend(asked, length)
+    tokens = sum(len(after) - len(before) for before, after in zip(asked, said, strict=True))
+    groups = iter(judge(said, task, say.read))
     graded = []
     for rollout, few in zip(rollouts, cuts, strict=True):
         labels: list[float | None] = []
@@ -206,7 +219,7 @@ def by_continuations(
             share = sum(score >= 1.0 for score in scores) / len(scores) if scores else None
             labels.append(share if share is None or not hard else 1.0 if share > 0 else -1.0)
         graded.append(_graded(say, rollout, steps(say, rollout, task.delimiter), tuple(labels), not hard))
-    return graded
+    return graded, tokens
 
 
 def _up_to(rollout: Rollout, end: int) -> Rollout:

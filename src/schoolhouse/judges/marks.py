@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.text.steps import step_ends
-from schoolhouse.types import NAN, Rollout
+from schoolhouse.types import NAN, Rollout, SchoolError
 
 if TYPE_CHECKING:
     from schoolhouse.policy.policy import Policy
@@ -65,6 +65,12 @@ def marked(say: Conversation, rollout: Rollout, delimiter: str, where: Where = "
         finish="given",
     )
     return Marked(spliced, tuple(marks))
+
+
+def same_tokens(one: Conversation, other: Conversation, who: str, whom: str) -> None:
+    """Raises SchoolError where two models do not cut text in the same way: ids of the one mean nothing to the other."""
+    if one.tokenizer.vocabulary != other.tokenizer.vocabulary:
+        raise SchoolError(f"{who} and {whom} have other tokenizers: train the judge from a model with the same one")
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ def engine(c: Config, run: Run) -> None:
         judged = judge([one.rollout for one in found if one.rollout], task, say.read)
         kept = [rollout for rollout, right in _told(judged) if right or not c.verify]
         stats: dict[str, float | int] = {"kept": len(kept), **account(found, judged, kept, problems)}
+        stats["sampled_tokens"] = sum(sum(r.written) for r in rollouts_of(plain)) + sum(one.tokens for one in found)
         replies = [(rollout.problem, say.read(rollout)) for rollout in kept]
         lessons = [Demonstration(problem, reply.thought, reply.answer, "search") for problem, reply in replies]
         if lessons:
@@ -94,7 +95,8 @@ def account(
     coverage  of the distinct right answers; `rare_coverage` of those that only one problem asks for
     """
     asked = Counter(problem.reference for problem in problems)
-    there = {rollout.problem.reference for rollout in kept}
+    right = {rollout.key for rollout, is_right in _told(judged) if is_right}
+    there = {rollout.problem.reference for rollout in kept if rollout.key in right}
     rare = [answer for answer, count in asked.items() if count == 1]
     return {
         "searched_right": sum(right for _, right in _told(judged)) / len(problems),

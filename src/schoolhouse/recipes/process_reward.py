@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 from schoolhouse.config import Frozen
 from schoolhouse.credit import rollouts_of
 from schoolhouse.judges.labels import Graded, by_continuations, by_rules, write_prm800k
-from schoolhouse.judges.lessons import dealt, from_file, lesson, outcome
-from schoolhouse.judges.marks import Where
+from schoolhouse.judges.lessons import Lesson, dealt, from_file, from_rollout, outcome
+from schoolhouse.judges.marks import Where, same_tokens
 from schoolhouse.objectives import mark
 from schoolhouse.packing import pack, token_mean
 from schoolhouse.policy.policy import Adam, Policy
@@ -27,7 +27,8 @@ from schoolhouse.randomness import python_random
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.task import Task, judge, open_task
-from schoolhouse.types import Key, Precision, Rollout, SchoolError
+from schoolhouse.text.conversation import Conversation
+from schoolhouse.types import Key, Precision, SchoolError
 
 
 class Config(Frozen):
@@ -49,6 +50,8 @@ class Config(Frozen):
     temperature: float = Field(1.0, gt=0)
     continuations: int = Field(8, gt=0)
     """Behind each step, for `hard` and `soft`."""
+    delimiter: str = "\n"
+    """What ends a step of `data`; elsewhere the task says."""
     shuffled: bool = False
     """Deal the labels to other steps: a control, which must judge nothing."""
     steps: int = Field(500, gt=0)
@@ -74,48 +77,50 @@ class Config(Frozen):
 
 def process_reward(c: Config, run: Run) -> None:
     policy = run.restore(Policy.load(run.start(c.model), c.precision, Adam(weight_decay=c.weight_decay)))
-    task, say = open_task(c.task, c.seed), policy.conversation
+    task, say, tokens = open_task(c.task, c.seed), policy.conversation, 0
     run.reads(*task.files, c.data)
-    where: Where = "end" if c.labels == "outcome" and not c.data else "steps"
-    pairs = from_file(c.data, say, task) if c.data else from_generator(c, task)
-    write_prm800k(run.folder / "labels.jsonl", [graded for _, graded in pairs])
-    lessons = [lesson(say, rollout, graded, task.delimiter, where) for rollout, graded in pairs]
-    lessons = [one for one in lessons if any(one.rollout.written)]
+    if c.data:
+        pairs = from_file(c.data, say, c.delimiter)
+    else:
+        pairs, tokens = from_generator(c, task, say)
+    write_prm800k(run.folder / "labels.jsonl", [graded for graded, _ in pairs])
+    lessons = [lesson for _, lesson in pairs if any(lesson.rollout.written)]
     if not lessons:
-        raise SchoolError(
-            f"{len(pairs)} solutions have no labelled step: do they think, in steps that end with {task.delimiter!r}?"
-        )
+        ends = f"do they think, in steps that end with {task.delimiter!r}?"
+        raise SchoolError(f"{len(pairs)} solutions have no labelled step: {ends}")
     if c.shuffled:
         lessons = dealt(lessons, c.seed)
     told = [target for one in lessons for target in one.target if target == target]
     account = {"solutions": len(lessons), "labels": len(told), "labels_right": sum(told) / len(told)}
+    account["sampled_tokens"] = tokens
 
     for step in run.steps(range(run.step, c.steps), keep=policy, every=c.save_every):
         chosen = python_random(Key(c.seed, "process reward", step)).choices(lessons, k=c.batch)
         rollouts = [one.rollout for one in chosen]
         batches = pack(rollouts, token_mean(rollouts), c.token_budget, target=[one.target for one in chosen])
         rate = warm_up_hold_decay(step, c.steps, c.learning_rate, c.warmup, c.decay)
-        run.record(
-            step,
-            **policy.update(batches, mark(), rate, c.clip_norm),
-            learning_rate=rate,
-            **(account if not step else {}),
-        )
+        stats = policy.update(batches, mark(), rate, c.clip_norm)
+        run.record(step, **stats, learning_rate=rate, **(account if step == 0 else {}))
 
 
-def from_generator(c: Config, task: Task) -> list[tuple[Rollout, Graded]]:
-    """Solutions of the generator with their labels; those that were cut off are left out."""
+def from_generator(c: Config, task: Task, judge_says: Conversation) -> tuple[list[tuple[Graded, Lesson]], int]:
+    """Labelled solutions of the generator, without those that were cut off, and the tokens that took."""
     generator = Policy.load(c.generator, c.precision)
     say, problems = generator.conversation, task.draw(0, c.problems)
+    same_tokens(say, judge_says, "the generator", "the judge")
     keys = [(p, Key(c.seed, "solution", 0, i, g)) for i, p in enumerate(problems) for g in range(c.samples)]
     asked = [say.begin(problem, key) for problem, key in keys]
     groups = judge(generator.extend(asked, c.length, temperature=c.temperature), task, say.read)
+    tokens = sum(sum(rollout.written) for rollout in rollouts_of(groups))
     said = [rollout for rollout in rollouts_of(groups) if rollout.finish == "stop"]
+    where: Where = "end" if c.labels == "outcome" else "steps"
     if c.labels == "exact":
         graded = [one.up_to_first_error() for one in by_rules(task, say, said)]
     elif c.labels == "outcome":
         scores = {r.key: v.score for g in groups for r, v in zip(g.rollouts, g.verdicts, strict=True)}
         graded = [outcome(say, rollout, scores[rollout.key]) for rollout in said]
     else:
-        graded = by_continuations(generator, task, said, c.continuations, c.length, c.labels == "hard")
-    return list(zip(said, graded, strict=True))
+        graded, more = by_continuations(generator, task, said, c.continuations, c.length, c.labels == "hard")
+        tokens += more
+    pairs = zip(graded, said, strict=True)
+    return [(one, from_rollout(say, rollout, one, task.delimiter, where)) for one, rollout in pairs], tokens

@@ -11,6 +11,7 @@ before the first update; a run that goes on makes the same ones again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from schoolhouse.search.thoughts import Thinker, extend
+from schoolhouse.text.conversation import Conversation
 from schoolhouse.text.tokenizer import END_THINK
 from schoolhouse.types import LOOK_AGAIN, Message, Rollout, SchoolError
 
@@ -38,7 +39,9 @@ def think_between(
     where `wait` may not fit between the bounds.
     """
     say = policy.conversation
-    word = say.tokenizer.encode(wait)
+    word, end_mark = say.tokenizer.encode(wait), len(say.tokenizer.encode(END_THINK, markup=True))
+    if least and not word:
+        raise SchoolError("`wait` is empty: give the word that makes a thought go on")
     if least and least + len(word) - 1 > most:
         raise SchoolError(
             f"`wait` takes {len(word)} tokens: let there be as many between `least` {least} and `most` {most}"
@@ -46,7 +49,7 @@ def think_between(
     going = {at: Spent(say.think(prefix, ""), 0) for at, prefix in enumerate(prefixes)}
     done: dict[int, Spent] = {}
     while going:
-        room = [most - say.thought_length(spent.rollout) + 1 for spent in going.values()]  # and one for the end
+        room = [most - say.thought_length(spent.rollout) + end_mark for spent in going.values()]
         said = extend(policy, [spent.rollout for spent in going.values()], room, temperature, (END_THINK,))
         after: dict[int, Spent] = {}
         for (at, before), rollout in zip(going.items(), said, strict=True):
@@ -61,6 +64,15 @@ def think_between(
                 done[at] = replace(spent, rollout=say.close_thought(_cut(rollout, thought)))
         going = after
     return _answered(policy, [done[at] for at in range(len(prefixes))], answer, temperature)
+
+
+def most_forced(say: Conversation, most: int, answer: int) -> int:
+    """The most tokens that a thought of at most `most` and its answer can take, with ends that are taken back.
+
+    Every end that is taken back is followed by a word of a token or more.
+    """
+    end_mark = len(say.tokenizer.encode(END_THINK, markup=True))
+    return most + (most + 1) * end_mark + answer
 
 
 def _cut(rollout: Rollout, end: int) -> Rollout:

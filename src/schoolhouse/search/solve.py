@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isnan
 from statistics import fmean
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
 from schoolhouse.config import Frozen, nearest
-from schoolhouse.judges.marks import Aggregate, Judge, Where
+from schoolhouse.judges.marks import Aggregate, Judge, Where, same_tokens
 from schoolhouse.policy.policy import Policy
-from schoolhouse.search.budget import revise, think_between
+from schoolhouse.search.budget import most_forced, revise, think_between
 from schoolhouse.search.thoughts import Ahead, Asked, AtRandom, Exact, Judged, Proposed, Sampled, Thinker, Worth, costs
 from schoolhouse.search.tree import Answered, Node, Tree, breadth_first, depth_first, explore
 from schoolhouse.search.vote import weighted_vote
@@ -27,6 +27,10 @@ from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Rollout, SchoolError
 
 Kind = Literal["sample", "vote", "weighted_vote", "best_of_n", "force", "revise", "tot", "dfs", "beam", "dvts"]
+
+
+TREES: frozenset[Kind] = frozenset({"tot", "dfs", "beam", "dvts"})
+"""Searches that grow a tree."""
 
 
 class Search(Frozen):
@@ -126,9 +130,9 @@ def solve(policy: Thinker, task: Task, prefixes: Sequence[Rollout], search: Sear
     """
     if search.kind in ("force", "revise"):
         return _longer(policy, prefixes, search)
-    value = _values(policy, task, search)
     if search.kind in ("sample", "vote", "weighted_vote", "best_of_n"):
-        return _voted(policy, prefixes, search, value)
+        return _voted(policy, task, prefixes, search)
+    value = _values(policy, task, search)
     expand: Sampled | Proposed
     if search.thoughts == "propose":
         expand = Proposed(policy, task, search.samples, search.listed, search.length, search.temperature)
@@ -180,6 +184,12 @@ class Searcher:
         pairs = zip(rollouts, self.found, strict=True)
         return [found.rollout or asked.said((), (), "length", 0) for asked, found in pairs]
 
+    def to_json(self) -> dict[str, Any]:
+        """The search, and what it cost and how it ended, problem by problem."""
+        ends = [{"tokens": found.tokens, "end": found.end} for found in self.found]
+        budget = None if self.search.budget == inf else self.search.budget
+        return {"search": {**self.search.model_dump(mode="json"), "budget": budget}, "searches": ends}
+
     def account(self) -> str:
         """What the last search cost, and how it ended, in words."""
         tokens = [found.tokens for found in self.found]
@@ -204,6 +214,7 @@ def _judge(policy: Thinker, task: Task, search: Search) -> Worth:
         case "random":
             return AtRandom()
     judge = Policy.load(search.values)
+    same_tokens(policy.conversation, judge.conversation, "the policy", f"the judge {search.values}")
     return Judged(Judge(judge, task.delimiter, search.where, search.aggregate))
 
 
@@ -219,7 +230,7 @@ def _chosen(policy: Thinker, tree: Tree, choose: str) -> Found:
 
 def _longer(policy: Thinker, prefixes: Sequence[Rollout], search: Search) -> list[Found]:
     """One long thought, or a chain of attempts. Raises SchoolError where the budget might not pay for it."""
-    forced = 2 * search.most + search.length  # at worst every other token of the thought is taken back
+    forced = most_forced(policy.conversation, search.most, search.length)
     price = forced if search.kind == "force" else search.samples * search.length
     if price > search.budget:
         raise SchoolError(f"{search.kind} may take {price} tokens, the budget is {search.budget:g}: lower its lengths")
@@ -237,10 +248,11 @@ def _longer(policy: Thinker, prefixes: Sequence[Rollout], search: Search) -> lis
     return found
 
 
-def _voted(policy: Thinker, prefixes: Sequence[Rollout], search: Search, value: Worth) -> list[Found]:
+def _voted(policy: Thinker, task: Task, prefixes: Sequence[Rollout], search: Search) -> list[Found]:
     """Whole answers, as many as the budget pays for: the most frequent, that of the largest worth, or the best one."""
     count, judged = 1 if search.kind == "sample" else search.samples, search.kind in ("weighted_vote", "best_of_n")
-    price = search.length + judged * value.most
+    value = _judge(policy, task, search) if judged else None
+    price = search.length + (value.most if value else 0)
     paid = count if search.budget == inf else min(count, int(search.budget // price))
     if not paid:
         raise SchoolError(
@@ -252,7 +264,7 @@ def _voted(policy: Thinker, prefixes: Sequence[Rollout], search: Search, value: 
         for g in range(paid)
     ]
     said = policy.extend(asked, search.length, temperature=search.temperature)
-    worth = value([Node(rollout) for rollout in said]) if judged else [Answered(1.0, 0) for _ in said]
+    worth = value([Node(rollout) for rollout in said]) if value else [Answered(1.0, 0) for _ in said]
     found = []
     for at, prefix in enumerate(prefixes):
         mine = slice(at * paid, (at + 1) * paid)

@@ -18,7 +18,10 @@ from schoolhouse.search.tree import Answered, Costs, Node, Offer
 from schoolhouse.tasks.task import Task
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.text.steps import steps
-from schoolhouse.types import Key, Rollout
+from schoolhouse.types import Rollout, SchoolError
+
+_BLANKS = 1
+"""How often the policy goes on where all it said of a step were blanks."""
 
 
 class Thinker(Protocol):
@@ -66,11 +69,11 @@ class Sampled:
 
     @property
     def most(self) -> int:
-        return self.samples * (self.length + self.answer)
+        return self.samples * ((1 + _BLANKS) * self.length + self.answer)
 
     def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
         forks = [[_fork(node.state, g, self.samples) for g in range(self.samples)] for node in nodes]
-        room = self.policy.longest - self.length - self.answer
+        room = self.policy.longest - (1 + _BLANKS) * self.length - self.answer
         begun = [prefix for few in forks for prefix in few if len(prefix) <= room]
         said = iter(self._said(begun))
         return [self._offered([(prefix, next(said)) for prefix in few if len(prefix) <= room]) for few in forks]
@@ -80,6 +83,12 @@ class Sampled:
         say = self.policy.conversation
         stop = (self.task.delimiter,)
         said = extend(self.policy, begun, self.length, self.temperature, stop)
+        for _ in range(_BLANKS):  # a template may put blanks in front of a thought
+            blank = [at for at, one in enumerate(said) if one.finish == "stop" and not self._text(begun[at], one)]
+            blank = [at for at in blank if said[at].tokens[-1] not in say.stop_ids]
+            again = [said[at].forced(()) for at in blank]
+            for at, longer in zip(blank, extend(self.policy, again, self.length, self.temperature, stop), strict=True):
+                said[at] = longer
         late = [at for at, one in enumerate(said) if one.tokens[-1] not in say.stop_ids and not say.thinks_still(one)]
         rest = [said[at].forced(()) for at in late]
         for at, whole in zip(late, extend(self.policy, rest, self.answer, self.temperature), strict=True):
@@ -89,11 +98,13 @@ class Sampled:
     def _offered(self, pairs: Sequence[tuple[Rollout, Rollout]]) -> Answered:
         say, offers = self.policy.conversation, []
         for before, after in pairs:
-            if after.finish == "stop":
-                text = say.tokenizer.decode(after.tokens[len(before) :], skip_special=True).strip()
-                done = after.tokens[-1] in say.stop_ids
+            text, done = self._text(before, after), after.tokens[-1] in say.stop_ids
+            if after.finish == "stop" and (text or done):
                 offers.append(Offer(after, text, done, after.tokens[after.turns[0] :]))
         return Answered(offers, sum(len(after) - len(before) for before, after in pairs))
+
+    def _text(self, before: Rollout, after: Rollout) -> str:
+        return self.policy.conversation.tokenizer.decode(after.tokens[len(before) :], skip_special=True).strip()
 
 
 @dataclass(frozen=True)
@@ -129,14 +140,21 @@ class Proposed:
             if question
         ]
         last = [_fork(node.state, 0, 1) for node, question in zip(nodes, questions, strict=True) if question is None]
-        lists = iter(zip(asked, extend(self.policy, asked, self.length, self.temperature), strict=True))
-        ends = iter(zip(last, extend(self.policy, last, self.answer, 0.0), strict=True))
+        lists = iter(zip(asked, self._extended(asked, self.length, self.temperature), strict=True))
+        ends = iter(zip(last, self._extended(last, self.answer, 0.0), strict=True))
         answered = []
         for node, question in zip(nodes, questions, strict=True):
             before, after = next(ends if question is None else lists)
             offers = [self._answer(before, after)] if question is None else self._thoughts(node.state, after)
             answered.append(Answered([offer for offer in offers if offer], len(after) - len(before)))
         return answered
+
+    def _extended(self, prefixes: Sequence[Rollout], length: int, temperature: float) -> list[Rollout]:
+        """As far as the model has room."""
+        room = [min(length, self.policy.longest - len(prefix)) for prefix in prefixes]
+        if min(room, default=1) < 1:
+            raise SchoolError(f"a prompt leaves no room for an answer: the model reads {self.policy.longest} tokens")
+        return extend(self.policy, prefixes, room, temperature)
 
     def _answer(self, before: Rollout, after: Rollout) -> Offer | None:
         text = self.policy.conversation.tokenizer.decode(after.tokens[len(before) :], skip_special=True).strip()
@@ -174,9 +192,10 @@ class Asked:
 
     def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
         say, task = self.policy.conversation, self.task
+        thoughts = [_thought(node) for node in nodes]
         asking = [
-            None if node.answers else task.ask_value(node.state.problem, steps(say, node.state, task.delimiter))
-            for node in nodes
+            task.ask_value(thought.state.problem, steps(say, thought.state, task.delimiter)) if thought else None
+            for thought in thoughts
         ]
         keys = [(node.state.key.problem, q and q.messages) for node, q in zip(nodes, asking, strict=True)]
         fresh: dict[Hashable, list[Rollout]] = {}
@@ -192,8 +211,8 @@ class Asked:
             self.known[about] = self.known.get(about, 0.0) + (task.read_value(say.read(after).answer) or 0.0)
             spent[about] = spent.get(about, 0) + len(after) - len(before)
         return [
-            Answered(self.known[about], spent.pop(about, 0)) if question else Answered(_before(node), 0)
-            for node, question, about in zip(nodes, asking, keys, strict=True)
+            Answered(self.known[about], spent.pop(about, 0)) if question else Answered(nan, 0)
+            for question, about in zip(asking, keys, strict=True)
         ]
 
 
@@ -206,7 +225,8 @@ class Exact:
     most: int = 0
 
     def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
-        return [Answered(_before(node) if node.answers else self._worth(node.state), 0) for node in nodes]
+        thoughts = [_thought(node) for node in nodes]
+        return [Answered(self._worth(thought.state) if thought else nan, 0) for thought in thoughts]
 
     def _worth(self, rollout: Rollout) -> float:
         ratings = self.task.rate(rollout.problem, steps(self.say, rollout, self.task.delimiter))
@@ -217,15 +237,11 @@ class Exact:
 class AtRandom:
     """A die: what a search is worth when nobody knows what thoughts are worth."""
 
-    seed: int = 0
     most: int = 0
 
     def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
-        found = []
-        for node in nodes:
-            key = Key(self.seed, "random value", problem=node.state.key.problem)
-            found.append(Answered(python_random(key._replace(sample=hash(node.state.tokens))).random(), 0))
-        return found
+        keys = [node.state.key._replace(purpose="random value") for node in nodes]
+        return [Answered(python_random(key).random(), 0) for key in keys]
 
 
 @dataclass(frozen=True)
@@ -249,7 +265,7 @@ class Ahead:
 
     @property
     def most(self) -> int:
-        return self.steps * (self.ahead.length + self.ahead.answer) + self.worth.most
+        return self.steps * self.ahead.most + self.worth.most
 
     def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
         later, tokens = list(nodes), [0] * len(nodes)
@@ -268,9 +284,11 @@ def costs(expand: Sampled | Proposed, value: Worth) -> Costs:
     return Costs(expand.most, value.most, expand.samples)
 
 
-def _before(node: Node) -> float:
-    """What the thought before an answer is worth; nothing is known of an answer without a thought."""
-    return nan if node.parent is None else node.parent.value
+def _thought(node: Node) -> Node | None:
+    """The thought that is judged: that before an answer; None for an answer without any."""
+    if not node.answers:
+        return node
+    return node.parent if node.parent and node.parent.parent else None
 
 
 def _fork(rollout: Rollout, at: int, of: int) -> Rollout:

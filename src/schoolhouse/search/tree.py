@@ -10,12 +10,10 @@ answered together, in one batch of the sampler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from math import inf, nan
 from typing import Any, Literal, NamedTuple
-
-from schoolhouse.types import SchoolError
 
 Fate = Literal["open", "expanded", "answer", "dropped", "pruned", "repeat"]
 """`dropped` there were better ones, `pruned` worth less than the threshold, `repeat` the same was thought before."""
@@ -43,6 +41,7 @@ class Node:
     answers: bool = False
     value: float = nan
     fate: Fate = "open"
+    same: Hashable = None
 
     @property
     def depth(self) -> int:
@@ -71,8 +70,7 @@ class Tree:
     @property
     def answers(self) -> list[Node]:
         """Thoughts that answer the problem, the best first; without a value last; among equals the earlier."""
-        found = [node for node in self.nodes if node.answers and node.fate != "repeat"]
-        return sorted(found, key=_rank)
+        return sorted((node for node in self.nodes if node.answers), key=_rank)
 
 
 class Wish(NamedTuple):
@@ -134,23 +132,22 @@ def breadth_first(tree: Tree, breadth: int, depth: int, costs: Costs, apart: boo
     apart  after the first level every kept thought keeps its own best child alone: diverse verifier tree search
     Answers stop growing; they take no place from thoughts that still may.
     """
-    front, seen = [tree.root], {None: None}
+    front, seen = [tree.root], set[Hashable]()
     for level in range(depth):
         front, left = _affordable(tree, front, costs.step), front
         if not front:
             tree.end = f"the budget of {tree.budget:g} tokens does not pay for one more thought"
             break
         short = len(left) > len(front)
-        children = yield from _grown(tree, front)
-        fresh = _marked(children, seen)
-        yield from _valued(fresh)
-        open_ = [node for node in fresh if not node.answers]
+        open_ = yield from _grown(tree, front, seen)
         if apart and level:
             kept = [min(mine, key=_rank) for parent in front if (mine := [n for n in open_ if n.parent is parent])]
+            kept.sort(key=_rank)
         else:
             kept = sorted(open_, key=_rank)[:breadth]
         for node in open_:
             node.fate = "open" if node in kept else "dropped"
+        seen |= {node.same for node in kept}
         front = kept
         if not front:
             break
@@ -166,7 +163,7 @@ def depth_first(tree: Tree, threshold: float, depth: int, costs: Costs, most: in
     most    thoughts expanded before the search gives up
     enough  answers after which it stops; an answer under the threshold is none
     """
-    stack, seen, expanded = [tree.root], {None: None}, 0
+    stack, seen, expanded = [tree.root], set[Hashable](), 0
     while stack:
         if expanded == most:
             tree.end = f"gave up after {most} thoughts"
@@ -174,51 +171,41 @@ def depth_first(tree: Tree, threshold: float, depth: int, costs: Costs, most: in
         if not _affordable(tree, stack[-1:], costs.step):
             tree.end = f"the budget of {tree.budget:g} tokens does not pay for one more thought"
             return
-        node = stack.pop()
-        children = yield from _grown(tree, [node])
+        open_ = yield from _grown(tree, [stack.pop()], seen, threshold)
         expanded += 1
-        fresh = _marked(children, seen)
-        yield from _valued(fresh)
-        for child in fresh:
-            if not child.value >= threshold:
-                child.fate, child.answers = "pruned", False
-        if sum(node.answers for node in tree.nodes) >= enough:
+        if len(tree.answers) >= enough:
             break
-        alive = [child for child in fresh if child.fate == "open" and not child.answers and child.depth < depth]
-        stack += sorted(alive, key=_rank, reverse=True)
+        seen |= {node.same for node in open_}
+        stack += sorted((node for node in open_ if node.depth < depth), key=_rank, reverse=True)
     tree.end = "answered" if tree.answers else "the tree died out"
 
 
-def _grown(tree: Tree, front: Sequence[Node]) -> Generator[Wish, list[Any], list[Node]]:
-    """The children of some thoughts."""
+def _grown(
+    tree: Tree, front: Sequence[Node], seen: Collection[Hashable], threshold: float = -inf
+) -> Generator[Wish, list[Any], list[Node]]:
+    """The children of some thoughts, valued, that may go on: no answers, no repeats, none under the threshold.
+
+    Of children that are one thought the one worth most stays; what went on before is not valued again.
+    """
     offers = yield Wish("expand", front)
-    children = []
+    fresh: list[Node] = []
     for parent, offered in zip(front, offers, strict=True):
         parent.fate = "expanded"
-        children += [Node(offer, offer.text, parent, offer.answers) for offer in offered]
-    tree.nodes += children
-    return children
-
-
-def _marked(children: Iterable[Node], seen: dict[Hashable, None]) -> list[Node]:
-    """Children that nobody thought of before; the others are marked, and cost no value."""
-    fresh = []
-    for child in children:
-        offer = child.state
-        child.state, same = offer.state, offer.same
-        if same is not None and same in seen:
-            child.fate, child.answers = "repeat", False
-            continue
-        seen[same] = None
-        child.fate = "answer" if child.answers else "open"
-        fresh.append(child)
-    return fresh
-
-
-def _valued(nodes: Sequence[Node]) -> Generator[Wish, list[Any], None]:
-    if nodes:
-        for node, worth in zip(nodes, (yield Wish("value", nodes)), strict=True):
-            node.value = worth
+        for offer in offered:
+            known = offer.same is not None and offer.same in seen
+            child = Node(offer.state, offer.text, parent, offer.answers and not known, same=offer.same)
+            child.fate = "repeat" if known else "answer" if offer.answers else "open"
+            tree.nodes.append(child)
+            fresh += [] if known else [child]
+    for node, worth in zip(fresh, (yield Wish("value", fresh)) if fresh else [], strict=True):
+        node.value = worth
+        if threshold > -inf and not worth >= threshold:
+            node.fate, node.answers = "pruned", False
+    best: dict[Hashable, Node] = {}
+    for node in sorted(fresh, key=_rank):
+        if node.same is not None and best.setdefault(node.same, node) is not node and node.fate != "pruned":
+            node.fate, node.answers = "repeat", False
+    return [node for node in fresh if node.fate == "open"]
 
 
 def _affordable(tree: Tree, front: list[Node], cost: int) -> list[Node]:
@@ -238,9 +225,3 @@ def _send(way: Way, answers: list[Any]) -> Wish | None:
         return way.send(answers)
     except StopIteration:
         return None
-
-
-def check_breadth(breadth: int, depth: int) -> None:
-    """Raises SchoolError for a search that cannot take a step."""
-    if breadth < 1 or depth < 1:
-        raise SchoolError(f"a search of breadth {breadth} and depth {depth} has no thought: give 1 or more of each")

@@ -5,7 +5,8 @@ long people took; ranks 901 to 1000 are the exam, the others practice. An exact 
 whole solutions (`solve`), what may be done next (`next`), and whether some numbers still reach 24 (`value`).
 
 A thought is a line such as `13-9=4 (4 4 10)`: one operation, and the numbers that are left. In the operation a number
-that is not whole stands in brackets, `8/(1/3)=24`.
+that is not whole stands in brackets, `8/(1/3)=24`. No number is below zero: taking the smaller from the larger loses no
+way to 24.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ WORTH = {"impossible": 0.001, "likely": 1.0, "sure": 20.0}
 Left = tuple[Fraction, ...]
 """Numbers still to be joined, the smallest first."""
 
-_NUMBER = r"(-?\d+|\(-?\d+/\d+\))"
-_THOUGHT = re.compile(rf"\s*{_NUMBER}([-+*/]){_NUMBER}={_NUMBER} \(([-\d/ ]*)\)\s*", re.ASCII)
+_NUMBER = r"(\d+|\(\d+/\d+\))"
+_THOUGHT = re.compile(rf"\s*{_NUMBER}([-+*/]){_NUMBER}={_NUMBER} \(([\d/ ]*)\)\s*", re.ASCII)
 _LONGEST_ANSWER = 200  # characters: bounds the parser
 
 

@@ -150,8 +150,8 @@ class School(Task):
 
     def rate(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
         """1 for each step up to the first that is not what it should be, -1 from there on."""
-        family = FAMILIES[problem.family]
-        if not family.strict:
+        family = FAMILIES.get(problem.family)
+        if not family or not family.strict:
             return super().rate(problem, thoughts)
         expected = " ".join(family.steps(problem.info["instance"], Random(0))).split()
         right = [i < len(expected) and thought == expected[i] for i, thought in enumerate(thoughts)]

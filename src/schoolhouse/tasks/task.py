@@ -85,7 +85,7 @@ class Task:
 
     def rate(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
         """1 for each step that is right, 0 for one that is neither, -1 for a wrong one and all that follow it."""
-        raise SchoolError(f"task {self.name} cannot check single steps: label them by continuations (labels: mc)")
+        raise SchoolError(f"task {self.name} cannot check single steps: label them by continuations (labels: soft)")
 
     def ask_next(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
         """The question which thoughts may come next; None where there is nothing to ask."""

@@ -10,13 +10,13 @@ def step_ends(say: Conversation, rollout: Rollout, delimiter: str) -> list[int]:
     """The index behind each complete step of the last turn's thought.
 
     A step ends with the token that completes the delimiter; what stands behind the last one is a step where the thought
-    was closed. Blanks are none.
+    was closed. Blanks in front of a step belong to it, and make none alone.
     """
     start, end, closed = say.thought_span(rollout)
     ends = []
     for at in range(start, end):
         text = say.tokenizer.decode(rollout.tokens[start : at + 1])
-        if delimiter in text and text.strip():
+        if delimiter in text.lstrip():
             ends.append(at + 1)
             start = at + 1
     if closed and say.tokenizer.decode(rollout.tokens[start:end]).strip():

@@ -44,7 +44,8 @@ class Tokenizer:
         self._inner = inner
         self.config = config
         self.chat_template = chat_template
-        self.size = max(inner.get_vocab().values()) + 1
+        self.vocabulary: dict[str, int] = inner.get_vocab()
+        self.size = max(self.vocabulary.values()) + 1
         added = inner.get_added_tokens_decoder()
         self.added: dict[int, AddedToken] = {
             i: token for i, token in added.items() if token.special or _LOOKS_LIKE_MARKUP.fullmatch(token.content)

@@ -80,7 +80,7 @@ class Agreement(Exam):
         exact = by_rules(task, say, said)
         overall: Json = {}
         for n in self.counts:
-            values = by_continuations(policy, task, said, n, self.length)
+            values, _ = by_continuations(policy, task, said, n, self.length)
             pairs = [
                 (label, value)
                 for one, other in zip(exact, values, strict=True)
