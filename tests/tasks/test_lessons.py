@@ -98,6 +98,18 @@ def test_the_larger_decimal_is_the_larger_number(a: int, b: int, places: int, ot
 # ---- hands
 
 
+def test_a_mended_thought_goes_wrong_to_its_end_and_is_done_again() -> None:
+    chain = FAMILIES["chain"]
+    for instance in instances(chain, 50, steps=4):
+        before, _, after = chain.work(instance, "mend", Random(3)).partition(" check ")
+        assert after.split() == chain.steps(instance, Random(0))
+        assert len(before.split()) == 4
+        assert before.split()[-1].rpartition("=")[2] != chain.answer(instance)
+    letters = FAMILIES["letters"]
+    (instance,) = instances(letters, 1, length=5)
+    assert letters.work(instance, "mend", Random(3)) == letters.work(instance, "check", Random(3))
+
+
 @pytest.mark.parametrize("family", EVERY, ids=lambda family: family.name)
 def test_hands_differ_as_their_names_say(family: Family[Any]) -> None:
     for instance in instances(family, 100):

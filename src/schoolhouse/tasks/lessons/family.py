@@ -10,9 +10,10 @@ from typing import Generic, Literal, TypeVar, get_args
 
 Instance = TypeVar("Instance")
 
-Hand = Literal["bare", "partial", "full", "check", "repair"]
+Hand = Literal["bare", "partial", "full", "check", "repair", "mend"]
 """Styles of a worked example: `bare` a guess without a thought, `partial` the first steps only, `full` all steps,
-`check` all steps and then once more another way, `repair` a wrong turn that is noticed and put right."""
+`check` all steps and then once more another way, `repair` a wrong turn that is noticed and put right, `mend` a way with
+a mistake carried to its end, checked, and done again rightly (where a family knows such ways; else `check`)."""
 
 HANDS: tuple[Hand, ...] = get_args(Hand)
 
@@ -67,10 +68,12 @@ class Family(Generic[Instance]):
         if hand == "bare":
             return ""
         steps = self.steps(instance, random)
+        if hand == "mend" and self.botch:
+            return " ".join([*self.botch(instance, random)[0], CHECK, *steps])
         if hand == "partial":
             kept = steps[: random.randrange(1, len(steps))] if len(steps) > 1 else [steps[0].partition("=")[0]]
             return " ".join(kept)
-        if hand == "check":
+        if hand in ("check", "mend"):
             steps = [*steps, CHECK, *self.recheck(instance)]
         elif hand == "repair":
             at = random.randrange(len(steps))
