@@ -123,16 +123,20 @@ class Found:
     votes: tuple[tuple[str, int], ...] = ()
 
 
-def solve(policy: Thinker, task: Task, prefixes: Sequence[Rollout], search: Search) -> list[Found]:
+def solve(
+    policy: Thinker, task: Task, prefixes: Sequence[Rollout], search: Search, judge: Worth | None = None
+) -> list[Found]:
     """Search for an answer to each problem (a prefix that asks it, `Conversation.begin`), all at once.
+
+    judge  says what thoughts are worth, in the place of `search.values`
 
     Raises SchoolError where the task cannot do what the search needs, or the budget does not pay for one answer.
     """
     if search.kind in ("force", "revise"):
         return _longer(policy, prefixes, search)
     if search.kind in ("sample", "vote", "weighted_vote", "best_of_n"):
-        return _voted(policy, task, prefixes, search)
-    value = _values(policy, task, search)
+        return _voted(policy, task, prefixes, search, judge)
+    value = _values(policy, task, search, judge)
     expand: Sampled | Proposed
     if search.thoughts == "propose":
         expand = Proposed(policy, task, search.samples, search.listed, search.length, search.temperature)
@@ -198,8 +202,8 @@ class Searcher:
         return f"{self.search.kind}: {fmean(tokens):,.0f} tokens a problem (at most {max(tokens):,}); {told}"
 
 
-def _values(policy: Thinker, task: Task, search: Search) -> Worth:
-    worth = _judge(policy, task, search)
+def _values(policy: Thinker, task: Task, search: Search, judge: Worth | None) -> Worth:
+    worth = judge or _judge(policy, task, search)
     if not search.lookahead:
         return worth
     return Ahead(Sampled(policy, task, 1, search.step, search.length, 0.0), worth, search.lookahead)
@@ -248,10 +252,12 @@ def _longer(policy: Thinker, prefixes: Sequence[Rollout], search: Search) -> lis
     return found
 
 
-def _voted(policy: Thinker, task: Task, prefixes: Sequence[Rollout], search: Search) -> list[Found]:
+def _voted(
+    policy: Thinker, task: Task, prefixes: Sequence[Rollout], search: Search, judge: Worth | None
+) -> list[Found]:
     """Whole answers, as many as the budget pays for: the most frequent, that of the largest worth, or the best one."""
     count, judged = 1 if search.kind == "sample" else search.samples, search.kind in ("weighted_vote", "best_of_n")
-    value = _judge(policy, task, search) if judged else None
+    value = (judge or _judge(policy, task, search)) if judged else None
     price = search.length + (value.most if value else 0)
     paid = count if search.budget == inf else min(count, int(search.budget // price))
     if not paid:

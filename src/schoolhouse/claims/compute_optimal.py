@@ -1,0 +1,125 @@
+"""How best to think longer depends on how hard a problem is: choose by difficulty, and nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from schoolhouse.claims.harness import verifiers
+from schoolhouse.claims.harness.bases import only_tiny
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, told
+from schoolhouse.claims.harness.verifiers import LENGTH, TASK
+from schoolhouse.judges.marks import Judge
+from schoolhouse.policy.policy import Policy
+from schoolhouse.search.solve import Search, solve
+from schoolhouse.search.thoughts import Judged
+from schoolhouse.tasks.task import judge as verdicts_of
+from schoolhouse.tasks.task import open_task
+from schoolhouse.types import Key
+
+BUDGETS = (256, 1024, 4096)
+STRATEGIES: Mapping[str, dict[str, Any]] = {
+    "vote": {"kind": "vote", "samples": 64, "length": LENGTH},
+    "weighted_vote": {"kind": "weighted_vote", "samples": 64, "length": LENGTH},
+    "best_of_n": {"kind": "best_of_n", "samples": 64, "length": LENGTH},
+    "beam": {"kind": "beam", "samples": 4, "breadth": 4, "depth": 7, "step": 12, "length": 24},
+}
+BINS = 5
+
+
+class Strategies(Exam):
+    """Which problems each strategy solves within each budget, and how easy the judge holds them for (0 to 1)."""
+
+    budgets: tuple[int, ...] = BUDGETS
+    looks: int = 8
+    """Answers of which the judge's opinion tells how easy a problem is."""
+
+    def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
+        generator, task = beside["generator"], open_task(self.task, seed)
+        say, exam, judge = generator.conversation, task.exam(self.problems), Judge(policy, task.delimiter)
+        looks = [say.begin(p, Key(seed, "look", 0, i, g)) for i, p in enumerate(exam) for g in range(self.looks)]
+        opinions = [0.0 if v != v else v for v in judge(generator.extend(looks, self.length))]
+        ease = [fmean(opinions[i * self.looks : (i + 1) * self.looks]) for i in range(len(exam))]
+        right: dict[str, dict[str, list[float]]] = {}
+        asked = [say.begin(problem, Key(seed, "strategies", 0, i, 0)) for i, problem in enumerate(exam)]
+        for budget in self.budgets:
+            for name, options in STRATEGIES.items():
+                search = Search(**{**options, "budget": budget, "temperature": self.temperature})
+                found = solve(generator, task, asked, search, Judged(judge))
+                said = [one.rollout for one in found if one.rollout]
+                groups = verdicts_of(said, task, say.read)
+                scores = {g.problem.id: float((g.verdicts[0].score or 0.0) >= 1.0) for g in groups}
+                right.setdefault(str(budget), {})[name] = [scores.get(problem.id, 0.0) for problem in exam]
+        return {"overall": {}, "ease": ease, "right": right}
+
+
+def by_difficulty(ease: Sequence[float], right: Mapping[str, Sequence[float]], bins: int = BINS) -> tuple[float, float]:
+    """Share right when the strategy of each fifth of difficulty is chosen on the other half of the problems, and that
+    of the best strategy for all, which is chosen on the very half that it is tested on.
+    """
+    edges = [sorted(ease)[len(ease) * k // bins] for k in range(1, bins)]
+    where = [sum(value >= edge for edge in edges) for value in ease]
+    chosen, fixed = [], []
+    for half in (0, 1):
+        learn, test = [[i for i in range(len(ease)) if i % 2 == side] for side in (1 - half, half)]
+        everywhere = max(right, key=lambda name: sum(right[name][i] for i in learn))
+        for place in range(bins):
+            seen = [i for i in learn if where[i] == place]
+            best = max(right, key=lambda name: sum(right[name][i] for i in seen)) if seen else everywhere
+            chosen += [right[best][i] for i in test if where[i] == place]
+        fixed.append(max(fmean(right[name][i] for i in test) for name in right))
+    return fmean(chosen), fmean(fixed)
+
+
+def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
+    only_tiny(scale)
+    process = verifiers.arms(seed)["process"]
+    asked = {"strategies": Strategies(task=TASK, problems=200, samples=1, length=LENGTH)}
+    return {"process": Arm(process.step, asked, "the judge of steps of claim prm", process.beside)}
+
+
+def _shares(results: Results) -> dict[int, list[tuple[float, float]]]:
+    """For each budget and seed what choosing by difficulty gives, and the best strategy for all."""
+    found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
+    return {budget: [by_difficulty(one["ease"], one["right"][str(budget)]) for one in found] for budget in BUDGETS}
+
+
+def judge(results: Results) -> Sequence[Check]:
+    checks = []
+    for budget, pairs in _shares(results).items():
+        chosen, fixed = fmean(pair[0] for pair in pairs), fmean(pair[1] for pair in pairs)
+        text = f"{budget} tokens: chosen by difficulty >= the best for all, mean of seeds"
+        checks.append(Check("must hold", text, f"{chosen:.3f} against {fixed:.3f}", chosen >= fixed))
+        for name in STRATEGIES:
+            found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
+            shares = [fmean(one["right"][str(budget)][name]) for one in found]
+            checks.append(Check("reported", f"{budget} tokens: {name}", told(shares), True))
+    return checks
+
+
+def draw(results: Results, picture: Any) -> None:
+    axes = picture.subplots()
+    found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
+    for name in STRATEGIES:
+        shares = [fmean(fmean(one["right"][str(budget)][name]) for one in found) for budget in BUDGETS]
+        axes.plot(BUDGETS, shares, "o-", label=name)
+    chosen = [fmean(pair[0] for pair in pairs) for pairs in _shares(results).values()]
+    axes.plot(BUDGETS, chosen, "k--", label="by difficulty")
+    axes.set(xscale="log", xlabel="tokens a problem", ylabel="share right", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+CLAIM = Claim(
+    id="compute_optimal",
+    paper="Snell et al. 2024, arXiv 2408.03314",
+    sentence="The strategy that suits a problem's difficulty is at least as good as the best strategy for all",
+    budget=f"{', '.join(map(str, BUDGETS))} tokens a problem for each strategy, judges included",
+    premise="none",
+    rule="at each budget the strategies chosen for each fifth of difficulty on one half of the problems are at least as"
+    " good on the other half as the best strategy there, in the mean of seeds",
+    arms=arms,
+    judge=judge,
+    draw=draw,
+)

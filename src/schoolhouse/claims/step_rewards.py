@@ -1,0 +1,94 @@
+"""Praising progress teaches with fewer samples than praising the answer alone; summing grades teaches to talk on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from schoolhouse.claims.harness.bases import CHAINS, chains, mixed_share, only_tiny
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, Step, told
+from schoolhouse.claims.harness.figures import course
+
+STEPS, WINDOW = 45, 5
+FEWER, LONGER = 0.9, 1.3
+FORMS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "outcome": ("the verdict on the answer alone", {"alpha": 0.0}),
+    "progress": ("and what each step changed", {"form": "progress"}),
+    "raw": ("and the sum of the judge's grades", {"form": "raw"}),
+}
+
+
+def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
+    only_tiny(scale)
+    start, exam = chains(seed), {"exam": CHAINS}
+    made = {"model": start, "generator": start, "task": CHAINS.task, "length": CHAINS.length, "seed": seed}
+    values = Step("process_reward", {**made, "labels": "soft", "problems": 500, "samples": 4, "steps": 500})
+    config = {"model": start, "judge": values, "task": CHAINS.task, "seed": seed, "length": CHAINS.length}
+    config |= {"steps": STEPS, "save_every": STEPS}
+    return {
+        "start": Arm(start, exam, "fine-tuned on worked chains"),
+        **{name: Arm(Step("step_rewards", {**config, **keys}), exam, about) for name, (about, keys) in FORMS.items()},
+    }
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Means over windows of some steps."""
+    return [fmean(values[at : at + WINDOW]) for at in range(len(values) - WINDOW + 1)]
+
+
+def tokens_until(results: Results, arm: str, goals: Sequence[float]) -> list[float]:
+    """Tokens sampled until the reward first reaches a goal, seed by seed; all of them where it never does."""
+    found = []
+    rewards, spent = results.course(arm, "reward"), results.course(arm, "sampled_tokens")
+    for row, tokens, goal in zip(rewards, spent, goals, strict=True):
+        reached = next((at for at, value in enumerate(smooth(row)) if value >= goal), len(row) - WINDOW)
+        found.append(sum(tokens[: reached + WINDOW]))
+    return found
+
+
+def judge(results: Results) -> Sequence[Check]:
+    goals = [smooth(row)[-1] for row in results.course("outcome", "reward")]
+    own, less = tokens_until(results, "outcome", goals), tokens_until(results, "progress", goals)
+    ratios = [a / b for a, b in zip(less, own, strict=True)]
+    said = {arm: [fmean(row[-WINDOW:]) for row in results.course(arm, "steps_said")] for arm in FORMS}
+    longer = [a / b for a, b in zip(said["raw"], said["outcome"], strict=True)]
+    gains = results.gains("outcome", "raw")
+    graded = [[fmean(row[:WINDOW]), fmean(row[-WINDOW:])] for row in results.course("raw", "graded")]
+    return [
+        mixed_share(results, "outcome"),
+        Check(
+            "must hold",
+            f"progress: the outcome arm's last reward with at most {FEWER} of its tokens, mean of seeds",
+            f"{told(ratios, 2)}",
+            fmean(ratios) <= FEWER,
+        ),
+        Check(
+            "must fail",
+            f"raw: {LONGER} times as many steps said at the end, and a lower pass@1, mean of seeds",
+            f"{told(longer, 2)}; {told(gains, sign=True)}",
+            fmean(longer) >= LONGER and fmean(gains) < 0,
+        ),
+        Check("reported", "raw: the judge's sum of grades, first to last", "; ".join(told(g, 2) for g in graded), True),
+    ]
+
+
+def draw(results: Results, picture: Any) -> None:
+    left, middle, right = picture.subplots(1, 3)
+    course(left, results, [*FORMS], "reward", "share right in practice")
+    course(middle, results, [*FORMS], "steps_said", "steps said")
+    course(right, results, [*FORMS], "graded", "sum of the judge's grades")
+
+
+CLAIM = Claim(
+    id="step_rewards",
+    paper="Setlur et al. 2024, arXiv 2410.08146",
+    sentence="Rewards for progress need fewer samples than rewards for answers; sums of grades are hacked",
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts; the judge's own 2,000 labelled solutions are not counted",
+    premise="groups are mixed",
+    rule=f"progress reaches the outcome arm's last reward with {FEWER} of its tokens in the mean of seeds; raw "
+    f"sums say {LONGER} times as many steps and are right less often",
+    arms=arms,
+    judge=judge,
+    draw=draw,
+)
