@@ -45,7 +45,7 @@ class Strategies(Exam):
         asked = [say.begin(problem, Key(seed, "strategies", 0, i, 0)) for i, problem in enumerate(exam)]
         for budget in self.budgets:
             for name, options in STRATEGIES.items():
-                search = Search(**{**options, "budget": budget, "temperature": self.temperature})
+                search = Search.model_validate({**options, "budget": budget, "temperature": self.temperature})
                 found = solve(generator, task, asked, search, Judged(judge))
                 said = [one.rollout for one in found if one.rollout]
                 groups = verdicts_of(said, task, say.read)
