@@ -39,7 +39,7 @@ class Sums(Task):
         ("shoping", "did you mean `school:shopping`"),
         ("data/train.jsonl", "did you mean `jsonl:data/train.jsonl`"),
         ("mine.py", "did you mean `python:mine.py`"),
-        ("qqq", "known: school, jsonl, gym, python"),
+        ("qqq", "known: school, jsonl, game24, gym, python"),
         ("", "unknown task ``"),
         ("school?digits", "`digits` is no option; write NAME=VALUE"),
         ("school?=4", "`=4` is no option"),
