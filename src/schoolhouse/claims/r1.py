@@ -97,8 +97,8 @@ CLAIM = Claim(
     notes=(
         "How much better distillation is depends on where the small model begins: +.08 where its start is right .30 of "
         "the time, +.27 at .21, +.73 at .11: that is chance (ten possible answers), and practice finds nothing to make "
-        "likelier. The interval is over problems, not over seeds. Samples are equal in number; the teacher's are longer, "
-        "so they are 1.7 times as many tokens.",
+        "likelier. The interval is over problems, not over seeds. Samples are equal in number; the teacher's are "
+        "longer, so they are 1.7 times as many tokens.",
         "",
         "The taught base comes out a little above its teacher: what it learned from was sifted.",
     ),
