@@ -9,7 +9,7 @@ from typing import Any
 from schoolhouse.claims.harness import verifiers
 from schoolhouse.claims.harness.bases import only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, told
-from schoolhouse.claims.harness.verifiers import LENGTH, TASK
+from schoolhouse.claims.harness.verifiers import LENGTH, TASK, WARMTH
 from schoolhouse.judges.marks import Judge
 from schoolhouse.policy.policy import Policy
 from schoolhouse.search.solve import Search, solve
@@ -75,7 +75,7 @@ def by_difficulty(ease: Sequence[float], right: Mapping[str, Sequence[float]], b
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     process = verifiers.arms(seed)["process"]
-    asked = {"strategies": Strategies(task=TASK, problems=200, samples=1, length=LENGTH)}
+    asked = {"strategies": Strategies(task=TASK, problems=200, samples=1, length=LENGTH, temperature=WARMTH)}
     return {"process": Arm(process.step, asked, "the judge of steps of claim prm", process.beside)}
 
 

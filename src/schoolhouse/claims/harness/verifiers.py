@@ -22,7 +22,11 @@ from schoolhouse.types import Group, Key, Rollout
 TASK, LENGTH = "school:chain?steps=6", 96
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 HANDS = "bare=5,full=95"
-"""The generator thinks, and errs on the way: a judge of steps has something to read."""
+"""The generator thinks: a judge of steps has something to read."""
+
+WARMTH = 1.7
+"""Temperature of its solutions. Chains are learned all at once (pass@1 .12 after 260 updates, .95 after 600), so errors
+come from sampling: at 1.6 it is right .57 of the time, at 2 .10 (seed 0)."""
 
 
 class Picks(Exam):
@@ -133,7 +137,7 @@ def _steps(task: Any, say: Any, said: Sequence[Rollout], grades: Sequence[Sequen
 
 
 def generator(seed: int) -> Step:
-    """A model that works chains of six in full, and errs."""
+    """A model that works chains of up to six operations in full."""
     return chains(seed, steps=600, hands=HANDS, lengths="2-6")
 
 
@@ -141,13 +145,15 @@ def verifier(seed: int, labels: str, **changes: Any) -> Step:
     """A judge made from the generator itself, of 8,000 of its solutions."""
     made = generator(seed)
     config = {"model": made, "generator": made, "task": TASK, "length": LENGTH, "seed": seed, "labels": labels}
-    return Step("process_reward", {**config, "problems": 2000, "samples": 4, "steps": 500, **changes})
+    return Step(
+        "process_reward", {**config, "problems": 2000, "samples": 4, "temperature": WARMTH, "steps": 500, **changes}
+    )
 
 
 def arms(seed: int) -> Mapping[str, Arm]:
     """The judges that claims share: of steps by the rules, of answers, and of what continuations say."""
-    steps = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH)}
-    whole = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, where="end")}
+    steps = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, temperature=WARMTH)}
+    whole = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, temperature=WARMTH, where="end")}
     beside = {"generator": generator(seed)}
     few = {"problems": 500, "continuations": 8}
     return {
