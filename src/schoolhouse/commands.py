@@ -179,7 +179,7 @@ class Evaluate(Frozen):
     temperature: float = Field(1.0, ge=0)
     seed: int = 0
     search: str = ""
-    """Think longer: vote, tot, dfs, beam, dvts, with options as in "tot?breadth=1&thoughts=propose"."""
+    """Think longer (docs/search.md), with options as in "vote?samples=32" or "tot?breadth=1&thoughts=propose"."""
     budget: float = Field(inf, gt=0)
     """Tokens a search may spend on one problem, its judges' included."""
     save: Path | None = None

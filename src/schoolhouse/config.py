@@ -299,3 +299,16 @@ def _models_at(cls: type[BaseModel], place: Sequence[str | int]) -> list[type[Ba
         inner = [m.model_fields[step].annotation for m in models if step in m.model_fields]
         models = [kind for annotation in inner for kind in _alternatives(annotation) if _is_model(kind)] or models
     return models
+
+
+def read_options(what: str, query: str) -> dict[str, str]:
+    """What stands behind a `?`: `NAME=VALUE&NAME=VALUE`. SchoolError names `what` and the wrong part."""
+    options: dict[str, str] = {}
+    for part in query.split("&") if query else ():
+        name, equals, value = part.partition("=")
+        if not name or not equals:
+            raise SchoolError(f"{what}: `{part}` is no option; write NAME=VALUE, joined by &")
+        if name in options:
+            raise SchoolError(f"{what}: option `{name}` is given twice")
+        options[name] = value
+    return options

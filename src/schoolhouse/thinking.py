@@ -24,7 +24,7 @@ class Solve(Frozen):
     task: str = ""
     """The task it is of, which knows what a step is and what may be asked about one."""
     search: str = "vote?samples=16"
-    """vote, tot, dfs, beam, dvts, with options as in "tot?breadth=1&thoughts=propose"."""
+    """Any of docs/search.md, with options as in "vote?samples=32" or "tot?breadth=1&thoughts=propose"."""
     budget: float = Field(inf, gt=0)
     """Tokens it may spend, its judges' included."""
     show: bool = False

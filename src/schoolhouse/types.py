@@ -170,6 +170,17 @@ class Rollout:
             self.given(tokens), finish="forced", turns=self.turns if begun else (*self.turns, len(self.tokens))
         )
 
+    def up_to(self, end: int) -> Rollout:
+        """Its first `end` tokens, as if the last turn had been cut off there."""
+        return replace(
+            self,
+            tokens=self.tokens[:end],
+            written=self.written[:end],
+            logprob=self.logprob[:end],
+            turns=tuple(turn for turn in self.turns if turn < end),
+            finish="length",
+        )
+
     def onto(self, prompt: Sequence[int]) -> Rollout:
         """The same words behind another prompt. Sampled log-probabilities are dropped: they were about the old one."""
         start = self.turns[0]

@@ -1,31 +1,23 @@
 """The data engine: what is kept and counted, and that the run resumes to the same numbers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schoolhouse.policy.policy import Policy
-from schoolhouse.recipes import engine, pretrain, sft
+from schoolhouse.recipes import engine
 from schoolhouse.run import Run, read_metrics
 from schoolhouse.search.solve import Found
 from schoolhouse.types import Group, Key, Problem, Rollout, SchoolError, Verdict
 
 TASK = "school:chain?steps=2"  # ten answers: a model that only knows the form is right now and then
-MODEL = {"width": 32, "layers": 1, "heads": 1, "key_heads": 1, "head_dim": 32, "inner": 32, "longest": 256}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    shape = pretrain.Model(**MODEL)
-    book = pretrain.Config(task=TASK, model=shape, vocabulary=300, steps=3, batch=4, context=32)
-    with Run.open(folder / "book", book, "pretrain") as run:
-        pretrain.pretrain(book, run)
-    lessons = sft.Config(model=str(run.model), task=f"{TASK}&hands=bare=100", steps=60, batch=16, learning_rate=1e-2)
-    with Run.open(folder / "lessons", lessons, "sft") as run:
-        sft.sft(lessons, run)
-    return run.model
+def model(taught: Callable[[str], Path]) -> Path:
+    return taught(f"{TASK}&hands=bare=100")
 
 
 def config(model: Path, **changes: Any) -> engine.Config:

@@ -1,5 +1,6 @@
 """Fine-tuning on pairs of attempts: which pairs are kept, what of them is learned, and that a run resumes."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,26 +8,17 @@ from typing import Any
 import pytest
 
 from schoolhouse.policy.policy import Policy
-from schoolhouse.recipes import pretrain, revise, sft
+from schoolhouse.recipes import revise
 from schoolhouse.run import Run, read_metrics
 from schoolhouse.tasks.task import judge, open_task
 from schoolhouse.types import NAN, Group, Key, Rollout, SchoolError, Verdict
 
 TASK = "school:chain?steps=2&hands=bare=100"  # ten answers: a model that only knows the form is right now and then
-MODEL = {"width": 32, "layers": 1, "heads": 1, "key_heads": 1, "head_dim": 32, "inner": 32, "longest": 256}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    shape = pretrain.Model(**MODEL)
-    book = pretrain.Config(task=TASK, model=shape, vocabulary=300, steps=3, batch=4, context=32)
-    with Run.open(folder / "book", book, "pretrain") as run:
-        pretrain.pretrain(book, run)
-    lessons = sft.Config(model=str(run.model), task=f"{TASK}&again=50", steps=60, batch=16, learning_rate=1e-2)
-    with Run.open(folder / "lessons", lessons, "sft") as run:
-        sft.sft(lessons, run)
-    return run.model
+def model(taught: Callable[[str], Path]) -> Path:
+    return taught(f"{TASK}&again=50")
 
 
 def config(model: Path, **changes: Any) -> revise.Config:
@@ -96,20 +88,10 @@ def test_nothing_mended_is_an_error_that_says_what_to_do(model: Path, tmp_path: 
         train(tmp_path / "run", config(model, length=1, problems=1))
 
 
-def test_a_run_that_was_stopped_ends_in_the_same_numbers(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_was_stopped_ends_in_the_same_numbers(model: Path, tmp_path: Path, stopped: Callable[..., None]):
     c = config(model, pairs="pair_sft", learning_rate=0.05, warmup=0)  # so large that other weights say other things
-    whole, update, done = train(tmp_path / "whole", c), Policy.update, []
-
-    def tired(*args: Any) -> Any:
-        if done:
-            raise KeyboardInterrupt
-        done.append(1)
-        return update(*args)
-
-    monkeypatch.setattr(Policy, "update", tired)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", c)
-    monkeypatch.undo()
+    whole = train(tmp_path / "whole", c)
+    stopped(lambda: train(tmp_path / "cut", c))
     assert len(read_metrics(tmp_path / "cut")) == 1
     again = train(tmp_path / "cut", c)
     assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()

@@ -154,7 +154,7 @@ CLAIM = Claim(
     notes=(
         "What did not hold: fine-tuning on wrong attempts followed by right ones has the larger delta. Its second "
         "attempts are worse than those of score (.80 .82 .67 against .86 .91 .93); the difference is large because "
-        "its first attempts hardly moved (.46 .58 .50 against .71 .77 .74). The paper's Pair-SFT learns to change "
+        "its first attempts rose less (.46 .58 .50 against .71 .77 .74). The paper's Pair-SFT learns to change "
         "nothing; here the base was shown second attempts beforehand, half of them after wrong ones, and 300 "
         "updates on more of that kind teach it the rest. Delta alone flatters: look at both attempts.",
         "",

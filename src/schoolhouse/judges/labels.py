@@ -199,7 +199,7 @@ def by_continuations(
     """
     say = policy.conversation
     ends = [step_ends(say, rollout, task.delimiter) for rollout in rollouts]
-    cuts = [[_up_to(rollout, end) for end in few] for rollout, few in zip(rollouts, ends, strict=True)]
+    cuts = [[rollout.up_to(end).forced(()) for end in few] for rollout, few in zip(rollouts, ends, strict=True)]
     room = policy.longest - length
     asked = [
         replace(cut, key=cut.key._replace(purpose="continue", step=n, problem=at, sample=g))
@@ -220,12 +220,6 @@ def by_continuations(
             labels.append(share if share is None or not hard else 1.0 if share > 0 else -1.0)
         graded.append(_graded(say, rollout, steps(say, rollout, task.delimiter), tuple(labels), not hard))
     return graded, tokens
-
-
-def _up_to(rollout: Rollout, end: int) -> Rollout:
-    """The rollout up to a token of its last turn, to be gone on from."""
-    cut = replace(rollout, tokens=rollout.tokens[:end], written=rollout.written[:end], logprob=rollout.logprob[:end])
-    return cut.forced(())
 
 
 def _graded(

@@ -53,14 +53,7 @@ def first_attempts(rollouts: Sequence[Rollout]) -> list[Rollout]:
 def _up_to_first(rollout: Rollout) -> Rollout:
     start = rollout.turns[0]
     end = next((t for t in range(start, len(rollout)) if not rollout.written[t]), len(rollout))
-    return replace(
-        rollout,
-        tokens=rollout.tokens[:end],
-        written=rollout.written[:end],
-        logprob=rollout.logprob[:end],
-        turns=rollout.turns[:1],
-        key=rollout.key._replace(turn=0),
-    )
+    return replace(rollout.up_to(end), finish=rollout.finish, key=rollout.key._replace(turn=0))
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,11 @@ def think_between(
             start, end, closed = say.thought_span(rollout)
             thought = min(end, start + most)
             if thought - start < least and thought - start + len(word) <= most:
-                after[at] = replace(spent, rollout=_cut(rollout, thought).forced(word))
+                after[at] = replace(spent, rollout=rollout.up_to(thought).forced(word))
             elif closed and thought == end:
                 done[at] = spent
             else:
-                done[at] = replace(spent, rollout=say.close_thought(_cut(rollout, thought)))
+                done[at] = replace(spent, rollout=say.close_thought(rollout.up_to(thought)))
         going = after
     return _answered(policy, [done[at] for at in range(len(prefixes))], answer, temperature)
 
@@ -73,11 +73,6 @@ def most_forced(say: Conversation, most: int, answer: int) -> int:
     """
     end_mark = len(say.tokenizer.encode(END_THINK, markup=True))
     return most + (most + 1) * end_mark + answer
-
-
-def _cut(rollout: Rollout, end: int) -> Rollout:
-    cut = replace(rollout, tokens=rollout.tokens[:end], written=rollout.written[:end], logprob=rollout.logprob[:end])
-    return replace(cut, finish="length")
 
 
 def _answered(policy: Thinker, spent: Sequence[Spent], answer: int, temperature: float) -> list[Spent]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from schoolhouse.config import Frozen, nearest
+from schoolhouse.config import Frozen, nearest, read_options
 from schoolhouse.judges.marks import Aggregate, Judge, Where, same_tokens
 from schoolhouse.policy.policy import Policy
 from schoolhouse.search.budget import most_forced, revise, think_between
@@ -90,16 +90,14 @@ def parse(spec: str, budget: float = inf) -> Search:
     Raises SchoolError naming what is unknown, with the nearest, or out of range.
     """
     kind, _, query = spec.partition("?")
-    given: dict[str, str] = {"kind": kind}
-    for part in query.split("&") if query else ():
-        name, equals, value = part.partition("=")
-        if not equals or name not in Search.model_fields:
+    given = read_options(f"search `{spec}`", query)
+    for name in given:
+        if name not in Search.model_fields or name in ("kind", "budget"):
             raise SchoolError(f"search `{spec}`: unknown option `{name}`{nearest(name, [*Search.model_fields])}")
-        given[name] = value
     if kind not in get_args(Kind):
         raise SchoolError(f"unknown search `{kind}`{nearest(kind, get_args(Kind))}")
     try:
-        return Search.model_validate({"budget": budget, **given})
+        return Search.model_validate({"kind": kind, "budget": budget, **given})
     except ValidationError as error:
         first = error.errors()[0]
         raise SchoolError(f"search `{spec}`: `{first['loc'][0]}`: {first['msg'].lower()}") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from schoolhouse.config import nearest
+from schoolhouse.config import nearest, read_options
 from schoolhouse.tasks.verify import perturb
 from schoolhouse.types import Demonstration, Group, Message, Problem, Reply, Rollout, SchoolError, Verdict
 
@@ -170,16 +170,10 @@ def open_task(spec: str, seed: int = 0) -> Task:
 
 
 def _options(spec: str, query: str) -> dict[str, str]:
-    options: dict[str, str] = {}
-    for part in query.split("&") if query else ():
-        name, equals, value = part.partition("=")
-        if not name or not equals:
-            raise SchoolError(f"task `{spec}`: `{part}` is no option; write NAME=VALUE, joined by &")
+    options = read_options(f"task `{spec}`", query)
+    for name in ("seed", "families", "rest"):
         if name in options:
-            raise SchoolError(f"task `{spec}`: option `{name}` is given twice")
-        if name in ("seed", "families", "rest"):
             raise SchoolError(f"task `{spec}`: `{name}` cannot be set after the `?`")
-        options[name] = value
     return options
 
 
