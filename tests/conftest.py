@@ -17,6 +17,7 @@ settings.load_profile("repeatable")
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,33 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(markdown({name: (passed[name], tests[name]) for name in FAULTS}))
     proved = sum(passed[name] == tests[name] > 0 for name in FAULTS)
     terminalreporter.write_line(f"{proved} of {len(FAULTS)} rows proved by {sum(passed.values())} tests")
+
+
+# --- a tiny model that knows the form of a task
+
+MODEL = {"width": 32, "layers": 1, "heads": 1, "key_heads": 1, "head_dim": 32, "inner": 64, "longest": 256}
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a model that was shown a task's worked examples for sixty updates; one for each task."""
+    from schoolhouse.recipes import pretrain, sft
+    from schoolhouse.run import Run
+
+    made: dict[str, Path] = {}
+
+    def teach(task: str) -> Path:
+        if task not in made:
+            folder, shape = tmp_path_factory.mktemp("taught"), pretrain.Model(**MODEL)
+            book = pretrain.Config(
+                task=task.partition("&")[0], model=shape, vocabulary=300, steps=3, batch=4, context=32
+            )
+            with Run.open(folder / "book", book, "pretrain") as run:
+                pretrain.pretrain(book, run)
+            lessons = sft.Config(model=str(run.model), task=task, steps=60, batch=16, learning_rate=1e-2)
+            with Run.open(folder / "lessons", lessons, "sft") as run:
+                sft.sft(lessons, run)
+            made[task] = run.model
+        return made[task]
+
+    return teach

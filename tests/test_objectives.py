@@ -12,6 +12,7 @@ from schoolhouse.objectives import (
     cispo,
     clipped_surrogate,
     corrected,
+    implicit,
     kl_penalty,
     likelihood,
     mark,
@@ -37,6 +38,7 @@ EVERY = {
     "k3": kl_penalty("k3"),
     "k3 with ratio": kl_penalty("k3", ratio="token"),
     "mark": mark(),
+    "implicit": implicit(0.5),
     "sum": plus(clipped_surrogate(), 0.04, kl_penalty()),
     "tis": corrected(clipped_surrogate(), cap=2.0),
     "sequence is": corrected(policy_gradient(), level="product", on_policy=True),
@@ -95,6 +97,18 @@ def test_a_mark_costs_the_cross_entropy_of_its_truth(target: float, p: float):
     loss, _, gradient = apply(mark(), batch, [math.log(p)])
     assert float(loss[batch.written]) == pytest.approx(-target * math.log(p) - (1 - target) * math.log(1 - p), rel=1e-5)
     assert float(gradient) == pytest.approx((p - target) / (1 - p), rel=1e-4)  # d/dlog p
+
+
+def test_an_implicit_reward_is_beta_times_the_log_ratio_of_the_whole_sequence():
+    """beta .5, ratios e^1 and e^1: r = 1, sigma(1) = .731; a right solution costs -log .731, a wrong one -log .269."""
+    numbers = {"target": [1.0, 1.0, 0.0, 0.0], "reference": [-2.0, -2.0, -2.0, -2.0]}
+    batch = packed(2, 2, **numbers)
+    loss, _, gradient = apply(implicit(0.5), batch, [-1.0] * 4)
+    right = 1 / (1 + math.exp(-1))
+    wanted = [-math.log(right)] * 2 + [-math.log(1 - right)] * 2
+    assert loss[batch.written].tolist() == pytest.approx(wanted, rel=1e-5)
+    # beta (sigma(r) - target), once for each of the two tokens that hold the loss
+    assert gradient.tolist() == pytest.approx([right - 1] * 2 + [right] * 2, rel=1e-4)
 
 
 def test_a_mark_that_is_certain_stays_finite():

@@ -61,7 +61,7 @@ COMMANDS = {
     ),
     "bench": Command(
         "bench KIND --against PEER [--json FILE]",
-        "speed and memory beside a peer, in turns on the same work: sampler, learner, grpo, pretrain",
+        "speed and memory beside a peer, in turns on the same work: sampler, learner, grpo, pretrain, server",
         "schoolhouse.commands:bench",
     ),
     "runs": Command("runs [FOLDER]", "the runs in a folder: state, progress, result", "schoolhouse.keeping:runs"),
@@ -86,7 +86,24 @@ COMMANDS = {
         "one problem, with as much thinking as asked for: votes, or a tree of thoughts to look at",
         "schoolhouse.thinking:solve",
     ),
-    "chat": Command("chat MODEL", "talk to a model; its thinking is dimmed", "schoolhouse.commands:chat"),
+    "chat": Command(
+        "chat MODEL [--web]", "talk to a model, here or on a page; its thinking is dimmed", "schoolhouse.serving:chat"
+    ),
+    "board": Command(
+        "board [FOLDER] [--port 8100]",
+        "runs as a local web page: curves, rollouts token by token, claims; live",
+        "schoolhouse.serving:board",
+    ),
+    "serve": Command(
+        "serve MODEL [--port 8000] [--key KEY]",
+        "a model behind OpenAI's API: streaming, thinking apart, log-probabilities, search",
+        "schoolhouse.serving:serve",
+    ),
+    "export": Command(
+        "export MODEL --to DIR [--format hf|gguf|int8]",
+        "a folder that others can use, with a card that says where the model comes from",
+        "schoolhouse.release:export",
+    ),
     "task": Command(
         "task NAME [--show N] [--check]",
         "look at a task's problems, or judge all its reference answers",

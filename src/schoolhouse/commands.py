@@ -72,8 +72,8 @@ def _recipe(words: Sequence[str], command: str, more: str) -> tuple[str, ModuleT
 
 class Bench(Frozen):
     kind: str
-    """Work to race in: sampler, learner, grpo, pretrain; or `study`, how our cost grows and where our time goes; or
-    `page`, docs/performance.md from the files in the folder that --json names."""
+    """Work to race in: sampler, learner, grpo, pretrain, server; or `study`, how our cost grows and where our time
+    goes; or `page`, docs/performance.md from the files in the folder that --json names."""
     against: str = ""
     """The peer to take turns with."""
     size: str | None = None
@@ -142,27 +142,6 @@ def tokens(words: Sequence[str]) -> None:
     from schoolhouse.text.tokenizer import Tokenizer
 
     Console(highlight=False).print(show_tokens(c.text, Tokenizer.load(c.model), c.markup))
-
-
-class Chat(Frozen):
-    model: Path
-    """Folder of a model, or of a run: its newest checkpoint."""
-    length: int = Field(512, gt=0)
-    """Tokens an answer may take, thinking included."""
-    temperature: float = Field(0.7, ge=0)
-    """0 always says what is likeliest."""
-    seed: int = 0
-
-
-def chat(words: Sequence[str]) -> None:
-    """school chat MODEL"""
-    c = options(Chat, words, "school chat MODEL", ("model",))
-    if c is None:
-        return
-    from schoolhouse.policy.policy import Policy
-    from schoolhouse.serve.chat import chat as talk
-
-    talk(Policy.load(c.model), c.length, c.temperature, seed=c.seed)
 
 
 class Evaluate(Frozen):

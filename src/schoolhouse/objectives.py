@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from schoolhouse.packing import Batch, Scores
@@ -45,6 +46,21 @@ def mark() -> Objective:
         logprob, target = _written(batch, scores.logprob), _written(batch, batch["target"])
         no = torch.where(batch.written, -torch.expm1(logprob.clamp_max(-1e-6)), torch.ones_like(logprob))
         return -target * logprob - (batch.written.float() - target) * no.log()
+
+    return loss
+
+
+def implicit(beta: float) -> Objective:
+    """Cross-entropy between sigma(beta sum log pi / pi_ref) of a whole sequence and its outcome (column "target").
+
+    Implicit process rewards (Yuan et al. 2024, arXiv 2412.01981). Needs the column "reference". Each token of a
+    sequence has the same loss: weigh by `sequence_mean`.
+    """
+
+    def loss(batch: Batch, scores: Scores) -> Tensor:
+        gain = _written(batch, scores.logprob) - _written(batch, batch["reference"])
+        worth, target = beta * _sum_over_sequence(batch, gain), _written(batch, batch["target"])
+        return _written(batch, F.binary_cross_entropy_with_logits(worth, target, reduction="none"))
 
     return loss
 

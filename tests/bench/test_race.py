@@ -57,7 +57,7 @@ def test_what_nobody_can_run_is_refused(kind, peer, size, message):
 
 
 def test_every_kind_has_our_contender_and_a_peer():
-    assert set(race.kinds()) == {"sampler", "learner", "grpo", "pretrain"}
+    assert set(race.kinds()) == {"sampler", "learner", "grpo", "pretrain", "server"}
     for kind in race.kinds():
         assert (race.HERE / f"{kind}_ours.py").exists()
 

@@ -149,7 +149,8 @@ def task() -> School:
 def test_the_tasks_rules_label_every_step(tmp_path: Path, task: School):
     policy = Finisher(tmp_path, task)
     (good, bad) = by_rules(task, policy.conversation, [solution(policy.conversation, task, at) for at in (None, 1)])
-    assert (good.labels, bad.labels) == ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0))
+    assert (good.labels, bad.labels) == ((1.0, 1.0, 1.0, 1.0), (1.0, -1.0, -1.0, 1.0))  # the answer is the last step
+    assert good.steps[-1] == f"\\boxed{{{good.reference}}}"
     assert good.reference == task.worked(0, 1)[0].problem.reference
 
 
@@ -157,14 +158,14 @@ def test_continuations_give_the_share_that_ends_right(tmp_path: Path, task: Scho
     policy = Finisher(tmp_path, task)
     (one,), tokens = by_continuations(policy, task, [solution(policy.conversation, task, 2)], count=4, length=40)
     assert tokens > 3 * 4 * 5
-    assert (one.labels, one.values) == ((0.5, 0.5, 0.0), True)
+    assert (one.labels, one.values) == ((0.5, 0.5, 0.0, 1.0), True)
 
 
 def test_hard_labels_ask_whether_any_ends_right(tmp_path: Path, task: School):
     policy = Finisher(tmp_path, task)
     said = [solution(policy.conversation, task, 2)]
     (one,), _ = by_continuations(policy, task, said, count=4, length=40, hard=True)
-    assert (one.labels, one.values) == ((1.0, 1.0, -1.0), False)
+    assert (one.labels, one.values) == ((1.0, 1.0, -1.0, 1.0), False)
 
 
 def test_without_room_a_step_has_no_label(tmp_path: Path, task: School):
@@ -172,4 +173,21 @@ def test_without_room_a_step_has_no_label(tmp_path: Path, task: School):
     rollout = solution(policy.conversation, task, None)
     policy.longest = step_ends(policy.conversation, rollout, " ")[0] + 40
     (one,), _ = by_continuations(policy, task, [rollout], count=4, length=40)
-    assert one.labels == (0.5, None, None)
+    assert one.labels == (0.5, None, None, 1.0)
+
+
+def test_right_steps_do_not_make_a_wrong_answer_right(tmp_path: Path, task: School):
+    say = Finisher(tmp_path, task).conversation
+    rollout = solution(say, task, None)
+    early = rollout.up_to(step_ends(say, rollout, " ")[0])
+    ids = say.tokenizer.encode("</think>\\boxed{77}<|im_end|>", markup=True)
+    wrong = early.forced(()).said(ids, [-0.1] * len(ids), "stop", 0)
+    (one,) = by_rules(task, say, [wrong])
+    assert one.labels == (1.0, -1.0)
+
+
+def test_a_turn_that_was_cut_off_has_no_answer_to_label(tmp_path: Path, task: School):
+    say = Finisher(tmp_path, task).conversation
+    rollout = solution(say, task, None)
+    (one,) = by_rules(task, say, [rollout.up_to(step_ends(say, rollout, " ")[1])])
+    assert (len(one.steps), one.labels, one.whole) == (2, (1.0, 1.0), False)

@@ -36,7 +36,7 @@ def reading(policy: Policy, rollout: Rollout) -> str:
 
 def test_a_mark_stands_behind_each_step_and_nothing_else_is_learned(policy: Policy):
     spliced, marks = marked(policy.conversation, said(policy, "<think>7+5=2 2-3=9</think>\\boxed{9}<|im_end|>"), " ")
-    assert "<think>7+5=2 +2-3=9+</think>" in reading(policy, spliced)
+    assert "<think>7+5=2 +2-3=9+</think>\\boxed{9}<|im_end|>+" in reading(policy, spliced)
     assert [i for i, written in enumerate(spliced.written) if written] == list(marks)
     assert {policy.conversation.tokenizer.decode([spliced.tokens[i]]) for i in marks} == {MARK}
 
@@ -55,7 +55,7 @@ def test_an_outcome_is_marked_behind_the_whole_turn(policy: Policy):
 
 def test_another_delimiter_finds_other_steps(policy: Policy):
     rollout = said(policy, "<think>7+5=2 2-3=9</think>\\boxed{9}<|im_end|>")
-    assert len(marked(policy.conversation, rollout, "\n").marks) == 1
+    assert len(marked(policy.conversation, rollout, "\n").marks) == 2  # the whole thought, and the answer
 
 
 def test_grades_are_the_log_probabilities_of_the_marks(policy: Policy):

@@ -91,3 +91,8 @@ def test_a_run_that_was_stopped_ends_in_the_same_numbers(model: Path, tmp_path: 
 def test_a_search_that_is_none_is_refused(model: Path, tmp_path: Path):
     with pytest.raises(SchoolError, match="unknown search `vot`; did you mean `vote`"):
         train(tmp_path / "run", config(model, search="vot"))
+
+
+def test_no_more_answers_are_kept_than_asked_for(model: Path, tmp_path: Path):
+    rows = read_metrics(train(tmp_path / "run", config(model, verify=False, most=3)).folder)
+    assert [row["kept"] for row in rows] == [3, 3]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from schoolhouse.judges.labels import Graded, read_prm800k, write_prm800k
-from schoolhouse.judges.lessons import Lesson, dealt, from_file, from_rollout
+from schoolhouse.judges.lessons import Lesson, dealt, from_file, from_rollout, whole
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import process_reward
 from schoolhouse.run import Run, read_metrics
@@ -61,14 +61,14 @@ def test_only_steps_with_a_label_are_learned_and_nothing_behind_them_is_read(mod
 
 
 def test_a_file_is_read_as_a_judge_will_be_asked(model: Path, tmp_path: Path):
-    """Marks behind the delimiter of each step, whatever a step holds; the one that ends a solution has none."""
+    """Marks behind the delimiter of each step, whatever a step holds; the one that ends a solution is its answer."""
     say = Policy.load(model).conversation
     right, wrong = ("We add two", "Then so on"), ("We add two", "It is\n\nbad")
     made = [Graded("q", right, (1.0, 0.0)), Graded("q", wrong, (1.0, -1.0), whole=False)]
     write_prm800k(tmp_path / "labels.jsonl", made)
     (_, good), (_, bad) = from_file(tmp_path / "labels.jsonl", say, "\n")
     said = [say.tokenizer.decode(one.rollout.tokens).partition("<think>")[2] for one in (good, bad)]
-    assert said == ["We add two\n+Then so on+", "We add two\n+It is\n\nbad\n+"]
+    assert said == ["We add two\n+</think>Then so on<|im_end|>+", "We add two\n+It is\n\nbad\n+"]
     assert [[t for t in one.target if t == t] for one in (good, bad)] == [[1.0, 1.0], [1.0, 0.0]]
     assert all(sum(one.rollout.written) == 2 for one in (good, bad))
 
@@ -91,7 +91,7 @@ def test_dealt_labels_are_the_same_ones_elsewhere(model: Path):
 # --- runs
 
 
-@pytest.mark.parametrize("labels", ["exact", "hard", "soft", "outcome"])
+@pytest.mark.parametrize("labels", ["exact", "hard", "soft", "outcome", "implicit"])
 def test_every_kind_of_label_makes_a_judge_and_a_file(model: Path, tmp_path: Path, labels: str):
     run = train(tmp_path / "run", config(model, labels=labels))
     row = read_metrics(run.folder)[0]
@@ -118,6 +118,24 @@ def test_a_run_that_was_stopped_ends_in_the_same_numbers(model: Path, tmp_path: 
     assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
 
 
+def test_an_implicit_judge_learns_which_whole_solutions_are_right(model: Path, tmp_path: Path):
+    c = config(model, labels="implicit", problems=24, samples=4, steps=80, batch=32, learning_rate=3e-3, warmup=0)
+    losses = [row["loss"] for row in read_metrics(train(tmp_path / "run", c).folder)]
+    assert losses[0] == pytest.approx(0.693, abs=0.001)  # it is its own reference: beta log 1 = 0
+    assert fmean(losses[-5:]) < fmean(losses[:5]) - 0.1
+
+
+def test_dealt_outcomes_stay_whole(model: Path):
+    _, rollout = worked(model)
+    known = [0.0] * len(rollout)
+    lessons = [whole(rollout, graded(float(1 - 2 * (i % 2))), known) for i in range(20)]
+    shuffled = dealt(lessons, 0)
+    outcomes = [{t for t in one.target if t == t} for one in shuffled]
+    assert all(len(found) == 1 for found in outcomes)
+    assert sum(found == {1.0} for found in outcomes) == 10
+    assert outcomes != [{t for t in one.target if t == t} for one in lessons]
+
+
 # --- bad input
 
 
@@ -126,6 +144,11 @@ def test_labels_come_from_one_place(model: Path):
         config(model, generator="", data=None)
     with pytest.raises(ValueError, match="give either `generator`"):
         config(model, generator=str(model), data=Path("labels.jsonl"))
+
+
+def test_an_implicit_judge_needs_a_generator(model: Path):
+    with pytest.raises(ValueError, match="implicit needs a `generator`"):
+        config(model, labels="implicit", data=Path("labels.jsonl"))
 
 
 def test_solutions_without_a_labelled_step_are_an_error(model: Path, tmp_path: Path):

@@ -2,7 +2,9 @@
 
 import json
 import platform
+import zlib
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +82,19 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    """Its name and what it can do: two that share a name may round otherwise."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    kind = [told.get(name, "") for name in ("cpu family", "model", "stepping", "flags")]
+    return f"{told.get('model name', platform.machine())} {zlib.crc32(json.dumps(kind).encode()):08x}"
+
+
+def said(folder: Path, step: int) -> str:
+    """What was sampled in a step, in eight letters; nothing where nothing is sampled."""
+    path = folder / "rollouts" / f"{step:06d}.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return f"{zlib.crc32(json.dumps([json.loads(line)['tokens'] for line in lines]).encode()):08x}"
 
 
 def weights_of(folder: Path) -> bytes:
@@ -91,26 +104,32 @@ def weights_of(folder: Path) -> bytes:
 @pytest.mark.parametrize("name", ["pretrain", "sft", "grpo"])
 @pytest.mark.fault("not repeatable")
 def test_ten_losses_are_the_golden_ones(name, taught, tmp_path):
-    """Exactly on the processor that wrote the file, to 1e-3 elsewhere (other kernels round otherwise)."""
+    """Exactly on the processor that wrote the file. Elsewhere, as other kernels round otherwise, to 1e-3, and in practice
+    until a token is sampled that is not the same: from there on it is another run."""
     first, second = taught
     if name == "pretrain":
-        metrics = read_metrics(first)
+        folder = first
     elif name == "sft":
-        metrics = read_metrics(second)[:10]
+        folder = second
     else:
-        metrics = read_metrics(train(grpo, tmp_path / "run", **GRPO, model=str(model_of(second)), steps=10).folder)
-    found = [row.get("loss", 0.0) for row in metrics]
+        folder = train(grpo, tmp_path / "run", **GRPO, model=str(model_of(second)), steps=10).folder
+    losses = [row.get("loss", 0.0) for row in read_metrics(folder)[:10]]
+    found = [f"{loss!r} {said(folder, step)}" for step, loss in enumerate(losses)]
     path = GOLDEN / f"{name}.txt"
     if not path.exists():
-        path.write_text("\n".join([processor(), *map(repr, found)]) + "\n")
+        path.write_text("\n".join([processor(), *found]) + "\n")
         pytest.fail(f"{path} was missing and has been written: look at it, then commit it")
-    machine, *golden = path.read_text().split("\n")[:11]
-    expected = [float(number) for number in golden]
-    assert len(found) == 10
+    machine, *golden = path.read_text().splitlines()
+    assert len(found) == len(golden) == 10
     if machine == processor():
-        assert found == expected
+        assert found == golden
     else:
-        assert found == pytest.approx(expected, abs=1e-3)
+        expected = [float(line.split()[0]) for line in golden]
+        alike = sum(
+            1 for _ in takewhile(lambda pair: pair[0].split()[1] == pair[1].split()[1], zip(found, golden, strict=True))
+        )
+        assert alike >= 2
+        assert losses[:alike] == pytest.approx(expected[:alike], abs=1e-3)
 
 
 def model_of(folder: Path) -> Path:

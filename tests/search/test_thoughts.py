@@ -120,6 +120,26 @@ def test_where_nothing_is_left_to_ask_the_policy_answers(scripted: Make, game: G
     assert policy.conversation.read(offer.state).answer == "\\boxed{(13-9)*(10-4)}"
 
 
+def test_the_last_proposal_ends_the_thought_as_in_worked_examples(scripted: Make, game: Game24):
+    """Else the model would go on with one more step, as after every new line that it has seen."""
+    policy = scripted(lambda question, begun, key: f"{GOOD[-1]}<|im_end|>")
+    ((offers, _),) = Proposed(policy, game)([thought(policy, game, *GOOD[:-1])])
+    text = policy.conversation.tokenizer.decode(offers[0].state.tokens)
+    assert text.endswith(f"{GOOD[-2]}\n{GOOD[-1]}</think>")
+    assert steps(policy.conversation, offers[0].state, "\n") == GOOD
+
+
+def test_several_lists_are_one_list_without_repeats(scripted: Make, game: Game24):
+    lists = ["13-9=4 (4 4 10)\n13+9=22 (4 10 22)", "13+9=22 (4 10 22)\n10-4=6 (6 9 13)"]
+    policy = scripted(lambda question, begun, key: lists[key.sample % 2] + "<|im_end|>")
+    expand = Proposed(policy, game, lists=2)
+    ((offers, tokens),) = expand([Node(begin(policy, game))])
+    assert [offer.text for offer in offers] == ["13-9=4 (4 4 10)", "13+9=22 (4 10 22)", "10-4=6 (6 9 13)"]
+    assert len({offer.state.key for offer in offers}) == 3
+    assert tokens == sum(len(policy.conversation.tokenizer.encode(text)) + 1 for text in lists)
+    assert expand.most == 2 * expand.length
+
+
 def test_proposals_to_the_same_end_are_one_thought(scripted: Make, game: Game24):
     policy = scripted(lambda question, begun, key: "4*6=24 (10 24)\n6*4=24 (10 24)<|im_end|>")
     ((offers, _),) = Proposed(policy, game)([thought(policy, game, "10-4=6 (4 6 10)")])

@@ -20,10 +20,10 @@ from schoolhouse.types import SchoolError
 PAPER = 0.74
 """What GPT-4 reaches at breadth 5 (Yao et al. 2023, table 2)."""
 
-TREE = "tot?thoughts=propose&samples=8&listed=224&length=64&temperature=0.7"
+TREE = "tot?thoughts=propose&samples=8&lists=4&listed=224&length=64&temperature=1"
 SEARCHES: Mapping[str, str] = {
     "greedy": "sample?length=128&temperature=0",
-    "vote": "vote?samples=24&length=128&temperature=0.7",
+    "vote": "vote?samples=160&length=128&temperature=0.7",
     "breadth_1": f"{TREE}&breadth=1",
     "breadth_5": f"{TREE}&breadth=5",
     "random": f"{TREE}&breadth=5&values=random",
@@ -60,7 +60,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     task = f"game24:{puzzles()}"
     shape = {"width": 192, "layers": 4, "heads": 6, "key_heads": 6, "head_dim": 32, "inner": 576, "longest": 512}
     text = {"task": task, "seed": seed, "model": shape, "vocabulary": 320, "steps": 300, "learning_rate": 2e-3}
-    taught = {"task": f"{task}?lessons=solve=1,next=1,value=4", "seed": seed, "batch": 128, "steps": 4000}
+    taught = {"task": f"{task}?lessons=solve=1,next=1,value=4", "seed": seed, "batch": 64, "steps": 4000}
     solver = Step("sft", {"model": Step("pretrain", text), **taught, "learning_rate": 2e-3})
     asked = {
         name: Searched(task=task, problems=100, samples=1, length=128, search=search)

@@ -181,12 +181,13 @@ class Completer(Protocol):
 
 
 def by_rules(task: Task, say: Conversation, rollouts: Sequence[Rollout]) -> list[Graded]:
-    """What the task itself says of each step. Raises SchoolError where it cannot check single steps."""
-    graded = []
-    for rollout in rollouts:
-        said = steps(say, rollout, task.delimiter)
-        graded.append(_graded(say, rollout, said, tuple(map(float, task.rate(rollout.problem, said)))))
-    return graded
+    """What the task itself says of each step, the answer included. Raises SchoolError where it cannot check steps."""
+    ratings = [map(float, task.rate(rollout.problem, steps(say, rollout, task.delimiter))) for rollout in rollouts]
+    right = _right(task, say, rollouts)
+    return [
+        _graded(task, say, rollout, (*labels, None if is_right is None else 1.0 if is_right else -1.0))
+        for rollout, labels, is_right in zip(rollouts, ratings, right, strict=True)
+    ]
 
 
 def by_continuations(
@@ -195,6 +196,7 @@ def by_continuations(
     """The share of `count` continuations of up to `length` tokens behind each step that ends right.
 
     hard  1 where any does, else -1, instead of the share
+    Behind the answer there is nothing to continue: it ended right or it did not.
     A step behind which the model has no room has no label. And the tokens that were sampled.
     """
     say = policy.conversation
@@ -212,20 +214,28 @@ def by_continuations(
     tokens = sum(len(after) - len(before) for before, after in zip(asked, said, strict=True))
     groups = iter(judge(said, task, say.read))
     graded = []
-    for rollout, few in zip(rollouts, cuts, strict=True):
+    for rollout, few, is_right in zip(rollouts, cuts, _right(task, say, rollouts), strict=True):
         labels: list[float | None] = []
         for cut in few:
             scores = next(groups).scores if len(cut) <= room else ()
             share = sum(score >= 1.0 for score in scores) / len(scores) if scores else None
             labels.append(share if share is None or not hard else 1.0 if share > 0 else -1.0)
-        graded.append(_graded(say, rollout, steps(say, rollout, task.delimiter), tuple(labels), not hard))
+        labels.append(None if is_right is None else float(is_right) if not hard or is_right else -1.0)
+        graded.append(_graded(task, say, rollout, tuple(labels), not hard))
     return graded, tokens
 
 
+def _right(task: Task, say: Conversation, rollouts: Sequence[Rollout]) -> list[bool | None]:
+    """Whether each answer is right; None where nobody could judge."""
+    verdicts = [verdict for group in judge(rollouts, task, say.read) for verdict in group.verdicts]
+    return [None if verdict.score is None else verdict.score >= 1.0 for verdict in verdicts]
+
+
 def _graded(
-    say: Conversation, rollout: Rollout, said: Sequence[str], labels: tuple[float | None, ...], values: bool = False
+    task: Task, say: Conversation, rollout: Rollout, labels: tuple[float | None, ...], values: bool = False
 ) -> Graded:
-    problem = rollout.problem
-    return Graded(
-        problem.messages[-1].content, tuple(said), labels, problem.reference, say.read(rollout).answer, values
-    )
+    """`labels` of the steps and, last, of the answer, which is left out where the turn was cut off."""
+    problem, reply, said = rollout.problem, say.read(rollout), steps(say, rollout, task.delimiter)
+    told = (*said, reply.answer) if reply.complete else tuple(said)
+    about = (problem.messages[-1].content, told, labels[: len(told)], problem.reference, reply.answer, values)
+    return Graded(*about, whole=reply.complete)

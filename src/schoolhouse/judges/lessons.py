@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +15,15 @@ from schoolhouse.types import NAN, Key, Message, Problem, Rollout
 
 
 class Lesson(NamedTuple):
-    """A solution with marks in it, and what each mark should say: [T], nan where there is none."""
+    """A solution with marks in it, and what each mark should say: [T], nan where there is none.
+
+    For an implicit judge a solution as it was said, its outcome at each token of it, and how likely the model it was
+    trained from finds each (`reference` [T], nan for the others).
+    """
 
     rollout: Rollout
-    target: list[float]
+    target: Sequence[float]
+    reference: Sequence[float]
 
 
 def outcome(say: Conversation, rollout: Rollout, score: float | None) -> Graded:
@@ -34,10 +40,17 @@ def from_rollout(say: Conversation, rollout: Rollout, graded: Graded, delimiter:
     return _lesson(spliced, dict(zip(marks, graded.targets, strict=False)))  # nothing behind the first error
 
 
-def from_file(path: Path, say: Conversation, delimiter: str) -> list[tuple[Graded, Lesson]]:
-    """Labelled solutions of a file, as a policy would have said them, step by step.
+def whole(rollout: Rollout, graded: Graded, reference: Sequence[float]) -> Lesson:
+    """A solution of a model's own and its outcome, for an implicit judge; nothing to learn without an outcome."""
+    (target,) = graded.targets
+    if target is None:
+        rollout = replace(rollout, written=(False,) * len(rollout))
+    return Lesson(rollout, [target if w and target is not None else NAN for w in rollout.written], reference)
 
-    Each step ends with the delimiter, but for the one that ends the solution. The reference answer is not shown.
+
+def from_file(path: Path, say: Conversation, delimiter: str) -> list[tuple[Graded, Lesson]]:
+    """Labelled solutions of a file, as a policy would have said them: thoughts that end with the delimiter each and,
+    where the solution is whole, its last step as the answer. The reference answer is not shown.
     """
     (mark,) = say.tokenizer.encode(MARK)
     pairs = []
@@ -46,7 +59,7 @@ def from_file(path: Path, say: Conversation, delimiter: str) -> list[tuple[Grade
         rollout, targets = say.begin(problem, Key(0, "label", 0, at)), dict[int, float | None]()
         for number, (text, target) in enumerate(zip(graded.steps, graded.targets, strict=True), 1):
             ends = graded.whole and number == len(graded.steps)
-            rollout = say.think(rollout, text.strip() + ("" if ends else delimiter))
+            rollout = say.answer(rollout, text.strip()) if ends else say.think(rollout, text.strip() + delimiter)
             targets[len(rollout)] = target
             rollout = rollout.forced([mark])
         pairs.append((graded, _lesson(rollout, targets)))
@@ -54,11 +67,17 @@ def from_file(path: Path, say: Conversation, delimiter: str) -> list[tuple[Grade
 
 
 def dealt(lessons: Sequence[Lesson], seed: int) -> list[Lesson]:
-    """The same marks with one another's targets."""
-    targets = [target for one in lessons for target in one.target if target == target]
-    python_random(Key(seed, "dealt")).shuffle(targets)
-    deck = iter(targets)
-    return [Lesson(one.rollout, [next(deck) if t == t else t for t in one.target]) for one in lessons]
+    """The same marks with one another's targets; the same solutions with one another's outcomes."""
+    whole = any(known == known for one in lessons for known in one.reference)
+    told = [[target for target in one.target if target == target] for one in lessons]
+    deck = [target for few in told for target in (few[:1] if whole else few)]
+    python_random(Key(seed, "dealt")).shuffle(deck)
+    new = iter(deck)
+    hands = [[next(new)] * len(few) if whole else [next(new) for _ in few] for few in told]
+    return [
+        one._replace(target=[hand.pop() if t == t else t for t in one.target])
+        for one, hand in zip(lessons, hands, strict=True)
+    ]
 
 
 def _lesson(spliced: Rollout, targets: dict[int, float | None]) -> Lesson:
@@ -67,4 +86,4 @@ def _lesson(spliced: Rollout, targets: dict[int, float | None]) -> Lesson:
     end = max(told, default=-1) + 1
     written = tuple(place in told for place in range(end))
     cut = Rollout(spliced.problem, spliced.key, spliced.tokens[:end], written, (NAN,) * end, tuple(told)[:1], "given")
-    return Lesson(cut, [told.get(place, NAN) for place in range(end)])
+    return Lesson(cut, [told.get(place, NAN) for place in range(end)], [NAN] * end)

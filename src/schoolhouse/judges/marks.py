@@ -14,7 +14,7 @@ from math import exp, fsum, nan
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from schoolhouse.text.conversation import Conversation
-from schoolhouse.text.steps import step_ends
+from schoolhouse.text.steps import judged_ends
 from schoolhouse.types import NAN, Rollout, SchoolError
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ class Marked(NamedTuple):
 
 
 def marked(say: Conversation, rollout: Rollout, delimiter: str, where: Where = "steps") -> Marked:
-    """A mark behind each complete step of the last turn's thought, or one behind the whole turn."""
+    """A mark behind each complete step of the last turn's thought and behind its answer, or behind the whole turn."""
     (mark,) = say.tokenizer.encode(MARK)
-    ends = step_ends(say, rollout, delimiter) if where == "steps" else [len(rollout)]
+    ends = judged_ends(say, rollout, delimiter) if where == "steps" else [len(rollout)]
     tokens: list[int] = []
     marks, start = [], 0
     for end in ends:

@@ -177,7 +177,7 @@ class Policy:
         ]
         return torch.optim.AdamW(groups, lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True)
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
 
     # --- the three verbs
@@ -218,7 +218,7 @@ class Policy:
             if then or not isinstance(length, int):
                 raise SchoolError("a thinking budget goes with one `length` for all and without `then`")
             then, length, room = self._budget(rollouts, think, length), min(think, length), length
-        with self._autocast():
+        with self.autocast():
             extended = sampler.extend(
                 self.decoder,
                 rollouts,
@@ -240,6 +240,29 @@ class Policy:
             )
         give_back()
         return extended
+
+    def serve(
+        self, door: sampler.Door, slots: int, context: int, then: sampler.Then, on_token: sampler.OnToken
+    ) -> None:
+        """Extend whatever comes through a door, up to `slots` at once, until nobody comes any more.
+
+        context  tokens that a rollout may have, its prefix included
+        """
+        with self.autocast():
+            sampler.extend(
+                self.decoder,
+                [],
+                [],
+                self.conversation.stop_ids,
+                self.version,
+                slots=slots,
+                room=context,
+                then=then,
+                memories=(self.packed, self.slots),
+                door=door,
+                on_token=on_token,
+            )
+        give_back()
 
     def _tilt(self, deviation: float) -> Tensor:
         """The same noise in every call of every run. [V]"""
@@ -358,7 +381,7 @@ class Policy:
         else:
             memory, tokens, place = self.packed(batch.lengths, self.device), batch.tokens, said - 1
         said = said.to(self.device)
-        with self._autocast():
+        with self.autocast():
             hidden_NC = self.decoder(tokens.to(self.device), memory.positions, memory)
             target, before = batch.tokens.to(self.device)[said], hidden_NC[place.to(self.device)]
             piece = max(_ROWS, _CHUNK // self.decoder.shape.vocab_size)

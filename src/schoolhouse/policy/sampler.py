@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 _BLOCK = 64
 
-OnToken = Callable[[int, int, float], None]
-"""Called with (index of the rollout, token id, its log-probability) as soon as a token is sampled."""
+OnToken = Callable[[int, int, float], bool | None]
+"""Called with (index of the rollout, token id, its log-probability) as soon as a token is sampled. True ends the turn
+there."""
 
 Then = Callable[[Rollout], tuple[Rollout, int] | None]
 """Called with a rollout whose turn ended. Gives what it goes on from (the same, or longer by what others say now) and
@@ -35,6 +37,39 @@ how many tokens it may say next; None: it is done."""
 
 Ends = Callable[[Sequence[int]], bool]
 """Whether a turn ends with the last of the ids it has so far."""
+
+
+class Drawing(NamedTuple):
+    """How a token is drawn: see `choose`."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+class Arrival(NamedTuple):
+    """A prefix that comes while others are being extended."""
+
+    rollout: Rollout
+    length: int
+    drawing: Drawing
+
+
+class Door(Protocol):
+    """Where rollouts come in, and go out, while others are being extended. They are counted as they come, from 0."""
+
+    def arrivals(self, busy: bool) -> Sequence[Arrival] | None:
+        """Who has come since, asked before each step; where nobody is `busy` it may wait. None: nobody comes again."""
+        ...
+
+    def look(self, owners: np.ndarray, logits_SV: Tensor) -> None:
+        """The logits of a step, before it is drawn, and whose they are."""
+        ...
+
+    def leave(self, number: int, rollout: Rollout) -> None:
+        """A rollout is done."""
+        ...
 
 
 def narrow(logits_SV: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
@@ -115,6 +150,7 @@ def extend(
     ends: tuple[Tensor, Ends] | None = None,
     tilt: Tensor | None = None,
     memories: tuple[type[Packed], type[Slots]] = (Packed, Slots),
+    door: Door | None = None,
     on_token: OnToken | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
@@ -124,21 +160,25 @@ def extend(
     rollouts that just ended. With `then` a rollout goes on in its slot, and comes out as if it had been extended again
     from the start: what others said is read token by token beside the slots that speak, nothing is read twice. `room`
     is what all turns behind the first prefix may take together. `ends` is the ids [V] that may end a turn, and who
-    knows whether one does. `tilt` [V] is added to all logits: a policy that is not quite this one.
+    knows whether one does. `tilt` [V] is added to all logits: a policy that is not quite this one. Through a `door`
+    more rollouts may come as long as it is open, each with its own way of drawing; they leave through it too, and
+    `room` is what each of them may have, its prefix included.
     """
     shape, device = decoder.shape, next(decoder.parameters()).device
     lengths = [length] * len(rollouts) if isinstance(length, int) else list(length)
     _check(rollouts, lengths, shape.longest, temperature)
-    slots, room = min(slots, len(rollouts)), max(max(lengths, default=0), room or 0)
+    slots = slots if door else min(slots, len(rollouts))
+    longest = room or shape.longest if door else max(map(len, rollouts), default=0)
+    room = max(max(lengths, default=0), room or 0, longest if door else 0)
     read, grow = memories
     memory = grow(
         shape.num_hidden_layers,
         slots,
         shape.num_key_value_heads,
         shape.head_dim,
-        prompt_room=max(map(len, rollouts), default=0),
+        prompt_room=longest,
         room=room,
-        prompts=len({r.tokens for r in rollouts}),
+        prompts=slots if door else len({r.tokens for r in rollouts}),
         device=device,
     )
 
@@ -150,8 +190,11 @@ def extend(
     stop_V[list(stop)] = True
     maybe_V = None if ends is None else ends[0].to(device)
     queue = deque(range(len(rollouts)))
-    done: list[Rollout | None] = [None] * len(rollouts)
-    begun = list(rollouts)  # what each rollout's present turn began with
+    begun = dict(enumerate(rollouts))  # what each rollout's present turn began with
+    start = dict(enumerate(map(len, rollouts)))
+    limits, drawings = dict(enumerate(lengths)), dict[int, Drawing]()
+    usual, came = Drawing(temperature, top_k, top_p, min_p), len(rollouts)
+    done: dict[int, Rollout] = {}
     given: dict[int, deque[int]] = {}  # ids that others said and the model has not read yet
 
     said = torch.zeros(slots, room, dtype=torch.long, device=device)  # [S, room]
@@ -163,23 +206,35 @@ def extend(
     logits_SV: Tensor | None = None
     last: dict[tuple[int, ...], Tensor] = {}
 
-    while queue or memory.busy:
-        if queue and memory.free >= max(1, slots // 4):  # read several prompts at once: prefill pays in batches
-            new = [queue.popleft() for _ in range(min(memory.free, len(queue)))]
-            at = slice(memory.busy, memory.busy + len(new))
-            owner[at], count[at] = new, 0
-            limit[at] = torch.tensor([lengths[i] for i in new], device=device)
-            stream[at] = [digest(rollouts[i].key) for i in new]
-            logits_nV = _prefill(decoder, read, memory, [rollouts[i].tokens for i in new], last)
+    while queue or memory.busy or door:
+        new = door.arrivals(bool(queue or memory.busy)) if door else ()
+        for arrival in new or ():
+            begun[came], start[came], limits[came] = arrival.rollout, len(arrival.rollout), arrival.length
+            drawings[came] = arrival.drawing
+            queue.append(came)
+            came += 1
+        if not queue and not memory.busy:
+            if new is None:
+                break
+            continue
+        # Read several prompts at once, since prefill pays in batches; who stands at a door does not wait for that.
+        if queue and memory.free >= (1 if door else max(1, slots // 4)):
+            enter = [queue.popleft() for _ in range(min(memory.free, len(queue)))]
+            at = slice(memory.busy, memory.busy + len(enter))
+            owner[at], count[at] = enter, 0
+            limit[at] = torch.tensor([limits.pop(i) for i in enter], device=device)
+            stream[at] = [digest(begun[i].key) for i in enter]
+            logits_nV = _prefill(decoder, read, memory, [begun[i].tokens for i in enter], last)
             logits_SV = logits_nV if logits_SV is None else torch.cat((logits_SV, logits_nV))
         assert logits_SV is not None
         busy = memory.busy
         if tilt is not None:
             logits_SV = logits_SV + tilt
-        uniform = uniforms(stream[:busy], count[:busy].cpu().numpy())
-        token_S, logprob_S = choose(
-            logits_SV, torch.from_numpy(uniform).to(device), temperature, top_k=top_k, top_p=top_p, min_p=min_p
-        )
+        if door:
+            door.look(owner[:busy], logits_SV)
+        uniform_S = torch.from_numpy(uniforms(stream[:busy], count[:busy].cpu().numpy())).to(device)
+        ways = [drawings.get(i, usual) for i in owner[:busy].tolist()] if drawings else [usual]
+        token_S, logprob_S = _choose(logits_SV, uniform_S, ways)
         if not bool(torch.isfinite(logprob_S).all()):
             raise SchoolError(
                 "the model's log-probabilities are not finite: there is NaN or infinity in its weights, or its "
@@ -194,10 +249,13 @@ def extend(
         said[:busy].scatter_(1, count[:busy, None].clamp_max(room - 1), token_S[:, None])
         sure[:busy].scatter_(1, count[:busy, None].clamp_max(room - 1), logprob_S[:, None])
         count[:busy] += speaks_S
-        if on_token:
-            for slot in speaks_S.nonzero()[:, 0].tolist():
-                on_token(int(owner[slot]), int(token_S[slot]), float(logprob_S[slot]))
         stopped_S = stop_V[token_S] & speaks_S
+        if on_token:
+            heard = zip(owner[:busy].tolist(), token_S.tolist(), logprob_S.tolist(), speaks_S.tolist(), strict=True)
+            enough = [speaks and on_token(i, token, logprob) for i, token, logprob, speaks in heard]
+            for slot, ended in enumerate(enough):
+                if ended:
+                    stopped_S[slot] = True
         if ends is not None and maybe_V is not None:
             for slot in (maybe_V[token_S] & speaks_S & ~stopped_S).nonzero()[:, 0].tolist():
                 stopped_S[slot] = ends[1](said[slot, : int(count[slot])].tolist())
@@ -207,9 +265,14 @@ def extend(
                 n, i = int(count[slot]), int(owner[slot])
                 finish = "stop" if bool(stopped_S[slot]) else "length"
                 ended = begun[i].said(said[slot, :n].tolist(), sure[slot, :n].tolist(), finish, version)
-                more = _goes_on(then, ended, len(rollouts[i]), min(room, shape.longest - len(rollouts[i])))
+                more = _goes_on(then, ended, start[i], min(room, shape.longest - start[i]))
                 if more is None:
-                    done[i] = ended
+                    del begun[i], start[i]
+                    drawings.pop(i, None)
+                    if door:
+                        door.leave(i, ended)
+                    else:
+                        done[i] = ended
                     continue
                 over_S[slot] = False
                 if len(more[0]) > len(ended):
@@ -230,7 +293,19 @@ def extend(
             memory.end_step()
         else:
             logits_SV = None
-    return [r for r in done if r is not None]
+    return [done[i] for i in sorted(done)]
+
+
+def _choose(logits_SV: Tensor, uniform_S: Tensor, ways: Sequence[Drawing]) -> tuple[Tensor, Tensor]:
+    """`choose`, with one way of drawing for all slots or one for each."""
+    if len(set(ways)) == 1:
+        return choose(logits_SV, uniform_S, *ways[0])
+    token_S = torch.zeros(len(ways), dtype=torch.long, device=logits_SV.device)
+    logprob_S = torch.zeros(len(ways), device=logits_SV.device)
+    for way, alike in groupby(sorted(range(len(ways)), key=ways.__getitem__), key=ways.__getitem__):
+        rows = torch.tensor(list(alike), device=logits_SV.device)
+        token_S[rows], logprob_S[rows] = choose(logits_SV[rows], uniform_S[rows], *way)
+    return token_S, logprob_S
 
 
 def _goes_on(then: Then | None, ended: Rollout, start: int, room: int) -> tuple[Rollout, int] | None:

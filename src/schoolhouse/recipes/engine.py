@@ -48,6 +48,8 @@ class Config(Frozen):
     """Tokens a search may spend on one problem."""
     verify: bool = True
     """Keep right answers alone. Without, whatever was found: an ablation, which must fail."""
+    most: int | None = Field(None, gt=0)
+    """Answers kept of a loop at most, drawn among them: the same for ways of search that are compared."""
     length: int = Field(128, gt=0)
     """Tokens of a plain answer."""
     updates: int = Field(150, gt=0)
@@ -77,6 +79,7 @@ def engine(c: Config, run: Run) -> None:
         found = solve(policy, task, asked("engine search"), how)
         judged = judge([one.rollout for one in found if one.rollout], task, say.read)
         kept = [rollout for rollout, right in _told(judged) if right or not c.verify]
+        kept = python_random(Key(c.seed, "engine most", loop)).sample(kept, min(len(kept), c.most or len(kept)))
         stats: dict[str, float | int] = {"kept": len(kept), **account(found, judged, kept, problems)}
         stats["sampled_tokens"] = sum(sum(r.written) for r in rollouts_of(plain)) + sum(one.tokens for one in found)
         replies = [(rollout.problem, say.read(rollout)) for rollout in kept]

@@ -2,7 +2,8 @@
 
 Process supervision: Lightman et al. 2023, arXiv 2305.20050. Its labels come from people (`data`, in PRM800K's format),
 from the task's own rules (`exact`), or from how sampled continuations end (`hard`, `soft`: Math-Shepherd, Wang et al.
-2023, arXiv 2312.08935). `outcome` labels whole solutions by their answer (Cobbe et al. 2021, arXiv 2110.14168).
+2023, arXiv 2312.08935). `outcome` labels whole solutions by their answer (Cobbe et al. 2021, arXiv 2110.14168), and so
+does `implicit`, whose judge is the likelihood of what was said (Yuan et al. 2024, arXiv 2412.01981).
 
 The generator's solutions are labelled once, before the first update; a run that goes on makes the same ones again.
 What was labelled stands in labels.jsonl of the run folder, in PRM800K's format.
@@ -16,12 +17,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from schoolhouse.config import Frozen
-from schoolhouse.credit import rollouts_of
+from schoolhouse.judges.implicit import BETA
 from schoolhouse.judges.labels import Graded, by_continuations, by_rules, write_prm800k
-from schoolhouse.judges.lessons import Lesson, dealt, from_file, from_rollout, outcome
+from schoolhouse.judges.lessons import Lesson, dealt, from_file, from_rollout, outcome, whole
 from schoolhouse.judges.marks import Where, same_tokens
-from schoolhouse.objectives import mark
-from schoolhouse.packing import pack, token_mean
+from schoolhouse.objectives import implicit, mark
+from schoolhouse.packing import pack, sequence_mean, token_mean
 from schoolhouse.policy.policy import Adam, Policy
 from schoolhouse.randomness import python_random
 from schoolhouse.run import Run
@@ -38,9 +39,9 @@ class Config(Frozen):
     """Folder of the model whose solutions are labelled; none: labels come from `data`."""
     data: Path | None = None
     """Labelled solutions, JSON lines in PRM800K's format."""
-    labels: Literal["exact", "hard", "soft", "outcome"] = "exact"
+    labels: Literal["exact", "hard", "soft", "outcome", "implicit"] = "exact"
     """Who labels the generator's solutions: the task's rules, any or the share of continuations that end right, or the
-    answer alone."""
+    answer alone, said by a mark or by the likelihood of the solution itself."""
     task: str = "school:chain"
     seed: int = 0
     problems: int = Field(500, gt=0)
@@ -72,6 +73,8 @@ class Config(Frozen):
             raise ValueError(
                 "give either `generator`, a model whose solutions are labelled, or `data`, a file of labels"
             )
+        if self.labels == "implicit" and self.data:
+            raise ValueError("labels: implicit needs a `generator`: its judge learns from whole solutions of a model")
         return self
 
 
@@ -94,12 +97,19 @@ def process_reward(c: Config, run: Run) -> None:
     account = {"solutions": len(lessons), "labels": len(told), "labels_right": sum(told) / len(told)}
     account["sampled_tokens"] = tokens
 
+    objective, weigh = (implicit(BETA), sequence_mean) if c.labels == "implicit" else (mark(), token_mean)
     for step in run.steps(range(run.step, c.steps), keep=policy, every=c.save_every):
         chosen = python_random(Key(c.seed, "process reward", step)).choices(lessons, k=c.batch)
         rollouts = [one.rollout for one in chosen]
-        batches = pack(rollouts, token_mean(rollouts), c.token_budget, target=[one.target for one in chosen])
+        batches = pack(
+            rollouts,
+            weigh(rollouts),
+            c.token_budget,
+            target=[one.target for one in chosen],
+            reference=[one.reference for one in chosen],
+        )
         rate = warm_up_hold_decay(step, c.steps, c.learning_rate, c.warmup, c.decay)
-        stats = policy.update(batches, mark(), rate, c.clip_norm)
+        stats = policy.update(batches, objective, rate, c.clip_norm)
         run.record(step, **stats, learning_rate=rate, **(account if step == 0 else {}))
 
 
@@ -110,17 +120,21 @@ def from_generator(c: Config, task: Task, judge_says: Conversation) -> tuple[lis
     same_tokens(say, judge_says, "the generator", "the judge")
     keys = [(p, Key(c.seed, "solution", 0, i, g)) for i, p in enumerate(problems) for g in range(c.samples)]
     asked = [say.begin(problem, key) for problem, key in keys]
-    groups = judge(generator.extend(asked, c.length, temperature=c.temperature), task, say.read)
-    tokens = sum(sum(rollout.written) for rollout in rollouts_of(groups))
-    said = [rollout for rollout in rollouts_of(groups) if rollout.finish == "stop"]
+    rollouts = generator.extend(asked, c.length, temperature=c.temperature)
+    tokens = sum(sum(rollout.written) for rollout in rollouts)
+    said = [rollout for rollout in rollouts if rollout.finish == "stop"]
     where: Where = "end" if c.labels == "outcome" else "steps"
     if c.labels == "exact":
         graded = [one.up_to_first_error() for one in by_rules(task, say, said)]
-    elif c.labels == "outcome":
-        scores = {r.key: v.score for g in groups for r, v in zip(g.rollouts, g.verdicts, strict=True)}
-        graded = [outcome(say, rollout, scores[rollout.key]) for rollout in said]
+    elif c.labels in ("outcome", "implicit"):
+        verdicts = [verdict for group in judge(said, task, say.read) for verdict in group.verdicts]
+        graded = [outcome(say, rollout, verdict.score) for rollout, verdict in zip(said, verdicts, strict=True)]
     else:
         graded, more = by_continuations(generator, task, said, c.continuations, c.length, c.labels == "hard")
         tokens += more
     pairs = zip(graded, said, strict=True)
+    if c.labels == "implicit":
+        known = Policy.load(c.model, c.precision).score(said)
+        told = zip(graded, said, known, strict=True)
+        return [(one, whole(rollout, one, score.logprob.tolist())) for one, rollout, score in told], tokens
     return [(one, from_rollout(say, rollout, one, task.delimiter, where)) for one, rollout in pairs], tokens

@@ -27,7 +27,7 @@ from schoolhouse.policy.stream import Stream
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.task import judge, open_task
-from schoolhouse.text.steps import step_ends
+from schoolhouse.text.steps import judged_ends
 from schoolhouse.types import Group, Key, Precision, Rollout
 
 
@@ -78,7 +78,7 @@ def step_rewards(c: Config, run: Run) -> None:
         scored = judged(groups)
         said = rollouts_of(scored)
         values = [[exp(log) for log in logs] for logs in grader.grades(said)]
-        ends = [step_ends(say, rollout, task.delimiter) for rollout in said]
+        ends = [judged_ends(say, rollout, task.delimiter) for rollout in said]
         rate = warm_up_hold_decay(step, c.steps, c.learning_rate, c.warmup, c.decay)
         batches = pack(
             said,

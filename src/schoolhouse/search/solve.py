@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, ValidationError
 
 from schoolhouse.config import Frozen, nearest, read_options
+from schoolhouse.judges.implicit import Implicit
 from schoolhouse.judges.marks import Aggregate, Judge, Where, same_tokens
 from schoolhouse.policy.policy import Policy
 from schoolhouse.search.budget import most_forced, revise, think_between
@@ -58,6 +59,8 @@ class Search(Frozen):
     control), or the reward model in a folder."""
     where: Where = "steps"
     """Behind what that reward model was trained to judge: steps, or the end of a solution."""
+    reference: str = ""
+    """Folder of the model that it was trained from, if it is an implicit one (labels: implicit)."""
     aggregate: Aggregate = "product"
     """How its grades of steps become one: product or min for labels of steps, last for values of states."""
     asked: int = Field(3, gt=0)
@@ -72,6 +75,8 @@ class Search(Frozen):
     """Tokens of one step, where it is sampled."""
     listed: int = Field(256, gt=0)
     """Tokens of a list of proposals."""
+    lists: int = Field(1, gt=0)
+    """Lists of proposals asked for behind each thought; what several of them say is one thought."""
     length: int = Field(128, gt=0)
     """Tokens of a whole answer (sample, vote); of what stands behind the last step (trees)."""
     least: int = Field(0, ge=0)
@@ -137,7 +142,7 @@ def solve(
     value = _values(policy, task, search, judge)
     expand: Sampled | Proposed
     if search.thoughts == "propose":
-        expand = Proposed(policy, task, search.samples, search.listed, search.length, search.temperature)
+        expand = Proposed(policy, task, search.samples, search.listed, search.length, search.temperature, search.lists)
     else:
         expand = Sampled(policy, task, search.samples, search.step, search.length, search.temperature)
     trees = [Tree(Node(prefix), search.budget) for prefix in prefixes]
@@ -217,6 +222,8 @@ def _judge(policy: Thinker, task: Task, search: Search) -> Worth:
             return AtRandom()
     judge = Policy.load(search.values)
     same_tokens(policy.conversation, judge.conversation, "the policy", f"the judge {search.values}")
+    if search.reference:
+        return Judged(Implicit(judge, Policy.load(search.reference), task.delimiter))
     return Judged(Judge(judge, task.delimiter, search.where, search.aggregate))
 
 

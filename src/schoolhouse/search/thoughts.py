@@ -112,7 +112,8 @@ class Proposed:
     """The policy lists what may come next, and each line of its list is put into its mouth.
 
     Where there is nothing to ask it says the answer itself, the likeliest. Thoughts that lead to the same question are
-    one thought. `length` tokens of a list, `answer` tokens of an answer, at most `lines` lines of a list are read.
+    one thought. `length` tokens of a list, `answer` tokens of an answer, at most `lines` lines of a list are read;
+    `lists` lists are asked for, and a line that stands in them twice counts once.
     """
 
     policy: Thinker
@@ -121,32 +122,37 @@ class Proposed:
     length: int = 256
     answer: int = 48
     temperature: float = 0.7
+    lists: int = 1
 
     @property
     def samples(self) -> int:
-        return self.lines
+        return self.lines * self.lists
 
     @property
     def most(self) -> int:
-        return max(self.length, self.answer)
+        return max(self.length * self.lists, self.answer)
 
     def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
         say, task = self.policy.conversation, self.task
         told = [steps(say, node.state, task.delimiter) for node in nodes]
         questions = [task.ask_next(node.state.problem, few) for node, few in zip(nodes, told, strict=True)]
         asked = [
-            say.begin(question, node.state.key._replace(purpose="propose"))
-            for node, question in zip(nodes, questions, strict=True)
+            say.begin(question, key._replace(purpose="propose", sample=key.sample * self.lists + g))
+            for key, question in zip((node.state.key for node in nodes), questions, strict=True)
             if question
+            for g in range(self.lists)
         ]
         last = [_fork(node.state, 0, 1) for node, question in zip(nodes, questions, strict=True) if question is None]
         lists = iter(zip(asked, self._extended(asked, self.length, self.temperature), strict=True))
         ends = iter(zip(last, self._extended(last, self.answer, 0.0), strict=True))
         answered = []
         for node, question in zip(nodes, questions, strict=True):
-            before, after = next(ends if question is None else lists)
-            offers = [self._answer(before, after)] if question is None else self._thoughts(node.state, after)
-            answered.append(Answered([offer for offer in offers if offer], len(after) - len(before)))
+            few = [next(ends)] if question is None else [next(lists) for _ in range(self.lists)]
+            offers = (
+                [self._answer(*few[0])] if question is None else self._thoughts(node.state, [said for _, said in few])
+            )
+            tokens = sum(len(after) - len(before) for before, after in few)
+            answered.append(Answered([offer for offer in offers if offer], tokens))
         return answered
 
     def _extended(self, prefixes: Sequence[Rollout], length: int, temperature: float) -> list[Rollout]:
@@ -160,13 +166,16 @@ class Proposed:
         text = self.policy.conversation.tokenizer.decode(after.tokens[len(before) :], skip_special=True).strip()
         return Offer(after, text, True, after.tokens[after.turns[0] :]) if after.finish == "stop" else None
 
-    def _thoughts(self, rollout: Rollout, said: Rollout) -> list[Offer]:
+    def _thoughts(self, rollout: Rollout, lists: Sequence[Rollout]) -> list[Offer]:
         say, task = self.policy.conversation, self.task
         offers = []
-        for at, line in enumerate(task.read_next(say.read(said).answer)[: self.lines]):
-            fork = replace(rollout, key=rollout.key._replace(sample=rollout.key.sample * self.lines + at))
+        lines = [line for said in lists for line in task.read_next(say.read(said).answer)[: self.lines]]
+        for at, line in enumerate(dict.fromkeys(lines)):
+            fork = replace(rollout, key=rollout.key._replace(sample=rollout.key.sample * self.samples + at))
             after = say.think(fork, line + task.delimiter)
             question = task.ask_next(rollout.problem, steps(say, after, task.delimiter))
+            if question is None:  # the last thought: what is said next is the answer, not one more step
+                after = say.close_thought(say.think(fork, line))
             if len(after) + self.answer <= self.policy.longest:
                 offers.append(Offer(after, line, False, question.messages if question else line))
         return offers

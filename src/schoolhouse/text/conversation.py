@@ -162,6 +162,11 @@ class Conversation:
             ids = ids[1 + next(i for i, token in enumerate(ids) if token in self.stop_ids) :]
         return rollout.given(ids)
 
+    @property
+    def thought_marks(self) -> tuple[int | None, int | None, bool, tuple[str, ...]]:
+        """Ids of `<think>` and `</think>`, whether a prompt opens the thought itself, blanks around a thought."""
+        return self._think, self._end_think, self._thinking, self._blanks
+
     def close_thought(self, rollout: Rollout) -> Rollout:
         """The same rollout if it has stopped thinking in its last turn, or never began; else with `</think>` forced."""
         end = self.tokenizer.encode(END_THINK) if self._end_think is None else [self._end_think]
@@ -183,15 +188,15 @@ class Conversation:
         """For each id whether it may complete one of these texts, and whether the last of some ids does."""
         if not all(texts):
             raise SchoolError("an empty text cannot end a turn: give at least one character")
-        last, reach = {text[-1] for text in texts}, 1 + max(len(text.encode()) for text in texts)
+        last = {text[-1] for text in texts}
         words = [self.tokenizer.decode([token]) for token in range(self.tokenizer.size)]
         maybe = [not last.isdisjoint(word) or "\ufffd" in word for word in words]  # half a character may complete one
+        return maybe, lambda ids: self.has_said(ids, texts)
 
-        def ended(ids: Sequence[int]) -> bool:
-            tail = self.tokenizer.decode(ids[-reach:])
-            return any(text in tail for text in texts)
-
-        return maybe, ended
+    def has_said(self, ids: Sequence[int], texts: Sequence[str]) -> bool:
+        """Whether the last of these ids completes one of the texts."""
+        tail = self.tokenizer.decode(ids[-1 - max(len(text.encode()) for text in texts) :])
+        return any(text in tail for text in texts)
 
     # --- from ids to a reply
 
@@ -242,6 +247,11 @@ class Conversation:
         opening = [] if self._thinking else self.tokenizer.encode(THINK) if self._think is None else [self._think]
         blank = "" if self._thinking else self._blanks[0]
         return rollout.forced([*opening, *self.tokenizer.encode(blank + text)])
+
+    def answer(self, rollout: Rollout, text: str) -> Rollout:
+        """The rollout with an answer put into its mouth, behind its thought, and the end of its turn."""
+        ids = self.tokenizer.encode(self._blanks[2] + text)
+        return self.close_thought(rollout).forced([*ids, self.stop_ids[0]])
 
     def _tokens_until(self, mark: str, ids: tuple[int, ...]) -> int:
         """How many tokens it takes until the text holds `mark`; all when it never does."""

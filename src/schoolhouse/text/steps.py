@@ -24,6 +24,15 @@ def step_ends(say: Conversation, rollout: Rollout, delimiter: str) -> list[int]:
     return ends
 
 
+def judged_ends(say: Conversation, rollout: Rollout, delimiter: str) -> list[int]:
+    """Where a judge of steps is asked: behind each complete step and, where the turn has ended, behind the answer.
+
+    The answer is a step too, the last one: a thought may be right as far as it goes, and what it says in the end not
+    follow from it, or be said too early.
+    """
+    return step_ends(say, rollout, delimiter) + ([len(rollout)] if say.read(rollout).complete else [])
+
+
 def steps(say: Conversation, rollout: Rollout, delimiter: str) -> list[str]:
     """The complete steps of the last turn's thought, without blanks around them."""
     ends = step_ends(say, rollout, delimiter)

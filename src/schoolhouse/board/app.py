@@ -1,0 +1,254 @@
+"""`school board`: run folders as a local web page. Reads what runs write, and nothing else; asks nobody outside.
+
+/api/runs       every run with its state          /api/rollouts   a page of rollouts, filtered and sorted
+/api/run        one run: config, numbers, advice  /api/group      all samples of a problem, token by token
+/api/curves     numbers of several runs           /api/claims     verdicts and figures
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+from schoolhouse import __version__
+from schoolhouse.advice import advice
+from schoolhouse.board import index
+from schoolhouse.board.tokens import token_rows
+from schoolhouse.durable import read_lines, read_object
+from schoolhouse.records import differences, read_config
+from schoolhouse.run import read_metrics
+from schoolhouse.runs import Seen, find_runs, is_run, look
+from schoolhouse.serve.guard import Guard, told
+from schoolhouse.types import SchoolError
+from schoolhouse.web import PAGES
+
+MOST_POINTS = 2_000
+PER_PAGE = 50
+Json = dict[str, Any]
+
+
+class Board:
+    """A folder of runs. Names of runs are paths inside it; nothing outside it is ever read."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._making: dict[Path, subprocess.Popen[bytes]] = {}
+        self._seen: dict[Path, tuple[tuple[float, ...], Json]] = {}
+
+    def runs(self) -> list[Json]:
+        return [self.row(folder) for folder in find_runs(self.root)]
+
+    def row(self, folder: Path) -> Json:
+        """A run in the list. Kept until one of its files changes: a finished run is read once."""
+        name = str(folder.relative_to(self.root)) or "."
+        files = [folder / file for file in ("manifest.json", "metrics.jsonl", "config.yaml")]
+        stamp = tuple(path.stat().st_mtime if path.exists() else 0.0 for path in files)
+        known = self._seen.get(folder)
+        if known and known[0] == stamp and known[1]["state"] != "running":
+            return known[1]
+        try:
+            row = _row(name, look(folder))
+        except SchoolError as error:
+            row = {
+                "name": name,
+                "recipe": "",
+                "state": "damaged",
+                "done": 0,
+                "of": None,
+                "seconds": 0,
+                "result": str(error),
+            }
+        self._seen[folder] = (stamp, row)
+        return row
+
+    def place(self, name: str) -> Path:
+        """The folder of a run. Raises 404 for what is no run of this board, wherever it may lead."""
+        folder = (self.root / name.replace("\0", "\ufffd")).resolve()
+        if not folder.is_relative_to(self.root) or not is_run(folder):
+            raise HTTPException(404, f"there is no run `{name}` here")
+        return folder
+
+    def indexed(self, run: Path) -> bool:
+        """Whether the index is up to date; if not, a process is at work on it."""
+        worker = self._making.get(run)
+        if worker and worker.poll() is None:
+            return False
+        if not index.stale(run):
+            return True
+        self._making[run] = subprocess.Popen([sys.executable, "-m", "schoolhouse.board.index", str(run)])
+        return False
+
+
+def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -> FastAPI:
+    """The board of one folder. `claims` holds results of claims (docs/claims)."""
+    board = Board(root)
+    app = FastAPI(title="schoolhouse board", version=__version__, docs_url=None, redoc_url=None)
+
+    @app.exception_handler(SchoolError)
+    async def damaged(_: Request, error: SchoolError) -> Response:
+        return JSONResponse(told(str(error), "damaged"), 422)
+
+    @app.get("/api/runs")
+    def runs() -> list[Json]:
+        return board.runs()
+
+    @app.get("/api/run")
+    def run(name: str) -> Json:
+        folder = board.place(name)
+        metrics, manifest = read_metrics(folder), read_object(folder / "manifest.json")
+        config = read_config(folder / "config.yaml")
+        return {
+            **board.row(folder),
+            "config": config,
+            "metrics": names_of(metrics),
+            "advice": list(advice(metrics).values()),
+            "machine": {key: manifest.get(key) for key in ("versions", "python", "platform", "cores", "threads")},
+            "rollouts": (folder / "rollouts").is_dir(),
+            "signal": signal(metrics),
+        }
+
+    @app.get("/api/curves")
+    def curves(
+        name: Annotated[list[str], Query(max_length=64)],
+        metric: Annotated[list[str], Query(max_length=64)],
+        against: Literal["step", "tokens", "seconds"] = "step",
+    ) -> list[Json]:
+        return [curve(board.place(one), one, metric, against) for one in name]
+
+    @app.get("/api/rollouts")
+    def rollouts(
+        name: str,
+        first: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
+        last: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
+        verdict: index.Verdict = "",
+        problem: str = "",
+        finish: str = "",
+        least: float | None = None,
+        most: float | None = None,
+        order: index.Order = "step",
+        down: bool = True,
+        page: Annotated[int, Query(ge=0, le=10**7)] = 0,
+    ) -> Json:
+        folder = board.place(name)
+        ready = board.indexed(folder)
+        asked = index.Query(first, last, verdict, problem, finish, least, most, order, down)
+        found = index.find(folder, asked, page * PER_PAGE, PER_PAGE)
+        return {
+            "ready": ready,
+            "count": index.count(folder, asked),
+            "page": page,
+            "per_page": PER_PAGE,
+            "rows": [{key: value for key, value in row.items() if key not in _HEAVY} for row in found],
+        }
+
+    @app.get("/api/group")
+    def group(name: str, step: Annotated[int, Query(ge=0, lt=2**62)], problem: str) -> Json:
+        folder = board.place(name)
+        rows = index.group(folder, step, problem)
+        if not rows:
+            raise HTTPException(404, "these samples are not in the index, which may still be made")
+        return {"rows": token_rows(folder, rows), "across": index.across(folder, problem)}
+
+    @app.get("/api/difference")
+    def difference(one: str, other: str) -> list[str]:
+        here, there = (read_config(board.place(name) / "config.yaml") for name in (one, other))
+        return differences(here, there)
+
+    @app.get("/api/claims")
+    def verdicts() -> list[Json]:
+        return [read_object(path) for path in sorted(claims.glob("*.json"))] if claims else []
+
+    @app.get("/api/figure/{claim}.png")
+    def figure(claim: str) -> Response:
+        path = claims / f"{claim}.png" if claims and claim.isidentifier() else None
+        if path is None or not path.is_file():
+            raise HTTPException(404, f"there is no figure of `{claim}`")
+        return FileResponse(path)
+
+    @app.get("/")
+    def page() -> Response:
+        return FileResponse(PAGES / "board.html")
+
+    app.mount("/web", StaticFiles(directory=PAGES), name="web")
+    app.add_middleware(Guard, host=host)
+    return app
+
+
+_HEAVY = ("tokens", "logprob", "written")
+
+
+def _row(name: str, seen: Seen) -> Json:
+    done, of = seen.steps
+    return {
+        "name": name,
+        "recipe": seen.recipe,
+        "state": seen.state,
+        "done": done,
+        "of": of,
+        "seconds": seen.seconds,
+        "result": seen.result,
+    }
+
+
+def flat(line: Json, place: str = "") -> dict[str, float]:
+    """The numbers of a line of metrics, those inside by dotted names."""
+    found: dict[str, float] = {}
+    for key, value in line.items():
+        name = f"{place}.{key}" if place else key
+        if isinstance(value, dict):
+            found |= flat(value, name)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = value
+    return found
+
+
+def names_of(metrics: Sequence[Json]) -> list[str]:
+    """Names of all numbers of a run, in the order in which they first appear."""
+    sample = [*metrics[:5], *metrics[-5:], *metrics[:: max(1, len(metrics) // 50)]]
+    return [name for name in dict.fromkeys(name for line in sample for name in flat(line)) if name != "step"]
+
+
+def curve(folder: Path, name: str, wanted: Sequence[str], against: str) -> Json:
+    """Some numbers of one run against steps, sampled tokens or seconds; thinned to what a page can show."""
+    metrics = read_metrics(folder)
+    seconds = {row["step"]: row["seconds"] for row in read_lines(folder / "times.jsonl") if "seconds" in row}
+    x: list[float] = []
+    y: dict[str, list[float | None]] = {metric: [] for metric in wanted}
+    tokens, every = 0, max(1, -(-len(metrics) // MOST_POINTS))
+    for at, line in enumerate(metrics):
+        tokens += line.get("sampled_tokens", 0)
+        if at % every and at != len(metrics) - 1 and "exam" not in line:
+            continue
+        numbers = flat(line)
+        x.append({"step": line["step"], "tokens": tokens, "seconds": seconds.get(line["step"], 0.0)}[against])
+        for metric in wanted:
+            y[metric].append(numbers.get(metric))
+    seed = read_config(folder / "config.yaml").get("seed")
+    return {"name": name, "x": x, "y": y, "seed": seed, "steps": len(metrics)}
+
+
+def signal(metrics: Sequence[Json]) -> str:
+    """What became of the last step's problems, in words."""
+    line = next((line for line in reversed(metrics) if line.get("groups")), None)
+    if line is None:
+        return ""
+    groups, mixed = line["groups"], line.get("groups_mixed", 0)
+    parts = [
+        f"{line[key]} {words}"
+        for key, words in (
+            ("all_right", "were solved by all samples"),
+            ("all_wrong", "by none"),
+            ("all_truncated", "were cut off in all"),
+            ("groups_not_judged", "could not be judged"),
+        )
+        if line.get(key)
+    ]
+    rest = f"; {', '.join(parts)}" if parts else ""
+    return f"In step {line['step']} {mixed} of {groups} problems had answers of different reward, and taught{rest}."

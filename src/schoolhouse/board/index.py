@@ -1,0 +1,223 @@
+"""An index of a run's rollouts, so that a million of them can be filtered, sorted and paged in a moment.
+
+What was said stays where it is, in rollouts/*.jsonl; the index knows where each line begins and what it is sorted by.
+It lives in the user's cache, is made by a process of its own while others look, and grows with the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, NamedTuple
+
+from schoolhouse.types import SchoolError
+
+Verdict = Literal["", "right", "wrong", "unjudged"]
+Order = Literal["step", "score", "said", "spread"]
+
+_COLUMNS = "step file start size problem sample score said finish mean spread count".split()
+_SCHEMA = """
+create table if not exists files (name text primary key, size integer);
+create table if not exists rollouts (
+  step integer, file text, start integer, size integer, problem text, sample integer, score real, said integer,
+  finish text, mean real, spread real, count integer);
+"""
+_INDEXES = """
+create index if not exists by_step on rollouts (step, problem, sample);
+create index if not exists by_score on rollouts (score, step);
+create index if not exists by_said on rollouts (said, step);
+create index if not exists by_spread on rollouts (spread, step, problem, sample);
+create index if not exists by_problem on rollouts (problem, step);
+create index if not exists by_file on rollouts (file);
+"""
+
+
+class Query(NamedTuple):
+    """Which rollouts, and in what order."""
+
+    first: int | None = None
+    last: int | None = None
+    verdict: Verdict = ""
+    problem: str = ""
+    """A piece of the problem's id."""
+    finish: str = ""
+    least: float | None = None
+    most: float | None = None
+    """Bounds of the score."""
+    order: Order = "step"
+    down: bool = True
+
+
+def place_of(run: Path) -> Path:
+    """Where the index of a run is kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "schoolhouse" / "board"
+    return cache / f"{hashlib.blake2b(str(run.resolve()).encode(), digest_size=12).hexdigest()}.sqlite"
+
+
+def open_index(run: Path, write: bool = False) -> sqlite3.Connection | None:
+    """The index as far as it has been made; None where nobody has begun."""
+    place = place_of(run)
+    if write:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    elif not place.exists():
+        return None
+    base = sqlite3.connect(place, timeout=30)
+    if write:
+        base.execute("pragma journal_mode = wal")
+        base.execute("pragma synchronous = off")
+        base.executescript(_SCHEMA)
+    return base
+
+
+def stale(run: Path) -> list[Path]:
+    """Files of rollouts that have grown, or come, since they were indexed."""
+    files = sorted((run / "rollouts").glob("*.jsonl"))
+    base = open_index(run)
+    if base is None:
+        return files
+    with closing(base):
+        try:
+            known = dict(base.execute("select name, size from files"))
+        except sqlite3.Error:
+            return files
+    return [path for path in files if known.get(path.name) != path.stat().st_size]
+
+
+def make(run: Path) -> int:
+    """Bring the index up to date; gives the number of rollouts it knows. Damaged lines are left out."""
+    base = open_index(run, write=True)
+    assert base is not None
+    with closing(base):
+        known = {name for (name,) in base.execute("select name from files")}
+        for path in stale(run):
+            size = path.stat().st_size
+            with base:
+                if path.name in known:
+                    base.execute("delete from rollouts where file = ?", (path.name,))
+                base.executemany(f"insert into rollouts values ({','.join('?' * len(_COLUMNS))})", _rows(path))
+                base.execute("insert or replace into files values (?, ?)", (path.name, size))
+        base.executescript(_INDEXES)
+        return int(base.execute("select count(*) from rollouts").fetchone()[0])
+
+
+def _rows(path: Path) -> list[tuple[Any, ...]]:
+    """A row for each line that can be read, with the mean and the variance of its group's scores."""
+    start, step = 0, int(path.stem) if path.stem.isdecimal() else 0
+    found, scores = [], defaultdict[str, list[float]](list)
+    with path.open("rb") as file:
+        for line in file:
+            with suppress(ValueError, KeyError, TypeError):
+                row = json.loads(line)
+                said, problem, score = (
+                    sum(end - begin for begin, end in row["written"]),
+                    str(row["problem"]),
+                    row["score"],
+                )
+                found.append(
+                    (step, path.name, start, len(line), problem, int(row["sample"]), score, said, row["finish"])
+                )
+                scores[problem] += [] if score is None else [float(score)]
+            start += len(line)
+    about = {problem: _spread(of) for problem, of in scores.items()}
+    return [(*row, *about[row[4]]) for row in found]
+
+
+def _spread(scores: Sequence[float]) -> tuple[float | None, float | None, int]:
+    """Mean, variance and number of the scores that could be judged."""
+    if not scores:
+        return None, None, 0
+    mean = fmean(scores)
+    return mean, fmean((score - mean) ** 2 for score in scores), len(scores)
+
+
+def count(run: Path, query: Query) -> int:
+    base = open_index(run)
+    if base is None:
+        return 0
+    with closing(base):
+        where, values = _where(query)
+        return int(base.execute(f"select count(*) from rollouts {where}", values).fetchone()[0])
+
+
+def find(run: Path, query: Query, start: int = 0, many: int = 50) -> list[dict[str, Any]]:
+    """A page of rollouts, as they stand in the run, with their step and the mean and variance of their group."""
+    where, values = _where(query)
+    way = "desc" if query.down else "asc"
+    columns = {"step": ("step", "problem", "sample"), "spread": ("spread", "step", "problem", "sample")}
+    order = ", ".join(f"{name} {way}" for name in columns.get(query.order, (query.order, "step")))
+    return _matching(run, f"{where} order by {order} limit ? offset ?", (*values, many, start))
+
+
+def group(run: Path, step: int, problem: str) -> list[dict[str, Any]]:
+    """All samples of one problem in one step."""
+    return _matching(run, "where step = ? and problem = ? order by sample", (step, problem))
+
+
+def across(run: Path, problem: str, most: int = 200) -> list[dict[str, Any]]:
+    """The same problem in all steps that asked it: mean score and length of its samples."""
+    base = open_index(run)
+    if base is None:
+        return []
+    with closing(base):
+        asked = "select step, count(*), avg(score), avg(said) from rollouts where problem = ? group by step limit ?"
+        return [
+            dict(zip(("step", "count", "mean", "said"), r, strict=True)) for r in base.execute(asked, (problem, most))
+        ]
+
+
+def _matching(run: Path, condition: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    base = open_index(run)
+    if base is None:
+        return []
+    with closing(base):
+        names = "step, file, start, size, mean, spread, count"
+        found = base.execute(f"select {names} from rollouts {condition}", values).fetchall()
+    return [_told(run, *one) for one in found]
+
+
+def _told(run: Path, step: int, file: str, start: int, size: int, *about: float | None) -> dict[str, Any]:
+    with (run / "rollouts" / file).open("rb") as lines:
+        lines.seek(start)
+        row = json.loads(lines.read(size))
+    return {"step": step, **row, **dict(zip(("mean", "spread", "count"), about, strict=True))}
+
+
+def _where(query: Query) -> tuple[str, list[Any]]:
+    parts: list[str] = []
+    values: list[Any] = []
+    for text, value in (
+        ("step >= ?", query.first),
+        ("step <= ?", query.last),
+        ("score >= ?", query.least),
+        ("score <= ?", query.most),
+        ("finish = ?", query.finish or None),
+    ):
+        if value is not None:
+            parts.append(text)
+            values.append(value)
+    if query.problem:
+        parts.append("instr(problem, ?) > 0")
+        values.append(query.problem)
+    if query.verdict:
+        parts.append({"right": "score >= 1", "wrong": "score < 1", "unjudged": "score is null"}[query.verdict])
+    return (f"where {' and '.join(parts)}" if parts else ""), values
+
+
+def main() -> None:
+    """Index one run: `python -m schoolhouse.board.index RUN`."""
+    try:
+        make(Path(sys.argv[1]))
+    except (OSError, sqlite3.Error) as error:
+        raise SchoolError(f"no index of {sys.argv[1]} can be made: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What search finds teaches the next model more than what plain sampling finds, if somebody verifies it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from schoolhouse.claims.harness.bases import HANDS, chains, only_tiny
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
+from schoolhouse.claims.harness.figures import bars, course
+
+MIXED = Exam(task="school:chain?steps=2-8", problems=200, samples=8, length=96)
+"""Short chains that plain sampling solves, and long ones that it does not."""
+LOOPS, LESSONS, STILL = 4, 160, 0.05
+SEARCH = f"best_of_n?samples=16&length={MIXED.length}&temperature=1&values=exact"
+PLAIN = f"sample?length={MIXED.length}&temperature=1"
+ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "engine": ("best of 16 by the task's rules for steps, verified", {"search": SEARCH, "problems": 400}),
+    "unsearched": ("plain samples, verified", {"search": PLAIN, "problems": 800}),
+    "unverified": ("plain samples, right or wrong", {"search": PLAIN, "problems": 400, "verify": False}),
+}
+
+
+def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
+    only_tiny(scale)
+    start, exam = chains(seed), {"exam": MIXED}
+    config = {"model": start, "task": MIXED.task, "seed": seed, "loops": LOOPS, "length": MIXED.length}
+    config |= {"fresh_task": f"school:chain?steps=2-4&hands={HANDS}", "most": LESSONS}
+    made = {name: Arm(Step("engine", {**config, **keys}), exam, about) for name, (about, keys) in ARMS.items()}
+    return {"start": Arm(start, exam, "fine-tuned on worked chains"), **made}
+
+
+def judge(results: Results) -> Sequence[Check]:
+    rows = [fmean(at) for at in zip(*results.course("engine", "reward"), strict=True)]
+    apart = results.gains("unsearched", "engine")
+    still = results.gains("start", "unverified")
+    kept = [fmean(row) for arm in ("engine", "unsearched") for row in results.course(arm, "kept")]
+    checks = [
+        Check("premise", f"{LESSONS} answers learned from in each loop of both", told(kept, 0), min(kept) >= LESSONS),
+        Check(
+            "must hold",
+            "engine: plain samples are right more often after each of 3 loops, mean of seeds",
+            told(rows),
+            all(b > a for a, b in pairwise(rows)),
+        ),
+        Check(
+            "must hold",
+            "engine: above what as many unsearched answers teach, mean of seeds",
+            told(apart, sign=True),
+            fmean(apart) > 0,
+        ),
+        Check(
+            "must fail",
+            f"unverified: at most {STILL} above the start, mean of seeds",
+            told(still, sign=True),
+            fmean(still) <= STILL,
+        ),
+    ]
+    for metric in ("coverage", "rare_coverage"):
+        found = [fmean(at) for at in zip(*results.course("engine", metric), strict=True)]
+        checks.append(
+            Check("reported", f"engine: {metric.replace('_', ' ')} of answers, loop by loop", told(found), True)
+        )
+    return checks
+
+
+def draw(results: Results, picture: Any) -> None:
+    left, middle, right = picture.subplots(1, 3)
+    for arm in ARMS:
+        if arm in results.arms:
+            rows = results.course(arm, "reward")
+            left.plot(range(len(rows[0])), [fmean(at) for at in zip(*rows, strict=True)], "o-", label=arm)
+    left.set(xlabel="loops done", ylabel="plain samples right", ylim=(0, 1.02))
+    left.legend(fontsize=8)
+    left.grid(alpha=0.3)
+    course(middle, results, [*ARMS], "searched_right", "right in search")
+    bars(right, results, ["start", *ARMS])
+
+
+CLAIM = Claim(
+    id="engine",
+    paper="Anthony et al. 2017, arXiv 1705.08439; Singh et al. 2023, arXiv 2312.06585",
+    sentence="Search finds what plain sampling does not, and learning it makes plain sampling better, loop after loop",
+    budget=f"{LOOPS} loops; {LESSONS} answers and 150 updates in each, from the same base, a fifth of it fresh",
+    premise="all compared loops have as many answers to learn from",
+    rule="in the mean of seeds plain samples of the engine are right more often after each loop, and more often than "
+    f"after as many unsearched answers; learning from unverified samples brings no more than {STILL}",
+    arms=arms,
+    judge=judge,
+    draw=draw,
+)

@@ -1,0 +1,59 @@
+"""Process rewards without labels of steps: what a model learns when its likelihoods are made to tell right from wrong.
+
+Yuan et al. 2024, arXiv 2412.01981. A reward model is a language model, and the reward of a solution is how much
+likelier it holds it than the model it was trained from: r(y) = beta log pi(y) / pi_ref(y). Trained on outcomes alone
+(objectives.implicit), its sum up to a step is the worth of what has been said, so it grades steps that nobody labelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import exp, log1p, nan
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from schoolhouse.judges.marks import AGGREGATES, Aggregate
+from schoolhouse.text.steps import judged_ends
+from schoolhouse.types import Rollout
+
+if TYPE_CHECKING:
+    from schoolhouse.policy.policy import Policy
+
+BETA = 0.05
+"""As in the paper."""
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """Grades solutions, and what there is of them so far, by two models.
+
+    reference  the model that `policy` was trained from
+    """
+
+    policy: Policy
+    reference: Policy
+    delimiter: str
+    aggregate: Aggregate = "last"
+
+    def grades(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        """log sigma(beta log pi / pi_ref) of all that is said up to the end of each complete step, and of the whole."""
+        ours, theirs = self.policy.score(rollouts), self.reference.score(rollouts)
+        found = []
+        for rollout, one, other in zip(rollouts, ours, theirs, strict=True):
+            gains = np.where(rollout.written, one.logprob - other.logprob, 0.0).tolist()
+            until = [0.0, *accumulate(gains)]
+            ends = judged_ends(self.policy.conversation, rollout, self.delimiter)
+            found.append([-_softplus(-BETA * until[end]) for end in ends])
+        return found
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """One number for each, 0 to 1; nan where there is nothing to judge."""
+        aggregate = AGGREGATES[self.aggregate]
+        return [aggregate(logs) if logs else nan for logs in self.grades(rollouts)]
+
+
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + log1p(exp(-abs(x)))

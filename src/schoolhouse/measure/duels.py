@@ -1,0 +1,77 @@
+"""Who wins when two models answer the same and somebody chooses: strengths with intervals.
+
+Bradley and Terry 1952: P(i beats j) = s_i / (s_i + s_j). A tie is half a win for each. Strengths are the most likely
+ones, with one imagined tie between each pair that has met, so that who never lost is not infinitely strong; they are
+told on Elo's scale, where 400 points are odds of ten to one, around a mean of 1000.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from schoolhouse.randomness import python_random
+from schoolhouse.types import Key
+
+Winner = Literal["left", "right", "tie"]
+RESAMPLES, ROUNDS, MEAN, SCALE = 200, 200, 1000.0, 400.0
+
+
+class Duel(NamedTuple):
+    """One comparison."""
+
+    left: str
+    right: str
+    winner: Winner
+
+
+class Standing(NamedTuple):
+    """Strength of a model with its 95 % interval, and how many duels it is from."""
+
+    name: str
+    strength: float
+    low: float
+    high: float
+    duels: int
+
+
+def leaderboard(duels: Sequence[Duel], seed: int = 0) -> list[Standing]:
+    """The strongest first. Intervals are from duels drawn again with replacement."""
+    duels = [duel for duel in duels if duel.left != duel.right]
+    names = sorted({name for duel in duels for name in (duel.left, duel.right)})
+    found = strengths(duels, names)
+    random = python_random(Key(seed, "leaderboard"))
+    drawn = [strengths(random.choices(duels, k=len(duels)), names) for _ in range(RESAMPLES)] if duels else []
+    met = Counter(name for duel in duels for name in (duel.left, duel.right))
+    standings = []
+    for name in names:
+        spread = sorted(one[name] for one in drawn)
+        low, high = spread[round(0.025 * (len(spread) - 1))], spread[round(0.975 * (len(spread) - 1))]
+        standings.append(Standing(name, found[name], low, high, met[name]))
+    return sorted(standings, key=lambda standing: -standing.strength)
+
+
+def strengths(duels: Sequence[Duel], names: Sequence[str]) -> dict[str, float]:
+    """Strengths on Elo's scale, by minorisation and maximisation (Hunter 2004)."""
+    wins, meetings = dict.fromkeys(names, 0.0), Counter[tuple[str, str]]()
+    for left, right, winner in duels:
+        share = {"left": 1.0, "right": 0.0, "tie": 0.5}[winner]
+        wins[left] += share
+        wins[right] += 1 - share
+        meetings[min(left, right), max(left, right)] += 1
+    for pair in list(meetings):
+        meetings[pair] += 1
+        for name in pair:
+            wins[name] += 0.5
+    strength = dict.fromkeys(names, 1.0)
+    for _ in range(ROUNDS):
+        weight = dict.fromkeys(names, 0.0)
+        for (a, b), count in meetings.items():
+            for name in (a, b):
+                weight[name] += count / (strength[a] + strength[b])
+        strength = {name: wins[name] / weight[name] if weight[name] else 1.0 for name in names}
+        mean = math.exp(sum(map(math.log, strength.values())) / max(1, len(names)))
+        strength = {name: one / mean for name, one in strength.items()}
+    return {name: MEAN + SCALE * math.log10(one) for name, one in strength.items()}

@@ -1,0 +1,300 @@
+"""`school serve`: a model behind OpenAI's API, for clients that know it already.
+
+Many requests are extended together by one sampler (desk.py). Answers come whole or as server-sent events. What cannot
+be served gets a status and a reason. Bound to this machine, and deaf to pages of other origins, unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from math import inf
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from schoolhouse import __version__
+from schoolhouse.policy.reading import Read, read
+from schoolhouse.search.solve import parse, solve
+from schoolhouse.serve.answers import (
+    Account,
+    chat_choice,
+    chat_deltas,
+    chat_tickets,
+    completion_choice,
+    completion_deltas,
+    completion_tickets,
+    event,
+    message,
+    spoken,
+)
+from schoolhouse.serve.desk import Closed, Desk, Full, Piece, Ticket, aside
+from schoolhouse.serve.guard import Guard, told
+from schoolhouse.serve.page import add_votes
+from schoolhouse.serve.settings import Serve
+from schoolhouse.serve.shelf import Shelf
+from schoolhouse.serve.wire import Asked, Chat, Completion, Unfit
+from schoolhouse.tasks.task import Task, open_task
+from schoolhouse.types import Rollout, SchoolError
+
+
+class Served:
+    """Models, their desks, and what has been counted."""
+
+    def __init__(self, c: Serve) -> None:
+        self.c, self.shelf = c, Shelf(c)
+        self.task: Task = open_task(c.task, c.seed) if c.task else Task()
+        self.started, self.requests, self.statuses = time.time(), 0, Counter[int]()
+        self.aside = aside()
+
+    def number(self) -> int:
+        self.requests += 1
+        return self.requests
+
+    async def beside(self, work: Callable[..., Any], *given: Any) -> Any:
+        """What is computed beside the desks, one after the other."""
+        return await asyncio.get_running_loop().run_in_executor(self.aside, work, *given)
+
+    def total(self, what: Callable[[Desk], int]) -> int:
+        """A number of all desks together."""
+        return sum(map(what, self.shelf.desks))
+
+
+def build_app(served: Served) -> FastAPI:
+    """The server's paths. Each request passes `Guard` before it gets anywhere."""
+
+    app = FastAPI(title="schoolhouse", version=__version__, docs_url=None, redoc_url=None)
+    bound, seconds, shelf = served.c, served.c.seconds, served.shelf
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body") or None
+        if first["type"] == "json_invalid":
+            return JSONResponse(told("the body is not JSON", "invalid_request_error"), 400)
+        return JSONResponse(told(f"{where or 'the request'}: {first['msg']}", "invalid_request_error", where), 400)
+
+    @app.exception_handler(SchoolError)
+    async def unfit(_: Request, error: SchoolError) -> Response:
+        if isinstance(error, Full):
+            return JSONResponse(told(str(error), "rate_limit_error"), 429, {"Retry-After": "1"})
+        if isinstance(error, Closed):
+            return JSONResponse(told(str(error), "server_error"), 503, {"Retry-After": "5"})
+        param, code, status = (error.param, error.code, error.status) if isinstance(error, Unfit) else (None, None, 400)
+        return JSONResponse(told(str(error), "invalid_request_error", param, code), status)
+
+    @app.exception_handler(TimeoutError)
+    async def late(_: Request, __: TimeoutError) -> Response:
+        return JSONResponse(told(f"not answered within {seconds:g} seconds", "server_error"), 504)
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> Response:
+        return JSONResponse(told(str(error.detail), "invalid_request_error"), error.status_code, error.headers)
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """Whether the model can be asked."""
+        fine = shelf.first.broken is None
+        state = {"status": "ok" if fine else "broken", "model": shelf.name}
+        busy = {"running": served.total(lambda desk: desk.running), "waiting": served.total(lambda desk: desk.waiting)}
+        return JSONResponse({**state, **busy}, 200 if fine else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        """Counters and gauges in Prometheus' format."""
+        numbers = {
+            "schoolhouse_tokens_total": served.total(lambda desk: desk.tokens),
+            "schoolhouse_answers_total": served.total(lambda desk: desk.served),
+            "schoolhouse_running": served.total(lambda desk: desk.running),
+            "schoolhouse_waiting": served.total(lambda desk: desk.waiting),
+            "schoolhouse_slots": bound.slots,
+        }
+        lines = [f"{name} {value}" for name, value in numbers.items()]
+        lines += [f'schoolhouse_requests_total{{status="{s}"}} {n}' for s, n in sorted(served.statuses.items())]
+        return PlainTextResponse("\n".join(lines) + "\n")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The model, and the checkpoints beside it."""
+        return {"object": "list", "data": [described(name) for name in shelf.places()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        if name not in shelf.places():
+            raise Unfit(f"there is no model `{name}` here", "model", "model_not_found", 404)
+        return described(name)
+
+    def described(name: str) -> dict[str, Any]:
+        about = {"id": name, "object": "model", "created": int(served.started), "owned_by": "schoolhouse"}
+        return {**about, "max_model_len": shelf.first.context}
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(request: Request, c: Chat) -> Response:
+        """An answer to a conversation, its thinking beside it."""
+        desk = await shelf.desk(c.model)
+        say, number = desk.policy.conversation, served.number()
+        head = _head("chatcmpl", "chat.completion", c.model)
+        if c.search:
+            return JSONResponse({**head, **await _searched(served, desk, c, number)})
+        tickets = chat_tickets(say, c, number, served.c.seed, desk.context)
+        desk.ask(tickets)
+        if c.stream:
+            streams = [chat_deltas(say, c, ticket) for ticket in tickets]
+            return _streamed(_head("chatcmpl", "chat.completion.chunk", c.model), streams, tickets, c, served)
+        found = await _all(request, tickets, seconds)
+        choices = [chat_choice(say, c, at, *one) for at, one in enumerate(found)]
+        return JSONResponse({**head, "choices": choices, "usage": _usage(tickets, found, c)})
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(request: Request, c: Completion) -> Response:
+        """Text that goes on."""
+        desk = await shelf.desk(c.model)
+        say = desk.policy.conversation
+        tickets = completion_tickets(say, c, served.number(), served.c.seed, desk.context)
+        if c.max_tokens:
+            desk.ask(tickets)
+        if c.stream:
+            streams = [completion_deltas(say, c, ticket) for ticket in tickets]
+            return _streamed(_head("cmpl", "text_completion", c.model), streams, tickets, c, served)
+        nothing: list[tuple[list[Piece], Rollout]] = [([], ticket.rollout) for ticket in tickets]
+        found = await _all(request, tickets, seconds) if c.max_tokens else nothing
+        echoed: list[Sequence[Read]] = [()] * len(tickets)
+        if c.echo:
+            asked = [ticket.rollout.tokens for ticket in tickets]
+            echoed = [await served.beside(read, desk.policy, ids, c.logprobs or 0) for ids in asked]
+        told_ = [completion_choice(say, c, at, *one, echoed[at]) for at, one in enumerate(found)]
+        usage = _usage(tickets, found, c)
+        return JSONResponse({**_head("cmpl", "text_completion", c.model), "choices": told_, "usage": usage})
+
+    plain = app.openapi
+
+    def with_names() -> dict[str, Any]:
+        """The description of this API, with the names that models have now."""
+        described = plain()
+        for name in ("Chat", "Completion"):
+            described["components"]["schemas"][name]["properties"]["model"]["enum"] = list(shelf.places())
+        return described
+
+    app.openapi = with_names
+    add_votes(app, bound.votes)
+    app.add_middleware(Guard, host=bound.host, origins=bound.origins, key=bound.key, statuses=served.statuses)
+    return app
+
+
+async def _all(request: Request, tickets: Sequence[Ticket], seconds: float) -> list[tuple[list[Piece], Rollout]]:
+    """What each ticket said, when all have. A client that hangs up, or takes too long, frees its slots."""
+
+    async def whole(ticket: Ticket) -> tuple[list[Piece], Rollout]:
+        pieces: list[Piece] = []
+        async for some in ticket.pieces():
+            pieces += [piece for piece in some if isinstance(piece, Piece)]
+            if isinstance(some[-1], Rollout):
+                return pieces, some[-1]
+        raise Closed("the sampler has stopped")
+
+    async def gone() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.2)
+        for ticket in tickets:
+            ticket.left = True
+
+    watching = asyncio.create_task(gone())
+    try:
+        async with asyncio.timeout(seconds):
+            return list(await asyncio.gather(*map(whole, tickets)))
+    finally:
+        watching.cancel()
+        for ticket in tickets:
+            ticket.left = True
+
+
+def _streamed(
+    head: dict[str, Any],
+    streams: Sequence[AsyncIterator[dict[str, Any] | Account]],
+    tickets: Sequence[Ticket],
+    c: Asked,
+    served: Served,
+) -> StreamingResponse:
+    """All samples as one stream of events, each with its index; an account at the end, where it is wanted."""
+
+    async def events() -> AsyncIterator[str]:
+        news: asyncio.Queue[tuple[int, dict[str, Any] | Account | Exception]] = asyncio.Queue()
+
+        async def hear(at: int, stream: AsyncIterator[dict[str, Any] | Account]) -> None:
+            try:
+                async for one in stream:
+                    news.put_nowait((at, one))
+            except SchoolError as error:
+                news.put_nowait((at, error))
+
+        tasks = [asyncio.create_task(hear(at, stream)) for at, stream in enumerate(streams)]
+        said, open_ = 0, len(tasks)
+        try:
+            async with asyncio.timeout(served.c.seconds):
+                while open_:
+                    at, one = await news.get()
+                    if isinstance(one, Exception):
+                        yield event(told(str(one), "server_error"))
+                        return
+                    if isinstance(one, Account):
+                        said, open_ = said + one.said, open_ - 1
+                    else:
+                        yield event({**head, "choices": [{"index": at, **one}]})
+            if c.stream_options and c.stream_options.include_usage:
+                account = Account(sum(len(t.rollout) for t in tickets[:: c.samples]), said)
+                yield event({**head, "choices": [], "usage": account.to_json()})
+            yield event("[DONE]")
+        except TimeoutError:
+            yield event(told(f"not answered within {served.c.seconds:g} seconds", "server_error"))
+        finally:
+            for task in tasks:
+                task.cancel()
+            for ticket in tickets:
+                ticket.left = True
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+async def _searched(served: Served, desk: Desk, c: Chat, number: int) -> dict[str, Any]:
+    """One answer, thought about longer. Searches take turns, beside what the desk does."""
+    say = desk.policy.conversation
+    how = parse(c.search or "", c.budget or inf)
+    if c.temperature is not None:
+        how = how.model_copy(update={"temperature": c.temperature})
+    if how.values not in ("ask", "exact", "random") or how.reference:
+        raise Unfit("`search`: judges in folders are for the command line alone", "search", "search")
+    if c.length is not None:
+        how = how.model_copy(update={"length": c.length})
+    (ticket,) = chat_tickets(say, c.model_copy(update={"n": 1}), number, served.c.seed, desk.context)
+    async with asyncio.timeout(served.c.seconds):
+        (found,) = await served.beside(solve, desk.policy, served.task, [ticket.rollout], how)
+    thought, answer, reason = spoken(say, found.rollout, ()) if found.rollout else (None, "", "length")
+    choice = {"index": 0, "message": message(thought, answer), "logprobs": None, "finish_reason": reason}
+    nodes = found.tree.nodes if found.tree else []
+    number_of = {id(node): at for at, node in enumerate(nodes)}
+    tree = [
+        {
+            "text": node.text,
+            "value": None if node.value != node.value else node.value,
+            "fate": node.fate,
+            "parent": number_of.get(id(node.parent)),
+        }
+        for node in nodes
+    ]
+    told_ = {"tokens": found.tokens, "end": found.end, "votes": [list(vote) for vote in found.votes], "tree": tree}
+    return {"choices": [choice], "usage": Account(len(ticket.rollout), found.tokens).to_json(), "search": told_}
+
+
+def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def _usage(tickets: Sequence[Ticket], found: Sequence[tuple[list[Piece], Rollout]], c: Asked) -> dict[str, int]:
+    prompts = sum(len(ticket.rollout) for ticket in tickets[:: c.samples])
+    return Account(prompts, sum(len(pieces) for pieces, _ in found)).to_json()

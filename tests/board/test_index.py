@@ -1,0 +1,89 @@
+"""The index of rollouts: what is found, in which order, and that it keeps up with a run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from boards import STEPS, line
+from schoolhouse.board.index import Query, across, count, find, group, make, stale
+
+
+@pytest.fixture
+def run(run_folder: Callable[..., Path]) -> Path:
+    folder = run_folder(steps=STEPS)
+    assert make(folder) == 7
+    return folder
+
+
+def names(rows: list[dict]) -> list[tuple[int, str, int]]:
+    return [(row["step"], row["problem"], row["sample"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "query, found",
+    [
+        (Query(first=1), 3),
+        (Query(last=0), 4),
+        (Query(verdict="right"), 3),
+        (Query(verdict="wrong"), 3),
+        (Query(verdict="unjudged"), 1),
+        (Query(problem="b"), 2),
+        (Query(problem="%"), 0),
+        (Query(problem="' or 1=1"), 0),
+        (Query(finish="length"), 1),
+        (Query(least=0.5, most=1.0), 3),
+        (Query(first=0, verdict="wrong", problem="a"), 1),
+    ],
+)
+def test_filters(run: Path, query: Query, found: int):
+    assert count(run, query) == found == len(find(run, query))
+
+
+def test_orders(run: Path):
+    assert names(find(run, Query(down=False)))[0] == (0, "a", 0)
+    assert [row["score"] for row in find(run, Query(order="score"))][:3] == [1.0] * 3
+    assert [len(row["logprob"]) for row in find(run, Query(order="said", down=False))] == [2, 3, 4, 5, 6, 7, 9]
+    assert names(find(run, Query(order="spread")))[:2] == [(0, "a", 1), (0, "a", 0)]  # the one group that disagrees
+
+
+def test_pages_are_pieces_of_the_whole(run: Path):
+    whole = names(find(run, Query()))
+    assert [names(find(run, Query(), start, 2)) for start in (0, 2, 4, 6, 8)] == [
+        whole[0:2], whole[2:4], whole[4:6], whole[6:7], []
+    ]  # fmt: skip
+
+
+def test_a_group_and_its_problem_elsewhere(run: Path):
+    assert [row["score"] for row in group(run, 0, "a")] == [0.0, 1.0]
+    assert group(run, 0, "a")[0]["mean"] == 0.5
+    assert [(one["step"], one["mean"], one["said"]) for one in across(run, "a")] == [(0, 0.5, 3.5), (1, 1.0, 5.0)]
+
+
+def test_it_keeps_up_with_a_run(run: Path):
+    assert stale(run) == []
+    with (run / "rollouts" / "000001.jsonl").open("a") as file:
+        file.write(json.dumps(line("c", 1, 1.0)) + "\n")
+    assert [path.name for path in stale(run)] == ["000001.jsonl"]
+    assert make(run) == 8
+    assert len(group(run, 1, "c")) == 2
+
+
+def test_damaged_lines_are_left_out(run_folder: Callable[..., Path]):
+    folder = run_folder(steps={0: STEPS[0]})
+    with (folder / "rollouts" / "000000.jsonl").open("a") as file:
+        file.write('{"problem": "torn"\n[1]\n' + json.dumps(line("z", 0, 1.0)) + "\n" + '{"half')
+    assert make(folder) == 5
+    assert group(folder, 0, "z")[0]["problem"] == "z"
+
+
+def test_without_an_index_nothing_is_found(run_folder: Callable[..., Path]):
+    folder = run_folder(steps=STEPS)
+    assert (count(folder, Query()), find(folder, Query()), group(folder, 0, "a"), across(folder, "a")) == (
+        0,
+        [],
+        [],
+        [],
+    )
+    assert len(stale(folder)) == 2

@@ -1,0 +1,53 @@
+"""Run folders made by hand, line by line, as a run writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def line(problem: str, sample: int, score: float | None, said: int = 3, **more: Any) -> Json:
+    """One rollout, with a prompt of two tokens."""
+    return {
+        "problem": problem,
+        "family": "f",
+        "question": f"what is {problem}?",
+        "sample": sample,
+        "score": score,
+        "reason": "" if score is not None else "over its clock",
+        "parts": {},
+        "finish": "stop",
+        "version": 0,
+        "thought": "so",
+        "answer": str(score),
+        "tokens": [1, 2, *range(3, 3 + said)],
+        "written": [[2, 2 + said]],
+        "logprob": [-0.5] * said,
+        **more,
+    }
+
+
+def write_run(folder: Path, steps: dict[int, list[Json]] | None = None, **config: Any) -> Path:
+    """A finished run of four steps, with these rollouts."""
+    (folder / "rollouts").mkdir(parents=True)
+    settings = {"model": "m", "task": "t", "seed": 0, "steps": 4, **config}
+    (folder / "config.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items()))
+    manifest = {"recipe": "grpo", "state": "finished", "seconds": 12.0, "step": 4, "versions": {}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    metrics = [{"step": s, "reward": s / 4, "sampled_tokens": 10, "groups": 2, "groups_mixed": 1} for s in range(4)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    times = [{"step": s, "seconds": 3.0 * (s + 1)} for s in range(4)]
+    (folder / "times.jsonl").write_text("".join(json.dumps(row) + "\n" for row in times))
+    for step, rows in (steps or {}).items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "rollouts" / f"{step:06d}.jsonl").write_text(text)
+    return folder
+
+
+STEPS = {
+    0: [line("a", 0, 0.0, 5), line("a", 1, 1.0, 2), line("b", 0, 0.0, 9), line("b", 1, 0.0, 4)],
+    1: [line("a", 0, 1.0, 3), line("a", 1, 1.0, 7), line("c", 0, None, 6, finish="length")],
+}

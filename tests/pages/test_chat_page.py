@@ -1,0 +1,107 @@
+"""The page that talks, in a real browser, with a model that was taught to say what is dangerous."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from listening import listening
+
+TASK = "school:chain?steps=2&hands=full=100"
+QUESTION = "Start at 7. Add 5. Take 3."
+
+
+@pytest.fixture(scope="module")
+def url(taught: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    run = taught(TASK).parents[1]
+    votes = tmp_path_factory.mktemp("votes") / "votes.jsonl"
+    with listening("serve", str(run), "--votes", str(votes), ready="/health") as server:
+        yield server.url
+
+
+def begin(tab, url: str, length: int, mode: str = "") -> None:
+    """The page, with answers of at most so many tokens."""
+    tab.page.goto(f"{url}/{mode}")
+    tab.page.get_by_label("tokens at most").fill(str(length))
+
+
+def say(tab, text: str = QUESTION) -> None:
+    tab.page.get_by_label("what you say").fill(text)
+    tab.page.keyboard.press("Enter")
+
+
+def test_an_answer_is_streamed_and_the_next_one_shows_its_probabilities(tab, url: str):
+    begin(tab, url, 32)
+    say(tab)
+    tab.page.locator(".assistant").nth(0).wait_for()
+    tab.page.locator("#stop").wait_for(state="hidden")
+    tab.page.get_by_label("token probabilities").check()
+    tab.page.get_by_label("what you say").fill(QUESTION)
+    tab.page.get_by_role("button", name="send").click()
+    tab.page.locator(".assistant .tok").first.wait_for()
+    assert "%" in tab.page.locator(".assistant .tok").first.get_attribute("title")
+    assert tab.page.locator(".error").count() == 0
+    assert all(asked.startswith((url, "data:")) for asked in tab.asked)
+
+
+def test_samples_vote(tab, url: str):
+    begin(tab, url, 24)
+    tab.page.get_by_label("samples").fill("4")
+    say(tab)
+    tab.page.get_by_text("the most frequent of 4 answers").wait_for()
+    tab.page.get_by_text("all answers").click()
+    tab.page.locator(".votes details").first.wait_for()
+
+
+def test_a_search_tells_its_cost(tab, url: str):
+    begin(tab, url, 24)
+    tab.page.get_by_label("search").select_option("vote?samples=16")
+    say(tab)
+    tab.page.get_by_text("16 answers").wait_for()
+
+
+def test_a_blind_duel_feeds_the_leaderboard(tab, url: str):
+    begin(tab, url, 24, "#duel")
+    say(tab)
+    tab.page.get_by_role("button", name="left").click()
+    tab.page.get_by_text("left was").wait_for()
+    tab.page.locator("#board td.num").nth(1).wait_for()
+
+
+def test_text_goes_on(tab, url: str):
+    begin(tab, url, 16, "#text")
+    say(tab, "7+5=2 2-3=")
+    tab.page.locator("article.said span").nth(1).wait_for()
+    tab.page.locator("#stop").wait_for(state="hidden")
+    assert tab.page.locator("article.said").text_content().startswith("7+5=2 2-3=")
+
+
+def test_what_a_model_says_never_runs(tab, url: str):
+    """The cleaner is asked directly: a tiny model cannot be made to say this."""
+    tab.page.goto(url)
+    tab.page.get_by_label("what you say").wait_for()
+    evil = "$x^2$ <img src=x onerror=alert(1)><script>alert(2)</script> [go](javascript:alert(3)) <svg onload=alert(4)>"
+    found = tab.page.evaluate(
+        """async (said) => {
+            const box = (await import("/web/chat.js")).rendered(said);
+            document.getElementById("main").append(box);
+            return box.innerHTML;
+        }""",
+        evil,
+    )
+    assert "katex" in found
+    for word in ("<img", "<script", "javascript:", "<svg onload", "onerror"):
+        assert word not in found
+
+
+def test_a_key_is_asked_for_once_and_typed(tab, taught: Callable[[str], Path]):
+    with listening("serve", str(taught(TASK)), "--key", "open sesame", ready="/health") as locked:
+        asked = []
+        tab.page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.accept("open sesame")))
+        begin(tab, locked.url, 16)
+        say(tab)
+        tab.page.locator(".assistant").wait_for()
+        tab.page.locator("#stop").wait_for(state="hidden")
+        assert len(asked) == 1
+        assert tab.page.locator(".error").count() == 0
+    tab.console.clear()  # the browser itself notes a 401

@@ -1,0 +1,95 @@
+"""What is exported opens elsewhere, says the same, and says where it comes from."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from schoolhouse.cli import main
+from schoolhouse.durable import model_in
+from schoolhouse.policy.checkpoint import read_weights
+from schoolhouse.policy.policy import Policy
+from schoolhouse.types import Key, Message, Problem
+
+gguf = pytest.importorskip("gguf")
+
+
+@pytest.fixture(scope="module")
+def run(taught: Callable[[str], Path]) -> Path:
+    """The run folder of a tiny model that was pretrained and fine-tuned."""
+    return taught("school:chain?steps=2&hands=full=100").parents[1]
+
+
+def greedy(policy: Policy) -> tuple[int, ...]:
+    asked = policy.conversation.begin(Problem("p", (Message("user", "Start at 7. Add 5."),), ""), Key(0, "t"))
+    return policy.extend([asked], 24, temperature=0.0)[0].tokens
+
+
+def test_a_folder_opens_in_transformers_and_here(run: Path, tmp_path: Path):
+    transformers: Any = pytest.importorskip("transformers")
+    assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 0
+    ours = greedy(Policy.load(tmp_path / "out", "float32"))
+    assert ours == greedy(Policy.load(run, "float32"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    messages = [{"role": "user", "content": "Start at 7. Add 5."}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        said = theirs.generate(**ids, max_new_tokens=24, do_sample=False)
+    assert tuple(said[0].tolist())[: len(ours)] == ours
+
+
+def test_a_card_tells_the_way_a_model_came(run: Path, tmp_path: Path):
+    main(["export", str(run), "--to", str(tmp_path / "out"), "--licence", "mit"])
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert text.startswith('---\nlicense: "mit"\n')
+    assert text.index("1. **pretrain** (book)") < text.index("2. **sft** (lessons)")
+    assert "learning_rate: 0.01" in text
+    assert str(tmp_path.parent) not in text  # no path of this machine
+
+
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    def numbers(tensor: Any) -> np.ndarray:
+        return gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(tuple(reversed(tensor.shape.tolist())))
+
+    return {tensor.name: numbers(tensor) for tensor in gguf.GGUFReader(path).tensors}
+
+
+@pytest.mark.parametrize("form, apart", [("gguf", 0.0), ("int8", 0.02)])
+def test_one_file_holds_the_same_numbers(run: Path, tmp_path: Path, form: str, apart: float):
+    assert main(["export", str(run), "--to", str(tmp_path / "out"), "--format", form]) == 0
+    (path,) = (tmp_path / "out").glob("*.gguf")
+    found = tensors(path)
+    weights = read_weights(model_in(run))
+    there = {
+        "token_embd.weight": "model.embed_tokens.weight",
+        "blk.0.attn_q.weight": "model.layers.0.self_attn.q_proj.weight",
+        "blk.0.attn_q_norm.weight": "model.layers.0.self_attn.q_norm.weight",
+        "blk.0.ffn_down.weight": "model.layers.0.mlp.down_proj.weight",
+        "output_norm.weight": "model.norm.weight",
+    }
+    for theirs, ours in there.items():
+        assert np.abs(found[theirs] - weights[ours].numpy()).max() <= apart * np.abs(weights[ours].numpy()).max()
+    assert len(found) == len(weights)
+
+
+def test_one_file_holds_the_tokenizer(run: Path, tmp_path: Path):
+    main(["export", str(run), "--to", str(tmp_path / "out"), "--format", "gguf"])
+    (path,) = (tmp_path / "out").glob("*.gguf")
+    reader, tokenizer = gguf.GGUFReader(path), Policy.load(run).conversation.tokenizer
+    words = reader.get_field("tokenizer.ggml.tokens").contents()
+    assert words[tokenizer.eos_id] == "<|endoftext|>"
+    assert words[tokenizer.markup["<think>"]] == "<think>"
+    assert len(words) == tokenizer.size
+    assert "add_generation_prompt" in reader.get_field("tokenizer.chat_template").contents()
+
+
+def test_what_is_there_is_not_written_over(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "note").write_text("mine")
+    assert main(["export", str(run), "--to", str(tmp_path)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "nowhere"), "--to", str(tmp_path / "out")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
