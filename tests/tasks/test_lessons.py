@@ -2,6 +2,7 @@
 
 import re
 from random import Random
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from schoolhouse.tasks.lessons.compare import comparison, larger, pair_key
 from schoolhouse.tasks.lessons.countdown import accepts, evaluate, expression, goal_key
 from schoolhouse.tasks.lessons.exposition import page, person
 from schoolhouse.tasks.lessons.facts import fact_key
-from schoolhouse.tasks.lessons.family import Family, held_out, sum_key
+from schoolhouse.tasks.lessons.family import AIMLESS, Family, held_out, sum_key
 from schoolhouse.tasks.lessons.letters import count_key, invented_word, tally
 from schoolhouse.tasks.lessons.longhand import moves
 from schoolhouse.tasks.lessons.shopping import purchase_key
@@ -108,6 +109,17 @@ def test_a_mended_thought_goes_wrong_to_its_end_and_is_done_again() -> None:
     letters = FAMILIES["letters"]
     (instance,) = instances(letters, 1, length=5)
     assert letters.work(instance, "mend", Random(3)) == letters.work(instance, "check", Random(3))
+
+
+def test_rambling_leads_nowhere_and_takes_now_long_now_short() -> None:
+    chain = FAMILIES["chain"]
+    said = [
+        chain.work(instance, "ramble", Random(i)).split() for i, instance in enumerate(instances(chain, 300, steps=4))
+    ]
+    assert {word for words in said for word in words} == set(AIMLESS)
+    assert fmean(map(len, said)) == pytest.approx(10, abs=1.5)
+    assert min(map(len, said)) == 1
+    assert 30 < max(map(len, said)) <= 60
 
 
 @pytest.mark.parametrize("family", EVERY, ids=lambda family: family.name)

@@ -20,10 +20,10 @@ ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start = chains(seed, hands="bare=30,full=35,check=35")
+    start = chains(seed, hands="ramble=50,full=50")
     free = {"task": HARD.task, "length": HARD.length, "scale": "none"}
     return {
-        "start": Arm(start, {"exam": HARD}, "thoughts of none, of all steps, of all steps twice"),
+        "start": Arm(start, {"exam": HARD}, "half of its lessons ramble on and guess"),
         **{
             name: Arm(practice(start, seed, **free, **keys), {"exam": HARD}, about)
             for name, (about, keys) in ARMS.items()

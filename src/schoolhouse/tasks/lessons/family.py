@@ -10,14 +10,16 @@ from typing import Generic, Literal, TypeVar, get_args
 
 Instance = TypeVar("Instance")
 
-Hand = Literal["bare", "partial", "full", "check", "repair", "mend"]
+Hand = Literal["bare", "partial", "full", "check", "repair", "mend", "ramble"]
 """Styles of a worked example: `bare` a guess without a thought, `partial` the first steps only, `full` all steps,
 `check` all steps and then once more another way, `repair` a wrong turn that is noticed and put right, `mend` a way with
-a mistake carried to its end, checked, and done again rightly (where a family knows such ways; else `check`)."""
+a mistake carried to its end, checked, and done again rightly (where a family knows such ways; else `check`), `ramble`
+words that lead nowhere, now few and now many, and then a guess."""
 
 HANDS: tuple[Hand, ...] = get_args(Hand)
 
 CHECK, REPAIR = "check", "no"  # the words between steps and their recheck, and between a wrong step and the right one
+AIMLESS, GOES_ON = ("well", "so", "then", "now"), 0.9  # what rambling says, and how likely it goes on after each word
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,11 @@ class Family(Generic[Instance]):
         """The thought of one hand. It never states a wrong answer: a wrong step is put right at once."""
         if hand == "bare":
             return ""
+        if hand == "ramble":
+            words = [random.choice(AIMLESS)]
+            while random.random() < GOES_ON and len(words) < 60:
+                words.append(random.choice(AIMLESS))
+            return " ".join(words)
         steps = self.steps(instance, random)
         if hand == "mend" and self.botch:
             return " ".join([*self.botch(instance, random)[0], CHECK, *steps])
