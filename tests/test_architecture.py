@@ -24,7 +24,7 @@ LAYERS = [
     {"pipeline", "serve", "estimate", "runs", "doctor"},
     {"board"},
     {"commands"},
-    {"keeping", "trials", "thinking", "serving", "release"},
+    {"keeping", "trials", "thinking", "serving", "release", "tracking"},
     {"cli"},
     {"__main__"},
 ]

@@ -65,6 +65,11 @@ COMMANDS = {
         "schoolhouse.commands:bench",
     ),
     "runs": Command("runs [FOLDER]", "the runs in a folder: state, progress, result", "schoolhouse.keeping:runs"),
+    "track": Command(
+        "track RUN --to trackio|wandb|tensorboard [--follow]",
+        "a run's numbers in the tracker that you already look at",
+        "schoolhouse.tracking:track",
+    ),
     "repeat": Command(
         "repeat RUN [--dir FOLDER]",
         "a finished run once more, and whether it came out in the same bits",

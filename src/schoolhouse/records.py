@@ -89,6 +89,18 @@ def _flat(value: Any, place: str = "") -> dict[str, Any]:
     return dict(inner) if inner else {place: value}
 
 
+def numbers(line: Mapping[str, Any], place: str = "") -> dict[str, float]:
+    """The numbers of a line of metrics, those inside by dotted names."""
+    found: dict[str, float] = {}
+    for key, value in line.items():
+        name = f"{place}.{key}" if place else key
+        if isinstance(value, Mapping):
+            found |= numbers(value, name)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = value
+    return found
+
+
 def peak_memory_bytes(who: int = resource.RUSAGE_SELF) -> int:
     """Largest resident size so far: of this process, or with RUSAGE_CHILDREN of its largest child that has ended."""
     peak = resource.getrusage(who).ru_maxrss

@@ -8,8 +8,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from boards import STEPS
-from schoolhouse.board.app import build_app, flat, names_of
+from schoolhouse.board.app import build_app, names_of
 from schoolhouse.board.index import make
+from schoolhouse.records import numbers
 
 
 @pytest.fixture
@@ -115,5 +116,5 @@ def test_claims_with_their_figures(run_folder: Callable[..., Path]):
 
 
 def test_numbers_inside_are_named_by_dots():
-    assert flat({"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "f": "text", "g": True}) == {"a": 1, "b.c": 2.5, "b.d.e": 3}
+    assert numbers({"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "f": "text", "g": True}) == {"a": 1, "b.c": 2.5, "b.d.e": 3}
     assert names_of([{"step": 0, "a": 1}, {"step": 1, "b": 2}]) == ["a", "b"]

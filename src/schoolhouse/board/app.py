@@ -22,7 +22,7 @@ from schoolhouse.advice import advice
 from schoolhouse.board import index
 from schoolhouse.board.tokens import token_rows
 from schoolhouse.durable import read_lines, read_object
-from schoolhouse.records import differences, read_config
+from schoolhouse.records import differences, numbers, read_config
 from schoolhouse.run import read_metrics
 from schoolhouse.runs import Seen, find_runs, is_run, look
 from schoolhouse.serve.guard import Guard, told
@@ -197,22 +197,10 @@ def _row(name: str, seen: Seen) -> Json:
     }
 
 
-def flat(line: Json, place: str = "") -> dict[str, float]:
-    """The numbers of a line of metrics, those inside by dotted names."""
-    found: dict[str, float] = {}
-    for key, value in line.items():
-        name = f"{place}.{key}" if place else key
-        if isinstance(value, dict):
-            found |= flat(value, name)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[name] = value
-    return found
-
-
 def names_of(metrics: Sequence[Json]) -> list[str]:
     """Names of all numbers of a run, in the order in which they first appear."""
     sample = [*metrics[:5], *metrics[-5:], *metrics[:: max(1, len(metrics) // 50)]]
-    return [name for name in dict.fromkeys(name for line in sample for name in flat(line)) if name != "step"]
+    return [name for name in dict.fromkeys(name for line in sample for name in numbers(line)) if name != "step"]
 
 
 def curve(folder: Path, name: str, wanted: Sequence[str], against: str) -> Json:
@@ -226,10 +214,10 @@ def curve(folder: Path, name: str, wanted: Sequence[str], against: str) -> Json:
         tokens += line.get("sampled_tokens", 0)
         if at % every and at != len(metrics) - 1 and "exam" not in line:
             continue
-        numbers = flat(line)
+        here = numbers(line)
         x.append({"step": line["step"], "tokens": tokens, "seconds": seconds.get(line["step"], 0.0)}[against])
         for metric in wanted:
-            y[metric].append(numbers.get(metric))
+            y[metric].append(here.get(metric))
     seed = read_config(folder / "config.yaml").get("seed")
     return {"name": name, "x": x, "y": y, "seed": seed, "steps": len(metrics)}
 
