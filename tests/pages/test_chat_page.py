@@ -94,6 +94,25 @@ def test_what_a_model_says_never_runs(tab, url: str):
         assert word not in found
 
 
+def test_the_judge_says_what_it_holds_of_each_step(tab, taught: Callable[[str], Path]):
+    model = str(taught(TASK))
+    with listening("serve", model, "--judge", model, "--task", "school:chain", ready="/health") as judged:
+        begin(tab, judged.url, 48)
+        say(tab)
+        tab.page.get_by_text("the judge gives it").click()
+        tab.page.locator(".judged .tok").first.wait_for()
+        tab.page.get_by_label("samples").fill("3")
+        say(tab)
+        tab.page.get_by_text("all answers").click()
+        tab.page.get_by_text("in all").first.wait_for()
+        tab.page.get_by_role("button", name="start anew").click()
+        tab.page.get_by_label("samples").fill("1")
+        tab.page.get_by_label("search").select_option("best_of_n?samples=16&values=judge")
+        say(tab)
+        tab.page.get_by_text("16 answers").wait_for()
+        assert tab.page.locator(".error").count() == 0
+
+
 def test_a_key_is_asked_for_once_and_typed(tab, taught: Callable[[str], Path]):
     with listening("serve", str(taught(TASK)), "--key", "open sesame", ready="/health") as locked:
         asked = []

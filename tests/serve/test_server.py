@@ -194,7 +194,7 @@ def test_many_ask_at_once_and_none_is_mixed_up(ask: Any):
         ({"extra_body": {"colour": "red"}}, "colour"),
         ({"presence_penalty": 1.0}, "presence_penalty"),
         ({"extra_body": {"search": "oracle"}}, "unknown search"),
-        ({"extra_body": {"search": "best_of_n?values=/etc"}}, "judges in folders"),
+        ({"extra_body": {"search": "best_of_n?values=/etc"}}, "the server's own"),
         ({"top_logprobs": 3}, "needs `logprobs`"),
         ({"top_p": 0.5, "extra_body": {"search": "vote"}}, "takes temperature and max_tokens"),
         ({"extra_body": {"budget": 64}}, "what a `search` may spend"),

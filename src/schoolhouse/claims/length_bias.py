@@ -10,7 +10,7 @@ from schoolhouse.claims.harness.bases import chains, mixed_share, only_tiny, pra
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, told
 from schoolhouse.claims.harness.figures import course, learning
 
-HARD = Exam(task="school:chain?steps=4-8", problems=200, samples=8, length=128)
+EASY = Exam(task="school:chain?steps=3", problems=200, samples=8, length=128)
 RATIO, APART, LAST = 1.2, 0.03, 10
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "own_length": ("loss over the answer's own length: GRPO", {"aggregate": "sequence_mean"}),
@@ -20,12 +20,12 @@ ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start = chains(seed, hands="ramble=50,full=50")
-    free = {"task": HARD.task, "length": HARD.length, "scale": "none"}
+    start = chains(seed, hands="ramble=70,full=30")
+    free = {"task": EASY.task, "length": EASY.length, "scale": "none", "steps": 40}
     return {
-        "start": Arm(start, {"exam": HARD}, "half of its lessons ramble on and guess"),
+        "start": Arm(start, {"exam": EASY}, "seven in ten of its lessons ramble on and guess"),
         **{
-            name: Arm(practice(start, seed, **free, **keys), {"exam": HARD}, about)
+            name: Arm(practice(start, seed, **free, **keys), {"exam": EASY}, about)
             for name, (about, keys) in ARMS.items()
         },
     }
@@ -70,7 +70,7 @@ CLAIM = Claim(
     id="length_bias",
     paper="Liu et al. 2025, arXiv 2503.20783, section 3.1",
     sentence="Under 1/length a long wrong answer is blamed less for each of its tokens, so wrong answers grow",
-    budget="45 steps of 32 problems x 16 rollouts of at most 128 tokens in both arms",
+    budget="40 steps of 32 problems x 16 rollouts of at most 128 tokens in both arms",
     premise="groups are mixed, and accuracy is the same",
     rule="in every seed wrong answers are 1.2 times as long under 1/length as under a constant",
     arms=arms,

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -20,8 +21,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.exceptions import HTTPException
 
 from schoolhouse import __version__
+from schoolhouse.judges.marks import same_tokens
 from schoolhouse.policy.reading import Read, read
-from schoolhouse.search.solve import parse, solve
+from schoolhouse.search.solve import Search, parse, solve
+from schoolhouse.search.thoughts import Judged
 from schoolhouse.serve.answers import (
     Account,
     chat_choice,
@@ -36,6 +39,7 @@ from schoolhouse.serve.answers import (
 )
 from schoolhouse.serve.desk import Closed, Desk, Full, Piece, Ticket, aside
 from schoolhouse.serve.guard import Guard, told
+from schoolhouse.serve.opinion import Solution, load_judge, opinion
 from schoolhouse.serve.page import add_votes
 from schoolhouse.serve.settings import Serve
 from schoolhouse.serve.shelf import Shelf
@@ -52,6 +56,7 @@ class Served:
         self.task: Task = open_task(c.task, c.seed) if c.task else Task()
         self.started, self.requests, self.statuses = time.time(), 0, Counter[int]()
         self.aside = aside()
+        self.judge = self.aside.submit(load_judge, c, self.task.delimiter).result()  # where it is asked
 
     def number(self) -> int:
         self.requests += 1
@@ -132,7 +137,7 @@ def build_app(served: Served) -> FastAPI:
 
     def described(name: str) -> dict[str, Any]:
         about = {"id": name, "object": "model", "created": int(served.started), "owned_by": "schoolhouse"}
-        return {**about, "max_model_len": shelf.first.context}
+        return {**about, "max_model_len": shelf.first.context, "judge": str(bound.judge.name) if bound.judge else None}
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(request: Request, c: Chat) -> Response:
@@ -171,6 +176,13 @@ def build_app(served: Served) -> FastAPI:
         told_ = [completion_choice(say, c, at, *one, echoed[at]) for at, one in enumerate(found)]
         usage = _usage(tickets, found, c)
         return JSONResponse({**_head("cmpl", "text_completion", c.model), "choices": told_, "usage": usage})
+
+    @app.post("/api/opinion")
+    async def judged(c: Solution) -> dict[str, Any]:
+        """What the server's reward model holds of the last turn, step by step."""
+        if served.judge is None:
+            raise Unfit("this server has no judge: start it with --judge FOLDER", status=404)
+        return await served.beside(opinion, served.judge, c.messages)
 
     plain = app.openapi
 
@@ -267,13 +279,12 @@ async def _searched(served: Served, desk: Desk, c: Chat, number: int) -> dict[st
     how = parse(c.search or "", c.budget or inf)
     if c.temperature is not None:
         how = how.model_copy(update={"temperature": c.temperature})
-    if how.values not in ("ask", "exact", "random") or how.reference:
-        raise Unfit("`search`: judges in folders are for the command line alone", "search", "search")
+    judge = _asked_judge(served, desk, how)
     if c.length is not None:
         how = how.model_copy(update={"length": c.length})
     (ticket,) = chat_tickets(say, c.model_copy(update={"n": 1}), number, served.c.seed, desk.context)
     async with asyncio.timeout(served.c.seconds):
-        (found,) = await served.beside(solve, desk.policy, served.task, [ticket.rollout], how)
+        (found,) = await served.beside(solve, desk.policy, served.task, [ticket.rollout], how, judge)
     thought, answer, reason = spoken(say, found.rollout, ()) if found.rollout else (None, "", "length")
     choice = {"index": 0, "message": message(thought, answer), "logprobs": None, "finish_reason": reason}
     nodes = found.tree.nodes if found.tree else []
@@ -289,6 +300,18 @@ async def _searched(served: Served, desk: Desk, c: Chat, number: int) -> dict[st
     ]
     told_ = {"tokens": found.tokens, "end": found.end, "votes": [list(vote) for vote in found.votes], "tree": tree}
     return {"choices": [choice], "usage": Account(len(ticket.rollout), found.tokens).to_json(), "search": told_}
+
+
+def _asked_judge(served: Served, desk: Desk, how: Search) -> Judged | None:
+    """The server's judge for a search that asks for it; a judge in any other folder is not to be had over HTTP."""
+    if how.values in ("ask", "exact", "random") and not how.reference:
+        return None
+    judge = served.judge
+    if judge is None or how.values != "judge" or how.reference or how.where not in (Search().where, judge.where):
+        told_ = "over HTTP the only judge is the server's own: `school serve --judge FOLDER`, then `values=judge`"
+        raise Unfit(f"`search`: {told_}", "search", "search")
+    same_tokens(desk.policy.conversation, judge.policy.conversation, "this model", "the server's judge")
+    return Judged(replace(judge, aggregate=how.aggregate))
 
 
 def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -30,7 +31,11 @@ class Serve(Frozen):
     seconds: float = Field(600.0, gt=0)
     """A request may take."""
     task: str = ""
-    """The task that problems are of, for searches that ask about steps."""
+    """The task that problems are of, for searches and judges of steps; none: a step is a line."""
+    judge: Path | None = None
+    """A reward model (`school train process_reward`): its opinion of answers, and searches with `values=judge`."""
+    judged: Literal["steps", "end"] = "steps"
+    """What it was trained to judge: each step, or whole solutions."""
     votes: Path = Path("votes.jsonl")
     """File for the choices of who compares two models on the page."""
     seed: int = 0

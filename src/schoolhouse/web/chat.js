@@ -77,6 +77,15 @@ function growing(title = "") {
   };
 }
 
+// What the server's reward model says of an answer, where it has one.
+async function weigh(said) {
+  if (!state.models[0]?.judge) return null;
+  return post("/api/opinion", { messages: [...messages(), { role: "assistant", content: said.content ?? "", reasoning_content: said.reasoning_content ?? null }] });
+}
+
+const opinion = (told) => h("details", { class: "judged" }, h("summary", {}, `the judge gives it ${number(told.grade, 2)}`),
+  h("p", { class: "said" }, told.steps.map(({ text: step, grade }) => [h("span", { class: "tok", title: `${number(grade, 3)}`, style: `background: color-mix(in srgb, var(--wrong) ${Math.round(60 * (1 - grade))}%, transparent)` }, step), " "])));
+
 // --- asking
 
 async function post(path, body, hear) {
@@ -115,18 +124,29 @@ async function one(model, place, title) {
   return growth;
 }
 
+// The opinion is asked for when the answer is there; who cannot give one says why below it.
+async function opined(growth) {
+  if (!growth.said.answer) return;
+  try {
+    const told = await weigh({ content: growth.said.answer, reasoning_content: growth.said.thought });
+    if (told) growth.element.append(opinion(told));
+  } catch (error) { if (error.name !== "AbortError") growth.element.append(h("p", { class: "meta" }, `no opinion: ${error.message}`)); }
+}
+
 const boxed = (said) => /\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}/.exec(said)?.[1] ?? said.trim();
 
 async function several(place) {
   const found = await post("/v1/chat/completions", asked(state.model, { stream: false, n: state.samples, logprobs: false, top_logprobs: undefined }));
-  const votes = new Map();
+  const votes = new Map(), judged = new Map();
   for (const { message } of found.choices) votes.set(boxed(message.content), [...(votes.get(boxed(message.content)) ?? []), message]);
+  if (state.models[0]?.judge) for (const { message } of found.choices) judged.set(message, await weigh(message));
+  const weight = (few) => (judged.size ? `, judged ${number(few.reduce((sum, message) => sum + judged.get(message).grade, 0), 2)} in all` : "");
   const ranked = [...votes].sort((a, b) => b[1].length - a[1].length);
   const growth = growing(`the most frequent of ${found.choices.length} answers`);
   growth.hear({ reasoning_content: ranked[0][1][0].reasoning_content, content: ranked[0][1][0].content });
   growth.end("");
-  growth.element.append(h("details", { class: "votes" }, h("summary", {}, "all answers"), ranked.map(([answer, few]) => h("details", {}, h("summary", {}, h("b", {}, `${few.length} × `), answer || "(none)"),
-    few.map((message) => h("div", { class: "card" }, message.reasoning_content && h("div", { class: "thinking said" }, message.reasoning_content), rendered(message.content)))))));
+  growth.element.append(h("details", { class: "votes" }, h("summary", {}, "all answers"), ranked.map(([answer, few]) => h("details", {}, h("summary", {}, h("b", {}, `${few.length} × `), answer || "(none)", weight(few)),
+    few.map((message) => h("div", { class: "card" }, message.reasoning_content && h("div", { class: "thinking said" }, message.reasoning_content), rendered(message.content), judged.size && opinion(judged.get(message))))))));
   place.append(growth.element);
   return growth;
 }
@@ -207,6 +227,7 @@ async function submit() {
       else {
         state.turns.push({ role: "user", content: said });
         const growth = state.search ? await searched(place) : state.samples > 1 ? await several(place) : await one(state.model, place);
+        if (state.search || state.samples === 1) await opined(growth);
         state.turns.push({ role: "assistant", content: growth.said.answer, thought: growth.said.thought });
       }
     }
@@ -236,7 +257,8 @@ function settings() {
     slide("tokens at most", "length", { min: 0, max: Math.max(64, room - 32), step: 8 }, (value) => value || (state.mode === "text" ? "64" : "what there is room for")),
     state.mode !== "text" && slide("thinking budget", "budget", { min: 0, max: Math.max(64, room - 64), step: 4 }, (value) => value || "as it likes"),
     chat && slide("samples", "samples", { min: 1, max: 16, step: 1 }, (value) => (value > 1 ? `${value}, the most frequent` : "1")),
-    chat && field("search", select([["", "none"], ["vote?samples=16", "vote of 16"], ["force?least=32&most=96", "think at least 32 tokens"], ["revise?samples=3", "three attempts in a row"]], state.search, (value) => { state.search = value; })),
+    chat && field("search", select([["", "none"], ["vote?samples=16", "vote of 16"], ["force?least=32&most=96", "think at least 32 tokens"], ["revise?samples=3", "three attempts in a row"],
+      ...(state.models[0]?.judge ? [["best_of_n?samples=16&values=judge", "best of 16 by the judge"], ["weighted_vote?samples=16&values=judge", "vote of 16, weighed by the judge"]] : [])], state.search, (value) => { state.search = value; })),
     chat && h("label", { class: "check wide" }, h("input", { type: "checkbox", checked: state.probabilities, onchange: (event) => { state.probabilities = event.target.checked; } }), "token probabilities"),
     h("button", { type: "button", class: "wide", onclick: anew }, "start anew"),
     state.mode === "duel" && h("div", { id: "board", class: "wide" }),

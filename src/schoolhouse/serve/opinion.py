@@ -1,0 +1,59 @@
+"""What a reward model holds of an answer, step by step: the second opinion that `school serve --judge` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from schoolhouse.judges.marks import AGGREGATES, Judge
+from schoolhouse.policy.policy import Policy
+from schoolhouse.serve.settings import Serve
+from schoolhouse.serve.wire import MOST_MESSAGES, Said, Unfit
+from schoolhouse.text.steps import judged_ends
+from schoolhouse.types import Demonstration, Key, Problem
+
+
+class Solution(BaseModel):
+    """POST /api/opinion: a conversation whose last turn is to be judged."""
+
+    model_config = ConfigDict(extra="forbid")
+    messages: Annotated[list[Said], Field(min_length=2, max_length=MOST_MESSAGES)]
+
+    @model_validator(mode="after")
+    def _answered(self) -> Solution:
+        if self.messages[-1].role != "assistant":
+            raise ValueError("the last message is not the assistant's: there is nothing to judge")
+        return self
+
+
+def load_judge(c: Serve, delimiter: str) -> Judge | None:
+    """The judge that the server was given. Raises SchoolError for a folder that holds no model."""
+    return Judge(Policy.load(c.judge), delimiter, c.judged) if c.judge else None
+
+
+def opinion(judge: Judge, messages: Sequence[Said]) -> dict[str, Any]:
+    """`grade` of the whole, 0 to 1, and `steps`, each with its own; the answer is the last step.
+
+    Raises Unfit for what is longer than the judge reads.
+    """
+    say = judge.policy.conversation
+    *before, last = (said.message for said in messages)
+    problem = Problem("judged", tuple(before), "")
+    rollout = say.demonstrate(Demonstration(problem, last.thought, last.content), Key(0, "judged"))
+    ends = judged_ends(say, rollout, judge.delimiter) if judge.where == "steps" else [len(rollout)]
+    if len(rollout) + len(ends) > judge.policy.longest:
+        raise Unfit(
+            f"the judge reads {judge.policy.longest} tokens, this is more", "messages", "context_length_exceeded"
+        )
+    (logs,) = judge.grades([rollout])
+    begins = [say.thought_span(rollout)[0], *ends]
+    steps = [
+        {"text": say.tokenizer.decode(rollout.tokens[a:b]).strip(), "grade": exp(log)}
+        for a, b, log in zip(begins, ends, logs, strict=False)
+    ]
+    if last.content and steps:
+        steps[-1]["text"] = last.content
+    return {"grade": AGGREGATES[judge.aggregate](logs), "steps": steps}
