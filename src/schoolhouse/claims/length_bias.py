@@ -20,10 +20,10 @@ ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start = chains(seed, hands="ramble=70,full=30")
-    free = {"task": EASY.task, "length": EASY.length, "scale": "none", "steps": 40}
+    start = chains(seed, hands="ramble=50,full=50")
+    free = {"task": EASY.task, "length": EASY.length, "scale": "none", "steps": 30}
     return {
-        "start": Arm(start, {"exam": EASY}, "seven in ten of its lessons ramble on and guess"),
+        "start": Arm(start, {"exam": EASY}, "half of its lessons ramble on and guess"),
         **{
             name: Arm(practice(start, seed, **free, **keys), {"exam": EASY}, about)
             for name, (about, keys) in ARMS.items()
@@ -70,7 +70,7 @@ CLAIM = Claim(
     id="length_bias",
     paper="Liu et al. 2025, arXiv 2503.20783, section 3.1",
     sentence="Under 1/length a long wrong answer is blamed less for each of its tokens, so wrong answers grow",
-    budget="40 steps of 32 problems x 16 rollouts of at most 128 tokens in both arms",
+    budget="30 steps of 32 problems x 16 rollouts of at most 128 tokens in both arms",
     premise="groups are mixed, and accuracy is the same",
     rule="in every seed wrong answers are 1.2 times as long under 1/length as under a constant",
     arms=arms,
