@@ -53,6 +53,18 @@ def test_samples_vote(tab, url: str):
     tab.page.locator(".votes details").first.wait_for()
 
 
+def test_what_has_no_blank_in_it_is_broken_and_not_wider_than_the_page(tab, url: str):
+    said = {"content": "x" * 400 + "\n\n$$" + "y" * 400 + "$$", "reasoning_content": "z" * 400}
+    found = {"choices": [{"message": said}, {"message": said}]}
+    tab.page.route("**/v1/chat/completions", lambda route: route.fulfill(json=found))
+    begin(tab, url, 24)
+    tab.page.get_by_label("samples").fill("2")
+    say(tab, "w" * 400)
+    tab.page.get_by_text("all answers").click()
+    tab.page.locator(".votes details summary").first.click()
+    tab.page.locator(".votes .katex-display").first.wait_for()
+
+
 def test_a_search_tells_its_cost(tab, url: str):
     begin(tab, url, 24)
     tab.page.get_by_label("search").select_option("vote?samples=16")
