@@ -76,6 +76,27 @@ def test_one_file_holds_the_same_numbers(run: Path, tmp_path: Path, form: str, a
     assert len(found) == len(weights)
 
 
+@pytest.mark.parametrize("form", ["gguf", "int8"])
+def test_llama_cpp_reads_the_file_and_says_the_same(run: Path, tmp_path: Path, form: str):
+    llama: Any = pytest.importorskip("xllamacpp", reason="no llama.cpp: pip install xllamacpp")
+    main(["export", str(run), "--to", str(tmp_path / "out"), "--format", form])
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    given = llama.CommonParams()
+    given.model.path, given.n_ctx, given.n_parallel, given.warmup, given.verbosity = str(file), 128, 1, False, -1
+    given.cpuparams.n_threads = given.cpuparams_batch.n_threads = 1
+    server = llama.Server(given)
+    policy = Policy.load(run, "float32")
+    question = Message("user", "Start at 7. Add 5.")
+    prompt = policy.conversation.prompt((question,))
+    asked = {"max_tokens": 24, "temperature": 0.0, "logprobs": 1, "top_logprobs": 1}
+    found = server.handle_chat_completions({"messages": [question._asdict()], **asked, "logprobs": True})
+    said = [one["id"] for one in found["choices"][0]["logprobs"]["content"]]
+    assert found["usage"]["prompt_tokens"] == len(prompt)
+    if form == "gguf":  # the template, the tokenizer and every number are the same
+        assert prompt + tuple(said) == greedy(policy)
+    assert len(said) == 24 or said[-1] in policy.conversation.stop_ids
+
+
 def test_one_file_holds_the_tokenizer(run: Path, tmp_path: Path):
     main(["export", str(run), "--to", str(tmp_path / "out"), "--format", "gguf"])
     (path,) = (tmp_path / "out").glob("*.gguf")
