@@ -2,6 +2,8 @@
 
 import json
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -255,6 +257,30 @@ def test_it_says_how_it_is(server: Listening):
     _, numbers, _ = get(f"{server.url}/metrics")
     assert "schoolhouse_tokens_total" in numbers
     assert 'schoolhouse_requests_total{status="200"}' in numbers
+
+
+@pytest.mark.parametrize("streams", [True, False], ids=["streamed", "whole"])
+def test_a_client_that_leaves_frees_its_slots(server: Listening, ask: Any, streams: bool):
+    def tokens() -> int:
+        _, numbers, _ = get(f"{server.url}/metrics")
+        return int(
+            next(line.split()[1] for line in numbers.splitlines() if line.startswith("schoolhouse_tokens_total"))
+        )
+
+    asked = {"model": "tiny", "messages": MESSAGES, "n": 16, "temperature": 3.0, "seed": 5, "max_tokens": 200}
+    whole = ask.chat.completions.create(**asked).usage.completion_tokens
+    before = tokens()
+    address, body = server.url.removeprefix("http://"), json.dumps({**asked, "stream": streams})
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        until = time.monotonic() + 20
+        while tokens() == before:
+            assert time.monotonic() < until
+    while any(json.loads(get(f"{server.url}/health")[1])[state] for state in ("running", "waiting")):
+        assert time.monotonic() < until
+    assert 0 < tokens() - before < 0.9 * whole
 
 
 def test_sigterm_finishes_what_runs(model: Path):
