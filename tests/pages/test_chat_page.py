@@ -88,6 +88,18 @@ def test_text_goes_on(tab, url: str):
     assert tab.page.locator("article.said").text_content().startswith("7+5=2 2-3=")
 
 
+def test_examples_stand_in_front_of_every_text(tab, url: str):
+    begin(tab, url, 16, "#text")
+    tab.page.get_by_label("examples, in front of every text").fill("1+1=2\n2+2=4\n")
+    tab.page.get_by_label("one line only").check()
+    with tab.page.expect_request("**/v1/completions") as asked:
+        say(tab, "3+3=")
+    assert asked.value.post_data_json["prompt"] == "1+1=2\n2+2=4\n3+3="
+    assert asked.value.post_data_json["stop"] == ["\n"]
+    tab.page.locator("#stop").wait_for(state="hidden")
+    assert tab.page.locator(".error").count() == 0
+
+
 def test_what_a_model_says_never_runs(tab, url: str):
     """The cleaner is asked directly: a tiny model cannot be made to say this."""
     tab.page.goto(url)

@@ -7,7 +7,7 @@ const text = document.getElementById("text");
 const send = document.getElementById("send");
 const stop = document.getElementById("stop");
 const MODES = { chat: "chat", text: "text that goes on", duel: "two models, blind" };
-const state = { mode: "chat", models: [], model: "", temperature: 0.7, budget: 0, samples: 1, search: "", length: 0, probabilities: false, turns: [] };
+const state = { mode: "chat", models: [], model: "", temperature: 0.7, budget: 0, samples: 1, search: "", length: 0, probabilities: false, examples: "", line: false, turns: [] };
 let leaving = null;
 
 // --- what was said, shown
@@ -175,11 +175,12 @@ function tree(nodes) {
   return root;
 }
 
-async function goOn(place, prompt) {
+async function goOn(place, begun) {
   const said = h("span");
+  const prompt = state.examples ? `${state.examples.trimEnd()}\n${begun}` : begun;
   const box = h("article", { class: "card said turn" }, h("span", { class: "soft" }, prompt), said);
   place.append(box);
-  await post("/v1/completions", { model: state.model, prompt, max_tokens: state.length || 64, temperature: state.temperature, stream: true }, ({ choices }) => choices.forEach((choice) => { said.textContent += choice.text; follow(); }));
+  await post("/v1/completions", { model: state.model, prompt, ...(state.line ? { stop: ["\n"] } : {}), max_tokens: state.length || 64, temperature: state.temperature, stream: true }, ({ choices }) => choices.forEach((choice) => { said.textContent += choice.text; follow(); }));
 }
 
 async function duel(place, question) {
@@ -260,6 +261,8 @@ function settings() {
     chat && field("search", select([["", "none"], ["vote?samples=16", "vote of 16"], ["force?least=32&most=96", "think at least 32 tokens"], ["revise?samples=3", "three attempts in a row"],
       ...(state.models[0]?.judge ? [["best_of_n?samples=16&values=judge", "best of 16 by the judge"], ["weighted_vote?samples=16&values=judge", "vote of 16, weighed by the judge"]] : [])], state.search, (value) => { state.search = value; })),
     chat && h("label", { class: "check wide" }, h("input", { type: "checkbox", checked: state.probabilities, onchange: (event) => { state.probabilities = event.target.checked; } }), "token probabilities"),
+    state.mode === "text" && h("label", { class: "wide" }, "examples, in front of every text", h("textarea", { rows: 5, placeholder: "2 + 2 = 4\n3 + 5 = 8", oninput: (event) => { state.examples = event.target.value; } }, state.examples)),
+    state.mode === "text" && h("label", { class: "check wide" }, h("input", { type: "checkbox", checked: state.line, onchange: (event) => { state.line = event.target.checked; } }), "one line only"),
     h("button", { type: "button", class: "wide", onclick: anew }, "start anew"),
     state.mode === "duel" && h("div", { id: "board", class: "wide" }),
   ].filter(Boolean));
