@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,20 @@ def line(problem: str, sample: int, score: float | None, said: int = 3, **more: 
     }
 
 
-def write_run(folder: Path, steps: dict[int, list[Json]] | None = None, **config: Any) -> Path:
+def grown(problem: str, text: str = "13-9=4") -> Json:
+    """A tree of three thoughts: one led to the answer, one was dropped."""
+    thoughts = [
+        {"text": text, "value": 60.0, "fate": "expanded", "parent": None, "taken": True},
+        {"text": "13+9=22", "value": None, "fate": "dropped", "parent": None, "taken": False},
+        {"text": "24", "value": None, "fate": "answer", "parent": 0, "taken": True},
+    ]
+    told = {"problem": problem, "question": f"what is {problem}?", "right": True, "tokens": 1234, "end": "answered"}
+    return {**told, "votes": [], "tree": thoughts}
+
+
+def write_run(
+    folder: Path, steps: dict[int, list[Json]] | None = None, trees: Sequence[Json] = (), **config: Any
+) -> Path:
     """A finished run of four steps, with these rollouts."""
     (folder / "rollouts").mkdir(parents=True)
     settings = {"model": "m", "task": "t", "seed": 0, "steps": 4, **config}
@@ -41,6 +55,9 @@ def write_run(folder: Path, steps: dict[int, list[Json]] | None = None, **config
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     times = [{"step": s, "seconds": 3.0 * (s + 1)} for s in range(4)]
     (folder / "times.jsonl").write_text("".join(json.dumps(row) + "\n" for row in times))
+    if trees:
+        (folder / "trees").mkdir()
+        (folder / "trees" / "000002.jsonl").write_text("".join(json.dumps(row) + "\n" for row in trees))
     for step, rows in (steps or {}).items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "rollouts" / f"{step:06d}.jsonl").write_text(text)

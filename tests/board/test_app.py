@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from boards import STEPS
+from boards import STEPS, grown
 from schoolhouse.board.app import build_app, names_of
 from schoolhouse.board.index import make
 from schoolhouse.records import numbers
@@ -118,3 +118,19 @@ def test_claims_with_their_figures(run_folder: Callable[..., Path]):
 def test_numbers_inside_are_named_by_dots():
     assert numbers({"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "f": "text", "g": True}) == {"a": 1, "b.c": 2.5, "b.d.e": 3}
     assert names_of([{"step": 0, "a": 1}, {"step": 1, "b": 2}]) == ["a", "b"]
+
+
+def test_search_trees_are_listed_and_told_whole(ask: TestClient, run_folder: Callable[..., Path]):
+    run_folder("searched", trees=[grown("a"), grown("b")])
+    assert ask.get("/api/run", params={"name": "searched"}).json()["trees"] == [2]
+    assert ask.get("/api/run", params={"name": "one"}).json()["trees"] == []
+    asked = {"name": "searched", "step": 2}
+    found = ask.get("/api/trees", params=asked).json()
+    assert found["steps"] == [2]
+    assert [(row["problem"], row["thoughts"], "tree" in row) for row in found["rows"]] == [
+        ("a", 3, False),
+        ("b", 3, False),
+    ]
+    assert ask.get("/api/tree", params={**asked, "problem": "b"}).json() == grown("b")
+    assert ask.get("/api/tree", params={**asked, "problem": "c"}).status_code == 404
+    assert ask.get("/api/trees", params={**asked, "step": 7}).json()["rows"] == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from boards import STEPS, line, write_run
+from boards import STEPS, grown, line, write_run
 from listening import listening
 
 EVIL = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
@@ -18,10 +18,10 @@ CLAIMS = Path(__file__).parents[2] / "docs" / "claims"
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A board of two honest runs, and one in which every text is an attack."""
     folder = tmp_path_factory.mktemp("board")
-    write_run(folder / "runs" / "one", STEPS)
+    write_run(folder / "runs" / "one", STEPS, [grown("a")])
     write_run(folder / "runs" / "two", STEPS, seed=1)
     bad = line(EVIL, 0, None, question=EVIL, thought=EVIL, answer=EVIL, reason=EVIL, finish=EVIL)
-    write_run(folder / "runs" / "<b onclick=x>bad", {0: [bad]}, task=EVIL)
+    write_run(folder / "runs" / "<b onclick=x>bad", {0: [bad]}, [grown(EVIL, EVIL)], task=EVIL)
     cache = {"XDG_CACHE_HOME": str(folder / "cache")}
     with listening("board", str(folder / "runs"), "--claims", str(CLAIMS), environment=cache) as board:
         yield board.url
@@ -55,6 +55,16 @@ def test_from_a_point_of_a_curve_to_its_samples(tab, url: str):
     assert re.search(r"first=0&last=0", tab.page.url)
 
 
+def test_a_search_tree_unfolds_along_the_way_taken(tab, url: str):
+    tab.page.goto(f"{url}/#/run?name=one")
+    tab.page.get_by_role("link", name="search trees").click()
+    tab.page.locator("tr.go").first.click()
+    tab.page.get_by_text("1,234 tokens, 3 thoughts; answered").wait_for()
+    tab.page.locator(".tree .taken").get_by_text("24").wait_for()
+    tab.page.locator(".tree summary").first.click()
+    tab.page.locator(".tree .taken").get_by_text("24").wait_for(state="hidden")
+
+
 def test_two_runs_side_by_side_with_a_band_and_their_difference(tab, url: str):
     tab.page.goto(url)
     tab.page.get_by_label("choose one").check()
@@ -84,6 +94,12 @@ def test_markup_in_a_run_is_text_in_every_view(tab, url: str):
     tab.page.locator(".samples article").wait_for()
     assert tab.page.locator("main img, main script, main b[onclick]").count() == 0
     assert EVIL in tab.page.locator("h1").text_content()
+    assert "broken" not in tab.page.title()
+    tab.page.goto(f"{url}/#/trees?name={name}&step=2")
+    tab.page.locator("tr.go").first.click()
+    tab.page.locator(".tree").wait_for()
+    assert tab.page.locator("main img, main script, main b[onclick]").count() == 0
+    assert EVIL in tab.page.locator(".tree").text_content()
     assert "broken" not in tab.page.title()
 
 

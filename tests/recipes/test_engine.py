@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from schoolhouse.durable import read_lines
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import engine
 from schoolhouse.run import Run, read_metrics
 from schoolhouse.search.solve import Found
+from schoolhouse.tasks.task import open_task
 from schoolhouse.types import Group, Key, Problem, Rollout, SchoolError, Verdict
 
 TASK = "school:chain?steps=2"  # ten answers: a model that only knows the form is right now and then
@@ -62,6 +64,15 @@ def test_each_loop_tells_plain_sampling_beside_search(model: Path, tmp_path: Pat
         assert 0.0 <= row["reward"] <= 1.0
         assert row["search_tokens"] > 4
         assert row["fresh"] == 2 * round(4 * 0.2)
+
+
+def test_trees_are_kept_to_be_looked_at(model: Path, tmp_path: Path):
+    grown = config(model, search="beam?samples=2&breadth=1&length=8&values=random", loops=1, problems=3)
+    run = train(tmp_path / "grown", grown)
+    rows = read_lines(run.folder / "trees" / "000000.jsonl")
+    assert [row["problem"] for row in rows] == [p.id for p in open_task(TASK, 0).draw(0, 3)]
+    assert all({"question", "right", "tokens", "end", "tree"} <= row.keys() and row["tree"] for row in rows)
+    assert not (train(tmp_path / "flat", config(model, loops=1)).folder / "trees").exists()
 
 
 def test_a_loop_that_finds_nothing_leaves_the_model_as_it_is(model: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from schoolhouse.search.show import draw, label, page
+from schoolhouse.search.show import draw, label, page, told
 from schoolhouse.search.solve import Found
 from schoolhouse.search.tree import Node, Tree
 from schoolhouse.types import Key, Message, Problem
@@ -64,3 +64,17 @@ def test_markup_in_a_models_text_is_text(scripted: Callable[..., Any]):
 
 def test_a_long_thought_is_cut_in_its_line():
     assert len(label(Node(None, "x" * 500))) == 60
+
+
+def test_a_search_as_plain_data_tells_who_came_from_whom(scripted: Callable[..., Any]):
+    assert told(tree(scripted)) == {
+        "tokens": 99,
+        "end": "answered",
+        "votes": [],
+        "tree": [
+            {"text": "13-9=4 (4 4 10)", "value": 60.0, "fate": "expanded", "parent": None, "taken": True},
+            {"text": "13+9=22 (4 10 22)", "value": 0.003, "fate": "dropped", "parent": None, "taken": False},
+            {"text": "[bold]24[/bold]", "value": None, "fate": "answer", "parent": 0, "taken": True},
+        ],
+    }
+    assert told(Found(None, 7, "voted", votes=(("24", 3),)))["votes"] == [["24", 3]]

@@ -21,6 +21,7 @@ from schoolhouse import __version__
 from schoolhouse.advice import advice
 from schoolhouse.board import index
 from schoolhouse.board.tokens import token_rows
+from schoolhouse.board.trees import steps_of, summary, trees
 from schoolhouse.durable import read_lines, read_object
 from schoolhouse.records import differences, numbers, read_config
 from schoolhouse.run import read_metrics
@@ -111,6 +112,7 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
             "advice": list(advice(metrics).values()),
             "machine": {key: manifest.get(key) for key in ("versions", "python", "platform", "cores", "threads")},
             "rollouts": (folder / "rollouts").is_dir(),
+            "trees": steps_of(folder),
             "signal": signal(metrics),
         }
 
@@ -155,6 +157,18 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
         if not rows:
             raise HTTPException(404, "these samples are not in the index, which may still be made")
         return {"rows": token_rows(folder, rows), "across": index.across(folder, problem)}
+
+    @app.get("/api/trees")
+    def searched(name: str, step: Annotated[int, Query(ge=0, lt=2**62)]) -> Json:
+        folder = board.place(name)
+        return {"steps": steps_of(folder), "rows": [summary(tree) for tree in trees(folder, step)]}
+
+    @app.get("/api/tree")
+    def tree(name: str, step: Annotated[int, Query(ge=0, lt=2**62)], problem: str) -> Json:
+        found = next((one for one in trees(board.place(name), step) if one["problem"] == problem), None)
+        if found is None:
+            raise HTTPException(404, f"no tree of this problem was recorded in step {step}")
+        return found
 
     @app.get("/api/difference")
     def difference(one: str, other: str) -> list[str]:

@@ -17,12 +17,14 @@ from pydantic import Field
 
 from schoolhouse.config import Frozen
 from schoolhouse.credit import rollouts_of
+from schoolhouse.durable import to_json, write_whole
 from schoolhouse.objectives import likelihood
 from schoolhouse.packing import pack, token_mean
 from schoolhouse.policy.policy import Adam, Policy
 from schoolhouse.randomness import python_random
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
+from schoolhouse.search.show import told
 from schoolhouse.search.solve import Found, parse, solve
 from schoolhouse.tasks.task import Task, judge, open_task
 from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout
@@ -78,6 +80,7 @@ def engine(c: Config, run: Run) -> None:
         plain = judge(policy.extend(asked("engine plain"), c.length), task, say.read)
         found = solve(policy, task, asked("engine search"), how)
         judged = judge([one.rollout for one in found if one.rollout], task, say.read)
+        record_trees(run, loop, problems, found, judged)
         kept = [rollout for rollout, right in _told(judged) if right or not c.verify]
         kept = python_random(Key(c.seed, "engine most", loop)).sample(kept, min(len(kept), c.most or len(kept)))
         stats: dict[str, float | int] = {"kept": len(kept), **account(found, judged, kept, problems)}
@@ -88,6 +91,21 @@ def engine(c: Config, run: Run) -> None:
             policy.restart(c.model)
             stats |= study(c, policy, lessons, fresh, loop)
         run.record(loop, plain, say.read, **stats)
+
+
+def record_trees(
+    run: Run, loop: int, problems: Sequence[Problem], found: Sequence[Found], judged: Sequence[Group]
+) -> None:
+    """The trees of a loop, a line each, to be looked at: trees/000001.jsonl in the run folder."""
+    right = {rollout.problem.id for rollout, is_right in _told(judged) if is_right}
+    rows = [
+        {"problem": problem.id, "question": problem.messages[-1].content, "right": problem.id in right, **told(one)}
+        for problem, one in zip(problems, found, strict=True)
+        if one.tree
+    ]
+    if rows:
+        (run.folder / "trees").mkdir(exist_ok=True)
+        write_whole(run.folder / "trees" / f"{loop:06d}.jsonl", "".join(to_json(row) + "\n" for row in rows))
 
 
 def account(

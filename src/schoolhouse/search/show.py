@@ -1,10 +1,10 @@
-"""A tree of thoughts to look at: in the terminal, and as a page that needs nothing else."""
+"""A tree of thoughts to look at: in the terminal, as a page that needs nothing else, and as plain data."""
 
 from __future__ import annotations
 
 from html import escape
 from math import isnan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from schoolhouse.search.solve import Found
 from schoolhouse.search.tree import Node, Tree
@@ -68,6 +68,27 @@ def page(found: Found, answer: str) -> str:
         f'<meta name="viewport" content="width=device-width"><h1>{escape(question)}</h1>'
         f"<p>Answer: <b>{escape(answer) or 'none'}</b></p><p>{escape(told)}</p>{listed(tree.root)}</html>\n"
     )
+
+
+def told(found: Found) -> dict[str, Any]:
+    """A search as plain data: what it cost, why it ended, its votes, and its thoughts in the order they were had in.
+
+    A thought has its text, value (None: it was not asked for), fate, its parent's number (None: the problem itself) and
+    whether it led to the answer given.
+    """
+    nodes, path = found.tree.nodes if found.tree else [], _path(found)
+    number_of = {node: at for at, node in enumerate(nodes)}
+    tree = [
+        {
+            "text": node.text,
+            "value": None if isnan(node.value) else node.value,
+            "fate": node.fate,
+            "parent": number_of.get(node.parent) if node.parent else None,
+            "taken": node in path,
+        }
+        for node in nodes
+    ]
+    return {"tokens": found.tokens, "end": found.end, "votes": [list(vote) for vote in found.votes], "tree": tree}
 
 
 def _path(found: Found) -> set[Node]:

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from schoolhouse import __version__
 from schoolhouse.judges.marks import same_tokens
 from schoolhouse.policy.reading import Read, read
+from schoolhouse.search import show
 from schoolhouse.search.solve import Search, parse, solve
 from schoolhouse.search.thoughts import Judged
 from schoolhouse.serve.answers import (
@@ -287,19 +288,8 @@ async def _searched(served: Served, desk: Desk, c: Chat, number: int) -> dict[st
         (found,) = await served.beside(solve, desk.policy, served.task, [ticket.rollout], how, judge)
     thought, answer, reason = spoken(say, found.rollout, ()) if found.rollout else (None, "", "length")
     choice = {"index": 0, "message": message(thought, answer), "logprobs": None, "finish_reason": reason}
-    nodes = found.tree.nodes if found.tree else []
-    number_of = {id(node): at for at, node in enumerate(nodes)}
-    tree = [
-        {
-            "text": node.text,
-            "value": None if node.value != node.value else node.value,
-            "fate": node.fate,
-            "parent": number_of.get(id(node.parent)),
-        }
-        for node in nodes
-    ]
-    told_ = {"tokens": found.tokens, "end": found.end, "votes": [list(vote) for vote in found.votes], "tree": tree}
-    return {"choices": [choice], "usage": Account(len(ticket.rollout), found.tokens).to_json(), "search": told_}
+    usage = Account(len(ticket.rollout), found.tokens).to_json()
+    return {"choices": [choice], "usage": usage, "search": show.told(found)}
 
 
 def _asked_judge(served: Served, desk: Desk, how: Search) -> Judged | None:

@@ -1,6 +1,6 @@
 // The board: a view for each address behind the #. Every view is drawn from what the server reads in run folders.
 
-import { duration, field, get, h, number, select } from "./common.js";
+import { duration, field, get, h, number, select, tree } from "./common.js";
 
 const main = document.getElementById("main");
 const nav = document.getElementById("nav");
@@ -64,7 +64,8 @@ async function run(show) {
   show(
     h("h1", {}, names.join(", ")),
     one && h("p", {}, h("span", { class: `state ${one.state}` }, one.state), ` ${one.recipe}, ${one.of ? `${one.done} of ${one.of}` : one.done} steps, ${duration(one.seconds)} `,
-      one.rollouts && h("a", { href: to("rollouts", { name: one.name }) }, "rollouts")),
+      one.rollouts && h("a", { href: to("rollouts", { name: one.name }) }, "rollouts"),
+      one.trees.length > 0 && [" · ", h("a", { href: to("trees", { name: one.name, step: one.trees.at(-1) }) }, "search trees")]),
     one?.advice.map((text) => h("p", { class: "note" }, text)),
     one?.signal && h("p", {}, one.signal),
     h("div", { class: "bar" },
@@ -210,6 +211,32 @@ function legend(colour) {
   return [swatch("var(--thought)", "thought"), swatch("var(--ink)", "answer"), swatch("var(--given)", "given by others, never trained on")];
 }
 
+// --- search trees
+
+async function trees(show) {
+  const asked = Object.fromEntries(here().query);
+  const found = await get("/api/trees", asked);
+  const open = (row) => (location.hash = to("tree", { name: asked.name, step: asked.step, problem: row.problem }));
+  show(
+    h("h1", {}, "search trees of ", h("a", { href: to("run", { name: asked.name }) }, asked.name)),
+    h("div", { class: "bar" }, field("step", select(found.steps.map((step) => [String(step), step]), asked.step, (value) => (location.hash = to("trees", { name: asked.name, step: value }))))),
+    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "problem"), h("th", {}, "solved"), h("th", { class: "num" }, "thoughts"), h("th", { class: "num" }, "tokens"), h("th", {}, "ended"))),
+      h("tbody", {}, found.rows.map((row) => h("tr", { class: "go", tabindex: 0, onclick: () => open(row), onkeydown: (event) => event.key === "Enter" && open(row) },
+        h("td", {}, h("div", { class: "clip", title: row.problem }, row.question)), h("td", { class: row.right ? "right" : "wrong" }, row.right ? "yes" : "no"),
+        cell(row.thoughts, true), cell(row.tokens.toLocaleString("en"), true), cell(row.end)))))),
+  );
+}
+
+async function oneTree(show) {
+  const asked = Object.fromEntries(here().query);
+  const found = await get("/api/tree", asked);
+  show(
+    h("h1", {}, `step ${asked.step}: `, found.question),
+    h("p", {}, h("a", { href: to("trees", { name: asked.name, step: asked.step }) }, "all trees of this step"), ` · ${found.tokens.toLocaleString("en")} tokens, ${found.tree.length} thoughts; ${found.end} · `, h("b", { class: found.right ? "right" : "wrong" }, found.right ? "solved" : "not solved")),
+    h("div", { class: "card scroll" }, tree(found.tree)),
+  );
+}
+
 // --- claims, differences
 
 async function claims(show) {
@@ -229,7 +256,7 @@ async function difference(show) {
 
 // --- which view
 
-const VIEWS = { runs, run, rollouts, group, claims, difference };
+const VIEWS = { runs, run, rollouts, group, trees, tree: oneTree, claims, difference };
 
 async function draw(quiet = false) {
   const mine = ++drawing;

@@ -1,6 +1,6 @@
 // The page that talks. What a model says is text until it has been cleaned: markup in it never runs.
 
-import { ask, field, get, h, number, select } from "./common.js";
+import { ask, field, get, h, number, select, tree } from "./common.js";
 
 const main = document.getElementById("main");
 const text = document.getElementById("text");
@@ -161,18 +161,6 @@ async function searched(place) {
   if (found.search.tree.length) growth.element.append(h("details", {}, h("summary", {}, `${found.search.tree.length} thoughts`), tree(found.search.tree)));
   place.append(growth.element);
   return growth;
-}
-
-function tree(nodes) {
-  const lists = new Map();
-  const root = h("ul");
-  lists.set(null, root);
-  nodes.forEach((node, at) => {
-    const inside = h("ul");
-    lists.set(at, inside);
-    (lists.get(node.parent) ?? root).append(h("li", { class: ["dropped", "pruned", "repeat"].includes(node.fate) ? "soft" : "" }, `${node.text} ${node.value == null ? "" : number(node.value)} ${node.fate}`, inside));
-  });
-  return root;
 }
 
 async function goOn(place, begun) {

@@ -49,3 +49,18 @@ export function select(options, value, onchange) {
   return h("select", { onchange: (event) => onchange(event.target.value) },
     options.map(([key, text]) => h("option", { value: key, selected: key === value }, text)));
 }
+
+// A search's thoughts, which are told in the order in which they were had: each folds what came of it.
+export function tree(nodes) {
+  const lists = new Map([[null, h("ul", { class: "tree" })]]);
+  const parents = new Set(nodes.map((node) => node.parent));
+  nodes.forEach((node, at) => {
+    const kind = node.taken ? "taken" : ["dropped", "pruned", "repeat"].includes(node.fate) ? "soft" : "";
+    const fate = ["expanded", "open"].includes(node.fate) ? "" : node.fate;
+    const line = h("span", { class: kind }, node.text.trim(), " ", h("span", { class: "soft" }, [node.value == null ? "" : number(node.value), fate].filter(Boolean).join(" ")));
+    const inside = h("ul");
+    lists.set(at, inside);
+    lists.get(node.parent).append(h("li", {}, parents.has(at) ? h("details", { open: node.taken }, h("summary", {}, line), inside) : line));
+  });
+  return lists.get(null);
+}
