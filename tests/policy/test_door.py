@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from schoolhouse.policy.sampler import Arrival, Drawing, extend
+from schoolhouse.policy.sampler import extend
+from schoolhouse.policy.speakers import Arrival, Drawing
 from schoolhouse.types import Rollout
 
 PROMPTS = [[5, 9, 13, 2], [60], [44, 3, 21, 8, 30, 7, 7], [1, 2], [5, 9, 13, 2]]

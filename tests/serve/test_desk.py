@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from schoolhouse.policy.policy import Policy
-from schoolhouse.policy.sampler import Drawing
+from schoolhouse.policy.speakers import Drawing
 from schoolhouse.serve.desk import Closed, Desk, Full, Piece, Ticket
 from schoolhouse.types import Key, Message, Problem, Rollout, SchoolError
 

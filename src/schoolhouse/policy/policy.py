@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from schoolhouse.durable import model_in
 from schoolhouse.objectives import Objective
 from schoolhouse.packing import Batch, Scores, pack, pack_whole, shared, token_mean
-from schoolhouse.policy import sampler
+from schoolhouse.policy import sampler, speakers
 from schoolhouse.policy.checkpoint import load_decoder, save_decoder
 from schoolhouse.policy.decoder import Decoder, Shape, initialise
 from schoolhouse.policy.exact import ExactPacked, ExactSlots, prepare
@@ -195,7 +195,7 @@ class Policy:
         slots: int = 512,
         think: int | None = None,
         stop_texts: Sequence[str] = (),
-        then: sampler.Then | None = None,
+        then: speakers.Then | None = None,
         room: int | None = None,
         noise: float = 0.0,
         on_token: sampler.OnToken | None = None,
@@ -242,7 +242,7 @@ class Policy:
         return extended
 
     def serve(
-        self, door: sampler.Door, slots: int, context: int, then: sampler.Then, on_token: sampler.OnToken
+        self, door: sampler.Door, slots: int, context: int, then: speakers.Then, on_token: sampler.OnToken
     ) -> None:
         """Extend whatever comes through a door, up to `slots` at once, until nobody comes any more.
 
@@ -269,7 +269,7 @@ class Policy:
         drawn = numpy_random(Key(0, "sampler noise")).normal(0.0, deviation, self.decoder.shape.vocab_size)
         return torch.from_numpy(drawn).float().to(self.device)
 
-    def _budget(self, rollouts: Sequence[Rollout], think: int, length: int) -> sampler.Then:
+    def _budget(self, rollouts: Sequence[Rollout], think: int, length: int) -> speakers.Then:
         """After `think` tokens a thought that is still open is closed; what is left of `length` goes to the answer."""
         start = {(rollout.problem.id, rollout.key._replace(turn=0)): len(rollout) for rollout in rollouts}
 

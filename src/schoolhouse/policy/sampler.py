@@ -5,10 +5,9 @@ S slots busy in this step, V vocabulary. What a rollout draws depends on its key
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from schoolhouse.policy.decoder import Decoder
 from schoolhouse.policy.memory import Packed, Slots
 from schoolhouse.policy.replay import Replay, StaticSlots
 from schoolhouse.policy.rows import draw, log_probabilities
-from schoolhouse.randomness import digest, uniforms
+from schoolhouse.policy.speakers import Arrival, Drawing, Speakers, Then
 from schoolhouse.types import Rollout, SchoolError
 
 if TYPE_CHECKING:
@@ -31,29 +30,8 @@ OnToken = Callable[[int, int, float], bool | None]
 """Called with (index of the rollout, token id, its log-probability) as soon as a token is sampled. True ends the turn
 there."""
 
-Then = Callable[[Rollout], tuple[Rollout, int] | None]
-"""Called with a rollout whose turn ended. Gives what it goes on from (the same, or longer by what others say now) and
-how many tokens it may say next; None: it is done."""
-
 Ends = Callable[[Sequence[int]], bool]
 """Whether a turn ends with the last of the ids it has so far."""
-
-
-class Drawing(NamedTuple):
-    """How a token is drawn: see `choose`."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-
-
-class Arrival(NamedTuple):
-    """A prefix that comes while others are being extended."""
-
-    rollout: Rollout
-    length: int
-    drawing: Drawing
 
 
 class Door(Protocol):
@@ -186,108 +164,62 @@ def extend(
         return decoder.project(decoder(token_S, memory.begin_step(), memory))
 
     advance = Replay(step, memory) if isinstance(memory, StaticSlots) else step
+    usual = Drawing(temperature, top_k, top_p, min_p)
+    speakers = Speakers(rollouts, lengths, usual, version, slots, room, shape.longest, device)
     stop_V = torch.zeros(shape.vocab_size, dtype=torch.bool, device=device)
     stop_V[list(stop)] = True
     maybe_V = None if ends is None else ends[0].to(device)
-    queue = deque(range(len(rollouts)))
-    begun = dict(enumerate(rollouts))  # what each rollout's present turn began with
-    start = dict(enumerate(map(len, rollouts)))
-    limits, drawings = dict(enumerate(lengths)), dict[int, Drawing]()
-    usual, came = Drawing(temperature, top_k, top_p, min_p), len(rollouts)
     done: dict[int, Rollout] = {}
-    given: dict[int, deque[int]] = {}  # ids that others said and the model has not read yet
-
-    said = torch.zeros(slots, room, dtype=torch.long, device=device)  # [S, room]
-    sure = torch.zeros(slots, room, device=device)  # [S, room] log-probability of each
-    count = torch.zeros(slots, dtype=torch.long, device=device)  # [S] tokens said
-    limit = torch.zeros(slots, dtype=torch.long, device=device)  # [S] tokens it may say
-    owner = np.zeros(slots, dtype=np.int64)  # [S] index of the rollout in this slot
-    stream = np.zeros(slots, dtype=np.uint64)  # [S] digest of its key
     logits_SV: Tensor | None = None
     last: dict[tuple[int, ...], Tensor] = {}
 
-    while queue or memory.busy or door:
-        new = door.arrivals(bool(queue or memory.busy)) if door else ()
-        for arrival in new or ():
-            begun[came], start[came], limits[came] = arrival.rollout, len(arrival.rollout), arrival.length
-            drawings[came] = arrival.drawing
-            queue.append(came)
-            came += 1
-        if not queue and not memory.busy:
+    while speakers.waiting or memory.busy or door:
+        new = door.arrivals(bool(speakers.waiting or memory.busy)) if door else ()
+        speakers.come(new or ())
+        if not speakers.waiting and not memory.busy:
             if new is None:
                 break
             continue
         # Read several prompts at once, since prefill pays in batches; who stands at a door does not wait for that.
-        if queue and memory.free >= (1 if door else max(1, slots // 4)):
-            enter = [queue.popleft() for _ in range(min(memory.free, len(queue)))]
-            at = slice(memory.busy, memory.busy + len(enter))
-            owner[at], count[at] = enter, 0
-            limit[at] = torch.tensor([limits.pop(i) for i in enter], device=device)
-            stream[at] = [digest(begun[i].key) for i in enter]
-            logits_nV = _prefill(decoder, read, memory, [begun[i].tokens for i in enter], last)
+        if speakers.waiting and memory.free >= (1 if door else max(1, slots // 4)):
+            logits_nV = _prefill(decoder, read, memory, speakers.enter(memory.busy, memory.free), last)
             logits_SV = logits_nV if logits_SV is None else torch.cat((logits_SV, logits_nV))
         assert logits_SV is not None
         busy = memory.busy
         if tilt is not None:
             logits_SV = logits_SV + tilt
         if door:
-            door.look(owner[:busy], logits_SV)
-        uniform_S = torch.from_numpy(uniforms(stream[:busy], count[:busy].cpu().numpy())).to(device)
-        ways = [drawings.get(i, usual) for i in owner[:busy].tolist()] if drawings else [usual]
-        token_S, logprob_S = _choose(logits_SV, uniform_S, ways)
+            door.look(speakers.owner[:busy], logits_SV)
+        token_S, logprob_S = _choose(logits_SV, speakers.uniforms(busy), speakers.ways(busy))
         if not bool(torch.isfinite(logprob_S).all()):
             raise SchoolError(
                 "the model's log-probabilities are not finite: there is NaN or infinity in its weights, or its "
                 "computation overflows; go back to an earlier checkpoint, or try precision float32"
             )
-        speaks_S = torch.ones(busy, dtype=torch.bool, device=device)
-        for slot in [at for at in range(busy) if owner[at] in given] if given else ():
-            unread = given[owner[slot]]
-            token_S[slot], speaks_S[slot] = unread.popleft(), False
-            if not unread:
-                del given[owner[slot]]
-        said[:busy].scatter_(1, count[:busy, None].clamp_max(room - 1), token_S[:, None])
-        sure[:busy].scatter_(1, count[:busy, None].clamp_max(room - 1), logprob_S[:, None])
-        count[:busy] += speaks_S
+        speaks_S = speakers.hear(token_S, logprob_S)
         stopped_S = stop_V[token_S] & speaks_S
         if on_token:
-            heard = zip(owner[:busy].tolist(), token_S.tolist(), logprob_S.tolist(), speaks_S.tolist(), strict=True)
-            enough = [speaks and on_token(i, token, logprob) for i, token, logprob, speaks in heard]
-            for slot, ended in enumerate(enough):
-                if ended:
-                    stopped_S[slot] = True
+            heard = zip(speakers.owner[:busy], token_S.tolist(), logprob_S.tolist(), speaks_S.tolist(), strict=True)
+            told = [speaks and on_token(int(i), token, logprob) for i, token, logprob, speaks in heard]
+            stopped_S |= torch.tensor([bool(one) for one in told], device=device)
         if ends is not None and maybe_V is not None:
             for slot in (maybe_V[token_S] & speaks_S & ~stopped_S).nonzero()[:, 0].tolist():
-                stopped_S[slot] = ends[1](said[slot, : int(count[slot])].tolist())
-        over_S = stopped_S | (speaks_S & (count[:busy] == limit[:busy]))
-        if bool(over_S.any()):
-            for slot in over_S.nonzero()[:, 0].tolist():
-                n, i = int(count[slot]), int(owner[slot])
-                finish = "stop" if bool(stopped_S[slot]) else "length"
-                ended = begun[i].said(said[slot, :n].tolist(), sure[slot, :n].tolist(), finish, version)
-                more = _goes_on(then, ended, start[i], min(room, shape.longest - start[i]))
-                if more is None:
-                    del begun[i], start[i]
-                    drawings.pop(i, None)
-                    if door:
-                        door.leave(i, ended)
-                    else:
-                        done[i] = ended
-                    continue
+                stopped_S[slot] = ends[1](speakers.said[slot, : int(speakers.count[slot])].tolist())
+        over_S = stopped_S | (speaks_S & (speakers.count[:busy] == speakers.limit[:busy]))
+        for slot in over_S.nonzero()[:, 0].tolist():
+            ended = speakers.end(slot, "stop" if bool(stopped_S[slot]) else "length", then)
+            if ended is None:
                 over_S[slot] = False
-                if len(more[0]) > len(ended):
-                    begun[i], given[i] = more[0], deque(more[0].tokens[len(ended) :])
-                    count[slot], stream[slot] = 0, digest(more[0].key)
-                limit[slot] = count[slot] + more[1]
+            elif door:
+                door.leave(int(speakers.owner[slot]), ended)
+            else:
+                done[int(speakers.owner[slot])] = ended
         if bool(over_S.any()):
             if progress:
                 progress(int(over_S.sum()))
             order = memory.release(over_S)
-            stay = len(order)
-            places = order.cpu().numpy()
-            for rows in (said, sure, count, limit):
-                rows[:stay] = rows[order]
-            owner[:stay], stream[:stay], token_S = owner[places], stream[places], token_S[order]
+            speakers.stay(order)
+            token_S = token_S[order]
         if memory.busy:
             logits_SV = advance(token_S)
             memory.end_step()
@@ -306,21 +238,6 @@ def _choose(logits_SV: Tensor, uniform_S: Tensor, ways: Sequence[Drawing]) -> tu
         rows = torch.tensor(list(alike), device=logits_SV.device)
         token_S[rows], logprob_S[rows] = choose(logits_SV[rows], uniform_S[rows], *way)
     return token_S, logprob_S
-
-
-def _goes_on(then: Then | None, ended: Rollout, start: int, room: int) -> tuple[Rollout, int] | None:
-    """What `then` says, as far as there is room behind the `start` tokens of the first prefix."""
-    more = None if then is None else then(ended)
-    if more is None:
-        return None
-    longer, length = more
-    if longer.tokens[: len(ended)] != ended.tokens:
-        raise SchoolError(
-            f"a rollout of problem {ended.problem.id} goes on from other tokens than it had: what was said cannot be "
-            "changed on a kept cache; add tokens behind it (Rollout.given), or extend it anew"
-        )
-    length = min(length, room - (len(longer) - start))
-    return (longer, length) if length > 0 else None
 
 
 def _check(rollouts: Sequence[Rollout], lengths: Sequence[int], limit: int, temperature: float) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from schoolhouse.policy.policy import Policy
-from schoolhouse.policy.sampler import Arrival, Drawing
+from schoolhouse.policy.speakers import Arrival, Drawing
 from schoolhouse.types import Rollout, SchoolError
 
 SWITCH = 1e-4  # seconds that Python runs one thread while the sampler waits to go on between two products

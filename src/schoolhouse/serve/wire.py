@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schoolhouse.policy.sampler import Drawing
+from schoolhouse.policy.speakers import Drawing
 from schoolhouse.types import Message, SchoolError
 
 Refused = Literal["model_not_found", "context_length_exceeded", "invalid", "search"]
