@@ -27,15 +27,17 @@ from schoolhouse.tasks.lessons.letters import LETTERS
 from schoolhouse.tasks.lessons.longhand import LONGHAND
 from schoolhouse.tasks.lessons.shopping import SHOPPING
 from schoolhouse.tasks.lessons.tongues import TONGUES, spoken
+from schoolhouse.tasks.lessons.writing import WRITING
 from schoolhouse.tasks.task import Task
 from schoolhouse.tasks.verify import extract, perturb, verify
 from schoolhouse.types import LOOK_AGAIN, Demonstration, Key, Message, Problem, Reply, SchoolError, Verdict
 
 FAMILIES: Mapping[str, Family[Any]] = {
-    family.name: family for family in (ADDITION, CHAIN, SHOPPING, LETTERS, COMPARE, FACTS, COUNTDOWN, LONGHAND, JOINING)
+    family.name: family
+    for family in (ADDITION, CHAIN, SHOPPING, LETTERS, COMPARE, FACTS, COUNTDOWN, LONGHAND, JOINING, WRITING)
 }
-CURRICULUM = tuple(name for name in FAMILIES if name not in ("longhand", "joining"))
-"""Taught where no family is named: `longhand` asks what `addition` asks, `joining` is mere copying."""
+CURRICULUM = tuple(name for name in FAMILIES if name not in ("longhand", "joining", "writing"))
+"""Taught where no family is named: `longhand` asks what `addition` asks, `joining` and `writing` are mere copying."""
 
 DEFAULT_HANDS = "bare=50,partial=15,full=20,check=10,repair=5"
 

@@ -78,8 +78,9 @@ class Family(Generic[Instance]):
         if hand == "mend" and self.botch:
             return " ".join([*self.botch(instance, random)[0], CHECK, *steps])
         if hand == "partial":
-            kept = steps[: random.randrange(1, len(steps))] if len(steps) > 1 else [steps[0].partition("=")[0]]
-            return " ".join(kept)
+            if len(steps) > 1:
+                return " ".join(steps[: random.randrange(1, len(steps))])
+            return steps[0].partition("=")[0] if "=" in steps[0] else steps[0][: len(steps[0]) // 2]
         if hand in ("check", "mend"):
             steps = [*steps, CHECK, *self.recheck(instance)]
         elif hand == "repair":
