@@ -24,7 +24,9 @@ def _ask(pair: Sum, random: Random) -> str:
     a, b, left = pair
     if not left:
         return random.choice((f"Write {a} + {b} without blanks.", f"How is {a} + {b} written?"))
-    return random.choice((f"What is left of {a} + {b} without the last digits?", f"Take the last digits off {a} + {b}."))
+    return random.choice(
+        (f"What is left of {a} + {b} without the last digits?", f"Take the last digits off {a} + {b}.")
+    )
 
 
 def _steps(pair: Sum) -> list[str]:
