@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from schoolhouse.search.thoughts import Ahead, Asked, AtRandom, Exact, Proposed, Sampled
+from schoolhouse.search.thoughts import Ahead, Asked, AtRandom, Elected, Exact, Proposed, Sampled
 from schoolhouse.search.tree import Answered, Node
 from schoolhouse.tasks.game24 import Game24
 from schoolhouse.text.steps import steps
@@ -182,6 +182,25 @@ def test_an_answer_is_worth_what_the_thought_before_it_is(scripted: Make, game: 
     assert (again.found, again.tokens) == (worth.found, 0)
     root = Node(begin(policy, game))
     assert isnan(Asked(policy, game)([Node(before.state, "24", root, answers=True)])[0].found)
+
+
+def test_votes_are_shares_among_thoughts_about_one_problem(scripted: Make, game: Game24):
+    questions = []
+
+    def elects(question: str, begun: str, key: Key) -> str:
+        questions.append(question)
+        return f"{(1, 2, 2, 9)[key.sample % 4]}<|im_end|>"
+
+    policy = scripted(elects)
+    few = [thought(policy, game, line) for line in (GOOD[0], "13+9=22 (4 10 22)", "10-4=6 (6 9 13)")]
+    worth = Elected(policy, game, samples=4, ballot=2)(few)
+    assert [answered.found for answered in worth] == [0.25, 0.5, 0.25]
+    assert questions[0] == "Which of these can make 24?\n1: 4 4 10\n2: 4 10 22"
+    assert questions[4] == "Which of these can make 24?\n1: 6 9 13"
+    assert [answered.tokens > 0 for answered in worth] == [True, False, True]
+    few[0].value = 0.75
+    answer = Node(few[0].state.forced([5]), "24", few[0], answers=True)
+    assert Elected(policy, game)([answer]) == [Answered(0.75, 0)]
 
 
 def test_looking_ahead_to_an_answer_judges_the_thought_before_it(scripted: Make, game: Game24):

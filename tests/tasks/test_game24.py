@@ -29,7 +29,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def game(path: Path) -> Game24:
-    return Game24(path, exam="3-4", lessons="solve=1,next=1,value=1")
+    return Game24(path, exam="3-4", lessons="solve=1,next=1,value=1,vote=1")
 
 
 def by_numbers(game: Game24, text: str) -> Problem:
@@ -115,13 +115,19 @@ def test_its_own_references_pass_and_what_must_not_does_not(game: Game24):
 
 def test_examples_are_of_the_kinds_asked_for_and_true(game: Game24):
     lessons = game.worked(0, 300)
-    assert {lesson.hand for lesson in lessons} == {"solve", "next", "value"}
+    assert {lesson.hand for lesson in lessons} == {"solve", "next", "value", "vote"}
     for lesson in lessons:
         if lesson.hand == "solve":
             assert game.verdict(lesson.problem, Reply(lesson.thought, lesson.answer)).score == 1.0
             assert game.rate(lesson.problem, (lesson.thought or "").split("\n")) == [1, 1, 1]
         elif lesson.hand == "next":
             assert len(game.read_next(lesson.answer)) == len(lesson.answer.splitlines()) <= 8
+        elif lesson.hand == "vote":
+            _, *listed = lesson.problem.messages[0].content.splitlines()
+            chosen = game.read_vote(lesson.answer)
+            can = [reaches(tuple(map(Fraction, line.partition(": ")[2].split()))) for line in listed]
+            assert can == [at == chosen for at in range(len(listed))]
+            assert len(listed) <= 8
         else:
             left = numbers_in(lesson.problem.messages[0].content)
             assert lesson.answer == ("sure" if reaches(left) else "impossible")

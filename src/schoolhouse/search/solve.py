@@ -20,7 +20,19 @@ from schoolhouse.judges.implicit import Implicit
 from schoolhouse.judges.marks import Aggregate, Judge, Where, same_tokens
 from schoolhouse.policy.policy import Policy
 from schoolhouse.search.budget import most_forced, revise, think_between
-from schoolhouse.search.thoughts import Ahead, Asked, AtRandom, Exact, Judged, Proposed, Sampled, Thinker, Worth, costs
+from schoolhouse.search.thoughts import (
+    Ahead,
+    Asked,
+    AtRandom,
+    Elected,
+    Exact,
+    Judged,
+    Proposed,
+    Sampled,
+    Thinker,
+    Worth,
+    costs,
+)
 from schoolhouse.search.tree import Answered, Node, Tree, breadth_first, depth_first, explore
 from schoolhouse.search.vote import weighted_vote
 from schoolhouse.tasks.task import Task
@@ -55,8 +67,8 @@ class Search(Frozen):
     thoughts: Literal["sample", "propose"] = "sample"
     """Let the policy go on by itself, or ask it what may come next."""
     values: str = "ask"
-    """Who says what a thought is worth: the policy (ask), the task's rules (exact, an oracle), a die (random, a
-    control), or the reward model in a folder."""
+    """Who says what a thought is worth: the policy, about each (ask) or which is best (vote), the task's rules (exact,
+    an oracle), a die (random, a control), or the reward model in a folder."""
     where: Where = "steps"
     """Behind what that reward model was trained to judge: steps, or the end of a solution."""
     reference: str = ""
@@ -216,6 +228,8 @@ def _judge(policy: Thinker, task: Task, search: Search) -> Worth:
     match search.values:
         case "ask":
             return Asked(policy, task, search.asked, temperature=search.temperature)
+        case "vote":
+            return Elected(policy, task, search.asked, temperature=search.temperature)
         case "exact":
             return Exact(policy.conversation, task)
         case "random":

@@ -2,15 +2,16 @@
 
 A thought is a step of the policy's own turn. What a node holds is the rollout up to it: `Sampled` lets the policy go on
 to the end of the next step, several times; `Proposed` asks it what may come next and puts each proposal into its mouth
-(Yao et al. 2023, arXiv 2305.10601, section 3). Values come from asking the policy (`Asked`), from the task's own rules
-(`Exact`, an oracle), or from a die (`Random`, a control); `Judged` asks a reward model.
+(Yao et al. 2023, arXiv 2305.10601, section 3). Values come from asking the policy about each thought (`Asked`) or which
+of several is best (`Elected`), from the task's own rules (`Exact`, an oracle), or from a die (`AtRandom`, a control);
+`Judged` asks a reward model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from math import nan
+from math import isnan, nan
 from typing import Protocol
 
 from schoolhouse.randomness import python_random
@@ -223,6 +224,50 @@ class Asked:
             Answered(self.known[about], spent.pop(about, 0)) if question else Answered(nan, 0)
             for question, about in zip(asking, keys, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class Elected:
+    """The policy is asked which of several thoughts is best, `samples` times: a thought is worth its share of the votes
+    (Yao et al. 2023, section 3: vote across states).
+
+    Thoughts about one problem stand against one another, at most `ballot` of them at a time. An answer is worth what
+    the thought before it is.
+    """
+
+    policy: Thinker
+    task: Task
+    samples: int = 5
+    length: int = 8
+    temperature: float = 0.7
+    ballot: int = 8
+
+    @property
+    def most(self) -> int:
+        return self.samples * self.length
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
+        say, task = self.policy.conversation, self.task
+        found = [Answered(node.parent.value if node.answers and node.parent else nan, 0) for node in nodes]
+        alike: dict[Hashable, list[int]] = {}
+        for at, node in enumerate(nodes):
+            if not node.answers:
+                alike.setdefault(node.state.key.problem, []).append(at)
+        ballots = [few[i : i + self.ballot] for few in alike.values() for i in range(0, len(few), self.ballot)]
+        asked: list[tuple[list[int], Rollout]] = []
+        for ballot in ballots:
+            state = nodes[ballot[0]].state
+            question = task.ask_vote(state.problem, [steps(say, nodes[at].state, task.delimiter) for at in ballot])
+            key = state.key._replace(purpose="vote")
+            keys = [key._replace(sample=key.sample * self.samples + g) for g in range(self.samples)]
+            asked += [(ballot, say.begin(question, one)) for one in keys] if question else []
+        said = extend(self.policy, [prefix for _, prefix in asked], self.length, self.temperature)
+        for (ballot, before), after in zip(asked, said, strict=True):
+            chosen = task.read_vote(say.read(after).answer)
+            for place, at in enumerate(ballot):
+                share = (0.0 if isnan(found[at].found) else found[at].found) + (place == chosen) / self.samples
+                found[at] = Answered(share, found[at].tokens + (len(after) - len(before) if place == 0 else 0))
+        return found
 
 
 @dataclass(frozen=True)

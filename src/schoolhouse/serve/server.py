@@ -294,7 +294,7 @@ async def _searched(served: Served, desk: Desk, c: Chat, number: int) -> dict[st
 
 def _asked_judge(served: Served, desk: Desk, how: Search) -> Judged | None:
     """The server's judge for a search that asks for it; a judge in any other folder is not to be had over HTTP."""
-    if how.values in ("ask", "exact", "random") and not how.reference:
+    if how.values in ("ask", "vote", "exact", "random") and not how.reference:
         return None
     judge = served.judge
     if judge is None or how.values != "judge" or how.reference or how.where not in (Search().where, judge.where):

@@ -31,7 +31,7 @@ from schoolhouse.tasks.verify import extract
 from schoolhouse.types import Demonstration, Key, Message, Problem, Reply, SchoolError, Verdict
 
 TARGET = 24
-KINDS = ("solve", "next", "value")
+KINDS = ("solve", "next", "value", "vote")
 OPTIONS = ("exam", "lessons")
 LINES = 12  # of a page of text
 LISTED = 8  # next moves that an example lists
@@ -240,6 +240,15 @@ class Game24(Task):
     def read_value(self, text: str) -> float | None:
         return WORTH.get(text.strip())
 
+    def ask_vote(self, problem: Problem, ways: Sequence[Sequence[str]]) -> Problem | None:
+        """The question which of several positions can still make 24."""
+        left = [_after(problem, thoughts) for thoughts in ways]
+        listed = [f"{at}: {'nothing' if numbers is None else told(numbers)}" for at, numbers in enumerate(left, 1)]
+        return _question(problem, "\n".join([f"Which of these can make {TARGET}?", *listed]))
+
+    def read_vote(self, text: str) -> int | None:
+        return int(text) - 1 if text.strip().isdecimal() else None
+
     # --- examples
 
     def _problem(self, left: Left) -> Problem:
@@ -269,8 +278,22 @@ class Game24(Task):
         asked = _question(problem, f"Can {told(left)} make {TARGET}?")
         return Demonstration(asked, None, "sure" if reaches(left) else "impossible", "value")
 
+    def _vote(self, problem: Problem, random: Random) -> Demonstration:
+        """One move that keeps 24 within reach, among others that do not."""
+        left = _left(problem)
+        if random.random() < 0.5:
+            left = random.choice([move.left for move in moves(left) if reaches(move.left)])
+        good = [move for move in moves(left) if reaches(move.left)]
+        bad = [move for move in moves(left) if not reaches(move.left)]
+        right = random.choice(good)
+        few = [right, *random.sample(bad, min(len(bad), random.randrange(1, LISTED)))]
+        random.shuffle(few)
+        asked = self.ask_vote(problem, [[str(move)] for move in few])
+        assert asked
+        return Demonstration(asked, None, str(1 + few.index(right)), "vote")
 
-_EXAMPLES = {"solve": Game24._solve, "next": Game24._next, "value": Game24._value}
+
+_EXAMPLES = {"solve": Game24._solve, "next": Game24._next, "value": Game24._value, "vote": Game24._vote}
 
 
 def _left(problem: Problem) -> Left:

@@ -103,6 +103,14 @@ class Task:
         """What an answer to `ask_value` says; None where it cannot be read."""
         raise NotImplementedError
 
+    def ask_vote(self, problem: Problem, ways: Sequence[Sequence[str]]) -> Problem | None:
+        """The question which of several ways to think leads furthest; None where there is nothing to ask."""
+        raise SchoolError(f"task {self.name} does not ask which thought is best: values=ask, or a judge")
+
+    def read_vote(self, text: str) -> int | None:
+        """The number, from 0, of the way that an answer to `ask_vote` chooses; None where it cannot be read."""
+        raise NotImplementedError
+
     def prepare(self) -> None:
         """Called once in each worker process before the clock runs: the place for slow imports."""
 
