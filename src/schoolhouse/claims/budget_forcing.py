@@ -48,7 +48,9 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     asked = {"forced": Forced(task=TASK, problems=100, samples=8, length=24)}
     return {
         "long": Arm(
-            chains(seed, 700, hands="full=50,mend=50", lengths="2-6"), asked, "half of its lessons mend errors"
+            chains(seed, 1000, hands="full=60,check=20,mend=20", lengths="2-6"),
+            asked,
+            "two in five of its lessons look again, and half of those mend an error",
         ),
         "short": Arm(chains(seed, 500, hands="full=100", lengths="2-6"), asked, "never saw a thought that goes on"),
     }
