@@ -38,7 +38,7 @@ def grown(problem: str, text: str = "13-9=4") -> Json:
         {"text": "13+9=22", "value": None, "fate": "dropped", "parent": None, "taken": False},
         {"text": "24", "value": None, "fate": "answer", "parent": 0, "taken": True},
     ]
-    told = {"problem": problem, "question": f"what is {problem}?", "right": True, "tokens": 1234, "end": "answered"}
+    told = {"question": f"what is {problem}?", "right": True, "tokens": 1234, "end": "answered"}
     return {**told, "votes": [], "tree": thoughts}
 
 

@@ -65,9 +65,11 @@ def test_trackio_reads_what_it_was_told_once(run: Path, tmp_path: Path):
         assert "Reserved" not in done.stderr
     with sqlite3.connect(tmp_path / "trackio" / "p.db") as file:
         rows = file.execute("select run_name, step, metrics from metrics order by step").fetchall()
-    assert [(name, step, json.loads(told)["reward"]) for name, step, told in rows] == [
-        ("one", step, min(step / 4, 1.0)) for step in range(6)
+    assert [(step, json.loads(told)["reward"]) for _, step, told in rows] == [
+        (step, min(step / 4, 1.0)) for step in range(6)
     ]
+    (name,) = {name for name, *_ in rows}
+    assert name.startswith("one-")
 
 
 def test_a_run_is_followed_until_it_ends(run: Path):
@@ -81,7 +83,7 @@ def test_a_run_is_followed_until_it_ends(run: Path):
         with subprocess.Popen(words, stdout=-1, text=True) as follower:
             assert follower.stdout
             until = time.monotonic() + 60
-            while not (run / "tracked.json").exists():
+            while not (run / "tracked.tensorboard.json").exists():
                 assert time.monotonic() < until
                 time.sleep(0.05)
             assert follower.poll() is None
@@ -98,4 +100,9 @@ def test_what_is_no_run_and_who_is_not_there_is_said(
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert main(["track", str(run), "--to", "wandb"]) == 2
     assert "pip install wandb" in capsys.readouterr().err
-    assert not (run / "tracked.json").exists()
+    assert not list(run.glob("tracked.*"))
+    (run / "metrics.jsonl").write_text("")
+    assert main(["track", str(run), "--to", "tensorboard"]) == 2
+    assert "has no numbers yet" in capsys.readouterr().err
+    assert main(["track", str(run), "--to", "tensorboard", "--project", "p"]) == 2
+    assert "no projects" in capsys.readouterr().err

@@ -4,7 +4,7 @@
     manifest.json     recipe, versions, machine, seed, state, seconds
     metrics.jsonl     one line per step; nothing in it depends on the clock
     times.jsonl       seconds since the start at the end of each step, and what recording and saving took of them
-    rollouts/         000012.jsonl: what was said in step 12, and how it was judged
+    rollouts/         000012.jsonl: what was said in step 12, and how it was judged; trees/ the same of searches
     checkpoints/      000100/: the state after 100 steps, complete or absent; the model in Hugging Face format
 
 A checkpoint is written aside, synced, given a manifest.json with the checksum of every file, and renamed into place.

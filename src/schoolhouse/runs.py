@@ -14,6 +14,9 @@ from schoolhouse.records import differences, headline, read_config
 from schoolhouse.run import read_metrics
 from schoolhouse.types import SchoolError
 
+SAID = ("rollouts", "trees")
+"""Folders of a run with a file for each step."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -116,7 +119,7 @@ def faults(folder: Path) -> list[str]:
         lambda: read_config(folder / "config.yaml"),
         lambda: read_lines(folder / "metrics.jsonl"),
         lambda: read_lines(folder / "times.jsonl"),
-        *((lambda path=path: read_lines(path)) for path in sorted((folder / "rollouts").glob("*.jsonl"))),
+        *((lambda path=path: read_lines(path)) for kind in SAID for path in sorted((folder / kind).glob("*.jsonl"))),
         *((lambda path=path: verified(path)) for path in complete_ones(folder / "checkpoints")),
     ):
         try:
@@ -152,7 +155,7 @@ def _bits(folder: Path) -> Iterator[Path]:
     """What must come out the same: metrics, rollouts and the last model of a run and of its stages."""
     for run in find_runs(folder):
         yield from (path for path in (run / "metrics.jsonl",) if path.exists())
-        yield from sorted((run / "rollouts").glob("*.jsonl"))
+        yield from (path for kind in SAID for path in sorted((run / kind).glob("*.jsonl")))
         yield from sorted(
             path for last in complete_ones(run / "checkpoints")[-1:] for path in last.glob("*.safetensors")
         )

@@ -32,11 +32,11 @@ Tell = Callable[[int, Mapping[str, float]], None]
 
 class Track(Frozen):
     run: Path
-    """A run folder. What was told, and to whom, is noted in its tracked.json."""
+    """A run folder. What was told is noted in it, in tracked.TRACKER.json."""
     to: Literal["trackio", "wandb", "tensorboard"] = "trackio"
     """Who is told. Each is installed by its own name (pip install trackio)."""
     project: str = "schoolhouse"
-    """What the tracker files it under; tensorboard knows no projects: its files are in RUN/tensorboard."""
+    """What the tracker files it under."""
     name: str = ""
     """The run's name there, instead of its folder's."""
     follow: bool = False
@@ -48,32 +48,45 @@ def track(words: Sequence[str]) -> None:
     c = options(Track, words, USAGE, ("run",))
     if c is None:
         return
+    if c.to == "tensorboard" and c.model_fields_set & {"project", "name"}:
+        raise SchoolError("tensorboard knows no projects and names: its files are in RUN/tensorboard")
     if not is_run(c.run):
         inside = ", ".join(map(str, find_runs(c.run)[:5])) if c.run.is_dir() else ""
         raise SchoolError(f"{c.run} is not a run folder" + (f"; it holds {inside}" if inside else ""))
-    noted = c.run / "tracked.json"
+    if not c.follow and not read_metrics(c.run):
+        raise SchoolError(f"{c.run} has no numbers yet; of a pipeline, track its stages, which are runs of their own")
+    noted = c.run / f"tracked.{c.to}.json"
     known = read_object(noted) if noted.exists() else {}
-    place = known.setdefault(f"{c.to} {c.project}", {"id": uuid4().hex[:8], "told": -1})
+    place = known.setdefault(f"{c.project}/{c.name}", {"id": uuid4().hex[:8], "told": -1})
     with TRACKERS[c.to](c, place["id"], read_config(c.run / "config.yaml")) as tell:
-        while True:
-            ends = not c.follow or look(c.run).state != "running"  # looked at before reading: no last step is missed
-            for line in read_metrics(c.run):
-                if line["step"] > place["told"]:
-                    place["told"] = line.pop("step")
-                    tell(place["told"], numbers(line))
+        try:
+            follow(c, tell, place, lambda: write_whole(noted, to_json(known, indent=2)))
+        finally:
             write_whole(noted, to_json(known, indent=2))
-            if ends:
-                break
-            time.sleep(EVERY)
     print(f"{c.to} was told of {c.run} up to step {place['told']}")
 
 
+def follow(c: Track, tell: Tell, place: dict[str, Any], note: Callable[[], None]) -> None:
+    """Tell of every step behind `place`, once or until the run ends."""
+    while True:
+        ends = not c.follow or look(c.run).state != "running"  # looked at before reading: no last step is missed
+        for line in read_metrics(c.run):
+            if line["step"] > place["told"]:
+                step = line.pop("step")
+                tell(step, numbers(line))
+                place["told"] = step
+        note()
+        if ends:
+            return
+        time.sleep(EVERY)
+
+
 @contextmanager
-def _trackio(c: Track, _: str, config: dict[str, Any]) -> Generator[Tell]:
+def _trackio(c: Track, identity: str, config: dict[str, Any]) -> Generator[Tell]:
     tracker = _part("trackio")
-    tracker.init(
-        project=c.project, name=_name(c), config=config, resume="allow", auto_log_cpu=False, auto_log_gpu=False
-    )
+    name = c.name or f"{_name(c)}-{identity}"  # runs of one name are one run there
+    own = {"auto_log_cpu": False, "auto_log_gpu": False}  # they would be of this process, not of the run's
+    tracker.init(project=c.project, name=name, config=config, resume="allow", **own)
     try:
         yield lambda step, told: tracker.log(dict(told), step=step)
     finally:

@@ -127,10 +127,10 @@ def test_search_trees_are_listed_and_told_whole(ask: TestClient, run_folder: Cal
     asked = {"name": "searched", "step": 2}
     found = ask.get("/api/trees", params=asked).json()
     assert found["steps"] == [2]
-    assert [(row["problem"], row["thoughts"], "tree" in row) for row in found["rows"]] == [
-        ("a", 3, False),
-        ("b", 3, False),
+    assert [(row["question"], row["thoughts"], "tree" in row) for row in found["rows"]] == [
+        ("what is a?", 3, False),
+        ("what is b?", 3, False),
     ]
-    assert ask.get("/api/tree", params={**asked, "problem": "b"}).json() == grown("b")
-    assert ask.get("/api/tree", params={**asked, "problem": "c"}).status_code == 404
+    assert ask.get("/api/tree", params={**asked, "row": 1}).json() == grown("b")
+    assert ask.get("/api/tree", params={**asked, "row": 2}).status_code == 404
     assert ask.get("/api/trees", params={**asked, "step": 7}).json()["rows"] == []

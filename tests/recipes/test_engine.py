@@ -70,7 +70,7 @@ def test_trees_are_kept_to_be_looked_at(model: Path, tmp_path: Path):
     grown = config(model, search="beam?samples=2&breadth=1&length=8&values=random", loops=1, problems=3)
     run = train(tmp_path / "grown", grown)
     rows = read_lines(run.folder / "trees" / "000000.jsonl")
-    assert [row["problem"] for row in rows] == [p.id for p in open_task(TASK, 0).draw(0, 3)]
+    assert [row["question"] for row in rows] == [p.messages[-1].content for p in open_task(TASK, 0).draw(0, 3)]
     assert all({"question", "right", "tokens", "end", "tree"} <= row.keys() and row["tree"] for row in rows)
     assert not (train(tmp_path / "flat", config(model, loops=1)).folder / "trees").exists()
 

@@ -192,15 +192,16 @@ def test_votes_are_shares_among_thoughts_about_one_problem(scripted: Make, game:
         return f"{(1, 2, 2, 9)[key.sample % 4]}<|im_end|>"
 
     policy = scripted(elects)
-    few = [thought(policy, game, line) for line in (GOOD[0], "13+9=22 (4 10 22)", "10-4=6 (6 9 13)")]
-    worth = Elected(policy, game, samples=4, ballot=2)(few)
-    assert [answered.found for answered in worth] == [0.25, 0.5, 0.25]
-    assert questions[0] == "Which of these can make 24?\n1: 4 4 10\n2: 4 10 22"
-    assert questions[4] == "Which of these can make 24?\n1: 6 9 13"
-    assert [answered.tokens > 0 for answered in worth] == [True, False, True]
-    few[0].value = 0.75
+    lines = (GOOD[0], "13+9=22 (4 10 22)", "10-4=6 (6 9 13)", "10*4=40 (9 13 40)")
+    few = [thought(policy, game, line) for line in lines]
+    again = thought(policy, game, GOOD[0])
+    worth = Elected(policy, game, samples=4, ballot=2)([*few, again])
+    assert [answered.found for answered in worth] == [0.25, 0.25, 0.5, 0.5, 0.25]
+    assert questions[0] == "Which of these can make 24?\n1: 4 4 10\n2: 6 9 13"
+    assert questions[4] == "Which of these can make 24?\n1: 4 10 22\n2: 9 13 40"
+    assert [answered.tokens > 0 for answered in worth] == [True, True, False, False, False]
     answer = Node(few[0].state.forced([5]), "24", few[0], answers=True)
-    assert Elected(policy, game)([answer]) == [Answered(0.75, 0)]
+    assert [answered.found for answered in Elected(policy, game, samples=4)([answer, few[1]])] == [0.25, 0.5]
 
 
 def test_looking_ahead_to_an_answer_judges_the_thought_before_it(scripted: Make, game: Game24):

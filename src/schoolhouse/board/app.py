@@ -164,11 +164,11 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
         return {"steps": steps_of(folder), "rows": [summary(tree) for tree in trees(folder, step)]}
 
     @app.get("/api/tree")
-    def tree(name: str, step: Annotated[int, Query(ge=0, lt=2**62)], problem: str) -> Json:
-        found = next((one for one in trees(board.place(name), step) if one["problem"] == problem), None)
-        if found is None:
-            raise HTTPException(404, f"no tree of this problem was recorded in step {step}")
-        return found
+    def tree(name: str, step: Annotated[int, Query(ge=0, lt=2**62)], row: Annotated[int, Query(ge=0)]) -> Json:
+        found = trees(board.place(name), step)
+        if row >= len(found):
+            raise HTTPException(404, f"{len(found)} trees were recorded in step {step}")
+        return found[row]
 
     @app.get("/api/difference")
     def difference(one: str, other: str) -> list[str]:

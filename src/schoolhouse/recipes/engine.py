@@ -97,9 +97,9 @@ def record_trees(
     run: Run, loop: int, problems: Sequence[Problem], found: Sequence[Found], judged: Sequence[Group]
 ) -> None:
     """The trees of a loop, a line each, to be looked at: trees/000001.jsonl in the run folder."""
-    right = {rollout.problem.id for rollout, is_right in _told(judged) if is_right}
+    right = {rollout.key for rollout, is_right in _told(judged) if is_right}
     rows = [
-        {"problem": problem.id, "question": problem.messages[-1].content, "right": problem.id in right, **told(one)}
+        {"question": problem.messages[-1].content, "right": bool(one.rollout and one.rollout.key in right), **told(one)}
         for problem, one in zip(problems, found, strict=True)
         if one.tree
     ]

@@ -231,8 +231,8 @@ class Elected:
     """The policy is asked which of several thoughts is best, `samples` times: a thought is worth its share of the votes
     (Yao et al. 2023, section 3: vote across states).
 
-    Thoughts about one problem stand against one another, at most `ballot` of them at a time. An answer is worth what
-    the thought before it is.
+    Thoughts about one problem stand against one another, each once; where they are more than `ballot`, in ballots of
+    nearly the same size. An answer is worth what the thought before it is.
     """
 
     policy: Thinker
@@ -248,26 +248,30 @@ class Elected:
 
     def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
         say, task = self.policy.conversation, self.task
-        found = [Answered(node.parent.value if node.answers and node.parent else nan, 0) for node in nodes]
-        alike: dict[Hashable, list[int]] = {}
+        thoughts = [_thought(node) for node in nodes]
+        told = [steps(say, one.state, task.delimiter) if one else [] for one in thoughts]
+        alike: dict[Hashable, dict[Hashable, list[int]]] = {}  # problem -> thought -> its nodes
         for at, node in enumerate(nodes):
-            if not node.answers:
-                alike.setdefault(node.state.key.problem, []).append(at)
-        ballots = [few[i : i + self.ballot] for few in alike.values() for i in range(0, len(few), self.ballot)]
-        asked: list[tuple[list[int], Rollout]] = []
-        for ballot in ballots:
-            state = nodes[ballot[0]].state
-            question = task.ask_vote(state.problem, [steps(say, nodes[at].state, task.delimiter) for at in ballot])
-            key = state.key._replace(purpose="vote")
-            keys = [key._replace(sample=key.sample * self.samples + g) for g in range(self.samples)]
-            asked += [(ballot, say.begin(question, one)) for one in keys] if question else []
+            if thoughts[at]:
+                same = node.same if not node.answers and node.same is not None else tuple(told[at])
+                alike.setdefault(node.state.key.problem, {}).setdefault(same, []).append(at)
+        worth, tokens = [nan] * len(nodes), [0] * len(nodes)
+        asked: list[tuple[Sequence[list[int]], Rollout]] = []
+        for few in alike.values():
+            for ballot in _dealt(list(few.values()), self.ballot):
+                state = nodes[ballot[0][0]].state
+                question = task.ask_vote(state.problem, [told[same[0]] for same in ballot])
+                key = state.key._replace(purpose="vote")
+                keys = [key._replace(sample=key.sample * self.samples + g) for g in range(self.samples)]
+                asked += [(ballot, say.begin(question, one)) for one in keys] if question else []
         said = extend(self.policy, [prefix for _, prefix in asked], self.length, self.temperature)
         for (ballot, before), after in zip(asked, said, strict=True):
             chosen = task.read_vote(say.read(after).answer)
-            for place, at in enumerate(ballot):
-                share = (0.0 if isnan(found[at].found) else found[at].found) + (place == chosen) / self.samples
-                found[at] = Answered(share, found[at].tokens + (len(after) - len(before) if place == 0 else 0))
-        return found
+            tokens[ballot[0][0]] += len(after) - len(before)
+            for place, same in enumerate(ballot):
+                for at in same:
+                    worth[at] = (0.0 if isnan(worth[at]) else worth[at]) + (place == chosen) / self.samples
+        return [Answered(value, spent) for value, spent in zip(worth, tokens, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -343,6 +347,12 @@ def _thought(node: Node) -> Node | None:
     if not node.answers:
         return node
     return node.parent if node.parent and node.parent.parent else None
+
+
+def _dealt(thoughts: Sequence[list[int]], most: int) -> list[Sequence[list[int]]]:
+    """Thoughts in as few ballots as hold at most so many each, nearly as many in each."""
+    ballots = -(-len(thoughts) // most)
+    return [thoughts[i::ballots] for i in range(ballots)]
 
 
 def _fork(rollout: Rollout, at: int, of: int) -> Rollout:

@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schoolhouse.judges.marks import AGGREGATES, Judge
 from schoolhouse.policy.policy import Policy
+from schoolhouse.records import read_config
 from schoolhouse.serve.settings import Serve
 from schoolhouse.serve.wire import MOST_MESSAGES, Said, Unfit
+from schoolhouse.tasks.task import Task, open_task
 from schoolhouse.text.steps import judged_ends
-from schoolhouse.types import Demonstration, Key, Problem
+from schoolhouse.types import Demonstration, Key, Problem, SchoolError
 
 
 class Solution(BaseModel):
@@ -29,9 +31,23 @@ class Solution(BaseModel):
         return self
 
 
-def load_judge(c: Serve, delimiter: str) -> Judge | None:
-    """The judge that the server was given. Raises SchoolError for a folder that holds no model."""
-    return Judge(Policy.load(c.judge), delimiter, c.judged) if c.judge else None
+def load_judge(c: Serve) -> Judge | None:
+    """The judge that the server was given, to be asked as it was trained, where its run says how.
+
+    Raises SchoolError for a folder that holds no model, and for an implicit judge, which says no marks.
+    """
+    if c.judge is None:
+        return None
+    file = c.judge / "config.yaml"
+    made = read_config(file) if file.is_file() else {}
+    if made.get("labels") == "implicit":
+        raise SchoolError(f"{c.judge} is an implicit judge, which says no marks: use it in `school solve --search`")
+    where = c.judged or ("end" if made.get("labels") == "outcome" else "steps")
+    if c.task or not made.get("task"):
+        delimiter = (open_task(c.task, c.seed) if c.task else Task()).delimiter
+    else:
+        delimiter = made.get("delimiter", "\n") if made.get("data") else open_task(made["task"]).delimiter
+    return Judge(Policy.load(c.judge), delimiter, where)
 
 
 def opinion(judge: Judge, messages: Sequence[Said]) -> dict[str, Any]:

@@ -57,15 +57,23 @@ class Served:
         self.task: Task = open_task(c.task, c.seed) if c.task else Task()
         self.started, self.requests, self.statuses = time.time(), 0, Counter[int]()
         self.aside = aside()
-        self.judge = self.aside.submit(load_judge, c, self.task.delimiter).result()  # where it is asked
+        self.judge = self.aside.submit(load_judge, c).result()  # in the thread where it is asked
+        self._besides = 0
 
     def number(self) -> int:
         self.requests += 1
         return self.requests
 
     async def beside(self, work: Callable[..., Any], *given: Any) -> Any:
-        """What is computed beside the desks, one after the other."""
-        return await asyncio.get_running_loop().run_in_executor(self.aside, work, *given)
+        """What is computed beside the desks, one after the other. Raises Full where too many wait, TimeoutError."""
+        if self._besides > self.c.queue:
+            raise Full("too many searches and opinions wait already; ask again later")
+        self._besides += 1
+        try:
+            async with asyncio.timeout(self.c.seconds):
+                return await asyncio.get_running_loop().run_in_executor(self.aside, work, *given)
+        finally:
+            self._besides -= 1
 
     def total(self, what: Callable[[Desk], int]) -> int:
         """A number of all desks together."""
@@ -138,7 +146,11 @@ def build_app(served: Served) -> FastAPI:
 
     def described(name: str) -> dict[str, Any]:
         about = {"id": name, "object": "model", "created": int(served.started), "owned_by": "schoolhouse"}
-        return {**about, "max_model_len": shelf.first.context, "judge": str(bound.judge.name) if bound.judge else None}
+        return {
+            **about,
+            "max_model_len": shelf.first.context,
+            "judge": bound.judge.resolve().name if bound.judge else None,
+        }
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(request: Request, c: Chat) -> Response:
@@ -284,8 +296,7 @@ async def _searched(served: Served, desk: Desk, c: Chat, number: int) -> dict[st
     if c.length is not None:
         how = how.model_copy(update={"length": c.length})
     (ticket,) = chat_tickets(say, c.model_copy(update={"n": 1}), number, served.c.seed, desk.context)
-    async with asyncio.timeout(served.c.seconds):
-        (found,) = await served.beside(solve, desk.policy, served.task, [ticket.rollout], how, judge)
+    (found,) = await served.beside(solve, desk.policy, served.task, [ticket.rollout], how, judge)
     thought, answer, reason = spoken(say, found.rollout, ()) if found.rollout else (None, "", "length")
     choice = {"index": 0, "message": message(thought, answer), "logprobs": None, "finish_reason": reason}
     usage = Account(len(ticket.rollout), found.tokens).to_json()

@@ -31,11 +31,12 @@ class Serve(Frozen):
     seconds: float = Field(600.0, gt=0)
     """A request may take."""
     task: str = ""
-    """The task that problems are of, for searches and judges of steps; none: a step is a line."""
+    """The task that problems are of, for searches and judges of steps; none: a step is a line, or what the judge's run
+    says."""
     judge: Path | None = None
     """A reward model (`school train process_reward`): its opinion of answers, and searches with `values=judge`."""
-    judged: Literal["steps", "end"] = "steps"
-    """What it was trained to judge: each step, or whole solutions."""
+    judged: Literal["steps", "end", ""] = ""
+    """What it was trained to judge: each step, or whole solutions; none: what its run says, or steps."""
     votes: Path = Path("votes.jsonl")
     """File for the choices of who compares two models on the page."""
     seed: int = 0

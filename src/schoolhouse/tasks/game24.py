@@ -1,8 +1,9 @@
 """The Game of 24: join four numbers by + - * / into 24, each used once (`game24:PATH.csv`).
 
 The puzzles are those of Tree of Thoughts (Yao et al. 2023, arXiv 2305.10601), in the file of its authors: ranked by how
-long people took; ranks 901 to 1000 are the exam, the others practice. An exact solver works examples of three kinds:
-whole solutions (`solve`), what may be done next (`next`), and whether some numbers still reach 24 (`value`).
+long people took; ranks 901 to 1000 are the exam, the others practice. An exact solver works examples of four kinds:
+whole solutions (`solve`), what may be done next (`next`), whether some numbers still reach 24 (`value`), and which of
+several do (`vote`).
 
 A thought is a line such as `13-9=4 (4 4 10)`: one operation, and the numbers that are left. In the operation a number
 that is not whole stands in brackets, `8/(1/3)=24`. No number is below zero: taking the smaller from the larger loses no
@@ -279,9 +280,9 @@ class Game24(Task):
         return Demonstration(asked, None, "sure" if reaches(left) else "impossible", "value")
 
     def _vote(self, problem: Problem, random: Random) -> Demonstration:
-        """One move that keeps 24 within reach, among others that do not."""
+        """One move that keeps 24 within reach, among others that do not; up to the last move of all."""
         left = _left(problem)
-        if random.random() < 0.5:
+        for _ in range(random.choices((0, 1, 2), weights=(5, 3, 2))[0]):
             left = random.choice([move.left for move in moves(left) if reaches(move.left)])
         good = [move for move in moves(left) if reaches(move.left)]
         bad = [move for move in moves(left) if not reaches(move.left)]

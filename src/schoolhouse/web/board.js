@@ -216,13 +216,13 @@ function legend(colour) {
 async function trees(show) {
   const asked = Object.fromEntries(here().query);
   const found = await get("/api/trees", asked);
-  const open = (row) => (location.hash = to("tree", { name: asked.name, step: asked.step, problem: row.problem }));
+  const open = (row) => (location.hash = to("tree", { name: asked.name, step: asked.step, row }));
   show(
     h("h1", {}, "search trees of ", h("a", { href: to("run", { name: asked.name }) }, asked.name)),
     h("div", { class: "bar" }, field("step", select(found.steps.map((step) => [String(step), step]), asked.step, (value) => (location.hash = to("trees", { name: asked.name, step: value }))))),
     h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "problem"), h("th", {}, "solved"), h("th", { class: "num" }, "thoughts"), h("th", { class: "num" }, "tokens"), h("th", {}, "ended"))),
-      h("tbody", {}, found.rows.map((row) => h("tr", { class: "go", tabindex: 0, onclick: () => open(row), onkeydown: (event) => event.key === "Enter" && open(row) },
-        h("td", {}, h("div", { class: "clip", title: row.problem }, row.question)), h("td", { class: row.right ? "right" : "wrong" }, row.right ? "yes" : "no"),
+      h("tbody", {}, found.rows.map((row, at) => h("tr", { class: "go", tabindex: 0, onclick: () => open(at), onkeydown: (event) => event.key === "Enter" && open(at) },
+        h("td", {}, h("div", { class: "clip", title: row.question }, row.question)), h("td", { class: row.right ? "right" : "wrong" }, row.right ? "yes" : "no"),
         cell(row.thoughts, true), cell(row.tokens.toLocaleString("en"), true), cell(row.end)))))),
   );
 }

@@ -78,9 +78,12 @@ function growing(title = "") {
 }
 
 // What the server's reward model says of an answer, where it has one.
-async function weigh(said) {
-  if (!state.models[0]?.judge) return null;
-  return post("/api/opinion", { messages: [...messages(), { role: "assistant", content: said.content ?? "", reasoning_content: said.reasoning_content ?? null }] });
+async function weigh(asked, said) {
+  const body = JSON.stringify({ messages: [...asked, { role: "assistant", content: said.content, reasoning_content: said.reasoning_content || null }] });
+  const answer = await ask("/api/opinion", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+  const told = await answer.json();
+  if (!answer.ok) throw new Error(told.error?.message ?? answer.statusText);
+  return told;
 }
 
 const opinion = (told) => h("details", { class: "judged" }, h("summary", {}, `the judge gives it ${number(told.grade, 2)}`),
@@ -124,29 +127,35 @@ async function one(model, place, title) {
   return growth;
 }
 
-// The opinion is asked for when the answer is there; who cannot give one says why below it.
-async function opined(growth) {
-  if (!growth.said.answer) return;
+// The opinion is asked for when the answer is there, and nobody waits for it; who cannot give one says why below it.
+async function opined(asked, said, place) {
+  if (!state.models[0]?.judge || !said.content) return null;
   try {
-    const told = await weigh({ content: growth.said.answer, reasoning_content: growth.said.thought });
-    if (told) growth.element.append(opinion(told));
-  } catch (error) { if (error.name !== "AbortError") growth.element.append(h("p", { class: "meta" }, `no opinion: ${error.message}`)); }
+    const told = await weigh(asked, said);
+    place.append(opinion(told));
+    return told.grade;
+  } catch (error) { place.append(h("p", { class: "meta" }, `no opinion: ${error.message}`)); return null; }
 }
 
 const boxed = (said) => /\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}/.exec(said)?.[1] ?? said.trim();
 
 async function several(place) {
   const found = await post("/v1/chat/completions", asked(state.model, { stream: false, n: state.samples, logprobs: false, top_logprobs: undefined }));
-  const votes = new Map(), judged = new Map();
+  const votes = new Map();
   for (const { message } of found.choices) votes.set(boxed(message.content), [...(votes.get(boxed(message.content)) ?? []), message]);
-  if (state.models[0]?.judge) for (const { message } of found.choices) judged.set(message, await weigh(message));
-  const weight = (few) => (judged.size ? `, judged ${number(few.reduce((sum, message) => sum + judged.get(message).grade, 0), 2)} in all` : "");
   const ranked = [...votes].sort((a, b) => b[1].length - a[1].length);
   const growth = growing(`the most frequent of ${found.choices.length} answers`);
   growth.hear({ reasoning_content: ranked[0][1][0].reasoning_content, content: ranked[0][1][0].content });
   growth.end("");
-  growth.element.append(h("details", { class: "votes" }, h("summary", {}, "all answers"), ranked.map(([answer, few]) => h("details", {}, h("summary", {}, h("b", {}, `${few.length} × `), answer || "(none)", weight(few)),
-    few.map((message) => h("div", { class: "card" }, message.reasoning_content && h("div", { class: "thinking said" }, message.reasoning_content), rendered(message.content), judged.size && opinion(judged.get(message))))))));
+  const asked = messages();
+  growth.element.append(h("details", { class: "votes" }, h("summary", {}, "all answers"), ranked.map(([answer, few]) => {
+    const weight = h("span", { class: "soft" });
+    const cards = few.map((message) => h("div", { class: "card" }, message.reasoning_content && h("div", { class: "thinking said" }, message.reasoning_content), rendered(message.content)));
+    Promise.all(few.map((message, at) => opined(asked, message, cards[at]))).then((grades) => {
+      if (grades.some((grade) => grade != null)) weight.textContent = `, the judge gives ${number(grades.reduce((sum, grade) => sum + (grade ?? 0), 0), 2)} in all`;
+    });
+    return h("details", {}, h("summary", {}, h("b", {}, `${few.length} × `), answer || "(none)", weight), cards);
+  })));
   place.append(growth.element);
   return growth;
 }
@@ -216,7 +225,7 @@ async function submit() {
       else {
         state.turns.push({ role: "user", content: said });
         const growth = state.search ? await searched(place) : state.samples > 1 ? await several(place) : await one(state.model, place);
-        if (state.search || state.samples === 1) await opined(growth);
+        if (state.search || state.samples === 1) opined(messages(), { content: growth.said.answer, reasoning_content: growth.said.thought }, growth.element);
         state.turns.push({ role: "assistant", content: growth.said.answer, thought: growth.said.thought });
       }
     }

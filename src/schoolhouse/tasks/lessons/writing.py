@@ -52,4 +52,6 @@ WRITING = Family[Sum](
     recheck=_steps,
     slip=_slip,
     strict=True,
+    info=lambda pair: {"written": _steps(pair)[-1]},
+    accepts=lambda answer, info: answer.replace(" ", "") == info["written"],
 )
