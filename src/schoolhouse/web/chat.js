@@ -147,11 +147,11 @@ async function several(place) {
   const growth = growing(`the most frequent of ${found.choices.length} answers`);
   growth.hear({ reasoning_content: ranked[0][1][0].reasoning_content, content: ranked[0][1][0].content });
   growth.end("");
-  const asked = messages();
+  const before = messages();
   growth.element.append(h("details", { class: "votes" }, h("summary", {}, "all answers"), ranked.map(([answer, few]) => {
     const weight = h("span", { class: "soft" });
     const cards = few.map((message) => h("div", { class: "card" }, message.reasoning_content && h("div", { class: "thinking said" }, message.reasoning_content), rendered(message.content)));
-    Promise.all(few.map((message, at) => opined(asked, message, cards[at]))).then((grades) => {
+    Promise.all(few.map((message, at) => opined(before, message, cards[at]))).then((grades) => {
       if (grades.some((grade) => grade != null)) weight.textContent = `, the judge gives ${number(grades.reduce((sum, grade) => sum + (grade ?? 0), 0), 2)} in all`;
     });
     return h("details", {}, h("summary", {}, h("b", {}, `${few.length} × `), answer || "(none)", weight), cards);
