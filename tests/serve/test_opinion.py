@@ -1,5 +1,7 @@
 """The second opinion: a reward model's grade of each step of an answer, asked by HTTP and by searches."""
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from math import exp, prod
 from pathlib import Path
@@ -10,11 +12,11 @@ from fastapi.testclient import TestClient
 
 from schoolhouse.judges.marks import Judge
 from schoolhouse.policy.policy import Policy
-from schoolhouse.serve.opinion import opinion
+from schoolhouse.serve.opinion import load_judge, opinion
 from schoolhouse.serve.server import Served, build_app
 from schoolhouse.serve.settings import Serve
 from schoolhouse.serve.wire import Said, Unfit
-from schoolhouse.types import Demonstration, Key, Message, Problem
+from schoolhouse.types import Demonstration, Key, Message, Problem, SchoolError
 
 QUESTION = "Start at 7. Add 5. Take 3."
 ANSWERED: list[dict[str, Any]] = [
@@ -52,6 +54,38 @@ def test_a_judge_of_whole_solutions_gives_one_grade(folder: Path):
     (step,) = opinion(judge, [Said.model_validate(one) for one in ANSWERED])["steps"]
     assert step["text"] == "\\boxed{9}"
     assert 0 < step["grade"] < 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "where", "delimiter"),
+    [
+        ({"labels": "exact", "task": "school:chain"}, "steps", " "),
+        ({"labels": "outcome", "task": "school:chain"}, "end", " "),
+        ({"task": "school:chain", "data": "prm.jsonl", "delimiter": ";"}, "steps", ";"),
+    ],
+)
+def test_a_judges_run_says_how_it_is_asked(
+    folder: Path, tmp_path: Path, settings: dict[str, Any], where: str, delimiter: str
+):
+    run = tmp_path / "judge"
+    shutil.copytree(folder.parents[1], run)
+    (run / "config.yaml").write_text("".join(f"{key}: '{value}'\n" for key, value in settings.items()))
+    (run / "manifest.json").write_text(json.dumps({"recipe": "process_reward"}))
+    judge = load_judge(Serve(model=folder, judge=run))
+    assert judge
+    assert (judge.where, judge.delimiter) == (where, delimiter)
+    told = load_judge(Serve(model=folder, judge=run, judged="end", task=TASK))
+    assert told
+    assert (told.where, told.delimiter) == ("end", " ")
+
+
+def test_a_run_that_made_no_judge_is_refused(folder: Path, tmp_path: Path):
+    with pytest.raises(SchoolError, match="is a run of sft, not of process_reward"):
+        load_judge(Serve(model=folder, judge=folder.parents[1]))
+    (tmp_path / "config.yaml").write_text("labels: implicit\n")
+    (tmp_path / "manifest.json").write_text(json.dumps({"recipe": "process_reward"}))
+    with pytest.raises(SchoolError, match="implicit judge"):
+        load_judge(Serve(model=folder, judge=tmp_path))
 
 
 def test_what_is_longer_than_the_judge_reads_is_refused(folder: Path):

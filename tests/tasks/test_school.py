@@ -8,7 +8,7 @@ import pytest
 
 from schoolhouse.tasks.lessons.chain import CHAIN, Chain
 from schoolhouse.tasks.lessons.family import HANDS, held_out
-from schoolhouse.tasks.school import CURRICULUM, EXAM_SIZE, School
+from schoolhouse.tasks.school import CURRICULUM, EXAM_SIZE, FAMILIES, School
 from schoolhouse.tasks.task import open_task
 from schoolhouse.tasks.verify import verify
 from schoolhouse.text.scripts import share_in
@@ -144,7 +144,7 @@ def test_any_right_expression_counts_in_countdown() -> None:
     assert school.verdict(problem, boxed("23")).score == 0.0
 
 
-@pytest.mark.parametrize("name", ["", *NAMES])
+@pytest.mark.parametrize("name", ["", *FAMILIES])
 def test_the_school_is_valid(name: str) -> None:
     audit = School.open(name).validate(100)
     assert audit.passed, str(audit)

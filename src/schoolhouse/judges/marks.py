@@ -43,10 +43,15 @@ class Marked(NamedTuple):
     marks: tuple[int, ...]
 
 
+def asked_behind(say: Conversation, rollout: Rollout, delimiter: str, where: Where) -> list[int]:
+    """Where a judge is asked: behind each complete step and the answer of the last turn, or behind the whole turn."""
+    return judged_ends(say, rollout, delimiter) if where == "steps" else [len(rollout)]
+
+
 def marked(say: Conversation, rollout: Rollout, delimiter: str, where: Where = "steps") -> Marked:
-    """A mark behind each complete step of the last turn's thought and behind its answer, or behind the whole turn."""
+    """The rollout with a mark wherever the judge is asked."""
     (mark,) = say.tokenizer.encode(MARK)
-    ends = judged_ends(say, rollout, delimiter) if where == "steps" else [len(rollout)]
+    ends = asked_behind(say, rollout, delimiter, where)
     tokens: list[int] = []
     marks, start = [], 0
     for end in ends:

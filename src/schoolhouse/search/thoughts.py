@@ -19,7 +19,7 @@ from schoolhouse.search.tree import Answered, Costs, Node, Offer
 from schoolhouse.tasks.task import Task
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.text.steps import steps
-from schoolhouse.types import Rollout, SchoolError
+from schoolhouse.types import Key, Problem, Rollout, SchoolError
 
 _BLANKS = 1
 """How often the policy goes on where all it said of a step were blanks."""
@@ -138,10 +138,10 @@ class Proposed:
         told = [steps(say, node.state, task.delimiter) for node in nodes]
         questions = [task.ask_next(node.state.problem, few) for node, few in zip(nodes, told, strict=True)]
         asked = [
-            say.begin(question, key._replace(purpose="propose", sample=key.sample * self.lists + g))
-            for key, question in zip((node.state.key for node in nodes), questions, strict=True)
+            prefix
+            for node, question in zip(nodes, questions, strict=True)
             if question
-            for g in range(self.lists)
+            for prefix in _several(say, question, node.state.key, "propose", self.lists)
         ]
         last = [_fork(node.state, 0, 1) for node, question in zip(nodes, questions, strict=True) if question is None]
         lists = iter(zip(asked, self._extended(asked, self.length, self.temperature), strict=True))
@@ -211,9 +211,7 @@ class Asked:
         fresh: dict[Hashable, list[Rollout]] = {}
         for node, question, about in zip(nodes, asking, keys, strict=True):
             if question and about not in self.known and about not in fresh:
-                key = node.state.key._replace(purpose="value")
-                every = [key._replace(sample=key.sample * self.samples + g) for g in range(self.samples)]
-                fresh[about] = [say.begin(question, one) for one in every]
+                fresh[about] = _several(say, question, node.state.key, "value", self.samples)
         asked = [(about, prefix) for about, prefixes in fresh.items() for prefix in prefixes]
         said = extend(self.policy, [prefix for _, prefix in asked], self.length, self.temperature)
         spent: dict[Hashable, int] = {}
@@ -261,9 +259,8 @@ class Elected:
             for ballot in _dealt(list(few.values()), self.ballot):
                 state = nodes[ballot[0][0]].state
                 question = task.ask_vote(state.problem, [told[same[0]] for same in ballot])
-                key = state.key._replace(purpose="vote")
-                keys = [key._replace(sample=key.sample * self.samples + g) for g in range(self.samples)]
-                asked += [(ballot, say.begin(question, one)) for one in keys] if question else []
+                prefixes = _several(say, question, state.key, "vote", self.samples) if question else []
+                asked += [(ballot, prefix) for prefix in prefixes]
         said = extend(self.policy, [prefix for _, prefix in asked], self.length, self.temperature)
         for (ballot, before), after in zip(asked, said, strict=True):
             chosen = task.read_vote(say.read(after).answer)
@@ -353,6 +350,11 @@ def _dealt(thoughts: Sequence[list[int]], most: int) -> list[Sequence[list[int]]
     """Thoughts in as few ballots as hold at most so many each, nearly as many in each."""
     ballots = -(-len(thoughts) // most)
     return [thoughts[i::ballots] for i in range(ballots)]
+
+
+def _several(say: Conversation, question: Problem, key: Key, purpose: str, times: int) -> list[Rollout]:
+    """The same question, to be answered several times with random numbers of their own."""
+    return [say.begin(question, key._replace(purpose=purpose, sample=key.sample * times + g)) for g in range(times)]
 
 
 def _fork(rollout: Rollout, at: int, of: int) -> Rollout:

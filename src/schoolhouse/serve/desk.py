@@ -25,7 +25,6 @@ from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.speakers import Arrival, Drawing
 from schoolhouse.types import Rollout, SchoolError
 
-SWITCH = 1e-4  # seconds that Python runs one thread while the sampler waits to go on between two products
 CORES = torch.get_num_threads()
 PAUSE = 0.05  # seconds between two deliveries, while there is work
 
@@ -200,7 +199,6 @@ class Desk:
     # --- the thread
 
     def _work(self, load: Callable[[], Policy], loaded: Future[None]) -> None:
-        sys.setswitchinterval(SWITCH)
         torch.set_num_threads(CORES)
         try:
             self.policy = load()

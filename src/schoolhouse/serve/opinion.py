@@ -8,14 +8,17 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schoolhouse.judges.marks import AGGREGATES, Judge
+from schoolhouse.durable import read_object
+from schoolhouse.judges.marks import AGGREGATES, Judge, asked_behind
 from schoolhouse.policy.policy import Policy
 from schoolhouse.records import read_config
 from schoolhouse.serve.settings import Serve
 from schoolhouse.serve.wire import MOST_MESSAGES, Said, Unfit
 from schoolhouse.tasks.task import Task, open_task
-from schoolhouse.text.steps import judged_ends
 from schoolhouse.types import Demonstration, Key, Problem, SchoolError
+
+RECIPE = "process_reward"
+"""Whose runs make judges."""
 
 
 class Solution(BaseModel):
@@ -34,12 +37,15 @@ class Solution(BaseModel):
 def load_judge(c: Serve) -> Judge | None:
     """The judge that the server was given, to be asked as it was trained, where its run says how.
 
-    Raises SchoolError for a folder that holds no model, and for an implicit judge, which says no marks.
+    Raises SchoolError for a folder that holds no model, for a run that made no judge, and for an implicit judge, which
+    says no marks.
     """
     if c.judge is None:
         return None
-    file = c.judge / "config.yaml"
-    made = read_config(file) if file.is_file() else {}
+    made = read_config(c.judge / "config.yaml") if (c.judge / "config.yaml").is_file() else {}
+    recipe = read_object(c.judge / "manifest.json").get("recipe") if made else RECIPE
+    if recipe != RECIPE:
+        raise SchoolError(f"{c.judge} is a run of {recipe}, not of {RECIPE}: give --judge the run of a reward model")
     if made.get("labels") == "implicit":
         raise SchoolError(f"{c.judge} is an implicit judge, which says no marks: use it in `school solve --search`")
     where = c.judged or ("end" if made.get("labels") == "outcome" else "steps")
@@ -59,7 +65,7 @@ def opinion(judge: Judge, messages: Sequence[Said]) -> dict[str, Any]:
     *before, last = (said.message for said in messages)
     problem = Problem("judged", tuple(before), "")
     rollout = say.demonstrate(Demonstration(problem, last.thought, last.content), Key(0, "judged"))
-    ends = judged_ends(say, rollout, judge.delimiter) if judge.where == "steps" else [len(rollout)]
+    ends = asked_behind(say, rollout, judge.delimiter, judge.where)
     if len(rollout) + len(ends) > judge.policy.longest:
         raise Unfit(
             f"the judge reads {judge.policy.longest} tokens, this is more", "messages", "context_length_exceeded"

@@ -273,7 +273,9 @@ async function draw(quiet = false) {
     const live = await (VIEWS[view] ?? runs)(show);
     if (live && mine === drawing) timer = setTimeout(() => draw(true), LIVE);
   } catch (error) {
-    if (!quiet && mine === drawing) show(h("h1", {}, "this cannot be shown"), h("p", { class: "wrong" }, error.message), h("p", {}, h("a", { href: to("runs") }, "all runs")));
+    if (mine !== drawing) return;
+    if (quiet) timer = setTimeout(() => draw(true), LIVE);
+    else show(h("h1", {}, "this cannot be shown"), h("p", { class: "wrong" }, error.message), h("p", {}, h("a", { href: to("runs") }, "all runs")));
   }
 }
 
