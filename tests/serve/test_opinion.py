@@ -57,15 +57,16 @@ def test_a_judge_of_whole_solutions_gives_one_grade(folder: Path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "where", "delimiter"),
+    ("settings", "where", "delimiter", "aggregate"),
     [
-        ({"labels": "exact", "task": "school:chain"}, "steps", " "),
-        ({"labels": "outcome", "task": "school:chain"}, "end", " "),
-        ({"task": "school:chain", "data": "prm.jsonl", "delimiter": ";"}, "steps", ";"),
+        ({"labels": "exact", "task": "school:chain"}, "steps", " ", "product"),
+        ({"labels": "soft", "task": "school:chain"}, "steps", " ", "last"),
+        ({"labels": "outcome", "task": "school:chain"}, "end", " ", "product"),
+        ({"task": "school:chain", "data": "prm.jsonl", "delimiter": ";"}, "steps", ";", "product"),
     ],
 )
 def test_a_judges_run_says_how_it_is_asked(
-    folder: Path, tmp_path: Path, settings: dict[str, Any], where: str, delimiter: str
+    folder: Path, tmp_path: Path, settings: dict[str, Any], where: str, delimiter: str, aggregate: str
 ):
     run = tmp_path / "judge"
     shutil.copytree(folder.parents[1], run)
@@ -73,7 +74,7 @@ def test_a_judges_run_says_how_it_is_asked(
     (run / "manifest.json").write_text(json.dumps({"recipe": "process_reward"}))
     judge = load_judge(Serve(model=folder, judge=run))
     assert judge
-    assert (judge.where, judge.delimiter) == (where, delimiter)
+    assert (judge.where, judge.delimiter, judge.aggregate) == (where, delimiter, aggregate)
     told = load_judge(Serve(model=folder, judge=run, judged="end", task=TASK))
     assert told
     assert (told.where, told.delimiter) == ("end", " ")

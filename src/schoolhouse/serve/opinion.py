@@ -53,7 +53,8 @@ def load_judge(c: Serve) -> Judge | None:
         delimiter = (open_task(c.task, c.seed) if c.task else Task()).delimiter
     else:
         delimiter = made.get("delimiter", "\n") if made.get("data") else open_task(made["task"]).delimiter
-    return Judge(Policy.load(c.judge), delimiter, where)
+    values = made.get("labels") in ("soft", "hard")  # of states, not whether steps are right (judges/marks.py)
+    return Judge(Policy.load(c.judge), delimiter, where, "last" if values else "product")
 
 
 def opinion(judge: Judge, messages: Sequence[Said]) -> dict[str, Any]:

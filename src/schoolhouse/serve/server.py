@@ -312,7 +312,7 @@ def _asked_judge(served: Served, desk: Desk, how: Search) -> Judged | None:
         told_ = "over HTTP the only judge is the server's own: `school serve --judge FOLDER`, then `values=judge`"
         raise Unfit(f"`search`: {told_}", "search", "search")
     same_tokens(desk.policy.conversation, judge.policy.conversation, "this model", "the server's judge")
-    return Judged(replace(judge, aggregate=how.aggregate))
+    return Judged(replace(judge, aggregate=how.aggregate) if "aggregate" in how.model_fields_set else judge)
 
 
 def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
