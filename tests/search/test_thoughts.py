@@ -176,7 +176,7 @@ def test_an_answer_is_worth_what_the_thought_before_it_is(scripted: Make, game: 
     policy = scripted(solver)
     before = thought(policy, game, GOOD[0])
     answer = Node(before.state.forced([5]), "24", before, answers=True)
-    assert Exact(policy.conversation, game)([answer]) == [Answered(1.0, 0)]
+    assert Asked(policy, game)([answer]) == Asked(policy, game)([before])
     ask = Asked(policy, game)
     (worth,), (again,) = ask([before]), ask([answer])
     assert (again.found, again.tokens) == (worth.found, 0)
@@ -215,6 +215,16 @@ def test_the_tasks_own_rules_are_exact(scripted: Make, game: Game24):
     policy = scripted(solver)
     nodes = [thought(policy, game, *GOOD[:2]), thought(policy, game, GOOD[0], "10+4=14 (4 14)")]
     assert [answered.found for answered in Exact(policy.conversation, game)(nodes)] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(("answer", "worth"), [("(10-4)*(13-9)", 1.0), ("(10-4)+(13-9)", 0.0)])
+def test_an_answer_behind_right_thoughts_is_graded_by_itself(scripted: Make, game: Game24, answer: str, worth: float):
+    policy = scripted(solver)
+    say = policy.conversation
+    last = say.close_thought(thought(policy, game, *GOOD).state)
+    words = [*say.tokenizer.encode(f"\\boxed{{{answer}}}"), min(say.stop_ids)]
+    said = last.said(words, [0.0] * len(words), "stop", 0)
+    assert Exact(say, game)([Node(said, parent=Node(last), answers=True)])[0].found == worth
 
 
 def test_a_die_falls_the_same_way_again(scripted: Make, game: Game24):

@@ -60,7 +60,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     task = f"game24:{puzzles()}"
     shape = {"width": 192, "layers": 4, "heads": 6, "key_heads": 6, "head_dim": 32, "inner": 576, "longest": 512}
     text = {"task": task, "seed": seed, "model": shape, "vocabulary": 320, "steps": 300, "learning_rate": 2e-3}
-    taught = {"task": f"{task}?lessons=solve=1,next=1,value=4", "seed": seed, "batch": 64, "steps": 4000}
+    taught = {"task": f"{task}?lessons=solve=2,next=1,value=3", "seed": seed, "batch": 64, "steps": 4000}
     solver = Step("sft", {"model": Step("pretrain", text), **taught, "learning_rate": 2e-3})
     asked = {
         name: Searched(task=task, problems=100, samples=1, length=128, search=search)

@@ -273,17 +273,22 @@ class Elected:
 
 @dataclass(frozen=True)
 class Exact:
-    """The task's own rules: 1 for a thought that is right and every one before it, else 0. An oracle, for tests."""
+    """The task's own rules: 1 for a thought that is right and every one before it, else 0. An oracle, for tests.
+
+    An answer is graded by itself: behind right thoughts it may still be wrong.
+    """
 
     say: Conversation
     task: Task
     most: int = 0
 
     def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
-        thoughts = [_thought(node) for node in nodes]
-        return [Answered(self._worth(thought.state) if thought else nan, 0) for thought in thoughts]
+        return [Answered(self._worth(node), 0) for node in nodes]
 
-    def _worth(self, rollout: Rollout) -> float:
+    def _worth(self, node: Node) -> float:
+        rollout = node.state
+        if node.answers:
+            return float(self.task.verdict(rollout.problem, self.say.read(rollout)).score == 1.0)
         ratings = self.task.rate(rollout.problem, steps(self.say, rollout, self.task.delimiter))
         return float(bool(ratings) and min(ratings) == 1)
 
