@@ -125,6 +125,7 @@ def test_the_judge_says_what_it_holds_of_each_step(tab, taught: Callable[[str], 
         say(tab)
         tab.page.get_by_text("the judge gives it").click()
         tab.page.locator(".judged .tok").first.wait_for()
+        tab.page.get_by_role("button", name="start anew").click()  # what it babbled may leave no room for more
         tab.page.get_by_label("samples").fill("3")
         say(tab)
         tab.page.get_by_text("all answers").click()
