@@ -68,3 +68,15 @@ STEPS = {
     0: [line("a", 0, 0.0, 5), line("a", 1, 1.0, 2), line("b", 0, 0.0, 9), line("b", 1, 0.0, 4)],
     1: [line("a", 0, 1.0, 3), line("a", 1, 1.0, 7), line("c", 0, None, 6, finish="length")],
 }
+
+
+def keep_model(run: Path, step: int) -> None:
+    """A checkpoint of a run: a tiny model with weights of its own."""
+    from schoolhouse.policy.decoder import Shape
+    from schoolhouse.policy.policy import Policy
+    from schoolhouse.text.conversation import Conversation
+    from schoolhouse.text.tokenizer import train_tokenizer
+
+    say = Conversation(train_tokenizer(["1+1=2"], 300))
+    policy = Policy.create(Shape(say.tokenizer.size, 16, 16, 1, 1, 1, 16, 64), say, step, "float32")
+    policy.save(run / "checkpoints" / f"{step:06d}")

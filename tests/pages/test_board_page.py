@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from boards import STEPS, grown, line, write_run
+from boards import STEPS, grown, keep_model, line, write_run
 from listening import listening
 
 EVIL = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
@@ -18,7 +18,9 @@ CLAIMS = Path(__file__).parents[2] / "docs" / "claims"
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A board of two honest runs, and one in which every text is an attack."""
     folder = tmp_path_factory.mktemp("board")
-    write_run(folder / "runs" / "one", STEPS, [grown("a")])
+    one = write_run(folder / "runs" / "one", STEPS, [grown("a")])
+    keep_model(one, 2)
+    keep_model(one, 4)
     write_run(folder / "runs" / "two", STEPS, seed=1)
     bad = line(EVIL, 0, None, question=EVIL, thought=EVIL, answer=EVIL, reason=EVIL, finish=EVIL)
     write_run(folder / "runs" / "<b onclick=x>bad", {0: [bad]}, [grown(EVIL, EVIL)], task=EVIL)
@@ -42,6 +44,15 @@ def test_from_the_list_to_a_sample_token_by_token(tab, url: str):
     tab.page.locator(".tok[style*=color-mix]").first.wait_for()
     assert tab.page.locator(".samples b").all_text_contents() == ["score 0", "score 0"]
     assert all(asked.startswith((url, "data:")) for asked in tab.asked)
+
+
+def test_tokens_in_the_eyes_of_a_checkpoint(tab, url: str):
+    tab.page.goto(f"{url}/#/group?name=one&step=0&problem=a")
+    tab.page.get_by_label("tokens coloured by").select_option("entropy")
+    tab.page.get_by_label("kept at step").select_option("4")
+    tab.page.wait_for_url("**checkpoint=4**")
+    tab.page.locator(".tok[title*='entropy']").first.wait_for()
+    assert tab.page.get_by_label("kept at step").input_value() == "4"
 
 
 def test_from_a_point_of_a_curve_to_its_samples(tab, url: str):

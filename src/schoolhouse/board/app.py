@@ -2,7 +2,8 @@
 
 /api/runs       every run with its state          /api/rollouts   a page of rollouts, filtered and sorted
 /api/run        one run: config, numbers, advice  /api/group      all samples of a problem, token by token
-/api/curves     numbers of several runs           /api/claims     verdicts and figures
+/api/curves     numbers of several runs           /api/weights    what a checkpoint thinks of those tokens
+/api/claims     verdicts and figures
 """
 
 from __future__ import annotations
@@ -157,6 +158,24 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
         if not rows:
             raise HTTPException(404, "these samples are not in the index, which may still be made")
         return {"rows": token_rows(folder, rows), "across": index.across(folder, problem)}
+
+    @app.get("/api/weights")
+    def weights(
+        name: str,
+        step: Annotated[int, Query(ge=0, lt=2**62)],
+        problem: str,
+        checkpoint: Annotated[int | None, Query(ge=0)] = None,
+    ) -> Json:
+        from schoolhouse.board.weigh import checkpoints, nearest, weigh  # loads torch, which the board does without
+
+        folder = board.place(name)
+        rows, kept = index.group(folder, step, problem), checkpoints(folder)
+        if not rows or not kept:
+            raise HTTPException(
+                404, "this run has kept no checkpoint" if rows else "these samples are not in the index"
+            )
+        chosen = nearest(kept, rows[0]["version"]) if checkpoint is None else checkpoint
+        return {"checkpoint": chosen, "checkpoints": kept, "rows": weigh(folder, chosen, rows)}
 
     @app.get("/api/trees")
     def searched(name: str, step: Annotated[int, Query(ge=0, lt=2**62)]) -> Json:

@@ -183,30 +183,43 @@ async function group(show) {
   const found = await get("/api/group", asked);
   const colour = asked.colour ?? "kind";
   const rows = found.rows;
+  const weighed = WEIGHED.includes(colour) && (await get("/api/weights", { name: asked.name, step: asked.step, problem: asked.problem, ...(asked.checkpoint && { checkpoint: asked.checkpoint }) }));
+  const recolour = (change) => (location.hash = to("group", { ...asked, ...change }));
   show(
     h("h1", {}, `step ${asked.step}: `, asked.problem),
     h("p", {}, h("a", { href: to("rollouts", { name: asked.name, first: asked.step, last: asked.step }) }, "all of this step"), " · ", h("a", { href: to("rollouts", { name: asked.name, problem: asked.problem }) }, "this problem in all steps")),
     h("p", { class: "said card" }, rows[0].question),
-    h("div", { class: "bar" }, field("tokens coloured by", select([["kind", "what they are"], ["surprise", "how unlikely they were"], ["advantage", "advantage"]], colour, (value) => (location.hash = to("group", { ...asked, colour: value }))))),
+    h("div", { class: "bar" }, field("tokens coloured by", select([["kind", "what they are"], ["surprise", "how unlikely they were"], ["advantage", "advantage"], ["entropy", "entropy of a kept model"], ["now", "how unlikely to a kept model"]], colour, (value) => recolour({ colour: value }))),
+      weighed && field("kept at step", select(weighed.checkpoints.map((step) => [String(step), step]), String(weighed.checkpoint), (value) => recolour({ checkpoint: value })))),
     h("div", { class: "legend" }, legend(colour)),
     found.across.length > 1 && h("p", { class: "soft" }, "asked in ", found.across.map((one) => h("a", { href: to("group", { ...asked, step: one.step }) }, `step ${one.step} (${number(one.mean, 2)}) `))),
-    h("div", { class: "samples" }, rows.map((row) => h("article", { class: "card" },
+    h("div", { class: "samples" }, rows.map((row, at) => h("article", { class: "card" },
       h("p", {}, h("b", { class: row.score == null ? "" : row.score >= 1 ? "right" : "wrong" }, `score ${number(row.score)}`), ` · advantage ${row.advantage == null ? "–" : (row.advantage > 0 ? "+" : "") + number(row.advantage, 2)} · ${row.finish === "length" ? "cut off" : row.finish}`, row.reason && h("span", { class: "soft" }, ` · ${row.reason}`)),
-      h("div", { class: "said" }, row.pieces.filter(([, kind]) => kind !== "prompt").map(([text, kind, logprob]) => token(text, kind, logprob, row.advantage, colour)))))),
+      h("div", { class: "said" }, row.pieces.map(([text, kind, logprob], place) => kind !== "prompt" && token(text, kind, logprob, row.advantage, colour, weighed && weighed.rows[at][place])))))),
   );
 }
 
-function token(text, kind, logprob, advantage, colour) {
-  const strength = colour === "surprise" ? Math.min(1, -(logprob ?? 0) / 3) : colour === "advantage" ? Math.min(1, Math.abs(advantage ?? 0)) : 0;
-  const hue = colour === "surprise" ? "var(--given)" : (advantage ?? 0) > 0 ? "var(--right)" : "var(--wrong)";
+const WEIGHED = ["entropy", "now"];
+
+function token(text, kind, logprob, advantage, colour, weight) {
+  const [now, entropy] = weight || [null, null];
+  const [size, hue] = {
+    surprise: [-(logprob ?? 0) / 3, "var(--given)"],
+    now: [-(now ?? 0) / 3, "var(--given)"],
+    entropy: [(entropy ?? 0) / 2, "var(--given)"],
+    advantage: [Math.abs(advantage ?? 0), (advantage ?? 0) > 0 ? "var(--right)" : "var(--wrong)"],
+  }[colour] ?? [0, ""];
   const trained = kind === "thought" || kind === "answer";
-  return h("span", { class: `tok ${colour === "kind" || !trained ? kind : ""}`, title: logprob == null ? kind : `${kind}, log-probability ${logprob.toFixed(3)}`,
-    style: strength && trained ? `background: color-mix(in srgb, ${hue} ${Math.round(55 * strength)}%, transparent)` : null }, text);
+  const told = [kind, logprob != null && `log-probability ${logprob.toFixed(3)}`, now != null && `to the kept model ${now.toFixed(3)}`, entropy != null && `entropy ${entropy.toFixed(3)}`];
+  return h("span", { class: `tok ${colour === "kind" || !trained ? kind : ""}`, title: told.filter(Boolean).join(", "),
+    style: size && trained ? `background: color-mix(in srgb, ${hue} ${Math.round(55 * Math.min(1, size))}%, transparent)` : null }, text);
 }
 
 function legend(colour) {
   const swatch = (value, text) => h("span", {}, h("span", { class: "swatch", style: `background: ${value}` }), text);
-  if (colour === "surprise") return [swatch("color-mix(in srgb, var(--given) 10%, transparent)", "expected"), swatch("color-mix(in srgb, var(--given) 55%, transparent)", "log-probability -3 and less")];
+  const shades = (little, much) => [swatch("color-mix(in srgb, var(--given) 10%, transparent)", little), swatch("color-mix(in srgb, var(--given) 55%, transparent)", much)];
+  if (colour === "surprise" || colour === "now") return shades("expected", "log-probability -3 and less");
+  if (colour === "entropy") return shades("decided", "entropy of 2 nats and more");
   if (colour === "advantage") return [swatch("var(--right)", "made likelier"), swatch("var(--wrong)", "made less likely")];
   return [swatch("var(--thought)", "thought"), swatch("var(--ink)", "answer"), swatch("var(--given)", "given by others, never trained on")];
 }
