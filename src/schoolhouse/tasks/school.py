@@ -18,26 +18,24 @@ from schoolhouse.randomness import python_random
 from schoolhouse.tasks.lessons import exposition
 from schoolhouse.tasks.lessons.addition import ADDITION
 from schoolhouse.tasks.lessons.chain import CHAIN
+from schoolhouse.tasks.lessons.column import COLUMN
 from schoolhouse.tasks.lessons.compare import COMPARE
 from schoolhouse.tasks.lessons.countdown import COUNTDOWN
 from schoolhouse.tasks.lessons.facts import FACTS
 from schoolhouse.tasks.lessons.family import HANDS, Family, Hand, held_out
-from schoolhouse.tasks.lessons.joining import JOINING
 from schoolhouse.tasks.lessons.letters import LETTERS
 from schoolhouse.tasks.lessons.longhand import LONGHAND
 from schoolhouse.tasks.lessons.shopping import SHOPPING
 from schoolhouse.tasks.lessons.tongues import TONGUES, spoken
-from schoolhouse.tasks.lessons.writing import WRITING
 from schoolhouse.tasks.task import Task
 from schoolhouse.tasks.verify import extract, perturb, verify
 from schoolhouse.types import LOOK_AGAIN, Demonstration, Key, Message, Problem, Reply, SchoolError, Verdict
 
 FAMILIES: Mapping[str, Family[Any]] = {
-    family.name: family
-    for family in (ADDITION, CHAIN, SHOPPING, LETTERS, COMPARE, FACTS, COUNTDOWN, LONGHAND, JOINING, WRITING)
+    family.name: family for family in (ADDITION, CHAIN, SHOPPING, LETTERS, COMPARE, FACTS, COUNTDOWN, LONGHAND, COLUMN)
 }
-CURRICULUM = tuple(name for name in FAMILIES if name not in ("longhand", "joining", "writing"))
-"""Taught where no family is named: `longhand` asks what `addition` asks, `joining` and `writing` are mere copying."""
+CURRICULUM = tuple(name for name in FAMILIES if name not in ("longhand", "column"))
+"""Taught where no family is named: `longhand` asks what `addition` asks, and `column` is a part of it."""
 
 DEFAULT_HANDS = "bare=50,partial=15,full=20,check=10,repair=5"
 
