@@ -1,5 +1,6 @@
 """The Game of 24: its solver, its file, what it accepts, and how single thoughts are rated."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 from random import Random
@@ -121,7 +122,8 @@ def test_examples_are_of_the_kinds_asked_for_and_true(game: Game24):
             assert game.verdict(lesson.problem, Reply(lesson.thought, lesson.answer)).score == 1.0
             assert game.rate(lesson.problem, (lesson.thought or "").split("\n")) == [1, 1, 1]
         elif lesson.hand == "next":
-            assert len(game.read_next(lesson.answer)) == len(lesson.answer.splitlines()) <= 8
+            left = tuple(sorted(map(Fraction, re.findall(r"[\d/]+", lesson.problem.messages[0].content))))
+            assert game.read_next(lesson.answer) == list(map(str, moves(left)))
         elif lesson.hand == "vote":
             _, *listed = lesson.problem.messages[0].content.splitlines()
             chosen = game.read_vote(lesson.answer)

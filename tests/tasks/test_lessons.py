@@ -1,6 +1,7 @@
 """The lessons: every family's arithmetic, its hands, and a textbook that gives no exam away."""
 
 import re
+from collections import Counter
 from random import Random
 from statistics import fmean
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schoolhouse.tasks.lessons.addition import columns
+from schoolhouse.tasks.lessons.chain import OPERATIONS, apply, misconception
 from schoolhouse.tasks.lessons.compare import comparison, larger, pair_key
 from schoolhouse.tasks.lessons.countdown import accepts, evaluate, expression, goal_key
 from schoolhouse.tasks.lessons.exposition import page, person
@@ -109,6 +111,36 @@ def test_a_mended_thought_goes_wrong_to_its_end_and_is_done_again() -> None:
     letters = FAMILIES["letters"]
     (instance,) = instances(letters, 1, length=5)
     assert letters.work(instance, "mend", Random(3)) == letters.work(instance, "check", Random(3))
+
+
+def test_the_hand_that_errs_makes_the_same_mistakes_again_and_again():
+    chain = FAMILIES["chain"]
+    facts = {(value, operation) for value in range(10) for operation in OPERATIONS}
+    odds = Counter(misconception(*fact)[1] for fact in facts)
+    assert len(odds) == 3
+    assert odds[0.0] > len(facts) / 2
+    for start, operation in facts:
+        believed, often = misconception(start, operation)
+        right = apply(start, operation)
+        assert believed != right
+        said = Counter(chain.solve((start, (operation,)), "err", Random(i))[1] for i in range(100))
+        assert set(said) <= {str(believed), str(right)}
+        assert said[str(believed)] / 100 == pytest.approx(often, abs=0.2)
+
+
+def test_an_error_is_carried_on_to_the_answer():
+    chain = FAMILIES["chain"]
+    for instance in instances(chain, 100, steps=6):
+        thought, answer = chain.solve(instance, "err", Random(4))
+        steps = [step.partition("=") for step in thought.split()]
+        assert [left[0] for left, _, _ in steps[1:]] == [right for _, _, right in steps[:-1]]
+        assert steps[-1][2] == answer
+
+
+def test_a_family_without_usual_mistakes_errs_nowhere():
+    letters = FAMILIES["letters"]
+    for instance in instances(letters, 20):
+        assert letters.solve(instance, "err", Random(0)) == letters.solve(instance, "full", Random(0))
 
 
 def test_rambling_leads_nowhere_and_takes_now_long_now_short() -> None:

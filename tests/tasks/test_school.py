@@ -80,10 +80,8 @@ def test_families_come_in_equal_shares_in_a_shuffled_order() -> None:
 def test_hands_come_in_the_shares_asked_for() -> None:
     counts = Counter(d.hand for d in School.open().worked(0, 10_000))
     shares = {hand: counts[hand] / 10_000 for hand in HANDS}
-    assert shares == pytest.approx(
-        {"bare": 0.50, "partial": 0.15, "full": 0.20, "check": 0.10, "repair": 0.05, "mend": 0.0, "ramble": 0.0},
-        abs=0.02,
-    )
+    asked = {"bare": 0.50, "partial": 0.15, "full": 0.20, "check": 0.10, "repair": 0.05}
+    assert shares == pytest.approx({**dict.fromkeys(HANDS, 0.0), **asked}, abs=0.02)
     assert {d.hand for d in School.open(hands="full=3,check=1,bare=0").worked(0, 500)} == {"full", "check"}
 
 
@@ -128,8 +126,8 @@ def test_references_are_right_and_others_wrong(name: str) -> None:
         assert school.verdict(problem, Reply(f"\\boxed{{{problem.reference}}}", "")).score == 0.0
 
 
-@pytest.mark.parametrize("hand", HANDS)
-def test_every_hand_ends_with_the_right_answer(hand: str) -> None:
+@pytest.mark.parametrize("hand", [hand for hand in HANDS if hand != "err"])
+def test_every_hand_but_one_ends_with_the_right_answer(hand: str) -> None:
     school = School.open(hands=f"{hand}=1")
     for shown in school.worked(0, 1_000):
         assert shown.answer == f"\\boxed{{{shown.problem.reference}}}"

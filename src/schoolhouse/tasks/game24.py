@@ -35,7 +35,7 @@ TARGET = 24
 KINDS = ("solve", "next", "value", "vote")
 OPTIONS = ("exam", "lessons")
 LINES = 12  # of a page of text
-LISTED = 8  # next moves that an example lists
+CHOICES = 8  # positions that stand for election in an example, at most
 WORTH = {"impossible": 0.001, "likely": 1.0, "sure": 20.0}
 """What a word of the model about some numbers counts: the figures of Tree of Thoughts' own code."""
 
@@ -261,13 +261,12 @@ class Game24(Task):
         return Demonstration(problem, "\n".join(map(str, way)), f"\\boxed{{{answer}}}", "solve")
 
     def _next(self, problem: Problem, random: Random) -> Demonstration:
-        """Moves that keep 24 within reach come first, then others."""
-        way, _ = solution(_left(problem), random)
-        left = random.choice([_left(problem), *(move.left for move in way[:-1])])
-        listed = random.sample(moves(left), len(moves(left)))
-        listed = sorted(listed, key=lambda move: not reaches(move.left))[:LISTED]
+        """All that may be done, good or bad, always in the same order, so that nothing is forgotten or said twice."""
+        left = _left(problem)
+        for _ in range(random.choices((0, 1, 2), weights=(2, 2, 1))[0]):
+            left = random.choice(moves(left)).left
         asked = _question(problem, f"What may be done with {told(left)}?")
-        return Demonstration(asked, None, "\n".join(map(str, listed)), "next")
+        return Demonstration(asked, None, "\n".join(map(str, moves(left))), "next")
 
     def _value(self, problem: Problem, random: Random) -> Demonstration:
         """Numbers on the way to 24 or off it, as often the one as the other where there are both."""
@@ -287,7 +286,7 @@ class Game24(Task):
         good = [move for move in moves(left) if reaches(move.left)]
         bad = [move for move in moves(left) if not reaches(move.left)]
         right = random.choice(good)
-        few = [right, *random.sample(bad, min(len(bad), random.randrange(1, LISTED)))]
+        few = [right, *random.sample(bad, min(len(bad), random.randrange(1, CHOICES)))]
         random.shuffle(few)
         asked = self.ask_vote(problem, [[str(move)] for move in few])
         assert asked

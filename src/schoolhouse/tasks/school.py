@@ -95,7 +95,7 @@ class School(Task):
         return [self._problem(family, instance, key, random, at) for family, instance, key, at in drawn]
 
     def worked(self, step: int, count: int) -> list[Demonstration]:
-        """Worked examples by hands drawn with their weights. The last word is always right.
+        """Worked examples by hands drawn with their weights. The last word is always right, save by the hand `err`.
 
         `again` percent of them are second attempts: a first one, right or wrong, is part of what is asked.
         """
@@ -107,11 +107,11 @@ class School(Task):
             problem = self._problem(family, instance, key, random, at)
             if self.again and random.random() < self.again / 100:
                 problem = _asked_again(family, instance, problem, hands, upto, random)
-            thought = family.work(instance, hand, random)
+            thought, answer = family.solve(instance, hand, random)
             if self.tongues:
                 (tongue,) = random.choices([*self.tongues], weights=[*self.tongues.values()])
                 thought = spoken(thought, tongue, random)
-            examples.append(Demonstration(problem, thought, f"\\boxed{{{problem.reference}}}", hand))
+            examples.append(Demonstration(problem, thought, f"\\boxed{{{answer}}}", hand))
         return examples
 
     def exposition(self, step: int, count: int) -> list[str]:

@@ -10,11 +10,12 @@ from typing import Generic, Literal, TypeVar, get_args
 
 Instance = TypeVar("Instance")
 
-Hand = Literal["bare", "partial", "full", "check", "repair", "mend", "ramble"]
+Hand = Literal["bare", "partial", "full", "check", "repair", "mend", "ramble", "err"]
 """Styles of a worked example: `bare` a guess without a thought, `partial` the first steps only, `full` all steps,
 `check` all steps and then once more another way, `repair` a wrong turn that is noticed and put right, `mend` a way with
 a mistake carried to its end, checked, and done again rightly (where a family knows such ways; else `check`), `ramble`
-words that lead nowhere, now few and now many, and then a guess."""
+words that lead nowhere, now few and now many, and then a guess, `err` a way with the mistakes that this hand makes
+again and again, to where it leads (where a family knows them; else `full`)."""
 
 HANDS: tuple[Hand, ...] = get_args(Hand)
 
@@ -45,6 +46,7 @@ class Family(Generic[Instance]):
     recheck   the same result reached another way
     slip      a step gone wrong
     botch     a whole way with one mistake that is carried on, and where it ends. None: a wrong guess is all there is
+    err       a way with usual mistakes, and where it ends
     strict    is there one way to work it, so that a step can be checked by what it should be?
     info      what `accepts` needs of an instance
     accepts   whether an answer is right, where many are: (answer, info) -> bool. None: it must equal the reference
@@ -60,10 +62,18 @@ class Family(Generic[Instance]):
     steps: Callable[[Instance, Random], list[str]]
     recheck: Callable[[Instance], list[str]]
     botch: Callable[[Instance, Random], tuple[list[str], str]] | None = None
+    err: Callable[[Instance, Random], tuple[list[str], str]] | None = None
     slip: Callable[[str, Random], str] = field(default=lambda step, random: wrong_result(step, random))
     strict: bool = False
     info: Callable[[Instance], Mapping[str, object]] | None = None
     accepts: Callable[[str, Mapping[str, object]], bool] | None = None
+
+    def solve(self, instance: Instance, hand: Hand, random: Random) -> tuple[str, str]:
+        """The thought of one hand and the answer behind it, which `err` alone gets wrong."""
+        if hand == "err" and self.err:
+            steps, end = self.err(instance, random)
+            return " ".join(steps), end
+        return self.work(instance, hand, random), self.answer(instance)
 
     def work(self, instance: Instance, hand: Hand, random: Random) -> str:
         """The thought of one hand. It never states a wrong answer: a wrong step is put right at once."""
