@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -122,6 +122,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise SchoolError(f"{path}:{number} is damaged (a line holds a JSON object, not {type(row).__name__})")
         rows.append(row)
     return rows
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A JSON lines file, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(to_json(row) + "\n" for row in rows))
 
 
 def drop_torn_line(path: Path) -> None:

@@ -10,6 +10,7 @@ from schoolhouse.durable import read_lines, read_object
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import distill, pretrain, sft
 from schoolhouse.run import Run, read_metrics
+from schoolhouse.tasks.files import from_row
 from schoolhouse.tasks.task import open_task
 from schoolhouse.types import Demonstration, Key, SchoolError
 
@@ -98,7 +99,7 @@ def test_a_teacher_that_is_never_right_is_refused(folder: Path, tmp_path: Path):
 
 def test_a_lesson_is_what_the_teacher_said(folder: Path):
     rows, _ = distill.harvest(config(folder, problems=8))
-    lesson = distill._lesson(rows[0])
+    lesson = from_row(rows[0])
     assert isinstance(lesson, Demonstration)
     policy = Policy.load(folder / "teacher")
     rollout = policy.conversation.demonstrate(lesson, Key(0, "t"))

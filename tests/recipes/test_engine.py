@@ -11,6 +11,7 @@ from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import engine
 from schoolhouse.run import Run, read_metrics
 from schoolhouse.search.solve import Found
+from schoolhouse.tasks.files import from_row
 from schoolhouse.tasks.task import open_task
 from schoolhouse.types import Group, Key, Problem, Rollout, SchoolError, Verdict
 
@@ -46,7 +47,7 @@ def test_the_account_tells_what_was_solved_and_which_answers_are_left():
     found, judged = [case[0] for case in cases], [case[1] for case in cases]
     rollouts = [case[2] for case in cases]
     kept = [rollouts[0], rollouts[2]]
-    told = engine.account(found, judged, kept, [rollout.problem for rollout in rollouts])
+    told = engine.account(found, engine.right_ones(judged), kept, [rollout.problem for rollout in rollouts])
     assert told == {"searched_right": 0.5, "search_tokens": 25.0, "coverage": 2 / 3, "rare_coverage": 0.5}
 
 
@@ -73,6 +74,23 @@ def test_trees_are_kept_to_be_looked_at(model: Path, tmp_path: Path):
     assert [row["question"] for row in rows] == [p.messages[-1].content for p in open_task(TASK, 0).draw(0, 3)]
     assert all({"question", "right", "tokens", "end", "tree"} <= row.keys() and row["tree"] for row in rows)
     assert not (train(tmp_path / "flat", config(model, loops=1)).folder / "trees").exists()
+
+
+def test_every_loop_learns_from_all_that_was_found(model: Path, tmp_path: Path):
+    c = config(model, verify=False, most=3)
+    assert [row["studied"] for row in read_metrics(train(tmp_path / "all", c).folder)] == [3, 6]
+    last = config(model, verify=False, most=3, gather=False)
+    assert [row["studied"] for row in read_metrics(train(tmp_path / "last", last).folder)] == [3, 3]
+
+
+def test_what_was_kept_is_a_task(model: Path, tmp_path: Path):
+    run = train(tmp_path / "run", config(model, verify=False, loops=1))
+    path = run.folder / "lessons" / "000000.jsonl"
+    asked = {problem.messages[-1].content: problem for problem in open_task(TASK, 0).draw(0, 12)}
+    task = open_task(f"jsonl:{path}?exam=none", 0)
+    assert {problem.messages[-1].content for problem in task.draw(0, 12)} <= asked.keys()
+    lessons = [from_row(row) for row in read_lines(path)]
+    assert all(lesson.problem.reference == asked[lesson.problem.messages[-1].content].reference for lesson in lessons)
 
 
 def test_a_loop_that_finds_nothing_leaves_the_model_as_it_is(model: Path, tmp_path: Path):

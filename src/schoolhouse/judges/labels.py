@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from schoolhouse.durable import to_json, write_whole
+from schoolhouse.durable import write_lines
 from schoolhouse.tasks.task import Task, judge
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.text.steps import step_ends, steps
@@ -119,7 +119,7 @@ def _label(completion: dict[str, Any]) -> float | None:
 
 def write_prm800k(path: Path, graded: Iterable[Graded]) -> None:
     """The same format, a row a solution and a completion a step. A value stands beside the rating that it rounds to."""
-    write_whole(path, "".join(to_json(_row(one)) + "\n" for one in graded))
+    write_lines(path, map(_row, graded))
 
 
 def _row(one: Graded) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from schoolhouse.config import Frozen
 from schoolhouse.credit import rollouts_of
-from schoolhouse.durable import read_lines, read_object, to_json, write_whole
+from schoolhouse.durable import read_lines, read_object, to_json, write_lines, write_whole
 from schoolhouse.objectives import likelihood
 from schoolhouse.packing import pack, token_mean
 from schoolhouse.policy.policy import Adam, Policy
@@ -24,11 +24,10 @@ from schoolhouse.progress import progress
 from schoolhouse.randomness import python_random
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
+from schoolhouse.tasks.files import as_row, from_row
 from schoolhouse.tasks.task import judge, judge_all, open_task
 from schoolhouse.text.scripts import share_in
-from schoolhouse.types import Demonstration, Key, Message, Precision, Problem, Reply, SchoolError
-
-Row = dict[str, Any]
+from schoolhouse.types import Demonstration, Key, Precision, Problem, Reply, SchoolError
 
 
 class Config(Frozen):
@@ -64,10 +63,10 @@ class Config(Frozen):
 def distill(c: Config, run: Run) -> None:
     if not (run.folder / "harvest.json").exists():
         rows, account = harvest(c)
-        write_whole(run.folder / "kept.jsonl", "".join(to_json(row) + "\n" for row in rows))
+        write_lines(run.folder / "kept.jsonl", rows)
         write_whole(run.folder / "harvest.json", to_json(account) + "\n")
     account = read_object(run.folder / "harvest.json")
-    lessons = [_lesson(row) for row in read_lines(run.folder / "kept.jsonl")]
+    lessons = [from_row(row) for row in read_lines(run.folder / "kept.jsonl")]
     if not lessons:
         raise SchoolError(f"nothing was kept of {account['rollouts']} answers ({account}): the teacher must be right")
     run.reads(run.folder / "kept.jsonl")
@@ -83,7 +82,7 @@ def distill(c: Config, run: Run) -> None:
         run.record(step, **stats, learning_rate=rate, **(account if step == 0 else {}))
 
 
-def harvest(c: Config) -> tuple[list[Row], dict[str, int]]:
+def harvest(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Rows of what is kept of the teacher's answers, and how many were dropped for which reason."""
     teacher, task = Policy.load(c.teacher, c.precision), open_task(c.task, c.seed)
     say = teacher.conversation
@@ -114,7 +113,7 @@ def harvest(c: Config) -> tuple[list[Row], dict[str, int]]:
             else:
                 reason = "kept"
                 known.add(words)
-                rows.append(_row(group.problem, *words))
+                rows.append(as_row(Demonstration(group.problem, *words, "teacher")))
                 cases.append((group.problem, Reply(*words)))
             count["rollouts"] += 1
             count[reason] += 1
@@ -122,21 +121,3 @@ def harvest(c: Config) -> tuple[list[Row], dict[str, int]]:
     count["kept_wrong"] = sum(score is None or score < 1.0 for score in again)
     count["kept_mixed"] = sum(bool(c.language) and share_in(r.thought or "", c.language) < 1.0 for _, r in cases)
     return rows, dict(count)
-
-
-def _row(problem: Problem, thought: str, answer: str) -> Row:
-    return {
-        "messages": [message._asdict() for message in problem.messages],
-        "question": problem.messages[-1].content,
-        "answer": f"{thought} #### {problem.reference}",
-        "thought": thought,
-        "said": answer,
-        "reference": problem.reference,
-        "id": problem.id,
-        "family": problem.family,
-    }
-
-
-def _lesson(row: Row) -> Demonstration:
-    problem = Problem(row["id"], tuple(Message(**said) for said in row["messages"]), row["reference"], row["family"])
-    return Demonstration(problem, row["thought"], row["said"], "teacher")

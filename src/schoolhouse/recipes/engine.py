@@ -4,30 +4,36 @@ Expert iteration (Anthony et al. 2017, arXiv 1705.08439) with any search of `sch
 model starts from the base, and learns from verified answers with the thoughts that led to them, and from fresh worked
 examples, which keep it from narrowing to what it already says (Shumailov et al. 2024, Nature 631). Each loop measures
 what plain sampling can do, and which answers, rare ones among them, are still found.
+
+What was kept stands in lessons/000001.jsonl of the run folder, in rows that `jsonl:` reads.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from math import inf
+from pathlib import Path
 from statistics import fmean
 
 from pydantic import Field
 
 from schoolhouse.config import Frozen
 from schoolhouse.credit import rollouts_of
-from schoolhouse.durable import to_json, write_whole
+from schoolhouse.durable import read_lines, write_lines
 from schoolhouse.objectives import likelihood
 from schoolhouse.packing import pack, token_mean
 from schoolhouse.policy.policy import Adam, Policy
 from schoolhouse.randomness import python_random
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
-from schoolhouse.search.show import told
+from schoolhouse.search.show import rows
 from schoolhouse.search.solve import Found, parse, solve
+from schoolhouse.tasks.files import as_row, from_row
 from schoolhouse.tasks.task import Task, judge, open_task
 from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout
+
+Stats = dict[str, float]
 
 
 class Config(Frozen):
@@ -52,6 +58,8 @@ class Config(Frozen):
     """Keep right answers alone. Without, whatever was found: an ablation, which must fail."""
     most: int | None = Field(None, gt=0)
     """Answers kept of a loop at most, drawn among them: the same for ways of search that are compared."""
+    gather: bool = True
+    """Learn from what all loops so far have found. Without, from the last one's alone (ReST-EM)."""
     length: int = Field(128, gt=0)
     """Tokens of a plain answer."""
     updates: int = Field(150, gt=0)
@@ -70,6 +78,7 @@ def engine(c: Config, run: Run) -> None:
     task, how, say = open_task(c.task, c.seed), parse(c.search, c.budget), policy.conversation
     fresh = open_task(c.fresh_task, c.seed) if c.fresh_task else None
     run.reads(*task.files, *(fresh.files if fresh else ()))
+    learned = [from_row(row) for loop in range(run.step) for row in read_lines(place(run, "lessons", loop))]
 
     for loop in run.steps(range(run.step, c.loops), keep=policy, every=1):
         problems = task.draw(loop, c.problems)
@@ -80,56 +89,46 @@ def engine(c: Config, run: Run) -> None:
         plain = judge(policy.extend(asked("engine plain"), c.length), task, say.read)
         found = solve(policy, task, asked("engine search"), how)
         judged = judge([one.rollout for one in found if one.rollout], task, say.read)
-        record_trees(run, loop, problems, found, judged)
-        kept = [rollout for rollout, right in _told(judged) if right or not c.verify]
+        right = right_ones(judged)
+        if grown := rows(found, right):
+            write_lines(place(run, "trees", loop), grown)
+        kept = [rollout for rollout in rollouts_of(judged) if rollout.key in right or not c.verify]
         kept = python_random(Key(c.seed, "engine most", loop)).sample(kept, min(len(kept), c.most or len(kept)))
-        stats: dict[str, float | int] = {"kept": len(kept), **account(found, judged, kept, problems)}
+        stats: Stats = {"kept": len(kept), **account(found, right, kept, problems)}
         stats["sampled_tokens"] = sum(sum(r.written) for r in rollouts_of(plain)) + sum(one.tokens for one in found)
         replies = [(rollout.problem, say.read(rollout)) for rollout in kept]
         lessons = [Demonstration(problem, reply.thought, reply.answer, "search") for problem, reply in replies]
-        if lessons:
+        write_lines(place(run, "lessons", loop), map(as_row, lessons))
+        learned = [*(learned if c.gather else []), *lessons]
+        if learned:
             policy.restart(c.model)
-            stats |= study(c, policy, lessons, fresh, loop)
+            stats |= study(c, policy, learned, fresh, loop)
         run.record(loop, plain, say.read, **stats)
 
 
-def record_trees(
-    run: Run, loop: int, problems: Sequence[Problem], found: Sequence[Found], judged: Sequence[Group]
-) -> None:
-    """The trees of a loop, a line each, to be looked at: trees/000001.jsonl in the run folder."""
-    right = {rollout.key for rollout, is_right in _told(judged) if is_right}
-    rows = [
-        {"question": problem.messages[-1].content, "right": bool(one.rollout and one.rollout.key in right), **told(one)}
-        for problem, one in zip(problems, found, strict=True)
-        if one.tree
-    ]
-    if rows:
-        (run.folder / "trees").mkdir(exist_ok=True)
-        write_whole(run.folder / "trees" / f"{loop:06d}.jsonl", "".join(to_json(row) + "\n" for row in rows))
-
-
-def account(
-    found: Sequence[Found], judged: Sequence[Group], kept: Sequence[Rollout], problems: Sequence[Problem]
-) -> dict[str, float]:
+def account(found: Sequence[Found], right: Set[Key], kept: Sequence[Rollout], problems: Sequence[Problem]) -> Stats:
     """What the search gave: share solved, tokens a problem, and which of the answers asked for are among what is kept.
 
+    right     keys of the answers that are
     coverage  of the distinct right answers; `rare_coverage` of those that only one problem asks for
     """
     asked = Counter(problem.reference for problem in problems)
-    right = {rollout.key for rollout, is_right in _told(judged) if is_right}
     there = {rollout.problem.reference for rollout in kept if rollout.key in right}
     rare = [answer for answer, count in asked.items() if count == 1]
     return {
-        "searched_right": sum(right for _, right in _told(judged)) / len(problems),
+        "searched_right": len(right) / len(problems),
         "search_tokens": fmean(one.tokens for one in found),
         "coverage": len(there & asked.keys()) / len(asked),
         "rare_coverage": len(there & set(rare)) / len(rare) if rare else 1.0,
     }
 
 
-def study(
-    c: Config, policy: Policy, lessons: Sequence[Demonstration], fresh: Task | None, loop: int
-) -> dict[str, float]:
+def place(run: Run, what: str, loop: int) -> Path:
+    """The file of a loop in the run folder."""
+    return run.folder / what / f"{loop:06d}.jsonl"
+
+
+def study(c: Config, policy: Policy, lessons: Sequence[Demonstration], fresh: Task | None, loop: int) -> Stats:
     """Fine-tune on what was found, with a share of fresh examples in each update."""
     random, losses = python_random(Key(c.seed, "engine study", loop)), []
     new = round(c.batch * c.fresh) if fresh else 0
@@ -141,10 +140,11 @@ def study(
         rate = warm_up_hold_decay(update, c.updates, c.learning_rate, c.warmup, c.decay)
         batches = pack(rollouts, token_mean(rollouts), c.token_budget)
         losses.append(policy.update(batches, likelihood(), rate, c.clip_norm)["loss"])
-    return {"loss": fmean(losses), "fresh": new * c.updates}
+    return {"loss": fmean(losses), "fresh": new * c.updates, "studied": len(lessons)}
 
 
-def _told(judged: Sequence[Group]) -> list[tuple[Rollout, bool]]:
-    """Every answer that was found, and whether it is right."""
+def right_ones(judged: Sequence[Group]) -> set[Key]:
+    """Keys of the answers that are right."""
     verdicts = [verdict for group in judged for verdict in group.verdicts]
-    return [(r, v.score is not None and v.score >= 1.0) for r, v in zip(rollouts_of(judged), verdicts, strict=True)]
+    pairs = zip(rollouts_of(judged), verdicts, strict=True)
+    return {rollout.key for rollout, verdict in pairs if verdict.score is not None and verdict.score >= 1.0}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from html import escape
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from schoolhouse.search.solve import Found
 from schoolhouse.search.tree import Node, Tree
+from schoolhouse.types import Key
 
 if TYPE_CHECKING:
     from rich.tree import Tree as Drawn
@@ -89,6 +91,19 @@ def told(found: Found) -> dict[str, Any]:
         for node in nodes
     ]
     return {"tokens": found.tokens, "end": found.end, "votes": [list(vote) for vote in found.votes], "tree": tree}
+
+
+def rows(found: Sequence[Found], right: Container[Key]) -> list[dict[str, Any]]:
+    """What several searches grew, as rows of a file that the board reads; `right`: keys of answers that are."""
+    return [
+        {
+            "question": one.tree.root.state.problem.messages[-1].content,
+            "right": bool(one.rollout and one.rollout.key in right),
+            **told(one),
+        }
+        for one in found
+        if one.tree
+    ]
 
 
 def _path(found: Found) -> set[Node]:

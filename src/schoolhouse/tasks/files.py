@@ -77,6 +77,28 @@ class JsonLines(Finite):
         return in_turn(self._worked, self.seed, "worked", step, count)
 
 
+def as_row(shown: Demonstration) -> dict[str, Any]:
+    """A worked answer as a row of such a file, from which `from_row` makes the same again."""
+    problem = shown.problem
+    return {
+        "messages": [message._asdict() for message in problem.messages],
+        "question": problem.messages[-1].content,
+        "answer": f"{shown.thought or ''} #### {problem.reference}",
+        "thought": shown.thought,
+        "said": shown.answer,
+        "reference": problem.reference,
+        "id": problem.id,
+        "family": problem.family,
+        "hand": shown.hand,
+    }
+
+
+def from_row(row: Mapping[str, Any]) -> Demonstration:
+    """The worked answer that `as_row` wrote down."""
+    problem = Problem(row["id"], tuple(Message(**said) for said in row["messages"]), row["reference"], row["family"])
+    return Demonstration(problem, row["thought"], row["said"], row["hand"])
+
+
 Row = tuple[Problem, str]
 """A problem and its rationale ("": none)."""
 
