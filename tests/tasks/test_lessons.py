@@ -439,3 +439,19 @@ def test_people_stay_the_same_for_a_seed() -> None:
         homes.setdefault(name, set()).add(town)
     assert all(len(towns) == 1 for towns in homes.values())
     assert [person(0, i) for i in range(20)] != [person(1, i) for i in range(20)]
+
+
+# ---- columns of long sums
+
+
+def test_columns_follow_one_another_and_are_never_a_whole_sum():
+    column, counts = FAMILIES["column"], Counter()
+    for asked in instances(column, 500, each=5):
+        a, b, at, count = asked
+        whole, steps = moves(a, b), column.steps(asked, Random(0))
+        assert steps == whole[at : at + count]
+        assert len(steps) < len(whole) or len(whole) == 1
+        assert column.answer(asked) == steps[-1].partition(",")[2]
+        assert at == 0 or whole[at - 1] in column.ask(asked, Random(0))
+        counts[at > 0, count] += 1
+    assert len(counts) == 4

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, chains, only_tiny, practice
+from schoolhouse.claims.harness.bases import GOALS, countdowns, only_tiny, practice
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
 from schoolhouse.claims.harness.figures import course, learning
 
@@ -15,9 +15,9 @@ UPDATES, STEPS, RATE = 16, 30, 5e-4
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start, exam = chains(seed), {"exam": CHAINS}
-    long = {"steps": STEPS, "learning_rate": RATE, "save_every": STEPS}
-    made = {"start": Arm(start, exam, "fine-tuned on worked chains")}
+    start, exam = countdowns(seed), {"exam": GOALS}
+    long = {"steps": STEPS, "learning_rate": RATE, "save_every": STEPS, "task": GOALS.task, "length": GOALS.length}
+    made = {"start": Arm(start, exam, "fine-tuned on worked countdowns")}
     for updates in (UPDATES, 1):
         for name, high in (("symmetric", 0.2), ("higher", 0.28)):
             step = practice(start, seed, like="dapo", dynamic_sampling=0, clip_high=high, updates=updates, **long)

@@ -9,7 +9,7 @@ from typing import Any
 from schoolhouse.claims.harness import verifiers
 from schoolhouse.claims.harness.bases import only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, told
-from schoolhouse.claims.harness.verifiers import LENGTH, TASK, WARMTH
+from schoolhouse.claims.harness.verifiers import TASK
 from schoolhouse.judges.marks import Judge
 from schoolhouse.policy.policy import Policy
 from schoolhouse.search.solve import Search, solve
@@ -18,14 +18,18 @@ from schoolhouse.tasks.task import judge as verdicts_of
 from schoolhouse.tasks.task import open_task
 from schoolhouse.types import Key
 
-BUDGETS = (256, 1024, 4096)
+BUDGETS = (512, 1536, 4608)
+SAID = 64
+"""Tokens an answer may take."""
 STRATEGIES: Mapping[str, dict[str, Any]] = {
-    "vote": {"kind": "vote", "samples": 64, "length": LENGTH},
-    "weighted_vote": {"kind": "weighted_vote", "samples": 64, "length": LENGTH},
-    "best_of_n": {"kind": "best_of_n", "samples": 64, "length": LENGTH},
-    "beam": {"kind": "beam", "samples": 4, "breadth": 4, "depth": 7, "step": 12, "length": 24},
+    "vote": {"kind": "vote", "samples": 72, "length": SAID},
+    "weighted_vote": {"kind": "weighted_vote", "samples": 72, "length": SAID},
+    "best_of_n": {"kind": "best_of_n", "samples": 72, "length": SAID},
+    "narrow_beam": {"kind": "beam", "samples": 2, "breadth": 2, "depth": 7, "step": 8, "length": 12},
+    "beam": {"kind": "beam", "samples": 4, "breadth": 4, "depth": 7, "step": 8, "length": 12},
 }
-BINS = 5
+BINS, TRUST = 5, 20
+"""Fifths of difficulty; in each a strategy's share counts beside so many problems that fare as all do with it."""
 
 
 class Strategies(Exam):
@@ -63,19 +67,23 @@ def by_difficulty(ease: Sequence[float], right: Mapping[str, Sequence[float]], b
     chosen, fixed = [], []
     for half in (0, 1):
         learn, test = [[i for i in range(len(ease)) if i % 2 == side] for side in (1 - half, half)]
-        everywhere = max(right, key=lambda name: sum(right[name][i] for i in learn))
         for place in range(bins):
             seen = [i for i in learn if where[i] == place]
-            best = max(right, key=lambda name: sum(right[name][i] for i in seen)) if seen else everywhere
+            best = max(right, key=lambda name: _expected(right[name], seen, learn))
             chosen += [right[best][i] for i in test if where[i] == place]
         fixed.append(max(fmean(right[name][i] for i in test) for name in right))
     return fmean(chosen), fmean(fixed)
 
 
+def _expected(right: Sequence[float], seen: Sequence[int], everywhere: Sequence[int]) -> float:
+    """What a strategy is expected to give in a bin: what was seen of it there, drawn towards what it gives to all."""
+    return (sum(right[i] for i in seen) + TRUST * fmean(right[i] for i in everywhere)) / (len(seen) + TRUST)
+
+
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     process = verifiers.arms(seed)["process"]
-    asked = {"strategies": Strategies(task=TASK, problems=200, samples=1, length=LENGTH, temperature=WARMTH)}
+    asked = {"strategies": Strategies(task=TASK, problems=300, samples=1, length=SAID)}
     return {"process": Arm(process.step, asked, "the judge of steps of claim prm", process.beside)}
 
 

@@ -7,29 +7,28 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import HANDS, chains, only_tiny
+from schoolhouse.claims.harness.bases import only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars, course
+from schoolhouse.claims.harness.verifiers import LENGTH, TASK, generator
 
-MIXED = Exam(task="school:chain?steps=2-8", problems=200, samples=8, length=96)
-"""Short chains that plain sampling solves, and long ones that it does not."""
-LOOPS, LESSONS, STILL = 4, 160, 0.05
-SEARCH = f"best_of_n?samples=16&length={MIXED.length}&temperature=1&values=exact"
-PLAIN = f"sample?length={MIXED.length}&temperature=1"
+LOOPS, LESSONS, STILL = 4, 100, 0.05
+SEARCH = f"best_of_n?samples=16&length={LENGTH}&temperature=1&values=exact"
+PLAIN = f"sample?length={LENGTH}&temperature=1"
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "engine": ("best of 16 by the task's rules for steps, verified", {"search": SEARCH, "problems": 400}),
+    "engine": ("best of 16 by the task's rules for steps, verified", {"search": SEARCH, "problems": 200}),
     "unsearched": ("plain samples, verified", {"search": PLAIN, "problems": 800}),
-    "unverified": ("plain samples, right or wrong", {"search": PLAIN, "problems": 400, "verify": False}),
+    "unverified": ("plain samples, right or wrong", {"search": PLAIN, "problems": 200, "verify": False}),
 }
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start, exam = chains(seed), {"exam": MIXED}
-    config = {"model": start, "task": MIXED.task, "seed": seed, "loops": LOOPS, "length": MIXED.length}
-    config |= {"fresh_task": f"school:chain?steps=2-4&hands={HANDS}", "most": LESSONS}
+    start, exam = generator(seed), {"exam": Exam(task=TASK, problems=200, samples=8, length=LENGTH)}
+    config = {"model": start, "task": TASK, "seed": seed, "loops": LOOPS, "length": LENGTH, "most": LESSONS}
+    config |= {"fresh_task": "school:facts"}
     made = {name: Arm(Step("engine", {**config, **keys}), exam, about) for name, (about, keys) in ARMS.items()}
-    return {"start": Arm(start, exam, "fine-tuned on worked chains"), **made}
+    return {"start": Arm(start, exam, "makes the same mistakes again and again"), **made}
 
 
 def judge(results: Results) -> Sequence[Check]:
@@ -83,7 +82,7 @@ CLAIM = Claim(
     id="engine",
     paper="Anthony et al. 2017, arXiv 1705.08439; Singh et al. 2023, arXiv 2312.06585",
     sentence="Search finds what plain sampling does not, and learning it makes plain sampling better, loop after loop",
-    budget=f"{LOOPS} loops; {LESSONS} answers and 150 updates in each, from the same base, a fifth of it fresh",
+    budget=f"{LOOPS} loops; {LESSONS} more answers and 150 updates in each, from the same base, a fifth of it fresh",
     premise="all compared loops have as many answers to learn from",
     rule="in the mean of seeds plain samples of the engine are right more often after each loop, and more often than "
     f"after as many unsearched answers; learning from unverified samples brings no more than {STILL}",

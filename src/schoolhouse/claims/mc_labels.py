@@ -11,7 +11,7 @@ from typing import Any
 from schoolhouse.claims.harness import verifiers
 from schoolhouse.claims.harness.bases import only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
-from schoolhouse.claims.harness.verifiers import LENGTH, TASK, WARMTH, Agreement, generator
+from schoolhouse.claims.harness.verifiers import LENGTH, TASK, Agreement, generator
 from schoolhouse.judges.marks import AGGREGATES
 
 COUNTS = (1, 2, 4, 8, 16)
@@ -20,7 +20,7 @@ JUDGES = ("exact", "hard", "soft")
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    asked = {"labels": Agreement(task=TASK, problems=50, samples=4, length=LENGTH, temperature=WARMTH, counts=COUNTS)}
+    asked = {"labels": Agreement(task=TASK, problems=50, samples=4, length=LENGTH, counts=COUNTS)}
     found = verifiers.arms(seed)
     rules = replace(found["process"], step=verifiers.verifier(seed, "exact", problems=500), about="labels by the rules")
     found = {**found, "exact": rules}

@@ -5,38 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, chains, early, only_tiny, practice
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, told
+from schoolhouse.claims.harness.bases import GOALS, countdowns, only_tiny, practice, reader
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
 
-MANY = Exam(task=CHAINS.task, problems=100, samples=256, length=CHAINS.length)
+MANY = Exam(task=GOALS.task, problems=50, samples=256, length=GOALS.length)
 KS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+PAIRS = (("taught", "taught_practised"), ("base", "base_practised"))
+RISE, LEAST = 0.05, 0.02
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    taught, raw = chains(seed), early(seed)
-    exams = {"exam": CHAINS, "many": MANY}
+    taught, base, exams = countdowns(seed), reader(seed), {"exam": GOALS, "many": MANY}
+
+    def practised(start: Step) -> Step:
+        return practice(start, seed, like="grpo", task=GOALS.task, length=GOALS.length)
+
     return {
-        "start": Arm(taught, exams, "fine-tuned on worked chains"),
-        "practised": Arm(practice(taught, seed, like="grpo"), exams, "and practised"),
-        "early": Arm(raw, exams, "a third of the fine-tuning"),
-        "early_practised": Arm(practice(raw, seed, like="grpo"), exams, "and practised"),
+        "taught": Arm(taught, exams, "fine-tuned on worked countdowns"),
+        "taught_practised": Arm(practised(taught), exams, "and practised"),
+        "base": Arm(base, exams, "has read worked countdowns, never fine-tuned"),
+        "base_practised": Arm(practised(base), exams, "and practised"),
     }
 
 
 def judge(results: Results) -> Sequence[Check]:
-    checks = []
-    for before, after in (("start", "practised"), ("early", "early_practised")):
+    begun = results.each("base", "pass_at_1", "many")
+    checks = [Check("premise", f"base: pass@1 of {LEAST} or more, each seed", told(begun), min(begun) >= LEAST)]
+    for before, after in PAIRS:
         one = results.gains(before, after, "pass_at_1", "many")
-        checks.append(Check("must hold", f"{after}: pass@1 rises, each seed", told(one, sign=True), min(one) > 0.05))
-        for k in (16, 64, 256):
+        text = f"{after}: pass@1 rises by more than {RISE}, each seed"
+        checks.append(Check("must hold", text, told(one, sign=True), min(one) > RISE))
+    for before, after in PAIRS:
+        for k in (4, 16, 64, 256):
             pair = [told(results.each(arm, f"pass_at_{k}", "many")) for arm in (before, after)]
             checks.append(Check("reported", f"{before} -> {after}: pass@{k}", " -> ".join(pair), True))
     return checks
 
 
 def draw(results: Results, picture: Any) -> None:
-    for axes, pair in zip(picture.subplots(1, 2), (("start", "practised"), ("early", "early_practised")), strict=True):
+    for axes, pair in zip(picture.subplots(1, 2), PAIRS, strict=True):
         for name in pair:
             if name not in results.arms:
                 continue
@@ -54,19 +62,16 @@ CLAIM = Claim(
     id="pass_at_k",
     paper="Yue et al. 2025, arXiv 2504.13837",
     sentence="Practice makes the likely surer: pass@1 rises, while what 256 tries reach rises little or falls",
-    budget="45 steps of 32 problems x 16 rollouts of at most 64 tokens; exams of 100 problems x 256 answers",
-    premise="none",
-    rule="pass@1 rises by more than .05 in every seed from either start; what happens at large k is reported, not "
+    budget=f"45 steps of 32 problems x 16 rollouts of at most {GOALS.length} tokens; exams of {MANY.problems} problems "
+    "x 256 answers",
+    premise=f"the base solves {LEAST} at first try: practice needs something to make likelier",
+    rule=f"pass@1 rises by more than {RISE} in every seed from either start; what happens at large k is reported, not "
     "judged: papers disagree",
     arms=arms,
     judge=judge,
     draw=draw,
     notes=(
-        "What did not hold: a model at chance (.10, ten possible answers) stays there; practice finds nothing to make "
-        "likelier. It was meant as a base model; a base that has read worked examples is the one to try next "
-        "(`school run r1-zero`).",
-        "",
-        "What this cannot show: with ten possible answers 64 guesses reach nearly everything, so pass@k is 1 before "
-        "and after. Large k needs a task whose answers cannot be guessed, such as countdown.",
+        "A first counted run used chains: FAIL. Ten possible answers made pass@64 1 everywhere, and its base, at "
+        "chance (.10), stayed there. Countdowns cannot be guessed.",
     ),
 )

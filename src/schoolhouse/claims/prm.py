@@ -9,7 +9,7 @@ from typing import Any
 from schoolhouse.claims.harness import verifiers
 from schoolhouse.claims.harness.bases import only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
-from schoolhouse.claims.harness.verifiers import COUNTS, LENGTH, TASK, WARMTH, Picks
+from schoolhouse.claims.harness.verifiers import COUNTS, LENGTH, TASK, Picks
 
 AUC, F1, NEAR = 0.9, 0.8, 0.05
 FROM = [n for n in COUNTS if n >= 8]
@@ -19,7 +19,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     found = verifiers.arms(seed)
     process = found["process"]
-    other = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, temperature=WARMTH, delimiter="=")}
+    other = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, delimiter="=")}
     names = ("process", "outcome", "shuffled")
     lost = Arm(process.step, other, "the judge of steps, asked at other places", process.beside)
     return {**{name: found[name] for name in names}, "other_delimiter": lost}

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, chains, mixed_share, only_tiny
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, Step, told
+from schoolhouse.claims.harness.bases import chains, mixed_share, only_tiny
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import course
 
+EXAM = Exam(task="school:chain?steps=6", problems=200, samples=8, length=96)
+HANDS = "err=70,ramble=30"
+"""A start with usual mistakes, which a judge of steps can point at, and idle words, which a sum of grades may pay."""
 STEPS, WINDOW = 45, 5
 FEWER, LONGER = 0.9, 1.3
 FORMS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -21,10 +24,10 @@ FORMS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start, exam = chains(seed), {"exam": CHAINS}
-    made = {"model": start, "generator": start, "task": CHAINS.task, "length": CHAINS.length, "seed": seed}
+    start, exam = chains(seed, 900, hands=HANDS, lengths="2-6"), {"exam": EXAM}
+    made = {"model": start, "generator": start, "task": EXAM.task, "length": EXAM.length, "seed": seed}
     values = Step("process_reward", {**made, "labels": "soft", "problems": 500, "samples": 4, "steps": 500})
-    config = {"model": start, "judge": values, "task": CHAINS.task, "seed": seed, "length": CHAINS.length}
+    config = {"model": start, "judge": values, "task": EXAM.task, "seed": seed, "length": EXAM.length}
     config |= {"steps": STEPS, "save_every": STEPS}
     return {
         "start": Arm(start, exam, "fine-tuned on worked chains"),

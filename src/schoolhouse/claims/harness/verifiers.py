@@ -21,16 +21,10 @@ from schoolhouse.types import Group, Key, Rollout
 
 TASK, LENGTH = "school:chain?steps=6", 96
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-HANDS = "bare=5,full=95"
-"""The generator thinks: a judge of steps has something to read."""
-
-WARMTH = 1.0
-"""Temperature of its solutions."""
-
-UPDATES = 380
-"""Of the generator. Chains are learned all at once (pass@1 .12 after 260 updates, .95 after 600). In between it errs
-again and again in the same way: .25 right at the first try, .97 among 64, and .43 by majority (seed 0), so that there
-is something to pick that a vote does not find. The trained model sampled warm errs at random, and votes find all."""
+HANDS, UPDATES = "err=100", 900
+"""The generator was taught, to the end, by a hand that makes the same mistakes again and again: right .36 of the time,
+.40 by majority, nearly always once among 256. So there is something to pick that a vote does not find, and seeds agree
+(one that is half taught errs in the same way, but seeds differ as much as they can: docs/lab.md)."""
 
 
 class Picks(Exam):
@@ -149,15 +143,13 @@ def verifier(seed: int, labels: str, **changes: Any) -> Step:
     """A judge made from the generator itself, of 8,000 of its solutions."""
     made = generator(seed)
     config = {"model": made, "generator": made, "task": TASK, "length": LENGTH, "seed": seed, "labels": labels}
-    return Step(
-        "process_reward", {**config, "problems": 2000, "samples": 4, "temperature": WARMTH, "steps": 500, **changes}
-    )
+    return Step("process_reward", {**config, "problems": 2000, "samples": 4, "steps": 500, **changes})
 
 
 def arms(seed: int) -> Mapping[str, Arm]:
     """The judges that claims share: of steps by the rules, of answers, and of what continuations say."""
-    steps = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, temperature=WARMTH)}
-    whole = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, temperature=WARMTH, where="end")}
+    steps = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH)}
+    whole = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, where="end")}
     beside = {"generator": generator(seed)}
     few = {"problems": 500, "continuations": 8}
     return {

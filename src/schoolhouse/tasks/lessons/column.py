@@ -1,6 +1,6 @@
-"""One column of a long sum: how `682 + 517` begins (`682+517 2+7=9,9`), or what follows a column that is written down.
+"""Columns of a long sum: how `682 + 517` begins (`682+517 2+7=9,9`), or what follows a column that is written down.
 
-Nobody is shown a whole sum: it is what a long sum is made of (`longhand`).
+One column or two in a row, and never a whole sum: it is what a long sum is made of (`longhand`).
 """
 
 from __future__ import annotations
@@ -11,32 +11,38 @@ from random import Random
 from schoolhouse.tasks.lessons.family import Dial, Family
 from schoolhouse.tasks.lessons.longhand import moves
 
-Column = tuple[int, int, int]
-"""Two numbers of as many digits, and which of their columns is asked for, the units being 0."""
+Columns = tuple[int, int, int, int]
+"""Two numbers of as many digits, which of their columns is asked for first, the units being 0, and how many."""
 
 
-def _make(random: Random, dials: Mapping[str, int]) -> Column:
+def _make(random: Random, dials: Mapping[str, int]) -> Columns:
     digits = random.randint(1, dials["each"])
     a, b = (random.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
-    return a, b, random.choice((0, random.randrange(digits)))
+    at = random.choice((0, random.randrange(digits)))
+    two = at + 2 <= digits > 2 and random.random() < 0.5
+    return a, b, at, 1 + two
 
 
-def _ask(column: Column, random: Random) -> str:
-    a, b, at = column
-    if not at:
+def _ask(asked: Columns, random: Random) -> str:
+    a, b, at, count = asked
+    if not at and count == 1:
         return random.choice((f"How does the sum {a} + {b} begin?", f"Write the first column of {a} + {b}."))
+    if not at:
+        return random.choice((f"How do the first two columns of {a} + {b} go?", f"Begin {a} + {b}, two columns."))
     before = moves(a, b)[at - 1]
-    return random.choice((f"Here stands {before}. What comes next?", f"Write the column behind {before}."))
+    if count == 1:
+        return random.choice((f"Here stands {before}. What comes next?", f"Write the column behind {before}."))
+    return random.choice((f"Here stands {before}. What are the next two?", f"Write two columns behind {before}."))
 
 
-def _steps(column: Column) -> list[str]:
-    a, b, at = column
-    return [moves(a, b)[at]]
+def _steps(asked: Columns) -> list[str]:
+    a, b, at, count = asked
+    return moves(a, b)[at : at + count]
 
 
-def _written(column: Column) -> str:
+def _written(asked: Columns) -> str:
     """All digits of the sum so far."""
-    return _steps(column)[0].split(",")[1]
+    return _steps(asked)[-1].split(",")[1]
 
 
 def _slip(step: str, random: Random) -> str:
@@ -45,15 +51,15 @@ def _slip(step: str, random: Random) -> str:
     return f"{step[:at]}{(int(step[at]) + random.randint(1, 9)) % 10}{step[at + 1 :]}"
 
 
-COLUMN = Family[Column](
+COLUMN = Family[Columns](
     name="column",
     pays=False,
     dials={"each": Dial("most digits of each number", 4, 1, 8)},
     make=_make,
-    key=lambda column: f"column {column[0]} {column[1]} {column[2]}",
+    key=lambda asked: f"column {' '.join(map(str, asked))}",
     ask=_ask,
     answer=_written,
-    steps=lambda column, random: _steps(column),
+    steps=lambda asked, random: _steps(asked),
     recheck=_steps,
     slip=_slip,
     strict=True,
