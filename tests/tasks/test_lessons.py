@@ -447,11 +447,13 @@ def test_people_stay_the_same_for_a_seed() -> None:
 def test_columns_follow_one_another_and_are_never_a_whole_sum():
     column, counts = FAMILIES["column"], Counter()
     for asked in instances(column, 500, each=5):
-        a, b, at, count = asked
-        whole, steps = moves(a, b), column.steps(asked, Random(0))
-        assert steps == whole[at : at + count]
-        assert len(steps) < len(whole) or len(whole) == 1
-        assert column.answer(asked) == steps[-1].partition(",")[2]
-        assert at == 0 or whole[at - 1] in column.ask(asked, Random(0))
-        counts[at > 0, count] += 1
-    assert len(counts) == 4
+        whole, question = moves(asked.a, asked.b), column.ask(asked, Random(0))
+        steps = column.steps(asked, Random(0))
+        assert steps == whole[asked.at : asked.end]
+        assert 1 <= len(steps) <= min(2, len(whole) - 1)
+        assert asked.at == 0 or whole[asked.at - 1] in question
+        assert asked.way != "rest" or asked.end == len(whole)
+        assert question.endswith(f"({column.answer(asked)})") == (asked.way == "until")
+        counts[asked.way, asked.at > 0, len(steps)] += 1
+    assert {way for way, _, _ in counts} == {"next", "until", "rest"}
+    assert len(counts) == 8

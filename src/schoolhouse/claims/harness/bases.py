@@ -8,7 +8,7 @@ from schoolhouse.types import SchoolError
 CHAINS = Exam(task="school:chain?steps=4", problems=200, samples=8, length=64)
 """Held-out chains of four operations."""
 
-GOALS = Exam(task="school:countdown?count=3", problems=200, samples=8, length=128)
+GOALS = Exam(task="school:countdown?count=3", problems=200, samples=8, length=192)
 """Held-out countdowns of three numbers: many ways to be right, and no answer can be guessed."""
 
 

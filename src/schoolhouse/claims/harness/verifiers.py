@@ -21,7 +21,7 @@ from schoolhouse.types import Group, Key, Rollout
 
 TASK, LENGTH = "school:chain?steps=6", 96
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-HANDS, UPDATES = "err=100", 900
+HANDS, UPDATES = "err=100", 1600
 """The generator was taught, to the end, by a hand that makes the same mistakes again and again: right .36 of the time,
 .40 by majority, nearly always once among 256. So there is something to pick that a vote does not find, and seeds agree
 (one that is half taught errs in the same way, but seeds differ as much as they can: docs/lab.md)."""
@@ -140,10 +140,11 @@ def generator(seed: int) -> Step:
 
 
 def verifier(seed: int, labels: str, **changes: Any) -> Step:
-    """A judge made from the generator itself, of 8,000 of its solutions."""
+    """A judge made from the generator itself, of 16,000 of its solutions, sampled warm: rare mistakes are seen too."""
     made = generator(seed)
-    config = {"model": made, "generator": made, "task": TASK, "length": LENGTH, "seed": seed, "labels": labels}
-    return Step("process_reward", {**config, "problems": 2000, "samples": 4, "steps": 500, **changes})
+    config: dict[str, Any] = {"model": made, "generator": made, "task": TASK, "length": LENGTH, "seed": seed}
+    config |= {"labels": labels, "problems": 4000, "samples": 4, "temperature": 1.3, "steps": 800}
+    return Step("process_reward", {**config, **changes})
 
 
 def arms(seed: int) -> Mapping[str, Arm]:
