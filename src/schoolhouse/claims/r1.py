@@ -9,9 +9,9 @@ from typing import Any
 from schoolhouse.claims.harness.bases import CHAINS, TONGUES, chains, only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars
-from schoolhouse.claims.language import STEPS, TARGET, Tongues, consistent
+from schoolhouse.claims.language import TARGET, Tongues, consistent
 
-ROLLOUTS = 32 * 16
+STEPS, ROLLOUTS = 60, 32 * 16
 TEACHER = 0.9
 SMALL = ("small_distilled", "small_practised")
 
@@ -20,7 +20,8 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     start, little = chains(seed, tongues=TONGUES), chains(seed, tongues=TONGUES, small=True)
     base = start.config["model"]
-    teacher, tongues = consistent(start, seed), Tongues(task=CHAINS.task, problems=100, samples=8, length=CHAINS.length)
+    teacher = consistent(start, seed, STEPS)
+    tongues = Tongues(task=CHAINS.task, problems=100, samples=8, length=CHAINS.length)
     asked = {"exam": CHAINS, "tongues": tongues}
     harvest: dict[str, Any] = {
         "teacher": teacher,
@@ -36,7 +37,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
         "rejection": Arm(Step("distill", {**harvest, "model": base}), asked, "the base, on what was kept"),
         "small_start": Arm(little, asked, "a model of half the width, fine-tuned the same way"),
         "small_distilled": Arm(Step("distill", {**harvest, "model": little}), asked, "and on what was kept"),
-        "small_practised": Arm(consistent(little, seed), asked, "and practised itself"),
+        "small_practised": Arm(consistent(little, seed, STEPS), asked, "and practised itself"),
     }
 
 
