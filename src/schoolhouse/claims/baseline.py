@@ -9,9 +9,13 @@ from schoolhouse.claims.harness.bases import CHAINS, chains, mixed_share, only_t
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
 from schoolhouse.claims.harness.figures import course, learning
 
+STEPS = 120
+OFFSET: dict[str, Any] = {"form": 1.0, "problems": 8, "samples": 8, "steps": STEPS, "save_every": STEPS}
+"""Rewards for a right answer and for its form, as DeepSeek-R1-Zero has them: soon nearly all answers earn the second,
+which tells nothing then. And few rollouts a step, as where rollouts are dear."""
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "siblings": ("r - mean of the group", {}),
-    "none": ("r itself", {"baseline": "none"}),
+    "none": ("r itself", {"baseline": "none", "scale": "none"}),
     "successes": ("max(r - mean, 0)", {"negative": 0.0}),
 }
 
@@ -21,7 +25,10 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     start, exam = chains(seed), {"exam": CHAINS}
     return {
         "start": Arm(start, exam, "fine-tuned on worked chains"),
-        **{name: Arm(practice(start, seed, **keys), exam, about) for name, (about, keys) in ARMS.items()},
+        **{
+            name: Arm(practice(start, seed, exam_every=24, **OFFSET, **keys), exam, about)
+            for name, (about, keys) in ARMS.items()
+        },
     }
 
 
@@ -65,7 +72,7 @@ CLAIM = Claim(
     id="baseline",
     paper="Williams 1992; RGRA, arXiv 2603.18756",
     sentence="A baseline and negative feedback are what makes practice quick",
-    budget="45 steps of 32 problems x 16 rollouts of at most 64 tokens in every arm",
+    budget=f"{STEPS} steps of 8 problems x 8 rollouts of at most 64 tokens in every arm",
     premise="at least 30 % of groups are mixed in the first five steps",
     rule="in every seed the area under pass@1 (mean of exams over training) is smaller without a baseline, and smaller "
     "where only advantages above zero count",
@@ -73,9 +80,8 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     notes=(
-        "What did not hold: rewards are 0 and 1 here, so without a baseline every right answer is praised and no wrong "
-        "one blamed, by a gradient whose size Adam takes out. Its noise does not matter with 512 rollouts a step, nor "
-        "with 64: a pilot of 150 steps of 8 problems x 8 rollouts from the start of seed 0 gave .73 .92 .94 .96 "
-        "without, .74 .87 .93 .95 with siblings (exams after 30, 60, 90, 120 steps). Negative feedback does matter.",
+        "A first counted run had rewards of 0 and 1 for right answers alone, and 32 problems x 16 rollouts a step: "
+        "FAIL, no baseline learned as much as siblings. Without an offset every right answer is praised and no wrong "
+        "one blamed, by a gradient whose size Adam takes out, and its noise did not matter (docs/lab.md).",
     ),
 )

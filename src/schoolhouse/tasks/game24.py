@@ -263,7 +263,7 @@ class Game24(Task):
     def _next(self, problem: Problem, random: Random) -> Demonstration:
         """All that may be done, good or bad, always in the same order, so that nothing is forgotten or said twice."""
         left = _left(problem)
-        for _ in range(random.choices((0, 1, 2), weights=(2, 2, 1))[0]):
+        for _ in range(random.choices((0, 1, 2), weights=(3, 2, 1))[0]):
             left = random.choice(moves(left)).left
         asked = _question(problem, f"What may be done with {told(left)}?")
         return Demonstration(asked, None, "\n".join(map(str, moves(left))), "next")
