@@ -72,8 +72,8 @@ def _recipe(words: Sequence[str], command: str, more: str) -> tuple[str, ModuleT
 
 class Bench(Frozen):
     kind: str
-    """Work to race in: sampler, learner, grpo, pretrain, server; or `study`, how our cost grows and where our time
-    goes; or `page`, docs/performance.md from the files in the folder that --json names."""
+    """Work to race in: sampler, learner, grpo, pretrain, server, search; or `study`, how our cost grows and where our
+    time goes; or `page`, docs/performance.md from the files in the folder that --json names."""
     against: str = ""
     """The peer to take turns with."""
     size: str | None = None
@@ -89,6 +89,12 @@ class Bench(Frozen):
     """Python of the environment that the peer lives in, if not this one."""
     source: Path | None = None
     """Checkout of a peer that is run from its own source."""
+    model: Path | None = None
+    """search: folder of a model that was taught the task, or of its run."""
+    task: str = ""
+    """search: what is solved, such as game24:PATH.csv."""
+    search: str = "tot?thoughts=propose&samples=32&lists=2&listed=560&length=64"
+    """search: how; the peer gives as many plain answers to each problem as --samples says."""
 
 
 def bench(words: Sequence[str]) -> None:

@@ -56,8 +56,14 @@ def test_what_nobody_can_run_is_refused(kind, peer, size, message):
         race.bench(kind, peer, size, {}, lambda done, total: None)
 
 
+def test_a_search_needs_a_model_that_was_taught():
+    options = {"problems": 2, "samples": 2, "threads": 1, "model": None, "task": "school", "search": "vote"}
+    with pytest.raises(SchoolError, match="give --model FOLDER --task TASK"):
+        race.bench("search", "vote", None, options, lambda done, total: None)
+
+
 def test_every_kind_has_our_contender_and_a_peer():
-    assert set(race.kinds()) == {"sampler", "learner", "grpo", "pretrain", "server"}
+    assert set(race.kinds()) == {"sampler", "learner", "grpo", "pretrain", "server", "search"}
     for kind in race.kinds():
         assert (race.HERE / f"{kind}_ours.py").exists()
 

@@ -1,4 +1,4 @@
-"""We and a peer in turn, each in its own process: medians of seconds, and of their ratio turn by turn."""
+"""We and a peer in turn, each in its own process: medians of seconds, and of the ratio of tokens a second."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from schoolhouse.bench.contenders.turns import MARK
 from schoolhouse.bench.limits import measure
 from schoolhouse.bench.work import SHAPES, Work, write
 from schoolhouse.config import nearest
+from schoolhouse.durable import model_in
 from schoolhouse.records import this_machine
 from schoolhouse.types import SchoolError
 
@@ -92,15 +93,22 @@ def bench(
     size = size or ("nanochat" if kind == "pretrain" else "3M")
     if size not in SHAPES:
         raise SchoolError(f"there is no size `{size}`{nearest(size, list(SHAPES))}")
+    taught = _taught(options) if kind == "search" else {}
     own = {key: options[key] for key in ("problems", "samples", "threads")}
     work = Work(size, batch=32 if kind == "pretrain" else 64, **own)
     for_peer = {key: options[key] for key in ("dtype", "source") if options[key]}
     python = options["python"] or sys.executable
     with tempfile.TemporaryDirectory(prefix="school-bench-") as folder:
-        write(work, Path(folder), for_peer)
+        write(work, Path(folder), {**for_peer, **taught})
         result = race(Path(folder), kind, peer, options["repeats"], python, tell)
     limits = measure(work.threads)
-    return {**result, "work": asdict(work), "peer_options": for_peer, "limits": limits._asdict(), "on": this_machine()}
+    return {
+        **result,
+        "work": {**asdict(work), **taught},
+        "peer_options": for_peer,
+        "limits": limits._asdict(),
+        "on": this_machine(),
+    }
 
 
 def race(
@@ -126,18 +134,28 @@ def race(
         for contender in field.values():
             contender.close()
     seconds = {name: [turn["seconds"] for turn in taken] for name, taken in turns.items()}
-    ratios = [theirs / mine for theirs, mine in zip(seconds[peer], seconds[OURS], strict=True)]
+    rates = {name: [turn["tokens"] / turn["seconds"] for turn in taken] for name, taken in turns.items()}
+    ratios = [mine / theirs for mine, theirs in zip(rates[OURS], rates[peer], strict=True)]
     return {
         "kind": kind,
         "peer": peer,
         "turns": turns,
         "median_seconds": {name: statistics.median(taken) for name, taken in seconds.items()},
-        "tokens_per_second": {
-            name: statistics.median(turn["tokens"] / turn["seconds"] for turn in taken) for name, taken in turns.items()
-        },
+        "tokens_per_second": {name: statistics.median(taken) for name, taken in rates.items()},
         "ratios": ratios,
         "median_ratio": statistics.median(ratios),
         "peak_ratio": turns[OURS][-1]["peak"] / turns[peer][-1]["peak"],
+    }
+
+
+def _taught(options: Mapping[str, Any]) -> dict[str, str]:
+    """The model, the task and the search of a race of searches. Raises SchoolError where one is missing."""
+    if not options["model"] or not options["task"]:
+        raise SchoolError("a search needs a model that was taught a task: give --model FOLDER --task TASK")
+    return {
+        "taught": str(model_in(Path(options["model"])).resolve()),
+        "task": options["task"],
+        "how": options["search"],
     }
 
 

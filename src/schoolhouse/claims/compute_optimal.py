@@ -28,7 +28,7 @@ STRATEGIES: Mapping[str, dict[str, Any]] = {
     "best_of_n": {"kind": "best_of_n", "samples": 48, "length": SAID},
     "beam": {"kind": "beam", "breadth": 4, "depth": 7, "step": 8, "length": 12},
 }
-BINS, TRUST = 5, 20
+BINS, TRUST = 5, 40
 """Fifths of difficulty; in each a strategy's share counts beside so many problems that fare as all do with it."""
 
 
@@ -41,7 +41,8 @@ class Strategies(Exam):
 
     def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
         generator, task = beside["generator"], open_task(self.task, seed)
-        say, exam, judge = generator.conversation, task.exam(self.problems), Judge(policy, task.delimiter)
+        say, exam = generator.conversation, task.exam(self.problems)
+        judge = Judge(policy, task.delimiter, aggregate="last")
         looks = [say.begin(p, Key(seed, "look", 0, i, g)) for i, p in enumerate(exam) for g in range(self.looks)]
         opinions = [0.0 if v != v else v for v in judge(generator.extend(looks, self.length))]
         ease = [fmean(opinions[i * self.looks : (i + 1) * self.looks]) for i in range(len(exam))]
@@ -83,14 +84,14 @@ def _expected(right: Sequence[float], seen: Sequence[int], everywhere: Sequence[
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    process = verifiers.arms(seed)["process"]
+    values = verifiers.arms(seed)["soft"]
     asked = {"strategies": Strategies(task=TASK, problems=500, samples=1, length=SAID)}
-    return {"process": Arm(process.step, asked, "the judge of steps of claim prm", process.beside)}
+    return {"values": Arm(values.step, asked, values.about, values.beside)}
 
 
 def _shares(results: Results) -> dict[int, list[tuple[float, float]]]:
     """For each budget and seed what choosing by difficulty gives, and the best strategy for all."""
-    found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
+    found = [results.arms["values"][seed].measured["strategies"] for seed in results.seeds]
     return {budget: [by_difficulty(one["ease"], one["right"][str(budget)]) for one in found] for budget in BUDGETS}
 
 
@@ -101,7 +102,7 @@ def judge(results: Results) -> Sequence[Check]:
         text = f"{budget} tokens: chosen by difficulty >= the best for all, mean of seeds"
         checks.append(Check("must hold", text, f"{chosen:.3f} against {fixed:.3f}", chosen >= fixed - 1e-9))
         for name in STRATEGIES:
-            found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
+            found = [results.arms["values"][seed].measured["strategies"] for seed in results.seeds]
             shares = [fmean(one["right"][str(budget)][name]) for one in found]
             checks.append(Check("reported", f"{budget} tokens: {name}", told(shares), True))
     return checks
@@ -109,7 +110,7 @@ def judge(results: Results) -> Sequence[Check]:
 
 def draw(results: Results, picture: Any) -> None:
     axes = picture.subplots()
-    found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
+    found = [results.arms["values"][seed].measured["strategies"] for seed in results.seeds]
     for name in STRATEGIES:
         shares = [fmean(fmean(one["right"][str(budget)][name]) for one in found) for budget in BUDGETS]
         axes.plot([*BUDGETS], shares, "o-", label=name)

@@ -12,7 +12,7 @@ from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, S
 from schoolhouse.claims.harness.figures import bars, course
 from schoolhouse.claims.harness.verifiers import LENGTH, TASK, generator
 
-LOOPS, LESSONS, STILL = 4, 100, 0.05
+LOOPS, LESSONS, STILL = 4, 40, 0.05
 SEARCH = f"best_of_n?samples=16&length={LENGTH}&temperature=1&values=exact"
 PLAIN = f"sample?length={LENGTH}&temperature=1"
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
