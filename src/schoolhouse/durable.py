@@ -43,13 +43,17 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class InUse(SchoolError):
+    """Another process holds a folder."""
+
+
 def take_lock(file: TextIO, folder: Path) -> None:
-    """Hold a folder for this process, by its open lock file. Raises SchoolError where another holds it."""
+    """Hold a folder for this process, by its open lock file. Raises InUse where another holds it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
-        raise SchoolError(
+        raise InUse(
             f"{folder} is in use by process {file.read().strip() or '(unknown)'}; "
             "wait until it ends, or give another folder with --dir"
         ) from None

@@ -26,6 +26,8 @@ class RunClaim(Frozen):
     """tiny: minutes on two cores; small, gpu: where a claim has them."""
     arms: str = ""
     """Only these, joined by commas: to look at, without a verdict."""
+    jobs: int = Field(1, gt=0)
+    """Seeds side by side, each in a process of its own; small models get more done so than with more threads."""
     dir: Path = Path("runs/claims")
     """Folder of the runs; what is done there is not done again, whichever claim it was for."""
     results: Path = Path("runs/claims/results")
@@ -78,7 +80,7 @@ def _run(words: Sequence[str]) -> None:
 
     found = find(c.name)
     chosen = [arm for arm in c.arms.split(",") if arm]
-    results = run_arms(found, c.seeds, c.scale, c.dir, chosen)
+    results = run_arms(found, c.seeds, c.scale, c.dir, chosen, c.jobs)
     if chosen:
         for name, outcomes in results.arms.items():
             for seed, outcome in outcomes.items():

@@ -1,6 +1,8 @@
 """Claims: steps are shared by what they are made from, the verdict follows the rule, pages say what did not hold."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import tiny_claim
 from schoolhouse.claims.harness import lab, page
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Outcome, Results, Step, verdict
 from schoolhouse.trials import claim as command
@@ -87,9 +90,9 @@ def test_what_was_done_is_not_done_again(tmp_path: Path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
 
 
-def test_a_claim_from_its_arms_to_its_page(tmp_path: Path):
-    told: list[str] = []
-    found = lab.run_arms(a_claim(), 2, "tiny", tmp_path / "runs", tell=told.append)
+def test_a_claim_from_its_arms_to_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    found = lab.run_arms(a_claim(), 2, "tiny", tmp_path / "runs")
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("it, ")]
     assert told == ["it, seed 0: start", "it, seed 0: taught", "it, seed 1: start", "it, seed 1: taught"]
     record = page.write(a_claim(), found, "tiny", tmp_path / "results")
     assert record == json.loads((tmp_path / "results" / "it.json").read_text())
@@ -102,10 +105,39 @@ def test_a_claim_from_its_arms_to_its_page(tmp_path: Path):
 
 
 def test_only_the_arms_that_are_asked_for_are_run(tmp_path: Path):
-    found = lab.run_arms(a_claim(), 1, "tiny", tmp_path, ["start"], tell=lambda text: None)
+    found = lab.run_arms(a_claim(), 1, "tiny", tmp_path, ["start"])
     assert [*found.arms] == ["start"]
     with pytest.raises(SchoolError, match="did you mean `taught`"):
         lab.run_arms(a_claim(), 1, "tiny", tmp_path, ["tought"])
+
+
+def test_seeds_side_by_side_give_what_they_give_one_after_the_other(tmp_path: Path):
+    claim = tiny_claim.CLAIM
+    found, again = (lab.run_arms(claim, 2, "tiny", tmp_path / str(jobs), jobs=jobs) for jobs in (1, 2))
+    assert [*again.arms] == [*found.arms] == ["start"]
+    for seed in (0, 1):
+        assert again.arms["start"][seed].metrics == found.arms["start"][seed].metrics
+
+
+def test_a_step_that_another_process_trains_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    step = book()
+    place = tmp_path / "steps" / lab.name_of(step)
+    place.mkdir(parents=True)
+    hold = (
+        "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, place / "lock"], stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout
+        other.stdout.readline()
+        looks: list[float] = []
+
+        def wait(seconds: float) -> None:
+            looks.append(seconds)
+            other.communicate("\n")
+
+        monkeypatch.setattr(lab.time, "sleep", wait)
+        assert lab.do(step, tmp_path) == place
+    assert looks == [lab.PATIENCE]
 
 
 # --- the verdict
@@ -147,7 +179,7 @@ def test_seeds_are_those_that_every_arm_has():
 def test_the_page_says_what_did_not_hold(tmp_path: Path):
     claim = a_claim(lambda r: [GOOD, BAD])
     (tmp_path / "results").mkdir()
-    found = lab.run_arms(claim, 1, "tiny", tmp_path / "runs", tell=lambda text: None)
+    found = lab.run_arms(claim, 1, "tiny", tmp_path / "runs")
     page.write(claim, found, "tiny", tmp_path / "results")
     text = (tmp_path / "results" / "it.md").read_text()
     assert "# it: FAIL" in text

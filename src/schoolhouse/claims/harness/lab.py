@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pkgutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
 from math import inf
+from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from schoolhouse import __version__, claims, recipes
 from schoolhouse.claims.harness.claim import Arm, Claim, Measure, Outcome, Results, Scale, Step
-from schoolhouse.config import Source, build, nearest
-from schoolhouse.durable import checksum, model_in, read_lines, read_object, to_json, write_whole
+from schoolhouse.config import Frozen, Source, build, nearest
+from schoolhouse.durable import InUse, checksum, model_in, read_lines, read_object, to_json, write_whole
 from schoolhouse.policy.policy import Policy
 from schoolhouse.records import spent
 from schoolhouse.run import Run, read_metrics
 from schoolhouse.types import SchoolError
+
+PATIENCE = 5.0
+"""Seconds between looks at a step that another process trains."""
 
 
 def known() -> list[str]:
@@ -46,20 +53,46 @@ def run_arms(
     scale: Scale,
     folder: Path,
     chosen: Sequence[str] = (),
-    tell: Callable[[str], None] = print,
+    jobs: int = 1,
 ) -> Results:
-    """Train and measure every arm with seeds 0, 1, ...; `chosen` arms only, if any. Raises SchoolError for unknown."""
-    arms: dict[str, dict[int, Outcome]] = {}
-    for seed in range(seeds):
-        planned = claim.arms(scale, seed)
-        for name in chosen:
-            if name not in planned:
-                raise SchoolError(f"{claim.id} has no arm `{name}`{nearest(name, [*planned])}")
-        for name, arm in planned.items():
-            if not chosen or name in chosen:
-                tell(f"{claim.id}, seed {seed}: {name}")
-                arms.setdefault(name, {})[seed] = run_arm(arm, seed, folder)
-    return Results(arms)
+    """Train and measure every arm with seeds 0, 1, ...; `chosen` arms only, if any. Raises SchoolError for unknown.
+
+    jobs  seeds side by side, each in a process of its own with its share of the cores
+    """
+    for name in chosen:
+        if name not in (planned := claim.arms(scale, 0)):
+            raise SchoolError(f"{claim.id} has no arm `{name}`{nearest(name, [*planned])}")
+    asked = [(claim, seed, scale, folder, chosen) for seed in range(seeds)]
+    if jobs == 1:
+        found = [_seed(*one) for one in asked]
+    else:
+        with _shared_cores(jobs), ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            found = list(pool.map(_seed, *zip(*asked, strict=True)))
+    return Results({name: {seed: outcomes[name] for seed, outcomes in enumerate(found)} for name in found[0]})
+
+
+def _seed(claim: Claim, seed: int, scale: Scale, folder: Path, chosen: Sequence[str]) -> dict[str, Outcome]:
+    """Every arm of one seed."""
+    outcomes = {}
+    for name, arm in claim.arms(scale, seed).items():
+        if not chosen or name in chosen:
+            print(f"{claim.id}, seed {seed}: {name}", flush=True)
+            outcomes[name] = run_arm(arm, seed, folder)
+    return outcomes
+
+
+@contextmanager
+def _shared_cores(jobs: int) -> Generator[None]:
+    """Processes begun within take so many threads that all have cores: threads that wait for one another spin."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def run_arm(arm: Arm, seed: int, folder: Path) -> Outcome:
@@ -81,12 +114,21 @@ def do(step: Step, folder: Path) -> Path:
     """The run folder of a step, trained if it has not been. What it starts from is trained first."""
     module, config = _resolved(step, folder, lambda inner: do(inner, folder))
     place = folder / "steps" / name_of(step)
-    with Run.open(place, config, step.recipe) as run:
+    with _opened(place, config, step.recipe) as run:
         if not run.finished:
             print(f"  {place.name}", file=sys.stderr)
             run.limit(step.tokens, step.seconds)
             getattr(module, step.recipe)(config, run)
     return place
+
+
+def _opened(place: Path, config: Frozen, recipe: str) -> Run:
+    """The run of a step; where another process is at it, what that one leaves."""
+    while True:
+        try:
+            return Run.open(place, config, recipe)
+        except InUse:
+            time.sleep(PATIENCE)
 
 
 def name_of(step: Step) -> str:
