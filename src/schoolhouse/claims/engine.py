@@ -17,7 +17,7 @@ SEARCH = f"best_of_n?samples=16&length={LENGTH}&temperature=1&values=exact"
 PLAIN = f"sample?length={LENGTH}&temperature=1"
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "engine": ("best of 16 by the task's rules for steps, verified", {"search": SEARCH, "problems": 200}),
-    "unsearched": ("plain samples, verified", {"search": PLAIN, "problems": 800}),
+    "unsearched": ("plain samples, verified", {"search": PLAIN, "problems": 300}),
     "unverified": ("plain samples, right or wrong", {"search": PLAIN, "problems": 200, "verify": False}),
 }
 
