@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from boards import STEPS, line
+from schoolhouse.board import index
 from schoolhouse.board.index import Query, across, count, find, group, make, stale
 
 
@@ -39,6 +40,13 @@ def names(rows: list[dict]) -> list[tuple[int, str, int]]:
 )
 def test_filters(run: Path, query: Query, found: int):
     assert count(run, query) == found == len(find(run, query))
+
+
+def test_a_piece_of_many_names_is_looked_for_in_rollouts(run: Path, monkeypatch: pytest.MonkeyPatch):
+    by_name = {piece: names(find(run, Query(problem=piece))) for piece in ("a", "b", "c", "", "z")}
+    monkeypatch.setattr(index, "_FEW", 0)
+    assert {piece: names(find(run, Query(problem=piece))) for piece in by_name} == by_name
+    assert [count(run, Query(problem=piece)) for piece in by_name] == [4, 2, 1, 7, 0]
 
 
 def test_orders(run: Path):

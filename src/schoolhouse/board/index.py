@@ -23,12 +23,15 @@ from schoolhouse.types import SchoolError
 Verdict = Literal["", "right", "wrong", "unjudged"]
 Order = Literal["step", "score", "said", "spread"]
 
+_VERSION = 2  # of the tables: an index of another one is not looked at
+_FEW = 300  # problems that are looked up one by one; where more match, rollouts are looked through in their order
 _COLUMNS = "step file start size problem sample score said finish mean spread count".split()
 _SCHEMA = """
 create table if not exists files (name text primary key, size integer);
 create table if not exists rollouts (
   step integer, file text, start integer, size integer, problem text, sample integer, score real, said integer,
   finish text, mean real, spread real, count integer);
+create table if not exists problems (problem text primary key) without rowid;
 """
 _INDEXES = """
 create index if not exists by_step on rollouts (step, problem, sample);
@@ -59,7 +62,7 @@ class Query(NamedTuple):
 def place_of(run: Path) -> Path:
     """Where the index of a run is kept."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "schoolhouse" / "board"
-    return cache / f"{hashlib.blake2b(str(run.resolve()).encode(), digest_size=12).hexdigest()}.sqlite"
+    return cache / f"{hashlib.blake2b(str(run.resolve()).encode(), digest_size=12).hexdigest()}-{_VERSION}.sqlite"
 
 
 def open_index(run: Path, write: bool = False) -> sqlite3.Connection | None:
@@ -102,7 +105,10 @@ def make(run: Path) -> int:
             with base:
                 if path.name in known:
                     base.execute("delete from rollouts where file = ?", (path.name,))
-                base.executemany(f"insert into rollouts values ({','.join('?' * len(_COLUMNS))})", _rows(path))
+                rows = _rows(path)
+                base.executemany(f"insert into rollouts values ({','.join('?' * len(_COLUMNS))})", rows)
+                problems = dict.fromkeys(row[_COLUMNS.index("problem")] for row in rows)
+                base.executemany("insert or ignore into problems values (?)", [(name,) for name in problems])
                 base.execute("insert or replace into files values (?, ?)", (path.name, size))
         base.executescript(_INDEXES)
         return int(base.execute("select count(*) from rollouts").fetchone()[0])
@@ -143,22 +149,30 @@ def count(run: Path, query: Query) -> int:
     if base is None:
         return 0
     with closing(base):
-        where, values = _where(query)
+        where, values = _where(query, base)
         return int(base.execute(f"select count(*) from rollouts {where}", values).fetchone()[0])
 
 
 def find(run: Path, query: Query, start: int = 0, many: int = 50) -> list[dict[str, Any]]:
     """A page of rollouts, as they stand in the run, with their step and the mean and variance of their group."""
-    where, values = _where(query)
+    base = open_index(run)
+    if base is None:
+        return []
     way = "desc" if query.down else "asc"
     columns = {"step": ("step", "problem", "sample"), "spread": ("spread", "step", "problem", "sample")}
     order = ", ".join(f"{name} {way}" for name in columns.get(query.order, (query.order, "step")))
-    return _matching(run, f"{where} order by {order} limit ? offset ?", (*values, many, start))
+    with closing(base):
+        where, values = _where(query, base)
+        return _matching(run, base, f"{where} order by {order} limit ? offset ?", (*values, many, start))
 
 
 def group(run: Path, step: int, problem: str) -> list[dict[str, Any]]:
     """All samples of one problem in one step."""
-    return _matching(run, "where step = ? and problem = ? order by sample", (step, problem))
+    base = open_index(run)
+    if base is None:
+        return []
+    with closing(base):
+        return _matching(run, base, "where step = ? and problem = ? order by sample", (step, problem))
 
 
 def across(run: Path, problem: str, most: int = 200) -> list[dict[str, Any]]:
@@ -173,13 +187,9 @@ def across(run: Path, problem: str, most: int = 200) -> list[dict[str, Any]]:
         ]
 
 
-def _matching(run: Path, condition: str, values: Sequence[Any]) -> list[dict[str, Any]]:
-    base = open_index(run)
-    if base is None:
-        return []
-    with closing(base):
-        names = "step, file, start, size, mean, spread, count"
-        found = base.execute(f"select {names} from rollouts {condition}", values).fetchall()
+def _matching(run: Path, base: sqlite3.Connection, condition: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    names = "step, file, start, size, mean, spread, count"
+    found = base.execute(f"select {names} from rollouts {condition}", values).fetchall()
     return [_told(run, *one) for one in found]
 
 
@@ -190,7 +200,7 @@ def _told(run: Path, step: int, file: str, start: int, size: int, *about: float 
     return {"step": step, **row, **dict(zip(("mean", "spread", "count"), about, strict=True))}
 
 
-def _where(query: Query) -> tuple[str, list[Any]]:
+def _where(query: Query, base: sqlite3.Connection) -> tuple[str, list[Any]]:
     parts: list[str] = []
     values: list[Any] = []
     for text, value in (
@@ -204,8 +214,11 @@ def _where(query: Query) -> tuple[str, list[Any]]:
             parts.append(text)
             values.append(value)
     if query.problem:
-        parts.append("instr(problem, ?) > 0")
-        values.append(query.problem)
+        asked = "select problem from problems where instr(problem, ?) > 0 limit ?"
+        names = [name for (name,) in base.execute(asked, (query.problem, 1 + _FEW))]
+        few = len(names) <= _FEW
+        parts.append(f"problem in ({','.join('?' * len(names))})" if few else "instr(problem, ?) > 0")
+        values += names if few else [query.problem]
     if query.verdict:
         parts.append({"right": "score >= 1", "wrong": "score < 1", "unjudged": "score is null"}[query.verdict])
     return (f"where {' and '.join(parts)}" if parts else ""), values
