@@ -18,14 +18,14 @@ from schoolhouse.tasks.task import judge as verdicts_of
 from schoolhouse.tasks.task import open_task
 from schoolhouse.types import Key
 
-BUDGETS = {512: 4, 1536: 8, 3072: 16}
+BUDGETS = {384: 3, 512: 4, 1536: 8}
 """Tokens a problem, and how many samples of each step a beam takes with so many."""
 SAID = 64
 """Tokens an answer may take."""
 STRATEGIES: Mapping[str, dict[str, Any]] = {
-    "vote": {"kind": "vote", "samples": 48, "length": SAID},
-    "weighted_vote": {"kind": "weighted_vote", "samples": 48, "length": SAID},
-    "best_of_n": {"kind": "best_of_n", "samples": 48, "length": SAID},
+    "vote": {"kind": "vote", "samples": 24, "length": SAID},
+    "weighted_vote": {"kind": "weighted_vote", "samples": 24, "length": SAID},
+    "best_of_n": {"kind": "best_of_n", "samples": 24, "length": SAID},
     "beam": {"kind": "beam", "breadth": 4, "depth": 7, "step": 8, "length": 12},
 }
 BINS, TRUST = 5, 40
@@ -41,8 +41,7 @@ class Strategies(Exam):
 
     def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
         generator, task = beside["generator"], open_task(self.task, seed)
-        say, exam = generator.conversation, task.exam(self.problems)
-        judge = Judge(policy, task.delimiter, aggregate="last")
+        say, exam, judge = generator.conversation, task.exam(self.problems), Judge(policy, task.delimiter)
         looks = [say.begin(p, Key(seed, "look", 0, i, g)) for i, p in enumerate(exam) for g in range(self.looks)]
         opinions = [0.0 if v != v else v for v in judge(generator.extend(looks, self.length))]
         ease = [fmean(opinions[i * self.looks : (i + 1) * self.looks]) for i in range(len(exam))]
@@ -84,14 +83,14 @@ def _expected(right: Sequence[float], seen: Sequence[int], everywhere: Sequence[
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    values = verifiers.arms(seed)["soft"]
-    asked = {"strategies": Strategies(task=TASK, problems=500, samples=1, length=SAID)}
-    return {"values": Arm(values.step, asked, values.about, values.beside)}
+    process = verifiers.arms(seed)["process"]
+    asked = {"strategies": Strategies(task=TASK, problems=1000, samples=1, length=SAID)}
+    return {"process": Arm(process.step, asked, "the judge of steps of claim prm", process.beside)}
 
 
 def _shares(results: Results) -> dict[int, list[tuple[float, float]]]:
     """For each budget and seed what choosing by difficulty gives, and the best strategy for all."""
-    found = [results.arms["values"][seed].measured["strategies"] for seed in results.seeds]
+    found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
     return {budget: [by_difficulty(one["ease"], one["right"][str(budget)]) for one in found] for budget in BUDGETS}
 
 
@@ -102,7 +101,7 @@ def judge(results: Results) -> Sequence[Check]:
         text = f"{budget} tokens: chosen by difficulty >= the best for all, mean of seeds"
         checks.append(Check("must hold", text, f"{chosen:.3f} against {fixed:.3f}", chosen >= fixed - 1e-9))
         for name in STRATEGIES:
-            found = [results.arms["values"][seed].measured["strategies"] for seed in results.seeds]
+            found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
             shares = [fmean(one["right"][str(budget)][name]) for one in found]
             checks.append(Check("reported", f"{budget} tokens: {name}", told(shares), True))
     return checks
@@ -110,7 +109,7 @@ def judge(results: Results) -> Sequence[Check]:
 
 def draw(results: Results, picture: Any) -> None:
     axes = picture.subplots()
-    found = [results.arms["values"][seed].measured["strategies"] for seed in results.seeds]
+    found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
     for name in STRATEGIES:
         shares = [fmean(fmean(one["right"][str(budget)][name]) for one in found) for budget in BUDGETS]
         axes.plot([*BUDGETS], shares, "o-", label=name)
