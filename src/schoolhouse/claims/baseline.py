@@ -83,8 +83,8 @@ CLAIM = Claim(
         "What did not hold: in one seed of three no baseline learns as much (area .887 against .886; the others .802 "
         "against .822, .669 against .730). That seed's start learns everything in sixty steps, and so it does from 16 "
         "rollouts a step, with a baseline or without (pilot: .97 and .98 in the mean of four exams). Adam and a policy "
-        "that is sure of most of its tokens leave little noise for a baseline to take out. Negative feedback matters in "
-        "every seed.",
+        "that is sure of most of its tokens leave little noise for a baseline to take out. Negative feedback matters "
+        "in every seed.",
         "",
         "A first counted run had rewards of 0 and 1 for right answers alone, and 32 problems x 16 rollouts a step: "
         "FAIL, no baseline learned as much as siblings in any seed (docs/lab.md).",
