@@ -55,6 +55,8 @@ def solve(words: Sequence[str]) -> None:
     (found,) = search(policy, task, [policy.conversation.begin(task.pose(c.problem), Key(c.seed, "solve"))], how)
     reply = policy.conversation.read(found.rollout) if found.rollout else None
     answer = (extract(reply)[0] or reply.answer.strip()) if reply else ""
+    if c.page:  # before anything is shown: a reader may close the pipe
+        write_whole(c.page, page(found, answer))
     console = Console(highlight=False)
     if c.show and found.tree:
         console.print(draw(found))
@@ -64,5 +66,4 @@ def solve(words: Sequence[str]) -> None:
     console.print(answer or "no answer", style="bold", markup=False)
     console.print(f"{found.tokens:,} tokens; {found.end}", style="dim", markup=False)
     if c.page:
-        write_whole(c.page, page(found, answer))
         console.print(f"the tree is in {c.page}", style="dim", markup=False)
