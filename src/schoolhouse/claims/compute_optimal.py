@@ -28,7 +28,7 @@ STRATEGIES: Mapping[str, dict[str, Any]] = {
     "best_of_n": {"kind": "best_of_n", "samples": 24, "length": SAID},
     "beam": {"kind": "beam", "breadth": 4, "depth": 7, "step": 8, "length": 12},
 }
-BINS, TRUST = 5, 40
+BINS, TRUST = 5, 20
 """Fifths of difficulty; in each a strategy's share counts beside so many problems that fare as all do with it."""
 
 
@@ -59,12 +59,17 @@ class Strategies(Exam):
         return {"overall": {}, "ease": ease, "right": right}
 
 
+def places(ease: Sequence[float], bins: int = BINS) -> list[int]:
+    """The bin of each problem, the hardest 0, of nearly the same size."""
+    edges = [sorted(ease)[len(ease) * k // bins] for k in range(1, bins)]
+    return [sum(value >= edge for edge in edges) for value in ease]
+
+
 def by_difficulty(ease: Sequence[float], right: Mapping[str, Sequence[float]], bins: int = BINS) -> tuple[float, float]:
     """Share right when the strategy of each fifth of difficulty is chosen on the other half of the problems, and that
     of the best strategy for all, which is chosen on the very half that it is tested on.
     """
-    edges = [sorted(ease)[len(ease) * k // bins] for k in range(1, bins)]
-    where = [sum(value >= edge for edge in edges) for value in ease]
+    where = places(ease, bins)
     chosen, fixed = [], []
     for half in (0, 1):
         learn, test = [[i for i in range(len(ease)) if i % 2 == side] for side in (1 - half, half)]
@@ -94,6 +99,16 @@ def _shares(results: Results) -> dict[int, list[tuple[float, float]]]:
     return {budget: [by_difficulty(one["ease"], one["right"][str(budget)]) for one in found] for budget in BUDGETS}
 
 
+def _fifths(results: Results, budget: int, name: str) -> list[float]:
+    """Share right of a strategy in each fifth of difficulty, mean of seeds."""
+    rows = []
+    for seed in results.seeds:
+        found = results.arms["process"][seed].measured["strategies"]
+        where, right = places(found["ease"]), found["right"][str(budget)][name]
+        rows.append([fmean(r for r, at in zip(right, where, strict=True) if at == place) for place in range(BINS)])
+    return [fmean(row[place] for row in rows) for place in range(BINS)]
+
+
 def judge(results: Results) -> Sequence[Check]:
     checks = []
     for budget, pairs in _shares(results).items():
@@ -101,23 +116,26 @@ def judge(results: Results) -> Sequence[Check]:
         text = f"{budget} tokens: chosen by difficulty >= the best for all, mean of seeds"
         checks.append(Check("must hold", text, f"{chosen:.3f} against {fixed:.3f}", chosen >= fixed - 1e-9))
         for name in STRATEGIES:
-            found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
-            shares = [fmean(one["right"][str(budget)][name]) for one in found]
-            checks.append(Check("reported", f"{budget} tokens: {name}", told(shares), True))
+            text = f"{budget} tokens: {name}, from the hardest fifth to the easiest, mean of seeds"
+            checks.append(Check("reported", text, told(_fifths(results, budget, name)), True))
     return checks
 
 
 def draw(results: Results, picture: Any) -> None:
-    axes = picture.subplots()
+    left, right = picture.subplots(1, 2)
     found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
+    least = min(BUDGETS)
     for name in STRATEGIES:
         shares = [fmean(fmean(one["right"][str(budget)][name]) for one in found) for budget in BUDGETS]
-        axes.plot([*BUDGETS], shares, "o-", label=name)
+        left.plot([*BUDGETS], shares, "o-", label=name)
+        right.plot(range(1, BINS + 1), _fifths(results, least, name), "o-", label=name)
     chosen = [fmean(pair[0] for pair in pairs) for pairs in _shares(results).values()]
-    axes.plot([*BUDGETS], chosen, "k--", label="by difficulty")
-    axes.set(xscale="log", xlabel="tokens a problem", ylabel="share right", ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    left.plot([*BUDGETS], chosen, "k--", label="by difficulty")
+    left.set(xscale="log", xlabel="tokens a problem", ylabel="share right", ylim=(0, 1.02))
+    right.set(xlabel="fifths of difficulty, the hardest first", title=f"{least} tokens", ylim=(0, 1.02))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
 
 
 CLAIM = Claim(
@@ -131,4 +149,9 @@ CLAIM = Claim(
     arms=arms,
     judge=judge,
     draw=draw,
+    notes=(
+        "Counted before with a half-taught generator, a beam of one size, 200 problems and no trust in what holds for "
+        "all: FAIL at all three budgets. Pilots with seed 0 fixed the budgets (where no strategy is best everywhere), "
+        "1,000 problems and how far a fifth is trusted.",
+    ),
 )
