@@ -11,7 +11,7 @@ from typing import Any
 from schoolhouse.claims.harness import verifiers
 from schoolhouse.claims.harness.bases import only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
-from schoolhouse.claims.harness.verifiers import LENGTH, TASK, Agreement, generator
+from schoolhouse.claims.harness.verifiers import FEW, LENGTH, TASK, Agreement, generator
 from schoolhouse.judges.marks import AGGREGATES
 
 COUNTS = (1, 2, 4, 8, 16)
@@ -22,7 +22,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     asked = {"labels": Agreement(task=TASK, problems=50, samples=4, length=LENGTH, counts=COUNTS)}
     found = verifiers.arms(seed)
-    rules = replace(found["process"], step=verifiers.verifier(seed, "exact", problems=500), about="labels by the rules")
+    rules = replace(found["process"], step=verifiers.verifier(seed, "exact", **FEW), about="labels by the rules")
     found = {**found, "exact": rules}
     start = Arm(generator(seed), asked, "the generator, continuing its own solutions")
     return {"start": start, **{name: found[name] for name in JUDGES}}
@@ -71,7 +71,7 @@ CLAIM = Claim(
     id="mc_labels",
     paper="Wang et al. 2023, arXiv 2312.08935; Zhang et al. 2025, arXiv 2501.07301",
     sentence="Labels made by continuations are values of states: near to whether a step is right, and not the same",
-    budget="200 solutions, 1 to 16 continuations behind each step; judges of 2,000 solutions each",
+    budget="200 solutions, 1 to 16 continuations behind each step; judges of 4,000 solutions each",
     premise="none",
     rule="the AUC of the share that ends right rises with every doubling in the mean of seeds, and stays below 1",
     arms=arms,

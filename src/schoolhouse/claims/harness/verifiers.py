@@ -26,6 +26,9 @@ HANDS, UPDATES = "err=100", 1600
 .40 by majority, nearly always once among 256. So there is something to pick that a vote does not find, and seeds agree
 (one that is half taught errs in the same way, but seeds differ as much as they can: docs/lab.md)."""
 
+FEW: Mapping[str, Any] = {"problems": 1000, "temperature": 1.0, "continuations": 4}
+"""Solutions that are labelled by continuations: dear, and those of a warm sampler are lost early, which tells little."""
+
 
 class Picks(Exam):
     """A judge picks among the answers of the generator (the model `beside`).
@@ -152,11 +155,10 @@ def arms(seed: int) -> Mapping[str, Arm]:
     steps = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH)}
     whole = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, where="end")}
     beside = {"generator": generator(seed)}
-    few = {"problems": 500, "continuations": 8}
     return {
         "process": Arm(verifier(seed, "exact"), steps, "labels of steps by the task's rules", beside),
         "outcome": Arm(verifier(seed, "outcome"), whole, "labels of whole solutions by their answer", beside),
-        "hard": Arm(verifier(seed, "hard", **few), steps, "does any of 8 continuations end right?", beside),
-        "soft": Arm(verifier(seed, "soft", **few), steps, "what share of 8 continuations ends right", beside),
+        "hard": Arm(verifier(seed, "hard", **FEW), steps, "does any of 4 continuations end right?", beside),
+        "soft": Arm(verifier(seed, "soft", **FEW), steps, "what share of 4 continuations ends right", beside),
         "shuffled": Arm(verifier(seed, "exact", shuffled=True), steps, "labels dealt to other steps", beside),
     }
