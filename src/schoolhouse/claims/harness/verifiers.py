@@ -27,7 +27,7 @@ HANDS, UPDATES = "err=100", 1600
 (one that is half taught errs in the same way, but seeds differ as much as they can: docs/lab.md)."""
 
 FEW: Mapping[str, Any] = {"problems": 1000, "temperature": 1.0, "continuations": 4}
-"""Solutions that are labelled by continuations: dear, and those of a warm sampler are lost early, which tells little."""
+"""Of solutions labelled by continuations, which are dear. What a warm sampler says is lost too early to tell much."""
 
 
 class Picks(Exam):
