@@ -66,6 +66,20 @@ def test_rollouts_are_filtered_and_an_index_is_made_where_there_is_none(ask: Tes
     assert other["count"] == 7
 
 
+def test_samples_are_there_as_soon_as_the_index_is(ask: TestClient):
+    """A link to them may be the first that anybody opens of a run."""
+    asked = {"name": "deep/two", "step": 0, "problem": "a"}
+    for _ in range(100):
+        found = ask.get("/api/group", params=asked).json()
+        if found["ready"]:
+            break
+        time.sleep(0.1)
+    assert [row["score"] for row in found["rows"]] == [0.0, 1.0]
+    missing = ask.get("/api/group", params={**asked, "problem": "z"})
+    assert missing.status_code == 404
+    assert "there are no samples of this problem in step 0" in missing.text
+
+
 def test_samples_are_told_token_by_token(ask: TestClient):
     found = ask.get("/api/group", params={"name": "one", "step": 0, "problem": "a"}).json()
     first, second = found["rows"]

@@ -22,6 +22,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     keep_model(one, 2)
     keep_model(one, 4)
     write_run(folder / "runs" / "two", STEPS, seed=1)
+    write_run(folder / "runs" / "unseen", STEPS, seed=2)
     bad = line(EVIL, 0, None, question=EVIL, thought=EVIL, answer=EVIL, reason=EVIL, finish=EVIL)
     write_run(folder / "runs" / "<b onclick=x>bad", {0: [bad]}, [grown(EVIL, EVIL)], task=EVIL)
     cache = {"XDG_CACHE_HOME": str(folder / "cache")}
@@ -44,6 +45,11 @@ def test_from_the_list_to_a_sample_token_by_token(tab, url: str):
     tab.page.locator(".tok[style*=color-mix]").first.wait_for()
     assert tab.page.locator(".samples b").all_text_contents() == ["score 0", "score 0"]
     assert all(asked.startswith((url, "data:")) for asked in tab.asked)
+
+
+def test_a_link_to_samples_waits_for_the_index(tab, url: str):
+    tab.page.goto(f"{url}/#/group?name=unseen&step=0&problem=a")
+    tab.page.locator(".samples article").nth(1).wait_for()
 
 
 def test_tokens_in_the_eyes_of_a_checkpoint(tab, url: str):

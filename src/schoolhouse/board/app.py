@@ -154,10 +154,11 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
     @app.get("/api/group")
     def group(name: str, step: Annotated[int, Query(ge=0, lt=2**62)], problem: str) -> Json:
         folder = board.place(name)
+        ready = board.indexed(folder)
         rows = index.group(folder, step, problem)
-        if not rows:
-            raise HTTPException(404, "these samples are not in the index, which may still be made")
-        return {"rows": token_rows(folder, rows), "across": index.across(folder, problem)}
+        if ready and not rows:
+            raise HTTPException(404, f"there are no samples of this problem in step {step}")
+        return {"ready": ready, "rows": token_rows(folder, rows), "across": index.across(folder, problem)}
 
     @app.get("/api/weights")
     def weights(

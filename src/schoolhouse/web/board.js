@@ -181,6 +181,10 @@ async function group(show) {
   const { query } = here();
   const asked = Object.fromEntries(query);
   const found = await get("/api/group", asked);
+  if (!found.rows.length) {
+    show(h("h1", {}, `step ${asked.step}: `, asked.problem), h("p", { class: "soft" }, "the index of this run is still being made"));
+    return true;
+  }
   const colour = asked.colour ?? "kind";
   const rows = found.rows;
   const weighed = WEIGHED.includes(colour) && (await get("/api/weights", { name: asked.name, step: asked.step, problem: asked.problem, ...(asked.checkpoint && { checkpoint: asked.checkpoint }) }));
