@@ -87,7 +87,7 @@ CLAIM = Claim(
     id="prm",
     paper="Lightman et al. 2023, arXiv 2305.20050",
     sentence="A judge of steps picks right answers more often than a judge of answers, and both than a vote",
-    budget="8,000 solutions labelled and 500 updates for each judge; 100 problems x 256 answers to pick from",
+    budget="16,000 solutions labelled and 800 updates for each judge; 100 problems x 256 answers to pick from",
     premise="the generator is right .1 to .6 of the time",
     rule="from N = 8 on process >= outcome >= majority in the mean of seeds, and the gap does not shrink; AUC of steps "
     "above .9 and F1 of first errors above .8 in each seed; shuffled labels and another delimiter pick by chance",
