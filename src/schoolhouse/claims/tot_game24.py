@@ -131,7 +131,7 @@ CLAIM = Claim(
     notes=(
         "A list of proposals names all that may be done (at most 30 moves), where the paper's prompt asks for a few: a "
         "small model learns to enumerate before it learns what helps, and values choose. With lists of the eight best "
-        "moves exact values solved .92 (docs/lab.md). Pilots with seed 0 fixed the lessons, and three lists a position: "
-        "two missed every good first move of one puzzle.",
+        "moves exact values solved .92 (docs/lab.md). Pilots with seed 0 fixed the lessons, and three lists a "
+        "position: two missed every good first move of one puzzle.",
     ),
 )
