@@ -56,3 +56,13 @@ def test_an_open_thought_is_graded_up_to_its_last_complete_step(models: tuple[Po
     grades = Implicit(policy, reference, " ").grades([open_, nothing])
     assert [len(few) for few in grades] == [1, 0]
     assert Implicit(policy, reference, " ")([nothing])[0] != Implicit(policy, reference, " ")([nothing])[0]  # nan
+
+
+def test_a_thought_that_was_proposed_is_graded_as_one_that_was_said(models: tuple[Policy, Policy]):
+    policy, reference = models
+    say, judge = policy.conversation, Implicit(policy, reference, " ")
+    proposed = say.think(say.begin(PROBLEM, Key(0, "t")), "7+5=2 2-3=9 ")
+    sampled = said(policy, "<think>7+5=2 2-3=9 ")
+    assert sampled.tokens == proposed.tokens
+    assert judge.grades([proposed]) == judge.grades([sampled])
+    assert judge([proposed])[0] != pytest.approx(0.5)

@@ -8,6 +8,7 @@ import pytest
 
 from schoolhouse.search.budget import revise, think_between
 from schoolhouse.tasks.game24 import Game24
+from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Key, Rollout, SchoolError
 
 Make = Callable[..., Any]
@@ -99,3 +100,21 @@ def test_an_empty_word_that_would_wait_for_ever_is_refused(scripted: Make, game:
     policy = scripted(short)
     with pytest.raises(SchoolError, match="`wait` is empty"):
         think_between(policy, begin(policy, game), 12, 40, answer=40, wait="")
+
+
+OPENING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+)
+"""A template in the manner of DeepSeek-R1's: the prompt itself opens the thought."""
+
+
+@pytest.mark.parametrize("begins", ["</think>", "<|im_end|>"])
+@pytest.mark.parametrize("least", [0, 8])
+def test_a_thought_that_the_prompt_opens_may_end_at_once(scripted: Make, game: Game24, begins: str, least: int):
+    policy = scripted(lambda question, begun, key: "\\boxed{2}<|im_end|>" if "</think>" in begun else begins)
+    policy.conversation = Conversation(policy.conversation.tokenizer, OPENING)
+    (one,) = think_between(policy, begin(policy, game), least, 20, answer=40, wait="Wait")
+    assert policy.conversation.read(one.rollout).answer == "\\boxed{2}"
+    assert least <= policy.conversation.thought_length(one.rollout) <= 20
+    assert len(one.rollout.turns) == 1

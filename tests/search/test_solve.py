@@ -163,6 +163,24 @@ def test_the_best_answer_need_not_be_the_most_frequent(
     assert one.votes == (("4+9", 3), ("3*8", 1))
 
 
+def test_an_answer_that_was_cut_off_is_never_the_best_while_others_ended(
+    scripted: Make, game: Game24, monkeypatch: pytest.MonkeyPatch
+):
+    """It has fewer steps to be graded, and a product of fewer grades is larger."""
+
+    def speaking(question: str, begun: str, key: Key) -> str:
+        return "<think>" + "1+1=2 " * 60 if key.sample == 1 else "<think></think>\\boxed{3*8}<|im_end|>"
+
+    def worth(self: object, nodes: Any) -> list[Answered]:
+        return [Answered(0.9 if node.state.key.sample == 1 else 0.4, 1) for node in nodes]
+
+    monkeypatch.setattr(AtRandom, "__call__", worth)
+    policy = scripted(speaking)
+    one = found(policy, game, kind="best_of_n", samples=4, values="random")
+    assert one.rollout is not None
+    assert policy.conversation.read(one.rollout).answer == "\\boxed{3*8}"
+
+
 def test_a_search_may_be_written_as_one_word_with_options():
     assert parse("tot?breadth=1&values=random", 4096) == Search(kind="tot", breadth=1, values="random", budget=4096)
 

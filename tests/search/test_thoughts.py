@@ -226,6 +226,18 @@ def test_an_answer_behind_right_thoughts_is_graded_by_itself(scripted: Make, gam
     assert Exact(say, game)([Node(said, parent=Node(last), answers=True)])[0].found == worth
 
 
+@pytest.mark.parametrize(
+    ("thought_said", "answer", "worth"),
+    [("\n".join(GOOD), "(10-4)*(13-9)", 1.0), (GOOD[0], "4+9", 0.0), ("1+1=2 (2)", "(10-4)*(13-9)", 0.0)],
+)
+def test_a_whole_reply_needs_right_thoughts_and_a_right_answer(
+    scripted: Make, game: Game24, thought_said: str, answer: str, worth: float
+):
+    policy = scripted(lambda q, b, k: f"<think>{thought_said}</think>\\boxed{{{answer}}}<|im_end|>")
+    said = policy.extend([policy.conversation.begin(game.exam()[0], Key(0, "t"))], 200)
+    assert Exact(policy.conversation, game)([Node(said[0])])[0].found == worth
+
+
 def test_a_die_falls_the_same_way_again(scripted: Make, game: Game24):
     policy = scripted(solver)
     nodes = [Node(begin(policy, game, sample)) for sample in range(3)]

@@ -90,6 +90,13 @@ def test_depth_first_goes_to_the_best_child_and_comes_back():
     assert found.end == "answered"
 
 
+def test_depth_first_takes_equals_in_the_order_they_came():
+    found, script = tree(), Script()
+    alike = [depth_first(found, 0.0, 3, COSTS, most=3, enough=99)]
+    explore([found], alike, script.expand, lambda nodes: [Answered(1.0, 2) for _ in nodes])
+    assert script.expanded == ["", "a", "aa"]
+
+
 def test_depth_first_prunes_exactly_what_is_under_the_threshold():
     found, script = tree(), Script()
     explore([found], [depth_first(found, 0.5, 3, COSTS, enough=99)], script.expand, script.value)

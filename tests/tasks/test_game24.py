@@ -98,6 +98,8 @@ def test_practice_is_a_function_of_seed_and_step(game: Game24, path: Path):
     [
         ("(10-4)*(13-9)", 1.0, ""),
         ("(10-4)*(13-9)=24", 1.0, ""),
+        ("24=(10-4)*(13-9)", 1.0, ""),
+        (r"(10-4)\times(13−9)", 1.0, ""),
         ("10*13-4", 0.0, "other numbers"),
         ("4+9+10+13", 0.0, "makes 36"),
         ("24", 0.0, "other numbers"),
@@ -142,7 +144,7 @@ def numbers_in(question: str) -> tuple[Fraction, ...]:
 def test_thoughts_are_rated_one_by_one(game: Game24):
     problem = by_numbers(game, "4 9 10 13")
     assert game.rate(problem, ["13-9=4 (4 4 10)", "10-4=6 (4 6)", "6*4=24 (24)"]) == [1, 1, 1]
-    assert game.rate(problem, ["13+10=23 (4 9 23)", "23+9=32 (4 32)"]) == [0, 0]
+    assert game.rate(problem, ["13+10=23 (4 9 23)", "23+9=32 (4 32)"]) == [-1, -1]
     assert game.rate(problem, ["13-9=5 (4 5 10)", "10-4=6 (5 6)"]) == [-1, -1]
     assert game.rate(problem, ["13-9=4 (4 10)"]) == [-1]
     assert game.rate(problem, ["9+9=18 (4 13 18)"]) == [-1]

@@ -8,7 +8,7 @@ likelier it holds it than the model it was trained from: r(y) = beta log pi(y) /
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import exp, log1p, nan
 from typing import TYPE_CHECKING
@@ -40,6 +40,7 @@ class Implicit:
 
     def grades(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """log sigma(beta log pi / pi_ref) of all that is said up to the end of each complete step, and of the whole."""
+        rollouts = [_all_said(rollout) for rollout in rollouts]
         ours, theirs = self.policy.score(rollouts), self.reference.score(rollouts)
         found = []
         for rollout, one, other in zip(rollouts, ours, theirs, strict=True):
@@ -53,6 +54,14 @@ class Implicit:
         """One number for each, 0 to 1; nan where there is nothing to judge."""
         aggregate = AGGREGATES[self.aggregate]
         return [aggregate(logs) if logs else nan for logs in self.grades(rollouts)]
+
+
+def _all_said(rollout: Rollout) -> Rollout:
+    """As if a solution had been said word by word: a thought that was proposed stands there without being sampled."""
+    if len(rollout.turns) != 1:
+        return rollout  # between turns others speak
+    start = rollout.turns[0]
+    return replace(rollout, written=(*rollout.written[:start], *(True for _ in rollout.written[start:])))
 
 
 def _softplus(x: float) -> float:

@@ -57,13 +57,18 @@ def think_between(
             start, end, closed = say.thought_span(rollout)
             thought = min(end, start + most)
             if thought - start < least and thought - start + len(word) <= most:
-                after[at] = replace(spent, rollout=rollout.up_to(thought).forced(word))
+                after[at] = replace(spent, rollout=_cut(rollout, thought).forced(word))
             elif closed and thought == end:
                 done[at] = spent
             else:
-                done[at] = replace(spent, rollout=say.close_thought(rollout.up_to(thought)))
+                done[at] = replace(spent, rollout=say.close_thought(_cut(rollout, thought)))
         going = after
     return _answered(policy, [done[at] for at in range(len(prefixes))], answer, temperature)
+
+
+def _cut(rollout: Rollout, end: int) -> Rollout:
+    """Up to there, within its last turn, even where nothing is left of it (a prompt that opens the thought)."""
+    return replace(rollout.up_to(end), turns=rollout.turns)
 
 
 def most_forced(say: Conversation, most: int, answer: int) -> int:

@@ -237,7 +237,8 @@ def _judge(policy: Thinker, task: Task, search: Search) -> Worth:
     judge = Policy.load(search.values)
     same_tokens(policy.conversation, judge.conversation, "the policy", f"the judge {search.values}")
     if search.reference:
-        return Judged(Implicit(judge, Policy.load(search.reference), task.delimiter))
+        chosen = {"aggregate": search.aggregate} if "aggregate" in search.model_fields_set else {}
+        return Judged(Implicit(judge, Policy.load(search.reference), task.delimiter, **chosen))
     return Judged(Judge(judge, task.delimiter, search.where, search.aggregate))
 
 
@@ -296,7 +297,8 @@ def _voted(
         few, worths = said[mine], [each.found for each in worth[mine]]
         winner, votes = weighted_vote(policy.conversation, few, worths)
         if search.kind == "best_of_n":
-            winner = max(range(paid), key=lambda i: -inf if isnan(worths[i]) else worths[i])
+            ended = [policy.conversation.read(one).complete for one in few]  # who is cut off has less to be graded
+            winner = max(range(paid), key=lambda i: (ended[i], -inf if isnan(worths[i]) else worths[i]))
         short = "" if paid == count else f"; the budget paid for {paid} of {count}"
         tokens = sum(len(rollout) - len(prefix) for rollout in few) + sum(each.tokens for each in worth[mine])
         found.append(Found(few[winner], tokens, f"{len(few)} answers{short}", votes=votes))

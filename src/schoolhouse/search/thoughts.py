@@ -275,7 +275,7 @@ class Elected:
 class Exact:
     """The task's own rules: 1 for a thought that is right and every one before it, else 0. An oracle, for tests.
 
-    An answer is graded by itself: behind right thoughts it may still be wrong.
+    An answer is graded by itself: behind right thoughts it may still be wrong. A whole reply needs both to be right.
     """
 
     say: Conversation
@@ -286,11 +286,14 @@ class Exact:
         return [Answered(self._worth(node), 0) for node in nodes]
 
     def _worth(self, node: Node) -> float:
-        rollout = node.state
+        rollout, reply = node.state, self.say.read(node.state)
+        ended = node.answers or reply.complete
+        if ended and self.task.verdict(rollout.problem, reply).score != 1.0:
+            return 0.0
         if node.answers:
-            return float(self.task.verdict(rollout.problem, self.say.read(rollout)).score == 1.0)
+            return 1.0
         ratings = self.task.rate(rollout.problem, steps(self.say, rollout, self.task.delimiter))
-        return float(bool(ratings) and min(ratings) == 1)
+        return float(min(ratings, default=1 if ended else 0) == 1)
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,8 @@ def depth_first(tree: Tree, threshold: float, depth: int, costs: Costs, most: in
         if len(tree.answers) >= enough:
             break
         seen |= {node.same for node in open_}
-        stack += sorted((node for node in open_ if node.depth < depth), key=_rank, reverse=True)
+        deeper = [node for node in reversed(open_) if node.depth < depth]
+        stack += sorted(deeper, key=_rank, reverse=True)  # the best last; of equals the first
     tree.end = "answered" if tree.answers else "the tree died out"
 
 

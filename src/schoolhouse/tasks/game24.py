@@ -192,7 +192,7 @@ class Game24(Task):
         if len(answer) > _LONGEST_ANSWER:
             return Verdict(0.0, "too long for an expression")
         try:
-            value, used = evaluate(answer.split("=")[0])
+            value, used = evaluate(max(answer.split("="), key=len))
         except (ValueError, ZeroDivisionError) as error:
             return Verdict(0.0, f"not an expression: {error}")
         if Counter(map(Fraction, used)) != Counter(_left(problem)):
@@ -213,14 +213,14 @@ class Game24(Task):
     # --- thoughts, one by one
 
     def rate(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
-        """1 for a thought that leaves 24 within reach, 0 for one that does not, -1 for a false one and all after it."""
+        """1 for a thought that leaves 24 within reach, -1 for a false one or one that does not, and all after it."""
         left, ratings = _left(problem), []
         for thought in thoughts:
             found = read_thought(thought)
-            if found is None or not _true(left, *found):
+            if found is None or not _true(left, *found) or not reaches(found[-1]):
                 break
             left = found[-1]
-            ratings.append(int(reaches(left)))
+            ratings.append(1)
         return ratings + [-1] * (len(thoughts) - len(ratings))
 
     def ask_next(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:

@@ -108,8 +108,6 @@ def accepts(answer: str, info: Mapping[str, object]) -> bool:
     numbers = info["numbers"]
     if not isinstance(numbers, tuple) or len(answer) > _LONGEST_ANSWER:
         return False
-    for sign, plain in _SIGNS.items():
-        answer = answer.replace(sign, plain)
     try:
         value, used = evaluate(answer)
     except (ValueError, ZeroDivisionError):
@@ -120,8 +118,10 @@ def accepts(answer: str, info: Mapping[str, object]) -> bool:
 def evaluate(text: str) -> tuple[Fraction, list[int]]:
     """The exact value of an expression of whole numbers, + - * / and brackets, and the numbers in it.
 
-    Raises ValueError where it is none, ZeroDivisionError where it divides by zero.
+    Signs may be LaTeX's. Raises ValueError where it is none, ZeroDivisionError where it divides by zero.
     """
+    for sign, plain in _SIGNS.items():
+        text = text.replace(sign, plain)
     tokens, at = [], 0
     for found in _TOKEN.finditer(text):
         if found.start() != at:
