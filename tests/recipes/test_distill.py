@@ -68,6 +68,12 @@ def test_no_more_than_the_cap_is_kept_of_a_problem(folder: Path, tmp_path: Path)
     assert len({row["id"] for row in rows}) == len(rows)
 
 
+def test_a_problem_that_is_asked_again_has_one_cap(folder: Path):
+    rows, account = distill.harvest(config(folder, problems=150, cap=1))
+    assert account["rollouts"] == 600  # of 60 problems
+    assert len({row["id"] for row in rows}) == len(rows)
+
+
 def test_what_was_kept_is_a_task_of_its_own(folder: Path, tmp_path: Path):
     run = train(tmp_path / "run", config(folder))
     lessons = open_task(f"jsonl:{run.folder / 'kept.jsonl'}?exam=none").worked(0, 8)

@@ -70,11 +70,19 @@ def test_only_the_second_attempt_is_learned():
 @pytest.mark.parametrize("pairs", ["star", "pair_sft"])
 def test_pairs_are_scored_as_the_task_scores_them(model: Path, pairs: str):
     policy, task = Policy.load(model), open_task(TASK)
-    found = revise.attempted(config(model, pairs=pairs), policy, task)
+    found, tokens = revise.attempted(config(model, pairs=pairs), policy, task)
     groups = judge([pair.said for pair in found], task, policy.conversation.read)
     assert [verdict.score for group in groups for verdict in group.verdicts] == [pair.second for pair in found]
     assert any(pair.second == 1.0 for pair in found)
-    assert all(len(pair.said.turns) == 2 and pair.sampled > 0 for pair in found)
+    assert all(len(pair.said.turns) == 2 for pair in found)
+    assert tokens >= sum(sum(pair.said.written) for pair in found) * (pairs == "star")
+
+
+def test_tokens_of_problems_without_a_right_attempt_count_too(model: Path):
+    policy, task = Policy.load(model), open_task(TASK)
+    c = config(model, pairs="pair_sft", length=1)
+    found, tokens = revise.attempted(c, policy, task)
+    assert (found, tokens) == ([], c.problems * c.samples)
 
 
 def test_the_first_step_tells_what_was_kept_and_right_pairs_are_as_many(model: Path, tmp_path: Path):
@@ -100,7 +108,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_numbers(model: Path, tmp_path: 
 def test_right_pairs_are_drawn_from_all_and_cut_off_ones_are_left(model: Path):
     _, group = attempts(model, *[0.0] * 3, *[1.0] * 20)
     scored = zip(group.rollouts, group.verdicts, strict=True)
-    pairs = [revise.Pair(said, verdict.score or 0.0, 1.0, 5) for said, verdict in scored]
+    pairs = [revise.Pair(said, verdict.score or 0.0, 1.0) for said, verdict in scored]
     cut = replace(pairs[0].said, finish="length")
     kept = revise.chosen(config(model, keep_right=True), [*pairs, pairs[0]._replace(said=cut)])
     assert [pair.mended for pair in kept] == [True] * 3 + [False] * 3

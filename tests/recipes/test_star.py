@@ -81,6 +81,11 @@ def test_loops_ask_keep_and_account(folder: Path, tmp_path: Path):
         assert row["rollouts"] == 12
         assert row["studied"] == 8 + row["kept"] + row.get("rationalized", 0)
         assert row.get("failed", 0) == 12 - row["kept"]
+    said = [
+        sum(b - a for line in path.read_text().splitlines() for a, b in json.loads(line)["written"])
+        for path in sorted((tmp_path / "run" / "rollouts").iterdir())
+    ]
+    assert all(row["sampled_tokens"] > own for row, own in zip(rows[1:], said, strict=True))  # attempts with hints too
 
 
 def test_each_loop_starts_from_the_base(folder: Path, tmp_path: Path):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from schoolhouse.tasks.files import INSTRUCTION, open_jsonl, read_rows
+from schoolhouse.tasks.files import INSTRUCTION, as_row, open_jsonl, read_rows
 from schoolhouse.tasks.task import check, open_task
-from schoolhouse.types import Message, Reply, SchoolError
+from schoolhouse.types import Demonstration, Message, Problem, Reply, SchoolError
 
 GSM8K = Path(__file__).resolve().parents[2] / "../shared/data/gsm8k_train.jsonl"
 
@@ -229,3 +229,14 @@ def test_gsm8k_passes_whole() -> None:
     audit = check(open_task(f"jsonl:{GSM8K}"))
     assert (audit.judged, audit.references_right, audit.perturbed_wrong) == (7_473, 7_473, 7_473)
     assert audit.passed
+
+
+def test_a_worked_answer_comes_back_as_it_was_said(tmp_path: Path) -> None:
+    """Where many answers are right, the one that belongs to the thought is not the reference."""
+    asked = Problem("p", (Message("system", "Be short."), Message("user", "Make 24.")), "((11-1)+6)+8", "game24")
+    shown = Demonstration(asked, "11+6=17 17-1=16 16+8=24", "\\boxed{((11+6)-1)+8}", "search")
+    bare = Demonstration(asked, None, "\\boxed{3*8}", "search")
+    task = open_task(f"jsonl:{write(tmp_path, as_row(shown), as_row(bare))}?exam=none")
+    found = {(d.problem.messages, d.thought, d.answer) for d in task.worked(0, 2)}
+    assert found == {(asked.messages, d.thought, d.answer) for d in (shown, bare)}
+    assert task.draw(0, 1)[0].reference == asked.reference

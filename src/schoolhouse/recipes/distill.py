@@ -9,7 +9,7 @@ What was kept stands in kept.jsonl of the run folder, in rows that `jsonl:` read
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 from pydantic import Field
@@ -93,8 +93,9 @@ def harvest(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
     groups = judge(said, task, say.read)
     cases: list[tuple[Problem, Reply]] = []
     rows, count = [], Counter(sampled_tokens=sum(sum(rollout.written) for rollout in rollouts_of(groups)))
+    kept: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
     for group in groups:
-        known: set[tuple[str, str]] = set()
+        known = kept[group.problem.id]  # a small file's problems are asked again
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
             reply = say.read(rollout)
             words = (reply.thought or "", reply.answer)

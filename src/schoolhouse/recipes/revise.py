@@ -31,12 +31,11 @@ from schoolhouse.types import LOOK_AGAIN, NAN, Group, Key, Message, Precision, R
 
 
 class Pair(NamedTuple):
-    """Two attempts as one rollout, the score of each, and the tokens that were sampled for it."""
+    """Two attempts as one rollout, and the score of each."""
 
     said: Rollout
     first: float
     second: float
-    sampled: int
 
     @property
     def mended(self) -> bool:
@@ -73,7 +72,7 @@ class Config(Frozen):
 
 def revise(c: Config, run: Run) -> None:
     task = open_task(c.task, c.seed)
-    pairs = attempted(c, Policy.load(c.model, c.precision), task)
+    pairs, tokens = attempted(c, Policy.load(c.model, c.precision), task)
     lessons = chosen(c, pairs)
     if not lessons:
         raise SchoolError(f"none of {len(pairs)} pairs of attempts was mended: ask more `problems`, or more `samples`")
@@ -81,7 +80,7 @@ def revise(c: Config, run: Run) -> None:
         "pairs": len(pairs),
         "mended": sum(pair.mended for pair in lessons),
         "kept_right": sum(not pair.mended for pair in lessons),
-        "sampled_tokens": sum(pair.sampled for pair in pairs),
+        "sampled_tokens": tokens,
     }
     learned = [second_only(pair.said) for pair in lessons]
     policy = run.restore(Policy.load(run.start(c.model), c.precision, Adam(weight_decay=c.weight_decay)))
@@ -106,21 +105,23 @@ def chosen(c: Config, pairs: Sequence[Pair]) -> list[Pair]:
     return mended + python_random(Key(c.seed, "kept right")).sample(right, few)
 
 
-def attempted(c: Config, policy: Policy, task: Task) -> list[Pair]:
-    """Pairs of attempts at `problems`, where both could be judged."""
+def attempted(c: Config, policy: Policy, task: Task) -> tuple[list[Pair], int]:
+    """Pairs of attempts at `problems`, where both could be judged, and how many tokens were sampled for all."""
     say, problems = policy.conversation, task.draw(0, c.problems)
     keys = [(p, Key(c.seed, "revise", 0, i, g)) for i, p in enumerate(problems) for g in range(c.samples)]
     asked = [say.begin(problem, key) for problem, key in keys]
     if c.pairs == "pair_sft":
-        groups = judge(policy.extend(asked, c.length, temperature=c.temperature), task, say.read)
-        return [pair for group in groups for pair in paired(group, say, c.instruction)]
+        said = policy.extend(asked, c.length, temperature=c.temperature)
+        pairs = [pair for group in judge(said, task, say.read) for pair in paired(group, say, c.instruction)]
+        return pairs, sum(sum(one.written) for one in said)
     both = twice(policy, asked, c.length, c.temperature, c.instruction)
     first, second = (
         [verdict.score for group in judge(said, task, say.read) for verdict in group.verdicts]
         for said in (first_attempts(both), both)
     )
     pairs = zip(both, first, second, strict=True)
-    return [Pair(said, a, b, sum(said.written)) for said, a, b in pairs if a is not None and b is not None]
+    judged = [Pair(said, a, b) for said, a, b in pairs if a is not None and b is not None]
+    return judged, sum(sum(one.written) for one in both)
 
 
 def paired(group: Group, say: Conversation, instruction: str) -> list[Pair]:
@@ -135,7 +136,7 @@ def paired(group: Group, say: Conversation, instruction: str) -> list[Pair]:
         others = [other for other in right if other is not said] or right
         words = others[at % len(others)].last_turn()
         second = say.follow_up(said, request).said(words, (NAN,) * len(words), "stop", said.version)
-        pairs.append(Pair(second, score, 1.0, sum(said.written)))
+        pairs.append(Pair(second, score, 1.0))
     return pairs
 
 

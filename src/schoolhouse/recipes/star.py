@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import Field
 
 from schoolhouse.config import Frozen
+from schoolhouse.credit import rollouts_of
 from schoolhouse.objectives import likelihood
 from schoolhouse.packing import pack, token_mean
 from schoolhouse.policy.policy import Policy
@@ -90,7 +91,9 @@ def star(c: Config, run: Run) -> None:
             stats |= {"kept": len(kept)}
             failed = [group.problem for group in groups if not any(_right(v.score) for v in group.verdicts)]
             if c.rationalize and failed:
-                again = keep(attempt(loop, [hinted(problem) for problem in failed], "star hint"), c.cap)
+                helped = attempt(loop, [hinted(problem) for problem in failed], "star hint")
+                again = keep(helped, c.cap)
+                stats["sampled_tokens"] = sum(sum(r.written) for r in [*rollouts_of(groups), *rollouts_of(helped)])
                 stats |= {"failed": len(failed), "rationalized": len(again)}
                 kept += again if c.hint_stays else [_without_hint(policy, rollout) for rollout in again]
         if primer or kept:

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from schoolhouse.config import Frozen
 from schoolhouse.credit import group_advantage, judged, progress, rollouts_of, step_advantage, with_scores
-from schoolhouse.judges.marks import Judge
+from schoolhouse.judges.marks import Judge, same_tokens
 from schoolhouse.objectives import clipped_surrogate
 from schoolhouse.packing import pack, token_mean
 from schoolhouse.policy.policy import Adam, Policy
@@ -63,6 +63,7 @@ def step_rewards(c: Config, run: Run) -> None:
     task, say = open_task(c.task, c.seed), policy.conversation
     run.reads(*task.files)
     grader = Judge(Policy.load(c.judge, c.precision), task.delimiter)
+    same_tokens(say, grader.policy.conversation, "the policy", f"the judge {c.judge}")
 
     def ask(step: int) -> list[Rollout]:  # [P*G] prefixes
         problems = task.draw(step, c.problems)

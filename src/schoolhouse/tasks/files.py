@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,7 @@ class JsonLines(Finite):
 
     @cached_property
     def _worked(self) -> list[Demonstration]:
-        return [
-            Demonstration(problem, rationale, f"\\boxed{{{problem.reference}}}", "file")
-            for problem, rationale in self.rows
-            if rationale and not self.is_exam(problem)
-        ]
+        return [replace(shown, problem=problem) for problem, shown in self.rows if shown and not self.is_exam(problem)]
 
     def worked(self, step: int, count: int) -> list[Demonstration]:
         """The worked answers of the train split, in another order each epoch."""
@@ -99,8 +96,8 @@ def from_row(row: Mapping[str, Any]) -> Demonstration:
     return Demonstration(problem, row["thought"], row["said"], row["hand"])
 
 
-Row = tuple[Problem, str]
-"""A problem and its rationale ("": none)."""
+Row = tuple[Problem, Demonstration | None]
+"""A problem and its worked answer, where the row has one."""
 
 
 def read_rows(path: Path, instruction: str = "") -> list[Row]:
@@ -141,8 +138,10 @@ def _object(text: str) -> Mapping[str, Any]:
 
 
 def _row(row: Mapping[str, Any], source: str, instruction: str) -> Row:
-    rationale = ""
-    if "question" in row and "answer" in row:
+    rationale, kept = "", None
+    if {"messages", "thought", "said", "reference"} <= row.keys():  # written by `as_row`
+        asked, reference, kept = "messages", _text(row, "reference"), _kept(row)
+    elif "question" in row and "answer" in row:
         asked, answer = "question", _text(row, "answer")
         worked, mark, reference = answer.rpartition("####")
         if mark and not reference.strip():
@@ -162,7 +161,19 @@ def _row(row: Mapping[str, Any], source: str, instruction: str) -> Row:
         last = messages[-1]
         messages = (*messages[:-1], last._replace(content=f"{last.content}\n{instruction}"))
     family = row.get("type") or row.get("family") or ""
-    return Problem(name, messages, reference.strip(), str(family), source, row), rationale
+    problem = Problem(name, messages, reference.strip(), str(family), source, row)
+    if kept:
+        return problem, Demonstration(problem, *kept)
+    boxed = f"\\boxed{{{problem.reference}}}"
+    return problem, Demonstration(problem, rationale, boxed, "file") if rationale else None
+
+
+def _kept(row: Mapping[str, Any]) -> tuple[str | None, str, str]:
+    """Thought, answer and hand of a worked answer, as somebody gave it: it need not be the reference."""
+    thought, said = row["thought"], row["said"]
+    if not isinstance(said, str) or not (thought is None or isinstance(thought, str)):
+        raise _BadRow("`said` must be text, and `thought` text or null")
+    return thought, said, str(row.get("hand") or "file")
 
 
 def _last_boxed(solution: str) -> str:
@@ -189,18 +200,18 @@ def _text(row: Mapping[str, Any], key: str) -> str:
 
 def _messages(row: Mapping[str, Any], key: str) -> tuple[Message, ...]:
     """A question as text, or a conversation as a list of {role, content} that ends with the user."""
-    if key != "prompt" or not isinstance(row[key], list):
+    if key == "question" or key == "problem" or not isinstance(row[key], list):
         return (Message("user", _text(row, key).strip()),)
     messages = []
     for turn in row[key]:
         if not (isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)):
             raise _BadRow(
-                f"a turn of `prompt` is {json.dumps(turn)[:60]}; it must be {{role, content}}, the role one of "
+                f"a turn of `{key}` is {json.dumps(turn)[:60]}; it must be {{role, content}}, the role one of "
                 f"{', '.join(ROLES)}"
             )
         messages.append(Message(turn["role"], turn["content"]))
     if not messages or messages[-1].role != "user":
-        raise _BadRow("`prompt` must end with a turn of the user")
+        raise _BadRow(f"`{key}` must end with a turn of the user")
     return tuple(messages)
 
 
