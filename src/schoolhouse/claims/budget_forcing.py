@@ -52,7 +52,11 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
             asked,
             "two in five of its lessons look again, and half of those mend an error",
         ),
-        "short": Arm(chains(seed, 500, hands="full=100", lengths="2-6"), asked, "never saw a thought that goes on"),
+        "short": Arm(
+            chains(seed, 500, hands="full=100", lengths="2-6"),
+            asked,
+            "never saw a thought that goes on (half of the updates, for about as many right)",
+        ),
     }
 
 

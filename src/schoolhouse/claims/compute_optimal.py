@@ -36,6 +36,7 @@ class Strategies(Exam):
     """Which problems each strategy solves within each budget, and how easy the judge holds them for (0 to 1)."""
 
     budgets: Mapping[int, int] = BUDGETS
+    strategies: Mapping[str, Mapping[str, Any]] = STRATEGIES
     looks: int = 8
     """Answers of which the judge's opinion tells how easy a problem is."""
 
@@ -48,7 +49,7 @@ class Strategies(Exam):
         right: dict[str, dict[str, list[float]]] = {}
         asked = [say.begin(problem, Key(seed, "strategies", 0, i, 0)) for i, problem in enumerate(exam)]
         for budget, samples in self.budgets.items():
-            for name, options in STRATEGIES.items():
+            for name, options in self.strategies.items():
                 asked_for = {"samples": samples, **options, "budget": budget, "temperature": self.temperature}
                 search = Search.model_validate(asked_for)
                 found = solve(generator, task, asked, search, Judged(judge))
@@ -142,7 +143,9 @@ CLAIM = Claim(
     id="compute_optimal",
     paper="Snell et al. 2024, arXiv 2408.03314",
     sentence="The strategy that suits a problem's difficulty is at least as good as the best strategy for all",
-    budget=f"{', '.join(map(str, BUDGETS))} tokens a problem for each strategy, judges included",
+    budget=f"{', '.join(map(str, BUDGETS))} tokens a problem for each strategy, its judges "
+    "included; not counted, as in the paper: the 8 answers, and the judge's opinion of them, that tell how hard a "
+    "problem is",
     premise="none",
     rule="at each budget the strategies chosen for each fifth of difficulty on one half of the problems are at least as"
     " good on the other half as the best strategy there, in the mean of seeds",

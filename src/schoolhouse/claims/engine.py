@@ -84,8 +84,9 @@ CLAIM = Claim(
     sentence="Search finds what plain sampling does not, and learning it makes plain sampling better, loop after loop",
     budget=f"{LOOPS} loops; {LESSONS} more answers and 150 updates in each, from the same base, a fifth of it fresh",
     premise="all compared loops have as many answers to learn from",
-    rule="in the mean of seeds plain samples of the engine are right more often after each loop, and more often than "
-    f"after as many unsearched answers; learning from unverified samples brings no more than {STILL}",
+    rule="in the mean of seeds plain samples of the engine are right more often after each of the first three, and in "
+    "the end more often than after as many unsearched answers; learning from unverified samples brings no more than "
+    f"{STILL}",
     arms=arms,
     judge=judge,
     draw=draw,

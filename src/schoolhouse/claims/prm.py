@@ -90,7 +90,8 @@ CLAIM = Claim(
     budget="16,000 solutions labelled and 800 updates for each judge; 100 problems x 256 answers to pick from",
     premise="the generator is right .1 to .6 of the time",
     rule="from N = 8 on process >= outcome >= majority in the mean of seeds, and the gap does not shrink; AUC of steps "
-    "above .9 and F1 of first errors above .8 in each seed; shuffled labels and another delimiter pick by chance",
+    "above .9 and F1 of first errors above .8 in each seed; shuffled labels and another delimiter pick no better than "
+    "chance",
     arms=arms,
     judge=judge,
     draw=draw,

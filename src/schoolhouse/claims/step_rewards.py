@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from statistics import fmean
 from typing import Any
 
@@ -41,12 +42,12 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def tokens_until(results: Results, arm: str, goals: Sequence[float]) -> list[float]:
-    """Tokens sampled until the reward first reaches a goal, seed by seed; all of them where it never does."""
+    """Tokens sampled until the reward first reaches a goal, seed by seed; endless where it never does."""
     found = []
     rewards, spent = results.course(arm, "reward"), results.course(arm, "sampled_tokens")
     for row, tokens, goal in zip(rewards, spent, goals, strict=True):
-        reached = next((at for at, value in enumerate(smooth(row)) if value >= goal), len(row) - WINDOW)
-        found.append(sum(tokens[: reached + WINDOW]))
+        reached = next((at for at, value in enumerate(smooth(row)) if value >= goal), None)
+        found.append(inf if reached is None else sum(tokens[: reached + WINDOW]))
     return found
 
 
@@ -87,7 +88,8 @@ CLAIM = Claim(
     id="step_rewards",
     paper="Setlur et al. 2024, arXiv 2410.08146",
     sentence="Rewards for progress need fewer samples than rewards for answers; sums of grades are hacked",
-    budget=f"{STEPS} steps of 32 problems x 16 rollouts; the judge's own 2,000 labelled solutions are not counted",
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts; the judge's own 2,000 labelled solutions, with 8 "
+    "continuations behind each step, are not counted",
     premise="groups are mixed",
     rule=f"progress reaches the outcome arm's last reward with {FEWER} of its tokens in the mean of seeds; raw "
     f"sums say {LONGER} times as many steps and are right less often",
