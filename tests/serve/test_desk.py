@@ -9,7 +9,7 @@ import pytest
 
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.speakers import Drawing
-from schoolhouse.serve.desk import Closed, Desk, Full, Piece, Ticket
+from schoolhouse.serve.desk import Closed, Desk, Full, Listened, Piece, Ticket
 from schoolhouse.types import Key, Message, Problem, Rollout, SchoolError
 
 
@@ -125,6 +125,38 @@ def test_the_queue_has_an_end_and_lets_nobody_in_by_halves(policy: Policy, desk:
         await whole(late)
 
     run(do)
+
+
+def test_more_than_can_ever_be_let_in_is_refused_for_good(policy: Policy, desk: Desk):
+    async def do() -> None:
+        desk.ask([ticket(policy, n) for n in range(desk.slots + desk.queue + 1)])
+
+    with pytest.raises(SchoolError, match="may ask for 8 answers here, not 9") as refused:
+        run(do)
+    assert not isinstance(refused.value, Full)
+
+
+def test_what_is_wrong_with_one_ends_that_one_alone(policy: Policy, desk: Desk):
+    async def do() -> tuple[Rollout, Any]:
+        fine, broken = ticket(policy, 0), ticket(policy, 1, stop=("\ud800",))
+        desk.ask([fine, broken])
+        said, error = await asyncio.gather(whole(fine), whole(broken), return_exceptions=True)
+        assert not isinstance(said, BaseException)
+        return said[1], error
+
+    said, error = run(do)
+    assert isinstance(error, SchoolError)
+    assert said.tokens == policy.extend([prefix(policy, 0)], 24)[0].tokens
+    assert desk.broken is None
+
+
+def test_who_is_not_listened_to_any_more_says_nothing(policy: Policy):
+    listened = Listened(policy)
+    (whole_,) = listened.extend([prefix(policy, 0)], 24)
+    assert whole_.tokens == policy.extend([prefix(policy, 0)], 24)[0].tokens
+    listened.leave()
+    with pytest.raises(Closed, match="nobody waits"):
+        listened.extend([prefix(policy, 0)], 24)
 
 
 def test_closing_finishes_what_runs(policy: Policy):

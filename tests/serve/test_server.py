@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from openai import (
@@ -200,6 +201,7 @@ def test_many_ask_at_once_and_none_is_mixed_up(ask: Any):
         ({"top_logprobs": 3}, "needs `logprobs`"),
         ({"top_p": 0.5, "extra_body": {"search": "vote"}}, "takes temperature and max_tokens"),
         ({"extra_body": {"budget": 64}}, "what a `search` may spend"),
+        ({"extra_body": {"search": "vote", "budget": 1e9}}, "less than or equal to 65536"),
     ],
 )
 def test_a_malformed_request_gets_400_and_the_reason(ask: Any, change: dict[str, Any], told: str):
@@ -217,9 +219,34 @@ def test_another_model_is_not_here(ask: Any):
         ask.chat.completions.create(model="gpt-9", messages=MESSAGES)
 
 
-def test_more_than_may_wait_get_429(ask: Any):
-    with pytest.raises(RateLimitError, match="wait already"):
+def test_more_than_may_wait_get_429(server: Listening, ask: Any):
+    asked = {"model": "tiny", "messages": MESSAGES, "n": 16, "temperature": 3.0, "max_tokens": 200}
+    with ThreadPoolExecutor(1) as crowd:
+        first = crowd.submit(ask.chat.completions.create, **asked)
+        while not json.loads(get(f"{server.url}/health")[1])["running"]:
+            assert not first.done()
+        with pytest.raises(RateLimitError, match="wait already"):
+            ask.chat.completions.create(**asked)
+        assert len(first.result().choices) == 16
+
+
+def test_more_than_can_ever_wait_get_400(ask: Any):
+    with pytest.raises(BadRequestError, match="may ask for 16 answers here, not 17"):
         ask.chat.completions.create(model="tiny", messages=MESSAGES, n=17)
+
+
+@pytest.mark.parametrize("field", ["stop", "search", "model", "user"])
+def test_half_a_character_is_refused_wherever_it_stands(server: Listening, field: str):
+    body = json.dumps({"model": "tiny", "messages": MESSAGES, "max_tokens": 4, field: "\ud800"}).encode()
+    status, text, _ = get(f"{server.url}/v1/chat/completions", {"Content-Type": "application/json"}, body)
+    assert status == 400
+    assert "half a character" in text
+    assert json.loads(get(f"{server.url}/health")[1])["status"] == "ok"
+
+
+def test_a_temperature_next_to_nothing_takes_the_likeliest(ask: Any):
+    said = [ask.chat.completions.create(model="tiny", messages=MESSAGES, temperature=t) for t in (0, 1e-30)]
+    assert said[0].choices[0].message == said[1].choices[0].message
 
 
 @pytest.mark.parametrize("header, value, status", [("Origin", "http://evil.test", 403), ("Host", "evil.test", 421)])
@@ -227,6 +254,20 @@ def test_pages_of_others_are_refused(server: Listening, header: str, value: str,
     found, _, headers = get(f"{server.url}/v1/models", {header: value})
     assert found == status
     assert "access-control-allow-origin" not in {name.lower() for name in headers}
+
+
+def test_pages_of_an_origin_that_was_let_in_may_ask(model: Path):
+    friend = {"Origin": "http://friend.test"}
+    with serving(model, "--key", KEY, "--origins", friend["Origin"]) as open_:
+        ahead = {**friend, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        with urlopen(Request(f"{open_.url}/v1/chat/completions", headers=ahead, method="OPTIONS")) as found:
+            assert found.status == 204
+            assert found.headers["access-control-allow-origin"] == friend["Origin"]
+            assert "authorization" in found.headers["access-control-allow-headers"]
+        status, _, headers = get(f"{open_.url}/v1/models", {**friend, "Authorization": f"Bearer {KEY}"})
+        told = {name.lower(): value for name, value in headers.items()}
+        assert (status, told["access-control-allow-origin"]) == (200, friend["Origin"])
+        assert get(f"{open_.url}/v1/models", friend)[0] == 401  # the key is still asked for
 
 
 def test_its_own_pages_may_ask(server: Listening):
@@ -241,6 +282,16 @@ def test_a_key_is_asked_for(model: Path):
             client(locked, "guess").models.list()
         assert get(f"{locked.url}/api/leaderboard")[0] == 401
         assert get(f"{locked.url}/")[0] == 200  # the page asks for the key itself
+
+
+def test_a_search_that_takes_too_long_ends_and_the_next_is_answered(model: Path):
+    with serving(model, "--seconds", "1") as hurried:
+        endless = {"search": "vote?samples=30000&length=100&temperature=3"}
+        with pytest.raises(APIStatusError) as error:
+            client(hurried).chat.completions.create(model="tiny", messages=MESSAGES, extra_body=endless)
+        assert error.value.status_code == 504
+        short = {"search": "sample?length=8"}
+        assert client(hurried).chat.completions.create(model="tiny", messages=MESSAGES, extra_body=short).choices
 
 
 def test_what_takes_too_long_gets_504(model: Path):

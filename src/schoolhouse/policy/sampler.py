@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 64
 
+COLDEST = 1e-4  # float32 keeps five digits of a logit divided by it
 OnToken = Callable[[int, int, float], bool | None]
 """Called with (index of the rollout, token id, its log-probability) as soon as a token is sampled. True ends the turn
 there."""
@@ -75,10 +76,10 @@ def choose(
 ) -> tuple[Tensor, Tensor]:
     """One token for each slot and its log-probability under exactly the distribution it was drawn from: [S], [S].
 
-    By inverting the cumulative distribution: one uniform number a token. Temperature 0 takes the likeliest token, and
-    reports its log-probability at temperature 1.
+    By inverting the cumulative distribution: one uniform number a token. Temperature 0, or one so low that logits
+    divided by it say no more, takes the likeliest token, and reports its log-probability at temperature 1.
     """
-    if temperature == 0.0:
+    if temperature < COLDEST:
         token_S = logits_SV.argmax(-1)
         return token_S, log_probabilities(logits_SV, token_S, 1.0)[0]
     narrowed = top_k > 0 or top_p < 1.0 or min_p > 0.0

@@ -123,12 +123,14 @@ class Desk:
         return len(self._waiting) + max(0, len(self._inside) - self.slots)
 
     def ask(self, tickets: Sequence[Ticket]) -> None:
-        """All of them, or none. Raises Full, Closed, or what the sampler died of."""
+        """All of them, or none. Raises Full, Closed, or SchoolError for more than can ever be let in."""
         with self._changed:
             if self.broken:
                 raise Closed(f"the sampler has stopped: {self.broken}")
             if self._closing:
                 raise Closed("the server is about to end: ask again later, or another one")
+            if len(tickets) > self.slots + self.queue:
+                raise SchoolError(f"a request may ask for {self.slots + self.queue} answers here, not {len(tickets)}")
             if self.running + self.waiting + len(tickets) > self.slots + self.queue:
                 raise Full(f"{self.waiting} wait already, of {self.queue} that may: ask again later")
             self._waiting += tickets
@@ -177,7 +179,11 @@ class Desk:
         ticket.said.append(token)
         self.tokens += 1
         self._news.append((ticket, Piece(token, logprob, self._tops.get(owner, ()))))
-        return ticket.left or (bool(ticket.stop) and self.policy.conversation.has_said(ticket.said, ticket.stop))
+        try:
+            return ticket.left or (bool(ticket.stop) and self.policy.conversation.has_said(ticket.said, ticket.stop))
+        except Exception as error:  # what is wrong with one must not end what others are told
+            self._news.append((ticket, SchoolError(f"this answer cannot be told: {error}")))
+            return True
 
     def leave(self, number: int, rollout: Rollout) -> None:
         ticket = self._inside.pop(number)
@@ -233,6 +239,37 @@ def _tell(news: Sequence[tuple[Ticket, Piece | Rollout | Exception]]) -> None:
     for ticket, what in news:
         ticket.told.append(what)
         ticket.ready.set()
+
+
+class Listened:
+    """A policy for as long as somebody listens: then what it says ends with the next token, and nothing more begins."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy, self._left = policy, threading.Event()
+        self.conversation, self.longest = policy.conversation, policy.longest
+
+    def leave(self) -> None:
+        self._left.set()
+
+    def extend(
+        self,
+        rollouts: Sequence[Rollout],
+        length: int | Sequence[int],
+        *,
+        temperature: float = 1.0,
+        stop_texts: Sequence[str] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Rollout]:
+        if self._left.is_set():
+            raise Closed("nobody waits for the answer any more")
+        return self._policy.extend(
+            rollouts,
+            length,
+            temperature=temperature,
+            stop_texts=stop_texts,
+            progress=progress,
+            on_token=lambda *_: self._left.is_set(),
+        )
 
 
 def aside() -> ThreadPoolExecutor:

@@ -18,10 +18,17 @@ POLICY = (
     "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
 """Pages ask nobody but their own server, and run no script that did not come with it."""
+PREFLIGHT = {
+    "access-control-allow-methods": "GET, POST",
+    "access-control-allow-headers": "authorization, content-type",
+    "access-control-max-age": "600",
+}
+"""What a browser asks before a page of an origin that was let in may ask."""
 
 
 def told(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients read it."""
+    message = message.encode(errors="replace").decode()
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -44,18 +51,23 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
+        request = Request(scope)
+        origin = request.headers.get("origin", "")
+        let_in = [(b"access-control-allow-origin", origin.encode()), (b"vary", b"origin")]
+
         async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.statuses[message["status"]] += 1
                 message["headers"] = [
                     *message.get("headers", ()),
+                    *(let_in if origin in self.origins else ()),
                     (b"content-security-policy", POLICY.encode()),
                     (b"x-content-type-options", b"nosniff"),
                     (b"referrer-policy", b"no-referrer"),
                 ]
             await send(message)
 
-        await (self.refused(Request(scope)) or self.app)(scope, receive, count)
+        await (self.refused(request) or self.app)(scope, receive, count)
 
     def refused(self, request: Request) -> Response | None:
         """The answer to what must not get in; None: let it in."""
@@ -67,6 +79,8 @@ class Guard:
         if origin and origin not in (f"http://{host}", f"https://{host}", *self.origins):
             text = f"pages of {origin} may not ask here"
             return JSONResponse(told(text, "invalid_request_error", code="origin"), 403)
+        if origin in self.origins and "access-control-request-method" in request.headers:
+            return Response(status_code=204, headers=PREFLIGHT)
         if self.key and request.url.path.startswith(("/v1", "/api")):
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self.key.encode()):

@@ -13,7 +13,7 @@ from schoolhouse.judges.marks import AGGREGATES, Judge, asked_behind
 from schoolhouse.policy.policy import Policy
 from schoolhouse.records import read_config
 from schoolhouse.serve.settings import Serve
-from schoolhouse.serve.wire import MOST_MESSAGES, Said, Unfit
+from schoolhouse.serve.wire import MOST_MESSAGES, Said, Unfit, sound
 from schoolhouse.tasks.task import Task, open_task
 from schoolhouse.types import Demonstration, Key, Problem, SchoolError
 
@@ -26,6 +26,8 @@ class Solution(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     messages: Annotated[list[Said], Field(min_length=2, max_length=MOST_MESSAGES)]
+
+    _sound = model_validator(mode="before")(sound)
 
     @model_validator(mode="after")
     def _answered(self) -> Solution:

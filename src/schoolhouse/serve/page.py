@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schoolhouse.durable import to_json
 from schoolhouse.measure.duels import Duel, leaderboard
+from schoolhouse.serve.wire import sound
 from schoolhouse.web import PAGES
 
 MOST_DUELS = 100_000
@@ -27,6 +28,7 @@ class Vote(BaseModel):
     right: Annotated[str, Field(min_length=1, max_length=300)]
     winner: Literal["left", "right", "tie"]
     question: Annotated[str, Field(max_length=20_000)] = ""
+    _sound = model_validator(mode="before")(sound)
 
 
 def add_page(app: FastAPI) -> None:

@@ -10,9 +10,9 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from math import inf
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -38,13 +38,13 @@ from schoolhouse.serve.answers import (
     message,
     spoken,
 )
-from schoolhouse.serve.desk import Closed, Desk, Full, Piece, Ticket, aside
+from schoolhouse.serve.desk import Closed, Desk, Full, Listened, Piece, Ticket, aside
 from schoolhouse.serve.guard import Guard, told
 from schoolhouse.serve.opinion import Solution, load_judge, opinion
 from schoolhouse.serve.page import add_votes
 from schoolhouse.serve.settings import Serve
 from schoolhouse.serve.shelf import Shelf
-from schoolhouse.serve.wire import Asked, Chat, Completion, Unfit
+from schoolhouse.serve.wire import MOST_SPENT, Asked, Chat, Completion, Unfit
 from schoolhouse.tasks.task import Task, open_task
 from schoolhouse.types import Rollout, SchoolError
 
@@ -159,7 +159,7 @@ def build_app(served: Served) -> FastAPI:
         say, number = desk.policy.conversation, served.number()
         head = _head("chatcmpl", "chat.completion", c.model)
         if c.search:
-            return JSONResponse({**head, **await _searched(served, desk, c, number)})
+            return JSONResponse({**head, **await _searched(request, served, desk, c, number)})
         tickets = chat_tickets(say, c, number, served.c.seed, desk.context)
         desk.ask(tickets)
         if c.stream:
@@ -223,20 +223,32 @@ async def _all(request: Request, tickets: Sequence[Ticket], seconds: float) -> l
                 return pieces, some[-1]
         raise Closed("the sampler has stopped")
 
-    async def gone() -> None:
-        while not await request.is_disconnected():
-            await asyncio.sleep(0.2)
+    def leave() -> None:
         for ticket in tickets:
             ticket.left = True
 
+    async with _watching(request, leave):
+        try:
+            async with asyncio.timeout(seconds):
+                return list(await asyncio.gather(*map(whole, tickets)))
+        finally:
+            leave()
+
+
+@asynccontextmanager
+async def _watching(request: Request, leave: Callable[[], None]) -> AsyncGenerator[None]:
+    """`leave` is called when the client hangs up."""
+
+    async def gone() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.2)
+        leave()
+
     watching = asyncio.create_task(gone())
     try:
-        async with asyncio.timeout(seconds):
-            return list(await asyncio.gather(*map(whole, tickets)))
+        yield
     finally:
         watching.cancel()
-        for ticket in tickets:
-            ticket.left = True
 
 
 def _streamed(
@@ -286,17 +298,22 @@ def _streamed(
     return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-async def _searched(served: Served, desk: Desk, c: Chat, number: int) -> dict[str, Any]:
-    """One answer, thought about longer. Searches take turns, beside what the desk does."""
-    say = desk.policy.conversation
-    how = parse(c.search or "", c.budget or inf)
+async def _searched(request: Request, served: Served, desk: Desk, c: Chat, number: int) -> dict[str, Any]:
+    """One answer, thought about longer. Searches take turns, beside what the desk does; one that nobody waits for any
+    more ends with its next token."""
+    say, listened = desk.policy.conversation, Listened(desk.policy)
+    how = parse(c.search or "", c.budget or MOST_SPENT)
     if c.temperature is not None:
         how = how.model_copy(update={"temperature": c.temperature})
     judge = _asked_judge(served, desk, how)
     if c.length is not None:
         how = how.model_copy(update={"length": c.length})
     (ticket,) = chat_tickets(say, c.model_copy(update={"n": 1}), number, served.c.seed, desk.context)
-    (found,) = await served.beside(solve, desk.policy, served.task, [ticket.rollout], how, judge)
+    async with _watching(request, listened.leave):
+        try:
+            (found,) = await served.beside(solve, listened, served.task, [ticket.rollout], how, judge)
+        finally:
+            listened.leave()
     thought, answer, reason = spoken(say, found.rollout, ()) if found.rollout else (None, "", "length")
     choice = {"index": 0, "message": message(thought, answer), "logprobs": None, "finish_reason": reason}
     usage = Account(len(ticket.rollout), found.tokens).to_json()

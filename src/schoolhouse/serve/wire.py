@@ -15,6 +15,7 @@ from schoolhouse.types import Message, SchoolError
 Refused = Literal["model_not_found", "context_length_exceeded", "invalid", "search"]
 Nothing = Annotated[float, Field(ge=0, le=0)]
 """Penalties are not served: only none may be asked for."""
+MOST_SPENT = 65_536  # tokens of one search: others wait for it
 MOST_SAMPLES, MOST_TOP, MOST_STOPS, MOST_MESSAGES = 64, 20, 4, 1_000
 
 
@@ -24,6 +25,20 @@ class Unfit(SchoolError):
     def __init__(self, message: str, param: str | None = None, code: Refused = "invalid", status: int = 400) -> None:
         super().__init__(message)
         self.param, self.code, self.status = param, code, status
+
+
+def sound(told: Any) -> Any:
+    """What was sent, as it is. Raises ValueError where a text in it holds half a character: nothing can write it."""
+    waiting = [told]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str) and not one.isascii() and any("\ud800" <= c <= "\udfff" for c in one):
+            raise ValueError("a text holds half a character (a lone surrogate)")
+        if isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            waiting += one
+    return told
 
 
 class Options(BaseModel):
@@ -54,6 +69,8 @@ class Asked(BaseModel):
     presence_penalty: Nothing | None = None
     frequency_penalty: Nothing | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    _sound = model_validator(mode="before")(sound)
 
     @model_validator(mode="after")
     def _stops(self) -> Asked:
@@ -141,8 +158,8 @@ class Chat(Asked):
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
     thinking_budget: Annotated[int, Field(ge=1)] | None = None
     search: str | None = None
-    budget: Annotated[float, Field(gt=0)] | None = None
-    """Tokens that a search may spend."""
+    budget: Annotated[float, Field(gt=0, le=MOST_SPENT)] | None = None
+    """Tokens that a search may spend: as many as any, unless told."""
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
