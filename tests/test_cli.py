@@ -1,5 +1,6 @@
 """The command: quick to answer, plain about what is wrong, quiet when it is stopped."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,27 @@ def test_a_full_disk_is_named(capsys, command) -> None:
     command("import errno, os; raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/x/metrics.jsonl')")
     assert main(["train"]) == 2
     assert capsys.readouterr().err == "school: error: No space left on device: runs/x/metrics.jsonl\n"
+
+
+def test_a_path_that_leads_nowhere_is_named(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "model").mkdir()
+    assert main(["export", str(tmp_path / "model"), "--to", str(tmp_path / "file" / "out")]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_an_interrupt_without_words_says_stopped(capsys, command) -> None:
+    command("raise KeyboardInterrupt")
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err.startswith("\nschool: stopped")
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["board", str(tmp_path), "--port", str(taken.getsockname()[1])]) == 2
+    told = capsys.readouterr()
+    assert "choose another --port" in told.err
+    assert "shown at" not in told.out
 
 
 def test_a_fault_of_ours_is_not_passed_off_as_the_users(command) -> None:

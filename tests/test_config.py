@@ -142,6 +142,7 @@ def test_a_key_given_twice_is_an_error(written) -> None:
         ("? [a, b]\n: 1\n", ":1: a key must be a plain word"),
         ("1: 2\nmodel: m\n", "Keys should be strings"),
         ("a\tb: \x00", "not valid YAML"),
+        ("model: 2024-13-45\n", "needs quotes"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(written, text: str, expected: str) -> None:

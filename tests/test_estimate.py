@@ -3,7 +3,8 @@
 import pytest
 
 from schoolhouse.estimate import Estimate, _exams, estimate
-from schoolhouse.recipes import grpo, pretrain
+from schoolhouse.recipes import grpo, pretrain, star
+from schoolhouse.run import Run
 from schoolhouse.types import SchoolError
 
 TINY = {"width": 32, "layers": 1, "heads": 2, "key_heads": 1, "head_dim": 16, "inner": 48, "longest": 64}
@@ -17,6 +18,18 @@ def test_the_first_steps_are_measured():
     assert 1e8 < made.memory < 4e9
     assert made.seconds == pytest.approx(made.start + 999 * made.step)
     assert "1000 steps" in str(made)
+
+
+def test_a_recipe_of_loops_is_measured_by_loops(tmp_path):
+    text = pretrain.Config(task="school:addition?digits=1", model=TINY, steps=2, batch=2, context=32)
+    with Run.open(tmp_path, text, "pretrain") as run:
+        pretrain.pretrain(text, run)
+    config = star.Config(
+        model=str(tmp_path), task="school:addition?digits=1", loops=50, problems=4, updates=1, length=8
+    )
+    made = estimate("star", config)
+    assert made.steps == 50
+    assert made.seconds == pytest.approx(made.start + 49 * made.step)
 
 
 def test_what_fails_is_said_before_the_run():

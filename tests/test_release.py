@@ -1,5 +1,7 @@
 """What is exported opens elsewhere, says the same, and says where it comes from."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from schoolhouse.cli import main
 from schoolhouse.durable import model_in
 from schoolhouse.policy.checkpoint import read_weights
 from schoolhouse.policy.policy import Policy
+from schoolhouse.records import read_config
+from schoolhouse.release import card, evaluation
 from schoolhouse.types import Key, Message, Problem
 
 gguf = pytest.importorskip("gguf")
@@ -49,6 +53,27 @@ def test_a_card_tells_the_way_a_model_came(run: Path, tmp_path: Path):
     assert text.index("1. **pretrain** (book)") < text.index("2. **sft** (lessons)")
     assert "learning_rate: 0.01" in text
     assert str(tmp_path.parent) not in text  # no path of this machine
+
+
+def test_a_card_tells_no_path_wherever_it_stands(run: Path, tmp_path: Path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    config = read_config(copy / "config.yaml")
+    config |= {"task": "jsonl:/home/me/private/data.jsonl?exam=none", "text": ["/home/me/book.txt", "and/or"]}
+    (copy / "config.yaml").write_text(json.dumps(config))
+    text = card(copy, "hf", "mit")
+    assert "/home/me" not in text
+    assert "jsonl:data.jsonl?exam=none" in text
+    assert "and/or" in text
+
+
+def test_the_card_of_a_checkpoint_tells_the_exams_up_to_it(run: Path, tmp_path: Path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    newest = sorted((copy / "checkpoints").iterdir())[-1]
+    exams = [{"step": int(newest.name) + more, "exam": {"overall": {"pass_at_1": 0.25 + more}}} for more in (0, 1)]
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in exams) + '{"torn": "exam')
+    assert "| pass_at_1 | 0.25 |" in evaluation(newest)
+    assert "| pass_at_1 | 1.25 |" in evaluation(copy)
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:

@@ -230,6 +230,7 @@ def test_a_torn_last_line_of_the_metrics_is_done_again(tmp_path: Path, whole: di
 def test_time_adds_up_over_sessions(tmp_path: Path) -> None:
     with Run.open(tmp_path, Config(), "toy") as run:
         run._earlier = 1000.0
+        run.record(0, loss=1.0)
     with Run.open(tmp_path, Config(), "toy") as run:
         assert 1000 < run.seconds < 1100
         run.finish()
@@ -278,6 +279,13 @@ def test_another_config_is_refused_key_by_key(tmp_path: Path) -> None:
     assert "clip.1: 0.28 there, 0.3 now" in told
     assert "seed" not in told
     assert "--dir" in told
+
+
+def test_a_run_that_never_took_a_step_may_change_its_mind(tmp_path: Path) -> None:
+    """What it was to start from was misspelt, say."""
+    with pytest.raises(ZeroDivisionError), Run.open(tmp_path, Config(rate=0.25), "toy"):
+        _ = 1 / 0
+    assert teach(tmp_path).finished
 
 
 def test_another_recipe_is_refused(tmp_path: Path) -> None:

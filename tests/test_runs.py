@@ -61,6 +61,19 @@ def test_a_run_that_somebody_holds_is_running_and_else_was_killed(tmp_path: Path
     assert look(tmp_path / "run").state == "killed"
 
 
+def test_to_look_at_what_nobody_holds_needs_no_right_to_write(tmp_path: Path, monkeypatch) -> None:
+    folder = make(tmp_path / "run")
+    opened = Path.open
+
+    def guarded(self: Path, mode: str = "r", *more, **named):
+        if mode != "r" and "b" not in mode:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, mode, *more, **named)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    assert look(folder).state == "finished"
+
+
 def test_runs_are_found_wherever_they_are(tmp_path: Path) -> None:
     runs = [make(tmp_path / name) for name in ("a", "b/c", "b/d")]
     assert find_runs(tmp_path) == runs

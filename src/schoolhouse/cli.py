@@ -120,6 +120,10 @@ COMMANDS = {
 }
 
 ENDED_BY_USER = 130  # 128 + SIGINT, as shells do
+MENDABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),  # what may not be written
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),  # paths that lead nowhere
+)
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 
@@ -143,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:  # a run that could save itself says so
         if debug:
             raise
-        print(f"\nschool: {stop or 'stopped'}{_how_to_go_on(command, words)}", file=sys.stderr)
+        print(f"\nschool: {str(stop) or 'stopped'}{_how_to_go_on(command, words)}", file=sys.stderr)
         return ENDED_BY_USER
     except BrokenPipeError:  # `school ... | head`: nobody listens any more; keep the exit itself from complaining
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -195,6 +199,6 @@ def _mendable(error: SchoolError | OSError) -> str | None:
     """What to tell the user of an error; None where it is no fault of theirs."""
     if isinstance(error, SchoolError):
         return str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+    if error.errno in MENDABLE:
         return f"{error.strerror}: {error.filename or 'while writing'}"
     return None

@@ -183,6 +183,8 @@ def evaluate(words: Sequence[str]) -> None:
     task = open_task(c.task, c.seed)
     policy = Policy.load(c.model)
     saved: dict[str, object] = {}
+    if c.save:
+        c.save.parent.mkdir(parents=True, exist_ok=True)
     if c.search:
         from schoolhouse.search.solve import Searcher, parse
 

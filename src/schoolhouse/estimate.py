@@ -17,7 +17,7 @@ from schoolhouse.progress import duration
 from schoolhouse.records import peak_memory_bytes
 from schoolhouse.types import SchoolError
 
-STEPS = 9
+STEPS, LOOPS = 9, 2
 """Of the trial. The first is not counted as a step: it starts everything up."""
 
 
@@ -55,8 +55,11 @@ def estimate(recipe: str, config: Frozen) -> Estimate:
 
     Raises SchoolError if they fail.
     """
-    steps = int(getattr(config, "steps", 0))
-    trial = config.model_copy(update={"steps": min(STEPS, steps)})
+    name = next((name for name in ("steps", "loops") if name in type(config).model_fields), None)
+    if name is None:
+        raise SchoolError(f"{recipe} has neither steps nor loops to estimate")
+    steps = int(getattr(config, name))
+    trial = config.model_copy(update={name: min(STEPS if name == "steps" else LOOPS, steps)})
     with tempfile.TemporaryDirectory(prefix="school-estimate-") as folder:
         file, run = Path(folder) / "config.yaml", Path(folder) / "run"
         write_whole(file, dump(trial))

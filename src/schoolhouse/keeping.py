@@ -99,7 +99,7 @@ def repeat(words: Sequence[str]) -> None:
     state = look(c.run).state
     if state != "finished":
         raise SchoolError(f"{c.run} is {state}, so there is nothing to compare with yet: let it finish first")
-    folder = c.dir or c.run.with_name(f"{c.run.name}-repeat")
+    folder = c.dir or c.run.resolve().with_name(f"{c.run.resolve().name}-repeat")
     again(c.run, folder)
     differing = compare(c.run, folder)
     if not differing:

@@ -8,6 +8,7 @@ int8  the same with matrices in blocks of 32 numbers of 8 bits (Q8_0): a quarter
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from schoolhouse import __version__
 from schoolhouse.commands import options
 from schoolhouse.config import Frozen
-from schoolhouse.durable import model_in, read_object, write_whole
+from schoolhouse.durable import model_in, read_lines, read_object, write_whole
 from schoolhouse.records import read_config
 from schoolhouse.types import SchoolError
 
@@ -122,10 +123,17 @@ _USES = {
 }
 
 
+_PATH = re.compile(r"(?<![^\s:=,;])~?/[^\s:?,;]+")
+"""An absolute path: alone, or behind the name of a task."""
+
+
 def _public(value: Any) -> Any:
-    """A value of a config for everybody's eyes: of a path on this machine its last part."""
-    absolute = isinstance(value, str) and Path(value).is_absolute()
-    return Path(value).name if absolute else value
+    """A value of a config for everybody's eyes: of a path on this machine its last part, wherever it stands."""
+    if isinstance(value, dict):
+        return {key: _public(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_public(inner) for inner in value]
+    return _PATH.sub(lambda found: Path(found[0]).name, value) if isinstance(value, str) else value
 
 
 def ancestry(model: Path) -> list[tuple[str, Json, Json]]:
@@ -149,17 +157,22 @@ def evaluation(model: Path) -> list[str]:
     """The exam that the run sat last, or its last one in training."""
     folder = model.resolve()
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    if (run / "evaluation.json").is_file():
+    if run == folder and (run / "evaluation.json").is_file():
         return _table(read_object(run / "evaluation.json"))
     metrics = run / "metrics.jsonl"
-    exams = []
-    if metrics.is_file():
-        exams = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if '"exam"' in line]
+    exams = [line for line in read_lines(metrics) if "exam" in line]
+    if run != folder:  # a checkpoint is named after the steps done, an exam after those done before it
+        exams = [line for line in exams if line["step"] <= int(folder.name)]
     return _table(exams[-1]["exam"]) if exams else ["Not evaluated here."]
 
 
 def _table(exam: Json) -> list[str]:
-    rows = [f"Task `{exam.get('task', '')}`, {exam.get('problems', '?')} held-out problems.", "", "| | |", "|---|---|"]
+    rows = [
+        f"Task `{_public(exam.get('task', ''))}`, {exam.get('problems', '?')} held-out problems.",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
     numbers = {key: value for key, value in exam.get("overall", {}).items() if isinstance(value, int | float)}
     return rows + [f"| {key} | {value:.4g} |" for key, value in numbers.items()]
 

@@ -106,7 +106,7 @@ class Run:
         run = cls(folder, config, recipe)
         try:
             take_lock(run._lock, folder)
-            if fresh:
+            if fresh or {path.name for path in folder.iterdir()} <= ours | {"config.yaml"}:  # it never took a step
                 run._create()
             else:
                 run._resume()

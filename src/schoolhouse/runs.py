@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,12 +103,13 @@ def _keeping(times: Sequence[dict[str, Any]]) -> float:
 def _held(folder: Path) -> bool:
     """Whether a process has the run open."""
     try:
-        with (folder / "lock").open("r+") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
+        with (folder / "lock").open() as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return error.errno in (errno.EACCES, errno.EAGAIN)
+    except OSError:  # no lock, or none that we may look at
         return False
-    except OSError:
-        return True
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,18 @@ def listen(c: Serve) -> None:
         print("the model is loaded", flush=True)
         return build_app(served[0])
 
-    place = f"http://{c.host}:{c.port}"
+    place, door = f"http://{c.host}:{c.port}", bound(c.host, c.port)
     print(f"{place}/v1 for clients, {place} for people (Ctrl-C ends it)", flush=True)
-    run(c, build, lambda: served[0].shelf.close())
+    run(c, build, lambda: served[0].shelf.close(), door)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises SchoolError where the port cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise SchoolError(f"{host}:{port} cannot be had ({error.strerror}): choose another --port or --host") from None
 
 
 class Look(Frozen):
@@ -90,5 +100,6 @@ def board(words: Sequence[str]) -> None:
 
     from schoolhouse.board.app import build_app
 
+    door = bound(c.host, c.port)
     print(f"{c.folder} is shown at http://{c.host}:{c.port} (Ctrl-C ends it)", flush=True)
-    uvicorn.run(build_app(c.folder, c.host, c.claims), host=c.host, port=c.port, log_level="warning")
+    uvicorn.Server(uvicorn.Config(build_app(c.folder, c.host, c.claims), log_level="warning")).run(sockets=[door])

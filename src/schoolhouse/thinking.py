@@ -51,6 +51,8 @@ def solve(words: Sequence[str]) -> None:
     how, task = parse(c.search, c.budget), open_task(c.task, c.seed) if c.task else Task()
     if c.page and how.kind not in TREES:
         raise SchoolError(f"`{how.kind}` grows no tree: choose --search tot, dfs, beam or dvts for a page")
+    if c.page:
+        c.page.parent.mkdir(parents=True, exist_ok=True)
     policy = Policy.load(c.model)
     (found,) = search(policy, task, [policy.conversation.begin(task.pose(c.problem), Key(c.seed, "solve"))], how)
     reply = policy.conversation.read(found.rollout) if found.rollout else None

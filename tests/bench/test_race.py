@@ -82,3 +82,9 @@ def test_sizes_are_what_they_say(size, millions):
     block = 4 * s.hidden_size**2 + 3 * s.hidden_size * s.intermediate_size
     assert SHAPES[size][0] == s.hidden_size
     assert s.num_hidden_layers * block + s.vocab_size * s.hidden_size == pytest.approx(millions * 1e6, rel=0.2)
+
+
+def test_a_python_that_is_none_is_refused_before_anything_runs(tmp_path):
+    options = {"python": str(tmp_path / "none"), "size": "3M", "problems": 1, "samples": 1, "threads": 1}
+    with pytest.raises(SchoolError, match="is not a program"):
+        race.bench("sampler", "vllm", None, {**options, "dtype": "", "source": "", "repeats": 1}, lambda *_: None)

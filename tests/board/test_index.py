@@ -78,6 +78,19 @@ def test_it_keeps_up_with_a_run(run: Path):
     assert len(group(run, 1, "c")) == 2
 
 
+def test_files_that_went_are_forgotten(run: Path):
+    (run / "rollouts" / "000001.jsonl").unlink()
+    assert len(find(run, Query())) == 4  # nobody has told the index yet
+    assert [path.name for path in stale(run)] == ["000001.jsonl"]
+    assert make(run) == 4
+    assert stale(run) == []
+
+
+def test_a_file_that_is_another_one_by_now_is_no_error(run: Path):
+    (run / "rollouts" / "000001.jsonl").write_text("shorter\n")
+    assert len(find(run, Query())) == 4
+
+
 def test_damaged_lines_are_left_out(run_folder: Callable[..., Path]):
     folder = run_folder(steps={0: STEPS[0]})
     with (folder / "rollouts" / "000000.jsonl").open("a") as file:

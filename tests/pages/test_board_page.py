@@ -93,6 +93,12 @@ def test_two_runs_side_by_side_with_a_band_and_their_difference(tab, url: str):
     tab.page.get_by_text("seed: 0 there, 1 now").wait_for()
 
 
+def test_seeds_are_joined_where_they_are_and_not_by_number(tab, url: str):
+    tab.page.goto(url)
+    between = "import('/web/board.js').then((m) => m.between({ x: [0, 2, 4], y: [0, null, 8] }, [0, 1, 2, 5]))"
+    assert tab.page.evaluate(between) == [0, 2, 4, None]
+
+
 def test_claims_have_their_verdicts_and_figures(tab, url: str):
     tab.page.goto(f"{url}/#/claims")
     tab.page.get_by_role("heading", name="grpo PASS").wait_for()

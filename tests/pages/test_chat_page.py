@@ -78,6 +78,55 @@ def test_a_blind_duel_feeds_the_leaderboard(tab, url: str):
     tab.page.get_by_role("button", name="left").click()
     tab.page.get_by_text("left was").wait_for()
     tab.page.locator("#board td.num").nth(1).wait_for()
+    say(tab)  # and the next one
+    tab.page.get_by_role("button", name="right").click()
+    tab.page.get_by_text("left was").nth(1).wait_for()
+
+
+def test_an_answer_that_comes_late_is_no_part_of_the_next_conversation(tab, url: str):
+    late: list = []
+    tab.page.route("**/v1/chat/completions", lambda route: late.append(route))
+    begin(tab, url, 24)
+    with tab.page.expect_request("**/v1/chat/completions"):
+        say(tab, "old question")
+    tab.page.get_by_role("button", name="start anew").click()
+    tab.page.locator("#stop").wait_for(state="hidden")
+    with tab.page.expect_request("**/v1/chat/completions") as asked:
+        say(tab, "new question")
+    assert [turn["content"] for turn in asked.value.post_data_json["messages"]] == ["new question"]
+    tab.page.unroute("**/v1/chat/completions")
+
+
+def test_an_answer_that_failed_is_not_remembered(tab, url: str):
+    full = {"error": {"message": "too many wait"}}
+    tab.page.route("**/v1/chat/completions", lambda route: route.fulfill(status=429, json=full))
+    begin(tab, url, 24)
+    say(tab, "first")
+    tab.page.get_by_text("too many wait").wait_for()
+    tab.console.clear()  # the browser complains of the status, as it should
+    tab.page.locator("#stop").wait_for(state="hidden")
+    tab.page.unroute("**/v1/chat/completions")
+    with tab.page.expect_request("**/v1/chat/completions") as asked:
+        say(tab, "second")
+    assert [turn["content"] for turn in asked.value.post_data_json["messages"]] == ["second"]
+    tab.page.locator("#stop").wait_for(state="hidden")
+
+
+def test_a_checkpoint_that_went_is_offered_no_more(tab, url: str):
+    names = iter([["a@1", "a@2"], ["a@2", "a@3"]])
+    here: list = []
+
+    def listed(route) -> None:
+        here[:] = next(names, here)
+        route.fulfill(json={"data": [{"id": name, "max_model_len": 128} for name in here]})
+
+    tab.page.clock.install()
+    tab.page.route("**/v1/models?*", listed)
+    tab.page.goto(url)
+    tab.page.get_by_label("model").locator("option", has_text="a@1").wait_for(state="attached")
+    tab.page.clock.run_for(11_000)
+    tab.page.get_by_label("model").locator("option", has_text="a@3").wait_for(state="attached")
+    assert tab.page.get_by_label("model").input_value() == "a@2"
 
 
 def test_text_goes_on(tab, url: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -98,6 +99,8 @@ def bench(
     work = Work(size, batch=32 if kind == "pretrain" else 64, **own)
     for_peer = {key: options[key] for key in ("dtype", "source") if options[key]}
     python = options["python"] or sys.executable
+    if not shutil.which(python):
+        raise SchoolError(f"--python {python} is not a program: give the python of the environment that has {peer}")
     with tempfile.TemporaryDirectory(prefix="school-bench-") as folder:
         write(work, Path(folder), {**for_peer, **taught})
         result = race(Path(folder), kind, peer, options["repeats"], python, tell)

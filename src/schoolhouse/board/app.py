@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,9 +74,10 @@ class Board:
     def place(self, name: str) -> Path:
         """The folder of a run. Raises 404 for what is no run of this board, wherever it may lead."""
         folder = (self.root / name.replace("\0", "\ufffd")).resolve()
-        if not folder.is_relative_to(self.root) or not is_run(folder):
-            raise HTTPException(404, f"there is no run `{name}` here")
-        return folder
+        with suppress(OSError):  # a name that is too long
+            if folder.is_relative_to(self.root) and is_run(folder):
+                return folder
+        raise HTTPException(404, f"there is no run `{name}` here")
 
     def indexed(self, run: Path) -> bool:
         """Whether the index is up to date; if not, a process is at work on it."""

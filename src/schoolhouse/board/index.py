@@ -81,7 +81,7 @@ def open_index(run: Path, write: bool = False) -> sqlite3.Connection | None:
 
 
 def stale(run: Path) -> list[Path]:
-    """Files of rollouts that have grown, or come, since they were indexed."""
+    """Files of rollouts that have grown, come or gone since they were indexed."""
     files = sorted((run / "rollouts").glob("*.jsonl"))
     base = open_index(run)
     if base is None:
@@ -91,7 +91,16 @@ def stale(run: Path) -> list[Path]:
             known = dict(base.execute("select name, size from files"))
         except sqlite3.Error:
             return files
-    return [path for path in files if known.get(path.name) != path.stat().st_size]
+    sizes = {path: _size(path) for path in files}
+    gone = [run / "rollouts" / name for name in known.keys() - {path.name for path in files}]
+    return [path for path in files if known.get(path.name) != sizes[path]] + gone
+
+
+def _size(path: Path) -> int | None:
+    """None: there is no such file (any more)."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return None
 
 
 def make(run: Path) -> int:
@@ -101,10 +110,13 @@ def make(run: Path) -> int:
     with closing(base):
         known = {name for (name,) in base.execute("select name from files")}
         for path in stale(run):
-            size = path.stat().st_size
+            size = _size(path)
             with base:
                 if path.name in known:
                     base.execute("delete from rollouts where file = ?", (path.name,))
+                if size is None:
+                    base.execute("delete from files where name = ?", (path.name,))
+                    continue
                 rows = _rows(path)
                 base.executemany(f"insert into rollouts values ({','.join('?' * len(_COLUMNS))})", rows)
                 problems = dict.fromkeys(row[_COLUMNS.index("problem")] for row in rows)
@@ -190,13 +202,17 @@ def across(run: Path, problem: str, most: int = 200) -> list[dict[str, Any]]:
 def _matching(run: Path, base: sqlite3.Connection, condition: str, values: Sequence[Any]) -> list[dict[str, Any]]:
     names = "step, file, start, size, mean, spread, count"
     found = base.execute(f"select {names} from rollouts {condition}", values).fetchall()
-    return [_told(run, *one) for one in found]
+    return [row for one in found if (row := _told(run, *one))]
 
 
-def _told(run: Path, step: int, file: str, start: int, size: int, *about: float | None) -> dict[str, Any]:
-    with (run / "rollouts" / file).open("rb") as lines:
-        lines.seek(start)
-        row = json.loads(lines.read(size))
+def _told(run: Path, step: int, file: str, start: int, size: int, *about: float | None) -> dict[str, Any] | None:
+    """None where the file has gone, or is another one, since it was indexed."""
+    try:
+        with (run / "rollouts" / file).open("rb") as lines:
+            lines.seek(start)
+            row = json.loads(lines.read(size))
+    except (FileNotFoundError, ValueError):
+        return None
     return {"step": step, **row, **dict(zip(("mean", "spread", "count"), about, strict=True))}
 
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from socket import socket
 
 import uvicorn
 from fastapi import FastAPI
@@ -42,14 +43,14 @@ class Early:
         await app(scope, receive, send)
 
 
-def run(c: Serve, build: Callable[[], ASGIApp], close: Callable[[], None]) -> None:
-    """Serve until told to end, and finish what runs. Raises what `build` raised."""
+def run(c: Serve, build: Callable[[], ASGIApp], close: Callable[[], None], door: socket) -> None:
+    """Serve who comes in at `door` until told to end, and finish what runs. Raises what `build` raised."""
     early = Early(c, build)
-    server = uvicorn.Server(uvicorn.Config(early, host=c.host, port=c.port, log_level="warning", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(early, log_level="warning", lifespan="off"))
     worker = threading.Thread(target=early.work, args=(server,), name="loading", daemon=True)
     worker.start()
     try:
-        server.run()
+        server.run(sockets=[door])
     finally:
         if early.built.done() and early.built.exception() is None:
             close()

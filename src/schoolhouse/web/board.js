@@ -91,6 +91,20 @@ function smoothed(values, width) {
   });
 }
 
+// A line's values at other places, between its own points; null before the first of them and behind the last.
+export function between(line, places) {
+  const known = line.x.map((x, at) => [x, line.y[at]]).filter(([, y]) => y != null);
+  let next = 0;
+  return places.map((place) => {
+    while (next < known.length && known[next][0] < place) next += 1;
+    if (next === known.length || (!next && known[0][0] > place)) return null;
+    const [x, y] = known[next];
+    if (x === place) return y;
+    const [x0, y0] = known[next - 1];
+    return y0 + ((y - y0) * (place - x0)) / (x - x0);
+  });
+}
+
 // Lines as { name, x, y, low, high }: one for each run, or one for each config with the range of its seeds.
 function banded(found, metric, infos, band) {
   const lines = found.map((curve) => ({ name: curve.name, run: curve.name, x: curve.x, y: curve.y[metric] }));
@@ -102,9 +116,12 @@ function banded(found, metric, infos, band) {
     alike.set(key, [...(alike.get(key) ?? []), lines[at]]);
   });
   return [...alike.values()].map((few) => {
-    const shortest = few.reduce((a, b) => (a.x.length <= b.x.length ? a : b));
-    const at = shortest.x.map((_, i) => few.map((line) => line.y[i]).filter((value) => value != null));
-    return { name: few.length > 1 ? `${few[0].name} and ${few.length - 1} more` : few[0].name, run: few[0].run, x: shortest.x,
+    const reach = few.map(({ x }) => [x[0] ?? 0, x.at(-1) ?? 0]);  // as far as all have come
+    const first = Math.max(...reach.map((ends) => ends[0])), last = Math.min(...reach.map((ends) => ends[1]));
+    const places = [...new Set(few.flatMap((line) => line.x))].filter((x) => x >= first && x <= last).sort((a, b) => a - b);
+    const values_ = few.map((line) => between(line, places));
+    const at = places.map((_, i) => values_.map((values) => values[i]).filter((value) => value != null));
+    return { name: few.length > 1 ? `${few[0].name} and ${few.length - 1} more` : few[0].name, run: few[0].run, x: places,
       y: at.map((values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null)),
       low: at.map((values) => (values.length ? Math.min(...values) : null)), high: at.map((values) => (values.length ? Math.max(...values) : null)) };
   });
@@ -138,7 +155,9 @@ function plot(place, metric, against, lines, smooth, pick) {
   chart.over.addEventListener("mousedown", (event) => (down = event.clientX));
   chart.over.addEventListener("click", (event) => {
     const at = chart.cursor.idx;
-    if (at != null && Math.abs(event.clientX - down) < 3) pick(lines[0].run, x[at]);
+    if (at == null || Math.abs(event.clientX - down) >= 3) return;
+    const far = (line) => { const y = line.y[line.x.indexOf(x[at])]; return y == null ? Infinity : Math.abs(chart.valToPos(y, "y") - chart.cursor.top); };
+    pick(lines.reduce((a, b) => (far(b) < far(a) ? b : a)).run, x[at]);
   });
 }
 

@@ -73,7 +73,7 @@ function growing(title = "") {
       answer.replaceChildren(...(said.tokens.length ? [probable(said.tokens)] : [rendered(said.answer)]));
       meta.textContent = reason === "length" ? "cut off: the length or the model's room was spent" : "";
     },
-    fail(message) { meta.replaceChildren(h("span", { class: "error" }, message)); },
+    fail(message) { said.failed = true; meta.replaceChildren(h("span", { class: "error" }, message)); },
   };
 }
 
@@ -91,8 +91,8 @@ const opinion = (told) => h("details", { class: "judged" }, h("summary", {}, `th
 
 // --- asking
 
-async function post(path, body, hear) {
-  const answer = await ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: leaving.signal });
+async function post(path, body, hear, signal = leaving.signal) {
+  const answer = await ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
   if (!answer.ok) throw new Error((await answer.json()).error?.message ?? answer.statusText);
   if (!body.stream) return answer.json();
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -191,9 +191,10 @@ async function duel(place, question) {
   if (answers.some((answer) => answer.meta.querySelector(".error"))) return;
   const choose = (winner, words) => h("button", { onclick: async () => {
     choices.replaceChildren(h("span", {}, "left was ", h("b", {}, left), ", right was ", h("b", {}, right)));
-    leaving = new AbortController();
-    await post("/api/votes", { left, right, winner, question: question.slice(0, 20000) });
-    board();
+    try {
+      await post("/api/votes", { left, right, winner, question: question.slice(0, 20000) }, null, null);
+      board();
+    } catch (error) { choices.append(h("span", { class: "error" }, ` the vote could not be kept: ${error.message}`)); }
   } }, words);
   choices.append("Which is better?", choose("left", "left"), choose("tie", "neither"), choose("right", "right"));
 }
@@ -217,21 +218,25 @@ async function submit() {
   stop.hidden = false;
   const place = h("section");
   main.append(place);
+  let turns = state.turns; // of this conversation: it may be left before the answer is there
   try {
     if (state.mode === "text") await goOn(place, said);
     else {
       place.append(h("div", { class: "turn user" }, h("div", { class: "body" }, said)));
-      if (state.mode === "duel") { state.turns = [{ role: "user", content: said }]; await duel(place, said); }
+      if (state.mode === "duel") { state.turns = turns = [{ role: "user", content: said }]; await duel(place, said); }
       else {
-        state.turns.push({ role: "user", content: said });
+        turns.push({ role: "user", content: said });
         const growth = state.search ? await searched(place) : state.samples > 1 ? await several(place) : await one(state.model, place);
-        if (state.search || state.samples === 1) opined(messages(), { content: growth.said.answer, reasoning_content: growth.said.thought }, growth.element);
-        state.turns.push({ role: "assistant", content: growth.said.answer, thought: growth.said.thought });
+        if (growth.said.failed) turns.pop();
+        else {
+          if (state.turns === turns && (state.search || state.samples === 1)) opined(messages(), { content: growth.said.answer, reasoning_content: growth.said.thought }, growth.element);
+          turns.push({ role: "assistant", content: growth.said.answer, thought: growth.said.thought });
+        }
       }
     }
   } catch (error) {
     place.append(h("p", { class: "error" }, error.name === "AbortError" ? "stopped" : error.message));
-    if (state.turns.at(-1)?.role === "user") state.turns.pop();
+    if (turns.at(-1)?.role === "user") turns.pop();
   }
   leaving = null;
   send.disabled = false;
@@ -240,7 +245,7 @@ async function submit() {
   text.focus();
 }
 
-function anew() { state.turns = []; main.replaceChildren(h("p", { class: "soft" }, state.mode === "text" ? "Write the beginning of a text; a few examples first make a base model do as they do." : state.mode === "duel" ? "Two models answer, you choose, and then you are told which was which." : "A new conversation.")); }
+function anew() { leaving?.abort(); state.turns = []; main.replaceChildren(h("p", { class: "soft" }, state.mode === "text" ? "Write the beginning of a text; a few examples first make a base model do as they do." : state.mode === "duel" ? "Two models answer, you choose, and then you are told which was which." : "A new conversation.")); }
 
 function settings() {
   const slide = (label, key, options, told) => { const name = h("span", {}, `${label}: ${told(state[key])}`); return h("label", {}, name, h("input", { type: "range", ...options, value: state[key], oninput: (event) => { state[key] = +event.target.value; name.textContent = `${label}: ${told(state[key])}`; } })); };
@@ -267,7 +272,6 @@ function settings() {
 }
 
 function turn() {
-  leaving?.abort();
   state.mode = MODES[location.hash.slice(1)] ? location.hash.slice(1) : "chat";
   settings();
   anew();
@@ -280,10 +284,13 @@ addEventListener("hashchange", turn);
 
 async function models() {
   state.models = (await get("/v1/models")).data;
-  state.model ||= state.models[0].id;
+  const names = state.models.map((model) => model.id); // checkpoints come and go
+  if (!names.includes(state.model)) state.model = names[0];
+  if (!names.includes(state.other)) delete state.other;
 }
 
 await models();
 turn();
 text.focus();
-setInterval(async () => { const before = state.models.length; try { await models(); } catch { return; } if (state.models.length !== before && !leaving) settings(); }, 10000);
+const listed = () => JSON.stringify(state.models);
+setInterval(async () => { const before = listed(); try { await models(); } catch { return; } if (listed() !== before && !leaving) settings(); }, 10000);
