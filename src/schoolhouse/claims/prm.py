@@ -95,4 +95,14 @@ CLAIM = Claim(
     arms=arms,
     judge=judge,
     draw=draw,
+    notes=(
+        "What did not hold: the judge of answers picks better than a vote up to N = 128, not at 256: of so many "
+        "answers there is one that it is fooled by. Its loss was still falling when its 800 updates were over (.49 "
+        "to .43 in the last 200), that of the judge of steps was not (.01): whole solutions teach slower. Asked in "
+        "the middle of steps (behind `=`) the judge of steps still knows whether what came before was right: in one "
+        "seed that is worth .07.",
+        "",
+        "Counted before, with a generator that erred because it was half taught and 8,000 solutions: FAIL too "
+        "(seeds had generators of .11 to .59, and beyond N = 8 nobody beat the vote).",
+    ),
 )
