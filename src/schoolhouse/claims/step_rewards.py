@@ -14,26 +14,28 @@ from schoolhouse.claims.harness.figures import course
 EXAM = Exam(task="school:chain?steps=6", problems=200, samples=8, length=96)
 HANDS = "err=70,ramble=30"
 """A start with usual mistakes, which a judge of steps can point at, and idle words, which a sum of grades may pay."""
+JUDGED: Mapping[str, Any] = {"problems": 1000, "samples": 4, "temperature": 1.3, "steps": 500}
 STEPS, WINDOW = 45, 5
 FEWER, LONGER = 0.9, 1.3
-FORMS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "outcome": ("the verdict on the answer alone", {"alpha": 0.0}),
-    "progress": ("and what each step changed", {"form": "progress"}),
-    "raw": ("and the sum of the judge's grades", {"form": "raw"}),
+FORMS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
+    "outcome": ("the verdict on the answer alone", "strict", {"alpha": 0.0}),
+    "progress": ("and what each step changed", "strict", {"form": "progress"}),
+    "raw": ("and the sum of grades, by a judge that holds idle words for right", "exact", {"form": "raw"}),
 }
+"""What is rewarded, whose grades, and the form."""
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     start, exam = chains(seed, 900, hands=HANDS, lengths="2-6"), {"exam": EXAM}
     made = {"model": start, "generator": start, "task": EXAM.task, "length": EXAM.length, "seed": seed}
-    values = Step("process_reward", {**made, "labels": "soft", "problems": 500, "samples": 4, "steps": 500})
-    config = {"model": start, "judge": values, "task": EXAM.task, "seed": seed, "length": EXAM.length}
+    config = {"model": start, "task": EXAM.task, "seed": seed, "length": EXAM.length}
     config |= {"steps": STEPS, "save_every": STEPS}
-    return {
-        "start": Arm(start, exam, "fine-tuned on worked chains"),
-        **{name: Arm(Step("step_rewards", {**config, **keys}), exam, about) for name, (about, keys) in FORMS.items()},
-    }
+    arms = {"start": Arm(start, exam, "fine-tuned on worked chains")}
+    for name, (about, labels, keys) in FORMS.items():
+        judge = Step("process_reward", {**made, "labels": labels, **JUDGED})
+        arms[name] = Arm(Step("step_rewards", {**config, "judge": judge, **keys}), exam, about)
+    return arms
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -88,12 +90,20 @@ CLAIM = Claim(
     id="step_rewards",
     paper="Setlur et al. 2024, arXiv 2410.08146",
     sentence="Rewards for progress need fewer samples than rewards for answers; sums of grades are hacked",
-    budget=f"{STEPS} steps of 32 problems x 16 rollouts; the judge's own 2,000 labelled solutions, with 8 "
-    "continuations behind each step, are not counted",
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts; the 4,000 solutions that a judge learns from are not counted",
     premise="groups are mixed",
     rule=f"progress reaches the outcome arm's last reward with {FEWER} of its tokens in the mean of seeds; raw "
     f"sums say {LONGER} times as many steps and are right less often",
     arms=arms,
     judge=judge,
     draw=draw,
+    notes=(
+        "The judge of progress holds idle words for wrong (`labels: strict`): then being right so far is near to a "
+        "value. The judge whose grades are summed holds them for right, as PRM800K's neutral labels are held.",
+        "",
+        "Pilots with seed 0 fixed the judges. With values by continuations (2,000 solutions, 8 behind each step) "
+        "progress was no quicker than the outcome alone (.66 and .63 right in the last five steps of practice); "
+        "with a strict judge of 4,000 solutions it was (.73), with alpha 3 too (.70), and summing its grades was "
+        "slower (.58) without saying more.",
+    ),
 )

@@ -50,6 +50,10 @@ class Graded:
             self, steps=self.steps[:end], labels=self.labels[:end], whole=self.whole and end == len(self.steps)
         )
 
+    def strict(self) -> Graded:
+        """The same with every neutral step counted as a wrong one."""
+        return replace(self, labels=tuple(-1.0 if label == 0 and not self.values else label for label in self.labels))
+
     @property
     def targets(self) -> tuple[float | None, ...]:
         """What a judge should say of each step, 0 to 1: neutral counts as right, as in the paper."""

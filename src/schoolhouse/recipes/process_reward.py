@@ -39,9 +39,10 @@ class Config(Frozen):
     """Folder of the model whose solutions are labelled; none: labels come from `data`."""
     data: Path | None = None
     """Labelled solutions, JSON lines in PRM800K's format."""
-    labels: Literal["exact", "hard", "soft", "outcome", "implicit"] = "exact"
-    """Who labels the generator's solutions: the task's rules, any or the share of continuations that end right, or the
-    answer alone, said by a mark or by the likelihood of the solution itself."""
+    labels: Literal["exact", "strict", "hard", "soft", "outcome", "implicit"] = "exact"
+    """Who labels the generator's solutions: the task's rules (idle words count as right, as in PRM800K, or as wrong:
+    `strict`), any or the share of continuations that end right, or the answer alone, said by a mark or by the
+    likelihood of the solution itself."""
     task: str = "school:chain"
     seed: int = 0
     problems: int = Field(500, gt=0)
@@ -124,8 +125,9 @@ def from_generator(c: Config, task: Task, judge_says: Conversation) -> tuple[lis
     tokens = sum(sum(rollout.written) for rollout in rollouts)
     said = [rollout for rollout in rollouts if rollout.finish == "stop"]
     where: Where = "end" if c.labels == "outcome" else "steps"
-    if c.labels == "exact":
-        graded = [one.up_to_first_error() for one in by_rules(task, say, said)]
+    if c.labels in ("exact", "strict"):
+        rated = by_rules(task, say, said)
+        graded = [(one.strict() if c.labels == "strict" else one).up_to_first_error() for one in rated]
     elif c.labels in ("outcome", "implicit"):
         verdicts = [verdict for group in judge(said, task, say.read) for verdict in group.verdicts]
         graded = [outcome(say, rollout, verdict.score) for rollout, verdict in zip(said, verdicts, strict=True)]
