@@ -85,6 +85,14 @@ def test_nothing_behind_the_first_error_is_kept():
     assert whole.up_to_first_error() == whole
 
 
+def test_neutral_counts_as_wrong_where_it_is_strict():
+    graded = Graded("q", ("a", "b", "c"), (1.0, 0.0, 1.0)).strict()
+    assert graded.labels == (1.0, -1.0, 1.0)
+    assert graded.up_to_first_error().steps == ("a", "b")
+    values = Graded("q", ("a", "b"), (0.0, 0.5), values=True)
+    assert values.strict() == values
+
+
 def test_neutral_counts_as_right_and_values_as_they_are():
     assert Graded("q", ("a", "b", "c", "d"), (1, 0, -1, None)).targets == (1.0, 1.0, 0.0, None)
     assert Graded("q", ("a", "b"), (0.25, None), values=True).targets == (0.25, None)
