@@ -252,6 +252,16 @@ def test_corrected_weighs_sequences_by_the_product():
     assert (-gradient).tolist() == pytest.approx([math.exp(-0.2)] + [math.exp(0.2)] * 2)
 
 
+def test_a_clip_at_the_level_of_sequences_is_counted_there():
+    """Two tokens of one sequence, up by 2 and down by 2: in the mean nothing has changed."""
+    batch = packed(2, advantage=[1.0, 1.0], old=[-1.0, -1.0])
+    logprob = torch.full((4,), NAN)
+    logprob[batch.written] = torch.tensor([-1.0, -1.0]) + torch.tensor([2.0, 0.5]).log()
+    told = {level: ratio_stats(batch, Scores(logprob, logprob), 0.2, 0.2, level) for level in ("token", "sequence")}
+    assert [told[level]["clipped_high"] for level in told] == [0.5, 0.0]
+    assert told["token"]["ratio"] == told["sequence"]["ratio"] == pytest.approx(1.25)
+
+
 def test_ratio_stats_counts_what_the_clip_removed():
     old = [-1.0] * 5
     batch = packed(5, advantage=[1.0, 1.0, -1.0, -1.0, -1.0], old=old)

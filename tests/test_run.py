@@ -288,6 +288,19 @@ def test_a_run_that_never_took_a_step_may_change_its_mind(tmp_path: Path) -> Non
     assert teach(tmp_path).finished
 
 
+def test_a_base_that_changed_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"one")
+    with Run.open(tmp_path / "run", Config(), "toy") as run:
+        assert run.start(tmp_path / "base") == tmp_path / "base"
+        run.record(0, loss=1.0)
+    with Run.open(tmp_path / "run", Config(), "toy") as run:
+        run.start(tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"two")
+    with Run.open(tmp_path / "run", Config(), "toy") as run, pytest.raises(SchoolError, match="holds another model"):
+        run.start(tmp_path / "base")
+
+
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
     teach(tmp_path)
     with pytest.raises(SchoolError, match="recipe: toy there, other now"):

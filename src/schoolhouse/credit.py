@@ -234,6 +234,7 @@ def group_advantage(
     scale: Scale = "group_std",
     guard: float = 1e-4,
     ddof: Literal[0, 1] = 1,
+    scope: Sequence[Group] | None = None,
 ) -> list[list[float]]:
     """How much better a rollout did than its siblings: the same number at each written token, 0 elsewhere.
 
@@ -246,14 +247,15 @@ def group_advantage(
     | batch_mean, batch_std | REINFORCE++: centred and scaled over all scores of the step |
     | none, none | REINFORCE: r |
 
-    ddof=1 is the sample deviation (as all published code), ddof=0 the population's. Rows in the order of
+    ddof=1 is the sample deviation (as all published code), ddof=0 the population's. `scope` are all groups of the step
+    where `groups` are only some. Rows in the order of
     `rollouts_of(groups)`. Where `compares` siblings, exactly 0.0 if all agree (and for a rollout without siblings).
 
     Raises ValueError for a scale that does not go with the baseline: a group that agrees would be divided by the guard.
     """
     if (baseline == "none" and scale != "none") or (baseline == "batch_mean" and scale == "group_std"):
         raise ValueError(f'baseline "{baseline}" does not go with scale "{scale}"')
-    everything = [score for group in groups for score in group.scores]
+    everything = [score for group in scope or groups for score in group.scores]
     batch_mean = fmean(everything) if everything else 0.0
     batch_divisor = _deviation(everything, ddof) + guard if scale == "batch_std" else 1.0
     rows = []

@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 
 from schoolhouse.config import Frozen, nearest
 from schoolhouse.controls import Control
-from schoolhouse.credit import Baseline, Scale
+from schoolhouse.credit import Baseline, Scale, compares
 from schoolhouse.objectives import Estimator, Level
 from schoolhouse.packing import Aggregate
+from schoolhouse.text.scripts import SCRIPTS
 from schoolhouse.types import Precision
 
 Correction = Literal["none", "token", "product"]
@@ -162,6 +163,10 @@ class Config(Frozen):
     def _possible(self) -> Config:
         if self.lag and self.dynamic_sampling:
             raise ValueError("dynamic_sampling asks again after the verdicts, which lag > 0 forbids: set one to 0")
+        if self.dynamic_sampling and not compares(self.baseline):
+            raise ValueError(
+                "dynamic_sampling keeps the groups that disagree: set baseline to `mean` or `leave_one_out`, or it to 0"
+            )
         if self.baseline == "none" and self.scale != "none":
             raise ValueError(f"scale `{self.scale}` needs a baseline: set baseline to `mean`, or scale to `none`")
         if self.baseline == "batch_mean" and self.scale == "group_std":
@@ -172,6 +177,10 @@ class Config(Frozen):
             raise ValueError("cispo weighs each token by its own ratio: set level to `token`")
         if self.correction != "none" and self.precision == "exact" and not self.sampler_noise:
             raise ValueError("with precision `exact` there is nothing to correct: set correction to `none`")
+        if self.loss == "cispo" and self.clip_dual:
+            raise ValueError("clip_dual bounds the clipped loss: cispo has none; leave it out")
+        if self.language and self.language not in SCRIPTS:
+            raise ValueError(f"there is no script `{self.language}`{nearest(self.language, SCRIPTS)}")
         if bool(self.language) != bool(self.consistency):
             raise ValueError("`language` and `consistency` go together: give both, or neither")
         if self.overlong >= self.length:

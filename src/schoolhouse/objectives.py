@@ -150,18 +150,19 @@ def corrected(
     return loss
 
 
-def ratio_stats(batch: Batch, scores: Scores, low: float, high: float) -> dict[str, float]:
+def ratio_stats(batch: Batch, scores: Scores, low: float, high: float, level: Level = "token") -> dict[str, float]:
     """How far an update has gone from pi_old, as means over the `tokens` trained tokens of this batch (to be averaged
-    over batches by them): the ratio, the shares of tokens whose gradient the clip removed on either side, and
-    KL(pi_old || pi) estimated by k3. Needs the columns "advantage" and "old"."""
+    over batches by them): the ratio of a token, the shares of tokens whose gradient the clip of the ratio at `level`
+    removed on either side, and KL(pi_old || pi) estimated by k3. Needs the columns "advantage" and "old"."""
     chosen = batch.weight > 0
     log_ratio = _log_ratio(batch, scores, "token", on_policy=False).detach()[chosen]
     ratio, advantage = log_ratio.exp(), batch["advantage"][chosen]
+    clipped = _log_ratio(batch, scores, level, on_policy=False).detach()[chosen].exp()
     return {
         "tokens": float(chosen.sum()),
         "ratio": float(ratio.mean()),
-        "clipped_low": float(((ratio < 1 - low) & (advantage < 0)).float().mean()),
-        "clipped_high": float(((ratio > 1 + high) & (advantage > 0)).float().mean()),
+        "clipped_low": float(((clipped < 1 - low) & (advantage < 0)).float().mean()),
+        "clipped_high": float(((clipped > 1 + high) & (advantage > 0)).float().mean()),
         "kl_from_old": float((ratio - 1 - log_ratio).mean()),
     }
 

@@ -37,6 +37,7 @@ from schoolhouse.durable import (
     drop_old,
     drop_partial,
     drop_torn_line,
+    model_in,
     read_lines,
     read_object,
     sync,
@@ -267,8 +268,25 @@ class Run:
         return complete[-1] if complete else None
 
     def start(self, model: Path | str) -> Path:
-        """Folder to load the model from: the newest checkpoint, or `model` where there is none."""
+        """Folder to load the model from: the newest checkpoint, or `model` where there is none.
+
+        Raises SchoolError where `model` holds other weights by now: it may be what the run goes back to, or is held to.
+        """
+        self.leans_on(model)
         return self.latest() or Path(model)
+
+    def leans_on(self, model: Path | str) -> None:
+        """Note the weights of a model that the run needs. Raises SchoolError when they have changed since it began."""
+        if self.finished or not Path(model).is_dir():
+            return
+        folder = model_in(model)
+        now = [checksum(path) for path in sorted(folder.glob("*.safetensors"))]
+        if now and self._manifest.setdefault("models", {}).setdefault(str(model), now) != now:
+            raise SchoolError(
+                f"{model} holds another model than when {self.folder} began: its steps would be others than the ones "
+                "done. Put the old one back (a run's newest checkpoint counts), or start anew with --dir"
+            )
+        self.note()
 
     def restore(self, kept: Kept) -> Kept:
         """Give back its training state to what was loaded from `start`; nothing to do in a new run."""

@@ -118,6 +118,23 @@ def test_the_shape_survives_its_config():
         assert shape_from_config(json.loads(json.dumps(shape_to_config(shape)))) == shape
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5},
+        {"rope_parameters": None, "rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
+    ],
+)
+def test_the_rope_is_found_wherever_transformers_looks(where):
+    assert shape_from_config({**shape_to_config(small_shape("llama")), **where}).rope_theta == 5e5
+
+
+def test_a_rope_that_says_more_is_refused():
+    config = shape_to_config(small_shape("llama"))
+    with pytest.raises(SchoolError, match="`rope_parameters` sets factor"):
+        shape_from_config({**config, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "factor": 2.0}})
+
+
 def test_an_older_config_with_plain_rope_theta_is_understood():
     config = shape_to_config(small_shape("llama"))
     del config["rope_parameters"]

@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from schoolhouse.credit import group_advantage
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import grpo, pretrain, sft
 from schoolhouse.run import Run, read_metrics
@@ -258,6 +259,9 @@ def test_pretraining_reports_bits_per_byte_of_a_held_out_part(tmp_path):
         (grpo, {"model": "m", "correction": "token", "precision": "exact"}, "nothing to correct"),
         (grpo, {"model": "m", "samples": -1}, "samples"),
         (grpo, {"model": "m", "lag": 1, "dynamic_sampling": 1}, "dynamic_sampling"),
+        (grpo, {"model": "m", "baseline": "none", "dynamic_sampling": 1}, "groups that disagree"),
+        (grpo, {"model": "m", "language": "latn", "consistency": 1.0}, "did you mean `latin`"),
+        (grpo, {"model": "m", "loss": "cispo", "clip_dual": 3.0}, "clip_dual"),
         (grpo, {"model": "m", "level": "sequence"}, "sequence_mean"),
         (grpo, {"model": "m", "baseline": "none", "scale": "group_std"}, "baseline"),
         (pretrain, {}, "give either"),
@@ -376,6 +380,65 @@ def test_several_updates_tell_what_was_clipped(taught, tmp_path):
     assert 0.0 <= several["clipped_high"] <= 1.0
 
 
+def _answered(policy: Policy, config: grpo.Config, *scores: tuple[float, float]) -> list[Group]:
+    """A group of two for each pair of scores."""
+    problems = open_task(config.task, 0).draw(0, len(scores))
+    asked = [policy.conversation.begin(p, Key(0, "t", 0, i, g)) for i, p in enumerate(problems) for g in range(2)]
+    said = policy.extend(asked, 8)
+    pairs = [tuple(said[2 * i : 2 * i + 2]) for i in range(len(scores))]
+    return [
+        Group(problem, pair, tuple(map(Verdict, told)))
+        for problem, pair, told in zip(problems, pairs, scores, strict=True)
+    ]
+
+
+def test_a_kl_penalty_holds_groups_that_agree_too(taught):
+    given: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "like": "grpo"}
+    config = grpo.Config(**given)
+    policy, reference = Policy.load(config.model), Policy.load(taught[0])
+    groups = _answered(policy, config, (1.0, 1.0), (0.0, 0.0))
+    stats = grpo.learn(config, policy, reference, grpo.objective_of(config), groups, 1e-3)
+    assert stats["tokens"] == sum(sum(rollout.written) for group in groups for rollout in group.rollouts)
+    assert stats["loss"] > 0
+    free = grpo.Config(**given, kl=0.0)
+    assert grpo.learn(free, policy, None, grpo.objective_of(free), groups, 1e-3) == {}
+
+
+def test_a_deviation_of_the_step_is_that_of_all_its_groups(taught):
+    """Two that agree and one that does not: half of the scores' deviation is theirs."""
+    given: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1]))}
+    config = grpo.Config(**given)
+    policy = Policy.load(config.model)
+    groups = _answered(policy, config, (1.0, 1.0), (1.0, 1.0), (1.0, 0.0))
+    alone, among = (group_advantage(groups[2:], scale="batch_std", scope=scope) for scope in (groups[2:], groups))
+    assert max(among[0]) == pytest.approx(0.5 / (6**-0.5 + 1e-4))
+    assert max(alone[0]) == pytest.approx(0.5 / (0.5**0.5 + 1e-4))
+
+
+def test_with_lag_a_correction_has_something_to_correct(taught, tmp_path):
+    config: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "steps": 4, "lag": 2, "learning_rate": 1e-2}
+    plain, mended = (
+        train(grpo, tmp_path / name, **config, correction=name, correction_cap=1.5) for name in ("none", "token")
+    )
+    losses = [[row.get("loss") for row in read_metrics(run.folder)] for run in (plain, mended)]
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][3] != losses[1][3]
+
+
+def test_dynamic_sampling_keeps_the_groups_that_disagree(taught, tmp_path):
+    """With a preference for brevity every group has scores that differ; those of the verdicts count."""
+    config: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "steps": 1}
+    config |= {"dynamic_sampling": 2, "brevity": 0.1, "problems": 4, "samples": 2}
+    row = read_metrics(train(grpo, tmp_path / "run", **config).folder)[0]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts" / "000000.jsonl").read_text().splitlines()]
+    by_problem: dict[str, list[Any]] = {}
+    for one in rows:
+        by_problem.setdefault(one["problem"], []).append(one)
+    kept = [few for few in by_problem.values() if len({one["score"] for one in few}) > 1][:4]
+    assert row["groups"] > len(kept) > 0
+    assert row["tokens"] == sum(b - a for few in kept for one in few for a, b in one["written"])
+
+
 def test_a_part_of_an_update_without_anything_to_learn_is_left_out(taught):
     """Two groups, an update for each; the answers of the second were all cut off, and those are masked."""
     given: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "updates": 2, "mask_truncated": True}
@@ -389,7 +452,7 @@ def test_a_part_of_an_update_without_anything_to_learn_is_left_out(taught):
         Group(problem, tuple(replace(r, finish=finish) for r in said[2 * i : 2 * i + 2]), verdicts)
         for i, (problem, finish) in enumerate(zip(problems, ("stop", "length"), strict=True))
     ]
-    stats = grpo.learn(config, policy, None, grpo.objective_of(config), groups, said, 1e-3)
+    stats = grpo.learn(config, policy, None, grpo.objective_of(config), groups, 1e-3)
     assert policy.version == 1
     assert stats["tokens"] == sum(sum(rollout.written) for rollout in said[:2])
 

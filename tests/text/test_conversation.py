@@ -222,6 +222,17 @@ def test_a_thought_that_never_ends_keeps_its_last_line_end(tokenizer: Tokenizer)
     assert talk.read(sampled(talk, "<think>\nab\n", stop=False)) == Reply("ab\n", "", False)
 
 
+def test_a_template_whose_answers_follow_the_question_at_once_serves(tokenizer: Tokenizer) -> None:
+    """In the manner of Mistral's and Llama 2's: no generation prompt, `[/INST]` is one."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    talk = Conversation(tokenizer, template)
+    assert talk.render((Message("user", "2 + 2?"),)) == "[INST] 2 + 2? [/INST]"
+    assert talk.read(sampled(talk, " 4")) == Reply(None, " 4")
+
+
 def test_a_template_may_drop_earlier_thoughts(tokenizer: Tokenizer) -> None:
     shown = Conversation(tokenizer, STRIPPING).render(
         [Message("user", "a"), Message("assistant", "b", "secret"), Message("user", "c")]

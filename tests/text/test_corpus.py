@@ -165,6 +165,27 @@ def test_a_text_that_cannot_be_split_is_refused(tmp_path: Path, text: str) -> No
         text_file(tmp_path / "a.txt")
 
 
+def test_a_title_is_not_what_is_left_to_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A title\n\n" + "".join(f"line {i}\n" for i in range(5_000)))
+    parts = text_file(tmp_path / "a.txt", 0.05)
+    assert byte_count(parts.held_out) == pytest.approx(0.05 * byte_count(parts.train), rel=0.2)
+
+
+def test_a_large_document_is_read_and_small_ones_are_set_aside(tmp_path: Path) -> None:
+    small = [f"{i} " + "small " * 100 for i in range(8)]
+    rows = [json.dumps({"text": text}) for text in ["large " * 5_000, *small]]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows) + "\n")
+    parts = text_file(tmp_path / "a.jsonl", 0.05)
+    assert parts.train[0].startswith("large")
+    assert 0.05 <= byte_count(parts.held_out) / byte_count([*parts.train, *parts.held_out]) < 0.15
+
+
+def test_a_file_that_would_be_set_aside_nearly_whole_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A title\n" + "one line without an end " * 1_000)
+    with pytest.raises(SchoolError, match="cut it into more documents"):
+        text_file(tmp_path / "a.txt", 0.05)
+
+
 def test_bits_per_byte_of_a_coin_per_byte() -> None:
     assert bits_per_byte(nats=4 * math.log(2), documents=["é", "ab"]) == pytest.approx(1.0)
 

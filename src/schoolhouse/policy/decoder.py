@@ -78,6 +78,8 @@ def shape_from_config(config: Mapping[str, object], where: str = "config.json") 
         rope = config.get(key) or {}
         if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type", "default")) != "default":
             raise SchoolError(f"{where}: `{key}: {rope}` is not implemented; only rope_type `default` is")
+        if more := rope.keys() - {"rope_type", "type", "rope_theta"}:
+            raise SchoolError(f"{where}: `{key}` sets {', '.join(sorted(map(str, more)))}, which is not implemented")
     must = {  # keys with the only value that this decoder computes
         "hidden_act": "silu",
         "attention_bias": False,
@@ -105,8 +107,8 @@ def shape_from_config(config: Mapping[str, object], where: str = "config.json") 
     width, heads = int(str(config["hidden_size"])), int(str(config["num_attention_heads"]))
     sizes = {key: config[key] for key in _SIZES if config.get(key) is not None}
     defaults = {"num_key_value_heads": heads, "head_dim": width // heads, "tie_word_embeddings": False}
-    given = config.get("rope_parameters")
-    theta = (given if isinstance(given, Mapping) else config).get("rope_theta", 10_000.0)
+    ropes = [config.get("rope_parameters") or {}, config.get("rope_scaling") or {}, config]  # transformers' order
+    theta = next((rope["rope_theta"] for rope in ropes if isinstance(rope, Mapping) and "rope_theta" in rope), 10_000.0)
     return Shape(
         **{**defaults, **sizes},  # ty: ignore[invalid-argument-type]
         rope_theta=float(str(theta)),

@@ -373,6 +373,11 @@ class Policy:
 
     def _scores(self, batch: Batch, temperature: float) -> Scores:
         """Log-probability and entropy at each written token of a batch. The one place that shifts by a token."""
+        if max(batch.lengths) > self.longest:
+            raise SchoolError(
+                f"a text of {max(batch.lengths)} tokens is longer than the model reads ({self.longest}): shorten it, "
+                "or train a model with a larger `longest`"
+            )
         said = (batch.written & (batch.positions > 0)).nonzero()[:, 0]
         if self.shares:
             once = shared(batch)

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from schoolhouse.config import Frozen
+from schoolhouse.config import Frozen, nearest
 from schoolhouse.credit import rollouts_of
 from schoolhouse.durable import read_lines, read_object, to_json, write_lines, write_whole
 from schoolhouse.objectives import likelihood
@@ -26,7 +26,7 @@ from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.files import as_row, from_row
 from schoolhouse.tasks.task import judge, judge_all, open_task
-from schoolhouse.text.scripts import share_in
+from schoolhouse.text.scripts import SCRIPTS, share_in
 from schoolhouse.types import Demonstration, Key, Precision, Problem, Reply, SchoolError
 
 
@@ -58,6 +58,12 @@ class Config(Frozen):
     token_budget: int = Field(4_096, gt=0)
     precision: Precision = "auto"
     save_every: int = Field(200, gt=0)
+
+    @model_validator(mode="after")
+    def _known(self) -> Config:
+        if self.language and self.language not in SCRIPTS:
+            raise ValueError(f"there is no script `{self.language}`{nearest(self.language, SCRIPTS)}")
+        return self
 
 
 def distill(c: Config, run: Run) -> None:

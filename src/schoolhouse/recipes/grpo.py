@@ -77,19 +77,19 @@ def grpo(c: Config, run: Run) -> None:
             if len(mixed(groups)) < c.problems:
                 groups += judge(act(policy, ask(step, more)), task, say.read)
         run.clock(verdicts=task.pace)
-        praised = judged(with_manners(controlled(c.control, groups, c.seed, step), manners, weights))
-        praised = against_overlong(prefer_brief(praised, c.brevity), c.length, c.overlong)
+        told = judged(controlled(c.control, groups, c.seed, step))
+        if c.dynamic_sampling:  # a batch of groups that disagree and nothing else, in its denominators too
+            told = mixed(told)[: c.problems]
+        praised = with_manners(prefer_brief(told, c.brevity), manners, weights)
+        praised = against_overlong(praised, c.length, c.overlong)
         if c.kl_in_reward and reference:
             said = rollouts_of(praised)
             now, then = ([row.logprob.tolist() for row in p.score(said, c.temperature)] for p in (policy, reference))
             praised = kl_in_reward(praised, now, then, c.kl_in_reward)
-        signal = mixed(praised) if compares(c.baseline) else praised  # where siblings agree there is no gradient
-        if c.dynamic_sampling:  # a batch of mixed groups and nothing else, in its denominators too
-            praised = signal = signal[: c.problems]
         rate = warm_up_hold_decay(step, c.steps, c.learning_rate, c.warmup, c.decay)
-        stats = learn(c, policy, reference, objective, signal, rollouts_of(praised), rate) if signal else {}
-        told = {"manners": mean_parts(praised, weights)} if weights else {}
-        run.record(step, groups, say.read, learning_rate=rate, **told, **stats)
+        stats = learn(c, policy, reference, objective, praised, rate)
+        kept = {"manners": mean_parts(praised, weights)} if weights else {}
+        run.record(step, groups, say.read, learning_rate=rate, **kept, **stats)
 
 
 def objective_of(c: Config) -> Objective:
@@ -109,27 +109,30 @@ def learn(
     policy: Policy,
     reference: Policy | None,
     objective: Objective,
-    signal: list[Group],
-    scope: list[Rollout],
+    groups: list[Group],
     rate: float,
 ) -> dict[str, Any]:
-    """`updates` optimizer steps on the groups that carry a signal; `scope` is what a mean is taken over."""
-    rollouts, weigh = rollouts_of(signal), weigher(c.aggregate, scope, c.length)
+    """`updates` optimizer steps on the groups that carry a signal; all of them are what a mean is taken over."""
+    silent = compares(c.baseline) and not c.kl  # where siblings agree there is no gradient but that of a KL penalty
+    signal = mixed(groups) if silent else groups
+    rollouts, weigh = rollouts_of(signal), weigher(c.aggregate, rollouts_of(groups), c.length)
     if c.mask_truncated:
         weigh = without(weigh, truncated(signal))
     if not any(weigh(rollout) for rollout in rollouts):
         return {}
+    advantage = group_advantage(signal, c.baseline, c.scale, c.scale_guard, c.scale_ddof, scope=groups)
     rows: dict[str, Any] = {
-        "advantage": weaken(group_advantage(signal, c.baseline, c.scale, c.scale_guard, c.scale_ddof), c.negative),
+        "advantage": weaken(advantage, c.negative),
         "sampled": [rollout.logprob for rollout in rollouts],
     }
-    if c.lag:
+    if c.lag and c.correction == "none":
         rows["old"] = rows["sampled"]
-    elif c.updates > 1:
+    elif c.lag or c.updates > 1:
         rows["old"] = [scored.logprob for scored in policy.score(rollouts, c.temperature)]
     if reference and c.kl:
         rows["reference"] = [scored.logprob for scored in reference.score(rollouts, c.temperature)]
-    watch = partial(ratio_stats, low=c.clip_low, high=c.clip_high) if "old" in rows else None
+    low, high = (inf, inf) if c.loss == "cispo" else (c.clip_low, c.clip_high)  # CISPO's clip removes no gradient
+    watch = partial(ratio_stats, low=low, high=high, level=c.level) if "old" in rows else None
     place = [at for at, group in enumerate(signal) for _ in group.rollouts]
     parts = min(c.updates, len(signal))
     told = []

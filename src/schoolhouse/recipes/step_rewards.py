@@ -62,6 +62,7 @@ def step_rewards(c: Config, run: Run) -> None:
     policy = Policy.load(run.start(c.model), c.precision, Adam(eps=c.adam_eps))
     task, say = open_task(c.task, c.seed), policy.conversation
     run.reads(*task.files)
+    run.leans_on(c.judge)
     grader = Judge(Policy.load(c.judge, c.precision), task.delimiter)
     same_tokens(say, grader.policy.conversation, "the policy", f"the judge {c.judge}")
 

@@ -282,7 +282,8 @@ class Conversation:
         prompt, told = self._fill(asked, True), self._fill([*asked, answered], False)
         if _A not in told:
             raise SchoolError("the chat template has no assistant turn: what an assistant says does not appear in it")
-        if prompt == self._fill(asked, False):
+        follows = told.startswith(prompt) and prompt.rpartition(_T)[2] != told.rpartition(_A)[2]  # as behind [/INST]
+        if prompt == self._fill(asked, False) and not follows:
             raise SchoolError(
                 "the chat template has no generation prompt: `add_generation_prompt` changes nothing in it"
             )

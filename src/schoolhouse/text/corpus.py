@@ -23,6 +23,7 @@ from schoolhouse.types import NAN, Key, Message, Problem, Rollout, SchoolError
 Documents = Callable[[int, int], list[str]]
 """(step, count) -> that many documents, the same ones whenever asked."""
 
+_MOST_TIMES = 3  # what is set aside may be so many times as much as was asked for, before another cut is tried
 _PIECE: int = 1 << 16  # characters encoded at once: long texts are cut where a line begins, between two tokens
 
 
@@ -126,7 +127,7 @@ def bits_per_byte(nats: float, documents: Sequence[str]) -> float:
 
 
 def text_file(path: Path | str, held_out: float = 0.05) -> Parts:
-    """A .txt or .jsonl file (a row's "text"), or either as .gz, with `held_out` of its bytes set aside.
+    """A .txt or .jsonl file (a row's "text"), or either as .gz, with about `held_out` of its bytes set aside.
 
     Documents of a .txt are separated by <|endoftext|>. Several documents are set aside by a hash of their text, so that
     two equal ones fall on the same side; of a single one the last paragraphs are. Raises SchoolError naming file, line.
@@ -138,10 +139,16 @@ def text_file(path: Path | str, held_out: float = 0.05) -> Parts:
         documents = _tail_apart(documents[0], held_out)
         parts = Parts(documents[:1], documents[1:])
     else:
-        limit = _share(documents, held_out)
-        parts = Parts([d for d in documents if _hash(d) > limit], [d for d in documents if _hash(d) <= limit])
+        apart = _apart(documents, held_out)
+        parts = Parts([d for d in documents if _hash(d) not in apart], [d for d in documents if _hash(d) in apart])
     if not parts.train or not parts.held_out:
         raise SchoolError(f"{path} cannot be split: it needs two different documents, or one of several paragraphs")
+    share = byte_count(parts.held_out) / byte_count(documents)
+    if share > max(_MOST_TIMES * held_out, 0.5):
+        raise SchoolError(
+            f"{path} cannot be split: its documents, or its paragraphs, are so large that {share:.0%} would be set "
+            f"aside where {held_out:.0%} are wanted; cut it into more documents"
+        )
     return parts
 
 
@@ -190,15 +197,18 @@ def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
-def _share(documents: list[str], share: float) -> bytes:
-    """The hash up to which documents make up `share` of all bytes, or a little more."""
+def _apart(documents: list[str], share: float) -> set[bytes]:
+    """Hashes of the documents that make up `share` of all bytes, or a little more. One that alone is more than
+    _MOST_TIMES as much is not among them, as far as others make up the share."""
     needed = share * byte_count(documents)
-    ranked = sorted(documents, key=_hash)
-    for document in ranked:
+    small = [document for document in documents if len(document.encode()) <= _MOST_TIMES * needed]
+    chosen = set()
+    for document in sorted(small if byte_count(small) >= needed else documents, key=_hash):
+        chosen.add(_hash(document))
         needed -= len(document.encode())
         if needed <= 0:
-            return _hash(document)
-    return _hash(ranked[-1])
+            break
+    return chosen
 
 
 def _tail_apart(text: str, share: float) -> list[str]:
@@ -206,7 +216,8 @@ def _tail_apart(text: str, share: float) -> list[str]:
     aim = int(len(text) * (1 - share))
     for boundary in ("\n\n", "\n"):
         at = text.rfind(boundary, 0, aim)
-        if at > 0 and text[:at].strip() and text[at:].strip():
+        near = len(text) - at <= _MOST_TIMES * (len(text) - aim) or boundary == "\n"
+        if at > 0 and near and text[:at].strip() and text[at:].strip():
             return [text[: at + len(boundary)], text[at + len(boundary) :]]
     return [text]
 
