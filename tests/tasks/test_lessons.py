@@ -456,3 +456,26 @@ def test_columns_follow_one_another_and_are_never_a_whole_sum():
         assert question.endswith(f"({column.answer(asked)})") == (asked.way == "until")
         counts[asked.way, len(steps)] += 1
     assert set(counts) == {("next", 1), *((way, n) for way in ("until", "rest") for n in range(1, 5))}
+
+
+# ---- nothing that an exam asks for is shown elsewhere
+
+
+def test_no_try_of_a_countdown_hits_what_an_exam_asks_for():
+    countdown = FAMILIES["countdown"]
+    for asked in instances(countdown, 2_000, count=3):
+        if held_out(countdown.key(asked)):
+            continue
+        shown = " ".join(countdown.steps(asked, Random(0))).split(" again")
+        ends = [int(each.rpartition("=")[2]) for each in shown[:-1]]
+        assert not any(held_out(goal_key(asked.numbers, end)) for end in ends)
+
+
+def test_a_purchase_and_its_other_price_are_held_out_together():
+    shopping = FAMILIES["shopping"]
+    for n, m, p, q in instances(shopping, 300):
+        assert shopping.key((n, m, p, q)) == shopping.key((m, n, q, p))
+
+
+def test_columns_are_of_no_sum_that_an_exam_asks_for():
+    assert not any(held_out(sum_key(asked.a, asked.b)) for asked in instances(FAMILIES["column"], 1_000, each=3))

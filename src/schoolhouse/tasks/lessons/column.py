@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import NamedTuple
 
-from schoolhouse.tasks.lessons.family import Dial, Family
+from schoolhouse.tasks.lessons.family import Dial, Family, held_out, sum_key
 from schoolhouse.tasks.lessons.longhand import moves
 
 _MOST = 4  # columns in a row
@@ -37,7 +37,10 @@ class Columns(NamedTuple):
 
 def _make(random: Random, dials: Mapping[str, int]) -> Columns:
     digits = random.randint(2, dials["each"])
-    a, b = (random.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
+    while True:  # a piece of a sum that an exam asks for may tell its end
+        a, b = (random.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
+        if not held_out(sum_key(a, b)):
+            break
     way = random.choice(("next", "until", "rest"))
     if way == "rest":
         return Columns(way, a, b, random.randint(max(1, digits - _MOST), digits - 1), digits)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
 
-from schoolhouse.tasks.lessons.family import Dial, Family
+from schoolhouse.tasks.lessons.family import Dial, Family, held_out
 
 _AGAIN = " again"  # said at the end of a try that missed
 _LARGEST_NUMBER, _LARGEST_VALUE = 9, 99
-_MOST_MISSES = 3
+_MOST_MISSES, _MOST_TRIES = 3, 100
 _LONGEST_ANSWER = 200  # characters: bounds the depth of the parser and the size of its numbers
 
 _TOKEN = re.compile(r"\s*([0-9]+|[-+*/()])")
@@ -84,12 +84,14 @@ def _ask(goal: Goal, random: Random) -> str:
 
 
 def _steps(goal: Goal, random: Random) -> list[str]:
-    """None to three tries that miss, then the one that hits."""
+    """None to three tries that miss, then the one that hits. None of them hits what an exam asks for."""
     steps: list[str] = []
     misses = random.randint(0, _MOST_MISSES)
-    while misses:  # ends: adding all numbers, or all but one and taking that away, are tries with different values
+    for _ in range(_MOST_TRIES):  # of some numbers there may be no such miss
+        if not misses:
+            break
         tried = walk(*_random_try(random, goal.numbers))
-        if tried and tried[-1][1] != goal.target:
+        if tried and tried[-1][1] != goal.target and not held_out(goal_key(goal.numbers, tried[-1][1])):
             steps += [step for step, _ in tried]
             steps[-1] += _AGAIN
             misses -= 1

@@ -26,8 +26,9 @@ _WORDINGS = (
 
 
 def purchase_key(purchase: Purchase) -> str:
-    """The key of a purchase: its numbers."""
-    return "shopping " + " ".join(map(str, purchase))
+    """The key of a purchase: its numbers, the same whichever price is asked for."""
+    n, m, p, q = purchase
+    return "shopping " + " ".join(f"{count}x{price}" for count, price in sorted(((n, p), (m, q))))
 
 
 def _make(random: Random, dials: Mapping[str, int]) -> Purchase:
