@@ -91,9 +91,12 @@ def repeat(run: Path, folder: Path) -> None:
     known = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
     if recipe not in known:
         raise SchoolError(f"{run} is a run of `{recipe}`, which is no recipe: only recipes and pipelines are repeated")
-    module = _recipe(str(recipe))
+    module, limit = _recipe(str(recipe)), read_object(run / "manifest.json").get("limit", {})
+    if "seconds" in limit:
+        raise SchoolError(f"{run} was ended by a clock ({limit['seconds']:g} s): nobody can say after which step again")
     with Run.open(folder, build(module.Config, read_yaml(run / "config.yaml")), str(recipe)) as again:
         if not again.finished:
+            again.limit(**limit)
             getattr(module, str(recipe))(again.config, again)
 
 
@@ -187,9 +190,23 @@ def _check(pipeline: Pipeline, source: Source, folder: Path) -> None:
         for place, name in _references(stage.config, ("stages", i, "config")):
             if name not in earlier:
                 raise SchoolError(f"{source.where[place]}: `{REFERENCE}{name}` {_unknown(name, pipeline, earlier)}")
-        _config(i, pipeline, source, earlier)
+        config = _config(i, pipeline, source, earlier)
+        for key in ("task", "examples_task", "fresh_task"):
+            spec = getattr(config, key, None)
+            if spec and str(folder) not in spec:  # what an earlier stage makes is not there yet
+                _open(spec, pipeline.seed, source.where.get(("stages", i, "config", key), at))
         earlier[stage.name] = folder / stage.name
     open_task(pipeline.exam.task, pipeline.seed)
+
+
+def _open(spec: str, seed: int, where: str) -> None:
+    """Raises SchoolError, with the line, for a task that cannot be opened."""
+    from schoolhouse.tasks.task import open_task
+
+    try:
+        open_task(spec, seed)
+    except SchoolError as error:
+        raise SchoolError(f"{where}: {error}") from None
 
 
 def _references(value: Any, place: Place) -> Iterator[tuple[Place, str]]:

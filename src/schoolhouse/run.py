@@ -159,6 +159,10 @@ class Run:
     def limit(self, tokens: float = inf, seconds: float = inf) -> None:
         """End after the step in which the policy has sampled so much, or the run has taken so long (exams aside)."""
         self._limit = (tokens, seconds)
+        bounds = {name: bound for name, bound in (("tokens", tokens), ("seconds", seconds)) if bound != inf}
+        if bounds:
+            self._manifest["limit"] = bounds
+            self.note()
 
         self._tokens, self._aside = spent(self.folder)
 

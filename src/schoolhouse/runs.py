@@ -82,7 +82,7 @@ def _seen(
         str(manifest.get("recipe")),
         state,
         steps,
-        float(manifest.get("seconds", 0.0)),
+        max([float(manifest.get("seconds", 0.0)), *(float(row["seconds"]) for row in times[-1:] if "seconds" in row)]),
         _keeping(times),
         max((float(row["verdicts"]["slowest"]) for row in times if "verdicts" in row), default=None),
         headline(metrics[-1]) if metrics else "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -68,7 +68,17 @@ def _list() -> None:
 
     for name in known():
         found = find(name)
-        print(f"{name}: {found.sentence} ({found.paper})\n    arms: {', '.join(found.arms('tiny', 0))}")
+        try:
+            arms = f"arms: {', '.join(found.arms('tiny', 0))}"
+        except SchoolError as error:  # it needs a file that is not here, say
+            arms = str(error)
+        print(f"{name}: {found.sentence} ({found.paper})\n    {arms}")
+
+
+def _numbers(overall: Mapping[str, object]) -> str:
+    """pass@1 where there is one, else all numbers."""
+    chosen = {"pass_at_1": overall["pass_at_1"]} if "pass_at_1" in overall else overall
+    return ", ".join(f"{name} {value:.3f}" for name, value in chosen.items() if isinstance(value, int | float))
 
 
 def _run(words: Sequence[str]) -> None:
@@ -84,8 +94,8 @@ def _run(words: Sequence[str]) -> None:
     if chosen:
         for name, outcomes in results.arms.items():
             for seed, outcome in outcomes.items():
-                exams = {name: m["overall"]["pass_at_1"] for name, m in outcome.measured.items() if "overall" in m}
-                print(f"{name}, seed {seed}: {exams}, {outcome.tokens:,} tokens sampled, {outcome.seconds:.0f} s")
+                found_ = "; ".join(f"{what}: {_numbers(m.get('overall', {}))}" for what, m in outcome.measured.items())
+                print(f"{name}, seed {seed}: {found_}; {outcome.tokens:,} tokens sampled, {outcome.seconds:.0f} s")
         return
     record = write(found, results, c.scale, c.results)
     print((c.results / f"{found.id}.md").read_text(encoding="utf-8"))
@@ -127,5 +137,5 @@ def compare(words: Sequence[str]) -> None:
     for seed, arms in planned.items():
         for name, arm in arms.items():
             print(f"seed {seed}: {name}")
-            found.setdefault(name, {})[seed] = run_arm(arm, seed, c.dir)
+            found.setdefault(name, {})[seed] = run_arm(arm, seed, c.dir.resolve())
     print(contest.write(Results(found), exam, c.budget, c.dir))

@@ -119,6 +119,23 @@ def test_seeds_side_by_side_give_what_they_give_one_after_the_other(tmp_path: Pa
         assert again.arms["start"][seed].metrics == found.arms["start"][seed].metrics
 
 
+def test_a_finished_folder_may_be_named_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    place = lab.do(lessons(book()), Path("claims"))
+    written = (place / "metrics.jsonl").stat().st_mtime_ns
+    assert lab.do(lessons(book()), tmp_path / "claims") == tmp_path / place
+    assert (place / "metrics.jsonl").stat().st_mtime_ns == written
+
+
+def test_a_step_is_another_one_when_its_task_file_changed(tmp_path: Path):
+    path = tmp_path / "own.jsonl"
+    names = []
+    for answer in ("1", "2"):
+        path.write_text(json.dumps({"question": "q", "answer": f"so #### {answer}"}) + "\n")
+        names.append(lab.name_of(book(task=f"jsonl:{path}?exam=none")))
+    assert names[0] != names[1]
+
+
 def test_a_step_that_another_process_trains_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     step = book()
     place = tmp_path / "steps" / lab.name_of(step)
@@ -172,6 +189,20 @@ def test_differences_are_paired_by_problem_and_seed():
     assert found.interval("a").value == pytest.approx(0.3)
 
 
+def test_a_problem_that_could_not_be_judged_once_is_left_out_of_differences():
+    found = results(before=[[0.0, 0.5]], after=[[1.0, 1.0]])
+    found.arms["after"][0].measured["exam"]["records"][1]["scores"] = [None]
+    assert found.difference("before", "after").value == 1.0
+
+
+def test_what_could_not_be_measured_holds_for_no_rule():
+    found = results(start=[[0.5, 0.5]])
+    found.arms["start"][0].measured["exam"]["overall"]["pass_at_1"] = None
+    (value,) = found.each("start")
+    assert not value > 0
+    assert not value <= 0
+
+
 def test_seeds_are_those_that_every_arm_has():
     assert results(a=[[0.0], [0.5]], b=[[1.0]]).seeds == [0]
 
@@ -197,6 +228,16 @@ def test_every_claim_of_the_package_can_be_listed_and_planned(capsys: pytest.Cap
         arms = lab.find(name).arms("tiny", 0)
         assert lab.find(name).id == name
         assert all(lab.name_of(arm.step) for arm in arms.values() if isinstance(arm.step, Step))
+
+
+def test_a_claim_whose_file_is_not_here_is_listed_all_the_same(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SCHOOLHOUSE_GAME24", str(tmp_path / "none.csv"))
+    command(["list"])
+    told = capsys.readouterr().out
+    assert "none.csv is not there" in told
+    assert "weighted_vote: " in told
 
 
 def test_an_unknown_claim_is_refused_with_the_nearest():

@@ -44,6 +44,10 @@ def verdict(pool: Pool, candidate: str, reference: str) -> Verdict:
         (r"$\pi$", r"\pi"),
         ("1.5", r"1\frac{1}{2}"),
         (r"2\sqrt{3}", r"2\sqrt{3}\text{ cm}"),
+        ("[-2,7]", r"x \in [-2,7]"),
+        (r"x \in [-2,7]", "[-2,7]"),
+        (r"x=\sqrt{2}", r"\sqrt{2}"),
+        ("2516_8", "2516_8"),
     ],
 )
 def test_the_same_expression_is_right(pool: Pool, candidate: str, reference: str) -> None:
@@ -58,6 +62,9 @@ def test_the_same_expression_is_right(pool: Pool, candidate: str, reference: str
         ("6.283185", r"2\pi"),
         ("0.333333,0.5", r"\{1/3,1/2\}"),
         (r"100\sqrt{2}\%", r"\sqrt{2}"),
+        (r"3=\sqrt{2}", r"\sqrt{2}"),
+        ("2516_9", "2516_8"),
+        (r"(-2,7)", r"x \in [-2,7]"),
         (r"\sqrt{2}\%", r"\sqrt{2}"),
         (r"10\%, 20\%", r"\{10,20\}"),
         (r"\{1,2\}", "(1,2)"),

@@ -279,7 +279,7 @@ def test_any_right_expression_counts(answer: str) -> None:
         "",
         "+",
         "3**5",
-        "3*5+8=23",
+        "3*5+8=24",
         "8/0",
         "__import__('os')",
         "٣*5+8",
@@ -289,6 +289,11 @@ def test_any_right_expression_counts(answer: str) -> None:
 )
 def test_anything_else_is_wrong_and_never_an_exception(answer: str) -> None:
     assert not accepts(answer, INFO)
+
+
+def test_what_an_expression_comes_to_may_stand_behind_it() -> None:
+    assert accepts("3*5+8=23", INFO)
+    assert accepts("$3*5+8$", INFO)
 
 
 def test_a_number_counts_as_often_as_it_is_given() -> None:

@@ -40,6 +40,8 @@ def found(text: str) -> str | None:
         (r"\boxed{Ice cream}. <answer>ice cream</answer>", "ice cream"),
         (r"\boxed{x \boxed{5}", "5"),
         (r"\boxed{1+\boxed{5}}", r"1+\boxed{5}"),
+        (r"\boxed{{5}}", "5"),
+        (r"I put it in \boxed{}: \boxed{5}", "5"),
     ],
 )
 def test_the_marked_answer_is_found(text: str, answer: str) -> None:
@@ -245,6 +247,23 @@ def test_the_same_number_is_right(candidate: str, reference: str) -> None:
 
 
 # ---- words
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "right"),
+    [
+        ("10 cm", r"10\text{ cm}", True),
+        (r"10\,\text{cm}", r"10\text{ cm}", True),
+        ("10 cm", "10 cm", True),
+        ("10", "10 cm", True),
+        ("90°", r"90^\circ", True),
+        ("10 m", r"10\text{ cm}", False),
+        ("10 cm", r"10\text{ cm}^2", False),
+        ("5 apples", "5", False),
+    ],
+)
+def test_a_unit_may_be_written_in_several_ways(candidate: str, reference: str, right: bool) -> None:
+    assert equal(candidate, reference).score == float(right)
 
 
 @pytest.mark.parametrize(

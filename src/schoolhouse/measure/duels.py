@@ -43,11 +43,15 @@ def leaderboard(duels: Sequence[Duel], seed: int = 0) -> list[Standing]:
     names = sorted({name for duel in duels for name in (duel.left, duel.right)})
     found = strengths(duels, names)
     random = python_random(Key(seed, "leaderboard"))
-    drawn = [strengths(random.choices(duels, k=len(duels)), names) for _ in range(RESAMPLES)] if duels else []
+    drawn = []
+    for _ in range(RESAMPLES if duels else 0):
+        again = random.choices(duels, k=len(duels))
+        present = {name for duel in again for name in (duel.left, duel.right)}
+        drawn.append({name: one for name, one in strengths(again, names).items() if name in present})
     met = Counter(name for duel in duels for name in (duel.left, duel.right))
     standings = []
     for name in names:
-        spread = sorted(one[name] for one in drawn)
+        spread = sorted(one[name] for one in drawn if name in one)
         low, high = spread[round(0.025 * (len(spread) - 1))], spread[round(0.975 * (len(spread) - 1))]
         standings.append(Standing(name, found[name], low, high, met[name]))
     return sorted(standings, key=lambda standing: -standing.strength)

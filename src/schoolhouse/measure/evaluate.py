@@ -147,7 +147,7 @@ def evaluate(
     conversation = policy.conversation
     records = tuple(_record(group, conversation) for group in judge(rollouts, task, conversation.read))
     return Evaluation(
-        task.name,
+        task.origin[0] if task.origin else task.name,
         samples,
         length,
         temperature,

@@ -103,9 +103,10 @@ def curves(stages: Sequence[Stage]) -> list[Curve]:
         if not reward:
             continue
         exams = {row["step"]: row["exam"] for row in stage.metrics if "exam" in row}
-        if i:
-            exams = {min(reward): stages[i - 1].exam, **exams}
-        found.append(Curve(stage.name, reward, dict(sorted({**exams, max(reward) + 1: stage.exam}.items()))))
+        ends = {max(reward) + 1: stage.exam} | ({min(reward): stages[i - 1].exam} if i else {})
+        own = {exam["task"] for exam in exams.values()}
+        ends = {step: exam for step, exam in ends.items() if not own or exam["task"] in own}  # others do not compare
+        found.append(Curve(stage.name, reward, dict(sorted({**ends, **exams}.items()))))
     return found
 
 

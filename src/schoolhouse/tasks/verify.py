@@ -40,6 +40,7 @@ def extract(reply: Reply) -> tuple[str | None, str]:
     marked = [_clean(text[start:end]) for start, end in sorted(boxes + tags)]
     if not marked:
         return None, "no final answer" if reply.complete else "no final answer: the reply was cut off"
+    marked = [*filter(None, marked[:-1]), marked[-1]]  # an echo of "put it in \\boxed{}" is no answer
     last = marked[-1]
     if any(_form(other) != _form(last) for other in marked[:-1]):
         return None, "more than one final answer"
@@ -77,6 +78,8 @@ def _tags(text: str) -> list[tuple[int, int]]:
 def _clean(text: str) -> str:
     r"""Without spaces around it, and without a second \boxed{} around the whole."""
     text = text.strip()
+    if re.fullmatch(r"\{[^{}]*\}", text):
+        text = text[1:-1].strip()
     boxes = _boxes(text) if text.startswith("\\boxed") else []
     return text[slice(*boxes[0])].strip() if boxes and boxes[0][1] == len(text) - 1 else text
 
@@ -107,9 +110,12 @@ _NUMBER = re.compile(
 _VARIABLE = re.compile(r"[A-Za-z]\s*=\s*(?=[^=\s])")
 _WORDS = re.compile(r"[^\W\d_]+(?:['’\s-]+[^\W\d_]+)*")
 _UNIT = re.compile(
-    r"\s*(?:\^\s*\{?\s*\\circ\s*\}?"
-    r"|(?:\\ )?\\(?:text|mathrm|mbox)\s*\{(?P<name>[^{}\\]*)\}(?P<power>\^\{?[0-9]\}?)?)\.?$"
+    r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°"
+    r"|(?:\\[ ,;:!]|~|\s)*\\(?:text|mathrm|mbox)\s*\{(?P<name>[^{}\\]*)\}(?P<power>\^\{?[0-9]\}?)?"
+    r"|(?:\\[ ,;:]|~|\s)+(?P<plain>[A-Za-z]+)(?P<raised>\^\{?[0-9]\}?)?)\.?$"
 )
+_MEMBER = re.compile(r"^\s*\$?\s*[A-Za-z]\s*\\in\b\s*")
+_BASE = re.compile(r"[0-9]_\{?([0-9]+)\}?")
 _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}\\]*)\}\.?")
 
 
@@ -199,7 +205,10 @@ def _measure(text: str) -> tuple[str, str]:
     found = _UNIT.search(text) if len(text) <= LONGEST_NUMBER else None
     if not found or not found.start():
         return text, ""
-    unit = "degree" if found["name"] is None else found["name"] + re.sub("[{}]", "", found["power"] or "")
+    if found["plain"] and number(text[: found.start()]) is None:
+        return text, ""  # words, or letters of a formula
+    name, power = (found["name"], found["power"]) if found["plain"] is None else (found["plain"], found["raised"])
+    unit = "degree" if name is None else name + re.sub("[{}]", "", power or "")
     return text[: found.start()], "".join(unit.casefold().split())
 
 
@@ -214,7 +223,9 @@ def _equal_numbers(candidate: str, wanted: Number) -> Verdict:
 
 
 def _equal_expressions(candidate: str, reference: str) -> Verdict:
-    """By math-verify, after what it would let pass: percentages, brackets of another kind, units, rounded decimals."""
+    """By math-verify, after what it would let pass: percentages, brackets of another kind, units, rounded decimals,
+    another base, an equation of two values."""
+    candidate, reference = _MEMBER.sub("", candidate), _MEMBER.sub("", reference)
     if len(candidate) > LONGEST_EXPRESSION:
         return Verdict(0.0, f"longer than {LONGEST_EXPRESSION} characters")
     if ("%" in candidate) != ("%" in reference):
@@ -222,6 +233,12 @@ def _equal_expressions(candidate: str, reference: str) -> Verdict:
     kinds = {_brackets(candidate), _brackets(reference)}
     if len(kinds) == 2 and None not in kinds:
         return Verdict(0.0, "another kind of brackets")
+    bases = [_BASE.findall(text) for text in (candidate, reference)]
+    if bases[0] and bases[0] != bases[1]:
+        return Verdict(0.0, "another base")
+    left, equals, _ = candidate.partition("=")
+    if equals and "=" not in reference and re.search("[0-9]", left):
+        return Verdict(0.0, "an equation is not the value")
     unit = _measure(candidate)[1]
     if unit and unit != _measure(reference)[1]:
         return Verdict(0.0, "another unit")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, Protocol
@@ -130,8 +130,9 @@ class Results:
         return sorted(set.intersection(*(set(outcomes) for outcomes in self.arms.values())))
 
     def each(self, arm: str, metric: str = "pass_at_1", measure: str = "exam") -> list[float]:
-        """A metric of an exam, seed by seed."""
-        return [self.arms[arm][seed].measured[measure]["overall"][metric] for seed in self.seeds]
+        """A metric of an exam, seed by seed; nan, which no rule holds for, where there was nothing to measure."""
+        found = [self.arms[arm][seed].measured[measure]["overall"][metric] for seed in self.seeds]
+        return [nan if value is None else value for value in found]
 
     def mean(self, arm: str, metric: str = "pass_at_1", measure: str = "exam") -> float:
         return fmean(self.each(arm, metric, measure))
@@ -143,11 +144,8 @@ class Results:
 
     def difference(self, before: str, after: str, measure: str = "exam") -> Estimate:
         """after - before in the share of right answers, its mean over seeds, with a paired interval over problems."""
-        rows = [
-            {problem: self._shares(after, seed, measure)[problem] - share for problem, share in then.items()}
-            for seed in self.seeds
-            for then in [self._shares(before, seed, measure)]
-        ]
+        pairs = [(self._shares(before, seed, measure), self._shares(after, seed, measure)) for seed in self.seeds]
+        rows = [{problem: now[problem] - then[problem] for problem in then.keys() & now.keys()} for then, now in pairs]
         problems = sorted(set.intersection(*map(set, rows)))
         return bootstrap([fmean(row[problem] for row in rows) for problem in problems], Key(0, "claim"))
 

@@ -12,8 +12,9 @@ import os
 import pkgutil
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from importlib import import_module
 from math import inf
@@ -29,6 +30,7 @@ from schoolhouse.durable import InUse, checksum, model_in, read_lines, read_obje
 from schoolhouse.policy.policy import Policy
 from schoolhouse.records import spent
 from schoolhouse.run import Run, read_metrics
+from schoolhouse.tasks.task import open_task
 from schoolhouse.types import SchoolError
 
 PATIENCE = 5.0
@@ -59,6 +61,7 @@ def run_arms(
 
     jobs  seeds side by side, each in a process of its own with its share of the cores
     """
+    folder = folder.resolve()  # configs name it: the same folder has one name
     for name in chosen:
         if name not in (planned := claim.arms(scale, 0)):
             raise SchoolError(f"{claim.id} has no arm `{name}`{nearest(name, [*planned])}")
@@ -67,8 +70,21 @@ def run_arms(
         found = [_seed(*one) for one in asked]
     else:
         with _shared_cores(jobs), ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-            found = list(pool.map(_seed, *zip(*asked, strict=True)))
+            found = _side_by_side(pool, jobs, asked)
     return Results({name: {seed: outcomes[name] for seed, outcomes in enumerate(found)} for name in found[0]})
+
+
+def _side_by_side(pool: Executor, jobs: int, asked: Sequence[tuple[Any, ...]]) -> list[dict[str, Outcome]]:
+    """`_seed` of each, in order. Nothing is handed over before somebody is free: what waits ends with an interrupt."""
+    found: dict[int, dict[str, Outcome]] = {}
+    waiting, running = deque(enumerate(asked)), dict[Future[dict[str, Outcome]], int]()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            at, one = waiting.popleft()
+            running[pool.submit(_seed, *one)] = at
+        for done in wait(running, return_when=FIRST_COMPLETED).done:
+            found[running.pop(done)] = done.result()
+    return [found[at] for at in range(len(asked))]
 
 
 def _seed(claim: Claim, seed: int, scale: Scale, folder: Path, chosen: Sequence[str]) -> dict[str, Outcome]:
@@ -112,6 +128,9 @@ def run_arm(arm: Arm, seed: int, folder: Path) -> Outcome:
 
 def do(step: Step, folder: Path) -> Path:
     """The run folder of a step, trained if it has not been. What it starts from is trained first."""
+    manifest = folder / "steps" / name_of(step) / "manifest.json"
+    if manifest.is_file() and read_object(manifest).get("state") == "finished":  # its name is all that it is made from
+        return manifest.parent
     module, config = _resolved(step, folder, lambda inner: do(inner, folder))
     place = folder / "steps" / name_of(step)
     with _opened(place, config, step.recipe) as run:
@@ -136,7 +155,13 @@ def name_of(step: Step) -> str:
     _, config = _resolved(step, Path(), lambda inner: Path(name_of(inner)))
     told = [__version__, step.recipe, config.model_dump(mode="json")]
     told += [more for more in (step.tokens, step.seconds, step.made_from) if more not in (inf, "")]
+    told += _contents(getattr(config, "task", None))
     return f"{step.recipe}-{_digest(json.dumps(told, sort_keys=True))}"
+
+
+def _contents(task: str | None) -> list[str]:
+    """Tells the files that a task is made from, which may change under one name, from others."""
+    return [checksum(path) for path in open_task(task).files] if task else []
 
 
 def fingerprint(model: Path) -> str:
@@ -168,6 +193,7 @@ def _measured(
 ) -> dict[str, Any]:
     asked: list[Any] = [name, type(measure).__name__, measure.model_dump(mode="json"), seed]
     asked += [{what: name_of(step) for what, step in beside.items()}] if beside else []
+    asked += _contents(getattr(measure, "task", None))
     path = folder / "measures" / f"{_digest(json.dumps(asked, sort_keys=True))}.json"
     if not path.exists():
         others = {what: Policy.load(do(step, folder)) for what, step in beside.items()}

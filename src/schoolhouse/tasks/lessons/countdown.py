@@ -110,8 +110,11 @@ def accepts(answer: str, info: Mapping[str, object]) -> bool:
     numbers = info["numbers"]
     if not isinstance(numbers, tuple) or len(answer) > _LONGEST_ANSWER:
         return False
+    said, _, worth = answer.strip().strip("$").partition("=")
     try:
-        value, used = evaluate(answer)
+        value, used = evaluate(said)
+        if worth and evaluate(worth)[0] != value:
+            return False
     except (ValueError, ZeroDivisionError):
         return False
     return value == info["target"] and Counter(used) <= Counter(numbers)
