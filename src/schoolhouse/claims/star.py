@@ -135,7 +135,11 @@ CLAIM = Claim(
         "asked what a sum is; 200 worked sums of one and two digits are all it is shown of those. So what the loops "
         "find is to go on until nothing is left. Four bases that knew less found no third column (docs/lab.md).",
         "",
-        "A hint that stays is judged in the middle: later it is made good by sums that are solved without a hint, as "
-        "in the arm without rationalization. Pilots with seed 0 fixed base, rate and this.",
+        "A hint that stays is judged in the middle: later it is made good by sums that are solved without a hint, "
+        "as in the arm without rationalization. Pilots with seed 0 fixed base, rate and this.",
+        "",
+        "Found after the count, and mended since: attempts with hints are missing in the column of tokens; and a "
+        "last column of two-digit sums, whose question holds the whole sum, could be one that the exam asks for "
+        "(about 5 of its 200 two-digit sums in 1,500 updates of the base).",
     ),
 )

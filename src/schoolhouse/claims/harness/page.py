@@ -40,6 +40,10 @@ def write(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
     return record
 
 
+LEFT_OUT = ("records", "asked", "ease", "right")
+"""What a measure holds of each problem: it stays in the folder where the claim was run."""
+
+
 def _arm(arm: Arm, results: Results, name: str) -> Json:
     return {
         "about": arm.about,
@@ -47,7 +51,7 @@ def _arm(arm: Arm, results: Results, name: str) -> Json:
         "by_seed": {
             str(seed): {
                 "measured": {
-                    measure: {key: value for key, value in found.items() if key not in ("records", "asked")}
+                    measure: {key: value for key, value in found.items() if key not in LEFT_OUT}
                     for measure, found in outcome.measured.items()
                 },
                 "sampled_tokens": outcome.tokens,
