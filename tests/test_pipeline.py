@@ -30,6 +30,7 @@ class Config(Frozen):
     model: str | None = None
     seed: int = 0
     steps: int = 2
+    task: str = ""
     reward: float | None = None
     deep: dict[str, str] = {}
 
@@ -154,6 +155,7 @@ def test_another_pipeline_in_the_same_folder_is_refused(written: Path, tmp_path:
         ),
         ("stage:first", "stage:fist", r"mine.yaml:11: `stage:fist` names no stage; did you mean `first`"),
         ("stage:second", "stage:third", r"mine.yaml:13: `stage:third` is no earlier stage"),
+        ("{steps: 1}", "{steps: 1, task: 'school:adition'}", r"mine.yaml:6: .*unknown family `adition`"),
         ("{steps: 1}", "{step: 1}", r"mine.yaml:6: unknown key `step` in toy; did you mean `steps`"),
         ("reward: 0.5", "reward: high", r"mine.yaml:12: `reward` is 'high'"),
         ("name: second", "name: first", r"mine.yaml:7: there are two stages `first`"),

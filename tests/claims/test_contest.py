@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from schoolhouse import pipeline
 from schoolhouse.claims.harness import contest, lab
 from schoolhouse.claims.harness.claim import Step
 from schoolhouse.run import read_metrics
@@ -45,6 +46,17 @@ def test_two_relatives_are_compared_within_a_budget_of_tokens(tmp_path: Path, ca
         assert sum(tokens) >= 1000 > sum(tokens[:-1])
     assert (tmp_path / "it" / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "| star | " in capsys.readouterr().out
+
+
+def test_a_run_that_ended_by_tokens_is_repeated_to_where_it_ended_and_one_by_a_clock_is_not(tmp_path: Path):
+    model = lab.do(BOOK, tmp_path / "made")
+    config = {"model": str(model), "task": "school:facts", "steps": 1_000, "problems": 2, "samples": 2, "length": 4}
+    made = lab.do(Step("grpo", config, tokens=40), tmp_path / "made")
+    pipeline.repeat(made, tmp_path / "again")
+    assert read_metrics(tmp_path / "again") == read_metrics(made)
+    timed = lab.do(Step("grpo", config, seconds=1e-3), tmp_path / "made")
+    with pytest.raises(SchoolError, match="ended by a clock"):
+        pipeline.repeat(timed, tmp_path / "never")
 
 
 def test_an_unknown_recipe_or_model_is_refused_before_anything_runs(tmp_path: Path):

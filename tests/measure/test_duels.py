@@ -50,3 +50,10 @@ def test_ties_and_duels_with_oneself_say_nothing():
     assert [one.strength for one in board] == pytest.approx([1000.0, 1000.0])
     assert [one.duels for one in board] == [4, 4]
     assert leaderboard([]) == []
+
+
+def test_a_model_of_few_duels_has_no_bound_at_the_middle():
+    """Draws without any duel of it say nothing about it."""
+    duels = [Duel("a", "b", "left"), Duel("a", "b", "right")] * 6 + [Duel("c", "a", "left")] * 2
+    lonely = next(one for one in leaderboard(duels) if one.name == "c")
+    assert lonely.low > 1000.0

@@ -1,6 +1,7 @@
 """The report: its exact shape, what it says, and a figure that shows it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,14 @@ def test_a_curve_runs_from_the_exam_before_practice_to_the_one_after_it() -> Non
         (2, 0.5),
         (3, 0.8),
     ]
+
+
+def test_a_curve_joins_exams_of_one_task_only() -> None:
+    before, practice = STAGES[0], STAGES[1]
+    ours = [dict(row) for row in practice.metrics]
+    ours[2]["exam"] = {**ours[2]["exam"], "task": "school:chain"}
+    (curve,) = curves([before, replace(practice, metrics=ours)])
+    assert [*curve.exams] == [2]
 
 
 def test_the_folder_gets_a_report_to_read_one_to_compute_with_and_a_figure(tmp_path: Path) -> None:
