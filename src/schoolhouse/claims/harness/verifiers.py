@@ -157,7 +157,9 @@ def arms(seed: int) -> Mapping[str, Arm]:
     beside = {"generator": generator(seed)}
     return {
         "process": Arm(verifier(seed, "exact"), steps, "labels of steps by the task's rules", beside),
-        "outcome": Arm(verifier(seed, "outcome"), whole, "labels of whole solutions by their answer", beside),
+        "outcome": Arm(
+            verifier(seed, "outcome", steps=1600), whole, "labels of whole solutions by their answer", beside
+        ),
         "hard": Arm(verifier(seed, "hard", **FEW), steps, "does any of 4 continuations end right?", beside),
         "soft": Arm(verifier(seed, "soft", **FEW), steps, "what share of 4 continuations ends right", beside),
         "shuffled": Arm(verifier(seed, "exact", shuffled=True), steps, "labels dealt to other steps", beside),
