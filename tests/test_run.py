@@ -297,7 +297,7 @@ def test_a_base_that_changed_is_noticed(tmp_path: Path) -> None:
     with Run.open(tmp_path / "run", Config(), "toy") as run:
         run.start(tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").write_bytes(b"two")
-    with Run.open(tmp_path / "run", Config(), "toy") as run, pytest.raises(SchoolError, match="holds another model"):
+    with Run.open(tmp_path / "run", Config(), "toy") as run, pytest.raises(SchoolError, match="base has changed since"):
         run.start(tmp_path / "base")
 
 

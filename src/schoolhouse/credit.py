@@ -100,10 +100,15 @@ def signal_account(
         "not_judged": len(not_judged(groups)),
         "truncated": len(truncated(groups)),
         **answers,
-        "sampled_tokens": sum(sum(rollout.written) for rollout in rollouts),
+        "sampled_tokens": sampled_tokens(rollouts),
         "reward": fmean(scores) if scores else float("nan"),
         **({"reward_parts": parts} if parts else {}),
     }
+
+
+def sampled_tokens(rollouts: Iterable[Rollout]) -> int:
+    """How many tokens the policy wrote."""
+    return sum(sum(rollout.written) for rollout in rollouts)
 
 
 def mean_parts(groups: Sequence[Group], names: Collection[str] | None = None) -> dict[str, float]:

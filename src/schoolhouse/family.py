@@ -15,8 +15,7 @@ from schoolhouse.controls import Control
 from schoolhouse.credit import Baseline, Scale, compares
 from schoolhouse.objectives import Estimator, Level
 from schoolhouse.packing import Aggregate
-from schoolhouse.text.scripts import SCRIPTS
-from schoolhouse.types import Precision
+from schoolhouse.types import SCRIPTS, Precision
 
 Correction = Literal["none", "token", "product"]
 

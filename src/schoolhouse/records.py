@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from schoolhouse import __version__
-from schoolhouse.durable import read_lines
+from schoolhouse.durable import checksum, model_in, read_lines
 from schoolhouse.types import Reply, Rollout, SchoolError, Verdict
 
 
@@ -125,3 +125,20 @@ def read_config(path: Path) -> dict[str, Any]:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise SchoolError(f"{path} is damaged ({error}); put the whole file back") from None
+
+
+# --- what a run is made from
+
+
+def weights(model: Path | str) -> str:
+    """Checksums of the weights of a model's folder, or of a run's newest checkpoint."""
+    return " ".join(checksum(path) for path in sorted(model_in(model).glob("*.safetensors")))
+
+
+def unchanged(known: dict[str, str], name: str, now: str, run: Path) -> None:
+    """Note a checksum under a name. Raises SchoolError where another one was noted when the run began."""
+    if known.setdefault(name, now) != now:
+        raise SchoolError(
+            f"{name} has changed since {run} began: its steps would be others than the ones done. Put the old one "
+            "back (of a run the newest checkpoint counts), or start anew in another folder with --dir"
+        )

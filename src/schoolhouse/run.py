@@ -37,7 +37,6 @@ from schoolhouse.durable import (
     drop_old,
     drop_partial,
     drop_torn_line,
-    model_in,
     read_lines,
     read_object,
     sync,
@@ -49,7 +48,7 @@ from schoolhouse.durable import (
 )
 from schoolhouse.interrupts import Interrupts, Stopped
 from schoolhouse.progress import progress
-from schoolhouse.records import differences, headline, read_config, rollout_row, spent, this_machine
+from schoolhouse.records import differences, headline, read_config, rollout_row, spent, this_machine, unchanged, weights
 from schoolhouse.reflection import account
 from schoolhouse.types import Group, Reply, Rollout, SchoolError
 
@@ -146,24 +145,16 @@ class Run:
 
     def reads(self, *files: Path | None) -> None:
         """Note the files that the run is made from. Raises SchoolError when one has changed since the run began."""
-        known = self._manifest.setdefault("files", {})
         for path in filter(None, files):
-            now = checksum(path)
-            if known.setdefault(str(path), now) != now:
-                raise SchoolError(
-                    f"{path} has changed since {self.folder} began: its steps would be others than the ones done. "
-                    "Put the old file back, or start anew in another folder with --dir"
-                )
+            unchanged(self._manifest.setdefault("files", {}), str(path), checksum(path), self.folder)
         self.note()
 
     def limit(self, tokens: float = inf, seconds: float = inf) -> None:
         """End after the step in which the policy has sampled so much, or the run has taken so long (exams aside)."""
         self._limit = (tokens, seconds)
-        bounds = {name: bound for name, bound in (("tokens", tokens), ("seconds", seconds)) if bound != inf}
-        if bounds:
+        if bounds := {name: to for name, to in (("tokens", tokens), ("seconds", seconds)) if to != inf}:
             self._manifest["limit"] = bounds
             self.note()
-
         self._tokens, self._aside = spent(self.folder)
 
     # --- the loop
@@ -261,10 +252,9 @@ class Run:
     @property
     def model(self) -> Path:
         """Folder of the newest model, in Hugging Face format."""
-        newest = self.latest()
-        if newest is None:
-            raise SchoolError(f"{self.folder} holds no checkpoint yet")
-        return newest
+        if newest := self.latest():
+            return newest
+        raise SchoolError(f"{self.folder} holds no checkpoint yet")
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -272,30 +262,20 @@ class Run:
         return complete[-1] if complete else None
 
     def start(self, model: Path | str) -> Path:
-        """Folder to load the model from: the newest checkpoint, or `model` where there is none.
-
-        Raises SchoolError where `model` holds other weights by now: it may be what the run goes back to, or is held to.
-        """
+        """Folder to load the model from: the newest checkpoint, or else `model`. Raises SchoolError where that one has
+        changed by now: it may be what the run goes back to, or is held to."""
         self.leans_on(model)
         return self.latest() or Path(model)
 
     def leans_on(self, model: Path | str) -> None:
         """Note the weights of a model that the run needs. Raises SchoolError when they have changed since it began."""
-        if self.finished or not Path(model).is_dir():
-            return
-        folder = model_in(model)
-        now = [checksum(path) for path in sorted(folder.glob("*.safetensors"))]
-        if now and self._manifest.setdefault("models", {}).setdefault(str(model), now) != now:
-            raise SchoolError(
-                f"{model} holds another model than when {self.folder} began: its steps would be others than the ones "
-                "done. Put the old one back (a run's newest checkpoint counts), or start anew with --dir"
-            )
-        self.note()
+        if not self.finished and Path(model).is_dir():
+            unchanged(self._manifest.setdefault("models", {}), str(model), weights(model), self.folder)
+            self.note()
 
     def restore(self, kept: Kept) -> Kept:
         """Give back its training state to what was loaded from `start`; nothing to do in a new run."""
-        newest = self.latest()
-        if newest is not None:
+        if newest := self.latest():
             import torch
 
             kept.load_state_dict(torch.load(newest / "trainer.pt", map_location="cpu", weights_only=True))
@@ -409,10 +389,9 @@ class Run:
     def _no_room(self, path: Path, error: Exception) -> SchoolError:
         newest = self.latest()
         kept = f"{newest} is complete" if newest else "no checkpoint had been written yet"
-        step = int(newest.name) if newest else 0
         return SchoolError(
             f"the disk is full: {path} could not be written ({error}).\n{kept}; free some space, and the same command "
-            f"goes on from step {step}"
+            f"goes on from step {int(newest.name) if newest else 0}"
         )
 
 

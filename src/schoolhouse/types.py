@@ -21,6 +21,11 @@ Finish = Literal["open", "stop", "length", "given", "forced"]
 `given` the last words are not the policy's (a demonstration, or a user's or tool's turn), `forced` they were put into
 its mouth and its turn goes on."""
 
+SCRIPTS = (
+    "latin cyrillic greek cjk hiragana katakana hangul arabic hebrew devanagari bengali gurmukhi gujarati oriya tamil "
+    "telugu kannada malayalam sinhala thai lao tibetan myanmar georgian armenian ethiopic khmer mongolian"
+).split()
+"""Scripts that thoughts may be asked for in, by Unicode's names of their letters."""
 Precision = Literal["auto", "float32", "bfloat16", "exact"]
 """Of matrix products. `auto`: bfloat16 where the machine multiplies it natively, else float32; `exact`: float32 by the
 same kernels in sampling and learning, whatever else is in a batch."""

@@ -60,17 +60,11 @@ def pick_device() -> torch.device:
 def pick_precision(wanted: Precision, device: torch.device) -> torch.dtype:
     """bfloat16 for matrix products where the processor multiplies it natively, else float32."""
     if wanted == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported()
-        else:
-            native = any(
-                probe()
-                for probe in (
-                    getattr(torch.cpu, "_is_amx_tile_supported", bool),
-                    getattr(torch.cpu, "_is_avx512_bf16_supported", bool),
-                )
-            )
-        return torch.bfloat16 if native else torch.float32
+        names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        probes = (
+            [torch.cuda.is_bf16_supported] if device.type == "cuda" else [getattr(torch.cpu, n, bool) for n in names]
+        )
+        return torch.bfloat16 if any(probe() for probe in probes) else torch.float32
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
 
@@ -373,11 +367,8 @@ class Policy:
 
     def _scores(self, batch: Batch, temperature: float) -> Scores:
         """Log-probability and entropy at each written token of a batch. The one place that shifts by a token."""
-        if max(batch.lengths) > self.longest:
-            raise SchoolError(
-                f"a text of {max(batch.lengths)} tokens is longer than the model reads ({self.longest}): shorten it, "
-                "or train a model with a larger `longest`"
-            )
+        if (most := max(batch.lengths)) > self.longest:
+            raise SchoolError(f"a text has {most} tokens, the model reads {self.longest}: shorten it (`length`)")
         said = (batch.written & (batch.positions > 0)).nonzero()[:, 0]
         if self.shares:
             once = shared(batch)

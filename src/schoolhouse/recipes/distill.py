@@ -26,8 +26,8 @@ from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.files import as_row, from_row
 from schoolhouse.tasks.task import judge, judge_all, open_task
-from schoolhouse.text.scripts import SCRIPTS, share_in
-from schoolhouse.types import Demonstration, Key, Precision, Problem, Reply, SchoolError
+from schoolhouse.text.scripts import share_in
+from schoolhouse.types import SCRIPTS, Demonstration, Key, Precision, Problem, Reply, SchoolError
 
 
 class Config(Frozen):

@@ -80,8 +80,7 @@ def grpo(c: Config, run: Run) -> None:
         told = judged(controlled(c.control, groups, c.seed, step))
         if c.dynamic_sampling:  # a batch of groups that disagree and nothing else, in its denominators too
             told = mixed(told)[: c.problems]
-        praised = with_manners(prefer_brief(told, c.brevity), manners, weights)
-        praised = against_overlong(praised, c.length, c.overlong)
+        praised = against_overlong(with_manners(prefer_brief(told, c.brevity), manners, weights), c.length, c.overlong)
         if c.kl_in_reward and reference:
             said = rollouts_of(praised)
             now, then = ([row.logprob.tolist() for row in p.score(said, c.temperature)] for p in (policy, reference))
@@ -121,10 +120,7 @@ def learn(
     if not any(weigh(rollout) for rollout in rollouts):
         return {}
     advantage = group_advantage(signal, c.baseline, c.scale, c.scale_guard, c.scale_ddof, scope=groups)
-    rows: dict[str, Any] = {
-        "advantage": weaken(advantage, c.negative),
-        "sampled": [rollout.logprob for rollout in rollouts],
-    }
+    rows: dict[str, Any] = {"advantage": weaken(advantage, c.negative), "sampled": [r.logprob for r in rollouts]}
     if c.lag and c.correction == "none":
         rows["old"] = rows["sampled"]
     elif c.lag or c.updates > 1:

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import Field
 
 from schoolhouse.config import Frozen
-from schoolhouse.credit import rollouts_of
+from schoolhouse.credit import rollouts_of, sampled_tokens
 from schoolhouse.objectives import likelihood
 from schoolhouse.packing import pack, token_mean
 from schoolhouse.policy.policy import Policy
@@ -82,9 +82,7 @@ def star(c: Config, run: Run) -> None:
         return judge(policy.extend(asked, c.length, temperature=c.temperature), task, say.read)
 
     for loop in run.steps(range(run.step, 1 + c.loops), keep=policy, every=1, total=1 + c.loops):
-        kept: list[Rollout] = []
-        groups: list[Group] = []
-        stats: dict[str, Any] = {}
+        kept, groups, stats = list[Rollout](), list[Group](), dict[str, Any]()
         if loop:
             groups = attempt(loop, task.draw(loop, c.problems), "star")
             kept = keep(groups, c.cap, c.keep == "all")
@@ -92,9 +90,8 @@ def star(c: Config, run: Run) -> None:
             failed = [group.problem for group in groups if not any(_right(v.score) for v in group.verdicts)]
             if c.rationalize and failed:
                 helped = attempt(loop, [hinted(problem) for problem in failed], "star hint")
-                again = keep(helped, c.cap)
-                stats["sampled_tokens"] = sum(sum(r.written) for r in [*rollouts_of(groups), *rollouts_of(helped)])
-                stats |= {"failed": len(failed), "rationalized": len(again)}
+                again, tokens = keep(helped, c.cap), sampled_tokens(rollouts_of([*groups, *helped]))
+                stats |= {"failed": len(failed), "rationalized": len(again), "sampled_tokens": tokens}
                 kept += again if c.hint_stays else [_without_hint(policy, rollout) for rollout in again]
         if primer or kept:
             policy.restart(c.model if c.restart else None)

@@ -6,11 +6,6 @@ import re
 import unicodedata
 from collections import Counter
 
-SCRIPTS = (
-    "latin cyrillic greek cjk hiragana katakana hangul arabic hebrew devanagari bengali gurmukhi gujarati oriya tamil "
-    "telugu kannada malayalam sinhala thai lao tibetan myanmar georgian armenian ethiopic khmer mongolian"
-).split()
-"""Those that may be asked for."""
 _WORD = re.compile(r"[^\W\d_]+")  # letters alone: numbers, signs and formulas have no language
 
 
