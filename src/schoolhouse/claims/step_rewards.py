@@ -98,6 +98,11 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     notes=(
+        "What did not hold: summing grades teaches less (.07 below the verdict alone, in every seed) and the sum "
+        "rises, but nobody says more steps. Idle words hold no step for a judge: a word and the blank before it are "
+        "one token, and a step must end where a token does (docs/lab.md). Lines as steps would be the task to show "
+        "it with.",
+        "",
         "The judge of progress holds idle words for wrong (`labels: strict`): then being right so far is near to a "
         "value. The judge whose grades are summed holds them for right, as PRM800K's neutral labels are held.",
         "",
