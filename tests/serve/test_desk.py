@@ -159,6 +159,23 @@ def test_who_is_not_listened_to_any_more_says_nothing(policy: Policy):
         listened.extend([prefix(policy, 0)], 24)
 
 
+def test_what_is_being_said_ends_with_its_next_token_when_nobody_listens(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+):
+    listened, extend = Listened(policy), policy.extend
+
+    def left_at_the_first_token(*given: Any, on_token: Any, **named: Any) -> list[Rollout]:
+        def heard(*token: Any) -> bool:
+            listened.leave()
+            return on_token(*token)
+
+        return extend(*given, on_token=heard, **named)
+
+    monkeypatch.setattr(policy, "extend", left_at_the_first_token)
+    (said,) = listened.extend([prefix(policy, 0)], 24)
+    assert len(said) == len(prefix(policy, 0)) + 1
+
+
 def test_closing_finishes_what_runs(policy: Policy):
     desk = Desk(lambda: policy, slots=2)
 
