@@ -37,8 +37,20 @@ def serving(model: Path, *options: str) -> AbstractContextManager[Listening]:
     return listening("serve", str(model), "--name", "tiny", *options, ready="/health")
 
 
+CLIENTS: list[OpenAI] = []
+
+
 def client(server: Listening, key: str = "none") -> Any:  # its overloads are more than a type checker bears
-    return OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+    CLIENTS.append(OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0))
+    return CLIENTS[-1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed() -> Iterator[None]:
+    """An open connection is a warning, and a warning an error, whenever it happens to be collected."""
+    yield
+    while CLIENTS:
+        CLIENTS.pop().close()
 
 
 @pytest.fixture(scope="module")
