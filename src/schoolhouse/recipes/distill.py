@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from schoolhouse.config import Frozen, nearest
-from schoolhouse.credit import rollouts_of
+from schoolhouse.credit import rollouts_of, sampled_tokens
 from schoolhouse.durable import read_lines, read_object, to_json, write_lines, write_whole
 from schoolhouse.objectives import likelihood
 from schoolhouse.packing import pack, token_mean
@@ -98,7 +98,7 @@ def harvest(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
         said = teacher.extend(asked, c.length, temperature=c.temperature, progress=lambda more: advance(more, ""))
     groups = judge(said, task, say.read)
     cases: list[tuple[Problem, Reply]] = []
-    rows, count = [], Counter(sampled_tokens=sum(sum(rollout.written) for rollout in rollouts_of(groups)))
+    rows, count = [], Counter(sampled_tokens=sampled_tokens(rollouts_of(groups)))
     kept: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
     for group in groups:
         known = kept[group.problem.id]  # a small file's problems are asked again

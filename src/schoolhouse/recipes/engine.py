@@ -19,7 +19,7 @@ from statistics import fmean
 from pydantic import Field
 
 from schoolhouse.config import Frozen
-from schoolhouse.credit import rollouts_of
+from schoolhouse.credit import rollouts_of, sampled_tokens
 from schoolhouse.durable import read_lines, write_lines
 from schoolhouse.objectives import likelihood
 from schoolhouse.packing import pack, token_mean
@@ -95,7 +95,7 @@ def engine(c: Config, run: Run) -> None:
         kept = [rollout for rollout in rollouts_of(judged) if rollout.key in right or not c.verify]
         kept = python_random(Key(c.seed, "engine most", loop)).sample(kept, min(len(kept), c.most or len(kept)))
         stats: Stats = {"kept": len(kept), **account(found, right, kept, problems)}
-        stats["sampled_tokens"] = sum(sum(r.written) for r in rollouts_of(plain)) + sum(one.tokens for one in found)
+        stats["sampled_tokens"] = sampled_tokens(rollouts_of(plain)) + sum(one.tokens for one in found)
         replies = [(rollout.problem, say.read(rollout)) for rollout in kept]
         lessons = [Demonstration(problem, reply.thought, reply.answer, "search") for problem, reply in replies]
         write_lines(place(run, "lessons", loop), map(as_row, lessons))

@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from schoolhouse.config import Frozen
+from schoolhouse.credit import sampled_tokens
 from schoolhouse.judges.implicit import BETA
 from schoolhouse.judges.labels import Graded, by_continuations, by_rules, write_prm800k
 from schoolhouse.judges.lessons import Lesson, dealt, from_file, from_rollout, outcome, whole
@@ -122,7 +123,7 @@ def from_generator(c: Config, task: Task, judge_says: Conversation) -> tuple[lis
     keys = [(p, Key(c.seed, "solution", 0, i, g)) for i, p in enumerate(problems) for g in range(c.samples)]
     asked = [say.begin(problem, key) for problem, key in keys]
     rollouts = generator.extend(asked, c.length, temperature=c.temperature)
-    tokens = sum(sum(rollout.written) for rollout in rollouts)
+    tokens = sampled_tokens(rollouts)
     said = [rollout for rollout in rollouts if rollout.finish == "stop"]
     where: Where = "end" if c.labels == "outcome" else "steps"
     if c.labels in ("exact", "strict"):

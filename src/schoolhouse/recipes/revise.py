@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from schoolhouse.config import Frozen
+from schoolhouse.credit import sampled_tokens
 from schoolhouse.measure.attempts import first_attempts, twice
 from schoolhouse.objectives import likelihood
 from schoolhouse.packing import pack, token_mean
@@ -113,7 +114,7 @@ def attempted(c: Config, policy: Policy, task: Task) -> tuple[list[Pair], int]:
     if c.pairs == "pair_sft":
         said = policy.extend(asked, c.length, temperature=c.temperature)
         pairs = [pair for group in judge(said, task, say.read) for pair in paired(group, say, c.instruction)]
-        return pairs, sum(sum(one.written) for one in said)
+        return pairs, sampled_tokens(said)
     both = twice(policy, asked, c.length, c.temperature, c.instruction)
     first, second = (
         [verdict.score for group in judge(said, task, say.read) for verdict in group.verdicts]
@@ -121,7 +122,7 @@ def attempted(c: Config, policy: Policy, task: Task) -> tuple[list[Pair], int]:
     )
     pairs = zip(both, first, second, strict=True)
     judged = [Pair(said, a, b) for said, a, b in pairs if a is not None and b is not None]
-    return judged, sum(sum(one.written) for one in both)
+    return judged, sampled_tokens(both)
 
 
 def paired(group: Group, say: Conversation, instruction: str) -> list[Pair]:

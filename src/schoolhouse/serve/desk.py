@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -251,25 +251,11 @@ class Listened:
     def leave(self) -> None:
         self._left.set()
 
-    def extend(
-        self,
-        rollouts: Sequence[Rollout],
-        length: int | Sequence[int],
-        *,
-        temperature: float = 1.0,
-        stop_texts: Sequence[str] = (),
-        progress: Callable[[int], None] | None = None,
-    ) -> list[Rollout]:
+    def extend(self, *given: Any, **named: Any) -> list[Rollout]:
+        """`Policy.extend`. Raises Closed where nobody listens."""
         if self._left.is_set():
             raise Closed("nobody waits for the answer any more")
-        return self._policy.extend(
-            rollouts,
-            length,
-            temperature=temperature,
-            stop_texts=stop_texts,
-            progress=progress,
-            on_token=lambda *_: self._left.is_set(),
-        )
+        return self._policy.extend(*given, **named, on_token=lambda *_: self._left.is_set())
 
 
 def aside() -> ThreadPoolExecutor:
