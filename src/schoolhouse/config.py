@@ -145,7 +145,9 @@ def read_yaml(path: Path) -> Source:
     except UnicodeDecodeError as error:
         raise SchoolError(f"{path} is not UTF-8 text (byte {error.start}); is it a configuration file?") from None
     except ValueError as error:  # such as a date that is none
-        raise SchoolError(f"{path}: a value cannot be read ({error}); text that looks like one needs quotes") from None
+        raise SchoolError(
+            f"{path}: a value cannot be read ({error}); text that looks like a date or a number needs quotes"
+        ) from None
     except RecursionError:
         raise SchoolError(f"{path}: a value refers to itself; write it out") from None
     except yaml.MarkedYAMLError as error:

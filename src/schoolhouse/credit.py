@@ -253,8 +253,8 @@ def group_advantage(
     | none, none | REINFORCE: r |
 
     ddof=1 is the sample deviation (as all published code), ddof=0 the population's. `scope` are all groups of the step
-    where `groups` are only some. Rows in the order of
-    `rollouts_of(groups)`. Where `compares` siblings, exactly 0.0 if all agree (and for a rollout without siblings).
+    where `groups` are only some. Rows in the order of `rollouts_of(groups)`. Where `compares` siblings, exactly 0.0 if
+    all agree (and for a rollout without siblings).
 
     Raises ValueError for a scale that does not go with the baseline: a group that agrees would be divided by the guard.
     """
