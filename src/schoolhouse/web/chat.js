@@ -73,7 +73,7 @@ function growing(title = "") {
       answer.replaceChildren(...(said.tokens.length ? [probable(said.tokens)] : [rendered(said.answer)]));
       meta.textContent = reason === "length" ? "cut off: the length or the model's room was spent" : "";
     },
-    fail(message) { said.failed = true; meta.replaceChildren(h("span", { class: "error" }, message)); },
+    fail(message) { meta.replaceChildren(h("span", { class: "error" }, message)); },
   };
 }
 
@@ -123,7 +123,11 @@ async function one(model, place, title) {
     let reason = "";
     await post("/v1/chat/completions", asked(model), ({ choices }) => choices.forEach((choice) => { growth.hear(choice.delta, choice.logprobs); reason = choice.finish_reason ?? reason; follow(); }));
     growth.end(reason);
-  } catch (error) { growth.fail(error.name === "AbortError" ? "stopped" : error.message); }
+  } catch (error) {
+    const stopped = error.name === "AbortError"; // what was said until then stays in the conversation
+    growth.said.failed = !stopped || !(growth.said.answer || growth.said.thought);
+    growth.fail(stopped ? "stopped" : error.message);
+  }
   return growth;
 }
 
