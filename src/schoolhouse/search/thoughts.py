@@ -147,10 +147,12 @@ class Proposed:
         lists = iter(zip(asked, self._extended(asked, self.length, self.temperature), strict=True))
         ends = iter(zip(last, self._extended(last, self.answer, 0.0), strict=True))
         answered = []
-        for node, question in zip(nodes, questions, strict=True):
+        for node, before_it, question in zip(nodes, told, questions, strict=True):
             few = [next(ends)] if question is None else [next(lists) for _ in range(self.lists)]
             offers = (
-                [self._answer(*few[0])] if question is None else self._thoughts(node.state, [said for _, said in few])
+                [self._answer(*few[0])]
+                if question is None
+                else self._thoughts(node.state, before_it, [said for _, said in few])
             )
             tokens = sum(len(after) - len(before) for before, after in few)
             answered.append(Answered([offer for offer in offers if offer], tokens))
@@ -167,14 +169,14 @@ class Proposed:
         text = self.policy.conversation.tokenizer.decode(after.tokens[len(before) :], skip_special=True).strip()
         return Offer(after, text, True, after.tokens[after.turns[0] :]) if after.finish == "stop" else None
 
-    def _thoughts(self, rollout: Rollout, lists: Sequence[Rollout]) -> list[Offer]:
+    def _thoughts(self, rollout: Rollout, told: Sequence[str], lists: Sequence[Rollout]) -> list[Offer]:
         say, task = self.policy.conversation, self.task
         offers = []
         lines = [line for said in lists for line in task.read_next(say.read(said).answer)[: self.lines]]
         for at, line in enumerate(dict.fromkeys(lines)):
             fork = replace(rollout, key=rollout.key._replace(sample=rollout.key.sample * self.samples + at))
             after = say.think(fork, line + task.delimiter)
-            question = task.ask_next(rollout.problem, steps(say, after, task.delimiter))
+            question = task.ask_next(rollout.problem, [*told, line])
             if question is None:  # the last thought: what is said next is the answer, not one more step
                 after = say.close_thought(say.think(fork, line))
             if len(after) + self.answer <= self.policy.longest:
@@ -362,7 +364,8 @@ def _dealt(thoughts: Sequence[list[int]], most: int) -> list[Sequence[list[int]]
 
 def _several(say: Conversation, question: Problem, key: Key, purpose: str, times: int) -> list[Rollout]:
     """The same question, to be answered several times with random numbers of their own."""
-    return [say.begin(question, key._replace(purpose=purpose, sample=key.sample * times + g)) for g in range(times)]
+    asked = say.begin(question, key._replace(purpose=purpose))
+    return [replace(asked, key=asked.key._replace(sample=key.sample * times + g)) for g in range(times)]
 
 
 def _fork(rollout: Rollout, at: int, of: int) -> Rollout:

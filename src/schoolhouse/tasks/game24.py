@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from itertools import accumulate, combinations
 from pathlib import Path
 from random import Random
@@ -113,6 +113,7 @@ def _taken(parts: list[tuple[Fraction, str]], number: Fraction) -> str:
     return parts.pop(at)[1]
 
 
+@lru_cache(100_000)
 def read_thought(text: str) -> tuple[Fraction, str, Fraction, Fraction, Left] | None:
     """What a thought says: a, sign, b, their result, and the numbers left. None where it is not one."""
     found = _THOUGHT.fullmatch(text)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.types import Rollout
 
@@ -14,11 +17,9 @@ def step_ends(say: Conversation, rollout: Rollout, delimiter: str) -> list[int]:
     """
     start, end, closed = say.thought_span(rollout)
     ends = []
-    for at in range(start, end):
-        text = say.tokenizer.decode(rollout.tokens[start : at + 1])
-        if delimiter in text.lstrip():
-            ends.append(at + 1)
-            start = at + 1
+    while more := _until(say, rollout.tokens[start:end], delimiter):
+        start += more
+        ends.append(start)
     if closed and say.tokenizer.decode(rollout.tokens[start:end]).strip():
         ends.append(end)
     return ends
@@ -38,3 +39,15 @@ def steps(say: Conversation, rollout: Rollout, delimiter: str) -> list[str]:
     ends = step_ends(say, rollout, delimiter)
     starts = [say.thought_span(rollout)[0], *ends]
     return [say.tokenizer.decode(rollout.tokens[a:b]).strip() for a, b in zip(starts, ends, strict=False)]
+
+
+def _until(say: Conversation, ids: Sequence[int], delimiter: str) -> int:
+    """How many of these tokens it takes until their text, blanks in front aside, holds the delimiter; 0: it never does.
+
+    By halves: who grows a tree asks this of every thought.
+    """
+
+    def holds(n: int) -> bool:
+        return delimiter in say.tokenizer.decode(ids[:n]).lstrip()
+
+    return bisect_left(range(len(ids)), True, key=holds) if holds(len(ids)) else 0
