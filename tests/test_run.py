@@ -124,7 +124,7 @@ def test_a_run_leaves_everything_needed_to_read_and_repeat_it(tmp_path: Path) ->
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert run.finished
     assert {"recipe": "toy", "seed": 0, "state": "finished", "step": STEPS}.items() <= manifest.items()
-    assert {"versions", "python", "platform", "processor", "started", "seconds"} <= manifest.keys()
+    assert {"versions", "code", "python", "platform", "processor", "started", "seconds"} <= manifest.keys()
     assert [row["step"] for row in read_metrics(run.folder)] == list(range(STEPS))
     assert len(list((run.folder / "rollouts").iterdir())) == STEPS
 
@@ -142,6 +142,25 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     again = teach(tmp_path / "run", at={step: lambda: pytest.fail("a step was done again") for step in range(STEPS)})
     assert again.finished
     assert contents(tmp_path / "run") == before
+
+
+def test_a_run_that_goes_on_under_other_circumstances_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def go_on() -> str:
+        with pytest.raises(KeyError):
+            teach(tmp_path, at={6: lambda: {}["crash"]})
+        return capsys.readouterr().err
+
+    assert "since then changed" not in go_on() + go_on()
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "versions": {**manifest["versions"], "torch": "1.0"}}))
+    told = go_on()
+    assert "goes on from step 6; since then changed:\n  versions.torch: 1.0 there, " in told
+    assert "so it may not end in the same bits" in told
+    assert "since then changed" not in go_on()
+    assert json.loads(path.read_text())["went_on"]["step"] == 6
 
 
 def test_what_a_step_records_stands_in_one_line(tmp_path: Path) -> None:

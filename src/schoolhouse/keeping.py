@@ -93,8 +93,10 @@ def repeat(words: Sequence[str]) -> None:
     c = options(Repeat, words, "school repeat RUN [--dir FOLDER]", ("run",))
     if c is None:
         return
+    from schoolhouse.durable import read_object
     from schoolhouse.pipeline import repeat as again
-    from schoolhouse.runs import circumstances, compare, look
+    from schoolhouse.records import circumstances
+    from schoolhouse.runs import compare, look
 
     state = look(c.run).state
     if state != "finished":
@@ -105,6 +107,6 @@ def repeat(words: Sequence[str]) -> None:
     if not differing:
         print(f"the same bits: weights, metrics and rollouts of {c.run} and {folder}")
         return
-    around = circumstances(c.run, folder)
+    around = circumstances(*(read_object(one / "manifest.json") for one in (c.run, folder)))
     reason = ["what differs around them:", *around] if around else ["and nothing that a manifest records differs"]
     raise SchoolError("\n".join([f"{c.run} and {folder} are not the same:", *differing, *reason]))

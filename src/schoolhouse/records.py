@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import resource
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,12 +60,47 @@ def this_machine() -> dict[str, Any]:
             "schoolhouse": __version__,
             **{name: _version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
         },
+        "code": code(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "processor": sorted(flags.intersection(told)),
     }
+
+
+@cache
+def code() -> str:
+    """A digest of our own sources: a schoolhouse that somebody changed is another one, whatever its version."""
+    home = Path(__file__).parent
+    sources = sorted(path for path in home.rglob("*") if path.suffix in (".py", ".c", ".h"))
+    told = hashlib.blake2b(digest_size=8)
+    for path in sources:
+        told.update(f"{path.relative_to(home).as_posix()}\n".encode() + path.read_bytes())
+    return told.hexdigest()
+
+
+CIRCUMSTANCES = ("versions", "code", "python", "platform", "cores", "threads", "processor")
+"""What a manifest tells of the machine and the programs. A run repeats bit for bit where they are the same."""
+
+
+def circumstances(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """A line for each in which two manifests differ, as far as both tell it."""
+    both = [name for name in CIRCUMSTANCES if name in there and name in here]
+    return differences({name: there[name] for name in both}, {name: here[name] for name in both})
+
+
+def goes_on(manifest: dict[str, Any], step: int) -> str:
+    """What has changed since a run was last begun, in words ("" for nothing), and a note of it in its manifest.
+
+    On another machine, or with other programs, it goes on, but not to the bit as it would have.
+    """
+    here = this_machine()
+    changed = circumstances(manifest.get("went_on", manifest), here)
+    if not changed:
+        return ""
+    manifest["went_on"] = {"step": step, **here}
+    return "\n".join([f"goes on from step {step}; since then changed:", *changed, "so it may not end in the same bits"])
 
 
 def _version(package: str) -> str | None:

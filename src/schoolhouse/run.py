@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from schoolhouse import records
 from schoolhouse.advice import WINDOW, advice
 from schoolhouse.config import Frozen, dump
 from schoolhouse.credit import rollouts_of, signal_account
@@ -48,7 +49,6 @@ from schoolhouse.durable import (
 )
 from schoolhouse.interrupts import Interrupts, Stopped
 from schoolhouse.progress import progress
-from schoolhouse.records import differences, headline, read_config, rollout_row, spent, this_machine, unchanged, weights
 from schoolhouse.reflection import account
 from schoolhouse.types import Group, Reply, Rollout, SchoolError
 
@@ -146,7 +146,7 @@ class Run:
     def reads(self, *files: Path | None) -> None:
         """Note the files that the run is made from. Raises SchoolError when one has changed since the run began."""
         for path in filter(None, files):
-            unchanged(self._manifest.setdefault("files", {}), str(path), checksum(path), self.folder)
+            records.unchanged(self._manifest.setdefault("files", {}), str(path), checksum(path), self.folder)
         self.note()
 
     def limit(self, tokens: float = inf, seconds: float = inf) -> None:
@@ -155,7 +155,7 @@ class Run:
         if bounds := {name: to for name, to in (("tokens", tokens), ("seconds", seconds)) if to != inf}:
             self._manifest["limit"] = bounds
             self.note()
-        self._tokens, self._aside = spent(self.folder)
+        self._tokens, self._aside = records.spent(self.folder)
 
     # --- the loop
 
@@ -175,7 +175,7 @@ class Run:
                 self._line = {}
                 yield item
                 self._end_step()
-                advance(1, headline(self._line))
+                advance(1, records.headline(self._line))
                 if interrupts.heard or self.step % every == 0:
                     self.checkpoint(keep)
                 if self._tokens >= self._limit[0] or self.seconds - self._aside >= self._limit[1]:
@@ -241,7 +241,7 @@ class Run:
             self._unsynced |= {path, path.parent}
             with self._room_for(path), path.open("a", encoding="utf-8") as file:
                 for said in zip(rollouts, verdicts, replies or [None] * len(rollouts), strict=True):
-                    file.write(to_json(rollout_row(*said)) + "\n")
+                    file.write(to_json(records.rollout_row(*said)) + "\n")
         if step == self._now:
             self._line |= stats
         else:
@@ -252,9 +252,9 @@ class Run:
     @property
     def model(self) -> Path:
         """Folder of the newest model, in Hugging Face format."""
-        if newest := self.latest():
-            return newest
-        raise SchoolError(f"{self.folder} holds no checkpoint yet")
+        if not (newest := self.latest()):
+            raise SchoolError(f"{self.folder} holds no checkpoint yet")
+        return newest
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -270,7 +270,7 @@ class Run:
     def leans_on(self, model: Path | str) -> None:
         """Note the weights of a model that the run needs. Raises SchoolError when they have changed since it began."""
         if not self.finished and Path(model).is_dir():
-            unchanged(self._manifest.setdefault("models", {}), str(model), weights(model), self.folder)
+            records.unchanged(self._manifest.setdefault("models", {}), str(model), records.weights(model), self.folder)
             self.note()
 
     def restore(self, kept: Kept) -> Kept:
@@ -314,7 +314,7 @@ class Run:
         self._manifest = {
             "recipe": self.recipe,
             "seed": getattr(self.config, "seed", None),
-            **this_machine(),
+            **records.this_machine(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         self._note_state("running")
@@ -325,8 +325,7 @@ class Run:
         self._manifest = read_object(self.folder / "manifest.json")
         self._refuse_other_config()
         drop_partial(self.folder / "checkpoints")
-        newest = self.latest()
-        saved = verified(newest) if newest else {"step": 0, "metrics_bytes": 0}
+        saved = verified(newest) if (newest := self.latest()) else {"step": 0, "metrics_bytes": 0}
         self.step = int(saved["step"])
         drop_torn_line(self.folder / "times.jsonl")
         times = read_lines(self.folder / "times.jsonl")
@@ -346,13 +345,14 @@ class Run:
         for path in (self.folder / "rollouts").glob("*.jsonl"):
             if path.stem.isdigit() and int(path.stem) >= self.step:
                 path.unlink()
+        if told := records.goes_on(self._manifest, self.step):
+            print(f"{self.folder.name} {told}", file=sys.stderr)
         self._note_state("running")
 
     def _refuse_other_config(self) -> None:
-        there = {"recipe": self._manifest.get("recipe"), **read_config(self.folder / "config.yaml")}
+        there = {"recipe": self._manifest.get("recipe"), **records.read_config(self.folder / "config.yaml")}
         here = {"recipe": self.recipe, **yaml.safe_load(dump(self.config))}
-        differing = differences(there, here)
-        if differing:
+        if differing := records.differences(there, here):
             raise SchoolError(
                 "\n".join([f"{self.folder} holds a run with another config:", *differing])
                 + "\ngive the same values to go on with it, or another folder with --dir to start anew"

@@ -171,14 +171,3 @@ def _first_difference(one: Path, other: Path) -> str:
             lines = [line.strip() for line in differences(a, b)]
             return f" from line {number} on: " + "; ".join(lines[:3])
     return ": one has more lines than the other"
-
-
-def circumstances(one: Path, other: Path) -> list[str]:
-    """How the machines and programs of two runs differ, as far as their manifests say."""
-    kept = ("versions", "python", "platform", "cores", "threads", "processor")
-    there, here = (_pick(read_object(folder / "manifest.json"), kept) for folder in (one, other))
-    return differences(there, here)
-
-
-def _pick(manifest: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: manifest.get(name) for name in names}

@@ -90,6 +90,15 @@ def test_what_was_done_is_not_done_again(tmp_path: Path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
 
 
+def test_a_step_that_other_code_made_is_used_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    manifest = lab.do(book(), tmp_path) / "manifest.json"
+    lab.do(book(), tmp_path)
+    assert "other code" not in capsys.readouterr().err
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "code": "0" * 16}))
+    lab.do(book(), tmp_path)
+    assert f"{manifest.parent}: made by other code than this" in capsys.readouterr().err
+
+
 def test_a_claim_from_its_arms_to_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     found = lab.run_arms(a_claim(), 2, "tiny", tmp_path / "runs")
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("it, ")]

@@ -25,7 +25,7 @@ from schoolhouse.board import index
 from schoolhouse.board.tokens import token_rows
 from schoolhouse.board.trees import steps_of, summary, trees
 from schoolhouse.durable import read_lines, read_object
-from schoolhouse.records import differences, numbers, read_config
+from schoolhouse.records import CIRCUMSTANCES, differences, numbers, read_config
 from schoolhouse.run import read_metrics
 from schoolhouse.runs import Seen, find_runs, is_run, look
 from schoolhouse.serve.guard import Guard, told
@@ -113,7 +113,7 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
             "config": config,
             "metrics": names_of(metrics),
             "advice": list(advice(metrics).values()),
-            "machine": {key: manifest.get(key) for key in ("versions", "python", "platform", "cores", "threads")},
+            "machine": {key: manifest.get(key) for key in CIRCUMSTANCES},
             "rollouts": (folder / "rollouts").is_dir(),
             "trees": steps_of(folder),
             "signal": signal(metrics),

@@ -28,7 +28,7 @@ from schoolhouse.claims.harness.claim import Arm, Claim, Measure, Outcome, Resul
 from schoolhouse.config import Frozen, Source, build, nearest
 from schoolhouse.durable import InUse, checksum, model_in, read_lines, read_object, to_json, write_whole
 from schoolhouse.policy.policy import Policy
-from schoolhouse.records import spent
+from schoolhouse.records import code, spent
 from schoolhouse.run import Run, read_metrics
 from schoolhouse.tasks.task import open_task
 from schoolhouse.types import SchoolError
@@ -129,7 +129,10 @@ def run_arm(arm: Arm, seed: int, folder: Path) -> Outcome:
 def do(step: Step, folder: Path) -> Path:
     """The run folder of a step, trained if it has not been. What it starts from is trained first."""
     manifest = folder / "steps" / name_of(step) / "manifest.json"
-    if manifest.is_file() and read_object(manifest).get("state") == "finished":  # its name is all that it is made from
+    made = read_object(manifest) if manifest.is_file() else {}
+    if made.get("state") == "finished":  # its name is all that it is made from, but for our own code
+        if made.get("code") != code():
+            print(f"  {manifest.parent}: made by other code than this; delete it to make it anew", file=sys.stderr)
         return manifest.parent
     module, config = _resolved(step, folder, lambda inner: do(inner, folder))
     place = folder / "steps" / name_of(step)
