@@ -29,7 +29,8 @@ def test_a_recipe_of_loops_is_measured_by_loops(tmp_path):
     )
     made = estimate("star", config)
     assert made.steps == 50
-    assert made.seconds == pytest.approx(made.start + 49 * made.step)
+    assert made.seconds == pytest.approx(made.start + sum(1.1**later for later in range(49)) * made.step)
+    assert "each 1.1 times the one before" in str(made)
 
 
 def test_what_fails_is_said_before_the_run():

@@ -29,6 +29,7 @@ class Estimate:
     step          seconds of a step, the median of the trial's
     exams         seconds of all exams on the way
     memory        bytes at the peak of the trial; practice begins with its heaviest micro-batch
+    growth        a step is so many times as long as the one before (loops whose updates grow)
     """
 
     steps: int
@@ -36,15 +37,17 @@ class Estimate:
     step: float
     exams: float
     memory: int
+    growth: float = 1.0
 
     @property
     def seconds(self) -> float:
-        return self.start + self.step * (self.steps - 1) + self.exams
+        return self.start + self.step * sum(self.growth**later for later in range(self.steps - 1)) + self.exams
 
     def __str__(self) -> str:
+        grow = f" at first, each {self.growth:g} times the one before" if self.growth > 1 else ""
         exams = f", {duration(self.exams)} of exams" if self.exams else ""
         return (
-            f"{duration(self.seconds)} on this machine: {self.steps} steps of {self.step:.2f} s{exams}\n"
+            f"{duration(self.seconds)} on this machine: {self.steps} steps of {self.step:.2f} s{grow}{exams}\n"
             f"{self.memory / 1e9:.2f} GB of memory at the peak\n"
             "as long as answers stay as long as they are now: sampling and learning grow with them"
         )
@@ -71,7 +74,7 @@ def estimate(recipe: str, config: Frozen) -> Estimate:
     peak = peak_memory_bytes(resource.RUSAGE_CHILDREN)
     took = [after - before for before, after in pairwise(ends)] or ends
     step = statistics.median(took)
-    return Estimate(steps, ends[0], step, _exams(config, steps) * step, peak)
+    return Estimate(steps, ends[0], step, _exams(config, steps) * step, peak, getattr(config, "growth", 1.0))
 
 
 def _exams(config: Frozen, steps: int) -> float:
