@@ -27,6 +27,29 @@ def test_a_config_that_was_written_out_reads_back_the_same(tmp_path):
     assert load(Config, tmp_path / "config.yaml") == made
 
 
+def test_another_relative_over_a_written_out_config_changes_more_than_its_name_or_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text(dump(config(like="dapo")))
+    with pytest.raises(SchoolError) as refused:
+        load(Config, tmp_path / "config.yaml", ["--like", "dr_grpo"])
+    said = str(refused.value).splitlines()
+    assert [line.split("`")[1] for line in said] == [
+        "scale",
+        "aggregate",
+        "clip_high",
+        "dynamic_sampling",
+        "mask_truncated",
+    ]
+    assert "`clip_high` is 0.28, but 0.2 in `--like dr_grpo`: say which with --clip_high" in said[2]
+    words = ["--like", "dr_grpo", "--scale", "none", "--aggregate", "constant", "--clip_high", "0.2"]
+    made = load(Config, tmp_path / "config.yaml", [*words, "--dynamic_sampling", "0", "--mask_truncated", "false"])
+    assert made == config(like="dr_grpo")
+
+
+def test_another_relative_over_a_file_that_says_nothing_of_it_is_that_relative(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: m\nsteps: 3\n")
+    assert load(Config, tmp_path / "config.yaml", ["--like", "dapo"]) == config(like="dapo", steps=3)
+
+
 def test_an_unknown_relative_is_refused_with_the_nearest():
     with pytest.raises(SchoolError, match="did you mean `dapo`"):
         config(like="dappo")

@@ -30,6 +30,11 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @classmethod
+    def contradictions(cls, file: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
+        """Where a file says what words of the command line would set otherwise without naming it."""
+        return []
+
 
 C = TypeVar("C", bound=Frozen)
 
@@ -76,8 +81,10 @@ def load(cls: type[C], path: Path | None, overrides: Sequence[str] = (), positio
 
     `positional` names the fields that leading words without `--` go to. Raises SchoolError naming every mistake.
     """
-    source = read_yaml(path) if path else Source({}, {})
-    return build(cls, read_words(cls, overrides, positional).over(source))
+    source, words = read_yaml(path) if path else Source({}, {}), read_words(cls, overrides, positional)
+    if found := cls.contradictions(source.values, words.values):
+        raise SchoolError("\n".join(f"{path}: {line}" for line in found))
+    return build(cls, words.over(source))
 
 
 def dump(config: Frozen) -> str:

@@ -158,6 +158,20 @@ class Config(Frozen):
             raise ValueError(f"there is no relative `{like}` to be like{nearest(str(like), [*FAMILY])}")
         return {**FAMILY[like], **given}
 
+    @classmethod
+    def contradictions(cls, file: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
+        """`--like` changes the relative of a file that has other settings written out: which of the two is meant?"""
+        like = str(words.get("like", ""))
+        if like not in FAMILY:
+            return []
+        switches = dict.fromkeys(key for relative in FAMILY.values() for key in relative)
+        meant = {key: FAMILY[like].get(key, cls.model_fields[key].default) for key in switches}
+        return [
+            f"`{key}` is {file[key]}, but {value} in `--like {like}`: say which with --{key}, or take it out of the file"
+            for key, value in meant.items()
+            if key in file and key not in words and file[key] != value
+        ]
+
     @model_validator(mode="after")
     def _possible(self) -> Config:
         if self.lag and self.dynamic_sampling:
