@@ -87,7 +87,7 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
         "a checkpoint needs a conversion (verl#770)",
         "every checkpoint is a model folder in Hugging Face format",
     ),
-    "no compiler, no GPU": ("neither is there (verl#3266)", "torch computes the same on the processor"),
+    "no compiler, no GPU": ("there is no compiler and no GPU (verl#3266)", "torch computes the same on the processor"),
     "verifier hangs": ("a verifier loops, in Python or in C", "killed at its clock, not judged, the others are"),
     "verifier crashes": ("a verifier takes its process along", "a new process, not judged, with the exit code"),
     "verifier raises": ("a verifier raises, exits or recurses", "not judged, with the exception"),

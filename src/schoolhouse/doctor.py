@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from schoolhouse.records import this_machine
 
-_LITTLE_DISK, _LITTLE_MEMORY = 2 << 30, 3 << 30  # a quickstart needs less than one and about two and a half
+_LITTLE_DISK, _LITTLE_MEMORY = 2 << 30, 2 << 30  # a quickstart needs less than one and about one
 
 
 class Finding(NamedTuple):
@@ -70,7 +70,7 @@ def _memory() -> Iterator[Finding]:
         yield Finding("memory", f"{_size(whole)}")
         return
     scarce = (
-        "the quickstart takes about 2.5 GB: close something, or set recompute to true" if free < _LITTLE_MEMORY else ""
+        "the quickstart takes about 1.1 GB: close something, or set recompute to true" if free < _LITTLE_MEMORY else ""
     )
     yield Finding("memory", f"{_size(free)} free of {_size(whole)}", scarce)
 

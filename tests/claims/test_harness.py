@@ -113,6 +113,18 @@ def test_a_claim_from_its_arms_to_its_page(tmp_path: Path, capsys: pytest.Captur
     assert "| [it](it.md) | It helps. (Somebody 2020) | 2 | PASS |" in (tmp_path / "results" / "README.md").read_text()
 
 
+def test_a_page_knows_when_its_claim_has_been_redesigned_since(tmp_path: Path):
+    claim = a_claim()
+    record = page.write(claim, lab.run_arms(claim, 1, "tiny", tmp_path), "tiny", tmp_path / "results")
+    assert page.redesigned(record, claim) == []
+    assert page.redesigned(record, replace(claim, rule="another")) == ["rule"]
+
+    def longer(scale: str, seed: int) -> Mapping[str, Arm]:
+        return {"start": Arm(book(seed, steps=3), {"exam": EXAM}), "taught": claim.arms("tiny", seed)["taught"]}
+
+    assert page.redesigned(record, replace(claim, arms=longer)) == ["arms"]
+
+
 def test_only_the_arms_that_are_asked_for_are_run(tmp_path: Path):
     found = lab.run_arms(a_claim(), 1, "tiny", tmp_path, ["start"])
     assert [*found.arms] == ["start"]

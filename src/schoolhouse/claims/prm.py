@@ -103,7 +103,7 @@ CLAIM = Claim(
         "",
         "Counted twice before. With a generator that erred because it was half taught, and 8,000 solutions: FAIL "
         "(generators of .11 to .59, and beyond N = 8 nobody beat the vote). With this one and 800 updates for every "
-        "judge: FAIL in two lines of eight. The judge of answers picked .013 worse than a vote from 256, and its "
+        "judge: FAIL in two lines. The judge of answers picked .013 worse than a vote from 256, and its "
         "loss was still falling (.49 to .43 in the last 200 updates) where that of the judge of steps had settled "
         "(.01): whole solutions teach slower, so it has twice the updates now. And asked behind `=`, in the middle "
         "of steps, the judge of steps picked .005 .068 -.008 better than chance: there it still knows whether what "

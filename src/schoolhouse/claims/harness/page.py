@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +14,9 @@ from schoolhouse.claims.harness.lab import find, known, name_of
 from schoolhouse.durable import read_object, to_json, write_whole
 from schoolhouse.progress import duration
 from schoolhouse.records import this_machine
+from schoolhouse.types import SchoolError
+
+_STEP = re.compile(r"[a-z_]+-[0-9a-f]{16}")
 
 
 def write(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
@@ -105,6 +110,26 @@ def page(record: Json, notes: Sequence[str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def redesigned(record: Json, claim: Claim) -> list[str]:
+    """What a claim asks otherwise today than when it was counted: texts, and what its arms are trained with."""
+    changed = [name for name in ("premise", "rule", "budget") if record[name] != getattr(claim, name)]
+    try:
+        arms = claim.arms(record["scale"], 0)
+    except SchoolError:  # it needs a file that is not here
+        return changed
+    then = {name: _masked(arm.get("config", {})) for name, arm in record["arms"].items()}
+    now = {name: _masked(_plain(arm.step.config) if isinstance(arm.step, Step) else {}) for name, arm in arms.items()}
+    return changed + (["arms"] if json.loads(to_json(now)) != then else [])
+
+
+def _masked(config: Json) -> Json:
+    """Without the names of steps, which change with every default."""
+    return {
+        key: _masked(value) if isinstance(value, Mapping) else "a step" if _STEP.fullmatch(str(value)) else value
+        for key, value in config.items()
+    }
+
+
 def _mark(check: Check) -> str:
     return "" if check.kind == "reported" else "holds" if check.holds else "DOES NOT HOLD"
 
@@ -137,19 +162,31 @@ def _mean(exams: Sequence[Json], metric: str) -> float:
 def write_pages(folder: Path) -> None:
     """The page of each claim whose results lie in the folder, and README.md, the table of all."""
     records = [read_object(path) for path in sorted(folder.glob("*.json"))]
+    earlier = {}
     for record in records:
-        notes = find(record["claim"]).notes if record["claim"] in known() else ()
-        write_whole(folder / f"{record['claim']}.md", page(record, notes))
+        claim = find(record["claim"]) if record["claim"] in known() else None
+        earlier[record["claim"]] = changed = redesigned(record, claim) if claim else []
+        since = (
+            f"**Counted in an earlier design** ({', '.join(changed)} changed since): the command runs today's, which "
+        )
+        told = [since + "has not been counted.", ""] if changed else []
+        write_whole(folder / f"{record['claim']}.md", page(record, [*told, *(claim.notes if claim else ())]))
     lines = [
         "# Claims",
         "",
         "A published effect, the arms that show it, the ablations that must fail, and a verdict by a rule that was "
         "written before the counted run. INVALID: the premise was broken, so nothing is shown either way.",
         "",
+        "On the pages a `premise` is what has to be so, or nothing is shown; what `must hold` is the effect; what "
+        "`must fail` is an ablation or a control that must not show it, and it *holds* where that did fail; `reported` "
+        "is not judged. PASS: every line holds. Designs were piloted with seed 0, which is counted too: the notes of a "
+        "page say what a pilot fixed. Intervals are over problems, not over seeds, whose values stand beside them.",
+        "",
         "| claim | what is claimed | seeds | verdict |",
         "|---|---|---|---|",
         *(
-            f"| [{r['claim']}]({r['claim']}.md) | {r['sentence']} ({r['paper']}) | {len(r['seeds'])} | {r['verdict']} |"
+            f"| [{r['claim']}]({r['claim']}.md) | {r['sentence']} ({r['paper']}) | {len(r['seeds'])} | {r['verdict']}"
+            f"{' (an earlier design)' if earlier[r['claim']] else ''} |"
             for r in records
         ),
         "",
