@@ -230,9 +230,12 @@ def test_only_successes_teach_where_what_is_negative_weighs_nothing():
 def test_the_toll_for_length_is_taken_from_what_could_be_judged():
     (tolled,) = against_overlong([group(1.0, None)], limit=3, cushion=2)
     assert [verdict.score for verdict in tolled.verdicts] == [1.0, None]
-    assert tolled.verdicts[1].parts == {"overlong": -0.5}
+    assert tolled.verdicts[1].parts == {"overlong": -0.25}
     (shorter,) = against_overlong([group(1.0, 1.0)], limit=2, cushion=1)
-    assert [verdict.score for verdict in shorter.verdicts] == [1.0, 0.0]
+    assert [verdict.score for verdict in shorter.verdicts] == [
+        1.0,
+        0.5,
+    ]  # half way to a wrong one, as 0 between 1 and -1
 
 
 def test_manners_are_added_with_their_weights_and_told_without():

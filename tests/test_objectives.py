@@ -111,6 +111,12 @@ def test_an_implicit_reward_is_beta_times_the_log_ratio_of_the_whole_sequence():
     assert gradient.tolist() == pytest.approx([right - 1] * 2 + [right] * 2, rel=1e-4)
 
 
+def test_a_mark_that_is_sure_and_wrong_is_unlearned():
+    """d/dlog p is p / (1 - p): a push against the mark's logit that does not fade as it becomes certain."""
+    gradients = [float(apply(mark(), packed(1, target=[0.0]), [log])[2]) for log in (-1e-3, -5e-7)]
+    assert gradients == [pytest.approx(999.5, rel=1e-3), pytest.approx(1e6, rel=1e-2)]
+
+
 def test_a_mark_that_is_certain_stays_finite():
     loss, _, gradient = apply(mark(), packed(1, target=[0.0]), [0.0])
     assert torch.isfinite(loss).all()

@@ -147,7 +147,8 @@ def soft_overlong(length: int, limit: int, cushion: int) -> float:
 
 
 def against_overlong(groups: Sequence[Group], limit: int, cushion: int) -> list[Group]:
-    """The groups with `soft_overlong` added to their scores, which gain the part "overlong"; cushion 0: as they are."""
+    """The groups with half of `soft_overlong` added to their scores, which gain the part "overlong"; cushion 0: as they
+    are. Half, because the paper's scores are 1 and -1, ours 1 and 0."""
     if not cushion:
         return list(groups)
     tolled = []
@@ -158,7 +159,7 @@ def against_overlong(groups: Sequence[Group], limit: int, cushion: int) -> list[
 
 
 def _with_toll(rollout: Rollout, verdict: Verdict, limit: int, cushion: int) -> Verdict:
-    toll = soft_overlong(sum(rollout.written), limit, cushion)
+    toll = soft_overlong(sum(rollout.written), limit, cushion) / 2
     score = None if verdict.score is None else verdict.score + toll
     return replace(verdict, score=score, parts={**verdict.parts, "overlong": toll})
 

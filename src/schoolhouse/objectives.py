@@ -44,7 +44,9 @@ def mark() -> Objective:
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
         logprob, target = _written(batch, scores.logprob), _written(batch, batch["target"])
-        no = torch.where(batch.written, -torch.expm1(logprob.clamp_max(-1e-6)), torch.ones_like(logprob))
+        # a judge that is sure and wrong has to unlearn it: the value is bounded, the gradient goes through
+        bounded = logprob + (logprob.clamp_max(-1e-6) - logprob).detach()
+        no = torch.where(batch.written, -torch.expm1(bounded), torch.ones_like(logprob))
         return -target * logprob - (batch.written.float() - target) * no.log()
 
     return loss

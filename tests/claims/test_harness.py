@@ -222,6 +222,10 @@ def test_what_could_not_be_measured_holds_for_no_rule():
     (value,) = found.each("start")
     assert not value > 0
     assert not value <= 0
+    assert min([0.5, value, 0.6]) >= 0.5  # why a check looks for itself
+    assert not Check("must hold", "all are .5", "0.500 nan 0.600", True).holds
+    assert Check("reported", "it", "nan", True).holds
+    assert Check("must hold", "a", "a banana", True).holds
 
 
 def test_seeds_are_those_that_every_arm_has():

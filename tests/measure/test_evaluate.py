@@ -117,6 +117,12 @@ def test_what_cannot_be_judged_is_left_out_and_counted() -> None:
     assert math.isnan(found.overall["pass_at_4"].value)  # nobody has four judged samples
 
 
+def test_what_cannot_be_judged_has_no_vote() -> None:
+    found = sit(lambda problem, sample: ("", "\\boxed{?}" if sample < 3 else boxed(problem)))
+    assert found.overall["not_judged"].value == 0.75
+    assert found.overall["maj_at_4"].value == 1.0
+
+
 def test_answers_without_an_end_are_counted() -> None:
     found = sit(lambda problem, sample: ("2" * (50 if sample else 0), boxed(problem)), length=30)
     assert found.overall["truncated"].value == 0.75

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from schoolhouse.policy.policy import Policy
@@ -132,3 +133,8 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(folder: Path, tmp_path: Pa
     assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
     one, other = (load_file(run.model / "model.safetensors") for run in (whole, again))
     assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_several_samples_at_temperature_0_are_refused():
+    with pytest.raises(ValidationError, match="several samples at temperature 0 are one"):
+        star.Config(model="m", samples=32)

@@ -1,5 +1,6 @@
 """Practice with a judge of steps: who is praised for what, and that a run resumes."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,23 +47,34 @@ def group(*scores: float) -> Group:
     return Group(problem, rollouts, tuple(map(Verdict, scores)))
 
 
-def rows(form: str, alpha: float = 1.0) -> list[list[float]]:
-    c = step_rewards.Config(model="m", judge="j", form=form, alpha=alpha)  # ty: ignore[invalid-argument-type]
-    return step_rewards.advantages(c, [group(1.0, 0.0)], [[2, 3], [2, 3]], [[0.75, 1.0], [0.5, 0.25]])
+def rows(form: str, alpha: float = 1.0, aggregate: str = "last", second: float = 0.25) -> list[list[float]]:
+    c = step_rewards.Config(model="m", judge="j", form=form, alpha=alpha, aggregate=aggregate)  # ty: ignore[invalid-argument-type]
+    grades = [[math.log(grade) for grade in few] for few in ([0.75, 1.0], [0.5, second])]
+    return step_rewards.advantages(c, [group(1.0, 0.0)], [[2, 3], [2, 3]], grades)
+
+
+def near(wanted: list[list[float]]) -> list[Any]:
+    return [pytest.approx(row) for row in wanted]
 
 
 def test_a_step_is_praised_for_its_progress_on_top_of_the_outcome():
     """The problem is worth .5, the outcome's advantage +-.5: .5 + .25, .5 + .25, .5; -.5 + 0, -.5 - .25, -.5."""
-    assert rows("progress") == [[0.0, 0.75, 0.75, 0.5], [0.0, -0.5, -0.75, -0.5]]
+    assert rows("progress") == near([[0.0, 0.75, 0.75, 0.5], [0.0, -0.5, -0.75, -0.5]])
+
+
+def test_a_step_behind_an_error_is_not_praised_for_being_right():
+    """By the product the second rollout is worth .5 and stays there however good its next step looks."""
+    assert rows("progress", aggregate="product", second=1.0)[1] == pytest.approx([0.0, -0.5, -0.5, -0.5])
+    assert rows("progress", aggregate="last", second=1.0)[1] == pytest.approx([0.0, -0.5, 0.0, -0.5])
 
 
 def test_alpha_0_is_outcome_rewards_alone():
-    assert rows("progress", 0.0) == rows("raw", 0.0) == [[0.0, 0.5, 0.5, 0.5], [0.0, -0.5, -0.5, -0.5]]
+    assert rows("progress", 0.0) == rows("raw", 0.0) == near([[0.0, 0.5, 0.5, 0.5], [0.0, -0.5, -0.5, -0.5]])
 
 
 def test_raw_grades_are_summed_over_the_rollout():
     """1 + 1.75 against 0 + .75: a mean of 1.75."""
-    assert rows("raw") == [[0.0, 1.0, 1.0, 1.0], [0.0, -1.0, -1.0, -1.0]]
+    assert rows("raw") == near([[0.0, 1.0, 1.0, 1.0], [0.0, -1.0, -1.0, -1.0]])
 
 
 @pytest.mark.parametrize("form", ["progress", "raw"])

@@ -118,6 +118,11 @@ def test_steps_may_be_sampled_instead_of_asked_for(scripted: Make, game: Game24,
     assert score(policy, game, one) == 1.0
 
 
+def test_subtrees_that_cannot_be_kept_apart_are_refused(scripted: Make, game: Game24):
+    with pytest.raises(SchoolError, match="cannot keep 5 subtrees apart: set `samples`"):
+        found(scripted(thinker), game, kind="dvts", thoughts="sample", breadth=5, samples=4)
+
+
 def test_a_task_that_asks_nothing_says_what_to_use_instead(scripted: Make):
     from schoolhouse.tasks.task import open_task
 

@@ -73,7 +73,12 @@ def judge(results: Results) -> Sequence[Check]:
     return [
         mixed_share(results, "plain"),
         Check("premise", "at least 20 % of the start's thoughts mix languages", told(begun), min(begun) >= 0.2),
-        Check("premise", "at least half of the answers are thought about in words", told(worded), min(worded) >= 0.5),
+        Check(
+            "must hold",
+            "consistent: at least half of the answers are thought about in words",
+            told(worded),
+            min(worded) >= 0.5,
+        ),
         Check(
             "must hold", f"consistent: {SHARE:.0%} of words in {TARGET}, each seed", told(share), min(share) >= SHARE
         ),
@@ -107,7 +112,7 @@ CLAIM = Claim(
     paper="DeepSeek-R1, Guo et al. 2025, arXiv 2501.12948, section 2.3.2",
     sentence="A reward for keeping to one language ends code-switching at little cost in accuracy",
     budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most 64 tokens in both arms",
-    premise="the start mixes languages, groups are mixed, and thoughts are in words",
+    premise="the start mixes languages, and groups are mixed",
     rule="with the reward 98 % of words are in the target language in every seed, and pass@1 is at most .03 below "
     "practice without it; without it mixing does not fall below half",
     arms=arms,

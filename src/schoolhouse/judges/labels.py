@@ -197,7 +197,8 @@ def by_rules(task: Task, say: Conversation, rollouts: Sequence[Rollout]) -> list
 def by_continuations(
     policy: Completer, task: Task, rollouts: Sequence[Rollout], count: int, length: int, hard: bool = False
 ) -> tuple[list[Graded], int]:
-    """The share of `count` continuations of up to `length` tokens behind each step that ends right.
+    """The share of `count` continuations of up to `length` tokens behind each step that ends right, at temperature 1:
+    what the state is worth to the policy as it is, however warm the solutions were sampled.
 
     hard  1 where any does, else -1, instead of the share
     Behind the answer there is nothing to continue: it ended right or it did not.

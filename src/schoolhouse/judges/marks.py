@@ -36,6 +36,12 @@ Snell et al. (arXiv 2408.03314) the last. Labels that say whether a step is righ
 (Monte Carlo) want the last (Zhang et al. 2025, arXiv 2501.07301)."""
 
 
+def running(logs: Sequence[float], aggregate: Aggregate) -> list[float]:
+    """What all steps up to each are worth together. A grade alone says whether a step is right behind right ones: the
+    one behind an error may be graded as if nothing had happened."""
+    return [AGGREGATES[aggregate](logs[: upto + 1]) for upto in range(len(logs))]
+
+
 class Marked(NamedTuple):
     """A rollout with marks in it, which alone are `written`, and where they stand."""
 

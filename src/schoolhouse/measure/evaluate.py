@@ -243,7 +243,10 @@ def _record(group: Group, conversation: Conversation) -> Record:
         group.problem.family,
         tuple(verdict.score for verdict in group.verdicts),
         tuple(conversation.thought_length(rollout) for rollout in group.rollouts),
-        maj_at_k(ballots, [verdict.score is not None and verdict.score >= 1.0 for verdict in group.verdicts]),
+        maj_at_k(
+            [ballot for ballot, verdict in zip(ballots, group.verdicts, strict=True) if verdict.score is not None],
+            [score >= 1.0 for score in group.scores],
+        ),
         sum(ballot is None for ballot in ballots),
         sum(rollout.finish == "length" for rollout in group.rollouts),
         len(sampled),

@@ -16,7 +16,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schoolhouse.config import Frozen
 from schoolhouse.credit import rollouts_of, sampled_tokens
@@ -67,6 +67,12 @@ class Config(Frozen):
     clip_norm: float = Field(1.0, gt=0)
     token_budget: int = Field(4_096, gt=0)
     precision: Precision = "auto"
+
+    @model_validator(mode="after")
+    def _several(self) -> Config:
+        if self.samples > 1 and not self.temperature:
+            raise ValueError("several samples at temperature 0 are one: set temperature above 0 (ReST-EM: 0.7)")
+        return self
 
 
 def star(c: Config, run: Run) -> None:

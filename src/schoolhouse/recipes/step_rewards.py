@@ -5,7 +5,9 @@ the answer will be right, on top of the outcome: every token of step i learns fr
 Progress telescopes: saying more good-looking steps earns nothing. Summing the judge's grades (`raw`) rewards every step
 for itself, and a policy learns to say many (DeepSeek-R1 gave such rewards up: arXiv 2501.12948, section 4.2).
 
-The judge should be one of values (`school train process_reward --labels soft`). P problems, G rollouts of a problem.
+What a state is worth is what the grades of all steps so far make together (`aggregate`): the product, where the judge
+says whether steps are right behind right ones, the last, where it grades states (`school train process_reward --labels
+soft`). P problems, G rollouts of a problem.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pydantic import Field
 
 from schoolhouse.config import Frozen
 from schoolhouse.credit import group_advantage, judged, progress, rollouts_of, step_advantage, with_scores
-from schoolhouse.judges.marks import Judge, same_tokens
+from schoolhouse.judges.marks import Aggregate, Judge, running, same_tokens
 from schoolhouse.objectives import clipped_surrogate
 from schoolhouse.packing import pack, token_mean
 from schoolhouse.policy.policy import Adam, Policy
@@ -38,6 +40,8 @@ class Config(Frozen):
     """Folder of a judge of steps, or of the run that made it."""
     form: Literal["progress", "raw"] = "progress"
     """Praise a step for what it changed, or a rollout for the sum of its grades."""
+    aggregate: Aggregate = "product"
+    """progress: what grades so far make a state worth; product or min for a judge of steps, last for one of values."""
     alpha: float = Field(1.0, ge=0)
     """Weight beside the verdict on the answer; 0 is outcome rewards alone."""
     task: str = "school"
@@ -79,7 +83,7 @@ def step_rewards(c: Config, run: Run) -> None:
         groups = judge(rollouts, task, say.read)
         scored = judged(groups)
         said = rollouts_of(scored)
-        values = [[exp(log) for log in logs] for logs in grader.grades(said)]
+        grades = grader.grades(said)
         ends = [judged_ends(say, rollout, task.delimiter) for rollout in said]
         rate = warm_up_hold_decay(step, c.steps, c.learning_rate, c.warmup, c.decay)
         batches = pack(
@@ -87,23 +91,26 @@ def step_rewards(c: Config, run: Run) -> None:
             token_mean(said),
             c.token_budget,
             share=policy.shares,
-            advantage=advantages(c, scored, ends, values),
+            advantage=advantages(c, scored, ends, grades),
             sampled=[rollout.logprob for rollout in said],
         )
         stats = policy.update(batches, clipped_surrogate(on_policy=True), rate, c.clip_norm, c.temperature, c.gap_limit)
-        told = {"steps_said": fmean(map(len, ends)), "graded": fmean(map(sum, values))}
+        told = {"steps_said": fmean(map(len, ends)), "graded": fmean(sum(map(exp, few)) for few in grades)}
         run.record(step, groups, say.read, learning_rate=rate, **told, **stats)
 
 
 def advantages(
-    c: Config, groups: Sequence[Group], ends: Sequence[Sequence[int]], values: Sequence[Sequence[float]]
+    c: Config, groups: Sequence[Group], ends: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]
 ) -> list[list[float]]:
-    """A row [T] for each rollout; `values` are the judge's, of the steps that end at `ends`."""
+    """A row [T] for each rollout; `grades` are the judge's log-probabilities, of the steps that end at `ends`."""
     if c.form == "raw":
         scores = [v.score for group in groups for v in group.verdicts]
-        summed = [None if a is None else a + c.alpha * sum(few) for a, few in zip(scores, values, strict=True)]
+        summed = [
+            None if a is None else a + c.alpha * sum(map(exp, few)) for a, few in zip(scores, grades, strict=True)
+        ]
         return group_advantage(with_scores(groups, summed), scale="none")
     start = [fmean(group.scores) for group in groups for _ in group.rollouts]  # what the problem itself is worth
+    values = [running(logs, c.aggregate) for logs in grades]
     worth = [[c.alpha * more for more in progress(few, at)] for few, at in zip(values, start, strict=True)]
     outcome: list[Any] = group_advantage(groups, scale="none")
     steps = step_advantage(rollouts_of(groups), ends, worth)

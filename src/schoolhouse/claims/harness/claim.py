@@ -6,6 +6,7 @@ step share its run. A `Measure` asks a trained model something: an exam, or a cl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,6 +27,7 @@ from schoolhouse.types import Key, SchoolError
 Json = dict[str, Any]
 Scale = Literal["tiny", "small", "gpu"]
 Kind = Literal["premise", "must hold", "must fail", "reported"]
+_NAN = re.compile(r"\bnan\b")
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,17 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a verdict: what was asked, what was found, and whether it held."""
+    """One line of a verdict: what was asked, what was found, and whether it held. No demand holds for nan: smallest and
+    largest of several numbers pass over it."""
 
     kind: Kind
     text: str
     found: str
     holds: bool
+
+    def __post_init__(self) -> None:
+        if self.kind != "reported" and _NAN.search(self.found):
+            object.__setattr__(self, "holds", False)
 
 
 @dataclass(frozen=True)
