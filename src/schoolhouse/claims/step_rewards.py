@@ -32,6 +32,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     config = {"model": start, "task": EXAM.task, "seed": seed, "length": EXAM.length}
     config |= {"steps": STEPS, "save_every": STEPS}
     arms = {"start": Arm(start, exam, "fine-tuned on worked chains")}
+    arms["judge"] = Arm(Step("process_reward", {**made, "labels": "strict", **JUDGED}), {}, "that grades for progress")
     for name, (about, labels, keys) in FORMS.items():
         judge = Step("process_reward", {**made, "labels": labels, **JUDGED})
         arms[name] = Arm(Step("step_rewards", {**config, "judge": judge, **keys}), exam, about)
@@ -57,6 +58,8 @@ def judge(results: Results) -> Sequence[Check]:
     goals = [smooth(row)[-1] for row in results.course("outcome", "reward")]
     own, less = tokens_until(results, "outcome", goals), tokens_until(results, "progress", goals)
     ratios = [a / b for a, b in zip(less, own, strict=True)]
+    judges = [results.arms["judge"][seed].tokens for seed in results.seeds]
+    whole = [(a + more) / b for a, b, more in zip(less, own, judges, strict=True)]
     said = {arm: [fmean(row[-WINDOW:]) for row in results.course(arm, "steps_said")] for arm in FORMS}
     longer = [a / b for a, b in zip(said["raw"], said["outcome"], strict=True)]
     gains = results.gains("outcome", "raw")
@@ -75,6 +78,7 @@ def judge(results: Results) -> Sequence[Check]:
             f"{told(longer, 2)}; {told(gains, sign=True)}",
             fmean(longer) >= LONGER and fmean(gains) < 0,
         ),
+        Check("reported", "progress: the same, with the tokens that its judge learned from", told(whole, 2), True),
         Check("reported", "raw: the judge's sum of grades, first to last", "; ".join(told(g, 2) for g in graded), True),
     ]
 
@@ -89,8 +93,10 @@ def draw(results: Results, picture: Any) -> None:
 CLAIM = Claim(
     id="step_rewards",
     paper="Setlur et al. 2024, arXiv 2410.08146",
-    sentence="Rewards for progress need fewer samples than rewards for answers; sums of grades are hacked",
-    budget=f"{STEPS} steps of 32 problems x 16 rollouts; the 4,000 solutions that a judge learns from are not counted",
+    sentence="With a judge of steps at hand, practice for progress needs fewer samples than practice for answers; sums "
+    "of grades are hacked",
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts; what the judge learned from, 4,000 solutions and the rules' "
+    "word on their steps, is reported beside",
     premise="groups are mixed",
     rule=f"progress reaches the outcome arm's last reward with {FEWER} of its tokens in the mean of seeds; raw "
     f"sums say {LONGER} times as many steps and are right less often",
@@ -98,7 +104,11 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     notes=(
-        "What did not hold: summing grades teaches less (.07 below the verdict alone, in every seed) and the sum "
+        "Counted before with each grade as the worth of its state: FAIL in the second line alone (progress .86 .93 .83 "
+        "of the tokens, 1.00 1.07 .99 with the judge's). But a judge of steps grades the step behind an error as if "
+        "nothing had happened (.95 behind .02): what grades so far make together is what a state is worth now.",
+        "",
+        "What did not hold then either: summing grades teaches less (.08 .05 .09 below the verdict alone) and the sum "
         "rises, but nobody says more steps. Idle words hold no step for a judge: a word and the blank before it are "
         "one token, and a step must end where a token does (docs/lab.md). Lines as steps would be the task to show "
         "it with.",
