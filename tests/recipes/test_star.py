@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import pretrain, sft, star
 from schoolhouse.run import Run, read_metrics
-from schoolhouse.types import NAN, Group, Key, Message, Problem, Rollout, Verdict
+from schoolhouse.types import NAN, Group, Key, Message, Problem, Rollout, SchoolError, Verdict
 
 MODEL = pretrain.Model(width=32, layers=1, heads=1, key_heads=1, head_dim=32, inner=32, longest=128)
 PROBLEM = Problem("p", (Message("user", "What is 3 + 4?"),), "7")
@@ -135,6 +134,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(folder: Path, tmp_path: Pa
     assert all((one[name] == other[name]).all() for name in one)
 
 
-def test_several_samples_at_temperature_0_are_refused():
-    with pytest.raises(ValidationError, match="several samples at temperature 0 are one"):
-        star.Config(model="m", samples=32)
+def test_several_samples_at_temperature_0_are_refused(tmp_path: Path):
+    c = star.Config(model="m", samples=32)
+    with Run.open(tmp_path, c, "star") as run, pytest.raises(SchoolError, match="several samples at temperature 0"):
+        star.star(c, run)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from schoolhouse.config import Frozen
 from schoolhouse.credit import rollouts_of, sampled_tokens
@@ -27,7 +27,7 @@ from schoolhouse.randomness import python_random
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.task import judge, open_task
-from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout
+from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout, SchoolError
 
 
 class Config(Frozen):
@@ -68,14 +68,10 @@ class Config(Frozen):
     token_budget: int = Field(4_096, gt=0)
     precision: Precision = "auto"
 
-    @model_validator(mode="after")
-    def _several(self) -> Config:
-        if self.samples > 1 and not self.temperature:
-            raise ValueError("several samples at temperature 0 are one: set temperature above 0 (ReST-EM: 0.7)")
-        return self
-
 
 def star(c: Config, run: Run) -> None:
+    if c.samples > 1 and not c.temperature:
+        raise SchoolError("several samples at temperature 0 are one: set temperature above 0 (ReST-EM: 0.7)")
     policy = run.restore(Policy.load(run.start(c.model), c.precision))
     task, say = open_task(c.task, c.seed), policy.conversation
     run.reads(*task.files)
@@ -93,7 +89,7 @@ def star(c: Config, run: Run) -> None:
             groups = attempt(loop, task.draw(loop, c.problems), "star")
             kept = keep(groups, c.cap, c.keep == "all")
             stats |= {"kept": len(kept)}
-            failed = [group.problem for group in groups if not any(_right(v.score) for v in group.verdicts)]
+            failed = [group.problem for group in groups if not any((v.score or 0.0) >= 1.0 for v in group.verdicts)]
             if c.rationalize and failed:
                 helped = attempt(loop, [hinted(problem) for problem in failed], "star hint")
                 again, tokens = keep(helped, c.cap), sampled_tokens(rollouts_of([*groups, *helped]))
@@ -111,7 +107,7 @@ def keep(groups: Sequence[Group], cap: int, everything: bool = False) -> list[Ro
     for group in groups:
         said = set()
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
-            wanted = rollout.finish == "stop" and (everything or _right(verdict.score))
+            wanted = rollout.finish == "stop" and (everything or (verdict.score or 0.0) >= 1.0)
             if wanted and rollout.last_turn() not in said and count[group.problem.id] < cap:
                 said.add(rollout.last_turn())
                 count[group.problem.id] += 1
@@ -150,7 +146,3 @@ def _without_hint(policy: Policy, rollout: Rollout) -> Rollout:
 def _demonstrated(c: Config, policy: Policy, worked: Sequence[Demonstration]) -> list[Rollout]:
     keys = [Key(c.seed, "star example", 0, i) for i in range(len(worked))]
     return policy.conversation.demonstrate_all(worked, keys) if worked else []
-
-
-def _right(score: float | None) -> bool:
-    return score is not None and score >= 1.0
