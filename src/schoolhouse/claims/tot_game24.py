@@ -87,7 +87,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     task = f"game24:{puzzles()}"
     shape = {"width": 192, "layers": 4, "heads": 6, "key_heads": 6, "head_dim": 32, "inner": 576, "longest": 768}
     text = {"task": task, "seed": seed, "model": shape, "vocabulary": 320, "steps": 300, "learning_rate": 2e-3}
-    taught = {"task": f"{task}?lessons=solve=3,next=1,value=8", "seed": seed, "batch": 96, "steps": 1800}
+    taught = {"task": f"{task}?lessons=solve=4,next=2,value=8", "seed": seed, "batch": 96, "steps": 2400}
     solver = Step("sft", {"model": Step("pretrain", text), **taught, "learning_rate": 2e-3, "save_every": 500})
     asked = {
         name: Searched(task=task, problems=100, samples=1, length=128, search=search)
