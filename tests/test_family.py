@@ -45,6 +45,11 @@ def test_another_relative_over_a_written_out_config_changes_more_than_its_name_o
     assert made == config(like="dr_grpo")
 
 
+def test_the_relative_that_a_file_names_may_be_named_again(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: m\nlike: dapo\nclip_high: 0.3\n")
+    assert load(Config, tmp_path / "config.yaml", ["--like", "dapo"]).clip_high == 0.3
+
+
 def test_another_relative_over_a_file_that_says_nothing_of_it_is_that_relative(tmp_path):
     (tmp_path / "config.yaml").write_text("model: m\nsteps: 3\n")
     assert load(Config, tmp_path / "config.yaml", ["--like", "dapo"]) == config(like="dapo", steps=3)

@@ -29,7 +29,7 @@ class Estimate:
     step          seconds of a step, the median of the trial's
     exams         seconds of all exams on the way
     memory        bytes at the peak of the trial; practice begins with its heaviest micro-batch
-    growth        a step is so many times as long as the one before (loops whose updates grow)
+    growth        a step is at most so many times as long as the one before (loops whose updates grow)
     """
 
     steps: int
@@ -44,7 +44,7 @@ class Estimate:
         return self.start + self.step * sum(self.growth**later for later in range(self.steps - 1)) + self.exams
 
     def __str__(self) -> str:
-        grow = f" at first, each {self.growth:g} times the one before" if self.growth > 1 else ""
+        grow = f" at first, each at most {self.growth:g} times the one before" if self.growth > 1 else ""
         exams = f", {duration(self.exams)} of exams" if self.exams else ""
         return (
             f"{duration(self.seconds)} on this machine: {self.steps} steps of {self.step:.2f} s{grow}{exams}\n"
@@ -71,6 +71,7 @@ def estimate(recipe: str, config: Frozen) -> Estimate:
         if done.returncode:
             raise SchoolError(f"the first steps failed (exit {done.returncode}):\n{done.stderr.strip()[-2000:]}")
         ends = [row["seconds"] for row in read_lines(run / "times.jsonl")]
+    steps += len(ends) - int(getattr(trial, name))  # STaR begins with a loop that is not counted
     peak = peak_memory_bytes(resource.RUSAGE_CHILDREN)
     took = [after - before for before, after in pairwise(ends)] or ends
     step = statistics.median(took)

@@ -162,7 +162,7 @@ class Config(Frozen):
     def contradictions(cls, file: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
         """`--like` changes the relative of a file that has other settings written out: which of the two is meant?"""
         like = str(words.get("like", ""))
-        if like not in FAMILY:
+        if like not in FAMILY or like == file.get("like", "ours"):
             return []
         switches = dict.fromkeys(key for relative in FAMILY.values() for key in relative)
         meant = {key: FAMILY[like].get(key, cls.model_fields[key].default) for key in switches}

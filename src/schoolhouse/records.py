@@ -85,9 +85,14 @@ CIRCUMSTANCES = ("versions", "code", "python", "platform", "cores", "threads", "
 
 
 def circumstances(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """A line for each in which two manifests differ, as far as both tell it."""
+    """A line for each in which two manifests differ, as far as both tell it, and for each time that one went on under
+    others than it began with."""
     both = [name for name in CIRCUMSTANCES if name in there and name in here]
-    return differences({name: there[name] for name in both}, {name: here[name] for name in both})
+    lines = differences({name: there[name] for name in both}, {name: here[name] for name in both})
+    for manifest in (there, here):
+        for later in manifest.get("went_on", ()):
+            lines += [f"  from step {later['step']} on:", *circumstances({**manifest, "went_on": ()}, later)]
+    return lines
 
 
 def goes_on(manifest: dict[str, Any], step: int) -> str:
@@ -96,10 +101,10 @@ def goes_on(manifest: dict[str, Any], step: int) -> str:
     On another machine, or with other programs, it goes on, but not to the bit as it would have.
     """
     here = this_machine()
-    changed = circumstances(manifest.get("went_on", manifest), here)
-    if not changed:
+    last = [{**manifest, "went_on": ()}, *manifest.get("went_on", ())][-1]
+    if not (changed := circumstances(last, here)):
         return ""
-    manifest["went_on"] = {"step": step, **here}
+    manifest.setdefault("went_on", []).append({"step": step, **here})
     return "\n".join([f"goes on from step {step}; since then changed:", *changed, "so it may not end in the same bits"])
 
 

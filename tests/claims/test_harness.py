@@ -99,6 +99,23 @@ def test_a_step_that_other_code_made_is_used_and_said_to_be(tmp_path: Path, caps
     assert f"{manifest.parent}: made by other code than this" in capsys.readouterr().err
 
 
+def test_a_step_that_was_made_anew_is_measured_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arm = Arm(book(), {"exam": EXAM})
+    lab.run_arm(arm, 0, tmp_path)
+    (path,) = (tmp_path / "measures").glob("*.json")
+    taken = json.loads(path.read_text())
+    lab.run_arm(arm, 0, tmp_path)
+    assert json.loads(path.read_text()) == taken
+    assert "other code" not in capsys.readouterr().err
+    path.write_text(json.dumps({**taken, "code": "0" * 16, "overall": "old"}))
+    lab.run_arm(arm, 0, tmp_path)
+    assert json.loads(path.read_text())["overall"] == "old"
+    assert f"{path}: measured by other code than this" in capsys.readouterr().err
+    path.write_text(json.dumps({**taken, "weights": "0" * 16, "overall": "old"}))
+    lab.run_arm(arm, 0, tmp_path)
+    assert json.loads(path.read_text())["overall"] == taken["overall"]
+
+
 def test_a_claim_from_its_arms_to_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     found = lab.run_arms(a_claim(), 2, "tiny", tmp_path / "runs")
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("it, ")]
@@ -122,7 +139,19 @@ def test_a_page_knows_when_its_claim_has_been_redesigned_since(tmp_path: Path):
     def longer(scale: str, seed: int) -> Mapping[str, Arm]:
         return {"start": Arm(book(seed, steps=3), {"exam": EXAM}), "taught": claim.arms("tiny", seed)["taught"]}
 
-    assert page.redesigned(record, replace(claim, arms=longer)) == ["arms"]
+    def otherwise(scale: str, seed: int) -> Mapping[str, Arm]:
+        shorter = {"exam": EXAM.model_copy(update={"problems": 1})}
+        return {"start": Arm(book(seed), shorter), "taught": claim.arms("tiny", seed)["taught"]}
+
+    def deeper(scale: str, seed: int) -> Mapping[str, Arm]:
+        start, exam = claim.arms("tiny", seed)["start"], {"exam": EXAM}
+        return {"start": start, "taught": Arm(lessons(book(seed, steps=3)), exam, "taught")}
+
+    for arms in (longer, otherwise, deeper):
+        assert page.redesigned(record, replace(claim, arms=arms)) == ["arms"]
+    known = {key: value for key, value in record.items() if key != "design"}  # as records were before
+    assert page.redesigned(known, claim) == []
+    assert page.redesigned(known, replace(claim, arms=longer)) == ["arms"]
 
 
 def test_only_the_arms_that_are_asked_for_are_run(tmp_path: Path):

@@ -236,9 +236,6 @@ def test_steps_are_rated_up_to_the_first_that_is_wrong() -> None:
     good = CHAIN.steps(cast(Chain, problem.info["instance"]), Random(0))
     assert school.rate(problem, good) == [1, 1, 1]
     assert school.rate(problem, [good[0], "1+1=3", good[2]]) == [1, -1, -1]
-    assert school.rate(problem, ["well", good[0], good[0], good[1]]) == [0, 1, 0, 1]
-    assert school.rate(problem, [*good, "check", *good]) == [1, 1, 1, 0, 0, 0, 0]
-    assert school.rate(problem, [*good, "check", "1+1=3", *good]) == [1, 1, 1, 0, -1, -1, -1, -1]
     assert school.rate(problem, [*good, "1+1=2"]) == [1, 1, 1, -1]
     assert school.rate(problem, ["well", good[0], "so", "1+1=3", "then"]) == [0, 1, 0, -1, -1]
     assert school.rate(problem, []) == []

@@ -72,7 +72,7 @@ def judge(results: Results) -> Sequence[Check]:
     free = each("long", "right_0")
     checks = [
         Check("premise", "long: right .2 to .9 of the time unforced", told(free), 0.2 <= min(free) <= max(free) <= 0.9),
-        Check("must hold", "control: all thoughts within their bounds", f"{min(control):.3f}", min(control) == 1.0),
+        Check("must hold", "control: all thoughts within their bounds", f"{min(control):.3f}", {*control} == {1.0}),
         Check(
             "must hold",
             f"long: forced to think, {RISE} better, each seed",

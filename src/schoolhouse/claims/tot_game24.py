@@ -65,10 +65,14 @@ class Positions(Exam):
             mine = [
                 (left in met, word == name) for left, word in zip(asked, words, strict=True) if reaches(left) == truth
             ]
-            overall[f"share_{name}"] = fmean(known for known, _ in mine)
-            overall[f"{name}_met"] = fmean(right for known, right in mine if known)
-            overall[f"{name}_new"] = fmean(right for known, right in mine if not known)
+            overall[f"share_{name}"] = _mean([known for known, _ in mine])
+            overall[f"{name}_met"] = _mean([right for known, right in mine if known])
+            overall[f"{name}_new"] = _mean([right for known, right in mine if not known])
         return {"overall": overall}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
 
 
 def puzzles() -> Path:

@@ -53,7 +53,7 @@ class Config(Frozen):
     temperature: float = Field(1.0, gt=0)
     continuations: int = Field(8, gt=0)
     """Behind each step, for `hard` and `soft`."""
-    delimiter: str = "\n"
+    delimiter: str = Field("\n", min_length=1)
     """What ends a step of `data`; elsewhere the task says."""
     shuffled: bool = False
     """Deal the labels to other steps: a control, which must judge nothing."""

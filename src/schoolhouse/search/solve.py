@@ -163,9 +163,9 @@ def solve(
         ways = [depth_first(tree, search.threshold, search.depth, price) for tree in trees]
     else:
         apart = search.kind == "dvts"
-        if apart and search.samples < search.breadth:
+        if apart and expand.samples < search.breadth:
             raise SchoolError(
-                f"dvts begins with {search.samples} thoughts, so it cannot keep {search.breadth} subtrees apart: set "
+                f"dvts begins with {expand.samples} thoughts, so it cannot keep {search.breadth} subtrees apart: set "
                 "`samples` to `breadth` or more"
             )
         ways = [breadth_first(tree, search.breadth, search.depth, price, apart) for tree in trees]

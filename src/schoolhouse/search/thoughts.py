@@ -173,7 +173,7 @@ class Proposed:
         say, task = self.policy.conversation, self.task
         offers = []
         lines = [line for said in lists for line in task.read_next(say.read(said).answer)[: self.lines]]
-        for at, line in enumerate(dict.fromkeys(lines)):
+        for at, line in enumerate(line for line in dict.fromkeys(lines) if task.delimiter not in line):
             fork = replace(rollout, key=rollout.key._replace(sample=rollout.key.sample * self.samples + at))
             after = say.think(fork, line + task.delimiter)
             question = task.ask_next(rollout.problem, [*told, line])
@@ -275,7 +275,7 @@ class Elected:
 
 @dataclass(frozen=True)
 class Exact:
-    """The task's own rules: 1 for a thought that is right and every one before it, else 0. An oracle, for tests.
+    """The task's own rules: 1 for a thought that is not wrong, nor any before it, else 0. An oracle, for tests.
 
     An answer is graded by itself: behind right thoughts it may still be wrong. A whole reply needs both to be right.
     """
@@ -295,7 +295,7 @@ class Exact:
         if node.answers:
             return 1.0
         ratings = self.task.rate(rollout.problem, steps(self.say, rollout, self.task.delimiter))
-        return float(min(ratings, default=1 if ended else 0) == 1)
+        return float(min(ratings, default=1 if ended else -1) > -1)
 
 
 @dataclass(frozen=True)

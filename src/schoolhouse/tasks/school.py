@@ -22,7 +22,7 @@ from schoolhouse.tasks.lessons.column import COLUMN
 from schoolhouse.tasks.lessons.compare import COMPARE
 from schoolhouse.tasks.lessons.countdown import COUNTDOWN
 from schoolhouse.tasks.lessons.facts import FACTS
-from schoolhouse.tasks.lessons.family import AIMLESS, CHECK, HANDS, Family, Hand, held_out
+from schoolhouse.tasks.lessons.family import AIMLESS, HANDS, Family, Hand, held_out
 from schoolhouse.tasks.lessons.letters import LETTERS
 from schoolhouse.tasks.lessons.longhand import LONGHAND
 from schoolhouse.tasks.lessons.shopping import SHOPPING
@@ -149,21 +149,16 @@ class School(Task):
         return Verdict(1.0) if family.accepts(answer, problem.info) else Verdict(0.0, "not a right expression")
 
     def rate(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
-        """1 for each step up to the first that is not what it should be, -1 from there on; before it 0 for idle words,
-        for the word that begins a check, and for right steps that are said again."""
+        """1 for each step up to the first that is not what it should be, -1 from there on; 0 for idle words before."""
         family = FAMILIES.get(problem.family)
         if not family or not family.strict:
             return super().rate(problem, thoughts)
-        expected, ratings = " ".join(family.steps(problem.info["instance"], Random(0))).split(), list[int]()
+        expected = iter(" ".join(family.steps(problem.info["instance"], Random(0))).split())
+        ratings: list[int] = []
         for thought in thoughts:
-            said = ratings.count(1)
-            if thought in expected[said : said + 1]:
-                ratings.append(1)
-            elif thought in (*AIMLESS, CHECK, *expected[:said]):
-                ratings.append(0)
-            else:
-                break
-        return ratings + [-1] * (len(thoughts) - len(ratings))
+            wrong = -1 in ratings[-1:]
+            ratings.append(-1 if wrong else 0 if thought in AIMLESS else 1 if thought == next(expected, None) else -1)
+        return ratings
 
     def wrong(self, problem: Problem) -> str:
         """A wrong answer of the same kind: in countdown an expression with a number that is not given."""

@@ -44,10 +44,15 @@ def steps(say: Conversation, rollout: Rollout, delimiter: str) -> list[str]:
 def _until(say: Conversation, ids: Sequence[int], delimiter: str) -> int:
     """How many of these tokens it takes until their text, blanks in front aside, holds the delimiter; 0: it never does.
 
-    By halves: who grows a tree asks this of every thought.
+    In strides that double, then by halves: who grows a tree asks this of every thought, and a thought may be long.
     """
 
     def holds(n: int) -> bool:
         return delimiter in say.tokenizer.decode(ids[:n]).lstrip()
 
-    return bisect_left(range(len(ids)), True, key=holds) if holds(len(ids)) else 0
+    low, high = 0, 8
+    while not holds(high):
+        if high >= len(ids):
+            return 0
+        low, high = high, 2 * high
+    return bisect_left(range(min(high, len(ids))), True, low, key=holds)

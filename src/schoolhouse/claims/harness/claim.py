@@ -113,8 +113,8 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a verdict: what was asked, what was found, and whether it held. No demand holds for nan: smallest and
-    largest of several numbers pass over it."""
+    """One line of a verdict: what was asked, what was found, and whether it held. No demand holds whose `found` tells
+    of a nan: the smallest and the largest of several numbers pass over it."""
 
     kind: Kind
     text: str

@@ -131,7 +131,7 @@ def do(step: Step, folder: Path) -> Path:
     manifest = folder / "steps" / name_of(step) / "manifest.json"
     made = read_object(manifest) if manifest.is_file() else {}
     if made.get("state") == "finished":  # its name is all that it is made from, but for our own code
-        if made.get("code") != code():
+        if {one.get("code") for one in (made, *made.get("went_on", ()))} != {code()}:
             print(f"  {manifest.parent}: made by other code than this; delete it to make it anew", file=sys.stderr)
         return manifest.parent
     module, config = _resolved(step, folder, lambda inner: do(inner, folder))
@@ -198,12 +198,27 @@ def _measured(
     asked += [{what: name_of(step) for what, step in beside.items()}] if beside else []
     asked += _contents(getattr(measure, "task", None))
     path = folder / "measures" / f"{_digest(json.dumps(asked, sort_keys=True))}.json"
-    if not path.exists():
+    weights, taken = fingerprint(model), read_object(path) if path.exists() else {}
+    if taken and taken.get("code") != code():
+        print(f"  {path}: measured by other code than this; delete it to measure anew", file=sys.stderr)
+    if not taken or taken.get("weights", weights) != weights:  # a step that was made anew has its old name
         others = {what: Policy.load(do(step, folder)) for what, step in beside.items()}
         began = time.monotonic()
         found = measure.take(Policy.load(model), seed, **others)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, to_json({**found, "asked": asked, "seconds": round(time.monotonic() - began, 3)}) + "\n")
+        write_whole(
+            path,
+            to_json(
+                {
+                    **found,
+                    "asked": asked,
+                    "weights": weights,
+                    "code": code(),
+                    "seconds": round(time.monotonic() - began, 3),
+                }
+            )
+            + "\n",
+        )
     return read_object(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Json, Results, Scale, Step, verdict
 from schoolhouse.claims.harness.lab import find, known, name_of
+from schoolhouse.config import Frozen
 from schoolhouse.durable import read_object, to_json, write_whole
 from schoolhouse.progress import duration
 from schoolhouse.records import this_machine
@@ -35,6 +37,7 @@ def write(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
         "rule": claim.rule,
         "checks": [asdict(check) for check in checks],
         "arms": {name: _arm(arms[name], results, name) for name in results.arms},
+        "design": _design({name: arms[name] for name in results.arms}),
         "machine": this_machine(),
         "seconds": round(sum(o.seconds for outcomes in results.arms.values() for o in outcomes.values()), 1),
     }
@@ -73,6 +76,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     return value
+
+
+def _design(arms: Mapping[str, Arm]) -> str:
+    """A digest of how arms are trained and measured, as it is written in the claim: defaults are not part of it."""
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, Step):
+            return [value.recipe, whole(value.config), str(value.tokens), str(value.seconds), value.made_from]
+        if isinstance(value, Mapping):
+            return {key: whole(inner) for key, inner in value.items()}
+        if isinstance(value, Frozen):
+            return [type(value).__name__, value.model_dump(mode="json", exclude_unset=True)]
+        return str(value) if isinstance(value, Path) else value
+
+    told = {name: [whole(arm.step), whole(arm.measures), whole(arm.beside)] for name, arm in arms.items()}
+    return hashlib.blake2b(to_json(told).encode(), digest_size=8).hexdigest()
 
 
 def _figure(claim: Claim, results: Results, path: Path) -> None:
@@ -117,6 +136,9 @@ def redesigned(record: Json, claim: Claim) -> list[str]:
         arms = claim.arms(record["scale"], 0)
     except SchoolError:  # it needs a file that is not here
         return changed
+    if "design" in record:
+        same = [*record["arms"]] == [*arms] and record["design"] == _design(arms)
+        return changed + ([] if same else ["arms"])
     then = {name: _masked(arm.get("config", {})) for name, arm in record["arms"].items()}
     now = {name: _masked(_plain(arm.step.config) if isinstance(arm.step, Step) else {}) for name, arm in arms.items()}
     return changed + (["arms"] if json.loads(to_json(now)) != then else [])

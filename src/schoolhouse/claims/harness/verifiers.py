@@ -90,9 +90,9 @@ class Agreement(Exam):
                 (label, value)
                 for one, other in zip(exact, values, strict=True)
                 for label, value in zip(one.labels[:-1], other.labels[:-1], strict=True)  # without the answer
-                if value is not None
+                if value is not None and label  # neither right nor wrong: idle words
             ]
-            right, wrong = [v for label, v in pairs if label == 1], [v for label, v in pairs if label != 1]
+            right, wrong = [v for label, v in pairs if label == 1], [v for label, v in pairs if label == -1]
             overall[f"auc_{n}"] = auc(right, wrong)
             overall[f"any_{n}"] = fmean((value > 0) == (label == 1) for label, value in pairs if value is not None)
         return {"overall": {**overall, "steps": len(pairs)}}
@@ -130,7 +130,8 @@ def _steps(task: Any, say: Any, said: Sequence[Rollout], grades: Sequence[Sequen
     for graded, logs in zip(by_rules(task, say, said), grades, strict=True):
         labels = graded.up_to_first_error().labels
         for label, grade in zip(labels, logs, strict=False):
-            (right if label == 1 else wrong).append(grade)
+            if label:
+                (right if label == 1 else wrong).append(grade)
         if labels:
             true.append(labels.index(-1.0) if -1.0 in labels else None)
             found.append(next((i for i, grade in enumerate(logs) if grade < math.log(0.5)), None))
