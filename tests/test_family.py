@@ -39,7 +39,7 @@ def test_another_relative_over_a_written_out_config_changes_more_than_its_name_o
         "dynamic_sampling",
         "mask_truncated",
     ]
-    assert "`clip_high` is 0.28, but 0.2 in `--like dr_grpo`: say which with --clip_high" in said[2]
+    assert "`clip_high` is 0.28 here, but 0.2 in `--like dr_grpo`: say which with --clip_high" in said[2]
     words = ["--like", "dr_grpo", "--scale", "none", "--aggregate", "constant", "--clip_high", "0.2"]
     made = load(Config, tmp_path / "config.yaml", [*words, "--dynamic_sampling", "0", "--mask_truncated", "false"])
     assert made == config(like="dr_grpo")

@@ -167,7 +167,7 @@ class Config(Frozen):
         switches = dict.fromkeys(key for relative in FAMILY.values() for key in relative)
         meant = {key: FAMILY[like].get(key, cls.model_fields[key].default) for key in switches}
         return [
-            f"`{key}` is {file[key]}, but {value} in `--like {like}`: say which with --{key}, or leave it out there"
+            f"`{key}` is {file[key]} here, but {value} in `--like {like}`: say which with --{key}, or delete the line"
             for key, value in meant.items()
             if key in file and key not in words and file[key] != value
         ]

@@ -32,7 +32,7 @@ def judge(results: Results) -> Sequence[Check]:
     agreement = [fmean(results.each("start", f"auc_{n}", "labels")) for n in COUNTS]
     rises = all(b >= a for a, b in pairwise(agreement))
     text = f"AUC of the share of {', '.join(map(str, COUNTS))} continuations, mean of seeds: rises"
-    any_ = [results.each("start", f"any_{n}", "labels") for n in COUNTS]
+    any_ = [fmean(results.each("start", f"any_{n}", "labels")) for n in COUNTS]
     checks = [
         Check("must hold", text, told(agreement), rises),
         Check(
@@ -41,12 +41,7 @@ def judge(results: Results) -> Sequence[Check]:
             told(results.each("start", "auc_16", "labels")),
             max(results.each("start", "auc_16", "labels")) < 1,
         ),
-        Check(
-            "reported",
-            '"any ends right" is what the rules say, mean of seeds',
-            told([fmean(row) for row in any_]),
-            True,
-        ),
+        Check("reported", '"any ends right" is what the rules say, mean of seeds', told(any_), True),
     ]
     for name in AGGREGATES:
         metric = "best_64" if name == "product" else f"best_64_{name}"

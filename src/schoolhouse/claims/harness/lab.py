@@ -206,19 +206,9 @@ def _measured(
         began = time.monotonic()
         found = measure.take(Policy.load(model), seed, **others)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(
-            path,
-            to_json(
-                {
-                    **found,
-                    "asked": asked,
-                    "weights": weights,
-                    "code": code(),
-                    "seconds": round(time.monotonic() - began, 3),
-                }
-            )
-            + "\n",
-        )
+        seconds = round(time.monotonic() - began, 3)
+        row = {**found, "asked": asked, "weights": weights, "code": code(), "seconds": seconds}
+        write_whole(path, to_json(row) + "\n")
     return read_object(path)
 
 
