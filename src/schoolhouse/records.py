@@ -54,6 +54,8 @@ def this_machine() -> dict[str, Any]:
             if line.startswith(("flags", "Features")):
                 flags = set(line.split())
                 break
+    import torch
+
     told = ("fma", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
     return {
         "versions": {
@@ -64,6 +66,7 @@ def this_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "processor": sorted(flags.intersection(told)),
     }

@@ -86,7 +86,7 @@ def _run(words: Sequence[str]) -> None:
     if c is None:
         return
     from schoolhouse.claims.harness.lab import find, run_arms
-    from schoolhouse.claims.harness.page import write
+    from schoolhouse.claims.harness.page import stem, write
 
     found = find(c.name)
     chosen = [arm for arm in c.arms.split(",") if arm]
@@ -98,8 +98,8 @@ def _run(words: Sequence[str]) -> None:
                 print(f"{name}, seed {seed}: {found_}; {outcome.tokens:,} tokens sampled, {outcome.seconds:.0f} s")
         return
     record = write(found, results, c.scale, c.results)
-    print((c.results / f"{found.id}.md").read_text(encoding="utf-8"))
-    print(f"{found.id}: {record['verdict']}")
+    print((c.results / f"{stem(record)}.md").read_text(encoding="utf-8"))
+    print(f"{stem(record)}: {record['verdict']}")
 
 
 class Compare(Frozen):

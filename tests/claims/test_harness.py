@@ -130,6 +130,22 @@ def test_a_claim_from_its_arms_to_its_page(tmp_path: Path, capsys: pytest.Captur
     assert "| [it](it.md) | It helps. (Somebody 2020) | 2 | PASS |" in (tmp_path / "results" / "README.md").read_text()
 
 
+def test_a_claim_at_another_scale_stands_beside_the_tiny_one(tmp_path: Path):
+    claim = replace(a_claim(), budgets={"gpu": "more of it"})
+    found = lab.run_arms(claim, 1, "tiny", tmp_path / "runs")
+    tiny, large = (page.write(claim, found, scale, tmp_path / "results") for scale in ("tiny", "gpu"))
+    assert (tiny["budget"], large["budget"]) == (claim.budget, "more of it")
+    assert page.redesigned(large, claim) == []
+    names = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert names == sorted(["README.md", *(f"{it}.{end}" for it in ("it", "it_gpu") for end in ("json", "md", "png"))])
+    told = (tmp_path / "results" / "it_gpu.md").read_text()
+    assert told.startswith("# it_gpu: PASS")
+    assert "![it_gpu](it_gpu.png)" in told
+    table = (tmp_path / "results" / "README.md").read_text()
+    assert "| [it](it.md) |" in table
+    assert "| [it_gpu](it_gpu.md) |" in table
+
+
 def test_a_page_knows_when_its_claim_has_been_redesigned_since(tmp_path: Path):
     claim = a_claim()
     record = page.write(claim, lab.run_arms(claim, 1, "tiny", tmp_path), "tiny", tmp_path / "results")

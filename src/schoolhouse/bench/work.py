@@ -22,6 +22,7 @@ SHAPES = {  # name: width, layers, heads, inner, vocabulary
     "3M": (192, 6, 3, 576, 2048),
     "10M": (320, 7, 5, 960, 4096),
     "30M": (512, 8, 8, 1536, 4096),
+    "100M": (768, 14, 12, 2048, 4096),  # for a GPU
     "nanochat": (384, 6, 6, 1024, 32768),  # runs/runcpu.sh: depth 6, heads of 64, context 512; its MLP is 8 C^2 too
 }
 

@@ -8,6 +8,7 @@ SCHOOLHOUSE_GRAPHS=1: it has not been measured on a GPU yet.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from schoolhouse.policy.memory import Slots, _look, _merge
 
 _NARROWEST = 8  # slots; the widths are this and its doubles
+_REHEARSALS = 4  # steps of a width that are launched as they are: CUDA wants some before a capture, and few do not pay
 
 
 def wanted(device: torch.device) -> bool:
@@ -101,6 +103,7 @@ class Replay:
     def __init__(self, step: Callable[[Tensor], Tensor], memory: StaticSlots) -> None:
         self._step, self._memory = step, memory
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._taken: Counter[tuple[int, int]] = Counter()
         self._tokens = torch.zeros(memory.slots, dtype=torch.long, device=memory.said.device)  # [S]
 
     def __call__(self, token_S: Tensor) -> Tensor:
@@ -109,9 +112,10 @@ class Replay:
         self._memory.widen(width)
         self._tokens[:busy] = token_S
         self._tokens[busy:width] = 0
-        if not self._tokens.is_cuda:
-            return self._step(self._tokens[:width])[:busy]
         known = (width, self._memory.table)
+        self._taken[known] += 1
+        if not self._tokens.is_cuda or self._taken[known] <= _REHEARSALS:
+            return self._step(self._tokens[:width])[:busy]
         if known not in self._graphs:
             self._graphs[known] = self._capture(width)
         graph, logits_WV = self._graphs[known]
@@ -126,13 +130,6 @@ class Replay:
         return min(width, self._memory.slots)
 
     def _capture(self, width: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """A step that was run before on a side stream, as CUDA asks: it writes the same words to the same places."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self._step(self._tokens[:width])
-        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             logits_WV = self._step(self._tokens[:width])

@@ -275,13 +275,15 @@ async function oneTree(show) {
 
 // --- claims, differences
 
+const title = (claim) => claim.scale && claim.scale !== "tiny" ? `${claim.claim}_${claim.scale}` : claim.claim;
+
 async function claims(show) {
   const found = await get("/api/claims");
   show(h("h1", {}, "claims"), found.length ? null : h("p", {}, "No results of claims here: start the board with --claims docs/claims."),
-    found.map((claim) => h("article", { class: "card" }, h("h2", {}, claim.claim, " ", h("span", { class: claim.verdict === "PASS" ? "right" : "wrong" }, claim.verdict)),
+    found.map((claim) => h("article", { class: "card" }, h("h2", {}, title(claim), " ", h("span", { class: claim.verdict === "PASS" ? "right" : "wrong" }, claim.verdict)),
       h("p", {}, claim.sentence, " ", h("span", { class: "soft" }, `(${claim.paper}; ${claim.seeds.length} seeds)`)), h("p", {}, "Rule: ", claim.rule),
       h("div", { class: "scroll" }, h("table", {}, h("tbody", {}, claim.checks.map((check) => h("tr", {}, cell(check.kind), cell(check.text), cell(check.found), h("td", { class: check.holds ? "right" : "wrong" }, check.kind === "reported" ? "" : check.holds ? "holds" : "does not hold")))))),
-      h("p", {}, h("img", { src: `/api/figure/${encodeURIComponent(claim.claim)}.png`, alt: `figure of claim ${claim.claim}`, loading: "lazy" })))));
+      h("p", {}, h("img", { src: `/api/figure/${encodeURIComponent(title(claim))}.png`, alt: `figure of claim ${title(claim)}`, loading: "lazy" })))));
 }
 
 async function difference(show) {

@@ -12,7 +12,7 @@ class EndAt(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         over = self.lengths <= input_ids.shape[1] - self.prompt + 1
-        others = torch.arange(scores.shape[1]) != self.ends[0]
+        others = torch.arange(scores.shape[1], device=scores.device) != self.ends[0]
         scores = scores.masked_fill(over[:, None] & others, float("-inf"))
         scores[:, self.ends] = float("-inf")
         scores[over, self.ends[0]] = 0.0

@@ -1,7 +1,8 @@
 """transformers' `generate`: padded batches, a key-value cache, answers ended by force at their length.
 
 64 rows at a time, sorted by prompt length so that little is padding, in a static cache: of what was tried its quickest
-on a CPU (docs/performance.md). `rows_at_once` and `cache` (its cache_implementation) choose otherwise.
+on a CPU (docs/performance.md); on a GPU all at once. `rows_at_once` and `cache` (its cache_implementation) choose
+otherwise.
 """
 
 from typing import Any
@@ -16,18 +17,22 @@ from transformers import AutoModelForCausalLM, LogitsProcessorList  # noqa: E402
 
 torch.set_num_threads(work["threads"])
 dtype = getattr(torch, work.get("dtype", "float32"))
-model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype).eval()
+device = "cuda" if torch.cuda.is_available() else "cpu"
+model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype).eval().to(device)
 rows = [(p, n) for p, wanted in zip(work["prompts"], work["lengths"], strict=True) for n in wanted]
 rows.sort(key=lambda row: len(row[0]))
-batch = int(work.get("rows_at_once", 64))
+batch = int(work.get("rows_at_once", len(rows) if device == "cuda" else 64))
 
 
 @torch.no_grad()
 def generate(part: list[tuple[list[int], int]]) -> int:
-    longest, lengths = max(len(prompt) for prompt, _ in part), torch.tensor([length for _, length in part])
+    longest = max(len(prompt) for prompt, _ in part)
+    lengths = torch.tensor([length for _, length in part], device=device)
+    padded = [[work["pad"]] * (longest - len(prompt)) + prompt for prompt, _ in part]
+    seen = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt, _ in part]
     out = model.generate(
-        input_ids=torch.tensor([[work["pad"]] * (longest - len(prompt)) + prompt for prompt, _ in part]),
-        attention_mask=torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt, _ in part]),
+        input_ids=torch.tensor(padded, device=device),
+        attention_mask=torch.tensor(seen, device=device),
         do_sample=True,
         top_k=0,
         max_new_tokens=int(lengths.max()),

@@ -38,5 +38,7 @@ def take_turns(run: Callable[[], dict]) -> None:
     for _ in sys.stdin:
         start = time.perf_counter()
         done = run()
+        if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_available():
+            cuda.synchronize()
         seconds = time.perf_counter() - start
         say(**{"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **done})

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from schoolhouse.claims.harness.claim import Check, Exam, Results, Scale, Step
 from schoolhouse.types import SchoolError
 
 CHAINS = Exam(task="school:chain?steps=4", problems=200, samples=8, length=64)
 """Held-out chains of four operations."""
 
+SHOPPING = Exam(task="school:shopping?top=20", problems=200, samples=8, length=64)
+"""Held-out word problems: what is bought, what is known of its price, and what is asked."""
+
 GOALS = Exam(task="school:countdown?count=3", problems=200, samples=8, length=192)
 """Held-out countdowns of three numbers: many ways to be right, and no answer can be guessed."""
 
 
 def only_tiny(scale: Scale) -> None:
+    """What a claim says that has no other scale."""
+    only(scale, "tiny")
+
+
+def only(scale: Scale, *known: Scale) -> None:
     """Raises SchoolError for the scales that a claim does not have."""
-    if scale != "tiny":
-        raise SchoolError(f"this claim has no scale `{scale}` yet: use tiny")
+    if scale not in known:
+        raise SchoolError(f"this claim has no scale `{scale}` yet: use {' or '.join(known)}")
 
 
 TONGUES = "latin=25,cjk=25,mixed=50"
@@ -50,6 +60,24 @@ def chains(
 
 
 SMALL = {"width": 128, "layers": 3, "heads": 4, "key_heads": 4, "head_dim": 32, "inner": 384, "longest": 256}
+
+
+LARGE = {"width": 768, "layers": 14, "heads": 12, "key_heads": 12, "head_dim": 64, "inner": 2048, "longest": 256}
+"""99 million parameters."""
+
+
+def shoppers(seed: int, model: Mapping[str, int] = LARGE) -> Step:
+    """A large model that was shown worked word problems, most of them bare guesses: at those it is better than a small
+    one, so that it is shown more of them. Learning rates shrink with the width."""
+    task = "school:shopping+facts?top=20&hands=bare=80,partial=5,full=15"
+    book = {"task": task, "seed": seed, "model": dict(model), "vocabulary": 512, "token_budget": ROOM}
+    slow = {"learning_rate": 4e-4, "warmup": 100, "save_every": 2000}
+    text = Step("pretrain", {**book, "steps": 300, **slow})
+    return Step("sft", {"model": text, "task": task, "seed": seed, "steps": 1200, "token_budget": ROOM, **slow})
+
+
+ROOM = 16_384
+"""Tokens of a micro-batch, where there is a GPU's memory for them."""
 
 
 def countdowns(seed: int) -> Step:

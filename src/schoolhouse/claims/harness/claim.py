@@ -204,7 +204,7 @@ class Claim:
     """A sentence of a paper, and how it is put to the test.
 
     arms     (scale, seed) -> the arms by name, in the order in which they are shown; `start` is what others start from
-    budget   what is equal in all arms
+    budget   what is equal in all arms; `budgets` at other scales than tiny
     premise  what must be so for the verdict to mean anything; broken: INVALID
     rule     when the verdict is PASS, in words; `judge` is the same in code
     draw     draws the figure: (results, picture)
@@ -220,6 +220,10 @@ class Claim:
     judge: Callable[[Results], Sequence[Check]]
     draw: Callable[[Results, Any], None]
     notes: Sequence[str] = field(default=())
+    budgets: Mapping[Scale, str] = field(default_factory=dict)
+
+    def budget_at(self, scale: Scale) -> str:
+        return self.budgets.get(scale, self.budget)
 
 
 def verdict(checks: Sequence[Check]) -> str:

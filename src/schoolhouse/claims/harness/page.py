@@ -22,7 +22,10 @@ _STEP = re.compile(r"[a-z_]+-[0-9a-f]{16}")
 
 
 def write(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
-    """Judge, and write ID.json, ID.md and ID.png in `folder`, and its README.md anew; gives what the file holds."""
+    """Judge, and write ID.json, ID.md and ID.png in `folder`, and its README.md anew; gives what the file holds.
+
+    At other scales than tiny they are ID_SCALE.json and so on: both stand side by side.
+    """
     arms = claim.arms(scale, 0)
     checks = list(claim.judge(results))
     record: Json = {
@@ -32,7 +35,7 @@ def write(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
         "sentence": claim.sentence,
         "scale": scale,
         "seeds": results.seeds,
-        "budget": claim.budget,
+        "budget": claim.budget_at(scale),
         "premise": claim.premise,
         "rule": claim.rule,
         "checks": [asdict(check) for check in checks],
@@ -42,10 +45,15 @@ def write(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
         "seconds": round(sum(o.seconds for outcomes in results.arms.values() for o in outcomes.values()), 1),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{claim.id}.json", to_json(record, 2) + "\n")
-    _figure(claim, results, folder / f"{claim.id}.png")
+    write_whole(folder / f"{stem(record)}.json", to_json(record, 2) + "\n")
+    _figure(claim, results, folder / f"{stem(record)}.png")
     write_pages(folder)
     return record
+
+
+def stem(record: Json) -> str:
+    """What its files are called: ID, or ID_SCALE."""
+    return record["claim"] if record["scale"] == "tiny" else f"{record['claim']}_{record['scale']}"
 
 
 LEFT_OUT = ("records", "asked", "ease", "right")
@@ -106,18 +114,19 @@ def _figure(claim: Claim, results: Results, path: Path) -> None:
 def page(record: Json, notes: Sequence[str]) -> str:
     """The page of a claim, from its results."""
     name, checks = record["claim"], [Check(**check) for check in record["checks"]]
+    title, machine = stem(record), record["machine"].get("gpu") or f"{record['machine']['cores']} cores"
     lines = [
-        f"# {name}: {record['verdict']}",
+        f"# {title}: {record['verdict']}",
         "",
         f"{record['sentence']} ({record['paper']})",
         "",
         f"`school claim run {name} --seeds {len(record['seeds'])} --scale {record['scale']}` · {record['budget']} · "
-        f"{duration(record['seconds'])} of training in all, on {record['machine']['cores']} cores.",
+        f"{duration(record['seconds'])} of training in all, on {machine}.",
         "",
         f"- Premise: {record['premise']}",
         f"- Rule: {record['rule']}",
         "",
-        f"![{name}]({name}.png)",
+        f"![{title}]({title}.png)",
         "",
         "| | asked | found | |",
         "|---|---|---|---|",
@@ -131,7 +140,8 @@ def page(record: Json, notes: Sequence[str]) -> str:
 
 def redesigned(record: Json, claim: Claim) -> list[str]:
     """What a claim asks otherwise today than when it was counted: texts, and what its arms are trained with."""
-    changed = [name for name in ("premise", "rule", "budget") if record[name] != getattr(claim, name)]
+    today = {"premise": claim.premise, "rule": claim.rule, "budget": claim.budget_at(record["scale"])}
+    changed = [name for name, text in today.items() if record[name] != text]
     try:
         arms = claim.arms(record["scale"], 0)
     except SchoolError:  # it needs a file that is not here
@@ -187,12 +197,12 @@ def write_pages(folder: Path) -> None:
     earlier = {}
     for record in records:
         claim = find(record["claim"]) if record["claim"] in known() else None
-        earlier[record["claim"]] = changed = redesigned(record, claim) if claim else []
+        earlier[stem(record)] = changed = redesigned(record, claim) if claim else []
         since = (
             f"**Counted in an earlier design** ({', '.join(changed)} changed since): the command runs today's, which "
         )
         told = [since + "has not been counted.", ""] if changed else []
-        write_whole(folder / f"{record['claim']}.md", page(record, [*told, *(claim.notes if claim else ())]))
+        write_whole(folder / f"{stem(record)}.md", page(record, [*told, *(claim.notes if claim else ())]))
     lines = [
         "# Claims",
         "",
@@ -207,8 +217,8 @@ def write_pages(folder: Path) -> None:
         "| claim | what is claimed | seeds | verdict |",
         "|---|---|---|---|",
         *(
-            f"| [{r['claim']}]({r['claim']}.md) | {r['sentence']} ({r['paper']}) | {len(r['seeds'])} | {r['verdict']}"
-            f"{' (an earlier design)' if earlier[r['claim']] else ''} |"
+            f"| [{stem(r)}]({stem(r)}.md) | {r['sentence']} ({r['paper']}) | {len(r['seeds'])} | {r['verdict']}"
+            f"{' (an earlier design)' if earlier[stem(r)] else ''} |"
             for r in records
         ),
         "",
