@@ -238,6 +238,8 @@ def test_steps_are_rated_up_to_the_first_that_is_wrong() -> None:
     assert school.rate(problem, [good[0], "1+1=3", good[2]]) == [1, -1, -1]
     assert school.rate(problem, [*good, "1+1=2"]) == [1, 1, 1, -1]
     assert school.rate(problem, ["well", good[0], "so", "1+1=3", "then"]) == [0, 1, 0, -1, -1]
+    assert school.rate(problem, [*good, "check", *good, "so", "1+1=3", good[0]]) == [1] * 3 + [0] * 5 + [-1] * 2
+    assert school.rate(problem, [good[1], good[0]]) == [-1, -1]
     assert school.rate(problem, []) == []
 
 

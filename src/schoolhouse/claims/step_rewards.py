@@ -12,8 +12,9 @@ from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, S
 from schoolhouse.claims.harness.figures import course
 
 EXAM = Exam(task="school:chain?steps=6", problems=200, samples=8, length=96)
-HANDS = "err=70,ramble=30"
-"""A start with usual mistakes, which a judge of steps can point at, and idle words, which a sum of grades may pay."""
+HANDS = "err=60,ramble=20,check=20"
+"""A start with usual mistakes, which a judge of steps can point at, and two ways to be idle, which a sum of grades may
+pay: words that say nothing, and all steps said again."""
 JUDGED: Mapping[str, Any] = {"problems": 1000, "samples": 4, "temperature": 1.3, "steps": 500}
 STEPS, WINDOW = 45, 5
 FEWER, LONGER = 0.9, 1.3

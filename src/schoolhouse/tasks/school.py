@@ -22,7 +22,7 @@ from schoolhouse.tasks.lessons.column import COLUMN
 from schoolhouse.tasks.lessons.compare import COMPARE
 from schoolhouse.tasks.lessons.countdown import COUNTDOWN
 from schoolhouse.tasks.lessons.facts import FACTS
-from schoolhouse.tasks.lessons.family import AIMLESS, HANDS, Family, Hand, held_out
+from schoolhouse.tasks.lessons.family import AIMLESS, CHECK, HANDS, Family, Hand, held_out
 from schoolhouse.tasks.lessons.letters import LETTERS
 from schoolhouse.tasks.lessons.longhand import LONGHAND
 from schoolhouse.tasks.lessons.shopping import SHOPPING
@@ -149,15 +149,22 @@ class School(Task):
         return Verdict(1.0) if family.accepts(answer, problem.info) else Verdict(0.0, "not a right expression")
 
     def rate(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
-        """1 for each step up to the first that is not what it should be, -1 from there on; 0 for idle words before."""
+        """1 for each step up to the first that is not what it should be, -1 from there on; 0, before that, for what is
+        idle: words that say nothing, and steps said again, as PRM800K's neutral ratings are."""
         family = FAMILIES.get(problem.family)
         if not family or not family.strict:
             return super().rate(problem, thoughts)
-        expected = iter(" ".join(family.steps(problem.info["instance"], Random(0))).split())
+        expected, done = " ".join(family.steps(problem.info["instance"], Random(0))).split(), 0
         ratings: list[int] = []
         for thought in thoughts:
-            wrong = -1 in ratings[-1:]
-            ratings.append(-1 if wrong else 0 if thought in AIMLESS else 1 if thought == next(expected, None) else -1)
+            if -1 in ratings[-1:]:
+                ratings.append(-1)
+            elif thought in expected[done : done + 1]:
+                ratings.append(1)
+                done += 1
+            else:
+                idle = thought in (*AIMLESS, CHECK) or thought in expected[:done]
+                ratings.append(0 if idle else -1)
         return ratings
 
     def wrong(self, problem: Problem) -> str:

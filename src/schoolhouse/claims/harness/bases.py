@@ -10,7 +10,7 @@ from schoolhouse.types import SchoolError
 CHAINS = Exam(task="school:chain?steps=4", problems=200, samples=8, length=64)
 """Held-out chains of four operations."""
 
-SHOPPING = Exam(task="school:shopping?top=20", problems=200, samples=8, length=64)
+SHOPPING = Exam(task="school:shopping", problems=200, samples=8, length=64)
 """Held-out word problems: what is bought, what is known of its price, and what is asked."""
 
 GOALS = Exam(task="school:countdown?count=3", problems=200, samples=8, length=192)
@@ -67,13 +67,14 @@ LARGE = {"width": 768, "layers": 14, "heads": 12, "key_heads": 12, "head_dim": 6
 
 
 def shoppers(seed: int, model: Mapping[str, int] = LARGE) -> Step:
-    """A large model that was shown worked word problems, most of them bare guesses: at those it is better than a small
-    one, so that it is shown more of them. Learning rates shrink with the width."""
-    task = "school:shopping+facts?top=20&hands=bare=80,partial=5,full=15"
+    """A large model that was shown worked word problems, most of them bare guesses. Learning rates shrink with the
+    width."""
+    task = "school:shopping?hands=bare=72,partial=5,full=23"
     book = {"task": task, "seed": seed, "model": dict(model), "vocabulary": 512, "token_budget": ROOM}
     slow = {"learning_rate": 4e-4, "warmup": 100, "save_every": 2000}
-    text = Step("pretrain", {**book, "steps": 300, **slow})
-    return Step("sft", {"model": text, "task": task, "seed": seed, "steps": 1200, "token_budget": ROOM, **slow})
+    text = Step("pretrain", {**book, "steps": 200, **slow})
+    taught = {"task": task, "seed": seed, "steps": 1000, "batch": 128, "token_budget": ROOM, **slow}
+    return Step("sft", {"model": text, **taught})
 
 
 ROOM = 16_384
