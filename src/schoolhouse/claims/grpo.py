@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, ROOM, SHOPPING, chains, mixed_share, only, practice, shoppers
+from schoolhouse.claims.harness.bases import CHAINS, EIGHTS, ROOM, chains, long_chains, mixed_share, only, practice
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
 from schoolhouse.claims.harness.figures import bars, learning
 
@@ -18,13 +18,14 @@ RISE, GOAL, SPREAD, STILL = 0.30, 0.80, 0.08, 0.05
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only(scale, "tiny", "gpu")
     large = scale == "gpu"
-    start, exam = (shoppers(seed), SHOPPING) if large else (chains(seed), CHAINS)
+    start, exam = (long_chains(seed), EIGHTS) if large else (chains(seed), CHAINS)
     members, controls = (LARGE_MEMBERS, LARGE_CONTROLS) if large else (MEMBERS, CONTROLS)
     ways = {
         **{name: ({"like": name}, f"like: {name}") for name in members},
         **{name: ({"like": "grpo", "control": name, "exam_every": 0}, f"control: {name}") for name in controls},
     }
-    more = {"task": exam.task, "steps": 30, "exam_every": 10, "learning_rate": 2e-5, "token_budget": ROOM}
+    more = {"task": exam.task, "length": exam.length, "steps": 20, "exam_every": 5, "learning_rate": 5e-5}
+    more |= {"token_budget": ROOM}
     return {
         "start": Arm(start, {"exam": exam}, "fine-tuned on worked examples"),
         **{
@@ -100,9 +101,7 @@ CLAIM = Claim(
     premise="the start is right 20 to 40 % of the time, and groups disagree",
     rule="in every seed each member of the family rises by .30 to .80 or more, their means within .08; "
     "random and shuffled rewards change nothing (.05), flipped ones do harm",
-    budgets={
-        "gpu": "30 steps of 32 problems x 16 rollouts of at most 64 tokens in every arm, by a model of 99M parameters"
-    },
+    budgets={"gpu": "20 steps of 32 problems x 16 rollouts of at most 80 tokens in every arm, 99M parameters"},
     arms=arms,
     judge=judge,
     draw=draw,
