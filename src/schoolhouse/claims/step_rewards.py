@@ -11,10 +11,9 @@ from schoolhouse.claims.harness.bases import chains, mixed_share, only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import course
 
-EXAM = Exam(task="school:chain?steps=6", problems=200, samples=8, length=96)
-HANDS = "err=60,ramble=20,check=20"
-"""A start with usual mistakes, which a judge of steps can point at, and two ways to be idle, which a sum of grades may
-pay: words that say nothing, and all steps said again."""
+EXAM = Exam(task="school:chain?steps=6&lines=1", problems=200, samples=8, length=96)
+HANDS = "err=70,ramble=30"
+"""A start with usual mistakes, which a judge of steps can point at, and idle words, which a sum of grades may pay."""
 JUDGED: Mapping[str, Any] = {"problems": 1000, "samples": 4, "temperature": 1.3, "steps": 500}
 STEPS, WINDOW = 45, 5
 FEWER, LONGER = 0.9, 1.3
@@ -28,7 +27,7 @@ FORMS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start, exam = chains(seed, 900, hands=HANDS, lengths="2-6"), {"exam": EXAM}
+    start, exam = chains(seed, 900, hands=HANDS, lengths="2-6", lines=True), {"exam": EXAM}
     made = {"model": start, "generator": start, "task": EXAM.task, "length": EXAM.length, "seed": seed}
     config = {"model": start, "task": EXAM.task, "seed": seed, "length": EXAM.length}
     config |= {"steps": STEPS, "save_every": STEPS}

@@ -22,7 +22,7 @@ from schoolhouse.tasks.lessons.column import COLUMN
 from schoolhouse.tasks.lessons.compare import COMPARE
 from schoolhouse.tasks.lessons.countdown import COUNTDOWN
 from schoolhouse.tasks.lessons.facts import FACTS
-from schoolhouse.tasks.lessons.family import AIMLESS, CHECK, HANDS, Family, Hand, held_out
+from schoolhouse.tasks.lessons.family import AIMLESS, HANDS, Family, Hand, held_out
 from schoolhouse.tasks.lessons.letters import LETTERS
 from schoolhouse.tasks.lessons.longhand import LONGHAND
 from schoolhouse.tasks.lessons.shopping import SHOPPING
@@ -38,6 +38,8 @@ CURRICULUM = tuple(name for name in FAMILIES if name not in ("longhand", "column
 """Taught where no family is named: `longhand` asks what `addition` asks, and `column` is a part of it."""
 
 DEFAULT_HANDS = "bare=50,partial=15,full=20,check=10,repair=5"
+
+_OPTIONS = ("hands", "again", "tongues", "lines")
 
 EXAM_SIZE = 200  # problems of each family, where it has so many
 _PATIENCE = 5_000  # instances in a row that bring nothing new before a family counts as exhausted
@@ -55,6 +57,7 @@ class School(Task):
     hands     weights of the styles of worked examples
     again     percent of worked examples that are second attempts
     tongues   weights of the toy languages that thoughts are worked in; none: digits
+    delimiter between the steps of a thought
     """
 
     seed: int
@@ -64,29 +67,30 @@ class School(Task):
     name: str = "school"
     again: float = 0.0
     tongues: Mapping[str, float] = field(default_factory=dict)
+    delimiter: str = " "
 
     trusted = True
-    delimiter = " "
 
     @classmethod
     def open(cls, families: str = "", seed: int = 0, **options: str) -> School:
         """`families` joined by `+` ("": CURRICULUM). Options: a dial (`digits=4`, or `digits=2-4` to mix) and
         `hands` (`hands=bare=70,full=30`: relative weights), `again=40`: percent of them that are second tries;
-        `tongues=latin=70,mixed=30`: thoughts in toy languages (latin, cjk, or every step in either).
+        `tongues=latin=70,mixed=30`: thoughts in toy languages (latin, cjk, or every step in either); `lines=1`: a line
+        for each step.
         Raises SchoolError naming what is unknown or out of range.
         """
         chosen = _families(families)
         options = {"hands": DEFAULT_HANDS, **options}
         hands, again = _hands(options.pop("hands")), _number(options.pop("again", "0"), "`again`")
         tongues = _tongues(options.pop("tongues", ""))
+        delimiter = "\n" if _number(options.pop("lines", "0"), "`lines`") else " "
         known = {dial for family in chosen for dial in family.dials}
         for option in options:
             if option not in known:
-                raise SchoolError(
-                    f"school: unknown option `{option}`{nearest(option, sorted({*known, 'hands', 'again', 'tongues'}))}"
-                )
+                raise SchoolError(f"school: unknown option `{option}`{nearest(option, sorted({*known, *_OPTIONS}))}")
         dials = {family.name: _dials(family, options) for family in chosen}
-        return cls(seed, chosen, dials, hands, f"school:{families}" if families else "school", again, tongues)
+        name = f"school:{families}" if families else "school"
+        return cls(seed, chosen, dials, hands, name, again, tongues, delimiter)
 
     def draw(self, step: int, count: int) -> list[Problem]:
         """Practice: a pure function of (seed, step), and fewer are the first of more."""
@@ -106,11 +110,12 @@ class School(Task):
             (hand,) = random.choices(hands, cum_weights=upto)
             problem = self._problem(family, instance, key, random, at)
             if self.again and random.random() < self.again / 100:
-                problem = _asked_again(family, instance, problem, hands, upto, random)
+                problem = _asked_again(family, instance, problem, hands, upto, random, self.delimiter)
             thought, answer = family.solve(instance, hand, random)
             if self.tongues:
                 (tongue,) = random.choices([*self.tongues], weights=[*self.tongues.values()])
                 thought = spoken(thought, tongue, random)
+            thought = thought.replace(" ", self.delimiter)
             examples.append(Demonstration(problem, thought, f"\\boxed{{{answer}}}", hand))
         return examples
 
@@ -149,22 +154,15 @@ class School(Task):
         return Verdict(1.0) if family.accepts(answer, problem.info) else Verdict(0.0, "not a right expression")
 
     def rate(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
-        """1 for each step up to the first that is not what it should be, -1 from there on; 0, before that, for what is
-        idle: words that say nothing, and steps said again, as PRM800K's neutral ratings are."""
+        """1 for each step up to the first that is not what it should be, -1 from there on; 0 for idle words before."""
         family = FAMILIES.get(problem.family)
         if not family or not family.strict:
             return super().rate(problem, thoughts)
-        expected, done = " ".join(family.steps(problem.info["instance"], Random(0))).split(), 0
+        expected = iter(" ".join(family.steps(problem.info["instance"], Random(0))).split())
         ratings: list[int] = []
         for thought in thoughts:
-            if -1 in ratings[-1:]:
-                ratings.append(-1)
-            elif thought in expected[done : done + 1]:
-                ratings.append(1)
-                done += 1
-            else:
-                idle = thought in (*AIMLESS, CHECK) or thought in expected[:done]
-                ratings.append(0 if idle else -1)
+            wrong = -1 in ratings[-1:]
+            ratings.append(-1 if wrong else 0 if thought in AIMLESS else 1 if thought == next(expected, None) else -1)
         return ratings
 
     def wrong(self, problem: Problem) -> str:
@@ -224,7 +222,13 @@ def _setting(ranges: Mapping[str, Range]) -> Callable[[Random], Mapping[str, int
 
 
 def _asked_again(
-    family: Family[Any], instance: Any, problem: Problem, hands: list[Hand], upto: list[float], random: Random
+    family: Family[Any],
+    instance: Any,
+    problem: Problem,
+    hands: list[Hand],
+    upto: list[float],
+    random: Random,
+    delimiter: str,
 ) -> Problem:
     """The problem with a first attempt behind it, every other time a wrong one, and the request to look again."""
     answer = problem.reference
@@ -233,7 +237,7 @@ def _asked_again(
     if random.random() < 0.5:
         steps, answer = family.botch(instance, random) if family.botch else ([], perturb(problem.reference))
         thought = "" if hand == "bare" else " ".join(steps)
-    tried = Message("assistant", f"\\boxed{{{answer}}}", thought)
+    tried = Message("assistant", f"\\boxed{{{answer}}}", thought.replace(" ", delimiter))
     return replace(problem, messages=(*problem.messages, tried, Message("user", LOOK_AGAIN)))
 
 

@@ -43,6 +43,7 @@ def chains(
     hands: str = HANDS,
     again: int = 0,
     lengths: str = "2-4",
+    lines: bool = False,
 ) -> Step:
     """A small model that was shown worked chains, most of them bare guesses: it is right about one time in three."""
     task = f"school:chain+facts?steps={lengths}&hands={hands}"
@@ -50,6 +51,8 @@ def chains(
         task += f"&tongues={tongues}"
     if again:
         task += f"&again={again}"
+    if lines:
+        task += "&lines=1"
     width, layers = (64, 2) if small else (128, 3)
     heads = width // 32
     model = {"width": width, "layers": layers, "heads": heads, "key_heads": heads, "head_dim": 32, "inner": 3 * width}
