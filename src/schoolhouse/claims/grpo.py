@@ -11,7 +11,7 @@ from schoolhouse.claims.harness.figures import bars, learning
 
 MEMBERS = ("grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo", "cispo")
 CONTROLS = ("random", "shuffled", "flipped")
-LARGE_MEMBERS, LARGE_CONTROLS = ("grpo", "dr_grpo", "rloo"), ("random", "flipped")  # what an hour of a GPU has room for
+LARGE_MEMBERS, LARGE_CONTROLS = ("grpo", "dr_grpo", "rloo"), ("random", "flipped")  # fewer: each costs more
 RISE, GOAL, SPREAD, STILL = 0.30, 0.80, 0.08, 0.05
 
 
