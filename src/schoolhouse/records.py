@@ -66,7 +66,7 @@ def this_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "processor": sorted(flags.intersection(told)),
     }
@@ -83,7 +83,7 @@ def code() -> str:
     return told.hexdigest()
 
 
-CIRCUMSTANCES = ("versions", "code", "python", "platform", "cores", "threads", "processor")
+CIRCUMSTANCES = ("versions", "code", "python", "platform", "cores", "gpu", "threads", "processor")
 """What a manifest tells of the machine and the programs. A run repeats bit for bit where they are the same."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class RunClaim(Frozen):
     dir: Path = Path("runs/claims")
     """Folder of the runs; what is done there is not done again, whichever claim it was for."""
     results: Path = Path("runs/claims/results")
-    """Folder for ID.json, ID.md, ID.png and the table of all."""
+    """Folder for ID.json, ID.md, ID.png (ID_SCALE at other scales than tiny) and the table of all."""
 
 
 class Report(Frozen):
@@ -87,7 +88,10 @@ def _run(words: Sequence[str]) -> None:
         return
     from schoolhouse.claims.harness.lab import find, run_arms
     from schoolhouse.claims.harness.page import stem, write
+    from schoolhouse.policy.policy import pick_device
 
+    if c.scale == "gpu" and pick_device().type == "cpu":
+        print("school: no GPU was found: large models will be trained on the processor", file=sys.stderr)
     found = find(c.name)
     chosen = [arm for arm in c.arms.split(",") if arm]
     results = run_arms(found, c.seeds, c.scale, c.dir, chosen, c.jobs)

@@ -12,7 +12,7 @@ import pytest
 
 import tiny_claim
 from schoolhouse.claims.harness import lab, page
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Outcome, Results, Step, verdict
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Outcome, Results, Scale, Step, verdict
 from schoolhouse.trials import claim as command
 from schoolhouse.types import SchoolError
 
@@ -144,6 +144,13 @@ def test_a_claim_at_another_scale_stands_beside_the_tiny_one(tmp_path: Path):
     table = (tmp_path / "results" / "README.md").read_text()
     assert "| [it](it.md) |" in table
     assert "| [it_gpu](it_gpu.md) |" in table
+
+
+@pytest.mark.parametrize("scale", ["tiny", "gpu"])
+def test_the_first_claim_has_two_scales(scale: Scale):
+    arms = lab.find("grpo").arms(scale, 0)
+    names = {lab.name_of(arm.step) for arm in arms.values() if isinstance(arm.step, Step)}
+    assert len(names) == len(arms)
 
 
 def test_a_page_knows_when_its_claim_has_been_redesigned_since(tmp_path: Path):

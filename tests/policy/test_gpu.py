@@ -1,4 +1,4 @@
-"""On a GPU a policy says, scores and learns what it does on a processor. Skipped where there is none."""
+"""On a GPU a policy scores and learns as on a processor, and says what it scores. Skipped where there is none."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_it_scores_the_same(both):
         assert one.entropy == pytest.approx(other.entropy, abs=1e-3)
 
 
-def test_its_gradients_are_the_same(both):
+def test_its_loss_and_the_size_of_its_gradient_are_the_same(both):
     there, here = (policy.update(pack(rows(), token_mean(rows())), likelihood(), 1e-3) for policy in both)
     assert there["loss"] == pytest.approx(here["loss"], rel=1e-3)
     assert there["grad_norm"] == pytest.approx(here["grad_norm"], rel=1e-2)

@@ -84,9 +84,11 @@ def test_graphs_are_for_cuda_and_asked_for(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_captured_steps_say_the_same(tiny_decoder, asked):
-    decoder, prefixes = tiny_decoder().cuda(), asked(PROMPTS)
+def test_captured_steps_say_the_same(tiny_decoder, asked, monkeypatch):
+    decoder, prefixes, capture, widths = tiny_decoder().cuda(), asked(PROMPTS), Replay._capture, []
+    monkeypatch.setattr(Replay, "_capture", lambda self, width: widths.append(width) or capture(self, width))
     plain, captured = (
         extend(decoder, prefixes, 20, (4, 7), 0, memories=(Packed, memory)) for memory in (Slots, StaticSlots)
     )
+    assert widths
     assert [rollout.tokens for rollout in captured] == [rollout.tokens for rollout in plain]

@@ -234,6 +234,8 @@ def test_steps_may_stand_in_lines():
         assert other.thought == (one.thought or "").replace(" ", "\n")
         earlier = [m.thought or "" for m in one.problem.messages]
         assert [m.thought or "" for m in other.problem.messages] == [t.replace(" ", "\n") for t in earlier]
+    with pytest.raises(SchoolError, match="`lines` is `2`"):
+        School.open("chain", 0, lines="2")
 
 
 # --- steps, one by one

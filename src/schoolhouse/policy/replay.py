@@ -17,7 +17,7 @@ from torch import Tensor
 from schoolhouse.policy.memory import Slots, _look, _merge
 
 _NARROWEST = 8  # slots; the widths are this and its doubles
-_REHEARSALS = 4  # steps of a width that are launched as they are: CUDA wants some before a capture, and few do not pay
+_REHEARSALS = 4  # steps of a width that are launched as they are: CUDA wants some before a capture
 
 
 def wanted(device: torch.device) -> bool:
@@ -102,8 +102,9 @@ class Replay:
 
     def __init__(self, step: Callable[[Tensor], Tensor], memory: StaticSlots) -> None:
         self._step, self._memory = step, memory
-        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._taken: Counter[tuple[int, int]] = Counter()
+        self._table = 0
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # by width
+        self._taken: Counter[int] = Counter()
         self._tokens = torch.zeros(memory.slots, dtype=torch.long, device=memory.said.device)  # [S]
 
     def __call__(self, token_S: Tensor) -> Tensor:
@@ -112,13 +113,16 @@ class Replay:
         self._memory.widen(width)
         self._tokens[:busy] = token_S
         self._tokens[busy:width] = 0
-        known = (width, self._memory.table)
-        self._taken[known] += 1
-        if not self._tokens.is_cuda or self._taken[known] <= _REHEARSALS:
+        if self._memory.table != self._table:  # it only grows: graphs of the smaller one are of no use any more
+            self._table = self._memory.table
+            self._graphs.clear()
+            self._taken.clear()
+        self._taken[width] += 1
+        if not self._tokens.is_cuda or self._taken[width] <= _REHEARSALS:
             return self._step(self._tokens[:width])[:busy]
-        if known not in self._graphs:
-            self._graphs[known] = self._capture(width)
-        graph, logits_WV = self._graphs[known]
+        if width not in self._graphs:
+            self._graphs[width] = self._capture(width)
+        graph, logits_WV = self._graphs[width]
         graph.replay()
         return logits_WV[:busy].clone()
 

@@ -83,14 +83,15 @@ class School(Task):
         options = {"hands": DEFAULT_HANDS, **options}
         hands, again = _hands(options.pop("hands")), _number(options.pop("again", "0"), "`again`")
         tongues = _tongues(options.pop("tongues", ""))
-        delimiter = "\n" if _number(options.pop("lines", "0"), "`lines`") else " "
+        if (lines := options.pop("lines", "0")) not in ("0", "1"):
+            raise SchoolError(f"school: `lines` is `{lines}`; give 1 for a line for each step, or 0")
         known = {dial for family in chosen for dial in family.dials}
         for option in options:
             if option not in known:
                 raise SchoolError(f"school: unknown option `{option}`{nearest(option, sorted({*known, *_OPTIONS}))}")
         dials = {family.name: _dials(family, options) for family in chosen}
         name = f"school:{families}" if families else "school"
-        return cls(seed, chosen, dials, hands, name, again, tongues, delimiter)
+        return cls(seed, chosen, dials, hands, name, again, tongues, "\n" if lines == "1" else " ")
 
     def draw(self, step: int, count: int) -> list[Problem]:
         """Practice: a pure function of (seed, step), and fewer are the first of more."""

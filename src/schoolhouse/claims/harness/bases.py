@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from schoolhouse.claims.harness.claim import Check, Exam, Results, Scale, Step
 from schoolhouse.types import SchoolError
 
@@ -68,17 +66,16 @@ SMALL = {"width": 128, "layers": 3, "heads": 4, "key_heads": 4, "head_dim": 32, 
 LARGE = {"width": 768, "layers": 14, "heads": 12, "key_heads": 12, "head_dim": 64, "inner": 2048, "longest": 256}
 """99 million parameters."""
 
-
-def long_chains(seed: int, model: Mapping[str, int] = LARGE) -> Step:
-    """A large model that was shown worked chains, most of them bare guesses. Learning rates shrink with the width."""
-    task = "school:chain+facts?steps=4-8&hands=bare=80,partial=5,full=15"
-    slow = {"task": task, "seed": seed, "token_budget": ROOM, "learning_rate": 4e-4, "warmup": 100, "save_every": 2000}
-    text = Step("pretrain", {**slow, "model": dict(model), "vocabulary": 384, "steps": 200})
-    return Step("sft", {**slow, "model": text, "steps": 700, "batch": 128})
-
-
 ROOM = 16_384
 """Tokens of a micro-batch, where there is a GPU's memory for them."""
+
+
+def long_chains(seed: int) -> Step:
+    """A large model that was shown worked chains, most of them bare guesses. Learning rates shrink with the width."""
+    task = "school:chain+facts?steps=4-8&hands=bare=75,partial=5,full=20"
+    slow = {"task": task, "seed": seed, "token_budget": ROOM, "learning_rate": 4e-4, "warmup": 100, "save_every": 250}
+    text = Step("pretrain", {**slow, "model": LARGE, "vocabulary": 384, "steps": 200})
+    return Step("sft", {**slow, "model": text, "steps": 700, "batch": 128})
 
 
 def countdowns(seed: int) -> Step:

@@ -208,6 +208,7 @@ class Claim:
     premise  what must be so for the verdict to mean anything; broken: INVALID
     rule     when the verdict is PASS, in words; `judge` is the same in code
     draw     draws the figure: (results, picture)
+    notes    lines for the page of the scale tiny: what pilots fixed, what was found since
     """
 
     id: str

@@ -202,7 +202,10 @@ def write_pages(folder: Path) -> None:
             f"**Counted in an earlier design** ({', '.join(changed)} changed since): the command runs today's, which "
         )
         told = [since + "has not been counted.", ""] if changed else []
-        write_whole(folder / f"{stem(record)}.md", page(record, [*told, *(claim.notes if claim else ())]))
+        write_whole(
+            folder / f"{stem(record)}.md",
+            page(record, [*told, *(claim.notes if claim and record["scale"] == "tiny" else ())]),
+        )
     lines = [
         "# Claims",
         "",
