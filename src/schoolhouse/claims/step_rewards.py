@@ -27,7 +27,7 @@ FORMS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start, exam = chains(seed, 900, hands=HANDS, lengths="2-6", lines=True), {"exam": EXAM}
+    start, exam = chains(seed, 1500, hands=HANDS, lengths="2-6", lines=True), {"exam": EXAM}
     made = {"model": start, "generator": start, "task": EXAM.task, "length": EXAM.length, "seed": seed}
     config = {"model": start, "task": EXAM.task, "seed": seed, "length": EXAM.length}
     config |= {"steps": STEPS, "save_every": STEPS}
