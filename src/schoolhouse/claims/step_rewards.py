@@ -105,8 +105,8 @@ CLAIM = Claim(
     draw=draw,
     notes=(
         "Counted before with each grade as the worth of its state and with blanks between steps: FAIL in the second "
-        "line alone (progress .86 .93 .83 of the tokens, 1.00 1.07 .99 with the judge's; raw sums 1.01 1.00 1.00 times as "
-        "many steps). A judge of steps grades the step behind an error as if nothing had happened (.95 behind .02): "
+        "line alone (progress .86 .93 .83 of the tokens, 1.00 1.07 .99 with the judge's; raw sums 1.01 1.00 1.00 times "
+        "as many steps). A judge of steps grades the step behind an error as if nothing had happened (.95 behind .02): "
         "what grades so far make together is what a state is worth now. And idle words held no step that a judge could "
         "be asked about, because a word and the blank before it are one token: steps are lines now, and the start is "
         "taught for 1,500 updates instead of 900, after which it was right .145 of the time.",
@@ -115,6 +115,7 @@ CLAIM = Claim(
         "value. The judge whose grades are summed holds them for right, as PRM800K's neutral labels are held.",
         "",
         "Pilots with seed 0 fixed the judges and the start. With values by continuations (2,000 solutions, 8 behind "
-        "each step) progress was no quicker than the outcome alone (.66 and .63 right in the last five steps of practice).",
+        "each step) progress was no quicker than the outcome alone (.66 and .63 right in the last five steps "
+        "of practice).",
     ),
 )
