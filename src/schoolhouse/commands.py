@@ -77,7 +77,7 @@ class Bench(Frozen):
     against: str = ""
     """The peer to take turns with."""
     size: str | None = None
-    """Of the model: 1M, 3M, 10M, 30M; 3M unless given, and for pretrain that of nanochat's CPU configuration."""
+    """Of the model: 1M, 3M, 10M, 30M, 100M; 3M unless given, and for pretrain that of nanochat's CPU configuration."""
     repeats: int = Field(3, gt=0)
     problems: int = Field(32, gt=0)
     samples: int = Field(16, gt=0)

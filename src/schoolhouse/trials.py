@@ -90,9 +90,10 @@ def _run(words: Sequence[str]) -> None:
     from schoolhouse.claims.harness.page import stem, write
     from schoolhouse.policy.policy import pick_device
 
+    found = find(c.name)
+    found.arms(c.scale, 0)  # raises where there is no such scale, before anything is said
     if c.scale == "gpu" and pick_device().type == "cpu":
         print("school: no GPU was found: large models will be trained on the processor", file=sys.stderr)
-    found = find(c.name)
     chosen = [arm for arm in c.arms.split(",") if arm]
     results = run_arms(found, c.seeds, c.scale, c.dir, chosen, c.jobs)
     if chosen:

@@ -38,6 +38,7 @@ def take_turns(run: Callable[[], dict]) -> None:
     for _ in sys.stdin:
         start = time.perf_counter()
         done = run()
+        # work that was handed to a GPU is not done yet
         if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_available():
             cuda.synchronize()
         seconds = time.perf_counter() - start
