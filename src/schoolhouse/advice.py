@@ -47,8 +47,9 @@ def advice(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         )
     if total["truncated"] > 0.2 * rollouts:
         said["truncated"] = (
-            f"{_share(total['truncated'], rollouts)} of the answers were cut off at `length`: raise it, or set "
-            "mask_truncated to true, so that being cut off is not taken for being wrong"
+            f"{_share(total['truncated'], rollouts)} of the answers were cut off at `length`: raise it. With "
+            "mask_truncated true they teach nothing, so that being cut off is not taken for being wrong (and nothing "
+            "teaches to come to an end); with false they count as wrong"
         )
     if total["no_answer"] - total["truncated"] > 0.2 * rollouts:
         said["no_answer"] = (
