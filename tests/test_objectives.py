@@ -251,6 +251,12 @@ def test_corrected_weighs_tokens_up_to_the_cap():
     assert (-gradient).tolist() == pytest.approx([math.exp(0.5), 2.0])
 
 
+def test_what_lies_above_the_cap_can_be_masked():
+    batch = packed(2, advantage=[1.0, 1.0], old=[-1.0, -1.0], sampled=[-1.5, -3.0])
+    _, _, gradient = apply(corrected(policy_gradient(), cap=2.0, mask=True), batch, [-1.0, -1.0])
+    assert (-gradient).tolist() == pytest.approx([math.exp(0.5), 0.0])
+
+
 def test_corrected_weighs_sequences_by_the_product():
     batch = packed(1, 2, advantage=[1.0] * 3, sampled=[-1.0, -1.5, -0.7])
     objective = corrected(policy_gradient(), level="product", on_policy=True)

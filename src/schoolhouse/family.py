@@ -23,7 +23,7 @@ _SYMMETRIC = {"clip_low": 0.2, "clip_high": 0.2}
 
 FAMILY: Mapping[str, Mapping[str, Any]] = {
     "ours": {},
-    "reinforce": {"baseline": "none", "scale": "none", "aggregate": "token_mean"},  # Williams 1992
+    "reinforce": {"baseline": "none", "scale": "none", "aggregate": "sequence_sum"},  # Williams 1992
     "grpo": {"scale": "group_std", "aggregate": "sequence_mean", "kl": 0.04, **_SYMMETRIC},  # arXiv 2402.03300
     "dr_grpo": {"scale": "none", "aggregate": "constant", **_SYMMETRIC},  # arXiv 2503.20783
     "dapo": {  # arXiv 2503.14476
@@ -97,23 +97,26 @@ class Config(Frozen):
     """Bound the loss of a bad token that became likelier by this times its advantage (dual-clip PPO)."""
     aggregate: Aggregate = "token_mean"
     """GRPO sequence_mean (1/|o|), DAPO token_mean, Dr. GRPO constant (1/length), RLOO sequence_sum."""
+    constant: int = Field(0, ge=0)
+    """What `aggregate: constant` divides by; 0: `length`. A change of `length` is then a change of the rate too."""
     kl: float = Field(0.0, ge=0)
     """Coefficient of the KL penalty towards the starting model, in the loss; 0 does without a second model."""
     kl_estimator: Estimator = "k3"
     kl_in_reward: float = Field(0.0, ge=0)
     """Take this much of a reply's KL from its score instead (RLOO, REINFORCE++)."""
     form: float = Field(0.0, ge=0)
-    """Reward for a thought that is opened, closed and followed by an answer (R1's format reward)."""
+    """Reward for one thought, opened first of all and closed, and an answer behind it (R1's format reward)."""
     language: str = ""
     """Script that thoughts should be written in, such as latin or cjk; `consistency` rewards it."""
     consistency: float = Field(0.0, ge=0)
-    """Reward for the share of a thought's words in `language` (R1's language consistency)."""
+    """Reward for the share of a thought's words in `language` (R1's language consistency); none for no thought."""
     brevity: float = Field(0.0, ge=0)
     """Among answers to one problem, prefer the shorter by this much of a score (Kimi k1.5); 0 leaves length alone."""
     overlong: int = Field(0, ge=0)
     """DAPO's soft penalty for length: begins this many tokens before `length`, reaches -1 there; 0 is off."""
     mask_truncated: bool = False
-    """Leave rollouts that were cut off out of the loss (they still count in the baseline)."""
+    """Leave rollouts that were cut off out of the loss (they still count in the baseline, and in what a mean is over).
+    Nothing then teaches to come to an end: watch `truncated`."""
     dynamic_sampling: int = Field(0, ge=0)
     """DAPO: ask up to this many further times in a step, until `problems` groups are mixed."""
     updates: int = Field(1, gt=0)
@@ -124,6 +127,8 @@ class Config(Frozen):
     correction: Correction = "none"
     """Weigh by how likely the learner finds what was sampled (truncated importance sampling), by token or sequence."""
     correction_cap: float = Field(2.0, gt=1)
+    correction_mask: bool = False
+    """Weigh what lies above the cap by 0, not by the cap (masked importance sampling)."""
     gap_limit: float = Field(0.1, gt=0)
     """Stop when sampled and learned log-probabilities of fresh rollouts lie further apart in the mean."""
     sampler_noise: float = Field(0.0, ge=0)

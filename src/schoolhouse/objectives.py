@@ -135,18 +135,24 @@ def plus(objective: Objective, coefficient: float, penalty: Objective) -> Object
 
 
 def corrected(
-    objective: Objective, level: Level = "token", cap: float | None = None, on_policy: bool = False
+    objective: Objective,
+    level: Level = "token",
+    cap: float | None = None,
+    on_policy: bool = False,
+    mask: bool = False,
 ) -> Objective:
     """An objective whose samples came from another policy than pi_old: times sg[min(pi_old / sampled, cap)].
 
     level="product" weighs a whole sequence by the product of its ratios: unbiased, but of high variance. "token"
-    (truncated importance sampling) is biased and tamer. Needs the columns "sampled" and, unless on_policy, "old".
+    (truncated importance sampling) is biased and tamer. mask=True puts 0 in the place of a weight above the cap.
+    Needs the columns "sampled" and, unless on_policy, "old".
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
         old = scores.logprob.detach() if on_policy else batch["old"]
         log_weight = _at_level(batch, _written(batch, old) - _written(batch, batch["sampled"]), level)
-        weight = log_weight.exp().clamp(max=float("inf") if cap is None else cap)
+        weight, most = log_weight.exp(), float("inf") if cap is None else cap
+        weight = torch.where(weight > most, 0.0, weight) if mask else weight.clamp(max=most)
         return weight * objective(batch, scores)
 
     return loss

@@ -44,6 +44,8 @@ def test_two_relatives_are_compared_within_a_budget_of_tokens(tmp_path: Path, ca
     for run in (tmp_path / "it" / "steps").iterdir():
         tokens = [row["sampled_tokens"] for row in read_metrics(run) if "sampled_tokens" in row]
         assert sum(tokens) >= 1000 > sum(tokens[:-1])
+        updates = {row["updates"] for row in read_metrics(run) if "updates" in row}
+        assert len(updates) <= 1  # star's would grow beyond all bounds, loop after loop
     assert (tmp_path / "it" / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "| star | " in capsys.readouterr().out
 

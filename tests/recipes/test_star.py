@@ -77,6 +77,8 @@ def test_loops_ask_keep_and_account(folder: Path, tmp_path: Path):
     rows = read_metrics(train(tmp_path / "run", config(folder)).folder)
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert rows[0]["studied"] == 8  # each example with its hint and without
+    alone = read_metrics(train(tmp_path / "alone", config(folder, rationalize=False, loops=1)).folder)
+    assert alone[0]["studied"] == 4  # without, where nothing is asked with a hint
     for row in rows[1:]:
         assert row["rollouts"] == 12
         assert row["studied"] == 8 + row["kept"] + row.get("rationalized", 0)

@@ -12,7 +12,7 @@ from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, S
 MANY = Exam(task=GOALS.task, problems=50, samples=256, length=GOALS.length)
 KS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 PAIRS = (("taught", "taught_practised"), ("base", "base_practised"))
-RISE, LEAST = 0.05, 0.02
+RISE, LEAST, RATE = 0.05, 0.02, 3e-4
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
@@ -20,7 +20,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     taught, base, exams = countdowns(seed), reader(seed), {"exam": GOALS, "many": MANY}
 
     def practised(start: Step) -> Step:
-        return practice(start, seed, like="grpo", task=GOALS.task, length=GOALS.length)
+        return practice(start, seed, like="grpo", task=GOALS.task, length=GOALS.length, learning_rate=RATE)
 
     return {
         "taught": Arm(taught, exams, "fine-tuned on worked countdowns"),

@@ -37,7 +37,7 @@ from schoolhouse.policy.stream import Stream
 from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.task import judge, open_task
-from schoolhouse.text.scripts import share_in
+from schoolhouse.text.manners import consistency, in_form
 from schoolhouse.types import Group, Key, Rollout
 
 
@@ -58,9 +58,7 @@ def grpo(c: Config, run: Run) -> None:
         return policy.extend(prefixes, c.length, temperature=c.temperature, noise=c.sampler_noise)
 
     def manners(rollout: Rollout) -> dict[str, float]:
-        reply = say.read(rollout)
-        form = float(bool(reply.thought and reply.answer and reply.complete))
-        return {"form": form, "language": share_in(reply.thought or "", c.language)}
+        return {"form": float(in_form(say, rollout)), "language": consistency(say.read(rollout).thought, c.language)}
 
     weights = {name: weight for name, weight in (("form", c.form), ("language", c.consistency)) if weight}
     policy.rehearse(max(map(len, ask(run.step))) + c.length, c.token_budget)
@@ -99,7 +97,7 @@ def objective_of(c: Config) -> Objective:
     else:
         objective = clipped_surrogate(c.clip_low, c.clip_high, c.level, c.clip_dual, on_policy=fresh)
     if c.correction != "none":
-        objective = corrected(objective, c.correction, c.correction_cap, on_policy=fresh)
+        objective = corrected(objective, c.correction, c.correction_cap, fresh, c.correction_mask)
     return plus(objective, c.kl, kl_penalty(c.kl_estimator)) if c.kl else objective
 
 
@@ -114,7 +112,7 @@ def learn(
     """`updates` optimizer steps on the groups that carry a signal; all of them are what a mean is taken over."""
     silent = compares(c.baseline) and not c.kl  # where siblings agree there is no gradient but that of a KL penalty
     signal = mixed(groups) if silent else groups
-    rollouts, weigh = rollouts_of(signal), weigher(c.aggregate, rollouts_of(groups), c.length)
+    rollouts, weigh = rollouts_of(signal), weigher(c.aggregate, rollouts_of(groups), c.constant or c.length)
     if c.mask_truncated:
         weigh = without(weigh, truncated(signal))
     if not any(weigh(rollout) for rollout in rollouts):

@@ -2,10 +2,10 @@
 
 Zelikman et al. 2022, arXiv 2203.14465. What fails is tried once more with the answer as a hint (rationalization), and
 learned as if there had been no hint. Every loop starts from the same base model, so that faults do not pile up.
-With `samples` > 1, temperature 1 and no rationalization it is expert iteration: ReST-EM, Singh et al. 2023, 2312.06585.
+With `samples` > 1, temperature 0.7 and no rationalization: expert iteration (ReST-EM, Singh et al. 2023, 2312.06585).
 
 Where the paper prompts with a few worked examples, a small model cannot learn from its prompt: here they are part of
-what each loop learns from, with a hint and without, and loop 0 learns from them alone.
+what each loop learns from (with a hint too, where failures get one), and loop 0 learns from them alone.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def star(c: Config, run: Run) -> None:
     task, say = open_task(c.task, c.seed), policy.conversation
     run.reads(*task.files)
     worked = open_task(c.examples_task, c.seed).worked(0, c.examples)
-    primer = _demonstrated(c, policy, [*worked, *(replace(d, problem=hinted(d.problem)) for d in worked)])
+    told = [replace(d, problem=hinted(d.problem)) for d in worked] if c.rationalize else []
+    primer = _demonstrated(c, policy, [*worked, *told])
 
     def attempt(loop: int, problems: Sequence[Problem], purpose: str) -> list[Group]:
         keys = [(p, Key(c.seed, purpose, loop, i, g)) for i, p in enumerate(problems) for g in range(c.samples)]

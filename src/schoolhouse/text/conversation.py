@@ -175,11 +175,7 @@ class Conversation:
     def thinks_still(self, rollout: Rollout) -> bool:
         said, complete = self._body(rollout)
         if self._think is None or self._end_think is None:
-            _, opened, inside = (
-                ("", THINK, self.tokenizer.decode(said))
-                if self._thinking
-                else (self.tokenizer.decode(said).partition(THINK))
-            )
+            _, opened, inside = self._around_think(said)
             return bool(opened) and END_THINK not in inside and not complete
         start, end = self._span(said, self._think, self._end_think)
         return start is not None and end == len(said) and not complete
@@ -206,8 +202,7 @@ class Conversation:
         """
         said, complete = self._body(rollout)
         if self._think is None or self._end_think is None:
-            text = self.tokenizer.decode(said)
-            before, opened, inside = ("", THINK, text) if self._thinking else text.partition(THINK)
+            before, opened, inside = self._around_think(said)
             if not opened:
                 return Reply(None, before, complete)
             thought, closed, answer = inside.partition(END_THINK)
@@ -256,6 +251,10 @@ class Conversation:
     def _tokens_until(self, mark: str, ids: tuple[int, ...]) -> int:
         """How many tokens it takes until the text holds `mark`; all when it never does."""
         return bisect_left(range(len(ids)), True, key=lambda n: mark in self.tokenizer.decode(ids[:n]))
+
+    def _around_think(self, said: tuple[int, ...]) -> tuple[str, str, str]:
+        text = self.tokenizer.decode(said)
+        return ("", THINK, text) if self._thinking else text.partition(THINK)
 
     def _body(self, rollout: Rollout) -> tuple[tuple[int, ...], bool]:
         """The last turn without its end-of-turn id, and whether it had one."""

@@ -20,8 +20,7 @@ def scripts(text: str) -> Counter[str]:
 
 
 def share_in(text: str, script: str) -> float:
-    """Share of the words that are in a script; 1 where there is no word at all. DeepSeek-R1's language consistency
-    (Guo et al. 2025, arXiv 2501.12948, section 2.3.2), which counts the words of the thought."""
+    """Share of the words that are in a script; 1 where there is no word at all: formulas are in every language."""
     found = scripts(text)
     return found[script] / found.total() if found else 1.0
 

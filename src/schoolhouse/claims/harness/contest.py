@@ -42,7 +42,7 @@ def arms(names: Sequence[str], model: Path, exam: Exam, limit: str, seed: int) -
         if name not in (*FAMILY, "star"):
             raise SchoolError(f"there is no recipe `{name}` to compare{nearest(name, [*FAMILY, 'star'])}")
         if name == "star":
-            recipe, config = "star", {**common, "loops": _ENDLESS, "examples": 0}
+            recipe, config = "star", {**common, "loops": _ENDLESS, "examples": 0, "growth": 1.0}
         else:
             recipe, config = "grpo", {**common, "like": name, "steps": _ENDLESS, "exam_every": 10}
         made[name] = Arm(Step(recipe, config, tokens, seconds, fingerprint(model)), {"exam": exam}, recipe)
