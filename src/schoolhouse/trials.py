@@ -87,14 +87,16 @@ def _run(words: Sequence[str]) -> None:
     if c is None:
         return
     from schoolhouse.claims.harness.lab import find, run_arms
-    from schoolhouse.claims.harness.page import stem, write
+    from schoolhouse.claims.harness.page import guard, stem, told_verdict, write
     from schoolhouse.policy.policy import pick_device
 
     found = find(c.name)
     found.arms(c.scale, 0)  # raises where there is no such scale, before anything is said
+    chosen = [arm for arm in c.arms.split(",") if arm]
+    if not chosen:
+        guard(found, c.seeds, c.scale, c.results)
     if c.scale == "gpu" and pick_device().type == "cpu":
         print("school: no GPU was found: large models will be trained on the processor", file=sys.stderr)
-    chosen = [arm for arm in c.arms.split(",") if arm]
     results = run_arms(found, c.seeds, c.scale, c.dir, chosen, c.jobs)
     if chosen:
         for name, outcomes in results.arms.items():
@@ -104,7 +106,7 @@ def _run(words: Sequence[str]) -> None:
         return
     record = write(found, results, c.scale, c.results)
     print((c.results / f"{stem(record)}.md").read_text(encoding="utf-8"))
-    print(f"{stem(record)}: {record['verdict']}")
+    print(f"{stem(record)}: {told_verdict(record)}")
 
 
 class Compare(Frozen):

@@ -56,6 +56,25 @@ def stem(record: Json) -> str:
     return record["claim"] if record["scale"] == "tiny" else f"{record['claim']}_{record['scale']}"
 
 
+SEEDS = 3
+"""What a verdict is asked to rest on."""
+
+
+def told_verdict(record: Json) -> str:
+    """PASS, FAIL or INVALID, and of how many seeds where these are too few to count."""
+    count = len(record["seeds"])
+    return record["verdict"] + (f" ({count} of {SEEDS} seeds)" if count < SEEDS else "")
+
+
+def guard(claim: Claim, seeds: int, scale: Scale, folder: Path) -> None:
+    """Raises SchoolError where a verdict of more seeds would be overwritten."""
+    path = folder / f"{stem({'claim': claim.id, 'scale': scale})}.json"
+    if path.exists() and len(there := read_object(path)["seeds"]) > seeds:
+        raise SchoolError(
+            f"{path} holds a verdict of {len(there)} seeds: give --seeds {len(there)}, or other --results"
+        )
+
+
 LEFT_OUT = ("records", "asked", "ease", "right")
 """What a measure holds of each problem: it stays in the folder where the claim was run."""
 
@@ -116,7 +135,7 @@ def page(record: Json, notes: Sequence[str]) -> str:
     name, checks = record["claim"], [Check(**check) for check in record["checks"]]
     title, machine = stem(record), record["machine"].get("gpu") or f"{record['machine']['cores']} cores"
     lines = [
-        f"# {title}: {record['verdict']}",
+        f"# {title}: {told_verdict(record)}",
         "",
         f"{record['sentence']} ({record['paper']})",
         "",
@@ -217,10 +236,13 @@ def write_pages(folder: Path) -> None:
         "is not judged. PASS: every line holds. Designs were piloted with seed 0, which is counted too: the notes of a "
         "page say what a pilot fixed. Intervals are over problems, not over seeds, whose values stand beside them.",
         "",
-        "| claim | what is claimed | seeds | verdict |",
-        "|---|---|---|---|",
+        "Minutes are those of all arms and seeds on the machine of the page, exams and what starts are made from aside.",
+        "",
+        "| claim | what is claimed | seeds | minutes | verdict |",
+        "|---|---|---|---|---|",
         *(
-            f"| [{stem(r)}]({stem(r)}.md) | {r['sentence']} ({r['paper']}) | {len(r['seeds'])} | {r['verdict']}"
+            f"| [{stem(r)}]({stem(r)}.md) | {r['sentence']} ({r['paper']}) | {len(r['seeds'])} | {r['seconds'] / 60:.0f} "
+            f"| {told_verdict(r)}"
             f"{' (an earlier design)' if earlier[stem(r)] else ''} |"
             for r in records
         ),
