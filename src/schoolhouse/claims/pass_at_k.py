@@ -12,7 +12,8 @@ from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, S
 MANY = Exam(task=GOALS.task, problems=50, samples=256, length=GOALS.length)
 KS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 PAIRS = (("taught", "taught_practised"), ("base", "base_practised"))
-RISE, LEAST, RATE = 0.05, 0.02, 3e-4
+RISE, LEAST = 0.05, 0.02
+STEPS, RATE = 70, 3e-4
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
@@ -20,7 +21,8 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     taught, base, exams = countdowns(seed), reader(seed), {"exam": GOALS, "many": MANY}
 
     def practised(start: Step) -> Step:
-        return practice(start, seed, like="grpo", task=GOALS.task, length=GOALS.length, learning_rate=RATE)
+        long = {"steps": STEPS, "save_every": STEPS, "learning_rate": RATE}
+        return practice(start, seed, like="grpo", task=GOALS.task, length=GOALS.length, **long)
 
     return {
         "taught": Arm(taught, exams, "fine-tuned on worked countdowns"),
@@ -67,7 +69,7 @@ CLAIM = Claim(
     id="pass_at_k",
     paper="Yue et al. 2025, arXiv 2504.13837",
     sentence="Practice makes the likely surer: pass@1 rises, what 256 tries reach rises less or falls",
-    budget=f"45 steps of 32 problems x 16 rollouts of at most {GOALS.length} tokens; exams of {MANY.problems} problems "
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most {GOALS.length} tokens; exams of {MANY.problems} problems "
     "x 256 answers",
     premise=f"the base solves {LEAST} at first try: practice needs something to make likelier",
     rule=f"pass@1 rises by more than {RISE} in every seed from either start, and pass@256 by less than pass@1 in the "
@@ -77,6 +79,7 @@ CLAIM = Claim(
     draw=draw,
     notes=(
         "A first counted run used chains: FAIL. Ten possible answers made pass@64 1 everywhere, and its base, at "
-        "chance (.10), stayed there. Countdowns cannot be guessed.",
+        "chance (.10), stayed there. Countdowns cannot be guessed. A pilot of 45 steps with seed 0 fixed the number of "
+        "steps: pass@1 rose by .057 and .087.",
     ),
 )

@@ -69,10 +69,9 @@ def told_verdict(record: Json) -> str:
 def guard(claim: Claim, seeds: int, scale: Scale, folder: Path) -> None:
     """Raises SchoolError where a verdict of more seeds would be overwritten."""
     path = folder / f"{stem({'claim': claim.id, 'scale': scale})}.json"
-    if path.exists() and len(there := read_object(path)["seeds"]) > seeds:
-        raise SchoolError(
-            f"{path} holds a verdict of {len(there)} seeds: give --seeds {len(there)}, or other --results"
-        )
+    there = len(read_object(path)["seeds"]) if path.exists() else 0
+    if there > seeds:
+        raise SchoolError(f"{path} holds a verdict of {there} seeds: give --seeds {there}, or other --results")
 
 
 LEFT_OUT = ("records", "asked", "ease", "right")
@@ -236,13 +235,13 @@ def write_pages(folder: Path) -> None:
         "is not judged. PASS: every line holds. Designs were piloted with seed 0, which is counted too: the notes of a "
         "page say what a pilot fixed. Intervals are over problems, not over seeds, whose values stand beside them.",
         "",
-        "Minutes are those of all arms and seeds on the machine of the page, exams and what starts are made from aside.",
+        "Minutes are those of all arms and seeds on the page's machine, without exams and what starts are made from.",
         "",
         "| claim | what is claimed | seeds | minutes | verdict |",
         "|---|---|---|---|---|",
         *(
-            f"| [{stem(r)}]({stem(r)}.md) | {r['sentence']} ({r['paper']}) | {len(r['seeds'])} | {r['seconds'] / 60:.0f} "
-            f"| {told_verdict(r)}"
+            f"| [{stem(r)}]({stem(r)}.md) | {r['sentence']} ({r['paper']}) | {len(r['seeds'])} "
+            f"| {r['seconds'] / 60:.0f} | {told_verdict(r)}"
             f"{' (an earlier design)' if earlier[stem(r)] else ''} |"
             for r in records
         ),
