@@ -69,8 +69,8 @@ CLAIM = Claim(
     id="pass_at_k",
     paper="Yue et al. 2025, arXiv 2504.13837",
     sentence="Practice makes the likely surer: pass@1 rises, what 256 tries reach rises less or falls",
-    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most {GOALS.length} tokens; exams of {MANY.problems} problems "
-    "x 256 answers",
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most {GOALS.length} tokens; exams of {MANY.problems} "
+    "problems x 256 answers",
     premise=f"the base solves {LEAST} at first try: practice needs something to make likelier",
     rule=f"pass@1 rises by more than {RISE} in every seed from either start, and pass@256 by less than pass@1 in the "
     "mean of seeds; whether it rises at all is reported, not judged: papers disagree",

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, TONGUES, chains, only_tiny
+from schoolhouse.claims.harness.bases import CHAINS, TONGUES, chains, mixed_share, only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars
 from schoolhouse.claims.language import TARGET, Tongues, consistent
 
 STEPS, ROLLOUTS = 60, 32 * 16
-TEACHER = 0.9
+TEACHER, CHANCE = 0.9, 0.15
 SMALL = ("small_distilled", "small_practised")
 
 
@@ -48,9 +48,25 @@ def judge(results: Results) -> Sequence[Check]:
     taught, teacher, start = (results.each(arm) for arm in ("rejection", "teacher", "start"))
     better = results.difference("small_practised", "small_distilled")
     gains = results.gains("small_practised", "small_distilled")
-    asked = [sum(row.get("rollouts", 0) for row in results.arms[arm][0].metrics) for arm in SMALL]
+    samples = [
+        [sum(row.get("rollouts", 0) for row in results.arms[arm][seed].metrics) for seed in results.seeds]
+        for arm in SMALL
+    ]
+    begun = results.each("small_start")
     return [
-        Check("premise", "the small models had the same number of samples", told(asked, 0), asked[0] == asked[1]),
+        Check(
+            "premise",
+            "the small models had the same number of samples, each seed",
+            f"{told(samples[0], 0)} / {told(samples[1], 0)}",
+            samples[0] == samples[1],
+        ),
+        Check(
+            "premise",
+            f"small_start: right {CHANCE} or more, each seed: ten answers are possible, and practice needs to begin",
+            told(begun),
+            min(begun) >= CHANCE,
+        ),
+        mixed_share(results, "small_practised"),
         Check("must hold", "rejection keeps nothing wrong and nothing mixed", told(faults, 0), not any(faults)),
         Check("reported", "answers it dropped as wrong or mixed", told(dropped, 0), True),
         Check(
@@ -72,6 +88,11 @@ def judge(results: Results) -> Sequence[Check]:
             f"{better.value:+.3f} [{better.low:+.3f}, {better.high:+.3f}]",
             better.low > 0,
         ),
+        *(
+            Check("reported", f"{arm}: share of answers whose thought has words", told(worded), True)
+            for arm in SMALL
+            for worded in [results.each(arm, "worded", "tongues")]
+        ),
     ]
 
 
@@ -88,7 +109,7 @@ CLAIM = Claim(
     paper="DeepSeek-R1, Guo et al. 2025, arXiv 2501.12948, sections 2.3 and 2.4",
     sentence="What a practised model says, sifted, teaches a small model better than its own practice does",
     budget="30,720 answers sampled for each student, by the teacher or by itself",
-    premise="the number of samples is the same",
+    premise="the number of samples is the same, and the small model's own practice has something to begin with",
     rule="rejection keeps nothing wrong and nothing mixed; the base taught by it is .15 above the cold start and has "
     ".9 of the teacher; the distilled small model is above the practised one in every seed, with the interval of the "
     "mean above 0",
@@ -96,10 +117,13 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     notes=(
-        "How much better distillation is depends on where the small model begins: +.08 where its start is right .30 of "
-        "the time, +.27 at .21, +.73 at .11: that is chance (ten possible answers), and practice finds nothing to make "
-        "likelier. The interval is over problems, not over seeds. Samples are equal in number; the teacher's are "
-        "longer, so they are 1.7 times as many tokens.",
+        "Counted before with small starts of 2,200 updates, one of which was at chance (.107), and with a reward for "
+        "language that an empty thought earned in full: that seed's practice found the empty thought (words in .13 of "
+        "its answers, .46 before) and nothing else, and its +.73 was not distillation's doing. Now the start is shown "
+        "more (3,300 updates), an empty thought earns nothing, and the premise asks for a start above chance.",
+        "",
+        "The interval is over problems, not over seeds. Samples are equal in number; the teacher's are longer, so they "
+        "are more tokens.",
         "",
         "The taught base comes out a little above its teacher: what it learned from was sifted.",
     ),

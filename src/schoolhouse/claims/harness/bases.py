@@ -56,7 +56,8 @@ def chains(
     model = {"width": width, "layers": layers, "heads": heads, "key_heads": heads, "head_dim": 32, "inner": 3 * width}
     book = {"task": task, "seed": seed, "model": {**model, "longest": 256}, "vocabulary": 448 if tongues else 384}
     text = Step("pretrain", {**book, "steps": 200, "learning_rate": 3e-3})
-    steps = 2200 if tongues else steps  # each language has to be learned
+    if tongues:
+        steps = 3300 if small else 2200  # each language has to be learned
     return Step("sft", {"model": text, "task": task, "seed": seed, "steps": steps, "learning_rate": 3e-3})
 
 
