@@ -65,8 +65,8 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     notes=(
-        "That the product of ratios, uncapped, makes the gradient exact, and that without weights it is wrong, is shown "
-        "on a toy that can be enumerated: `tests/test_gradient_toy.py`, which is no part of the verdict. The arm "
-        "`product` is cut at 2.",
+        "That the product of ratios, uncapped, makes the gradient exact, and that without weights it is wrong, is "
+        "shown on a toy that can be enumerated: `tests/test_gradient_toy.py`, which is no part of the verdict. The "
+        "arm `product` is cut at 2.",
     ),
 )

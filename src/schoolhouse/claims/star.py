@@ -125,9 +125,10 @@ CLAIM = Claim(
     sentence="Learning from one's own right thoughts leads from 200 short sums to long ones, with hints all at once",
     budget=f"{LOOPS} loops of 400 problems, {UPDATES} updates and a tenth more with each; as many updates for `direct`",
     premise="none: what the base can do is the claim's own matter, and shown",
-    rule=f"star has {FINAL} on 1 to 5 digits in every seed; without rationalization longer sums follow shorter ones, 5 "
-    f"digits in a later loop than 3, with it they come closer together; direct answers are {LESS} below, no filter "
-    f"{LESS} below the arm that differs in that alone, a hint that stays {LESS} below in the loop in which star is there",
+    rule=f"star has {FINAL} on 1 to 5 digits in every seed; without rationalization longer sums follow shorter ones, "
+    f"5 digits in a later loop than 3, with it they come closer together; direct answers are {LESS} below, no filter "
+    f"{LESS} below the arm that differs in that alone, a hint that stays {LESS} below in the loop in which star is "
+    "there",
     arms=arms,
     judge=judge,
     draw=draw,
@@ -139,9 +140,9 @@ CLAIM = Claim(
         "A hint that stays is judged in the middle: later it is made good by sums that are solved without a hint, "
         "as in the arm without rationalization. Pilots with seed 0 fixed base, rate and this.",
         "",
-        "Before the rule asked for 5 digits in a later loop than 3, sums of all lengths in one loop passed for stages: "
-        "in two seeds of three 3 digits and 4 came in the same loop without rationalization too, in one 5 as well. What "
-        "hints gain here is a loop, not the difference between stages and all at once.",
+        "Before the rule asked for 5 digits in a later loop than 3, sums of all lengths in one loop passed for "
+        "stages: in two seeds of three 3 digits and 4 came in the same loop without rationalization too, in one 5 as "
+        "well. What hints gain here is a loop, not the difference between stages and all at once.",
         "",
         "Found after the count, and mended since: attempts with hints are missing in the column of tokens; the arms "
         "without rationalization were shown the 200 examples with hints too; and a last column of a sum of two digits, "

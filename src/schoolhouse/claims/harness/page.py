@@ -231,9 +231,10 @@ def write_pages(folder: Path) -> None:
         "written before the counted run. INVALID: the premise was broken, so nothing is shown either way.",
         "",
         "On the pages a `premise` is what has to be so, or nothing is shown; what `must hold` is the effect; what "
-        "`must fail` is an ablation or a control that must not show it, and it *holds* where that did fail; `reported` "
-        "is not judged. PASS: every line holds. Designs were piloted with seed 0, which is counted too, and some were "
-        "counted twice with the same seeds: the notes of a page say so, and what was fixed. Intervals are over problems, not over seeds, whose values stand beside them.",
+        "`must fail` is an ablation or a control that must not show it, and it *holds* where that did fail; "
+        "`reported` is not judged. PASS: every line holds. Designs were piloted with seed 0, which is counted too, "
+        "and some were counted twice with the same seeds: the notes of a page say so, and what was fixed. Intervals "
+        "are over problems, not over seeds, whose values stand beside them.",
         "",
         "Minutes are those of all arms and seeds on the page's machine, without exams and what starts are made from.",
         "",
