@@ -141,8 +141,8 @@ CLAIM = Claim(
         "as in the arm without rationalization. Pilots with seed 0 fixed base, rate and this.",
         "",
         "Before the rule asked for 5 digits in a later loop than 3, sums of all lengths in one loop passed for "
-        "stages: in two seeds of three 3 digits and 4 came in the same loop without rationalization too, in one 5 as "
-        "well. What hints gain here is a loop, not the difference between stages and all at once.",
+        "stages: in two seeds of three 3, 4 and 5 digits came in one loop without rationalization too. What hints gain "
+        "here is a loop, not the difference between stages and all at once.",
         "",
         "Found after the count, and mended since: attempts with hints are missing in the column of tokens; the arms "
         "without rationalization were shown the 200 examples with hints too; and a last column of a sum of two digits, "

@@ -50,8 +50,8 @@ class Config(Frozen):
     kl_first: float = Field(0.1, ge=0)
     """beta2: that of the first attempt in stage I."""
     ahead: float = Field(0.0, ge=0, le=1)
-    """How much of the second attempt's reward the first is praised for, in stage II (in stage I first attempts are held,
-    never praised). The paper is silent; with any, a first attempt that leaves something to correct pays."""
+    """How much of the second attempt's reward the first is praised for, in stage II (in stage I first attempts are
+    held, never praised). The paper is silent; with any, a first attempt that leaves something to correct pays."""
     learning_rate: float = Field(1e-4, gt=0)
     warmup: int = Field(5, ge=0)
     clip_norm: float = Field(1.0, gt=0)
