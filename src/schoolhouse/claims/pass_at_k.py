@@ -8,8 +8,14 @@ from typing import Any
 
 from schoolhouse.claims.harness.bases import GOALS, countdowns, only_tiny, practice, reader
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
+from schoolhouse.claims.harness.figures import course
 
 MANY = Exam(task=GOALS.task, problems=50, samples=256, length=GOALS.length)
+SECOND_THOUGHTS = {
+    "said": "tokens",
+    "reflects": "share that says a word of second thoughts (again, check, ...)",
+    "reworks": "share that works something twice",
+}
 KS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 PAIRS = (("taught", "taught_practised"), ("base", "base_practised"))
 RISE, LEAST = 0.05, 0.02
@@ -47,11 +53,31 @@ def judge(results: Results) -> Sequence[Check]:
         for k in (4, 16, 64, 256):
             pair = [told(results.each(arm, f"pass_at_{k}", "many")) for arm in (before, after)]
             checks.append(Check("reported", f"{before} -> {after}: pass@{k}", " -> ".join(pair), True))
+    for _, arm in PAIRS:
+        for name, what in SECOND_THOUGHTS.items():
+            found = ", ".join(
+                f"{kind} {_first_and_last(results, arm, f'{name}_{kind}')}" for kind in ("right", "wrong")
+            )
+            checks.append(
+                Check("reported", f"{arm}, first five steps -> last five, mean of seeds: {what}", found, True)
+            )
     return checks
 
 
+def _first_and_last(results: Results, arm: str, metric: str) -> str:
+    rows = results.course(arm, metric)
+    return " -> ".join(
+        f"{fmean(fmean(part) for part in parts):.2f}" for parts in ([r[:5] for r in rows], [r[-5:] for r in rows])
+    )
+
+
 def draw(results: Results, picture: Any) -> None:
-    for axes, pair in zip(picture.subplots(1, 2), PAIRS, strict=True):
+    *two, third = picture.subplots(1, 3)
+    for kind in ("right", "wrong"):
+        course(third, results, ["taught_practised"], f"reflects_{kind}", "share of thoughts that look back")
+    third.legend(third.get_legend_handles_labels()[0], ["right answers", "wrong answers"], fontsize=8)
+    third.set(title="taught_practised")
+    for axes, pair in zip(two, PAIRS, strict=True):
         for name in pair:
             if name not in results.arms:
                 continue
