@@ -10,7 +10,7 @@ from schoolhouse.claims.harness.bases import GOALS, countdowns, only_tiny, pract
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
 from schoolhouse.claims.harness.figures import course, learning
 
-UPDATES, STEPS, RATE = 16, 30, 3e-4
+UPDATES, STEPS, RATE = 16, 30, 4e-4
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
