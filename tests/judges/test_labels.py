@@ -48,6 +48,18 @@ def test_the_chosen_way_and_each_alternative_are_read(tmp_path: Path):
     assert {(one.question, one.reference, one.answer) for one in found} == {("1 + 1?", "2", "2")}
 
 
+@pytest.mark.parametrize(
+    "change", [{"is_quality_control_question": True}, {"is_initial_screening_question": True}, "bad_problem", "give_up"]
+)
+def test_what_the_paper_leaves_out_is_left_out(tmp_path: Path, change: Any):
+    kept, left = (row(([("a", 1)], 0, None)) for _ in range(2))
+    if isinstance(change, dict):
+        left |= change
+    else:
+        left["label"]["finish_reason"] = change
+    assert len(read(tmp_path, left, kept)) == 1
+
+
 def test_a_step_that_a_person_wrote_is_read_and_not_learned(tmp_path: Path):
     (bad, way) = read(tmp_path, row(([("a", -1)], None, {"text": "h"}), ([("b", 1)], 0, None)))[-2:]
     assert (way.steps, way.labels) == (("h", "b"), (None, 1.0))

@@ -9,7 +9,7 @@ import pytest
 
 from schoolhouse.recipes import process_reward, step_rewards
 from schoolhouse.run import Run, read_metrics
-from schoolhouse.types import NAN, Group, Key, Problem, Rollout, Verdict
+from schoolhouse.types import NAN, Group, Key, Problem, Rollout, SchoolError, Verdict
 
 TASK = "school:chain?steps=2&hands=full=100"
 
@@ -34,6 +34,17 @@ def train(folder: Path, c: step_rewards.Config) -> Run:
     with Run.open(folder, c, "step_rewards") as run:
         step_rewards.step_rewards(c, run)
     return run
+
+
+def test_a_judge_that_grades_no_steps_is_refused(models: tuple[Path, Path], tmp_path: Path):
+    told = models[1] / "config.yaml"
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "config.yaml").write_text(told.read_text().replace("labels: exact", "labels: outcome"))
+    for part in models[1].iterdir():
+        if part.name != "config.yaml":
+            (tmp_path / "judge" / part.name).symlink_to(part)
+    with pytest.raises(SchoolError, match="a judge with labels `outcome` grades no steps"):
+        train(tmp_path / "run", config((models[0], tmp_path / "judge")))
 
 
 def group(*scores: float) -> Group:

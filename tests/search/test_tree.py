@@ -84,7 +84,7 @@ def test_apart_every_subtree_keeps_its_own_best():
 
 def test_depth_first_goes_to_the_best_child_and_comes_back():
     found, script = tree(), Script()
-    explore([found], [depth_first(found, 0.5, 3, COSTS)], script.expand, script.value)
+    explore([found], [depth_first(found, 0.4, 3, COSTS)], script.expand, script.value)
     assert script.expanded == ["", "a", "b", "ba"]
     assert found.answers[0].state == "ba!"
     assert found.end == "answered"
@@ -97,10 +97,32 @@ def test_depth_first_takes_equals_in_the_order_they_came():
     assert script.expanded == ["", "a", "aa"]
 
 
-def test_depth_first_prunes_exactly_what_is_under_the_threshold():
+def test_depth_first_goes_past_an_answer_that_is_worth_nothing():
+    """As the paper's DFS does: it goes on where a value is above the threshold (0), not where it is at it."""
     found, script = tree(), Script()
-    explore([found], [depth_first(found, 0.5, 3, COSTS, enough=99)], script.expand, script.value)
-    assert fates(found, "pruned") == {n.state for n in found.nodes if n.value < 0.5} == {"c", "aa", "ab", "bb"}
+    explore(
+        [found], [depth_first(found, 0.0, 3, COSTS)], script.expand, lambda nodes: [Answered(0.0, 2) for _ in nodes]
+    )
+    assert (found.end, found.answers) == ("the tree died out", [])
+
+
+def test_answers_that_are_all_worth_nothing_are_called_so():
+    found, script = tree(), Script()
+    explore(
+        [found], [breadth_first(found, 2, 2, COSTS)], script.expand, lambda nodes: [Answered(0.0, 2) for _ in nodes]
+    )
+    assert found.end in ("2 thoughts deep", "its answers are worth nothing, 2 thoughts deep")
+    found = tree()
+    explore(
+        [found], [breadth_first(found, 2, 9, COSTS)], script.expand, lambda nodes: [Answered(0.0, 2) for _ in nodes]
+    )
+    assert (found.end, bool(found.answers)) == ("its answers are worth nothing", True)
+
+
+def test_depth_first_prunes_exactly_what_is_not_above_the_threshold():
+    found, script = tree(), Script()
+    explore([found], [depth_first(found, 0.4, 3, COSTS, enough=99)], script.expand, script.value)
+    assert fates(found, "pruned") == {n.state for n in found.nodes if n.value <= 0.4} == {"c", "aa", "ab", "bb"}
 
 
 def test_a_tree_that_dies_out_says_so():

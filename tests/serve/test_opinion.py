@@ -60,7 +60,7 @@ def test_a_judge_of_whole_solutions_gives_one_grade(folder: Path):
     ("settings", "where", "delimiter", "aggregate"),
     [
         ({"labels": "exact", "task": "school:chain"}, "steps", " ", "product"),
-        ({"labels": "soft", "task": "school:chain"}, "steps", " ", "last"),
+        ({"labels": "soft", "task": "school:chain"}, "steps", " ", "product"),
         ({"labels": "outcome", "task": "school:chain"}, "end", " ", "product"),
         ({"task": "school:chain", "data": "prm.jsonl", "delimiter": ";"}, "steps", ";", "product"),
     ],

@@ -57,11 +57,9 @@ def judge(results: Results) -> Sequence[Check]:
             fmean(still) <= STILL,
         ),
     ]
-    for metric in ("coverage", "rare_coverage"):
-        found = [fmean(at) for at in zip(*results.course("engine", metric), strict=True)]
-        checks.append(
-            Check("reported", f"engine: {metric.replace('_', ' ')} of answers, loop by loop", told(found), True)
-        )
+    for arm in ("start", *ARMS):
+        shown = told(results.each(arm, "pass_at_8"))
+        checks.append(Check("reported", f"{arm}: pass@8, where a model that narrows loses", shown, True))
     return checks
 
 

@@ -86,7 +86,12 @@ def read_prm800k(path: Path) -> list[Graded]:
 
 
 def _ways(row: dict[str, Any]) -> Iterator[Graded]:
+    """Nothing of rows that checked the labellers, who all saw the same, or that they could not finish: the paper leaves
+    both out (Lightman et al. 2023, appendix on data collection)."""
     question = row["question"]
+    checks = row.get("is_quality_control_question") or row.get("is_initial_screening_question")
+    if checks or row["label"].get("finish_reason") in ("bad_problem", "give_up"):
+        return
     path: list[tuple[str, float | None]] = []
     values = any("value" in one for step in row["label"]["steps"] for one in step["completions"] or ())
 

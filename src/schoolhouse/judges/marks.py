@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, fsum, nan
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from schoolhouse.records import read_config
 from schoolhouse.text.conversation import Conversation
 from schoolhouse.text.steps import judged_ends
 from schoolhouse.types import NAN, Rollout, SchoolError
@@ -21,6 +23,15 @@ if TYPE_CHECKING:
     from schoolhouse.policy.policy import Policy
 
 MARK = "+"
+NO_STEPS = ("outcome", "implicit")
+"""Labels after which a judge's marks behind steps say nothing."""
+
+
+def labels_of(folder: Path) -> str | None:
+    """How the judge of a run was labelled (`exact`, `soft`, ...); None where nothing beside it says so."""
+    told = folder / "config.yaml"
+    return read_config(told).get("labels") if told.is_file() else None
+
 
 Where = Literal["steps", "end"]
 Aggregate = Literal["product", "min", "last", "mean"]

@@ -110,7 +110,7 @@ def account(found: Sequence[Found], right: Set[Key], kept: Sequence[Rollout], pr
     """What the search gave: share solved, tokens a problem, and which of the answers asked for are among what is kept.
 
     right     keys of the answers that are
-    coverage  of the distinct right answers; `rare_coverage` of those that only one problem asks for
+    coverage  of the distinct right answers; `rare_coverage` of those that one problem alone asks for
     """
     asked = Counter(problem.reference for problem in problems)
     there = {rollout.problem.reference for rollout in kept if rollout.key in right}
@@ -119,7 +119,7 @@ def account(found: Sequence[Found], right: Set[Key], kept: Sequence[Rollout], pr
         "searched_right": len(right) / len(problems),
         "search_tokens": fmean(one.tokens for one in found),
         "coverage": len(there & asked.keys()) / len(asked),
-        "rare_coverage": len(there & set(rare)) / len(rare) if rare else 1.0,
+        **({"rare_coverage": len(there & set(rare)) / len(rare)} if rare else {}),
     }
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import exp
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from pydantic import Field
 
 from schoolhouse.config import Frozen
 from schoolhouse.credit import group_advantage, judged, progress, rollouts_of, step_advantage, with_scores
-from schoolhouse.judges.marks import Aggregate, Judge, running, same_tokens
+from schoolhouse.judges.marks import NO_STEPS, Aggregate, Judge, labels_of, running, same_tokens
 from schoolhouse.objectives import clipped_surrogate
 from schoolhouse.packing import pack, token_mean
 from schoolhouse.policy.policy import Adam, Policy
@@ -30,7 +31,7 @@ from schoolhouse.run import Run
 from schoolhouse.schedule import warm_up_hold_decay
 from schoolhouse.tasks.task import judge, open_task
 from schoolhouse.text.steps import judged_ends
-from schoolhouse.types import Group, Key, Precision, Rollout
+from schoolhouse.types import Group, Key, Precision, Rollout, SchoolError
 
 
 class Config(Frozen):
@@ -67,6 +68,10 @@ def step_rewards(c: Config, run: Run) -> None:
     task, say = open_task(c.task, c.seed), policy.conversation
     run.reads(*task.files)
     run.leans_on(c.judge)
+    if (labels := labels_of(Path(c.judge))) in NO_STEPS:
+        raise SchoolError(
+            f"{c.judge}: a judge with labels `{labels}` grades no steps: give one with exact, strict or soft"
+        )
     grader = Judge(Policy.load(c.judge, c.precision), task.delimiter)
     same_tokens(say, grader.policy.conversation, "the policy", f"the judge {c.judge}")
 

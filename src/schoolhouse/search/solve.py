@@ -60,8 +60,8 @@ class Search(Frozen):
     kind: Kind = "sample"
     breadth: int = Field(5, gt=0)
     """Thoughts kept of each level."""
-    depth: int = Field(4, gt=0)
-    """Levels of the tree, the answer's included."""
+    depth: int = Field(16, gt=0)
+    """Levels of the tree, the answer's included: a thought of more steps is never answered."""
     samples: int = Field(5, gt=0)
     """Answers to vote among; or samples of each step, or lines read of each list of proposals."""
     thoughts: Literal["sample", "propose"] = "sample"
@@ -80,7 +80,7 @@ class Search(Frozen):
     lookahead: int = Field(0, ge=0)
     """Judge a thought by where the likeliest steps lead, so many of them later."""
     threshold: float = 0.0
-    """dfs: thoughts worth less are pruned."""
+    """dfs: thoughts not worth more are pruned."""
     choose: Literal["best", "vote"] = "best"
     """Of several answers the one worth most, or that of the largest worth in all."""
     step: int = Field(32, gt=0)

@@ -87,6 +87,7 @@ class Answered(NamedTuple):
     tokens: int
 
 
+WORTHLESS = "its answers are worth nothing"
 Way = Generator[Wish, list[Any], None]
 Expand = Callable[[Sequence[Node]], Sequence[Answered]]
 """For each thought its offers (`found`)."""
@@ -154,14 +155,16 @@ def breadth_first(tree: Tree, breadth: int, depth: int, costs: Costs, apart: boo
         if short:
             tree.end = f"the budget of {tree.budget:g} tokens did not pay for all thoughts of a level"
     if not tree.end:
-        tree.end = "answered" if tree.answers else ("the tree died out" if not front else f"{depth} thoughts deep")
+        tree.end = _outcome(tree) if tree.answers or not front else f"{depth} thoughts deep"
+        if front and tree.end == WORTHLESS:
+            tree.end += f", {depth} thoughts deep"
 
 
 def depth_first(tree: Tree, threshold: float, depth: int, costs: Costs, most: int = 100, enough: int = 1) -> Way:
-    """The best child first, back where nothing is left; a thought under `threshold` is pruned with all behind it.
+    """The best child first, back where nothing is left; a thought not above `threshold` is pruned with all behind it.
 
     most    thoughts expanded before the search gives up
-    enough  answers after which it stops; an answer under the threshold is none
+    enough  answers after which it stops; an answer that is pruned is none
     """
     stack, seen, expanded = [tree.root], set[Hashable](), 0
     while stack:
@@ -178,13 +181,19 @@ def depth_first(tree: Tree, threshold: float, depth: int, costs: Costs, most: in
         seen |= {node.same for node in open_}
         deeper = [node for node in reversed(open_) if node.depth < depth]
         stack += sorted(deeper, key=_rank, reverse=True)  # the best last; of equals the first
-    tree.end = "answered" if tree.answers else "the tree died out"
+    tree.end = _outcome(tree)
+
+
+def _outcome(tree: Tree) -> str:
+    if not tree.answers:
+        return "the tree died out"
+    return WORTHLESS if all(node.value <= 0 for node in tree.answers) else "answered"
 
 
 def _grown(
     tree: Tree, front: Sequence[Node], seen: Collection[Hashable], threshold: float = -inf
 ) -> Generator[Wish, list[Any], list[Node]]:
-    """The children of some thoughts, valued, that may go on: no answers, no repeats, none under the threshold.
+    """The children of some thoughts, valued, that may go on: no answers, no repeats, none that is pruned.
 
     Of children that are one thought the one worth most stays; what went on before is not valued again.
     """
@@ -200,7 +209,7 @@ def _grown(
             fresh += [] if known else [child]
     for node, worth in zip(fresh, (yield Wish("value", fresh)) if fresh else [], strict=True):
         node.value = worth
-        if threshold > -inf and not worth >= threshold:
+        if threshold > -inf and not worth > threshold:
             node.fate, node.answers = "pruned", False
     best: dict[Hashable, Node] = {}
     for node in sorted(fresh, key=_rank):

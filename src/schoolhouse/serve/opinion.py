@@ -55,8 +55,7 @@ def load_judge(c: Serve) -> Judge | None:
         delimiter = (open_task(c.task, c.seed) if c.task else Task()).delimiter
     else:
         delimiter = made.get("delimiter", "\n") if made.get("data") else open_task(made["task"]).delimiter
-    values = made.get("labels") in ("soft", "hard")  # of states, not whether steps are right (judges/marks.py)
-    return Judge(Policy.load(c.judge), delimiter, where, "last" if values else "product")
+    return Judge(Policy.load(c.judge), delimiter, where)  # by product: best for values too (docs/claims/mc_labels.md)
 
 
 def opinion(judge: Judge, messages: Sequence[Said]) -> dict[str, Any]:
