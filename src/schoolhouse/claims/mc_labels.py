@@ -83,5 +83,9 @@ CLAIM = Claim(
         "ends right, agree less with the rules again. The first seed showed the opposite (.74 .81 .87 .94 .97), so it "
         "is reported, not judged: in a chain an error moves the answer for good, and luck would need a second "
         "error that undoes it. Where answers are few, or mistakes are mended, this will differ.",
+        "",
+        "Judges by continuations learn 800 updates, which were too few for the judge of answers of the claim prm: "
+        "they may be undertrained. They cost 2.1M sampled tokens, the rules' .17M; a judge of answers, from .67M and "
+        "twice the updates, picks .54 of 64.",
     ),
 )

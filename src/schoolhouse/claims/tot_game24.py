@@ -186,5 +186,8 @@ CLAIM = Claim(
         "Held out are the puzzles, four numbers each. The three that are left after a move may follow from puzzles of "
         "practice too, most of those that reach 24 do, and lessons ask about them: the last two lines tell both apart. "
         "Every search asks the same model, so what it has met helps them all alike.",
+        "",
+        "A vote counts expressions by their words, so two orders of one sum are two ballots; best of N by the model's "
+        "own values was not run.",
     ),
 )
