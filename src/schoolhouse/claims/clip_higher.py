@@ -10,7 +10,7 @@ from schoolhouse.claims.harness.bases import GOALS, countdowns, only_tiny, pract
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
 from schoolhouse.claims.harness.figures import course, learning
 
-UPDATES, STEPS, RATE = 16, 30, 4e-4
+UPDATES, STEPS, RATE = 16, 30, 3e-4
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
@@ -81,5 +81,11 @@ CLAIM = Claim(
         "entropy to keep. Countdowns have many ways, and thoughts that try them out.",
         "Answers that are cut off count as wrong here. DAPO's preset leaves them out: in a first run of symmetric_16 "
         "nothing taught to come to an end, and after 10 steps half of the answers were cut off (19 of 512 at first).",
+        "",
+        "The effect is there in each seed and the premise misses in one by a hair (.096 % for .1 %), so nothing is "
+        "shown, and a higher rate does not mend it: at 4e-4 seed 0 cuts .13 % above with .2 / .2 and .15 % with .2 / "
+        ".28, and its entropy is .268 and .208, the other way round, where 99 and 1 of 512 answers are cut off in the "
+        "end: how long thoughts grow decides more than the clip does. At 1e-4 nearly nothing is cut (.01 %) and "
+        "entropy is .224 and .207.",
     ),
 )
