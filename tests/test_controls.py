@@ -40,6 +40,12 @@ def test_shuffled_keeps_the_scores_of_the_step_and_breaks_their_order():
     assert found == scores_of(controlled("shuffled", groups, 0, 3))
 
 
+def test_shuffled_goes_from_one_problem_to_another():
+    """Within its group a score would still tell an easy problem from a hard one."""
+    found = controlled("shuffled", groups_of(*[(1.0,) * 4, (0.0,) * 4] * 4), 0, 0)
+    assert any(len({verdict.score for verdict in group.verdicts}) == 2 for group in found)
+
+
 def test_random_rewards_are_a_coin_whatever_was_said():
     groups = groups_of(*[(1.0,) * 16] * 16)
     found = scores_of(controlled("random", groups, 0, 0))

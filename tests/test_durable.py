@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from schoolhouse.durable import (
     read_lines,
     read_object,
     to_json,
+    verified,
+    write_checkpoint,
     write_whole,
 )
 from schoolhouse.types import SchoolError
@@ -99,6 +103,50 @@ def test_the_model_of_a_run_is_its_newest_complete_checkpoint(tmp_path: Path) ->
     for name in ("000020", "000100", "000120.partial"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert model_in(tmp_path) == tmp_path / "checkpoints" / "000100"
+    for name in ("999999", "1000000"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    assert model_in(tmp_path) == tmp_path / "checkpoints" / "1000000"
+
+
+class Kept:
+    def save(self, folder: Path) -> None:
+        (folder / "a.txt").write_text("a")
+        (folder / "b.txt").write_text("b")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def test_all_of_a_checkpoint_is_on_disk_before_it_bears_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, fsync, rename = [], os.fsync, Path.rename
+
+    def synced(handle: int) -> None:
+        order.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def renamed(path: Path, to: Path) -> Path:
+        order.append(f"-> {to.name}")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    write_checkpoint(tmp_path / "000001", Kept(), {})
+    at = order.index("-> 000001")
+    assert {"a.txt", "b.txt", "trainer.pt"} <= {*order[:at]}
+    assert order[at + 1 :] == [tmp_path.name]
+
+
+def test_a_changed_number_in_a_manifest_is_found(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "000001", Kept(), {"metrics_bytes": 100})
+    assert verified(tmp_path / "000001")["metrics_bytes"] == 100
+    told = tmp_path / "000001" / "manifest.json"
+    told.write_text(told.read_text().replace("100", "101"))
+    with pytest.raises(SchoolError, match="its content has changed"):
+        verified(tmp_path / "000001")
 
 
 def test_a_run_of_several_stages_asks_which_one(tmp_path: Path) -> None:

@@ -275,12 +275,13 @@ def test_a_clip_at_the_level_of_sequences_is_counted_there():
 
 
 def test_ratio_stats_counts_what_the_clip_removed():
-    old = [-1.0] * 5
-    batch = packed(5, advantage=[1.0, 1.0, -1.0, -1.0, -1.0], old=old)
-    logprob = torch.full((7,), NAN)
-    logprob[batch.written] = torch.tensor(old) + torch.tensor([1.5, 0.5, 0.5, 1.0, 1.5]).log()
+    ratios = [1.5, 0.5, 0.5, 0.5, 1.0, 1.5, 1.5, 1.5]
+    old = [-1.0] * 8
+    batch = packed(8, advantage=[1.0, 1.0, -1.0, -1.0, -1.0, -1.0, 1.0, 1.0], old=old)
+    logprob = torch.full((10,), NAN)
+    logprob[batch.written] = torch.tensor(old) + torch.tensor(ratios).log()
     stats = ratio_stats(batch, Scores(logprob, logprob), 0.2, 0.2)
-    assert stats["tokens"] == 5
-    assert stats["ratio"] == pytest.approx(1.0)
-    assert (stats["clipped_low"], stats["clipped_high"]) == (pytest.approx(0.2), pytest.approx(0.2))
-    assert stats["kl_from_old"] == pytest.approx(-math.log(1.5 * 0.5 * 0.5 * 1.5) / 5, rel=1e-5)
+    assert stats["tokens"] == 8
+    assert stats["ratio"] == pytest.approx(sum(ratios) / 8)
+    assert (stats["clipped_low"], stats["clipped_high"]) == (pytest.approx(2 / 8), pytest.approx(3 / 8))
+    assert stats["kl_from_old"] == pytest.approx(sum(r - 1 - math.log(r) for r in ratios) / 8, rel=1e-5)

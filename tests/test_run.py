@@ -463,6 +463,24 @@ def test_a_run_ends_when_its_budget_of_tokens_is_spent_and_goes_on_counting_afte
     assert contents(teach(tmp_path / "cut", limits={"tokens": 5}).folder) == contents(whole.folder)
 
 
+def test_a_run_that_had_spent_its_budget_when_it_was_killed_does_not_take_a_step_more(tmp_path, monkeypatch):
+    whole = teach(tmp_path / "whole", limits={"tokens": 5})
+    note = Run._note_state
+
+    def die(run: Run, state: str) -> None:
+        if state == "finished":
+            raise KeyboardInterrupt
+        note(run, state)
+
+    monkeypatch.setattr(Run, "_note_state", die)
+    with pytest.raises(KeyboardInterrupt):
+        teach(tmp_path / "cut", limits={"tokens": 5})
+    monkeypatch.undo()
+    again = teach(tmp_path / "cut", limits={"tokens": 5})
+    assert again.finished
+    assert contents(again.folder) == contents(whole.folder)
+
+
 def test_exams_do_not_count_in_a_budget_of_seconds(tmp_path):
     def sit(run: Run) -> None:
         run.clock(exam=1000.0)

@@ -186,7 +186,7 @@ def _seal(told: Mapping[str, Any]) -> str:
 
 def complete_ones(folder: Path) -> list[Path]:
     """All checkpoints in a folder, oldest first. Only complete ones ever bear a number."""
-    return sorted(path for path in folder.glob("*") if path.name.isdigit())
+    return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def model_in(folder: Path | str) -> Path:

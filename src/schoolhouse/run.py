@@ -170,7 +170,7 @@ class Run:
         """
         total = (total or getattr(self.config, "steps", None)) if self._limit == (inf, inf) else None
         with Interrupts() as interrupts, progress(self.folder.name, total, self.step) as advance:
-            for item in source:
+            for item in () if self.step and self._spent() else source:
                 self._now = item[0] if isinstance(item, tuple) else item
                 self._line = {}
                 yield item
@@ -178,13 +178,16 @@ class Run:
                 advance(1, records.headline(self._line))
                 if interrupts.heard or self.step % every == 0:
                     self.checkpoint(keep)
-                if self._tokens >= self._limit[0] or self.seconds - self._aside >= self._limit[1]:
+                if self._spent():
                     break
                 if interrupts.heard:
                     raise Stopped(f"stopped after {self.step} steps; saved in {self.model}")
             self._now = None
             self.checkpoint(keep)
         self._ended = True
+
+    def _spent(self) -> bool:
+        return self._tokens >= self._limit[0] or self.seconds - self._aside >= self._limit[1]
 
     def _end_step(self) -> None:
         assert self._now is not None

@@ -186,3 +186,8 @@ def test_without_a_length_an_answer_may_take_what_the_model_can_read() -> None:
     pupil = Pupil(lambda problem, sample: ("", ""))
     longest_prompt = max(len(CONVERSATION.begin(p, Key(0, "evaluate"))) for p in Doubles().exam(3))
     assert evaluate(pupil, Doubles(), 3, 1, None).length == pupil.longest - longest_prompt
+
+
+def test_what_could_not_be_judged_is_no_zero():
+    record = Record("p", "", (1.0, None), (1, 1), 1.0, 0, 0, 2, 1.0)
+    assert summarise([record], 2)["score"].value == 1.0

@@ -137,6 +137,28 @@ def test_how_a_step_is_cut_changes_memory_alone(policy, twin, weigh, budget):
     assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("budget", [61, 16_384])
+def test_what_an_update_tells_are_means_over_trained_tokens(policy, budget):
+    rollouts = sample(policy)
+    scored = policy.score(rollouts)
+    rows = [
+        (float(s.entropy[t]), len(r))
+        for r, s in zip(rollouts, scored, strict=True)
+        for t in range(len(r))
+        if r.written[t]
+    ]
+
+    def watch(batch, scores):
+        long = torch.repeat_interleave(torch.as_tensor(batch.lengths), torch.as_tensor(batch.lengths))
+        chosen = batch.weight > 0
+        return {"tokens": float(chosen.sum()), "length": float(long[chosen].float().mean())}
+
+    told = policy.update(batches_of(rollouts, budget), clipped_surrogate(on_policy=True), 0.0, watch=watch)
+    assert told["tokens"] == len(rows)
+    assert told["entropy"] == pytest.approx(sum(entropy for entropy, _ in rows) / len(rows), rel=1e-4)
+    assert told["length"] == pytest.approx(sum(length for _, length in rows) / len(rows), rel=1e-4)
+
+
 @pytest.mark.parametrize("budget", [40, 16_384])
 def test_a_prompt_read_once_gives_the_same_update(conversation, tiny_shape, budget):
     one, other = (

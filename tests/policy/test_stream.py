@@ -1,5 +1,6 @@
 """The stream hands out rollouts as many updates old as it was asked to, also after a run was stopped and goes on."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,3 +79,20 @@ def test_a_task_that_asks_otherwise_than_before_is_noticed(asked):
     other = Stream(counting(), lambda step: asked([[step, step]]), act, 1)
     with pytest.raises(SchoolError, match="step 1 than when the run was saved"):
         other.load_state_dict(state)
+
+    def renamed(step):
+        return [replace(prefix, problem=replace(prefix.problem, id="q")) for prefix in asked([[step]])]
+
+    with pytest.raises(SchoolError, match="step 1 than when the run was saved"):  # as long, and another problem
+        Stream(counting(), renamed, act, 1).load_state_dict(state)
+
+
+def test_a_rollout_of_several_turns_comes_back_with_its_key(asked):
+    def twice(policy, prefixes):
+        return [rollout.given([7]).said([1], [-0.5], "stop", 0) for rollout in act(policy, prefixes)]
+
+    stream = Stream(counting(), lambda step: asked([[step]]), twice, 1)
+    next(stream.over(range(6)))
+    again = Stream(counting(), lambda step: asked([[step]]), twice, 1)
+    again.load_state_dict(stream.state_dict())
+    assert repr(again._waiting) == repr(stream._waiting)

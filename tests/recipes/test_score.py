@@ -1,7 +1,8 @@
 """SCoRe: what each attempt is praised for, and that the run resumes to the same bits."""
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -39,6 +40,50 @@ def test_the_first_attempt_may_be_praised_for_what_follows_it():
 def test_a_pair_of_which_one_could_not_be_judged_is_praised_for_nothing():
     early, late = score.rewards(groups(None, 1.0), groups(1.0, None), alpha=10.0)
     assert scores(early) == scores(late) == [None, None]
+
+
+def two_turns(*pairs: tuple[float | None, float | None]) -> tuple[list[Group], list[Group]]:
+    """Groups of first attempts (two tokens) and of both (two more, behind a question)."""
+    first, both = [], []
+    for g in range(len(pairs)):
+        key = Key(0, "t", 0, 0, g)
+        written = (False, True, True, False, True, True)
+        logprob = tuple(-0.1 if w else NAN for w in written)
+        both.append(Rollout(PROBLEM, key, (1, 2, 3, 4, 5, 6), written, logprob, (1, 4), "stop"))
+        first.append(Rollout(PROBLEM, key, (1, 2, 3), written[:3], logprob[:3], (1,), "stop"))
+    verdicts = [tuple(Verdict(s, "" if s is not None else "clock") for s in row) for row in zip(*pairs, strict=True)]
+    return [Group(PROBLEM, tuple(first), verdicts[0])], [Group(PROBLEM, tuple(both), verdicts[1])]
+
+
+def packed(monkeypatch: pytest.MonkeyPatch, stage_one: bool, *pairs: tuple[float | None, float | None]) -> Any:
+    """What an update learns from: the rollouts, and their rows."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(score, "pack", lambda rollouts, *_, **rows: seen.update(rows, rollouts=rollouts))
+    scored = SimpleNamespace(score=lambda rollouts, _: [SimpleNamespace(logprob=r.logprob) for r in rollouts])
+    policy: Any = SimpleNamespace(shares=False, update=lambda *_: {})
+    c = score.Config(model="m", kl=0.01, kl_first=0.5)
+    score.learn(c, policy, cast(Any, scored), *two_turns(*pairs), stage_one, 1e-4)
+    return seen
+
+
+def test_stage_one_holds_first_attempts_and_praises_second_ones(monkeypatch: pytest.MonkeyPatch):
+    found = packed(monkeypatch, True, (1.0, 1.0), (0.0, 0.0))
+    assert found["advantage"] == [[0, 0, 0, 0, 0.5, 0.5], [0, 0, 0, 0, -0.5, -0.5]]
+    assert found["toll"] == [[0.5, 0.5, 0.5, 0.01, 0.01, 0.01]] * 2
+
+
+def test_stage_two_praises_both_and_holds_both_alike(monkeypatch: pytest.MonkeyPatch):
+    """From right to right 1 is earned, from wrong to right 11."""
+    found = packed(monkeypatch, False, (1.0, 1.0), (0.0, 1.0))
+    assert found["advantage"] == [[0, 0.5, 0.5, 0, -5, -5], [0, -0.5, -0.5, 0, 5, 5]]
+    assert found["toll"] == [[0.01] * 6] * 2
+
+
+@pytest.mark.fault("verifier hangs")
+def test_pairs_that_could_not_be_judged_are_left_out_of_the_loss(monkeypatch: pytest.MonkeyPatch):
+    found = packed(monkeypatch, False, (1.0, 1.0), (None, 1.0), (0.0, None), (0.0, 0.0))
+    assert [rollout.key.sample for rollout in found["rollouts"]] == [0, 3]
+    assert len(found["advantage"]) == len(found["toll"]) == 2
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """STaR: what is kept, what becomes of the hint, where each loop starts from."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,54 @@ def test_loops_ask_keep_and_account(folder: Path, tmp_path: Path):
     assert all(row["sampled_tokens"] > own for row, own in zip(rows[1:], said, strict=True))  # attempts with hints too
 
 
-def test_each_loop_starts_from_the_base(folder: Path, tmp_path: Path):
-    """With a learning rate next to nothing the last model is the base, however many loops went before."""
-    run = train(tmp_path / "run", config(folder, learning_rate=1e-12, updates=1))
-    there, base = (load_file(place / "model.safetensors") for place in (run.model, newest(folder)))
-    assert all((there[name] - base[name]).abs().max() < 1e-9 for name in base)
+def studied(place: Path, c: star.Config, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, bool, list[Rollout]]]:
+    """For each loop: the weights that it starts to learn from, whether Adam remembers anything, and what it learns."""
+    seen, study = [], star.study
+
+    def watched(c: Any, policy: Any, rollouts: Any, loop: int) -> Any:
+        weights = {name: value.clone() for name, value in policy.decoder.state_dict().items()}
+        seen.append((weights, bool(policy.optimizer.state), list(rollouts)))
+        return study(c, policy, rollouts, loop)
+
+    monkeypatch.setattr(star, "study", watched)
+    train(place, c)
+    monkeypatch.undo()
+    return seen
 
 
-def newest(folder: Path) -> Path:
-    return sorted((folder / "base" / "checkpoints").iterdir())[-1]
+@pytest.mark.parametrize("restart", [True, False])
+def test_each_loop_starts_from_the_base_or_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
+):
+    loops = studied(tmp_path / "run", config(folder, restart=restart), monkeypatch)
+    base = Policy.load(folder / "base").decoder.state_dict()
+    for loop, (weights, remembers, _) in enumerate(loops):
+        assert not remembers
+        same = all(bool((weights[name] == base[name]).all()) for name in base)
+        assert same is (restart or not loop)
+
+
+def test_the_hint_is_dropped_cap_and_filter_hold_and_updates_grow(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for stays in (False, True):
+        keys = {"examples": 0, "hint_stays": stays, "cap": 3, "keep": "all", "updates": 20, "growth": 1.5}
+        place = tmp_path / str(stays)
+        loops = studied(place, config(folder, **keys), monkeypatch)
+        hints = [
+            " (7)" in r.problem.messages[-1].content or " (6)" in r.problem.messages[-1].content
+            for _, _, rs in loops
+            for r in rs
+        ]
+        rows = read_metrics(place)
+        helped = sum(row.get("rationalized", 0) for row in rows)
+        assert sum(hints) == (helped if stays else 0)
+        assert [row["updates"] for row in rows if "updates" in row] == [round(20 * 1.5**loop) for loop in (1, 2)]
+        assert any(row["kept"] > row["rollouts"] * row["reward"] for row in rows if "kept" in row)  # wrong ones too
+
+
+def test_words_behind_another_prompt_have_no_log_probability_of_their_own():
+    assert all(math.isnan(p) for p in said(3, 4).onto((9, 9, 9)).logprob)
 
 
 def test_the_hint_is_gone_from_what_is_learned_unless_it_stays(folder: Path):

@@ -64,6 +64,10 @@ class Unruly(Task):
                 import threading
                 threading.Timer(0.2, os._exit, (4,)).start()
                 return Verdict(1.0)
+            case "stop":
+                import signal, threading
+                threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+                return Verdict(1.0)
             case "child":
                 child = subprocess.Popen(["sleep", "600"])
                 open(problem.reference, "w").write(f"{os.getpid()} {child.pid}")
@@ -155,6 +159,18 @@ def test_a_worker_that_ends_while_idle_costs_no_verdict(pool: Pool) -> None:
     assert results(pool, "later", "later") == [(1.0, "")] * 2
     time.sleep(1.0)
     assert results(pool, "right", "wrong", "right") == [(1.0, ""), (0.0, ""), (1.0, "")]
+
+
+@pytest.mark.fault("verifier hangs", "hang without a word")
+def test_a_worker_that_does_not_read_a_long_reply_is_given_up(file: Path) -> None:
+    with Pool(open_task(f"python:{file}"), workers=1, clock=2.0) as pool:
+        assert results(pool, "stop") == [(1.0, "")]
+        time.sleep(1.0)
+        began = time.monotonic()
+        (verdict,) = pool.verdicts([case("x" * 1_000_000)])
+        assert (verdict.score, time.monotonic() - began < 10) == (None, True)
+        assert "no verdict within 2 s" in verdict.reason
+        assert results(pool, "right" * 100_000, "right") == [(0.0, ""), (1.0, "")]
 
 
 def test_a_problem_that_cannot_be_sent_is_not_judged(pool: Pool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from schoolhouse.policy.policy import Policy
-from schoolhouse.types import Rollout, SchoolError
+from schoolhouse.types import Key, Rollout, SchoolError
 
 
 class Stream:
@@ -56,13 +56,15 @@ class Stream:
     def _again(self, step: int, said: Sequence[dict[str, Any]]) -> list[Rollout]:
         """The problems are asked for again, what was said to them was saved."""
         asked = self._ask(step)
-        if [len(prefix) for prefix in asked] != [len(words["tokens"]) - words["new"] for words in said]:
+        if [prefix.problem.id for prefix in asked] != [words["problem"] for words in said] or [
+            len(prefix) for prefix in asked
+        ] != [len(words["tokens"]) - words["new"] for words in said]:
             raise SchoolError(
                 f"the task asks other problems in step {step} than when the run was saved: it has changed, and what "
                 "was said to its problems cannot be used; put the old task back, or start anew with --dir"
             )
         return [
-            replace(prefix, **{name: words[name] for name in _FIELDS})
+            replace(prefix, key=Key(*words["key"]), **{name: words[name] for name in _FIELDS})
             for prefix, words in zip(asked, said, strict=True)
         ]
 
@@ -73,4 +75,5 @@ _FIELDS = ("tokens", "written", "logprob", "turns", "finish", "version")
 def _said(rollout: Rollout) -> dict[str, Any]:
     """What `torch.save` can keep without code."""
     start = rollout.turns[0] if rollout.turns else len(rollout)
-    return {"new": len(rollout) - start, **{name: getattr(rollout, name) for name in _FIELDS}}
+    about = {"problem": rollout.problem.id, "key": tuple(rollout.key), "new": len(rollout) - start}
+    return {**about, **{name: getattr(rollout, name) for name in _FIELDS}}

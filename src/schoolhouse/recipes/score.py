@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field
 
 from schoolhouse.config import Frozen
-from schoolhouse.credit import group_advantage, rollouts_of, with_scores
+from schoolhouse.credit import group_advantage, judged, rollouts_of, with_scores
 from schoolhouse.measure.attempts import Attempts, first_attempts, twice
 from schoolhouse.objectives import Objective, kl_penalty, policy_gradient
 from schoolhouse.packing import Batch, Scores, pack, token_mean
@@ -89,9 +89,11 @@ def learn(
     c: Config, policy: Policy, reference: Policy, first: list[Group], second: list[Group], stage_one: bool, rate: float
 ) -> dict[str, Any]:
     """One update. Each attempt's tokens are praised for that attempt's reward, compared within the group."""
-    early, late = rewards(first, second, 0.0 if stage_one else c.alpha, c.ahead)
-    rollouts = rollouts_of(second)
-    start = [len(rollout) for rollout in rollouts_of(first)]  # of the second attempt, behind the first
+    early, late = map(judged, rewards(first, second, 0.0 if stage_one else c.alpha, c.ahead))
+    rollouts = rollouts_of(late)
+    if not rollouts:
+        return {}
+    start = [len(rollout) for rollout in rollouts_of(early)]  # of the second attempt, behind the first
     advantage = [
         [*(0.0 if stage_one else a for a in before), *after[at:]]
         for before, after, at in zip(

@@ -90,7 +90,7 @@ def star(c: Config, run: Run) -> None:
             groups = attempt(loop, task.draw(loop, c.problems), "star")
             kept = keep(groups, c.cap, c.keep == "all")
             stats |= {"kept": len(kept)}
-            failed = [group.problem for group in groups if not any((v.score or 0.0) >= 1.0 for v in group.verdicts)]
+            failed = [group.problem for group in groups if group.scores and max(group.scores) < 1.0]
             if c.rationalize and failed:
                 helped = attempt(loop, [hinted(problem) for problem in failed], "star hint")
                 again, tokens = keep(helped, c.cap), sampled_tokens(rollouts_of([*groups, *helped]))

@@ -40,6 +40,10 @@ LONGEST_REASON = 500
 _READY, _FAILED = "ready", "failed"
 
 
+_AT_ONCE = 32 << 10
+"""Bytes that the empty pipe to a worker takes, whether it reads or not."""
+
+
 @dataclass
 class _Worker:
     """A process and what it is at: the index of a case, or None while it starts or waits for one."""
@@ -49,6 +53,7 @@ class _Worker:
     deadline: float
     ready: bool = False
     case: int | None = None
+    sending: threading.Thread | None = None
 
 
 class Pool:
@@ -130,8 +135,11 @@ class Pool:
             results[case] = Verdict(None, f"the problem cannot be sent to the verifier: {error}")
             return
         worker.case, worker.deadline = case, time.monotonic() + self.clock
-        with contextlib.suppress(OSError):  # a worker that has gone is noticed in _collect
-            worker.connection.send_bytes(message)
+        if len(message) <= _AT_ONCE:
+            _send(worker.connection, message)
+        else:  # a worker that does not read would hold us up in the middle of it, and no clock would be looked at
+            worker.sending = threading.Thread(target=_send, args=(worker.connection, message), daemon=True)
+            worker.sending.start()
 
     def _collect(self, results: dict[int, Verdict]) -> None:
         """Wait for the next word of any worker, or the next deadline, and act on all that is there."""
@@ -192,7 +200,16 @@ def _kill(worker: _Worker) -> None:
             os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.kill()
     worker.process.join()
+    if worker.sending:
+        worker.sending.join(1.0)  # it ends with its reader
+        if worker.sending.is_alive():  # somebody else holds the other end: leave it to him
+            return
     worker.connection.close()
+
+
+def _send(connection: Connection, message: bytes) -> None:
+    with contextlib.suppress(OSError):  # a worker that has gone is noticed in _collect
+        connection.send_bytes(message)
 
 
 # ---- how a worker comes by its task
