@@ -91,6 +91,7 @@ def test_a_constant_of_ones_own_divides():
 
 def test_advantages_are_those_of_the_whole_step_and_weakened():
     for keys in (
+        {"baseline": "mean", "scale": "batch_std"},
         {"baseline": "batch_mean", "scale": "batch_std", "negative": 0.25},
         {"scale": "group_std", "scale_ddof": 0, "scale_guard": 0.5},
     ):

@@ -118,23 +118,34 @@ def test_each_loop_starts_from_the_base_or_goes_on(
         assert same is (restart or not loop)
 
 
-def test_the_hint_is_dropped_cap_and_filter_hold_and_updates_grow(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stays", [False, True])
+def test_what_was_said_with_a_hint_is_learned_without_it_unless_it_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stays: bool
 ):
-    for stays in (False, True):
-        keys = {"examples": 0, "hint_stays": stays, "cap": 3, "keep": "all", "updates": 20, "growth": 1.5}
-        place = tmp_path / str(stays)
-        loops = studied(place, config(folder, **keys), monkeypatch)
-        hints = [
-            " (7)" in r.problem.messages[-1].content or " (6)" in r.problem.messages[-1].content
-            for _, _, rs in loops
-            for r in rs
+    judge = star.judge
+
+    def helped(*given: Any) -> list[Group]:
+        """Nothing is right but what was said with a hint."""
+        verdicts = {True: Verdict(1.0), False: Verdict(0.0)}
+        return [
+            Group(g.problem, g.rollouts, tuple(verdicts["(" in g.problem.messages[-1].content] for _ in g.rollouts))
+            for g in judge(*given)
         ]
-        rows = read_metrics(place)
-        helped = sum(row.get("rationalized", 0) for row in rows)
-        assert sum(hints) == (helped if stays else 0)
-        assert [row["updates"] for row in rows if "updates" in row] == [round(20 * 1.5**loop) for loop in (1, 2)]
-        assert any(row["kept"] > row["rollouts"] * row["reward"] for row in rows if "kept" in row)  # wrong ones too
+
+    monkeypatch.setattr(star, "judge", helped)
+    loops = studied(tmp_path / "run", config(folder, examples=0, hint_stays=stays), monkeypatch)
+    learned = [rollout for _, _, rollouts in loops for rollout in rollouts]
+    tokenizer = Policy.load(folder / "base").conversation.tokenizer
+    assert learned
+    assert {"(" in r.problem.messages[-1].content for r in learned} == {stays}
+    assert {"(" in tokenizer.decode(r.tokens[: r.turns[-1]]) for r in learned} == {stays}
+
+
+def test_the_filter_can_be_left_out_and_updates_grow(folder: Path, tmp_path: Path):
+    keys = {"examples": 0, "rationalize": False, "keep": "all", "updates": 20, "growth": 1.5}
+    rows = read_metrics(train(tmp_path / "run", config(folder, **keys)).folder)
+    assert [row["updates"] for row in rows if "updates" in row] == [round(20 * 1.5**loop) for loop in (1, 2)]
+    assert any(row["kept"] > row["rollouts"] * row["reward"] for row in rows if "kept" in row)  # wrong ones too
 
 
 def test_words_behind_another_prompt_have_no_log_probability_of_their_own():
