@@ -1,6 +1,7 @@
 """Rejection keeps nothing wrong, mixed or twice; the student learns from the rows, also after a stop."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from schoolhouse.recipes import distill, pretrain, sft
 from schoolhouse.run import Run, read_metrics
 from schoolhouse.tasks.files import from_row
 from schoolhouse.tasks.task import open_task
-from schoolhouse.types import Demonstration, Key, SchoolError
+from schoolhouse.text.conversation import Conversation
+from schoolhouse.types import Demonstration, Group, Key, SchoolError, Verdict
 
 MODEL = pretrain.Model(width=32, layers=1, heads=1, key_heads=1, head_dim=32, inner=32, longest=256)
 
@@ -96,6 +98,42 @@ def test_a_student_that_was_stopped_learns_the_same(folder: Path, tmp_path: Path
     monkeypatch.undo()
     again = train(tmp_path / "cut", config(folder, save_every=2))
     assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
+
+
+def test_an_answer_that_was_cut_off_is_dropped_though_it_is_right(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    judge = distill.judge
+
+    def lenient(*given: Any) -> list[Group]:
+        return [Group(g.problem, g.rollouts, tuple(Verdict(1.0) for _ in g.rollouts)) for g in judge(*given)]
+
+    monkeypatch.setattr(distill, "judge", lenient)
+    rows, account = distill.harvest(config(folder, length=2))
+    assert (rows, account["dropped_wrong"]) == ([], account["rollouts"])
+
+
+def test_the_student_sees_more_than_one_batch_of_what_was_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen, demonstrate = set(), Conversation.demonstrate_all
+
+    def note(say: Conversation, lessons: Any, keys: Any) -> Any:
+        seen.update(lesson.problem.id for lesson in lessons)
+        return demonstrate(say, lessons, keys)
+
+    monkeypatch.setattr(Conversation, "demonstrate_all", note)
+    train(tmp_path / "run", config(folder, steps=6))
+    assert len(seen) > 8  # of batches of 4
+
+
+def test_lessons_that_were_changed_between_two_sittings_are_refused(folder: Path, tmp_path: Path):
+    run = train(tmp_path / "run", config(folder, save_every=2, steps=4))
+    shutil.copytree(run.folder, tmp_path / "cut" / "run")
+    kept = tmp_path / "cut" / "run" / "kept.jsonl"
+    kept.write_text(kept.read_text().replace("Say", "Tell"))
+    told = tmp_path / "cut" / "run" / "manifest.json"
+    told.write_text(told.read_text().replace(str(run.folder), str(kept.parent)).replace('"finished"', '"stopped"'))
+    with pytest.raises(SchoolError, match=r"kept\.jsonl"):
+        train(kept.parent, config(folder, save_every=2, steps=4))
 
 
 def test_a_teacher_that_is_never_right_is_refused(folder: Path, tmp_path: Path):
