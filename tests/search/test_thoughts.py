@@ -10,7 +10,7 @@ from schoolhouse.search.thoughts import Ahead, Asked, AtRandom, Elected, Exact, 
 from schoolhouse.search.tree import Answered, Node
 from schoolhouse.tasks.game24 import Game24
 from schoolhouse.text.steps import steps
-from schoolhouse.types import Key, Rollout
+from schoolhouse.types import Key, Rollout, SchoolError
 
 Make = Callable[..., Any]
 
@@ -76,11 +76,21 @@ def test_a_step_that_never_ends_is_lost_and_paid_for(scripted: Make, game: Game2
     assert tokens > 20
 
 
-def test_without_room_in_the_model_there_is_no_thought(scripted: Make, game: Game24):
-    policy = scripted(solver)
+def test_without_room_in_the_model_there_is_no_thought_and_none_at_all_is_an_error(scripted: Make, game: Game24):
+    policy, deep = scripted(solver), thought(scripted(solver), game, GOOD[0], GOOD[1])
     policy.longest = len(begin(policy, game)) + 10
-    assert Sampled(policy, game, samples=2)([Node(begin(policy, game))]) == [([], 0)]
+    assert Sampled(policy, game, samples=2)([deep]) == [([], 0)]
+    with pytest.raises(SchoolError, match="no room for a step of 32 and an answer: lower `step`"):
+        Sampled(policy, game, samples=2)([Node(begin(policy, game))])
     assert policy.calls == []
+
+
+def test_an_answer_takes_what_room_is_left(scripted: Make, game: Game24):
+    policy = scripted(solver)
+    last = thought(policy, game, *GOOD[:2])
+    policy.longest = len(last.state) + 32 + 20
+    ((offers, _),) = Sampled(policy, game, samples=1, answer=128)([last])
+    assert len(offers) == 1
 
 
 def test_every_path_has_random_numbers_of_its_own(scripted: Make, game: Game24):

@@ -74,10 +74,20 @@ class Sampled:
 
     def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
         forks = [[_fork(node.state, g, self.samples) for g in range(self.samples)] for node in nodes]
-        room = self.policy.longest - (1 + _BLANKS) * self.length - self.answer
-        begun = [prefix for few in forks for prefix in few if len(prefix) <= room]
+        begun = [prefix for few in forks for prefix in few if len(prefix) <= self._room]
+        roots = [len(node.state) for node in nodes if node.parent is None]
+        if roots and min(roots) > self._room:
+            raise SchoolError(
+                f"the model reads {self.policy.longest} tokens: behind a prompt of {min(roots)} there is no room for a "
+                f"step of {self.length} and an answer: lower `step`"
+            )
         said = iter(self._said(begun))
-        return [self._offered([(prefix, next(said)) for prefix in few if len(prefix) <= room]) for few in forks]
+        return [self._offered([(prefix, next(said)) for prefix in few if len(prefix) <= self._room]) for few in forks]
+
+    @property
+    def _room(self) -> int:
+        """Tokens that a thought may have if one more step is to follow it, and something of an answer."""
+        return self.policy.longest - self.length - 1
 
     def _said(self, begun: Sequence[Rollout]) -> list[Rollout]:
         """One step behind each prefix; where no thought is open any more, the answer too."""
@@ -86,13 +96,14 @@ class Sampled:
         said = extend(self.policy, begun, self.length, self.temperature, stop)
         for _ in range(_BLANKS):  # a template may put blanks in front of a thought
             blank = [at for at, one in enumerate(said) if one.finish == "stop" and not self._text(begun[at], one)]
-            blank = [at for at in blank if said[at].tokens[-1] not in say.stop_ids]
+            blank = [at for at in blank if said[at].tokens[-1] not in say.stop_ids and len(said[at]) <= self._room]
             again = [said[at].forced(()) for at in blank]
             for at, longer in zip(blank, extend(self.policy, again, self.length, self.temperature, stop), strict=True):
                 said[at] = longer
         late = [at for at, one in enumerate(said) if one.tokens[-1] not in say.stop_ids and not say.thinks_still(one)]
         rest = [said[at].forced(()) for at in late]
-        for at, whole in zip(late, extend(self.policy, rest, self.answer, self.temperature), strict=True):
+        left = [min(self.answer, self.policy.longest - len(one)) for one in rest]
+        for at, whole in zip(late, extend(self.policy, rest, left, self.temperature), strict=True):
             said[at] = whole
         return said
 
