@@ -100,7 +100,7 @@ class Run:
             raise SchoolError(f"{folder} is a file; give a folder with --dir")
         if fresh and folder.exists() and {path.name for path in folder.iterdir()} - ours:
             raise SchoolError(
-                f"{folder} is not a run folder (it has no config.yaml) and not empty; give another with --dir"
+                f"{folder} is no run folder (it has no config.yaml) and not empty; give another with --dir"
             )
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, config, recipe)
@@ -356,10 +356,8 @@ class Run:
         there = {"recipe": self._manifest.get("recipe"), **records.read_config(self.folder / "config.yaml")}
         here = {"recipe": self.recipe, **yaml.safe_load(dump(self.config))}
         if differing := records.differences(there, here):
-            raise SchoolError(
-                "\n".join([f"{self.folder} holds a run with another config:", *differing])
-                + "\ngive the same values to go on with it, or another folder with --dir to start anew"
-            )
+            told = "give the same values to go on with it, or another folder with --dir to start anew"
+            raise SchoolError("\n".join([f"{self.folder} holds a run with another config:", *differing, told]))
 
     # --- writing
 
