@@ -99,9 +99,7 @@ class Run:
         if folder.exists() and not folder.is_dir():
             raise SchoolError(f"{folder} is a file; give a folder with --dir")
         if fresh and folder.exists() and {path.name for path in folder.iterdir()} - ours:
-            raise SchoolError(
-                f"{folder} is no run folder (it has no config.yaml) and not empty; give another with --dir"
-            )
+            raise SchoolError(f"{folder} is not a run folder (no config.yaml) and not empty; give another with --dir")
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, config, recipe)
         try:
