@@ -168,7 +168,7 @@ class Run:
         """
         total = (total or getattr(self.config, "steps", None)) if self._limit == (inf, inf) else None
         with Interrupts() as interrupts, progress(self.folder.name, total, self.step) as advance:
-            for item in () if self.step and self._spent() else source:
+            for item in () if self.step and self._spent() else source:  # killed behind its last step: nothing to do
                 self._now = item[0] if isinstance(item, tuple) else item
                 self._line = {}
                 yield item

@@ -129,7 +129,9 @@ def test_a_claim_from_its_arms_to_its_page(tmp_path: Path, capsys: pytest.Captur
     assert "# it: PASS (2 of 3 seeds)\n" in (tmp_path / "results" / "it.md").read_text()
     table = (tmp_path / "results" / "README.md").read_text()
     assert "| [it](it.md) | It helps. (Somebody 2020) | 2 | 0 | PASS (2 of 3 seeds) |" in table
-    with pytest.raises(SchoolError, match=r"it\.json holds a verdict of 2 seeds: give --seeds 2"):
+    with pytest.raises(
+        SchoolError, match=r"it\.json holds a verdict of 2 seeds, which 1 would overwrite: give --seeds 2"
+    ):
         page.guard(a_claim(), 1, "tiny", tmp_path / "results")
     page.guard(a_claim(), 2, "tiny", tmp_path / "results")
 

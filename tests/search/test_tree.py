@@ -106,17 +106,23 @@ def test_depth_first_goes_past_an_answer_that_is_worth_nothing():
     assert (found.end, found.answers) == ("the tree died out", [])
 
 
-def test_answers_that_are_all_worth_nothing_are_called_so():
+@pytest.mark.parametrize(
+    ("depth", "end"),
+    [(2, "2 thoughts deep"), (3, "its answers are worth nothing"), (9, "its answers are worth nothing")],
+)
+def test_answers_that_are_all_worth_nothing_are_called_so(depth: int, end: str):
+    found, script = tree(), Script()
+    worthless = breadth_first(found, 2, depth, COSTS)
+    explore([found], [worthless], script.expand, lambda nodes: [Answered(0.0, 2) for _ in nodes])
+    assert found.end == end
+
+
+def test_what_nobody_has_an_opinion_of_is_not_worth_nothing():
     found, script = tree(), Script()
     explore(
-        [found], [breadth_first(found, 2, 2, COSTS)], script.expand, lambda nodes: [Answered(0.0, 2) for _ in nodes]
+        [found], [breadth_first(found, 2, 3, COSTS)], script.expand, lambda nodes: [Answered(nan, 2) for _ in nodes]
     )
-    assert found.end in ("2 thoughts deep", "its answers are worth nothing, 2 thoughts deep")
-    found = tree()
-    explore(
-        [found], [breadth_first(found, 2, 9, COSTS)], script.expand, lambda nodes: [Answered(0.0, 2) for _ in nodes]
-    )
-    assert (found.end, bool(found.answers)) == ("its answers are worth nothing", True)
+    assert found.end == "answered"
 
 
 def test_depth_first_prunes_exactly_what_is_not_above_the_threshold():

@@ -116,7 +116,7 @@ CLAIM = Claim(
     draw=draw,
     notes=(
         "`short` was to be right about as often unforced, and its seeds differ widely: .968 .794 .217. Forced to 40 "
-        "tokens all are at chance (ten answers). `least` 20 binds on nobody: thoughts are 35 tokens.",
+        "tokens all are at chance (ten answers). `least` 20 binds on nobody: thoughts are 35 tokens and more.",
         "",
         "A pilot with lessons half of which are worked straight and half mended gained .02 (.34 to .36): the mix was "
         "then chosen for the effect.",

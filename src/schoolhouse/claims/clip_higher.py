@@ -79,6 +79,7 @@ CLAIM = Claim(
         "Counted on chains before: INVALID with 8 updates a step at 1e-4 (.01 % of tokens were cut above), then FAIL "
         "with 16 at 5e-4 (entropy .0306 .0538 .0193 against .0314 .0430 .0208): chains have one way to be right and no "
         "entropy to keep. Countdowns have many ways, and thoughts that try them out.",
+        "",
         "Answers that are cut off count as wrong here. DAPO's preset leaves them out: in a first run of symmetric_16 "
         "nothing taught to come to an end, and after 10 steps half of the answers were cut off (19 of 512 at first).",
         "",

@@ -56,13 +56,17 @@ def judge(results: Results) -> Sequence[Check]:
 
 def on_the_toy(seeds: Sequence[int]) -> list[Check]:
     """Where the exact gradient can be enumerated: is it followed, by a sampler whose logits are a little off?"""
-    found: dict[str, list[float]] = {"none": [], "token": [], "product": []}
+    ways: Mapping[str, Objective] = {
+        "none": policy_gradient(),
+        "token": corrected(policy_gradient(), "token", on_policy=True),
+        "product": corrected(policy_gradient(), "product", on_policy=True),
+    }
+    truth, found = exact_gradient(), {name: list[float]() for name in ways}
     for seed in seeds:
-        groups, truth = sample(TABLE + TOY_NOISE, 2 + seed), exact_gradient()
-        for level, rows in found.items():
-            plain = policy_gradient()
-            objective: Objective = plain if level == "none" else corrected(plain, level, on_policy=True)  # ty: ignore[invalid-argument-type]
-            rows.append(furthest(estimate(groups, objective, sequence_sum, baseline="none", scale="none"), truth))
+        groups = sample(TABLE + TOY_NOISE, 2 + seed)
+        for name, objective in ways.items():
+            estimates = estimate(groups, objective, sequence_sum, baseline="none", scale="none")
+            found[name].append(furthest(estimates, truth))
     unit = "standard errors from the exact gradient of a toy, the furthest parameter, each seed"
     return [
         Check(

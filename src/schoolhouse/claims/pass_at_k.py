@@ -66,9 +66,8 @@ def judge(results: Results) -> Sequence[Check]:
 
 def _first_and_last(results: Results, arm: str, metric: str) -> str:
     rows = results.course(arm, metric)
-    return " -> ".join(
-        f"{fmean(fmean(part) for part in parts):.2f}" for parts in ([r[:5] for r in rows], [r[-5:] for r in rows])
-    )
+    first, last = (fmean(fmean(row[part]) for row in rows) for part in (slice(5), slice(-5, None)))
+    return f"{first:.2f} -> {last:.2f}"
 
 
 def draw(results: Results, picture: Any) -> None:

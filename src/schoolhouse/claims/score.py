@@ -166,7 +166,7 @@ CLAIM = Claim(
         "The start has a delta of its own (+.064 +.054 +.084): it was shown second attempts. From a base with none (a "
         "pilot: .33, then .24) 50 steps ended at a delta of -.03, and the base was changed. So the paper's step from "
         "a negative delta to a positive one is not shown. The two-attempt exam keeps no records of single problems, "
-        "so there are no intervals; the .017 between score and alpha_0 is within what answers scatter by.",
+        "so there are no intervals: what alpha 10 adds to alpha 0 is small (+.018 +.018 +.015).",
         "",
         "A look at one's own wrong attempt (.62 .68 .75) is worth no more than a fresh try (.74 .74 .73): what two "
         "stages teach is to think again, not to find the fault. Somebody else's attempt does harm (.23 .27 .32), "

@@ -87,6 +87,10 @@ def judge(results: Results) -> Sequence[Check]:
             staged,
         )
     )
+    shown = "; ".join(" ".join(map(str, seed)) for seed in loops["hint_stays"])
+    checks.append(
+        Check("reported", "hint_stays: the loop in which half are right, 1 to 5 digits, each seed", shown, True)
+    )
     spread = {arm: [seed[-1] - seed[1] for seed in loops[arm]] for arm in ("star", "no_rationalization")}
     found = f"{told(spread['star'], 0)} against {told(spread['no_rationalization'], 0)} loops from 2 digits to 5"
     closer = there and fmean(spread["star"]) < fmean(spread["no_rationalization"])

@@ -56,9 +56,8 @@ class Stream:
     def _again(self, step: int, said: Sequence[dict[str, Any]]) -> list[Rollout]:
         """The problems are asked for again, what was said to them was saved."""
         asked = self._ask(step)
-        if [prefix.problem.id for prefix in asked] != [words["problem"] for words in said] or [
-            len(prefix) for prefix in asked
-        ] != [len(words["tokens"]) - words["new"] for words in said]:
+        then = [(words["problem"], len(words["tokens"]) - words["new"]) for words in said]
+        if [(prefix.problem.id, len(prefix)) for prefix in asked] != then:
             raise SchoolError(
                 f"the task asks other problems in step {step} than when the run was saved: it has changed, and what "
                 "was said to its problems cannot be used; put the old task back, or start anew with --dir"

@@ -87,7 +87,6 @@ class Answered(NamedTuple):
     tokens: int
 
 
-WORTHLESS = "its answers are worth nothing"
 Way = Generator[Wish, list[Any], None]
 Expand = Callable[[Sequence[Node]], Sequence[Answered]]
 """For each thought its offers (`found`)."""
@@ -155,9 +154,7 @@ def breadth_first(tree: Tree, breadth: int, depth: int, costs: Costs, apart: boo
         if short:
             tree.end = f"the budget of {tree.budget:g} tokens did not pay for all thoughts of a level"
     if not tree.end:
-        tree.end = _outcome(tree) if tree.answers or not front else f"{depth} thoughts deep"
-        if front and tree.end == WORTHLESS:
-            tree.end += f", {depth} thoughts deep"
+        tree.end = _outcome(tree, f"{depth} thoughts deep" if front else "")
 
 
 def depth_first(tree: Tree, threshold: float, depth: int, costs: Costs, most: int = 100, enough: int = 1) -> Way:
@@ -184,10 +181,13 @@ def depth_first(tree: Tree, threshold: float, depth: int, costs: Costs, most: in
     tree.end = _outcome(tree)
 
 
-def _outcome(tree: Tree) -> str:
+def _outcome(tree: Tree, cut: str = "") -> str:
+    """Why a search ended that had tokens left; `cut` says what stopped thoughts that were still open."""
     if not tree.answers:
-        return "the tree died out"
-    return WORTHLESS if all(node.value <= 0 for node in tree.answers) else "answered"
+        return cut or "the tree died out"
+    if any(not node.value <= 0 for node in tree.answers):  # nan, nobody's opinion, is no 0
+        return "answered"
+    return "its answers are worth nothing" + (f", {cut}" if cut else "")
 
 
 def _grown(

@@ -39,9 +39,8 @@ LONGEST_REASON = 500
 
 _READY, _FAILED = "ready", "failed"
 
-
-_AT_ONCE = 32 << 10
-"""Bytes that the empty pipe to a worker takes, whether it reads or not."""
+_AT_ONCE = 4 << 10
+"""Bytes that the empty pipe to a worker takes on every system, whether it reads or not."""
 
 
 @dataclass

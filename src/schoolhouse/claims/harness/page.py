@@ -71,7 +71,8 @@ def guard(claim: Claim, seeds: int, scale: Scale, folder: Path) -> None:
     path = folder / f"{stem({'claim': claim.id, 'scale': scale})}.json"
     there = len(read_object(path)["seeds"]) if path.exists() else 0
     if there > seeds:
-        raise SchoolError(f"{path} holds a verdict of {there} seeds: give --seeds {there}, or other --results")
+        told = f"{path} holds a verdict of {there} seeds, which {seeds} would overwrite"
+        raise SchoolError(f"{told}: give --seeds {there}, or another folder with --results")
 
 
 LEFT_OUT = ("records", "asked", "ease", "right")
