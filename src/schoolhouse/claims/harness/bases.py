@@ -57,7 +57,7 @@ def chains(
     book = {"task": task, "seed": seed, "model": {**model, "longest": 256}, "vocabulary": 448 if tongues else 384}
     text = Step("pretrain", {**book, "steps": 200, "learning_rate": 3e-3})
     if tongues:
-        steps = 3300 if small else 2200  # each language has to be learned
+        steps = 4500 if small else 2200  # each language has to be learned
     return Step("sft", {"model": text, "task": task, "seed": seed, "steps": steps, "learning_rate": 3e-3})
 
 
@@ -83,7 +83,7 @@ def countdowns(seed: int) -> Step:
     """A small model that was shown how countdowns are tried out, try after try: right about two times in five."""
     task = "school:countdown+facts?count=3&hands=full=100"
     book = {"task": task, "seed": seed, "model": SMALL, "vocabulary": 384, "steps": 300, "learning_rate": 3e-3}
-    taught = {"task": task, "seed": seed, "steps": 1500, "learning_rate": 3e-3, "save_every": 250}
+    taught = {"task": task, "seed": seed, "steps": 2500, "learning_rate": 3e-3, "save_every": 250}
     return Step("sft", {"model": Step("pretrain", book), **taught})
 
 
