@@ -208,7 +208,7 @@ class Claim:
     premise  what must be so for the verdict to mean anything; broken: INVALID
     rule     when the verdict is PASS, in words; `judge` is the same in code
     draw     draws the figure: (results, picture)
-    notes    lines for the page of the scale tiny: what pilots fixed, what was found since
+    notes    lines for the page: what pilots fixed, what was found since; `elsewhere` at other scales than tiny
     """
 
     id: str
@@ -222,9 +222,13 @@ class Claim:
     draw: Callable[[Results, Any], None]
     notes: Sequence[str] = field(default=())
     budgets: Mapping[Scale, str] = field(default_factory=dict)
+    elsewhere: Mapping[Scale, Sequence[str]] = field(default_factory=dict)
 
     def budget_at(self, scale: Scale) -> str:
         return self.budgets.get(scale, self.budget)
+
+    def notes_at(self, scale: Scale) -> Sequence[str]:
+        return self.notes if scale == "tiny" else self.elsewhere.get(scale, ())
 
 
 def verdict(checks: Sequence[Check]) -> str:

@@ -223,7 +223,7 @@ def write_pages(folder: Path) -> None:
         told = [since + "has not been counted.", ""] if changed else []
         write_whole(
             folder / f"{stem(record)}.md",
-            page(record, [*told, *(claim.notes if claim and record["scale"] == "tiny" else ())]),
+            page(record, [*told, *(claim.notes_at(record["scale"]) if claim else ())]),
         )
     lines = [
         "# Claims",
