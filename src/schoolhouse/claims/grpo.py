@@ -116,17 +116,18 @@ CLAIM = Claim(
     ),
     elsewhere={
         "gpu": (
-            "Two controls fail: random rewards end .237 above start 1 (and .052 below start 0), shuffled ones .168 above. "
-            "What rose there is the share of answers that work at all: of 512 in a step 108 had a thought at first and "
-            "259 (209) in the last; with a thought .81 were right at first and .87 (.90) then. That one decision moves "
-            "pass@1 between .1 and 1, and Adam with its usual eps of 1e-8 takes as long a step on noise as on a signal "
-            "(the gradient of random rewards measures .14 where the true one has .39), so a control is a random walk. "
-            "Of four more draws of random rewards from start 1 two ended at .278 and .249 in the exam; two were cut off "
-            "one and two steps before the end, right .20 and .27 of the time in practice. What a verifier teaches (.73 "
-            "and more) is three times the longest of these walks. Next: `adam_eps` of the noise's size.",
+            "Two controls fail: random rewards end .237 above start 1 (and .052 below start 0), shuffled ones .168 "
+            "above. What rose there is the share of answers that work at all: of 512 in a step 108 had a thought at "
+            "first and 259 (209) in the last; with a thought .81 were right at first and .87 (.90) then. That one "
+            "decision moves pass@1 between .1 and 1, and Adam with its usual eps of 1e-8 takes as long a step on "
+            "noise as on a signal (the gradient of random rewards measures .14 where the true one has .39), so a "
+            "control is a random walk. Of four more draws of random rewards from start 1 two ended at .278 and .249 "
+            "in the exam; two were cut off one and two steps before the end, right .20 and .27 of the time in "
+            "practice. What a verifier teaches (.73 and more) is three times the longest of these walks. Next: "
+            "`adam_eps` of the noise's size.",
             "",
-            "Arms ran five or six side by side on one device; six were too many for its 80 GB, and those that ran out of "
-            "memory began again from their start.",
+            "Arms ran five or six side by side on one device; six were too many for its 80 GB, and those that ran out "
+            "of memory began again from their start.",
         )
     },
 )
