@@ -117,12 +117,13 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     notes=(
-        "Counted twice before. PASS, with small starts of 2,200 updates, one of which was at chance (.107), and with a "
-        "reward for language that an empty thought earned in full: that seed's practice found the empty thought (words "
-        "in .13 of its answers, .46 before) and nothing else, and its +.73 was not distillation's doing. Then, an empty "
-        "thought earning nothing and the premise asking for a start above chance, INVALID: after 3,300 updates the "
-        "same seed's start was .138 where .15 is asked. Now the small model is shown 4,500. That seed is still the "
-        "slowest to learn (.174) and has most of the mean difference; in the others distillation gains .08 and .14.",
+        "Counted twice before. PASS, with small starts of 2,200 updates, one of which was at chance (.107), and with "
+        "a reward for language that an empty thought earned in full: that seed's practice found the empty thought "
+        "(words in .13 of its answers, .46 before) and nothing else, and its +.73 was not distillation's doing. Then, "
+        "an empty thought earning nothing and the premise asking for a start above chance, INVALID: after 3,300 "
+        "updates the same seed's start was .138 where .15 is asked. Now the small model is shown 4,500. That seed is "
+        "still the slowest to learn (.174) and has most of the mean difference; in the others distillation gains .08 "
+        "and .14.",
         "",
         "The interval is over problems, not over seeds. Samples are equal in number; the teacher's are longer, so they "
         "are more tokens.",
