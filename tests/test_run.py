@@ -320,6 +320,15 @@ def test_a_base_that_changed_is_noticed(tmp_path: Path) -> None:
         run.start(tmp_path / "base")
 
 
+def test_a_key_that_came_since_the_run_began_has_its_default_there(tmp_path: Path) -> None:
+    teach(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace("rate: 0.5\n", ""))
+    assert teach(tmp_path).finished
+    with pytest.raises(SchoolError, match="rate: 0.5 there, 0.25 now"):
+        teach(tmp_path, rate=0.25)
+
+
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
     teach(tmp_path)
     with pytest.raises(SchoolError, match="recipe: toy there, other now"):

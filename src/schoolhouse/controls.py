@@ -18,7 +18,8 @@ the problem; `flipped`: right is wrong."""
 
 
 def controlled(control: Control, groups: Sequence[Group], seed: int, step: int) -> list[Group]:
-    """The groups with their verdicts replaced. What could not be judged stays so, except under `random`."""
+    """The groups with their verdicts replaced. What could not be judged: a coin too under `random`; `shuffled` hands it
+    on like any verdict."""
     scores = [verdict.score for group in groups for verdict in group.verdicts]
     match control:
         case "none":

@@ -102,6 +102,7 @@ class Config(Frozen):
     kl: float = Field(0.0, ge=0)
     """Coefficient of the KL penalty towards the starting model, in the loss; 0 does without a second model."""
     kl_estimator: Estimator = "k3"
+    """Of the KL penalty in the loss: k3 as in GRPO, k2, whose gradient is that of the KL; `kl_in_reward` is k1."""
     kl_in_reward: float = Field(0.0, ge=0)
     """Take this much of a reply's KL from its score instead (RLOO, REINFORCE++)."""
     form: float = Field(0.0, ge=0)
@@ -193,8 +194,10 @@ class Config(Frozen):
             raise ValueError(f"level `{self.level}` gives one ratio a sequence: set aggregate to `sequence_mean`")
         if self.level != "token" and self.loss == "cispo":
             raise ValueError("cispo weighs each token by its own ratio: set level to `token`")
-        if self.correction != "none" and self.precision == "exact" and not self.sampler_noise:
+        if self.correction != "none" and self.precision == "exact" and not (self.sampler_noise or self.lag):
             raise ValueError("with precision `exact` there is nothing to correct: set correction to `none`")
+        if self.kl and self.kl_estimator == "k1":
+            raise ValueError("as a loss k1 does nothing in the mean: set kl_estimator to k2 or k3, or use kl_in_reward")
         if self.loss == "cispo" and self.clip_dual:
             raise ValueError("clip_dual bounds the clipped loss: cispo has none; leave it out")
         if self.language and self.language not in SCRIPTS:

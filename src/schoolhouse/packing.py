@@ -76,15 +76,11 @@ class Batch:
 class Scores:
     """What a model makes of a batch. Arbitrary where the batch is not `written`.
 
-    logprob [N] of each token given those before it; entropy [N] of the distribution it was drawn from (no gradient);
-    value [N] about the prefix *before* a token (a critic), grade [N] about the prefix that *ends* with it (a reward or
-    process-reward model): None without such a head.
+    logprob [N] of each token given those before it; entropy [N] of the distribution it was drawn from (no gradient).
     """
 
     logprob: Tensor
     entropy: Tensor
-    value: Tensor | None = None
-    grade: Tensor | None = None
 
 
 # --- how much a token counts: denominators over `scope`, all rollouts of the step, whatever is later left out

@@ -351,7 +351,8 @@ class Run:
         self._note_state("running")
 
     def _refuse_other_config(self) -> None:
-        there = {"recipe": self._manifest.get("recipe"), **records.read_config(self.folder / "config.yaml")}
+        silent = yaml.safe_load(dump(type(self.config).model_construct()))  # keys that came since the run began
+        there = {"recipe": self._manifest.get("recipe"), **silent, **records.read_config(self.folder / "config.yaml")}
         here = {"recipe": self.recipe, **yaml.safe_load(dump(self.config))}
         if differing := records.differences(there, here):
             told = "give the same values to go on with it, or another folder with --dir to start anew"

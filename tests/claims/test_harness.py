@@ -99,6 +99,17 @@ def test_a_step_that_other_code_made_is_used_and_said_to_be(tmp_path: Path, caps
     assert f"{manifest.parent}: made by other code than this" in capsys.readouterr().err
 
 
+def test_a_step_whose_start_was_made_anew_is_not_used(tmp_path: Path):
+    run = lab.do(lessons(book()), tmp_path)
+    start = lab.do(book(), tmp_path)
+    lab.do(lessons(book()), tmp_path)
+    other = lab.do(book(seed=1), tmp_path)
+    for path in start.rglob("*.safetensors"):
+        path.write_bytes(next(other.rglob("*.safetensors")).read_bytes())
+    with pytest.raises(SchoolError, match=f"{run.name} began from other weights than .*{start.name} has now"):
+        lab.do(lessons(book()), tmp_path)
+
+
 def test_a_step_that_was_made_anew_is_measured_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arm = Arm(book(), {"exam": EXAM})
     lab.run_arm(arm, 0, tmp_path)
@@ -157,6 +168,14 @@ def test_the_first_claim_has_two_scales(scale: Scale):
     arms = lab.find("grpo").arms(scale, 0)
     names = {lab.name_of(arm.step) for arm in arms.values() if isinstance(arm.step, Step)}
     assert len(names) == len(arms)
+
+
+def test_a_step_that_seeds_share_is_counted_once(tmp_path: Path):
+    shared = replace(a_claim(), arms=lambda scale, seed: {"start": Arm(book(), {"exam": EXAM})})
+    found = Results({"start": {seed: Outcome({}, [], [], 0, 60.0) for seed in range(3)}})
+    assert page.write(replace(shared, draw=lambda r, p: None), found, "tiny", tmp_path)["seconds"] == 60.0
+    own = replace(shared, arms=lambda scale, seed: {"start": Arm(book(seed), {"exam": EXAM})})
+    assert page.write(own, found, "tiny", tmp_path)["seconds"] == 180.0
 
 
 def test_a_page_knows_when_its_claim_has_been_redesigned_since(tmp_path: Path):

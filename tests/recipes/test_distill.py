@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,15 @@ def test_a_student_that_was_stopped_learns_the_same(folder: Path, tmp_path: Path
     monkeypatch.undo()
     again = train(tmp_path / "cut", config(folder, save_every=2))
     assert (again.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
+
+
+def test_an_answer_without_a_thought_keeps_to_no_language(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    read = Conversation.read
+    monkeypatch.setattr(Conversation, "read", lambda say, rollout: replace(read(say, rollout), thought=" "))
+    _, account = distill.harvest(config(folder, language="latin"))
+    assert account["dropped_no_thought"] > 0 == account.get("kept", 0)
+    _, account = distill.harvest(config(folder))
+    assert account["kept"] > 0
 
 
 def test_an_answer_that_was_cut_off_is_dropped_though_it_is_right(folder: Path, monkeypatch: pytest.MonkeyPatch):

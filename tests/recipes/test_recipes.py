@@ -257,6 +257,7 @@ def test_pretraining_reports_bits_per_byte_of_a_held_out_part(tmp_path):
     "recipe, config, what",
     [
         (grpo, {"model": "m", "correction": "token", "precision": "exact"}, "nothing to correct"),
+        (grpo, {"model": "m", "kl": 0.1, "kl_estimator": "k1"}, "k2 or k3"),
         (grpo, {"model": "m", "samples": -1}, "samples"),
         (grpo, {"model": "m", "lag": 1, "dynamic_sampling": 1}, "dynamic_sampling"),
         (grpo, {"model": "m", "baseline": "none", "dynamic_sampling": 1}, "groups that disagree"),

@@ -91,6 +91,18 @@ def test_loops_ask_keep_and_account(folder: Path, tmp_path: Path):
     assert all(row["sampled_tokens"] > own for row, own in zip(rows[1:], said, strict=True))  # attempts with hints too
 
 
+def test_examples_that_were_changed_between_two_sittings_are_refused(folder: Path, tmp_path: Path):
+    examples = tmp_path / "examples.jsonl"
+    examples.write_bytes((folder / "task.jsonl").read_bytes())
+    c = config(folder, examples_task=f"jsonl:{examples}?exam=none", loops=1)
+    train(tmp_path / "run", c)
+    manifest = tmp_path / "run" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("finished", "stopped"))
+    examples.write_text(examples.read_text().replace("Say 1.", "Say one."))
+    with pytest.raises(SchoolError, match=r"examples\.jsonl has changed"):
+        train(tmp_path / "run", c)
+
+
 def studied(place: Path, c: star.Config, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, bool, list[Rollout]]]:
     """For each loop: the weights that it starts to learn from, whether Adam remembers anything, and what it learns."""
     seen, study = [], star.study

@@ -107,6 +107,11 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     notes=(
+        "The controls are `like: grpo`, with its KL penalty, which most members do not have: what nonsense does "
+        "without one is not shown here. `reinforce_pp` compares with the whole step, not with siblings alone; no arm "
+        "has a value network, and on fresh rollouts the members are nearly one algorithm: their spread says that they "
+        "are built alike.",
+        "",
         "With one update on fresh rollouts the ratio is 1: nothing is clipped; gspo is grpo without its KL penalty. "
         "What differs here is how scores are centred and scaled, what a mean is taken over, and the KL penalty.",
         "",

@@ -126,7 +126,9 @@ CLAIM = Claim(
         "and .14.",
         "",
         "The interval is over problems, not over seeds. Samples are equal in number; the teacher's are longer, so they "
-        "are more tokens.",
+        "are more tokens, and the teacher's own practice, another 30,720 answers, is not counted for the student that "
+        "learns from it. That nothing wrong and nothing mixed is kept is so by construction: the line checks the "
+        "software.",
         "",
         "The taught base comes out a little above its teacher: what it learned from was sifted.",
     ),

@@ -22,8 +22,8 @@ TUNED = ("star_pairs", "pair_sft")
 
 
 class TwoAttempts(Exam):
-    """Both attempts at held-out problems, and what a second one is worth to those that were wrong first:
-    `repair` by looking at their own, `resample` by simply trying anew, `shuffled` by looking at somebody else's.
+    """Both attempts at held-out problems, and what a second one is worth to those that were wrong first: `repair` by
+    looking at their own, `resample` by simply trying anew, `shuffled` by looking at a first one at another problem.
     """
 
     def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
@@ -169,8 +169,9 @@ CLAIM = Claim(
         "so there are no intervals: what alpha 10 adds to alpha 0 is small (+.018 +.018 +.015).",
         "",
         "A look at one's own wrong attempt (.62 .68 .75) is worth no more than a fresh try (.74 .74 .73): what two "
-        "stages teach is to think again, not to find the fault. Somebody else's attempt does harm (.23 .27 .32), "
-        "so it is read.",
+        "stages teach is to think again, not to find the fault. What was said first to another problem does harm in "
+        "its place (.23 .27 .32), so what stands there is read; it says nothing of another attempt at the same "
+        "problem.",
         "",
         "Pilots with seed 0 fixed the base (2,000 updates, half of them second attempts, instead of 1,200 and 40 "
         "%) and the penalty on first attempts (1.0 instead of .1), which is per token here (docs/lab.md).",

@@ -111,6 +111,8 @@ def harvest(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
                 reason = "dropped_wrong"
             elif "\ufffd" in "".join(words):
                 reason = "dropped_broken"  # half a character
+            elif c.language and not words[0].strip():
+                reason = "dropped_no_thought"  # it keeps to no language
             elif c.language and share_in(words[0], c.language) < 1.0:
                 reason = "dropped_mixed"
             elif words in known:

@@ -74,8 +74,9 @@ def star(c: Config, run: Run) -> None:
         raise SchoolError("several samples at temperature 0 are one: set temperature above 0 (ReST-EM: 0.7)")
     policy = run.restore(Policy.load(run.start(c.model), c.precision))
     task, say = open_task(c.task, c.seed), policy.conversation
-    run.reads(*task.files)
-    worked = open_task(c.examples_task, c.seed).worked(0, c.examples)
+    shown = open_task(c.examples_task, c.seed)
+    run.reads(*task.files, *shown.files)
+    worked = shown.worked(0, c.examples)
     told = [replace(d, problem=hinted(d.problem)) for d in worked] if c.rationalize else []
     primer = _demonstrated(c, policy, [*worked, *told])
 

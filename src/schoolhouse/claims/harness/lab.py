@@ -28,7 +28,7 @@ from schoolhouse.claims.harness.claim import Arm, Claim, Measure, Outcome, Resul
 from schoolhouse.config import Frozen, Source, build, nearest
 from schoolhouse.durable import InUse, checksum, model_in, read_lines, read_object, to_json, write_whole
 from schoolhouse.policy.policy import Policy
-from schoolhouse.records import code, spent
+from schoolhouse.records import code, spent, weights
 from schoolhouse.run import Run, read_metrics
 from schoolhouse.tasks.task import open_task
 from schoolhouse.types import SchoolError
@@ -133,6 +133,9 @@ def do(step: Step, folder: Path) -> Path:
     if made.get("state") == "finished":  # its name is all that it is made from, but for our own code
         if {one.get("code") for one in (made, *made.get("went_on", ()))} != {code()}:
             print(f"  {manifest.parent}: made by other code than this; delete it to make it anew", file=sys.stderr)
+        for model, then in made.get("models", {}).items():
+            if Path(model).is_dir() and weights(model) != then:
+                raise SchoolError(f"{manifest.parent} began from other weights than {model} has now: delete the former")
         return manifest.parent
     module, config = _resolved(step, folder, lambda inner: do(inner, folder))
     place = folder / "steps" / name_of(step)
@@ -158,7 +161,7 @@ def name_of(step: Step) -> str:
     _, config = _resolved(step, Path(), lambda inner: Path(name_of(inner)))
     told = [__version__, step.recipe, config.model_dump(mode="json")]
     told += [more for more in (step.tokens, step.seconds, step.made_from) if more not in (inf, "")]
-    told += _contents(getattr(config, "task", None))
+    told += [more for key in ("task", "examples_task") for more in _contents(getattr(config, key, None))]
     return f"{step.recipe}-{_digest(json.dumps(told, sort_keys=True))}"
 
 
@@ -198,16 +201,16 @@ def _measured(
     asked += [{what: name_of(step) for what, step in beside.items()}] if beside else []
     asked += _contents(getattr(measure, "task", None))
     path = folder / "measures" / f"{_digest(json.dumps(asked, sort_keys=True))}.json"
-    weights, taken = fingerprint(model), read_object(path) if path.exists() else {}
+    marks, taken = fingerprint(model), read_object(path) if path.exists() else {}
     if taken and taken.get("code") != code():
         print(f"  {path}: measured by other code than this; delete it to measure anew", file=sys.stderr)
-    if not taken or taken.get("weights", weights) != weights:  # a step that was made anew has its old name
+    if not taken or taken.get("weights", marks) != marks:  # a step that was made anew has its old name
         others = {what: Policy.load(do(step, folder)) for what, step in beside.items()}
         began = time.monotonic()
         found = measure.take(Policy.load(model), seed, **others)
         path.parent.mkdir(parents=True, exist_ok=True)
         seconds = round(time.monotonic() - began, 3)
-        row = {**found, "asked": asked, "weights": weights, "code": code(), "seconds": seconds}
+        row = {**found, "asked": asked, "weights": marks, "code": code(), "seconds": seconds}
         write_whole(path, to_json(row) + "\n")
     return read_object(path)
 

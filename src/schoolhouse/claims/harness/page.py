@@ -42,13 +42,23 @@ def write(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
         "arms": {name: _arm(arms[name], results, name) for name in results.arms},
         "design": _design({name: arms[name] for name in results.arms}),
         "machine": this_machine(),
-        "seconds": round(sum(o.seconds for outcomes in results.arms.values() for o in outcomes.values()), 1),
+        "seconds": round(sum(_seconds(claim, scale, results).values()), 1),
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / f"{stem(record)}.json", to_json(record, 2) + "\n")
     _figure(claim, results, folder / f"{stem(record)}.png")
     write_pages(folder)
     return record
+
+
+def _seconds(claim: Claim, scale: Scale, results: Results) -> dict[str, float]:
+    """What each step of an arm took: one that several seeds or arms share is one."""
+    steps = {(name, seed): arm.step for seed in results.seeds for name, arm in claim.arms(scale, seed).items()}
+    return {
+        str(step if isinstance(step, Path) else name_of(step)): results.arms[name][seed].seconds
+        for (name, seed), step in steps.items()
+        if name in results.arms
+    }
 
 
 def stem(record: Json) -> str:
@@ -237,7 +247,8 @@ def write_pages(folder: Path) -> None:
         "and some were counted twice with the same seeds: the notes of a page say so, and what was fixed. Intervals "
         "are over problems, not over seeds, whose values stand beside them.",
         "",
-        "Minutes are those of all arms and seeds on the page's machine, without exams and what starts are made from.",
+        "Minutes are the sum over the arms and seeds of a page, however many ran side by side, with the exams in their "
+        "course, without the last ones and without what starts are made from.",
         "",
         "| claim | what is claimed | seeds | minutes | verdict |",
         "|---|---|---|---|---|",
