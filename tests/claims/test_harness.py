@@ -287,6 +287,19 @@ def test_differences_are_paired_by_problem_and_seed():
     assert found.interval("a").value == pytest.approx(0.3)
 
 
+def test_a_course_asks_one_set_of_problems_from_the_start_to_the_end():
+    """Exams in training ask the first problem alone, those before and after it two; the first is the easier one."""
+    asked = results(start=[[0.5, 0.1]], taught=[[0.9, 0.1]])
+    lines = [{"step": 0}, {"step": 1, "exam": {"problems": 1, "overall": {"pass_at_1": 0.7}}}]
+    taught = replace(asked.arms["taught"][0], metrics=lines)
+    found = Results({"start": asked.arms["start"], "taught": {0: taught}})
+    assert [point.value for point in found.exams("taught", "start")[0]] == pytest.approx([0.5, 0.7, 0.9])
+    assert [point.value for point in found.exams("taught")[0]] == pytest.approx([0.7, 0.9])
+    assert found.areas("taught") == pytest.approx([(0.6 + 0.8) / 2])
+    whole = Results({"start": asked.arms["start"], "taught": asked.arms["taught"]})  # no exam in training: all problems
+    assert [point.value for point in whole.exams("taught", "start")[0]] == pytest.approx([0.3, 0.5])
+
+
 def test_a_problem_that_could_not_be_judged_once_is_left_out_of_differences():
     found = results(before=[[0.0, 0.5]], after=[[1.0, 1.0]])
     found.arms["after"][0].measured["exam"]["records"][1]["scores"] = [None]

@@ -171,31 +171,52 @@ class Results:
         """A metric of training, a row of steps for each seed; steps without it are left out."""
         return [[m[metric] for m in self.arms[arm][seed].metrics if m.get(metric) is not None] for seed in self.seeds]
 
-    def exams(self, arm: str, metric: str = "pass_at_1") -> list[list[Point]]:
-        """Exams sat in training, and the one after it, for each seed."""
-        return [_points(self.arms[arm][seed], metric) for seed in self.seeds]
+    def exams(self, arm: str, start: str = "") -> list[list[Point]]:
+        """pass@1 of `start`, if given, of exams sat in training, and of the one after it, for each seed: all of them
+        about the problems of those in training, which may be fewer (and easier) than the others ask."""
+        rows = []
+        for seed in self.seeds:
+            outcome = self.arms[arm][seed]
+            before = [Point(0, 0, 0.0, _share(self.arms[start][seed], _asked(outcome)))] if start in self.arms else []
+            rows.append([*before, *_points(outcome)])
+        return rows
 
     def areas(self, arm: str, start: str = "start") -> list[float]:
         """pass@1 averaged over training, from the exam of `start` to the last one, seed by seed."""
         found = []
-        for at, seed in enumerate(self.seeds):
-            points = [(0, self.each(start)[at]), *((p.steps, p.value) for p in _points(self.arms[arm][seed]))]
+        for row in self.exams(arm, start):
+            points = [(point.steps, point.value) for point in row]
             parts = [(right - left) * (a + b) / 2 for (left, a), (right, b) in pairwise(points)]
             found.append(sum(parts) / points[-1][0])
         return found
 
 
-def _points(outcome: Outcome, metric: str = "pass_at_1") -> list[Point]:
+def _asked(outcome: Outcome) -> int:
+    """Problems of the exams sat in training; 0 where there were none."""
+    return next((line["exam"]["problems"] for line in outcome.metrics if "exam" in line), 0)
+
+
+def _share(outcome: Outcome, problems: int) -> float:
+    """pass@1 of the exam behind training, about its first `problems` (0: about all)."""
+    exam = outcome.measured["exam"]
+    records = exam.get("records", ())
+    if not problems or len(records) <= problems:
+        return exam["overall"]["pass_at_1"]
+    judged = [[score for score in record["scores"] if score is not None] for record in records[:problems]]
+    return fmean(fmean(score >= 1.0 for score in scores) for scores in judged if scores)
+
+
+def _points(outcome: Outcome) -> list[Point]:
     found, tokens, aside = [], 0, 0.0
     taken = {row["step"]: row for row in outcome.times}
     for line in outcome.metrics:
         row = taken.get(line["step"], {})
         if "exam" in line:  # sat before the step, of the policy as it was
             before = taken.get(line["step"] - 1, {}).get("seconds", 0.0)
-            found.append(Point(line["step"], tokens, before - aside, line["exam"]["overall"][metric]))
+            found.append(Point(line["step"], tokens, before - aside, line["exam"]["overall"]["pass_at_1"]))
         aside += row.get("exam", 0.0)
         tokens += line.get("sampled_tokens", 0)
-    last = outcome.measured["exam"]["overall"][metric]
+    last = _share(outcome, _asked(outcome))
     return [*found, Point(len(outcome.metrics), outcome.tokens, outcome.seconds - aside, last)]
 
 

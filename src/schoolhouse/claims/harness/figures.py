@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
-from schoolhouse.claims.harness.claim import Point, Results
+from schoolhouse.claims.harness.claim import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,9 +24,7 @@ def learning(
     for name in arms:
         if name not in results.arms:
             continue
-        rows = results.exams(name)
-        if start in results.arms:
-            rows = [[Point(0, 0, 0.0, value), *row] for value, row in zip(results.each(start), rows, strict=True)]
+        rows = results.exams(name, start)
         points = range(min(map(len, rows)))
         x = [[getattr(point, against) / scale for point in row] for row in rows]
         middle = [fmean(row[i] for row in x) for i in points]
