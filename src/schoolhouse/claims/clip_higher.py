@@ -82,7 +82,7 @@ CLAIM = Claim(
         "cut above (.09 .16 .10 % for .18 .29 .22 %), and entropy follows in two seeds of three, by less than two "
         "runs differ anyway. It is not the length of thoughts alone: over the start's own words, scored by the "
         "trained models, it is .190 .152 .213 against .181 .166 .183. With one update a step, where nothing is cut, "
-        "it is .182 .166 .181 in the same steps, and pass@1 is .02 to .06 above that of 16 updates. Where two tokens "
+        "it is .182 .166 .181 in the same steps, and pass@1 is .02 to .07 above that of 16 updates. Where two tokens "
         "of a thousand are cut there is little for a clip to keep: next is a model and a practice in which more is.",
         "",
         "Counted on chains before: INVALID with 8 updates a step at 1e-4 (.01 % of tokens were cut above), then FAIL "
