@@ -111,10 +111,10 @@ CLAIM = Claim(
         "learned to compare what a try gives with the goal (right .07 of the time), and practice did not teach it "
         "that (+.027). Now they are shown 2,500.",
         "",
-        "pass@256 is 1 before practice from either start, so it cannot rise, and nothing here was out of reach: what the "
-        "curves show is where they cross, at 8 tries after fine-tuning and between 4 and 8 from the base, which solves "
-        ".91 with 16 tries before practice and .82 after it. The exam's 50 problems x 256 answers are the first 50 of "
-        "its 200, and easier.",
+        "pass@256 is 1 before practice from either start, so it cannot rise, and nothing here was out of reach: what "
+        "the curves show is where they cross, at 8 tries after fine-tuning and between 4 and 8 from the base, which "
+        "solves .91 with 16 tries before practice and .82 after it. The exam's 50 problems x 256 answers are the "
+        "first 50 of its 200, and easier.",
         "",
         "Thoughts grow where they fail: wrong answers from 106 tokens to 159, and nearly all work something twice in "
         "the end (.74 to .93); right ones get shorter (49 to 44) and look back less often (.76 to .68).",
