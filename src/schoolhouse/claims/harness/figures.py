@@ -59,5 +59,5 @@ def bars(axes: Axes, results: Results, arms: Sequence[str], metric: str = "pass_
         values = results.each(name, metric, measure)
         axes.plot([at] * len(values), values, "k.", markersize=5)
     axes.set(ylabel=metric.replace("pass_at_", "pass@").replace("_", " "))
-    axes.tick_params(axis="x", rotation=45)
+    axes.set_xticks(range(len(there)), there, rotation=45, ha="right", rotation_mode="anchor")
     axes.grid(alpha=0.3, axis="y")
