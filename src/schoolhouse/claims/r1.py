@@ -117,19 +117,19 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     notes=(
-        "Counted twice before. PASS, with small starts of 2,200 updates, one of which was at chance (.107), and with "
-        "a reward for language that an empty thought earned in full: that seed's practice found the empty thought "
-        "(words in .13 of its answers, .46 before) and nothing else, and its +.73 was not distillation's doing. Then, "
-        "an empty thought earning nothing and the premise asking for a start above chance, INVALID: after 3,300 "
-        "updates the same seed's start was .138 where .15 is asked. Now the small model is shown 4,500. That seed is "
-        "still the slowest to learn (.174) and has most of the mean difference; in the others distillation gains .08 "
-        "and .14.",
+        "Counted three times before. PASS, with small starts of 2,200 updates, one of which was at chance (.107), and "
+        "with a reward for language that an empty thought earned in full: that seed's practice found the empty "
+        "thought (words in .13 of its answers, .46 before) and nothing else, and its +.73 was not distillation's "
+        "doing. Then, an empty thought earning nothing and the premise asking for a start above chance, INVALID: "
+        "after 3,300 updates the same seed's start was .138 where .15 is asked. PASS with 4,500, and now again, since "
+        "answers without a thought are not kept any more (26, 151 and 12 of 7,900). That seed is still the slowest to "
+        "learn (.174) and has most of the mean difference; in the others distillation gains .08 and .14.",
         "",
         "The interval is over problems, not over seeds. Samples are equal in number; the teacher's are longer, so they "
         "are more tokens, and the teacher's own practice, another 30,720 answers, is not counted for the student that "
         "learns from it. That nothing wrong and nothing mixed is kept is so by construction: the line checks the "
         "software.",
         "",
-        "The taught base comes out a little above its teacher: what it learned from was sifted.",
+        "The taught base comes out above its teacher in two seeds of three: what it learned from was sifted.",
     ),
 )
