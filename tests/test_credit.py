@@ -244,6 +244,25 @@ def test_manners_are_added_with_their_weights_and_told_without():
     assert mean_parts([found], ["form"]) == {"form": 0.5}
 
 
+def test_rewards_that_are_scaled_each_count_alike_whatever_their_range():
+    """GDPO: centred and divided by their own deviation in the group, then added; who was not judged does not count."""
+    form = {0: 1.0, 1: 1.0, 2: 0.0, 3: 0.0, 4: 1.0}
+    (found,) = with_manners(
+        [group(1.0, 0.0, 0.0, 1.0, None)], lambda r: {"form": form[r.key.sample]}, {"form": 0.5}, 1e-9
+    )
+    deviation = (1 / 3) ** 0.5
+    expected = [0.75 / deviation, -0.25 / deviation, -0.75 / deviation, 0.25 / deviation]
+    assert [verdict.score for verdict in found.verdicts[:4]] == pytest.approx(expected)
+    assert found.verdicts[4].score is None
+    assert mean_parts([found], ["form"]) == {"form": 0.6}
+
+
+def test_a_reward_on_which_a_group_agrees_adds_nothing_where_each_is_scaled():
+    (found,) = with_manners([group(0.3, 0.3)], lambda rollout: {"form": 0.1}, {"form": 0.2}, 1e-4)
+    assert [verdict.score for verdict in found.verdicts] == [0.0, 0.0]
+    assert mixed([found]) == []
+
+
 def test_without_weights_nothing_is_asked():
     groups = [group(1.0, 0.0)]
     assert with_manners(groups, lambda rollout: {}, {}) == groups

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Literal
 
 from schoolhouse.types import Group, Reply, Rollout, Verdict
@@ -165,25 +165,48 @@ def _with_toll(rollout: Rollout, verdict: Verdict, limit: int, cushion: int) -> 
 
 
 def with_manners(
-    groups: Sequence[Group], manners: Callable[[Rollout], Mapping[str, float]], weights: Mapping[str, float]
+    groups: Sequence[Group],
+    manners: Callable[[Rollout], Mapping[str, float]],
+    weights: Mapping[str, float],
+    guard: float = 0.0,
 ) -> list[Group]:
     """The groups with rewards for how an answer is given added to their scores: score + sum of weight x manner.
 
     DeepSeek-R1's rewards for format and for language consistency (Guo et al. 2025, arXiv 2501.12948). Each manner
     becomes a part of the verdict, without its weight.
+
+    guard  above 0: the score and each manner are first centred in their group and divided by their deviation there +
+           guard, so that different mixtures do not come to one sum (GDPO, arXiv 2601.05242)
     """
     if not weights:
         return list(groups)
     praised = []
     for group in groups:
-        verdicts = []
-        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
-            found = manners(rollout)
-            more = sum(weight * found[name] for name, weight in weights.items())
-            score = None if verdict.score is None else verdict.score + more
-            verdicts.append(replace(verdict, score=score, parts={**verdict.parts, **found}))
+        found = [manners(rollout) for rollout in group.rollouts]
+        told = [verdict.score is not None for verdict in group.verdicts]
+        rewards = {name: [row[name] for row in found] for name in weights}
+        rewards["right"] = [verdict.score or 0.0 for verdict in group.verdicts]
+        if guard:
+            rewards = {name: _standardised(row, told, guard) for name, row in rewards.items()}
+        sums = [
+            right + sum(weight * rewards[name][at] for name, weight in weights.items())
+            for at, right in enumerate(rewards["right"])
+        ]
+        verdicts = [
+            replace(verdict, score=total if known else None, parts={**verdict.parts, **row})
+            for verdict, total, known, row in zip(group.verdicts, sums, told, found, strict=True)
+        ]
         praised.append(replace(group, verdicts=tuple(verdicts)))
     return praised
+
+
+def _standardised(rewards: Sequence[float], told: Sequence[bool], guard: float) -> list[float]:
+    """Centred and divided by sample deviation + guard over those that are judged; exactly 0 where these agree."""
+    known = [reward for reward, is_told in zip(rewards, told, strict=True) if is_told]
+    if len({*known}) < 2:
+        return [0.0] * len(rewards)
+    mean, deviation = fmean(known), stdev(known)
+    return [(reward - mean) / (deviation + guard) for reward in rewards]
 
 
 def prefer_brief(groups: Sequence[Group], coefficient: float) -> list[Group]:

@@ -85,6 +85,9 @@ class Config(Frozen):
     """Added to that deviation (papers are silent; TRL 1e-4, verl 1e-6, Dr. GRPO 1e-8)."""
     scale_ddof: Literal[0, 1] = 1
     """1: sample deviation, as in all published code; 0: that of the population."""
+    scale_each: bool = False
+    """Centre each reward (right, form, language) in its group and divide it by its deviation there, before they are
+    added: with scale batch_std GDPO. Otherwise they are added first, and different mixtures can come to one sum."""
     negative: float = Field(1.0, ge=0)
     """What advantages below zero are multiplied by; 0 learns from successes alone."""
     loss: Literal["clip", "cispo"] = "clip"
@@ -100,11 +103,13 @@ class Config(Frozen):
     constant: int = Field(0, ge=0)
     """What `aggregate: constant` divides by; 0: `length`. A change of `length` is then a change of the rate too."""
     kl: float = Field(0.0, ge=0)
-    """Coefficient of the KL penalty towards the starting model, in the loss; 0 does without a second model."""
+    """Coefficient of the KL penalty towards the reference, in the loss; 0 does without a second model."""
     kl_estimator: Estimator = "k3"
     """Of the KL penalty in the loss: k3 as in GRPO, k2, whose gradient is that of the KL; `kl_in_reward` is k1."""
     kl_in_reward: float = Field(0.0, ge=0)
     """Take this much of a reply's KL from its score instead (RLOO, REINFORCE++)."""
+    renew_reference: int = Field(0, ge=0)
+    """Every so many steps the policy becomes what KL is measured against (R1-Zero 400); 0: the starting model stays."""
     form: float = Field(0.0, ge=0)
     """Reward for one thought, opened first of all and closed, and an answer behind it (R1's format reward)."""
     language: str = ""
@@ -198,6 +203,15 @@ class Config(Frozen):
             raise ValueError("with precision `exact` there is nothing to correct: set correction to `none`")
         if self.kl and self.kl_estimator == "k1":
             raise ValueError("as a loss k1 does nothing in the mean: set kl_estimator to k2 or k3, or use kl_in_reward")
+        if self.renew_reference and not (self.kl or self.kl_in_reward):
+            raise ValueError("renew_reference renews what KL is measured against: set kl or kl_in_reward, or it to 0")
+        if self.scale_each and not (self.form or self.consistency):
+            raise ValueError("scale_each is for several rewards: set form or consistency, or it to false")
+        if self.scale_each and (self.baseline == "none" or self.scale == "group_std" or self.brevity or self.overlong):
+            raise ValueError(
+                "scale_each compares within the group, in deviations: set baseline to `mean`, scale to `batch_std` or "
+                "`none`, and leave out brevity and overlong, which are parts of a score"
+            )
         if self.loss == "cispo" and self.clip_dual:
             raise ValueError("clip_dual bounds the clipped loss: cispo has none; leave it out")
         if self.language and self.language not in SCRIPTS:

@@ -178,18 +178,18 @@ def test_learning_rate_zero_changes_no_weight(taught, tmp_path):
     assert weights_of(run.model) == weights_of(start)
 
 
-@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("keys", [{"lag": 0}, {"lag": 1}, {"kl": 0.5, "renew_reference": 2}])
 @pytest.mark.fault("killed", "killed with rollouts waiting")
-def test_a_run_in_two_sittings_ends_in_the_same_bits(taught, tmp_path, lag, monkeypatch):
-    model = str(model_of(taught[1]))
-    whole = train(grpo, tmp_path / "whole", **GRPO, model=model, steps=4, save_every=2, lag=lag)
-    config = grpo.Config(**GRPO, model=model, steps=4, save_every=2, lag=lag)
+def test_a_run_in_two_sittings_ends_in_the_same_bits(taught, tmp_path, keys, monkeypatch):
+    keys: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "steps": 5, "save_every": 3, **keys}
+    whole = train(grpo, tmp_path / "whole", **keys)
+    config = grpo.Config(**keys)
 
     class Enough(Exception):
         pass
 
     def tired(control, groups, seed, step):
-        if step == 3:
+        if step == 4:
             raise Enough
         return groups
 
@@ -198,10 +198,23 @@ def test_a_run_in_two_sittings_ends_in_the_same_bits(taught, tmp_path, lag, monk
         grpo.grpo(config, run)
     monkeypatch.undo()
     with Run.open(tmp_path / "cut", config, "grpo") as run:
-        assert run.step == 2
+        assert run.step == 3
         grpo.grpo(config, run)
     assert weights_of(run.model) == weights_of(whole.model)
     assert (run.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
+
+
+def test_every_so_many_steps_the_policy_becomes_its_own_reference(taught, tmp_path, monkeypatch):
+    alike, learn = [], grpo.learn
+
+    def looked_at(c, policy, reference, *rest):
+        weights = reference.decoder.state_dict()
+        alike.append(all(torch.equal(weights[name], value) for name, value in policy.decoder.state_dict().items()))
+        return learn(c, policy, reference, *rest)
+
+    monkeypatch.setattr(grpo, "learn", looked_at)
+    train(grpo, tmp_path / "run", **GRPO, model=str(model_of(taught[1])), steps=5, kl=0.1, renew_reference=2)
+    assert alike == [True, False, True, False, True]
 
 
 def test_how_batches_are_cut_changes_next_to_nothing(taught, tmp_path):
@@ -265,6 +278,9 @@ def test_pretraining_reports_bits_per_byte_of_a_held_out_part(tmp_path):
         (grpo, {"model": "m", "loss": "cispo", "clip_dual": 3.0}, "clip_dual"),
         (grpo, {"model": "m", "level": "sequence"}, "sequence_mean"),
         (grpo, {"model": "m", "baseline": "none", "scale": "group_std"}, "baseline"),
+        (grpo, {"model": "m", "renew_reference": 400}, "set kl or kl_in_reward"),
+        (grpo, {"model": "m", "scale_each": True}, "set form or consistency"),
+        (grpo, {"model": "m", "scale_each": True, "form": 0.2, "brevity": 0.1}, "leave out brevity"),
         (pretrain, {}, "give either"),
         (pretrain, {"task": "school", "context": 4096}, "longest"),
         (pretrain, {"task": "school", "model": {"heads": 4, "key_heads": 3}}, "key_heads"),

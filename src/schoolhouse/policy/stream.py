@@ -17,6 +17,7 @@ class Stream:
 
     ask  the prefixes of a step
     act  lets the policy go on from prefixes
+    beside  another policy whose weights change, such as a reference that is renewed
 
     A run keeps the stream instead of its policy: rollouts that wait for their step come from weights that are gone by
     the time a run goes on, so they cannot be sampled again.
@@ -28,8 +29,9 @@ class Stream:
         ask: Callable[[int], Sequence[Rollout]],
         act: Callable[[Policy, Sequence[Rollout]], list[Rollout]],
         lag: int = 0,
+        beside: Policy | None = None,
     ) -> None:
-        self.policy, self.lag = policy, lag
+        self.policy, self.lag, self.beside = policy, lag, beside
         self._ask, self._act = ask, act
         self._waiting: deque[tuple[int, list[Rollout]]] = deque()
 
@@ -47,10 +49,13 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         waiting = [(step, [_said(rollout) for rollout in rollouts]) for step, rollouts in self._waiting]
-        return {**self.policy.state_dict(), **({"waiting": waiting} if waiting else {})}
+        beside = {"beside": self.beside.decoder.state_dict()} if self.beside else {}
+        return {**self.policy.state_dict(), **({"waiting": waiting} if waiting else {}), **beside}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state)
+        if self.beside:
+            self.beside.decoder.load_state_dict(state["beside"])
         self._waiting = deque((step, self._again(step, said)) for step, said in state.get("waiting", ()))
 
     def _again(self, step: int, said: Sequence[dict[str, Any]]) -> list[Rollout]:

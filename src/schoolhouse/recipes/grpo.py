@@ -62,7 +62,7 @@ def grpo(c: Config, run: Run) -> None:
 
     weights = {name: weight for name, weight in (("form", c.form), ("language", c.consistency)) if weight}
     policy.rehearse(max(map(len, ask(run.step))) + c.length, c.token_budget)
-    stream = run.restore(Stream(policy, ask, act, c.lag))
+    stream = run.restore(Stream(policy, ask, act, c.lag, reference if c.renew_reference else None))
 
     for step, rollouts in run.steps(stream.over(range(run.step, c.steps)), keep=stream, every=c.save_every):
         if c.exam_every and step and step % c.exam_every == 0:  # of the policy as it is before this step
@@ -78,7 +78,10 @@ def grpo(c: Config, run: Run) -> None:
         told = judged(controlled(c.control, groups, c.seed, step))
         if c.dynamic_sampling:  # a batch of groups that disagree and nothing else, in its denominators too
             told = mixed(told)[: c.problems]
-        praised = against_overlong(with_manners(prefer_brief(told, c.brevity), manners, weights), c.length, c.overlong)
+        praised = with_manners(prefer_brief(told, c.brevity), manners, weights, c.scale_guard if c.scale_each else 0.0)
+        praised = against_overlong(praised, c.length, c.overlong)
+        if reference and c.renew_reference and step and step % c.renew_reference == 0:
+            reference.decoder.load_state_dict(policy.decoder.state_dict())
         if c.kl_in_reward and reference:
             said = rollouts_of(praised)
             now, then = ([row.logprob.tolist() for row in p.score(said, c.temperature)] for p in (policy, reference))
