@@ -102,7 +102,7 @@ def test_seeds_are_joined_where_they_are_and_not_by_number(tab, url: str):
 def test_claims_have_their_verdicts_and_figures(tab, url: str):
     tab.page.goto(f"{url}/#/claims")
     tab.page.get_by_role("heading", name="grpo PASS").wait_for()
-    figure = tab.page.get_by_alt_text("figure of claim grpo")
+    figure = tab.page.get_by_alt_text("figure of claim grpo", exact=True)
     figure.scroll_into_view_if_needed()
     tab.page.wait_for_timeout(500)
     assert figure.evaluate("image => image.naturalWidth") > 100
