@@ -255,6 +255,8 @@ def test_rewards_that_are_scaled_each_count_alike_whatever_their_range():
     assert [verdict.score for verdict in found.verdicts[:4]] == pytest.approx(expected)
     assert found.verdicts[4].score is None
     assert mean_parts([found], ["form"]) == {"form": 0.6}
+    (population,) = with_manners([group(1.0, 0.0)], lambda rollout: {"form": 0.0}, {"form": 0.5}, 1e-9, 0)
+    assert [verdict.score for verdict in population.verdicts] == pytest.approx([1.0, -1.0])
 
 
 def test_a_reward_on_which_a_group_agrees_adds_nothing_where_each_is_scaled():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
 from schoolhouse.types import Group, Reply, Rollout, Verdict
@@ -169,6 +169,7 @@ def with_manners(
     manners: Callable[[Rollout], Mapping[str, float]],
     weights: Mapping[str, float],
     guard: float = 0.0,
+    ddof: Literal[0, 1] = 1,
 ) -> list[Group]:
     """The groups with rewards for how an answer is given added to their scores: score + sum of weight x manner.
 
@@ -187,7 +188,7 @@ def with_manners(
         rewards = {name: [row[name] for row in found] for name in weights}
         rewards["right"] = [verdict.score or 0.0 for verdict in group.verdicts]
         if guard:
-            rewards = {name: _standardised(row, told, guard) for name, row in rewards.items()}
+            rewards = {name: _standardised(row, told, guard, ddof) for name, row in rewards.items()}
         sums = [
             right + sum(weight * rewards[name][at] for name, weight in weights.items())
             for at, right in enumerate(rewards["right"])
@@ -200,12 +201,12 @@ def with_manners(
     return praised
 
 
-def _standardised(rewards: Sequence[float], told: Sequence[bool], guard: float) -> list[float]:
-    """Centred and divided by sample deviation + guard over those that are judged; exactly 0 where these agree."""
+def _standardised(rewards: Sequence[float], told: Sequence[bool], guard: float, ddof: int) -> list[float]:
+    """Centred and divided by deviation + guard over those that are judged; exactly 0 where these agree."""
     known = [reward for reward, is_told in zip(rewards, told, strict=True) if is_told]
     if len({*known}) < 2:
         return [0.0] * len(rewards)
-    mean, deviation = fmean(known), stdev(known)
+    mean, deviation = fmean(known), _deviation(known, ddof)
     return [(reward - mean) / (deviation + guard) for reward in rewards]
 
 

@@ -159,6 +159,11 @@ class Config(Frozen):
     exam_problems: int = Field(100, gt=0)
     exam_samples: int = Field(4, gt=0)
 
+    @property
+    def guard_each(self) -> float:
+        """Added to the deviation of each reward; 0 where rewards are not scaled by themselves."""
+        return self.scale_guard if self.scale_each else 0.0
+
     @model_validator(mode="before")
     @classmethod
     def _like(cls, given: Any) -> Any:

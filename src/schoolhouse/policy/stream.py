@@ -15,8 +15,8 @@ from schoolhouse.types import Key, Rollout, SchoolError
 class Stream:
     """(step, rollouts) for each step. Lag 0 is on-policy: sample, hand out, wait until the caller has updated.
 
-    ask  the prefixes of a step
-    act  lets the policy go on from prefixes
+    ask     the prefixes of a step
+    act     lets the policy go on from prefixes
     beside  another policy whose weights change, such as a reference that is renewed
 
     A run keeps the stream instead of its policy: rollouts that wait for their step come from weights that are gone by

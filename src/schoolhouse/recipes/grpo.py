@@ -78,7 +78,7 @@ def grpo(c: Config, run: Run) -> None:
         told = judged(controlled(c.control, groups, c.seed, step))
         if c.dynamic_sampling:  # a batch of groups that disagree and nothing else, in its denominators too
             told = mixed(told)[: c.problems]
-        praised = with_manners(prefer_brief(told, c.brevity), manners, weights, c.scale_guard if c.scale_each else 0.0)
+        praised = with_manners(prefer_brief(told, c.brevity), manners, weights, c.guard_each, c.scale_ddof)
         praised = against_overlong(praised, c.length, c.overlong)
         if reference and c.renew_reference and step and step % c.renew_reference == 0:
             reference.decoder.load_state_dict(policy.decoder.state_dict())

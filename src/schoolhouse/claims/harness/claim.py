@@ -163,9 +163,7 @@ class Results:
         return bootstrap([fmean(row[problem] for row in rows) for problem in problems], Key(0, "claim"))
 
     def _shares(self, arm: str, seed: int, measure: str) -> dict[str, float]:
-        records = self.arms[arm][seed].measured[measure]["records"]
-        judged = [(r["problem"], [score for score in r["scores"] if score is not None]) for r in records]
-        return {problem: fmean(score >= 1.0 for score in scores) for problem, scores in judged if scores}
+        return _shares(self.arms[arm][seed].measured[measure]["records"])
 
     def course(self, arm: str, metric: str) -> list[list[float]]:
         """A metric of training, a row of steps for each seed; steps without it are left out."""
@@ -191,6 +189,12 @@ class Results:
         return found
 
 
+def _shares(records: Sequence[Json]) -> dict[str, float]:
+    """Share of right answers by problem, of those that could be judged."""
+    judged = [(r["problem"], [score for score in r["scores"] if score is not None]) for r in records]
+    return {problem: fmean(score >= 1.0 for score in scores) for problem, scores in judged if scores}
+
+
 def _asked(outcome: Outcome) -> int:
     """Problems of the exams sat in training; 0 where there were none."""
     return next((line["exam"]["problems"] for line in outcome.metrics if "exam" in line), 0)
@@ -202,8 +206,7 @@ def _share(outcome: Outcome, problems: int) -> float:
     records = exam.get("records", ())
     if not problems or len(records) <= problems:
         return exam["overall"]["pass_at_1"]
-    judged = [[score for score in record["scores"] if score is not None] for record in records[:problems]]
-    return fmean(fmean(score >= 1.0 for score in scores) for scores in judged if scores)
+    return fmean(_shares(records[:problems]).values())
 
 
 def _points(outcome: Outcome) -> list[Point]:

@@ -23,12 +23,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from schoolhouse import __version__, claims, recipes
+from schoolhouse import __version__, claims, recipes, records
 from schoolhouse.claims.harness.claim import Arm, Claim, Measure, Outcome, Results, Scale, Step
 from schoolhouse.config import Frozen, Source, build, nearest
 from schoolhouse.durable import InUse, checksum, model_in, read_lines, read_object, to_json, write_whole
 from schoolhouse.policy.policy import Policy
-from schoolhouse.records import code, spent, weights
+from schoolhouse.records import code, spent
 from schoolhouse.run import Run, read_metrics
 from schoolhouse.tasks.task import open_task
 from schoolhouse.types import SchoolError
@@ -134,8 +134,9 @@ def do(step: Step, folder: Path) -> Path:
         if {one.get("code") for one in (made, *made.get("went_on", ()))} != {code()}:
             print(f"  {manifest.parent}: made by other code than this; delete it to make it anew", file=sys.stderr)
         for model, then in made.get("models", {}).items():
-            if Path(model).is_dir() and weights(model) != then:
-                raise SchoolError(f"{manifest.parent} began from other weights than {model} has now: delete the former")
+            if Path(model).is_dir() and records.weights(model) != then:
+                told = f"{manifest.parent} began from other weights than {model} has now"
+                raise SchoolError(f"{told}: delete {manifest.parent.name} to make it anew, or put the old weights back")
         return manifest.parent
     module, config = _resolved(step, folder, lambda inner: do(inner, folder))
     place = folder / "steps" / name_of(step)
@@ -201,16 +202,16 @@ def _measured(
     asked += [{what: name_of(step) for what, step in beside.items()}] if beside else []
     asked += _contents(getattr(measure, "task", None))
     path = folder / "measures" / f"{_digest(json.dumps(asked, sort_keys=True))}.json"
-    marks, taken = fingerprint(model), read_object(path) if path.exists() else {}
+    weights, taken = fingerprint(model), read_object(path) if path.exists() else {}
     if taken and taken.get("code") != code():
         print(f"  {path}: measured by other code than this; delete it to measure anew", file=sys.stderr)
-    if not taken or taken.get("weights", marks) != marks:  # a step that was made anew has its old name
+    if not taken or taken.get("weights", weights) != weights:  # a step that was made anew has its old name
         others = {what: Policy.load(do(step, folder)) for what, step in beside.items()}
         began = time.monotonic()
         found = measure.take(Policy.load(model), seed, **others)
         path.parent.mkdir(parents=True, exist_ok=True)
         seconds = round(time.monotonic() - began, 3)
-        row = {**found, "asked": asked, "weights": marks, "code": code(), "seconds": seconds}
+        row = {**found, "asked": asked, "weights": weights, "code": code(), "seconds": seconds}
         write_whole(path, to_json(row) + "\n")
     return read_object(path)
 

@@ -244,8 +244,8 @@ def write_pages(folder: Path) -> None:
         "On the pages a `premise` is what has to be so, or nothing is shown; what `must hold` is the effect; what "
         "`must fail` is an ablation or a control that must not show it, and it *holds* where that did fail; "
         "`reported` is not judged. PASS: every line holds. Designs were piloted with seed 0, which is counted too, "
-        "and some were counted twice with the same seeds: the notes of a page say so, and what was fixed. Intervals "
-        "are over problems, not over seeds, whose values stand beside them.",
+        "and some were counted more than once with the same seeds: the notes of a page say so, and what was fixed. "
+        "Intervals are over problems, not over seeds, whose values stand beside them.",
         "",
         "Minutes are the sum over the arms and seeds of a page, however many ran side by side, with the exams in their "
         "course, without the last ones and without what starts are made from.",
