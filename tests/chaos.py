@@ -19,26 +19,26 @@ import tempfile
 import time
 from pathlib import Path
 
-from schoolhouse.durable import complete_ones
-from schoolhouse.run import read_metrics
-from schoolhouse.runs import compare, is_run
+from schoolhouse.runs.atomic_io import complete_ones
+from schoolhouse.runs.inspect import compare, is_run
+from schoolhouse.runs.run import read_metrics
 
 VERIFIER = """
-from schoolhouse.tasks.task import Task
+from schoolhouse.tasks.base import Task
 from schoolhouse.types import Message, Problem, Verdict
 
 class Even(Task):
-    def draw(self, step, count):
+    def train_problems(self, step, count):
         return [self.problem(f"{step}-{i}", step + i) for i in range(count)]
 
-    def exam(self, count=None):
+    def eval_problems(self, count=None):
         return [self.problem(f"exam-{i}", i) for i in range(count or 4)]
 
     def problem(self, name, number):
         return Problem(name, (Message("user", f"Say {number}."),), str(number))
 
-    def verdict(self, problem, reply):
-        said = len(reply.thought or "") + len(reply.answer)
+    def grade(self, problem, completion):
+        said = len(completion.thought or "") + len(reply.answer)
         return Verdict(float(said % 2), parts={"length": float(said)})
 """
 
@@ -75,15 +75,20 @@ stages:
 """
 
 SHAPES = {
-    "plain": {"recompute": "false", "precision": "auto", "task": "python:{even}", "switches": "exam_every: 4"},
+    "plain": {
+        "activation_checkpointing": "false",
+        "precision": "auto",
+        "task": "python:{even}",
+        "switches": "exam_every: 4",
+    },
     "behind": {
-        "recompute": "true",
+        "activation_checkpointing": "true",
         "precision": "float32",
         "task": "python:{even}",
         "switches": "{lag: 2, kl: 0.05, correction: token}",
     },
     "many updates": {
-        "recompute": "false",
+        "activation_checkpointing": "false",
         "precision": "exact",
         "task": "school:facts",
         "switches": "{updates: 2, dynamic_sampling: 1, brevity: 0.1, temperature: 1.5}",

@@ -59,26 +59,36 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 # --- a tiny model that knows the form of a task
 
-MODEL = {"width": 32, "layers": 1, "heads": 1, "key_heads": 1, "head_dim": 32, "inner": 64, "longest": 256}
+MODEL = {
+    "hidden_size": 32,
+    "num_layers": 1,
+    "num_heads": 1,
+    "num_kv_heads": 1,
+    "head_dim": 32,
+    "intermediate_size": 64,
+    "max_seq_len": 256,
+}
 
 
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a model that was shown a task's worked examples for sixty updates; one for each task."""
     from schoolhouse.recipes import pretrain, sft
-    from schoolhouse.run import Run
+    from schoolhouse.runs.run import Run
 
     made: dict[str, Path] = {}
 
     def teach(task: str) -> Path:
         if task not in made:
             folder, shape = tmp_path_factory.mktemp("taught"), pretrain.Model(**MODEL)
-            book = pretrain.Config(
-                task=task.partition("&")[0], model=shape, vocabulary=300, steps=3, batch=4, context=32
+            book = pretrain.Config.of(
+                task=task.partition("&")[0], model=shape, vocab_size=300, steps=3, batch_size=4, seq_len=32
             )
             with Run.open(folder / "book", book, "pretrain") as run:
                 pretrain.pretrain(book, run)
-            lessons = sft.Config(model=str(run.model), task=task, steps=60, batch=16, learning_rate=1e-2)
+            lessons = sft.Config.of(
+                model=str(run.model), task=task, steps=60, batch_size=16, **{"optimizer.learning_rate": 1e-2}
+            )
             with Run.open(folder / "lessons", lessons, "sft") as run:
                 sft.sft(lessons, run)
             made[task] = run.model

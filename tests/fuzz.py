@@ -23,17 +23,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from schoolhouse.config import Frozen, load
-from schoolhouse.policy.decoder import Shape
+from schoolhouse.config import BaseConfig, load
+from schoolhouse.data.chat import Conversation
+from schoolhouse.data.tokenizer import train_tokenizer
+from schoolhouse.model.decoder import ModelConfig
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import grpo
-from schoolhouse.run import Run
-from schoolhouse.runs import faults, look
-from schoolhouse.tasks.files import open_jsonl
-from schoolhouse.tasks.verify import verify
-from schoolhouse.text.conversation import Conversation
-from schoolhouse.text.tokenizer import train_tokenizer
-from schoolhouse.types import Reply, SchoolError
+from schoolhouse.runs.inspect import check, inspect
+from schoolhouse.runs.run import Run
+from schoolhouse.tasks.answer_match import answer_match
+from schoolhouse.tasks.jsonl import open_jsonl
+from schoolhouse.types import Completion, SchoolError
 
 PIECES = [b"{", b"}", b"[", b"]", b'"', b":", b"\n", b"- ", b"&a ", b"*a", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf"]
 PIECES += [b"null", b"nan", b"1e999", b"-1", b"9" * 40, b"{{", b"{%", b"%}", b"<answer>", b"\\boxed{", b"\\u0000"]
@@ -61,7 +61,7 @@ def damage(good: bytes, draw: random.Random) -> bytes:
     return bytes(bad)
 
 
-class Steps(Frozen):
+class Steps(BaseConfig):
     steps: int = 3
 
 
@@ -87,7 +87,7 @@ class Targets:
         self.tokenizer = train_tokenizer([words], 300)
         conversation = Conversation(self.tokenizer)
         self.template = conversation.template.encode()
-        Policy.create(Shape(300, 16, 16, 1, 1, 1, 16, 64), conversation).save(folder / "good-model")
+        Policy.create(ModelConfig(300, 16, 16, 1, 1, 1, 16, 64), conversation).save(folder / "good-model")
         config = Steps()
         with Run.open(folder / "good-run", config, "fuzz") as run:
             for step in run.steps(range(3), Weights(), every=1):
@@ -107,8 +107,8 @@ class Targets:
         path = self.folder / "rows.jsonl"
         path.write_bytes(damage("".join(json.dumps(row) + "\n" for row in rows).encode(), draw))
         task = open_jsonl(str(path))
-        for problem in task.draw(0, 4):
-            task.verdict(problem, Reply(None, r"\boxed{4}")) if task.trusted else None
+        for problem in task.train_problems(0, 4):
+            task.grade(problem, Completion(None, r"\boxed{4}")) if task.in_process else None
 
     def template_text(self, draw: random.Random) -> None:
         template = damage(self.template, draw).decode(errors="replace")
@@ -118,7 +118,7 @@ class Targets:
         good = rb"So we get \boxed{\frac{1}{2}} and <answer>1,234.5\text{ cm}^2</answer> or 50\%."
         text = damage(good, draw).decode(errors="replace")
         for reference in ("12", r"\frac{1}{2}", r"50\%", "Paris", r"10\text{ cm}"):
-            verify(Reply(None, text), reference)
+            answer_match(Completion(None, text), reference)
 
     def model(self, draw: random.Random) -> None:
         folder = self._copy("good-model")
@@ -130,8 +130,8 @@ class Targets:
         folder = self._copy("good-run")
         path = draw.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
         path.write_bytes(damage(path.read_bytes(), draw)) if draw.random() < 0.95 else path.unlink()
-        if not faults(folder):
-            look(folder)
+        if not check(folder):
+            inspect(folder)
         with Run.open(folder, Steps(), "fuzz") as run:
             for step in run.steps(range(run.step, 3), run.restore(Weights()), every=1):
                 run.record(step, loss=1.0)

@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
-from schoolhouse.config import Frozen, build, describe, dump, load, read_yaml
+from schoolhouse.config import BaseConfig, build, dump, load, print_help, read_yaml
 from schoolhouse.types import SchoolError
 
 
-class Inner(Frozen):
+class Inner(BaseConfig):
     width: int = Field(8, gt=0)
     """How wide."""
     deep: bool = True
 
 
-class Sample(Frozen):
+class Sample(BaseConfig):
     model: str
     """Folder of the model."""
     samples: int = Field(4, gt=0)
@@ -179,7 +179,7 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 def test_help_shows_types_defaults_and_docstrings(capsys) -> None:
-    describe(Sample, "school train sample", "About it.")
+    print_help(Sample, "school train sample", "About it.")
     said = capsys.readouterr().out
     for part in (
         "school train sample",

@@ -5,12 +5,20 @@ from typing import Any
 
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, Step
 
-SHAPE = {"width": 32, "layers": 1, "heads": 1, "key_heads": 1, "head_dim": 32, "inner": 32, "longest": 128}
+SHAPE = {
+    "hidden_size": 32,
+    "num_layers": 1,
+    "num_heads": 1,
+    "num_kv_heads": 1,
+    "head_dim": 32,
+    "intermediate_size": 32,
+    "max_seq_len": 128,
+}
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
-    book = {"task": "school:facts", "seed": seed, "model": SHAPE, "vocabulary": 300}
-    return {"start": Arm(Step("pretrain", {**book, "steps": 2, "batch": 4, "context": 32}), {})}
+    book = {"task": "school:facts", "seed": seed, "model": SHAPE, "vocab_size": 300}
+    return {"start": Arm(Step("pretrain", {**book, "steps": 2, "batch_size": 4, "seq_len": 32}), {})}
 
 
 def judge(results: Results) -> Sequence[Check]:

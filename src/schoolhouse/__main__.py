@@ -2,6 +2,6 @@
 
 import sys
 
-from schoolhouse.cli import main
+from schoolhouse.cli.main import main
 
 sys.exit(main())

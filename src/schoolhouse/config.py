@@ -14,29 +14,54 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from schoolhouse.types import SchoolError
 
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """The way to a value: keys and list positions from the root."""
 
 
-class Frozen(BaseModel):
+class BaseConfig(BaseModel):
     """Base of every config: cannot be changed, refuses unknown keys, the docstring under a field is its help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
     @classmethod
-    def contradictions(cls, file: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
-        """Where a file says what words of the command line would set otherwise without naming it."""
+    def _complete(cls, given: Any) -> Any:
+        """Dotted keys become groups, and a group that is given in part keeps the other defaults of this config."""
+        if not isinstance(given, Mapping):
+            return given
+        values = cls.preset_values(expand_dotted(given))
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, BaseConfig) and isinstance(values.get(name), Mapping):
+                values[name] = merge(field.default.model_dump(), values[name])
+        return values
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """A config from plain values; dotted keys name a part of a group: `**{"optimizer.learning_rate": 1e-4}`.
+
+        Raises SchoolError naming every mistake.
+        """
+        return build(cls, Source(values, {}))
+
+    @classmethod
+    def preset_values(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The given values with those of a preset under them. Raises ValueError for an unknown preset."""
+        return given
+
+    @classmethod
+    def conflicts(cls, file: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
+        """Values of a file that a preset named on the command line would set otherwise."""
         return []
 
 
-C = TypeVar("C", bound=Frozen)
+C = TypeVar("C", bound=BaseConfig)
 
 
 @dataclass(frozen=True)
@@ -44,7 +69,7 @@ class Source:
     """Plain values and where each was written: `FILE:LINE`, or `--option`."""
 
     values: Any
-    where: Mapping[Place, str]
+    where: Mapping[KeyPath, str]
 
     def at(self, *place: str | int) -> Source:
         """The part under a place, with its own places relative to it. Raises KeyError or IndexError where it is not."""
@@ -56,9 +81,9 @@ class Source:
     def over(self, base: Source) -> Source:
         """These values laid over `base`: mappings are merged key by key, anything else is replaced."""
         where = {at: text for at, text in base.where.items() if not self._replaces(at)}
-        return Source(_merged(base.values, self.values), where | dict(self.where))
+        return Source(merge(base.values, self.values), where | dict(self.where))
 
-    def _replaces(self, place: Place) -> bool:
+    def _replaces(self, place: KeyPath) -> bool:
         """Whether a value here stands at `place` of another source or above it."""
         found = self.values
         for step in place:
@@ -70,10 +95,30 @@ class Source:
         return not isinstance(found, Mapping)
 
 
-def _merged(base: Any, over: Any) -> Any:
+def expand_dotted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"optimizer.learning_rate": 1e-4}` -> `{"optimizer": {"learning_rate": 1e-4}}`; other keys stay."""
+    expanded: dict[Any, Any] = {}
+    for key, value in values.items():
+        name, *parts = key.split(".") if isinstance(key, str) else [key]
+        for part in reversed(parts):
+            value = {part: value}
+        expanded[name] = merge(expanded[name], value) if name in expanded else value
+    return expanded
+
+
+def lookup(values: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key in nested mappings; None where there is none."""
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def merge(base: Any, over: Any) -> Any:
+    """`over` laid over `base`: mappings are merged key by key, anything else is replaced."""
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
-    return {**base, **{key: _merged(base[key], value) if key in base else value for key, value in over.items()}}
+    return {**base, **{key: merge(base[key], value) if key in base else value for key, value in over.items()}}
 
 
 def load(cls: type[C], path: Path | None, overrides: Sequence[str] = (), positional: Sequence[str] = ()) -> C:
@@ -81,13 +126,13 @@ def load(cls: type[C], path: Path | None, overrides: Sequence[str] = (), positio
 
     `positional` names the fields that leading words without `--` go to. Raises SchoolError naming every mistake.
     """
-    source, words = read_yaml(path) if path else Source({}, {}), read_words(cls, overrides, positional)
-    if found := cls.contradictions(source.values, words.values):
+    source, words = read_yaml(path) if path else Source({}, {}), parse_args(cls, overrides, positional)
+    if found := cls.conflicts(source.values, words.values):
         raise SchoolError("\n".join(f"{path}: {line}" for line in found))
     return build(cls, words.over(source))
 
 
-def dump(config: Frozen) -> str:
+def dump(config: BaseConfig) -> str:
     """The config as YAML, every field written out: `load` gives the same config back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
@@ -102,7 +147,7 @@ def build(cls: type[C], source: Source) -> C:
         raise SchoolError("\n".join(_complaints(cls, source, error))) from None
 
 
-def describe(cls: type[Frozen], command: str, about: str) -> None:
+def print_help(cls: type[BaseConfig], command: str, about: str) -> None:
     """Print what a config holds: names, types, defaults and the docstring of every field."""
     import tyro
 
@@ -110,7 +155,7 @@ def describe(cls: type[Frozen], command: str, about: str) -> None:
         tyro.cli(cls, args=["--help"], prog=command, description=about, use_underscores=True)
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
+def suggest(word: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` with the nearest known name, else the list of them."""
     close = get_close_matches(word, known, n=1)
     return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}"
@@ -145,8 +190,12 @@ def read_yaml(path: Path) -> Source:
             return Source({}, {(): str(path)})
         if not isinstance(node, yaml.MappingNode):
             raise SchoolError(f"{path}: expected `key: value` lines")
-        where = dict(_lines(node, path, ())) | {(): str(path)}
-        return Source(loader.construct_document(node), where)
+        where: dict[KeyPath, str] = {}
+        for place, line in _lines(node, path, ()):
+            if place in where:
+                raise SchoolError(f"{line}: `{'.'.join(map(str, place))}` is given twice (first at {where[place]})")
+            where[place] = line
+        return Source(_expanded(loader.construct_document(node)), where | {(): str(path)})
     except OSError as error:
         raise SchoolError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -164,7 +213,14 @@ def read_yaml(path: Path) -> Source:
         raise SchoolError(f"{path}: not valid YAML: {error}") from None
 
 
-def _lines(node: yaml.Node, path: Path, place: Place) -> Iterator[tuple[Place, str]]:
+def _expanded(value: Any) -> Any:
+    """A document with dotted keys as groups, at any depth."""
+    if isinstance(value, Mapping):
+        return expand_dotted({key: _expanded(inner) for key, inner in value.items()})
+    return [_expanded(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _lines(node: yaml.Node, path: Path, place: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     """Where each value of a document stands. The line of a value is that of its key."""
     if isinstance(node, yaml.SequenceNode):
         children = list(enumerate(node.value))
@@ -182,7 +238,7 @@ def _lines(node: yaml.Node, path: Path, place: Place) -> Iterator[tuple[Place, s
     else:
         return
     for name, child in children:
-        here = (*place, name)
+        here = (*place, *(name.split(".") if isinstance(name, str) else [name]))
         yield here, f"{path}:{marks[name].line + 1}"
         yield from _lines(child, path, here)
 
@@ -190,12 +246,12 @@ def _lines(node: yaml.Node, path: Path, place: Place) -> Iterator[tuple[Place, s
 # ---- the command line
 
 
-def read_words(cls: type[Frozen], words: Sequence[str], positional: Sequence[str] = ()) -> Source:
+def parse_args(cls: type[BaseConfig], words: Sequence[str], positional: Sequence[str] = ()) -> Source:
     """Command-line words as a source: `--key value`, `--key=value`, `--group.key value`, `--flag`, `--no-flag`,
     `--list a b c`; hyphens or underscores. Values stay text: pydantic turns text into what the field wants."""
     known = dict(_options(cls))
     values: dict[str, Any] = {}
-    where: dict[Place, str] = {}
+    where: dict[KeyPath, str] = {}
     rest = list(words)
     loose = []
     while rest and not rest[0].startswith("--"):
@@ -227,7 +283,7 @@ def _read_option(option: str, given: list[str], known: Mapping[str, Any]) -> tup
     if key not in known and not given and known.get(positive) is bool:
         return positive, "false"
     if key not in known:
-        raise SchoolError(f"unknown option {option}{nearest(f'--{key}', [f'--{name}' for name in known])}")
+        raise SchoolError(f"unknown option {option}{suggest(f'--{key}', [f'--{name}' for name in known])}")
     kind = known[key]
     if not given and kind is bool:
         return key, "true"
@@ -272,7 +328,7 @@ def _complaints(cls: type[BaseModel], source: Source, error: ValidationError) ->
     """One line per mistake: where, what, and what is allowed instead."""
     lines: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
-        place: Place = item["loc"]
+        place: KeyPath = item["loc"]
         key, message = ".".join(map(str, place)), item["msg"]
         while place and place not in source.where:  # the deepest part that was written somewhere
             place = place[:-1]
@@ -281,7 +337,7 @@ def _complaints(cls: type[BaseModel], source: Source, error: ValidationError) ->
             *outer, last = item["loc"]
             fields = sorted({name for model in _models_at(cls, outer) for name in model.model_fields})
             subject = f"{at}: unknown key `{last}` in {'.'.join((name_of(cls), *map(str, outer)))}"
-            lines.setdefault(subject + nearest(str(last), fields), [])
+            lines.setdefault(subject + suggest(str(last), fields), [])
         elif item["type"] == "missing" and isinstance(item["loc"][-1], str):
             mend = f"write `{item['loc'][-1]}: ...` or give --{key}" if () in source.where else f"give --{key}"
             lines.setdefault(f"{at}: `{key}` is missing: {mend}", [])
@@ -312,7 +368,7 @@ def _models_at(cls: type[BaseModel], place: Sequence[str | int]) -> list[type[Ba
     return models
 
 
-def read_options(what: str, query: str) -> dict[str, str]:
+def parse_query(what: str, query: str) -> dict[str, str]:
     """What stands behind a `?`: `NAME=VALUE&NAME=VALUE`. SchoolError names `what` and the wrong part."""
     options: dict[str, str] = {}
     for part in query.split("&") if query else ():

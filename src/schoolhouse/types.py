@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 NAN = float("nan")
 
-Finish = Literal["open", "stop", "length", "given", "forced"]
+FinishReason = Literal["open", "stop", "length", "context", "prefill"]
 """Why a rollout ended: `open` nothing said yet, `stop` the policy ended its turn, `length` it was cut off,
 `given` the last words are not the policy's (a demonstration, or a user's or tool's turn), `forced` they were put into
 its mouth and its turn goes on."""
@@ -50,7 +50,7 @@ class Message(NamedTuple):
     thought: str | None = None
 
 
-LOOK_AGAIN = "Look again: there may be a mistake. What is the result?"
+REVISION_REQUEST = "Look again: there may be a mistake. What is the result?"
 """A request for a second attempt that says nothing about whether the first was right."""
 
 
@@ -71,7 +71,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Completion:
     """What the policy said in its last turn, as text. A verifier sees this and nothing else of the policy.
 
     `thought` is what stands between <think> and </think> (None: it did not think), `answer` is what follows the
@@ -91,7 +91,7 @@ class Demonstration:
     problem: Problem
     thought: str | None
     answer: str
-    hand: str = ""
+    style: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +101,14 @@ class Verdict:
     `parts` are named components of the score (for reports). Raises ValueError for a score that is not finite.
     """
 
-    score: float | None
+    reward: float | None
     reason: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.score is not None and not math.isfinite(self.score):
-            raise ValueError(f"a verdict's score must be a finite number or None, not {self.score}")
-        if self.score is None and not self.reason:
+        if self.reward is not None and not math.isfinite(self.reward):
+            raise ValueError(f"a verdict's score must be a finite number or None, not {self.reward}")
+        if self.reward is None and not self.reason:
             raise ValueError("a verdict without a score must say why in `reason`")
 
 
@@ -117,7 +117,7 @@ class Rollout:
     """A prefix: the ids so far, who said each, and how likely the policy found what it said itself.
 
     tokens   [T] ids as sampled or spliced, never re-tokenised
-    written  [T] True where the policy (or, in a demonstration, the teacher it imitates) said this token
+    loss_mask [T] True where the policy (or, in a demonstration, the teacher it imitates) said this token
     logprob  [T] log-probability under the transform that sampled it; nan where nobody sampled
     turns    index of the first token of each turn the policy wrote
     version  of the policy that wrote the last turn
@@ -126,74 +126,78 @@ class Rollout:
     problem: Problem
     key: Key
     tokens: tuple[int, ...]
-    written: tuple[bool, ...]
+    loss_mask: tuple[bool, ...]
     logprob: tuple[float, ...]
     turns: tuple[int, ...] = ()
-    finish: Finish = "open"
-    version: int = 0
+    finish_reason: FinishReason = "open"
+    policy_version: int = 0
 
     def __post_init__(self) -> None:
-        if not len(self.tokens) == len(self.written) == len(self.logprob):
+        if not len(self.tokens) == len(self.loss_mask) == len(self.logprob):
             raise ValueError(
-                f"rollout of {self.problem.id}: tokens, written and logprob have lengths "
-                f"{len(self.tokens)}, {len(self.written)}, {len(self.logprob)}; they must be equal"
+                f"rollout of {self.problem.id}: tokens, loss_mask and logprob have lengths "
+                f"{len(self.tokens)}, {len(self.loss_mask)}, {len(self.logprob)}; they must be equal"
             )
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def said(self, tokens: Sequence[int], logprob: Sequence[float], finish: Finish, version: int) -> Rollout:
+    def append_sampled(
+        self, tokens: Sequence[int], logprob: Sequence[float], finish: FinishReason, version: int
+    ) -> Rollout:
         """The policy says `tokens`: a new turn, unless words were forced on it within the last."""
         return replace(
             self,
             tokens=(*self.tokens, *tokens),
-            written=(*self.written, *(True for _ in tokens)),
+            loss_mask=(*self.loss_mask, *(True for _ in tokens)),
             logprob=(*self.logprob, *logprob),
-            turns=self.turns if self.finish == "forced" else (*self.turns, len(self.tokens)),
-            finish=finish,
-            version=version,
+            turns=self.turns if self.finish_reason == "prefill" else (*self.turns, len(self.tokens)),
+            finish_reason=finish,
+            policy_version=version,
         )
 
-    def given(self, tokens: Sequence[int]) -> Rollout:
+    def append_context(self, tokens: Sequence[int]) -> Rollout:
         """Somebody else says `tokens` (user, tool): never trained on, by construction."""
         return replace(
             self,
             tokens=(*self.tokens, *tokens),
-            written=(*self.written, *(False for _ in tokens)),
+            loss_mask=(*self.loss_mask, *(False for _ in tokens)),
             logprob=(*self.logprob, *(NAN for _ in tokens)),
             key=self.key._replace(turn=self.key.turn + 1),
-            finish="given",
+            finish_reason="context",
         )
 
-    def forced(self, tokens: Sequence[int]) -> Rollout:
+    def prefill(self, tokens: Sequence[int]) -> Rollout:
         """Words put into the policy's mouth within its turn, or as its beginning: read, never trained on.
 
         Without any, the policy goes on within its turn, with new random numbers.
         """
-        begun = self.finish not in ("open", "given")
+        begun = self.finish_reason not in ("open", "context")
         return replace(
-            self.given(tokens), finish="forced", turns=self.turns if begun else (*self.turns, len(self.tokens))
+            self.append_context(tokens),
+            finish_reason="prefill",
+            turns=self.turns if begun else (*self.turns, len(self.tokens)),
         )
 
-    def up_to(self, end: int) -> Rollout:
+    def truncate(self, end: int) -> Rollout:
         """Its first `end` tokens, as if the last turn had been cut off there."""
         return replace(
             self,
             tokens=self.tokens[:end],
-            written=self.written[:end],
+            loss_mask=self.loss_mask[:end],
             logprob=self.logprob[:end],
             turns=tuple(turn for turn in self.turns if turn < end),
-            finish="length",
+            finish_reason="length",
         )
 
-    def onto(self, prompt: Sequence[int]) -> Rollout:
+    def with_prompt(self, prompt: Sequence[int]) -> Rollout:
         """The same words behind another prompt. Sampled log-probabilities are dropped: they were about the old one."""
         start = self.turns[0]
         kept = self.tokens[start:]
         return replace(
             self,
             tokens=(*prompt, *kept),
-            written=(*(False for _ in prompt), *self.written[start:]),
+            loss_mask=(*(False for _ in prompt), *self.loss_mask[start:]),
             logprob=(NAN,) * (len(prompt) + len(kept)),
             turns=tuple(len(prompt) + turn - start for turn in self.turns),
         )
@@ -203,7 +207,7 @@ class Rollout:
         if not self.turns:
             return ()
         start, end = self.turns[-1], len(self.tokens)
-        while self.finish != "forced" and end > start and not self.written[end - 1]:
+        while self.finish_reason != "prefill" and end > start and not self.loss_mask[end - 1]:
             end -= 1
         return self.tokens[start:end]
 
@@ -217,9 +221,9 @@ class Group:
     verdicts: tuple[Verdict, ...]
 
     @property
-    def scores(self) -> tuple[float, ...]:
+    def rewards(self) -> tuple[float, ...]:
         """Scores of the rollouts that could be judged, in order."""
-        return tuple(v.score for v in self.verdicts if v.score is not None)
+        return tuple(v.reward for v in self.verdicts if v.reward is not None)
 
 
 class SchoolError(Exception):

@@ -9,7 +9,7 @@ from schoolhouse.types import SchoolError
 
 
 def result(kind="sampler", peer="vllm", size="3M"):
-    turns = {name: [{"seconds": 1.0, "tokens": 10, "peak": 1, "gap": 1e-4}] for name in ("ours", peer)}
+    turns = {name: [{"seconds": 1.0, "tokens": 10, "peak": 1, "logprob_gap": 1e-4}] for name in ("ours", peer)}
     return {
         "kind": kind,
         "peer": peer,

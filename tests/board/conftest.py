@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from boards import Json, write_run
+from sample_runs import Json, write_run
 
 
 @pytest.fixture

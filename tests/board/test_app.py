@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from boards import STEPS, grown
+from sample_runs import STEPS, grown
 from schoolhouse.board.app import build_app, names_of
-from schoolhouse.board.index import make
-from schoolhouse.records import numbers
+from schoolhouse.board.rollout_index import make
+from schoolhouse.runs.manifest import numbers
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_damaged_run_is_listed_as_one(ask: TestClient, tmp_path: Path):
 def test_a_run_tells_its_config_numbers_and_signal(ask: TestClient):
     told = ask.get("/api/run", params={"name": "one"}).json()
     assert told["config"]["seed"] == 0
-    assert told["metrics"] == ["reward", "sampled_tokens", "groups", "groups_mixed"]
+    assert told["metrics"] == ["reward", "sampled_tokens", "groups", "groups_with_signal"]
     assert told["signal"] == "In step 3 1 of 2 problems had answers of different reward, and taught."
 
 
@@ -55,7 +55,7 @@ def test_curves_of_several_runs(ask: TestClient, against: str, x: list[float]):
 
 
 def test_rollouts_are_filtered_and_an_index_is_made_where_there_is_none(ask: TestClient):
-    found = ask.get("/api/rollouts", params={"name": "one", "verdict": "right", "order": "said"}).json()
+    found = ask.get("/api/rollouts", params={"name": "one", "outcome": "right", "order": "length"}).json()
     assert (found["ready"], found["count"]) == (True, 3)
     assert "logprob" not in found["rows"][0]
     for _ in range(100):
@@ -74,7 +74,7 @@ def test_samples_are_there_as_soon_as_the_index_is(ask: TestClient):
         if found["ready"]:
             break
         time.sleep(0.1)
-    assert [row["score"] for row in found["rows"]] == [0.0, 1.0]
+    assert [row["reward"] for row in found["rows"]] == [0.0, 1.0]
     missing = ask.get("/api/group", params={**asked, "problem": "z"})
     assert missing.status_code == 404
     assert "there are no samples of this problem in step 0" in missing.text

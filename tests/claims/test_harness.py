@@ -11,22 +11,30 @@ from typing import Any
 import pytest
 
 import tiny_claim
-from schoolhouse.claims.harness import lab, page
+from schoolhouse.claims.harness import page, runner
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Outcome, Results, Scale, Step, verdict
-from schoolhouse.trials import claim as command
+from schoolhouse.cli.claims import claim as command
 from schoolhouse.types import SchoolError
 
-MODEL = {"width": 32, "layers": 1, "heads": 1, "key_heads": 1, "head_dim": 32, "inner": 32, "longest": 128}
+MODEL = {
+    "hidden_size": 32,
+    "num_layers": 1,
+    "num_heads": 1,
+    "num_kv_heads": 1,
+    "head_dim": 32,
+    "intermediate_size": 32,
+    "max_seq_len": 128,
+}
 TASK = "school:facts"
 
 
 def book(seed: int = 0, **changes: Any) -> Step:
-    config = {"task": TASK, "seed": seed, "model": MODEL, "vocabulary": 300, "steps": 2, "batch": 4, "context": 32}
+    config = {"task": TASK, "seed": seed, "model": MODEL, "vocab_size": 300, "steps": 2, "batch_size": 4, "seq_len": 32}
     return Step("pretrain", {**config, **changes})
 
 
 def lessons(model: Step) -> Step:
-    return Step("sft", {"model": model, "task": TASK, "steps": 1, "batch": 4})
+    return Step("sft", {"model": model, "task": TASK, "steps": 1, "batch_size": 4})
 
 
 EXAM = Exam(task=TASK, problems=2, samples=2, length=4)
@@ -73,62 +81,62 @@ def results(**shares: list[list[float]]) -> Results:
 
 
 def test_a_step_is_named_after_everything_it_is_made_from():
-    assert lab.name_of(lessons(book())) == lab.name_of(lessons(book()))
-    assert lab.name_of(lessons(book())) != lab.name_of(lessons(book(seed=1)))
-    assert lab.name_of(book(steps=2)) != lab.name_of(book(steps=3))
+    assert runner.name_of(lessons(book())) == runner.name_of(lessons(book()))
+    assert runner.name_of(lessons(book())) != runner.name_of(lessons(book(seed=1)))
+    assert runner.name_of(book(steps=2)) != runner.name_of(book(steps=3))
 
 
 def test_a_default_that_is_written_out_is_the_same_step():
-    assert lab.name_of(book()) == lab.name_of(book(weight_decay=0.01))
+    assert runner.name_of(book()) == runner.name_of(book(weight_decay=0.01))
 
 
 def test_what_was_done_is_not_done_again(tmp_path: Path):
-    run = lab.do(lessons(book()), tmp_path)
+    run = runner.do(lessons(book()), tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(before) == 2
-    assert lab.do(lessons(book()), tmp_path) == run
+    assert runner.do(lessons(book()), tmp_path) == run
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
 
 
 def test_a_step_that_other_code_made_is_used_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    manifest = lab.do(book(), tmp_path) / "manifest.json"
-    lab.do(book(), tmp_path)
+    manifest = runner.do(book(), tmp_path) / "manifest.json"
+    runner.do(book(), tmp_path)
     assert "other code" not in capsys.readouterr().err
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "code": "0" * 16}))
-    lab.do(book(), tmp_path)
+    runner.do(book(), tmp_path)
     assert f"{manifest.parent}: made by other code than this" in capsys.readouterr().err
 
 
 def test_a_step_whose_start_was_made_anew_is_not_used(tmp_path: Path):
-    run = lab.do(lessons(book()), tmp_path)
-    start = lab.do(book(), tmp_path)
-    lab.do(lessons(book()), tmp_path)
-    other = lab.do(book(seed=1), tmp_path)
+    run = runner.do(lessons(book()), tmp_path)
+    start = runner.do(book(), tmp_path)
+    runner.do(lessons(book()), tmp_path)
+    other = runner.do(book(seed=1), tmp_path)
     for path in start.rglob("*.safetensors"):
         path.write_bytes(next(other.rglob("*.safetensors")).read_bytes())
     with pytest.raises(SchoolError, match=f"{run.name} began from other weights than .*{start.name} has now"):
-        lab.do(lessons(book()), tmp_path)
+        runner.do(lessons(book()), tmp_path)
 
 
 def test_a_step_that_was_made_anew_is_measured_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arm = Arm(book(), {"exam": EXAM})
-    lab.run_arm(arm, 0, tmp_path)
+    runner.run_arm(arm, 0, tmp_path)
     (path,) = (tmp_path / "measures").glob("*.json")
     taken = json.loads(path.read_text())
-    lab.run_arm(arm, 0, tmp_path)
+    runner.run_arm(arm, 0, tmp_path)
     assert json.loads(path.read_text()) == taken
     assert "other code" not in capsys.readouterr().err
     path.write_text(json.dumps({**taken, "code": "0" * 16, "overall": "old"}))
-    lab.run_arm(arm, 0, tmp_path)
+    runner.run_arm(arm, 0, tmp_path)
     assert json.loads(path.read_text())["overall"] == "old"
     assert f"{path}: measured by other code than this" in capsys.readouterr().err
     path.write_text(json.dumps({**taken, "weights": "0" * 16, "overall": "old"}))
-    lab.run_arm(arm, 0, tmp_path)
+    runner.run_arm(arm, 0, tmp_path)
     assert json.loads(path.read_text())["overall"] == taken["overall"]
 
 
 def test_a_claim_from_its_arms_to_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    found = lab.run_arms(a_claim(), 2, "tiny", tmp_path / "runs")
+    found = runner.run_arms(a_claim(), 2, "tiny", tmp_path / "runs")
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("it, ")]
     assert told == ["it, seed 0: start", "it, seed 0: taught", "it, seed 1: start", "it, seed 1: taught"]
     record = page.write(a_claim(), found, "tiny", tmp_path / "results")
@@ -149,7 +157,7 @@ def test_a_claim_from_its_arms_to_its_page(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_claim_at_another_scale_stands_beside_the_tiny_one(tmp_path: Path):
     claim = replace(a_claim(), budgets={"gpu": "more of it"})
-    found = lab.run_arms(claim, 1, "tiny", tmp_path / "runs")
+    found = runner.run_arms(claim, 1, "tiny", tmp_path / "runs")
     tiny, large = (page.write(claim, found, scale, tmp_path / "results") for scale in ("tiny", "gpu"))
     assert (tiny["budget"], large["budget"]) == (claim.budget, "more of it")
     assert page.redesigned(large, claim) == []
@@ -165,8 +173,8 @@ def test_a_claim_at_another_scale_stands_beside_the_tiny_one(tmp_path: Path):
 
 @pytest.mark.parametrize("scale", ["tiny", "gpu"])
 def test_the_first_claim_has_two_scales(scale: Scale):
-    arms = lab.find("grpo").arms(scale, 0)
-    names = {lab.name_of(arm.step) for arm in arms.values() if isinstance(arm.step, Step)}
+    arms = runner.find("grpo").arms(scale, 0)
+    names = {runner.name_of(arm.step) for arm in arms.values() if isinstance(arm.step, Step)}
     assert len(names) == len(arms)
 
 
@@ -180,7 +188,7 @@ def test_a_step_that_seeds_share_is_counted_once(tmp_path: Path):
 
 def test_a_page_knows_when_its_claim_has_been_redesigned_since(tmp_path: Path):
     claim = a_claim()
-    record = page.write(claim, lab.run_arms(claim, 1, "tiny", tmp_path), "tiny", tmp_path / "results")
+    record = page.write(claim, runner.run_arms(claim, 1, "tiny", tmp_path), "tiny", tmp_path / "results")
     assert page.redesigned(record, claim) == []
     assert page.redesigned(record, replace(claim, rule="another")) == ["rule"]
 
@@ -188,7 +196,7 @@ def test_a_page_knows_when_its_claim_has_been_redesigned_since(tmp_path: Path):
         return {"start": Arm(book(seed, steps=3), {"exam": EXAM}), "taught": claim.arms("tiny", seed)["taught"]}
 
     def otherwise(scale: str, seed: int) -> Mapping[str, Arm]:
-        shorter = {"exam": EXAM.model_copy(update={"problems": 1})}
+        shorter = {"exam": EXAM.model_copy(update={"prompts_per_step": 1})}
         return {"start": Arm(book(seed), shorter), "taught": claim.arms("tiny", seed)["taught"]}
 
     def deeper(scale: str, seed: int) -> Mapping[str, Arm]:
@@ -203,15 +211,15 @@ def test_a_page_knows_when_its_claim_has_been_redesigned_since(tmp_path: Path):
 
 
 def test_only_the_arms_that_are_asked_for_are_run(tmp_path: Path):
-    found = lab.run_arms(a_claim(), 1, "tiny", tmp_path, ["start"])
+    found = runner.run_arms(a_claim(), 1, "tiny", tmp_path, ["start"])
     assert [*found.arms] == ["start"]
     with pytest.raises(SchoolError, match="did you mean `taught`"):
-        lab.run_arms(a_claim(), 1, "tiny", tmp_path, ["tought"])
+        runner.run_arms(a_claim(), 1, "tiny", tmp_path, ["tought"])
 
 
 def test_seeds_side_by_side_give_what_they_give_one_after_the_other(tmp_path: Path):
     claim = tiny_claim.CLAIM
-    found, again = (lab.run_arms(claim, 2, "tiny", tmp_path / str(jobs), jobs=jobs) for jobs in (1, 2))
+    found, again = (runner.run_arms(claim, 2, "tiny", tmp_path / str(jobs), jobs=jobs) for jobs in (1, 2))
     assert [*again.arms] == [*found.arms] == ["start"]
     for seed in (0, 1):
         assert again.arms["start"][seed].metrics == found.arms["start"][seed].metrics
@@ -219,9 +227,9 @@ def test_seeds_side_by_side_give_what_they_give_one_after_the_other(tmp_path: Pa
 
 def test_a_finished_folder_may_be_named_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    place = lab.do(lessons(book()), Path("claims"))
+    place = runner.do(lessons(book()), Path("claims"))
     written = (place / "metrics.jsonl").stat().st_mtime_ns
-    assert lab.do(lessons(book()), tmp_path / "claims") == tmp_path / place
+    assert runner.do(lessons(book()), tmp_path / "claims") == tmp_path / place
     assert (place / "metrics.jsonl").stat().st_mtime_ns == written
 
 
@@ -230,13 +238,13 @@ def test_a_step_is_another_one_when_its_task_file_changed(tmp_path: Path):
     names = []
     for answer in ("1", "2"):
         path.write_text(json.dumps({"question": "q", "answer": f"so #### {answer}"}) + "\n")
-        names.append(lab.name_of(book(task=f"jsonl:{path}?exam=none")))
+        names.append(runner.name_of(book(task=f"jsonl:{path}?holdout=none")))
     assert names[0] != names[1]
 
 
 def test_a_step_that_another_process_trains_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     step = book()
-    place = tmp_path / "steps" / lab.name_of(step)
+    place = tmp_path / "steps" / runner.name_of(step)
     place.mkdir(parents=True)
     hold = (
         "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
@@ -250,9 +258,9 @@ def test_a_step_that_another_process_trains_is_waited_for(tmp_path: Path, monkey
             looks.append(seconds)
             other.communicate("\n")
 
-        monkeypatch.setattr(lab.time, "sleep", wait)
-        assert lab.do(step, tmp_path) == place
-    assert looks == [lab.PATIENCE]
+        monkeypatch.setattr(runner.time, "sleep", wait)
+        assert runner.do(step, tmp_path) == place
+    assert looks == [runner.PATIENCE]
 
 
 # --- the verdict
@@ -290,7 +298,7 @@ def test_differences_are_paired_by_problem_and_seed():
 def test_a_course_asks_one_set_of_problems_from_the_start_to_the_end():
     """Exams in training ask the first problem alone, those before and after it two; the first is the easier one."""
     asked = results(start=[[0.5, 0.1]], taught=[[0.9, 0.1]])
-    lines = [{"step": 0}, {"step": 1, "exam": {"problems": 1, "overall": {"pass_at_1": 0.7}}}]
+    lines = [{"step": 0}, {"step": 1, "exam": {"prompts_per_step": 1, "overall": {"pass_at_1": 0.7}}}]
     taught = replace(asked.arms["taught"][0], metrics=lines)
     found = Results({"start": asked.arms["start"], "taught": {0: taught}})
     assert [point.value for point in found.exams("taught", "start")[0]] == pytest.approx([0.5, 0.7, 0.9])
@@ -325,7 +333,7 @@ def test_seeds_are_those_that_every_arm_has():
 def test_the_page_says_what_did_not_hold(tmp_path: Path):
     claim = a_claim(lambda r: [GOOD, BAD])
     (tmp_path / "results").mkdir()
-    found = lab.run_arms(claim, 1, "tiny", tmp_path / "runs")
+    found = runner.run_arms(claim, 1, "tiny", tmp_path / "runs")
     page.write(claim, found, "tiny", tmp_path / "results")
     text = (tmp_path / "results" / "it.md").read_text()
     assert "# it: FAIL" in text
@@ -338,11 +346,11 @@ def test_the_page_says_what_did_not_hold(tmp_path: Path):
 def test_every_claim_of_the_package_can_be_listed_and_planned(capsys: pytest.CaptureFixture[str]):
     command(["list"])
     told = capsys.readouterr().out
-    for name in lab.known():
+    for name in runner.known():
         assert f"{name}: " in told
-        arms = lab.find(name).arms("tiny", 0)
-        assert lab.find(name).id == name
-        assert all(lab.name_of(arm.step) for arm in arms.values() if isinstance(arm.step, Step))
+        arms = runner.find(name).arms("tiny", 0)
+        assert runner.find(name).id == name
+        assert all(runner.name_of(arm.step) for arm in arms.values() if isinstance(arm.step, Step))
 
 
 def test_a_claim_whose_file_is_not_here_is_listed_all_the_same(

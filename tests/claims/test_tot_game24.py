@@ -8,11 +8,11 @@ from typing import Any, cast
 import pytest
 
 from schoolhouse.claims.tot_game24 import Positions
+from schoolhouse.data.chat import Conversation
+from schoolhouse.data.tokenizer import train_tokenizer
 from schoolhouse.policy.policy import Policy
 from schoolhouse.tasks.game24 import moves, reaches
-from schoolhouse.tasks.task import open_task
-from schoolhouse.text.conversation import Conversation
-from schoolhouse.text.tokenizer import train_tokenizer
+from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Rollout
 
 
@@ -27,7 +27,7 @@ class Sayer:
         words = ["sure" if one.problem.messages[-1].content in self.sure else "impossible" for one in rollouts]
         ids = [self.conversation.tokenizer.encode(word) for word in words]
         return [
-            one.said((*few, self.conversation.stop_ids[0]), (-1.0,) * (len(few) + 1), "stop", 0)
+            one.append_sampled((*few, self.conversation.stop_ids[0]), (-1.0,) * (len(few) + 1), "stop", 0)
             for one, few in zip(rollouts, ids, strict=True)
         ]
 
@@ -35,7 +35,7 @@ class Sayer:
 @pytest.fixture
 def spec(tmp_path: Path) -> str:
     (tmp_path / "p.csv").write_text("Rank,Puzzles\n1,1 1 4 6\n2,1 2 4 6\n3,2 2 4 6\n")
-    return f"game24:{tmp_path / 'p.csv'}?exam=3-3"
+    return f"game24:{tmp_path / 'p.csv'}?holdout=3-3"
 
 
 def take(spec: str, sure: Sequence[str]) -> dict[str, Any]:

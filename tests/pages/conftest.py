@@ -1,30 +1,40 @@
-"""A real browser, where there is one: Playwright with the Chromium of the system."""
+"""A real browser, where there is one: Playwright with the Chromium of the system. In CI a skipped page test fails."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 
-PATHS = ("chromium", "chromium-browser", "google-chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """Where CI is set, a skipped page test counts as failed: a missing browser must not go unnoticed."""
+    report = yield
+    if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"skipped, which fails in CI: {report.longrepr[2]}"
+    return report
 
 
 class Tab(NamedTuple):
-    """A page, what its console said, and what it asked for."""
+    """A page, errors and warnings on its console, and the URLs that it requested."""
 
     page: Any
     console: list[str]
-    asked: list[str]
+    requests: list[str]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
-    path = next((found for name in PATHS if (found := shutil.which(name))), None)
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
-        pytest.skip("no Chromium on this machine")
+        pytest.skip("no Chromium on this machine: install it (on Debian: apt-get install chromium)")
     with playwright.sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield chromium
@@ -33,14 +43,16 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=["light 1280", "dark 390"])
 def tab(browser: Any, request: pytest.FixtureRequest) -> Iterator[Tab]:
+    """A tab whose console must stay empty, and whose page must not be wider than the window, in every test."""
     scheme, width = request.param
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    page, console, asked = context.new_page(), [], []
+    page, console, requests = context.new_page(), [], []
     page.set_default_timeout(30_000)
-    page.on("console", lambda message: console.append(message.text) if message.type == "error" else None)
+    page.on("console", lambda message: console.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: console.append(str(error)))
-    page.on("request", lambda sent: asked.append(sent.url))
-    yield Tab(page, console, asked)
-    assert not console
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.on("request", lambda sent: requests.append(sent.url))
+    yield Tab(page, console, requests)
+    width_fits = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     context.close()
+    assert not console
+    assert width_fits

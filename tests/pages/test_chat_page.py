@@ -1,13 +1,13 @@
-"""The page that talks, in a real browser, with a model that was taught to say what is dangerous."""
+"""The chat page in a real browser, with a tiny model."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from listening import listening
+from live_server import listening
 
-TASK = "school:chain?steps=2&hands=full=100"
+TASK = "school:chain?steps=2&styles=full=100"
 QUESTION = "Start at 7. Add 5. Take 3."
 
 
@@ -19,100 +19,100 @@ def url(taught: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory)
         yield server.url
 
 
-def begin(tab, url: str, length: int, mode: str = "") -> None:
-    """The page, with answers of at most so many tokens."""
+def open_chat(tab, url: str, max_tokens: int, mode: str = "") -> None:
+    """The page, with answers of at most this many tokens."""
     tab.page.goto(f"{url}/{mode}")
-    tab.page.get_by_label("tokens at most").fill(str(length))
+    tab.page.get_by_label("Max tokens").fill(str(max_tokens))
 
 
-def say(tab, text: str = QUESTION) -> None:
-    tab.page.get_by_label("what you say").fill(text)
+def ask(tab, text: str = QUESTION) -> None:
+    tab.page.get_by_label("Message").fill(text)
     tab.page.keyboard.press("Enter")
 
 
 def test_an_answer_is_streamed_and_the_next_one_shows_its_probabilities(tab, url: str):
-    begin(tab, url, 32)
-    say(tab)
+    open_chat(tab, url, 32)
+    ask(tab)
     tab.page.locator(".assistant").nth(0).wait_for()
     tab.page.locator("#stop").wait_for(state="hidden")
-    tab.page.get_by_label("token probabilities").check()
-    tab.page.get_by_label("what you say").fill(QUESTION)
-    tab.page.get_by_role("button", name="send").click()
-    tab.page.locator(".assistant .tok").first.wait_for()
-    assert "%" in tab.page.locator(".assistant .tok").first.get_attribute("title")
+    tab.page.get_by_label("Token probabilities").check()
+    tab.page.get_by_label("Message").fill(QUESTION)
+    tab.page.get_by_role("button", name="Send").click()
+    tab.page.locator(".assistant .token").first.wait_for()
+    assert "%" in tab.page.locator(".assistant .token").first.get_attribute("title")
     assert tab.page.locator(".error").count() == 0
-    assert all(asked.startswith((url, "data:")) for asked in tab.asked)
+    assert all(requested.startswith((url, "data:")) for requested in tab.requests)
 
 
 def test_samples_vote(tab, url: str):
-    begin(tab, url, 24)
-    tab.page.get_by_label("samples").fill("4")
-    say(tab)
-    tab.page.get_by_text("the most frequent of 4 answers").wait_for()
-    tab.page.get_by_text("all answers").click()
+    open_chat(tab, url, 24)
+    tab.page.get_by_label("Samples").fill("4")
+    ask(tab)
+    tab.page.get_by_text("Majority vote of 4 samples").wait_for()
+    tab.page.get_by_text("All samples").click()
     tab.page.locator(".votes details").first.wait_for()
 
 
-def test_what_has_no_blank_in_it_is_broken_and_not_wider_than_the_page(tab, url: str):
-    said = {"content": "x" * 400 + "\n\n$$" + "y" * 400 + "$$", "reasoning_content": "z" * 400}
-    found = {"choices": [{"message": said}, {"message": said}]}
-    tab.page.route("**/v1/chat/completions", lambda route: route.fulfill(json=found))
-    begin(tab, url, 24)
-    tab.page.get_by_label("samples").fill("2")
-    say(tab, "w" * 400)
-    tab.page.get_by_text("all answers").click()
+def test_long_words_break_and_do_not_widen_the_page(tab, url: str):
+    message = {"content": "x" * 400 + "\n\n$$" + "y" * 400 + "$$", "reasoning_content": "z" * 400}
+    reply = {"choices": [{"message": message}, {"message": message}]}
+    tab.page.route("**/v1/chat/completions", lambda route: route.fulfill(json=reply))
+    open_chat(tab, url, 24)
+    tab.page.get_by_label("Samples").fill("2")
+    ask(tab, "w" * 400)
+    tab.page.get_by_text("All samples").click()
     tab.page.locator(".votes details summary").first.click()
     tab.page.locator(".votes .katex-display").first.wait_for()
 
 
-def test_a_search_tells_its_cost(tab, url: str):
-    begin(tab, url, 24)
-    tab.page.get_by_label("search").select_option("vote?samples=16")
-    say(tab)
+def test_a_search_shows_its_cost(tab, url: str):
+    open_chat(tab, url, 24)
+    tab.page.get_by_label("Search").select_option("vote?samples=16")
+    ask(tab)
     tab.page.get_by_text("16 answers").wait_for()
 
 
-def test_a_blind_duel_feeds_the_leaderboard(tab, url: str):
-    begin(tab, url, 24, "#duel")
-    say(tab)
-    tab.page.get_by_role("button", name="left").click()
-    tab.page.get_by_text("left was").wait_for()
-    tab.page.locator("#board td.num").nth(1).wait_for()
-    say(tab)  # and the next one
-    tab.page.get_by_role("button", name="right").click()
-    tab.page.get_by_text("left was").nth(1).wait_for()
+def test_a_vote_in_the_arena_reaches_the_leaderboard(tab, url: str):
+    open_chat(tab, url, 24, "#arena")
+    ask(tab)
+    tab.page.get_by_role("button", name="Left").click()
+    tab.page.get_by_text("Left:").wait_for()
+    tab.page.locator("#leaderboard td.num").nth(1).wait_for()
+    ask(tab)  # and the next one
+    tab.page.get_by_role("button", name="Right").click()
+    tab.page.get_by_text("Left:").nth(1).wait_for()
 
 
-def test_an_answer_that_comes_late_is_no_part_of_the_next_conversation(tab, url: str):
+def test_a_late_answer_is_no_part_of_the_next_conversation(tab, url: str):
     late: list = []
     tab.page.route("**/v1/chat/completions", lambda route: late.append(route))
-    begin(tab, url, 24)
+    open_chat(tab, url, 24)
     with tab.page.expect_request("**/v1/chat/completions"):
-        say(tab, "old question")
-    tab.page.get_by_role("button", name="start anew").click()
+        ask(tab, "old question")
+    tab.page.get_by_role("button", name="New chat").click()
     tab.page.locator("#stop").wait_for(state="hidden")
-    with tab.page.expect_request("**/v1/chat/completions") as asked:
-        say(tab, "new question")
-    assert [turn["content"] for turn in asked.value.post_data_json["messages"]] == ["new question"]
+    with tab.page.expect_request("**/v1/chat/completions") as sent:
+        ask(tab, "new question")
+    assert [turn["content"] for turn in sent.value.post_data_json["messages"]] == ["new question"]
     tab.page.unroute("**/v1/chat/completions")
 
 
-def test_an_answer_that_failed_is_not_remembered(tab, url: str):
-    full = {"error": {"message": "too many wait"}}
+def test_a_failed_answer_is_no_part_of_the_conversation(tab, url: str):
+    full = {"error": {"message": "queue full"}}
     tab.page.route("**/v1/chat/completions", lambda route: route.fulfill(status=429, json=full))
-    begin(tab, url, 24)
-    say(tab, "first")
-    tab.page.get_by_text("too many wait").wait_for()
-    tab.console.clear()  # the browser complains of the status, as it should
+    open_chat(tab, url, 24)
+    ask(tab, "first")
+    tab.page.get_by_text("queue full").wait_for()
+    tab.console.clear()  # the browser itself notes the 429
     tab.page.locator("#stop").wait_for(state="hidden")
     tab.page.unroute("**/v1/chat/completions")
-    with tab.page.expect_request("**/v1/chat/completions") as asked:
-        say(tab, "second")
-    assert [turn["content"] for turn in asked.value.post_data_json["messages"]] == ["second"]
+    with tab.page.expect_request("**/v1/chat/completions") as sent:
+        ask(tab, "second")
+    assert [turn["content"] for turn in sent.value.post_data_json["messages"]] == ["second"]
     tab.page.locator("#stop").wait_for(state="hidden")
 
 
-def test_a_checkpoint_that_went_is_offered_no_more(tab, url: str):
+def test_a_deleted_checkpoint_leaves_the_list(tab, url: str):
     names = iter([["a@1", "a@2"], ["a@2", "a@3"]])
     here: list = []
 
@@ -123,78 +123,151 @@ def test_a_checkpoint_that_went_is_offered_no_more(tab, url: str):
     tab.page.clock.install()
     tab.page.route("**/v1/models?*", listed)
     tab.page.goto(url)
-    tab.page.get_by_label("model").locator("option", has_text="a@1").wait_for(state="attached")
+    tab.page.get_by_label("Model").locator("option", has_text="a@1").wait_for(state="attached")
     tab.page.clock.run_for(11_000)
-    tab.page.get_by_label("model").locator("option", has_text="a@3").wait_for(state="attached")
-    assert tab.page.get_by_label("model").input_value() == "a@2"
+    tab.page.get_by_label("Model").locator("option", has_text="a@3").wait_for(state="attached")
+    assert tab.page.get_by_label("Model").input_value() == "a@2"
 
 
-def test_text_goes_on(tab, url: str):
-    begin(tab, url, 16, "#text")
-    say(tab, "7+5=2 2-3=")
-    tab.page.locator("article.said span").nth(1).wait_for()
+def test_a_completion_continues_the_text(tab, url: str):
+    open_chat(tab, url, 16, "#completion")
+    ask(tab, "7+5=2 2-3=")
+    tab.page.locator("article.completion span").nth(1).wait_for()
     tab.page.locator("#stop").wait_for(state="hidden")
-    assert tab.page.locator("article.said").text_content().startswith("7+5=2 2-3=")
+    assert tab.page.locator("article.completion").text_content().startswith("7+5=2 2-3=")
 
 
-def test_examples_stand_in_front_of_every_text(tab, url: str):
-    begin(tab, url, 16, "#text")
-    tab.page.get_by_label("examples, in front of every text").fill("1+1=2\n2+2=4\n")
-    tab.page.get_by_label("one line only").check()
-    with tab.page.expect_request("**/v1/completions") as asked:
-        say(tab, "3+3=")
-    assert asked.value.post_data_json["prompt"] == "1+1=2\n2+2=4\n3+3="
-    assert asked.value.post_data_json["stop"] == ["\n"]
+def test_few_shot_examples_precede_every_prompt(tab, url: str):
+    open_chat(tab, url, 16, "#completion")
+    tab.page.get_by_label("Few-shot examples, before every prompt").fill("1+1=2\n2+2=4\n")
+    tab.page.get_by_label("Stop at the end of a line").check()
+    with tab.page.expect_request("**/v1/completions") as sent:
+        ask(tab, "3+3=")
+    assert sent.value.post_data_json["prompt"] == "1+1=2\n2+2=4\n3+3="
+    assert sent.value.post_data_json["stop"] == ["\n"]
     tab.page.locator("#stop").wait_for(state="hidden")
     assert tab.page.locator(".error").count() == 0
 
 
-def test_what_a_model_says_never_runs(tab, url: str):
-    """The cleaner is asked directly: a tiny model cannot be made to say this."""
+def test_what_a_model_writes_never_runs(tab, url: str):
+    """The renderer is called directly: a tiny model cannot be made to write this. More in test_markup.py."""
     tab.page.goto(url)
-    tab.page.get_by_label("what you say").wait_for()
-    evil = "$x^2$ <img src=x onerror=alert(1)><script>alert(2)</script> [go](javascript:alert(3)) <svg onload=alert(4)>"
-    found = tab.page.evaluate(
-        """async (said) => {
-            const box = (await import("/web/chat.js")).rendered(said);
+    tab.page.get_by_label("Message").wait_for()
+    attack = (
+        "$x^2$ <img src=x onerror=alert(1)><script>alert(2)</script> [go](javascript:alert(3)) <svg onload=alert(4)>"
+    )
+    dialogs = []
+    tab.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    html = tab.page.evaluate(
+        """async (text) => {
+            const box = (await import("/web/markdown.js")).renderMarkdown(text);
             document.getElementById("main").append(box);
+            await new Promise((done) => setTimeout(done, 100));
             return box.innerHTML;
         }""",
-        evil,
+        attack,
     )
-    assert "katex" in found
-    for word in ("<img", "<script", "javascript:", "<svg onload", "onerror"):
-        assert word not in found
+    assert "katex" in html
+    for tag in ("<img", "<script", "<svg", "<a "):
+        assert tag not in html
+    assert "<img src=x onerror=alert(1)><script>alert(2)</script>" in tab.page.locator(".answer").text_content()
+    assert not dialogs
 
 
-def test_the_judge_says_what_it_holds_of_each_step(tab, taught: Callable[[str], Path]):
+def render(tab, url: str, text: str):
+    """The element that `text` becomes, and its text."""
+    tab.page.goto(url)
+    tab.page.get_by_label("Message").wait_for()
+    tab.page.evaluate(
+        """async (text) => {
+            const { renderMarkdown } = await import("/web/markdown.js");
+            document.getElementById("main").append(renderMarkdown(text));
+        }""",
+        text,
+    )
+    return tab.page.locator(".answer")
+
+
+@pytest.mark.parametrize(
+    ("text", "selector", "content"),
+    [
+        ("# Title", "h3", "Title"),
+        ("*a* **b** ~~c~~", "strong", "b"),
+        ("one\ntwo", "br", ""),
+        ("1. a\n2. b", "ol li >> nth=1", "b"),
+        ("- [x] done", "ul li", "☑ done"),
+        ("|a|b|\n|-|-:|\n|1|2|", "td.num", "2"),
+        ("> quoted", "blockquote p", "quoted"),
+        ("```py\nif a < b: $x$\n```", "pre code", "if a < b: $x$"),
+        ("`$a$ &lt;`", "code", "$a$ &lt;"),
+        ("5 &lt; 6 &#38; x <y and y> z", "p", "5 < 6 & x <y and y> z"),
+        ("[name](https://localhost/page)", "a[href='https://localhost/page']", "name"),
+        ("![name](https://localhost/image.png)", "a[href='https://localhost/image.png']", "name"),
+        ("text \ue0005\ue001 of $x$", "p >> .katex-html", "x"),
+    ],
+)
+def test_markdown(tab, url: str, text: str, selector: str, content: str):
+    assert render(tab, url, text).locator(selector).text_content() == content
+
+
+@pytest.mark.parametrize("text", ["> " * 200 + "end", "- " * 3000 + "end", "*" * 3000 + "end", "[" * 3000 + "end"])
+def test_deeply_nested_markdown_is_shown_as_it_was_written(tab, url: str, text: str):
+    box = render(tab, url, text)
+    assert "end" in box.text_content()
+    assert box.locator(":scope" + " > *" * 20).count() == 0
+
+
+def test_the_header_tells_which_page_and_which_mode(tab, url: str):
+    tab.page.goto(f"{url}/#arena")
+    tab.page.get_by_label("Model B").wait_for()
+    assert tab.page.locator("header b").text_content() == "schoolhouse · Chat"
+    assert tab.page.locator("header [aria-current=page]").all_text_contents() == ["Chat"]
+    assert tab.page.locator("header [aria-current=true]").all_text_contents() == ["Arena"]
+    tab.page.get_by_role("button", name="Board").click()
+    tab.page.get_by_text("school board").wait_for()
+
+
+def test_an_unknown_address_shows_the_chat(tab, url: str):
+    tab.page.goto(f"{url}/#constructor")
+    tab.page.get_by_label("Thinking budget: unlimited").wait_for()
+
+
+def test_an_answer_has_a_reward_for_each_step(tab, taught: Callable[[str], Path]):
     model = str(taught(TASK))
-    with listening("serve", model, "--judge", model, "--task", "school:chain", ready="/health") as judged:
-        begin(tab, judged.url, 48)
-        say(tab)
-        tab.page.get_by_text("the judge gives it").click()
-        tab.page.locator(".judged .tok").first.wait_for()
-        tab.page.get_by_role("button", name="start anew").click()  # what it babbled may leave no room for more
-        tab.page.get_by_label("samples").fill("3")
-        say(tab)
-        tab.page.get_by_text("all answers").click()
-        tab.page.get_by_text("in all").first.wait_for()
-        tab.page.get_by_role("button", name="start anew").click()
-        tab.page.get_by_label("samples").fill("1")
-        tab.page.get_by_label("search").select_option("best_of_n?samples=16&values=judge")
-        say(tab)
+    with listening("serve", model, "--judge", model, "--task", "school:chain", ready="/health") as server:
+        open_chat(tab, server.url, 48)
+        ask(tab)
+        tab.page.get_by_text("Reward: ").click()
+        tab.page.locator(".reward .token").first.wait_for()
+        tab.page.get_by_role("button", name="New chat").click()  # a long answer may leave no room in the context
+        tab.page.get_by_label("Samples").fill("3")
+        ask(tab)
+        tab.page.get_by_text("All samples").click()
+        tab.page.get_by_text("total reward").first.wait_for()
+        tab.page.get_by_role("button", name="New chat").click()
+        tab.page.get_by_label("Samples").fill("1")
+        tab.page.get_by_label("Search").select_option("best_of_n?samples=16&values=judge")
+        ask(tab)
         tab.page.get_by_text("16 answers").wait_for()
         assert tab.page.locator(".error").count() == 0
 
 
-def test_a_key_is_asked_for_once_and_typed(tab, taught: Callable[[str], Path]):
+def test_the_api_key_is_typed_once(tab, taught: Callable[[str], Path]):
     with listening("serve", str(taught(TASK)), "--key", "open sesame", ready="/health") as locked:
-        asked = []
-        tab.page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.accept("open sesame")))
-        begin(tab, locked.url, 16)
-        say(tab)
+        dialogs = []
+        tab.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.accept("open sesame")))
+        open_chat(tab, locked.url, 16)
+        ask(tab)
         tab.page.locator(".assistant").wait_for()
         tab.page.locator("#stop").wait_for(state="hidden")
-        assert len(asked) == 1
+        assert dialogs == ["API key of this server:"]
         assert tab.page.locator(".error").count() == 0
+    tab.console.clear()  # the browser itself notes a 401
+
+
+def test_a_missing_api_key_is_an_error_on_the_page(tab, taught: Callable[[str], Path]):
+    with listening("serve", str(taught(TASK)), "--key", "open sesame", ready="/health") as locked:
+        tab.page.on("dialog", lambda dialog: dialog.dismiss())
+        tab.page.goto(locked.url)
+        tab.page.get_by_text("the API key is missing or wrong").wait_for()
     tab.console.clear()  # the browser itself notes a 401

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from schoolhouse.objectives import likelihood
-from schoolhouse.packing import pack, pack_whole, token_mean
+from schoolhouse.algorithms.losses import negative_log_likelihood
+from schoolhouse.algorithms.packing import pack, pack_for_scoring, token_mean
 from schoolhouse.policy.policy import Policy
 from schoolhouse.types import Key, Problem, Rollout
 
@@ -41,7 +41,7 @@ def test_it_scores_the_same(both):
 
 
 def test_its_loss_and_the_size_of_its_gradient_are_the_same(both):
-    there, here = (policy.update(pack(rows(), token_mean(rows())), likelihood(), 1e-3) for policy in both)
+    there, here = (policy.update(pack(rows(), token_mean(rows())), negative_log_likelihood(), 1e-3) for policy in both)
     assert there["loss"] == pytest.approx(here["loss"], rel=1e-3)
     assert there["grad_norm"] == pytest.approx(here["grad_norm"], rel=1e-2)
 
@@ -60,7 +60,7 @@ def test_what_it_says_is_what_it_scores(conversation, tiny_shape, monkeypatch, g
     ]
     said = policy.extend(asked, [4 + i % 13 for i in range(len(asked))], stop=())
     for rollout, scores in zip(said, policy.score(said), strict=True):
-        written = [i for i, mine in enumerate(rollout.written) if mine]
+        written = [i for i, mine in enumerate(rollout.loss_mask) if mine]
         sampled = [rollout.logprob[i] for i in written]
         assert sampled == pytest.approx(list(scores.logprob[written]), abs=1e-3 if precision == "float32" else 0.1)
 
@@ -68,6 +68,6 @@ def test_what_it_says_is_what_it_scores(conversation, tiny_shape, monkeypatch, g
 def test_a_model_comes_back_from_disk(policy, tmp_path):
     policy.save(tmp_path)
     again = Policy.load(tmp_path, "float32")
-    (_, batch), *_ = pack_whole(rows())
+    (_, batch), *_ = pack_for_scoring(rows())
     with torch.no_grad():
-        assert torch.equal(policy._scores(batch, 1.0).logprob, again._scores(batch, 1.0).logprob)
+        assert torch.equal(policy._batch_scores(batch, 1.0).logprob, again._batch_scores(batch, 1.0).logprob)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from schoolhouse.objectives import clipped_surrogate, likelihood
-from schoolhouse.packing import pack, sequence_mean, token_mean
-from schoolhouse.policy import policy as module
-from schoolhouse.policy.memory import Packed
-from schoolhouse.policy.policy import Adam, Policy
+from schoolhouse.algorithms.losses import clipped_surrogate, negative_log_likelihood
+from schoolhouse.algorithms.packing import pack, sequence_mean, token_mean
+from schoolhouse.algorithms.settings import Optimizer
+from schoolhouse.model.kv_cache import PackedAttention
+from schoolhouse.policy import scoring
+from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import Stream
 from schoolhouse.types import NAN, Demonstration, Key, Message, Problem, SchoolError
 
@@ -21,7 +22,7 @@ def ask(policy, step=0, problems=3, samples=4):
     asked = []
     for i in range(problems):
         problem = Problem(f"{step}-{i}", (Message("user", f"{i} and {step}?" * (1 + i)),), str(i))
-        asked += [policy.conversation.begin(problem, Key(0, "test", step, i, g)) for g in range(samples)]
+        asked += [policy.conversation.prompt_rollout(problem, Key(0, "test", step, i, g)) for g in range(samples)]
     return asked
 
 
@@ -54,7 +55,7 @@ def apart(one, other):
 @pytest.fixture
 def twin(policy):
     """Another policy with the same weights."""
-    return Policy.create(policy.decoder.shape, policy.conversation, precision="float32")
+    return Policy.create(policy.decoder.config, policy.conversation, precision="float32")
 
 
 # --- creating
@@ -62,13 +63,13 @@ def twin(policy):
 
 def test_the_same_seed_gives_the_same_weights(policy, twin):
     assert apart(weights_of(policy), weights_of(twin)) == 0.0
-    other = Policy.create(policy.decoder.shape, policy.conversation, seed=1, precision="float32")
+    other = Policy.create(policy.decoder.config, policy.conversation, seed=1, precision="float32")
     assert apart(weights_of(policy), weights_of(other)) > 0.0
 
 
 def test_weights_decay_in_matrices_alone(conversation, tiny_shape):
     shape = tiny_shape(vocab_size=conversation.tokenizer.size)
-    policy = Policy.create(shape, conversation, precision="float32", adam=Adam(weight_decay=0.5))
+    policy = Policy.create(shape, conversation, precision="float32", optimizer=Optimizer(weight_decay=0.5))
     before = weights_of(policy)
     policy.update(batches_of(sample(policy)), lambda batch, scores: scores.logprob * 0.0, learning_rate=0.1)
     for name, after in weights_of(policy).items():
@@ -82,11 +83,11 @@ def test_weights_decay_in_matrices_alone(conversation, tiny_shape):
 def test_scores_are_log_softmax_and_entropy_at_the_token_they_are_about(policy):
     rollouts = sample(policy, temperature=1.3)
     for rollout, scores in zip(rollouts, policy.score(rollouts, temperature=1.3), strict=True):
-        memory = Packed([len(rollout)])
+        memory = PackedAttention([len(rollout)])
         tokens = torch.tensor(rollout.tokens)
         with torch.no_grad():
             of_next = (policy.decoder.project(policy.decoder(tokens, memory.positions, memory)) / 1.3).log_softmax(-1)
-        for t, written in enumerate(rollout.written):
+        for t, written in enumerate(rollout.loss_mask):
             expected = float(of_next[t - 1, tokens[t]]) if written else 0.0
             entropy = float(-(of_next[t - 1].exp() * of_next[t - 1]).sum()) if written else 0.0
             assert scores.logprob[t] == pytest.approx(expected, abs=1e-5)
@@ -97,7 +98,7 @@ def test_scores_are_log_softmax_and_entropy_at_the_token_they_are_about(policy):
 def test_scores_come_back_in_order_however_they_are_cut(policy, budget):
     rollouts = sample(policy)
     rollouts = [r for pair in zip(rollouts[:6], rollouts[6:][::-1], strict=True) for r in pair]  # long and short
-    for rollout, scores in zip(rollouts, policy.score(rollouts, budget=budget), strict=True):
+    for rollout, scores in zip(rollouts, policy.score(rollouts, microbatch_tokens=budget), strict=True):
         start = rollout.turns[0]
         assert scores.logprob[start:] == pytest.approx(np.array(rollout.logprob[start:]), abs=1e-5)
         assert not scores.logprob[:start].any()
@@ -145,7 +146,7 @@ def test_what_an_update_tells_are_means_over_trained_tokens(policy, budget):
         (float(s.entropy[t]), len(r))
         for r, s in zip(rollouts, scored, strict=True)
         for t in range(len(r))
-        if r.written[t]
+        if r.loss_mask[t]
     ]
 
     def watch(batch, scores):
@@ -153,8 +154,8 @@ def test_what_an_update_tells_are_means_over_trained_tokens(policy, budget):
         chosen = batch.weight > 0
         return {"tokens": float(chosen.sum()), "length": float(long[chosen].float().mean())}
 
-    told = policy.update(batches_of(rollouts, budget), clipped_surrogate(on_policy=True), 0.0, watch=watch)
-    assert told["tokens"] == len(rows)
+    told = policy.update(batches_of(rollouts, budget), clipped_surrogate(on_policy=True), 0.0, metrics_fn=watch)
+    assert told["trained_tokens"] == len(rows)
     assert told["entropy"] == pytest.approx(sum(entropy for entropy, _ in rows) / len(rows), rel=1e-4)
     assert told["length"] == pytest.approx(sum(length for _, length in rows) / len(rows), rel=1e-4)
 
@@ -167,14 +168,14 @@ def test_a_prompt_read_once_gives_the_same_update(conversation, tiny_shape, budg
         )
         for _ in range(2)
     )
-    if not one.shares:
+    if not one.shares_prompts:
         pytest.skip("needs a C compiler")
-    other.packed = Packed
+    other.packed = PackedAttention
     rollouts = sample(one)
     columns: dict[str, Any] = {"advantage": advantages(rollouts), "sampled": [r.logprob for r in rollouts]}
     stats = []
     for policy in (one, other):
-        batches = pack(rollouts, token_mean(rollouts), budget, share=policy.shares, **columns)
+        batches = pack(rollouts, token_mean(rollouts), budget, share_prompts=policy.shares_prompts, **columns)
         stats.append(policy.update(batches, clipped_surrogate(on_policy=True), 1e-3))
     assert stats[0] == pytest.approx(stats[1], rel=1e-4, abs=1e-5)
     for (name, ours), theirs in zip(one.decoder.named_parameters(), other.decoder.parameters(), strict=True):
@@ -188,9 +189,9 @@ def test_a_rehearsal_reads_the_heaviest_batch_and_leaves_nothing_behind(policy, 
     read, before = [], weights_of(policy)
     forward = policy.decoder.forward
     monkeypatch.setattr(policy.decoder, "forward", lambda t, p, m: read.append(len(t)) or forward(t, p, m))
-    policy.rehearse(20, 70)
-    policy.rehearse(10**6, 70)  # longer than the model reads
-    assert read == [60, policy.longest]
+    policy.check_peak_memory(20, 70)
+    policy.check_peak_memory(10**6, 70)  # longer than the model reads
+    assert read == [60, policy.max_seq_len]
     assert apart(weights_of(policy), before) == 0.0
     assert all(weight.grad is None for weight in policy.decoder.parameters())
     assert policy.version == 0
@@ -204,7 +205,7 @@ def test_recomputed_activations_give_the_same_update_with_less_kept(policy, twin
         return sum(sizes)
 
     rollouts = sample(policy)
-    twin.decoder.recompute = True
+    twin.decoder.activation_checkpointing = True
     assert kept(twin) < 0.5 * kept(policy)
     assert apart(weights_of(policy), weights_of(twin)) == 0.0
 
@@ -213,12 +214,12 @@ def test_logits_in_pieces_give_the_same_loss_and_gradient(policy, twin, monkeypa
     rollouts = sample(policy)
     whole = learn(policy, rollouts, rate=0.0)
     pieces = []
-    read_out = twin._read_out
+    read_out = scoring.logprobs_and_entropy
     monkeypatch.setattr(
-        twin, "_read_out", lambda h, t, temperature: pieces.append(len(t)) or read_out(h, t, temperature)
+        scoring, "logprobs_and_entropy", lambda *args: pieces.append(len(args[1])) or read_out(*args)
     )
-    monkeypatch.setattr(module, "_ROWS", 1)
-    monkeypatch.setattr(module, "_CHUNK", 7 * twin.decoder.shape.vocab_size)
+    monkeypatch.setattr(scoring, "_ROWS", 1)
+    monkeypatch.setattr(scoring, "_CHUNK", 7 * twin.decoder.config.vocab_size)
     assert learn(twin, rollouts, rate=0.0) == pytest.approx(whole, rel=1e-5, abs=1e-7)
     assert max(pieces) == 7
     for (name, one), other in zip(policy.decoder.named_parameters(), twin.decoder.parameters(), strict=True):
@@ -245,8 +246,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(policy, twin, poison):
 
 def test_the_norm_of_the_gradient_is_clipped_and_reported(policy, twin):
     rollouts = sample(policy)
-    free = policy.update(batches_of(rollouts), clipped_surrogate(on_policy=True), 0.0, clip_norm=1e9)
-    told = twin.update(batches_of(rollouts), clipped_surrogate(on_policy=True), 0.0, clip_norm=free["grad_norm"] / 4)
+    free = policy.update(batches_of(rollouts), clipped_surrogate(on_policy=True), 0.0, max_grad_norm=1e9)
+    told = twin.update(batches_of(rollouts), clipped_surrogate(on_policy=True), 0.0, max_grad_norm=free["grad_norm"] / 4)
     assert told["grad_norm"] == pytest.approx(free["grad_norm"])
     for one, other in zip(policy.decoder.parameters(), twin.decoder.parameters(), strict=True):
         assert one.grad is not None
@@ -258,20 +259,22 @@ def test_an_update_does_what_the_objective_says(policy):
     problem = Problem("a", (Message("user", "1 and 2?"),), "3")
     taught = [policy.conversation.demonstrate(Demonstration(problem, "1 + 2", "3"), Key(0, "teach"))]
     before = policy.score(taught)[0].logprob.sum()
-    losses = [policy.update(pack(taught, token_mean(taught)), likelihood(), 1e-2)["loss"] for _ in range(20)]
-    assert losses[0] == pytest.approx(-before / sum(taught[0].written), rel=1e-5)
+    losses = [
+        policy.update(pack(taught, token_mean(taught)), negative_log_likelihood(), 1e-2)["loss"] for _ in range(20)
+    ]
+    assert losses[0] == pytest.approx(-before / sum(taught[0].loss_mask), rel=1e-5)
     assert losses[-1] < 0.2 * losses[0]
-    (said,) = policy.extend([policy.conversation.begin(problem, Key(0, "ask"))], 20, temperature=0.0)
+    (said,) = policy.extend([policy.conversation.prompt_rollout(problem, Key(0, "ask"))], 20, temperature=0.0)
     assert said.tokens == taught[0].tokens
-    assert said.finish == "stop"
+    assert said.finish_reason == "stop"
 
 
 @pytest.mark.fault("tool text in a reward")
 def test_what_stands_at_prompts_takes_no_part(policy):
     rollouts = sample(policy)
-    rows = [np.where(r.written, 1.0, NAN).astype(np.float32) for r in rollouts]
+    rows = [np.where(r.loss_mask, 1.0, NAN).astype(np.float32) for r in rollouts]
     stats = policy.update(pack(rollouts, token_mean(rollouts), advantage=rows), clipped_surrogate(on_policy=True), 1e-3)
-    assert stats["tokens"] == sum(sum(r.written) for r in rollouts)
+    assert stats["trained_tokens"] == sum(sum(r.loss_mask) for r in rollouts)
     assert math.isfinite(stats["loss"])
 
 
@@ -285,8 +288,8 @@ def test_the_gap_between_sampler_and_learner_is_rounding(policy, temperature):
         rollouts = sample(policy, step, temperature=temperature, slots=5)
         objective = clipped_surrogate(on_policy=True)
         stats = policy.update(batches_of(rollouts), objective, 1e-2, temperature=temperature)
-        assert 0 < stats["gap"] < 1e-5
-    assert policy.update(batches_of(rollouts), objective, 0.0)["gap"] > 1e-3  # these are old by now
+        assert 0 < stats["logprob_gap"] < 1e-5
+    assert policy.update(batches_of(rollouts), objective, 0.0)["logprob_gap"] > 1e-3  # these are old by now
 
 
 @pytest.mark.fault("foreign rollouts")
@@ -309,9 +312,9 @@ def test_an_answer_may_have_a_length_of_its_own(policy):
 
 
 def test_a_rollout_remembers_the_version_that_wrote_it(policy):
-    assert {r.version for r in sample(policy)} == {0}
+    assert {r.policy_version for r in sample(policy)} == {0}
     learn(policy, sample(policy))
-    assert {r.version for r in sample(policy)} == {1}
+    assert {r.policy_version for r in sample(policy)} == {1}
 
 
 def test_without_lag_the_stream_is_the_plain_loop_to_the_bit(policy, twin):
@@ -373,7 +376,7 @@ def test_another_family_samples_and_learns_and_comes_back(conversation, tmp_path
     policy = Policy.load(tmp_path / "theirs", precision="float32")
     for step in range(2):
         stats = learn(policy, sample(policy, step))
-        assert stats["gap"] < 1e-5
+        assert stats["logprob_gap"] < 1e-5
     policy.save(tmp_path / "ours")
     again = Policy.load(tmp_path / "ours", precision="float32")
     assert apart(weights_of(policy), weights_of(again)) == 0.0

@@ -12,7 +12,7 @@ from schoolhouse.types import SchoolError
 
 
 def act(policy, prefixes):
-    return [rollout.said([1], [-0.5], "stop", policy.version) for rollout in prefixes]
+    return [rollout.append_sampled([1], [-0.5], "stop", policy.version) for rollout in prefixes]
 
 
 def versions_handed_out(stream, steps):
@@ -20,7 +20,7 @@ def versions_handed_out(stream, steps):
     seen = []
     for step, (rollout,) in stream.over(steps):
         assert rollout.tokens[0] == step
-        seen.append((step, rollout.version, stream.policy.version))
+        seen.append((step, rollout.policy_version, stream.policy.version))
         stream.policy.version += 1
     return seen
 
@@ -89,7 +89,7 @@ def test_a_task_that_asks_otherwise_than_before_is_noticed(asked):
 
 def test_a_rollout_of_several_turns_comes_back_with_its_key(asked):
     def twice(policy, prefixes):
-        return [rollout.given([7]).said([1], [-0.5], "stop", 0) for rollout in act(policy, prefixes)]
+        return [rollout.append_context([7]).append_sampled([1], [-0.5], "stop", 0) for rollout in act(policy, prefixes)]
 
     stream = Stream(counting(), lambda step: asked([[step]]), twice, 1)
     next(stream.over(range(6)))

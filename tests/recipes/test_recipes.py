@@ -13,20 +13,20 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from schoolhouse.credit import group_advantage
+from schoolhouse.algorithms.advantages import group_advantage
+from schoolhouse.data.chat import Conversation
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import grpo, pretrain, sft
-from schoolhouse.run import Run, read_metrics
-from schoolhouse.tasks.task import open_task
-from schoolhouse.text.conversation import Conversation
+from schoolhouse.runs.run import Run, read_metrics
+from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Group, Key, SchoolError, Verdict
 
-TASK = "school:facts?hands=bare=50,full=50"
+TASK = "school:facts?styles=no_cot=50,full=50"
 
 
 def train(recipe, folder, **config):
     """Run a recipe as the command does; gives the closed run."""
-    made = recipe.Config(**config)
+    made = recipe.Config.of(**config)
     name = recipe.__name__.rpartition(".")[2]
     with Run.open(folder, made, name) as run:
         getattr(recipe, name)(made, run)
@@ -42,29 +42,29 @@ def one_thread():
 
 
 SMALL: dict[str, Any] = {
-    "width": 32,
-    "layers": 2,
-    "heads": 2,
-    "key_heads": 1,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
     "head_dim": 16,
-    "inner": 64,
-    "longest": 128,
+    "intermediate_size": 64,
+    "max_seq_len": 128,
 }
 PRETRAIN: dict[str, Any] = {
     "task": TASK,
-    "vocabulary": 300,
+    "vocab_size": 300,
     "model": SMALL,
-    "batch": 8,
-    "context": 48,
+    "batch_size": 8,
+    "seq_len": 48,
     "precision": "float32",
 }
-SFT: Any = {"task": TASK, "batch": 32, "learning_rate": 5e-3, "precision": "float32"}
+SFT: Any = {"task": TASK, "batch_size": 32, "optimizer.learning_rate": 5e-3, "precision": "float32"}
 GRPO: dict[str, Any] = {
     "task": TASK,
-    "problems": 8,
-    "samples": 8,
-    "length": 24,
-    "learning_rate": 1e-3,
+    "prompts_per_step": 8,
+    "group_size": 8,
+    "sampling.max_new_tokens": 24,
+    "optimizer.learning_rate": 1e-3,
     "precision": "float32",
 }
 
@@ -142,20 +142,20 @@ def model_of(folder: Path) -> Path:
 def test_exact_practice_learns_from_the_very_numbers_it_sampled(taught, tmp_path):
     config = {**GRPO, "precision": "exact", "model": str(model_of(taught[1]))}
     metrics = read_metrics(train(grpo, tmp_path / "run", **config, steps=2).folder)
-    assert [row["gap"] for row in metrics] == [0.0, 0.0]
+    assert [row["logprob_gap"] for row in metrics] == [0.0, 0.0]
 
 
 def test_there_is_nothing_to_correct_in_fresh_rollouts(taught, tmp_path):
     config: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "steps": 2}
     plain = train(grpo, tmp_path / "plain", **config)
-    corrected = train(grpo, tmp_path / "corrected", **config, correction="token")
+    corrected = train(grpo, tmp_path / "corrected", **config, **{"loss.importance_correction": "token"})
     losses = [[row["loss"] for row in read_metrics(run.folder)] for run in (plain, corrected)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_practice_makes_what_is_praised_likelier(taught, tmp_path, monkeypatch):
     """The suite's one learning test: half of the worked examples are bare guesses; praise those, and they take over."""
-    config = grpo.Config(**GRPO, model=str(model_of(taught[1])), steps=12)
+    config = grpo.Config.of(**GRPO, model=str(model_of(taught[1])), steps=12)
     say, share = Conversation.load(config.model), []
 
     def praise_bare(control, groups, seed, step):
@@ -167,23 +167,25 @@ def test_practice_makes_what_is_praised_likelier(taught, tmp_path, monkeypatch):
         ]
 
     with Run.open(tmp_path / "run", config, "grpo") as run:
-        monkeypatch.setattr(grpo, "controlled", praise_bare)
+        monkeypatch.setattr(grpo, "apply_reward_control", praise_bare)
         grpo.grpo(config, run)
     assert sum(share[-3:]) / 3 > sum(share[:3]) / 3 + 0.2, share
 
 
 def test_learning_rate_zero_changes_no_weight(taught, tmp_path):
     start = model_of(taught[1])
-    run = train(grpo, tmp_path / "run", **{**GRPO, "learning_rate": 0.0}, model=str(start), steps=2)
+    run = train(grpo, tmp_path / "run", **{**GRPO, "optimizer.learning_rate": 0.0}, model=str(start), steps=2)
     assert weights_of(run.model) == weights_of(start)
 
 
-@pytest.mark.parametrize("keys", [{"lag": 0}, {"lag": 1}, {"kl": 0.5, "renew_reference": 2}])
+@pytest.mark.parametrize(
+    "keys", [{"max_policy_lag": 0}, {"max_policy_lag": 1}, {"loss.kl_coef": 0.5, "loss.ref_model_sync_steps": 2}]
+)
 @pytest.mark.fault("killed", "killed with rollouts waiting")
 def test_a_run_in_two_sittings_ends_in_the_same_bits(taught, tmp_path, keys, monkeypatch):
     keys: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "steps": 5, "save_every": 3, **keys}
     whole = train(grpo, tmp_path / "whole", **keys)
-    config = grpo.Config(**keys)
+    config = grpo.Config.of(**keys)
 
     class Enough(Exception):
         pass
@@ -193,7 +195,7 @@ def test_a_run_in_two_sittings_ends_in_the_same_bits(taught, tmp_path, keys, mon
             raise Enough
         return groups
 
-    monkeypatch.setattr(grpo, "controlled", tired)
+    monkeypatch.setattr(grpo, "apply_reward_control", tired)
     with pytest.raises(Enough), Run.open(tmp_path / "cut", config, "grpo") as run:
         grpo.grpo(config, run)
     monkeypatch.undo()
@@ -213,14 +215,22 @@ def test_every_so_many_steps_the_policy_becomes_its_own_reference(taught, tmp_pa
         return learn(c, policy, reference, *rest)
 
     monkeypatch.setattr(grpo, "learn", looked_at)
-    train(grpo, tmp_path / "run", **GRPO, model=str(model_of(taught[1])), steps=5, kl=0.1, renew_reference=2)
+    train(
+        grpo,
+        tmp_path / "run",
+        **GRPO,
+        model=str(model_of(taught[1])),
+        steps=5,
+        **{"loss.kl_coef": 0.1},
+        **{"loss.ref_model_sync_steps": 2},
+    )
     assert alike == [True, False, True, False, True]
 
 
 def test_how_batches_are_cut_changes_next_to_nothing(taught, tmp_path):
     model = str(model_of(taught[1]))
     runs = [
-        train(grpo, tmp_path / str(budget), **GRPO, model=model, steps=1, token_budget=budget)
+        train(grpo, tmp_path / str(budget), **GRPO, model=model, steps=1, microbatch_tokens=budget)
         for budget in (100, 99_999)
     ]
     one, other = (load_file(run.model / "model.safetensors") for run in runs)
@@ -231,14 +241,18 @@ def test_how_batches_are_cut_changes_next_to_nothing(taught, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"scale": "group_std", "aggregate": "sequence_mean", "kl": 0.04},  # GRPO
-        {"aggregate": "constant"},  # Dr. GRPO
-        {"scale": "group_std", "dynamic_sampling": 2},  # DAPO
-        {"baseline": "leave_one_out", "aggregate": "sequence_sum"},  # RLOO
-        {"baseline": "none"},  # REINFORCE
-        {"level": "sequence", "aggregate": "sequence_mean", "updates": 2},  # GSPO
-        {"lag": 1},
-        {"mask_truncated": True, "brevity": 0.1},
+        {"advantage.scale_rewards": "group_std", "loss.aggregation": "sequence_mean", "loss.kl_coef": 0.04},  # GRPO
+        {"loss.aggregation": "constant"},  # Dr. GRPO
+        {"advantage.scale_rewards": "group_std", "dynamic_sampling": 2},  # DAPO
+        {"advantage.baseline": "leave_one_out", "loss.aggregation": "sequence_sum"},  # RLOO
+        {"advantage.baseline": "none"},  # REINFORCE
+        {
+            "loss.importance_sampling_level": "sequence",
+            "loss.aggregation": "sequence_mean",
+            "num_minibatches": 2,
+        },  # GSPO
+        {"max_policy_lag": 1},
+        {"loss.mask_truncated": True, "rewards.length": 0.1},
     ],
 )
 def test_the_switches_make_runs(changes, taught, tmp_path):
@@ -246,7 +260,7 @@ def test_the_switches_make_runs(changes, taught, tmp_path):
     learned = [row for row in read_metrics(run.folder) if "loss" in row]
     on_policy = not changes.keys() & {"updates", "lag"}
     assert learned
-    assert all(row["gap"] < 1e-4 for row in learned if on_policy)
+    assert all(row["logprob_gap"] < 1e-4 for row in learned if on_policy)
     assert run.finished
 
 
@@ -255,13 +269,20 @@ def test_rollouts_can_be_read(taught, tmp_path):
     run = train(grpo, tmp_path / "run", **GRPO, model=str(model_of(taught[1])), steps=1)
     rows = [json.loads(line) for line in (run.folder / "rollouts" / "000000.jsonl").read_text().splitlines()]
     assert len(rows) == 64
-    assert {"tokens", "written", "logprob", "answer", "score"} <= rows[0].keys()
+    assert {"tokens", "sampled_spans", "logprob", "answer", "reward"} <= rows[0].keys()
 
 
 def test_pretraining_reports_bits_per_byte_of_a_held_out_part(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"Line {i}: the quick brown fox jumps over {i} lazy dogs." for i in range(400)))
-    run = train(pretrain, tmp_path / "run", **{**PRETRAIN, "task": None}, text=text, steps=30, learning_rate=1e-2)
+    run = train(
+        pretrain,
+        tmp_path / "run",
+        **{**PRETRAIN, "task": None},
+        text=text,
+        steps=30,
+        **{"optimizer.learning_rate": 1e-2},
+    )
     last = read_metrics(run.folder)[-1]
     assert 0 < last["held_out_bits_per_byte"] < 8
 
@@ -269,21 +290,25 @@ def test_pretraining_reports_bits_per_byte_of_a_held_out_part(tmp_path):
 @pytest.mark.parametrize(
     "recipe, config, what",
     [
-        (grpo, {"model": "m", "correction": "token", "precision": "exact"}, "nothing to correct"),
-        (grpo, {"model": "m", "kl": 0.1, "kl_estimator": "k1"}, "k2 or k3"),
-        (grpo, {"model": "m", "samples": -1}, "samples"),
-        (grpo, {"model": "m", "lag": 1, "dynamic_sampling": 1}, "dynamic_sampling"),
-        (grpo, {"model": "m", "baseline": "none", "dynamic_sampling": 1}, "groups that disagree"),
-        (grpo, {"model": "m", "language": "latn", "consistency": 1.0}, "did you mean `latin`"),
-        (grpo, {"model": "m", "loss": "cispo", "clip_dual": 3.0}, "clip_dual"),
-        (grpo, {"model": "m", "level": "sequence"}, "sequence_mean"),
-        (grpo, {"model": "m", "baseline": "none", "scale": "group_std"}, "baseline"),
-        (grpo, {"model": "m", "renew_reference": 400}, "set kl or kl_in_reward"),
-        (grpo, {"model": "m", "scale_each": True}, "set form or consistency"),
-        (grpo, {"model": "m", "scale_each": True, "form": 0.2, "brevity": 0.1}, "leave out brevity"),
+        (grpo, {"model": "m", "loss.importance_correction": "token", "precision": "exact"}, "nothing to correct"),
+        (grpo, {"model": "m", "loss.kl_coef": 0.1, "loss.kl_estimator": "k1"}, "k2 or k3"),
+        (grpo, {"model": "m", "group_size": -1}, "samples"),
+        (grpo, {"model": "m", "max_policy_lag": 1, "dynamic_sampling": 1}, "dynamic_sampling"),
+        (grpo, {"model": "m", "advantage.baseline": "none", "dynamic_sampling": 1}, "groups that disagree"),
+        (grpo, {"model": "m", "rewards.script": "latn", "rewards.language": 1.0}, "did you mean `latin`"),
+        (grpo, {"model": "m", "loss.type": "cispo", "loss.clip_ratio_c": 3.0}, "clip_dual"),
+        (grpo, {"model": "m", "loss.importance_sampling_level": "sequence"}, "sequence_mean"),
+        (grpo, {"model": "m", "advantage.baseline": "none", "advantage.scale_rewards": "group_std"}, "baseline"),
+        (grpo, {"model": "m", "loss.ref_model_sync_steps": 400}, "set kl or kl_in_reward"),
+        (grpo, {"model": "m", "advantage.normalize_each_reward": True}, "set form or consistency"),
+        (
+            grpo,
+            {"model": "m", "advantage.normalize_each_reward": True, "rewards.format": 0.2, "rewards.length": 0.1},
+            "leave out brevity",
+        ),
         (pretrain, {}, "give either"),
-        (pretrain, {"task": "school", "context": 4096}, "longest"),
-        (pretrain, {"task": "school", "model": {"heads": 4, "key_heads": 3}}, "key_heads"),
+        (pretrain, {"task": "school", "seq_len": 4096}, "longest"),
+        (pretrain, {"task": "school", "model": {"num_heads": 4, "num_kv_heads": 3}}, "key_heads"),
         (sft, {"model": "m", "stepps": 3}, "stepps"),
     ],
 )
@@ -306,8 +331,8 @@ def test_a_task_without_worked_examples_is_named(taught, tmp_path):
 
 def test_the_task_of_these_tests_is_disjoint_from_its_exam():
     task = open_task(TASK)
-    exam = {problem.id for problem in task.exam()}
-    assert not exam & {problem.id for step in range(5) for problem in task.draw(step, 64)}
+    exam = {problem.id for problem in task.eval_problems()}
+    assert not exam & {problem.id for step in range(5) for problem in task.train_problems(step, 64)}
 
 
 def cut(recipe, folder, config, step, monkeypatch):
@@ -354,14 +379,14 @@ def test_a_task_that_shrinks_while_a_run_is_stopped_is_refused(taught, tmp_path,
         "steps": 3,
         "save_every": 1,
     }
-    made = grpo.Config(**config)
+    made = grpo.Config.of(**config)
 
     def tired(control, groups, seed, step):
         if step:
             raise KeyboardInterrupt
         return groups
 
-    monkeypatch.setattr(grpo, "controlled", tired)
+    monkeypatch.setattr(grpo, "apply_reward_control", tired)
     with pytest.raises(KeyboardInterrupt), Run.open(tmp_path / "run", made, "grpo") as run:
         grpo.grpo(made, run)
     monkeypatch.undo()
@@ -390,17 +415,19 @@ def test_a_text_that_is_not_there_is_named(tmp_path):
 
 
 def test_several_updates_tell_what_was_clipped(taught, tmp_path):
-    config: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "steps": 1, "learning_rate": 1e-2}
-    one, several = (read_metrics(train(grpo, tmp_path / str(n), **config, updates=n).folder)[0] for n in (1, 2))
-    assert "clipped_high" not in one
+    config: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "steps": 1, "optimizer.learning_rate": 1e-2}
+    one, several = (read_metrics(train(grpo, tmp_path / str(n), **config, num_minibatches=n).folder)[0] for n in (1, 2))
+    assert "clip_frac_high" not in one
     assert several["ratio"] != 1.0
-    assert 0.0 <= several["clipped_high"] <= 1.0
+    assert 0.0 <= several["clip_frac_high"] <= 1.0
 
 
 def _answered(policy: Policy, config: grpo.Config, *scores: tuple[float, float]) -> list[Group]:
     """A group of two for each pair of scores."""
-    problems = open_task(config.task, 0).draw(0, len(scores))
-    asked = [policy.conversation.begin(p, Key(0, "t", 0, i, g)) for i, p in enumerate(problems) for g in range(2)]
+    problems = open_task(config.task, 0).train_problems(0, len(scores))
+    asked = [
+        policy.conversation.prompt_rollout(p, Key(0, "t", 0, i, g)) for i, p in enumerate(problems) for g in range(2)
+    ]
     said = policy.extend(asked, 8)
     pairs = [tuple(said[2 * i : 2 * i + 2]) for i in range(len(scores))]
     return [
@@ -410,21 +437,21 @@ def _answered(policy: Policy, config: grpo.Config, *scores: tuple[float, float])
 
 
 def test_a_kl_penalty_holds_groups_that_agree_too(taught):
-    given: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "like": "grpo"}
-    config = grpo.Config(**given)
+    given: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "preset": "grpo"}
+    config = grpo.Config.of(**given)
     policy, reference = Policy.load(config.model), Policy.load(taught[0])
     groups = _answered(policy, config, (1.0, 1.0), (0.0, 0.0))
-    stats = grpo.learn(config, policy, reference, grpo.objective_of(config), groups, 1e-3)
-    assert stats["tokens"] == sum(sum(rollout.written) for group in groups for rollout in group.rollouts)
+    stats = grpo.learn(config, policy, reference, grpo.make_loss(config), groups, 1e-3)
+    assert stats["trained_tokens"] == sum(sum(rollout.loss_mask) for group in groups for rollout in group.rollouts)
     assert stats["loss"] > 0
-    free = grpo.Config(**given, kl=0.0)
-    assert grpo.learn(free, policy, None, grpo.objective_of(free), groups, 1e-3) == {}
+    free = grpo.Config.of(**given, **{"loss.kl_coef": 0.0})
+    assert grpo.learn(free, policy, None, grpo.make_loss(free), groups, 1e-3) == {}
 
 
 def test_a_deviation_of_the_step_is_that_of_all_its_groups(taught):
     """Two that agree and one that does not: half of the scores' deviation is theirs."""
     given: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1]))}
-    config = grpo.Config(**given)
+    config = grpo.Config.of(**given)
     policy = Policy.load(config.model)
     groups = _answered(policy, config, (1.0, 1.0), (1.0, 1.0), (1.0, 0.0))
     alone, among = (group_advantage(groups[2:], scale="batch_std", scope=scope) for scope in (groups[2:], groups))
@@ -433,9 +460,22 @@ def test_a_deviation_of_the_step_is_that_of_all_its_groups(taught):
 
 
 def test_with_lag_a_correction_has_something_to_correct(taught, tmp_path):
-    config: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "steps": 4, "lag": 2, "learning_rate": 1e-2}
+    config: dict[str, Any] = {
+        **GRPO,
+        "model": str(model_of(taught[1])),
+        "steps": 4,
+        "max_policy_lag": 2,
+        "optimizer.learning_rate": 1e-2,
+    }
     plain, mended = (
-        train(grpo, tmp_path / name, **config, correction=name, correction_cap=1.5) for name in ("none", "token")
+        train(
+            grpo,
+            tmp_path / name,
+            **config,
+            **{"loss.importance_correction": name},
+            **{"loss.importance_correction_cap": 1.5},
+        )
+        for name in ("none", "token")
     )
     losses = [[row.get("loss") for row in read_metrics(run.folder)] for run in (plain, mended)]
     assert losses[0][0] == losses[1][0]
@@ -445,37 +485,44 @@ def test_with_lag_a_correction_has_something_to_correct(taught, tmp_path):
 def test_dynamic_sampling_keeps_the_groups_that_disagree(taught, tmp_path):
     """With a preference for brevity every group has scores that differ; those of the verdicts count."""
     config: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "steps": 1}
-    config |= {"dynamic_sampling": 2, "brevity": 0.1, "problems": 4, "samples": 2}
+    config |= {"dynamic_sampling": 2, "rewards.length": 0.1, "prompts_per_step": 4, "group_size": 2}
     row = read_metrics(train(grpo, tmp_path / "run", **config).folder)[0]
     rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts" / "000000.jsonl").read_text().splitlines()]
     by_problem: dict[str, list[Any]] = {}
     for one in rows:
         by_problem.setdefault(one["problem"], []).append(one)
-    kept = [few for few in by_problem.values() if len({one["score"] for one in few}) > 1][:4]
+    kept = [few for few in by_problem.values() if len({one["reward"] for one in few}) > 1][:4]
     assert row["groups"] > len(kept) > 0
-    assert row["tokens"] == sum(b - a for few in kept for one in few for a, b in one["written"])
+    assert row["trained_tokens"] == sum(b - a for few in kept for one in few for a, b in one["sampled_spans"])
 
 
 def test_a_part_of_an_update_without_anything_to_learn_is_left_out(taught):
     """Two groups, an update for each; the answers of the second were all cut off, and those are masked."""
-    given: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "updates": 2, "mask_truncated": True}
-    config = grpo.Config(**given)
+    given: dict[str, Any] = {
+        **GRPO,
+        "model": str(model_of(taught[1])),
+        "num_minibatches": 2,
+        "loss.mask_truncated": True,
+    }
+    config = grpo.Config.of(**given)
     policy = Policy.load(config.model)
-    problems = open_task(config.task, 0).draw(0, 2)
-    asked = [policy.conversation.begin(p, Key(0, "t", 0, i, g)) for i, p in enumerate(problems) for g in range(2)]
+    problems = open_task(config.task, 0).train_problems(0, 2)
+    asked = [
+        policy.conversation.prompt_rollout(p, Key(0, "t", 0, i, g)) for i, p in enumerate(problems) for g in range(2)
+    ]
     said = policy.extend(asked, 8)
     verdicts = (Verdict(1.0), Verdict(0.0))
     groups = [
-        Group(problem, tuple(replace(r, finish=finish) for r in said[2 * i : 2 * i + 2]), verdicts)
+        Group(problem, tuple(replace(r, finish_reason=finish) for r in said[2 * i : 2 * i + 2]), verdicts)
         for i, (problem, finish) in enumerate(zip(problems, ("stop", "length"), strict=True))
     ]
-    stats = grpo.learn(config, policy, None, grpo.objective_of(config), groups, 1e-3)
+    stats = grpo.learn(config, policy, None, grpo.make_loss(config), groups, 1e-3)
     assert policy.version == 1
-    assert stats["tokens"] == sum(sum(rollout.written) for rollout in said[:2])
+    assert stats["trained_tokens"] == sum(sum(rollout.loss_mask) for rollout in said[:2])
 
 
 def test_a_noisy_sampler_is_seen_in_the_gap_and_stops_the_run(taught, tmp_path):
     config: dict[str, Any] = {**GRPO, "model": str(model_of(taught[1])), "steps": 1, "sampler_noise": 1.0}
     with pytest.raises(SchoolError, match="gap_limit"):
         train(grpo, tmp_path / "refused", **config)
-    assert read_metrics(train(grpo, tmp_path / "allowed", **config, gap_limit=9.0).folder)[0]["gap"] > 0.1
+    assert read_metrics(train(grpo, tmp_path / "allowed", **config, max_logprob_gap=9.0).folder)[0]["logprob_gap"] > 0.1

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from schoolhouse.data.chat import Conversation
+from schoolhouse.data.tokenizer import train_tokenizer
 from schoolhouse.tasks.game24 import Game24
-from schoolhouse.text.conversation import Conversation
-from schoolhouse.text.tokenizer import train_tokenizer
 from schoolhouse.types import Key, Rollout
 
 Reply = Callable[[str, str, Key], str]
@@ -15,7 +15,7 @@ Reply = Callable[[str, str, Key], str]
 
 
 class Scripted:
-    longest = 400
+    max_seq_len = 400
 
     def __init__(self, folder: Path, reply: Reply) -> None:
         Conversation(train_tokenizer(["Make 24 from 4 9 10 13", "13-9=4 (4 4 10)\n"] * 4, 300)).save(folder)
@@ -37,7 +37,7 @@ class Scripted:
 
     def _said(self, rollout: Rollout, length: int, stop_texts: Sequence[str]) -> Rollout:
         say = self.conversation
-        begun = say.tokenizer.decode(rollout.tokens[rollout.turns[-1] :]) if rollout.finish == "forced" else ""
+        begun = say.tokenizer.decode(rollout.tokens[rollout.turns[-1] :]) if rollout.finish_reason == "prefill" else ""
         question = rollout.problem.messages[-1].content
         ids = say.tokenizer.encode(self.reply(question, begun, rollout.key), markup=True)
         ended = next((i + 1 for i, token in enumerate(ids) if token in say.stop_ids), len(ids) + 1)
@@ -47,7 +47,7 @@ class Scripted:
             )
         finish = "stop" if ended <= min(length, len(ids)) else "length"
         ids = ids[: min(length, ended)]
-        return rollout.said(ids, [-0.1] * len(ids), finish, 0)
+        return rollout.append_sampled(ids, [-0.1] * len(ids), finish, 0)
 
 
 @pytest.fixture
@@ -58,4 +58,4 @@ def scripted(tmp_path: Path) -> Callable[[Reply], Scripted]:
 @pytest.fixture
 def game(tmp_path: Path) -> Game24:
     (tmp_path / "puzzles.csv").write_text("Rank,Puzzles\n1,1 1 4 6\n2,4 9 10 13\n")
-    return Game24(tmp_path / "puzzles.csv", exam="2-2")
+    return Game24(tmp_path / "puzzles.csv", holdout="2-2")

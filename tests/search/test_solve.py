@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from schoolhouse.measure.evaluate import evaluate
+from schoolhouse.eval.evaluate import evaluate
 from schoolhouse.search.solve import Found, Search, Searcher, parse, solve
 from schoolhouse.search.thoughts import AtRandom
 from schoolhouse.search.tree import Answered
@@ -37,14 +37,17 @@ def thinker(question: str, begun: str, key: Key) -> str:
 
 
 def found(policy: Any, game: Game24, **changes: Any) -> Found:
-    prefixes = [policy.conversation.begin(problem, Key(0, "t", 0, i, 0)) for i, problem in enumerate(game.exam())]
+    prefixes = [
+        policy.conversation.prompt_rollout(problem, Key(0, "t", 0, i, 0))
+        for i, problem in enumerate(game.eval_problems())
+    ]
     (one,) = solve(policy, game, prefixes, Search(**{**TREE, **changes}))
     return one
 
 
 def score(policy: Any, game: Game24, one: Found) -> float | None:
     assert one.rollout is not None
-    return game.verdict(one.rollout.problem, policy.conversation.read(one.rollout)).score
+    return game.grade(one.rollout.problem, policy.conversation.parse_completion(one.rollout)).reward
 
 
 @pytest.mark.parametrize("changes", [{}, {"breadth": 5}, {"kind": "dfs", "threshold": 1.0}, {"values": "exact"}])
@@ -124,10 +127,10 @@ def test_subtrees_that_cannot_be_kept_apart_are_refused(scripted: Make, game: Ga
 
 
 def test_a_task_that_asks_nothing_says_what_to_use_instead(scripted: Make):
-    from schoolhouse.tasks.task import open_task
+    from schoolhouse.tasks.registry import open_task
 
     task, policy = open_task("school:chain"), scripted(thinker)
-    prefixes = [policy.conversation.begin(task.exam(1)[0], Key(0, "t"))]
+    prefixes = [policy.conversation.prompt_rollout(task.eval_problems(1)[0], Key(0, "t"))]
     with pytest.raises(SchoolError, match="let them be sampled"):
         solve(policy, task, prefixes, Search(**TREE))
 
@@ -164,7 +167,7 @@ def test_the_best_answer_need_not_be_the_most_frequent(
     policy = scripted(speaking)
     one = found(policy, game, kind=kind, samples=4, values="random")
     assert one.rollout is not None
-    assert policy.conversation.read(one.rollout).answer == f"\\boxed{{{answer}}}"
+    assert policy.conversation.parse_completion(one.rollout).answer == f"\\boxed{{{answer}}}"
     assert one.votes == (("4+9", 3), ("3*8", 1))
 
 
@@ -183,7 +186,7 @@ def test_an_answer_that_was_cut_off_is_never_the_best_while_others_ended(
     policy = scripted(speaking)
     one = found(policy, game, kind="best_of_n", samples=4, values="random")
     assert one.rollout is not None
-    assert policy.conversation.read(one.rollout).answer == "\\boxed{3*8}"
+    assert policy.conversation.parse_completion(one.rollout).answer == "\\boxed{3*8}"
 
 
 def test_a_search_may_be_written_as_one_word_with_options():

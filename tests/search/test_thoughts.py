@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from schoolhouse.data.steps import steps
 from schoolhouse.search.thoughts import Ahead, Asked, AtRandom, Elected, Exact, Proposed, Sampled
 from schoolhouse.search.tree import Answered, Node
 from schoolhouse.tasks.game24 import Game24
-from schoolhouse.text.steps import steps
 from schoolhouse.types import Key, Rollout, SchoolError
 
 Make = Callable[..., Any]
@@ -31,14 +31,14 @@ def solver(question: str, begun: str, key: Key) -> str:
 
 
 def begin(policy: Any, game: Game24, sample: int = 0) -> Rollout:
-    return policy.conversation.begin(game.exam()[0], Key(0, "t", 0, 0, sample))
+    return policy.conversation.prompt_rollout(game.eval_problems()[0], Key(0, "t", 0, 0, sample))
 
 
 def thought(policy: Any, game: Game24, *lines: str) -> Node:
     """A node behind some thoughts that were put into the policy's mouth."""
     node, rollout = Node(begin(policy, game)), begin(policy, game)
     for line in lines:
-        rollout = policy.conversation.think(rollout, line + "\n")
+        rollout = policy.conversation.prefill_thought(rollout, line + "\n")
         node = Node(rollout, line, node)
     return node
 
@@ -64,9 +64,9 @@ def test_steps_go_on_in_one_turn_until_the_answer(scripted: Make, game: Game24):
         said.append(offers[0].text)
     assert said[:2] == GOOD[:2]
     assert len(node.state.turns) == 1
-    reply = policy.conversation.read(node.state)
+    reply = policy.conversation.parse_completion(node.state)
     assert (reply.thought, reply.answer) == ("\n".join(GOOD), "\\boxed{(13-9)*(10-4)}")
-    assert game.verdict(node.state.problem, reply).score == 1.0
+    assert game.grade(node.state.problem, reply).reward == 1.0
 
 
 def test_a_step_that_never_ends_is_lost_and_paid_for(scripted: Make, game: Game24):
@@ -78,7 +78,7 @@ def test_a_step_that_never_ends_is_lost_and_paid_for(scripted: Make, game: Game2
 
 def test_without_room_in_the_model_there_is_no_thought_and_none_at_all_is_an_error(scripted: Make, game: Game24):
     policy, deep = scripted(solver), thought(scripted(solver), game, GOOD[0], GOOD[1])
-    policy.longest = len(begin(policy, game)) + 10
+    policy.max_seq_len = len(begin(policy, game)) + 10
     assert Sampled(policy, game, samples=2)([deep]) == [([], 0)]
     with pytest.raises(SchoolError, match="no room for a step of 32 and an answer: lower `step`"):
         Sampled(policy, game, samples=2)([Node(begin(policy, game))])
@@ -88,7 +88,7 @@ def test_without_room_in_the_model_there_is_no_thought_and_none_at_all_is_an_err
 def test_an_answer_takes_what_room_is_left(scripted: Make, game: Game24):
     policy = scripted(solver)
     last = thought(policy, game, *GOOD[:2])
-    policy.longest = len(last.state) + 32 + 20
+    policy.max_seq_len = len(last.state) + 32 + 20
     ((offers, _),) = Sampled(policy, game, samples=1, answer=128)([last])
     assert len(offers) == 1
 
@@ -117,7 +117,7 @@ def test_proposals_are_put_into_the_policys_mouth(scripted: Make, game: Game24):
     ((offers, tokens),) = Proposed(policy, game)([Node(begin(policy, game))])
     assert [offer.text for offer in offers] == ["13-9=4 (4 4 10)", "13+9=22 (4 10 22)"]
     assert [steps(policy.conversation, offer.state, "\n") for offer in offers] == [[offer.text] for offer in offers]
-    assert not any(any(offer.state.written) for offer in offers)
+    assert not any(any(offer.state.loss_mask) for offer in offers)
     said = policy.conversation.tokenizer.encode("13-9=4 (4 4 10)\nwhatever\n13+9=22 (4 10 22)")
     assert tokens == len(said) + 1
 
@@ -127,7 +127,7 @@ def test_where_nothing_is_left_to_ask_the_policy_answers(scripted: Make, game: G
     ((offers, _),) = Proposed(policy, game)([thought(policy, game, *GOOD)])
     (offer,) = offers
     assert offer.answers
-    assert policy.conversation.read(offer.state).answer == "\\boxed{(13-9)*(10-4)}"
+    assert policy.conversation.parse_completion(offer.state).answer == "\\boxed{(13-9)*(10-4)}"
 
 
 def test_the_last_proposal_ends_the_thought_as_in_worked_examples(scripted: Make, game: Game24):
@@ -185,7 +185,7 @@ def test_a_word_out_of_range_counts_nothing(scripted: Make, game: Game24):
 def test_an_answer_is_worth_what_the_thought_before_it_is(scripted: Make, game: Game24):
     policy = scripted(solver)
     before = thought(policy, game, GOOD[0])
-    answer = Node(before.state.forced([5]), "24", before, answers=True)
+    answer = Node(before.state.prefill([5]), "24", before, answers=True)
     ask = Asked(policy, game)
     (worth,), (again,) = ask([before]), ask([answer])
     assert (again.found, again.tokens) == (worth.found, 0)
@@ -209,7 +209,7 @@ def test_votes_are_shares_among_thoughts_about_one_problem(scripted: Make, game:
     assert questions[0] == "Which of these can make 24?\n1: 4 4 10\n2: 6 9 13"
     assert questions[4] == "Which of these can make 24?\n1: 4 10 22\n2: 9 13 40"
     assert [answered.tokens > 0 for answered in worth] == [True, True, False, False, False]
-    answer = Node(few[0].state.forced([5]), "24", few[0], answers=True)
+    answer = Node(few[0].state.prefill([5]), "24", few[0], answers=True)
     assert [answered.found for answered in Elected(policy, game, samples=4)([answer, few[1]])] == [0.25, 0.5]
 
 
@@ -232,7 +232,7 @@ def test_an_answer_behind_right_thoughts_is_graded_by_itself(scripted: Make, gam
     say = policy.conversation
     last = say.close_thought(thought(policy, game, *GOOD).state)
     words = [*say.tokenizer.encode(f"\\boxed{{{answer}}}"), min(say.stop_ids)]
-    said = last.said(words, [0.0] * len(words), "stop", 0)
+    said = last.append_sampled(words, [0.0] * len(words), "stop", 0)
     assert Exact(say, game)([Node(said, parent=Node(last), answers=True)])[0].found == worth
 
 
@@ -244,7 +244,7 @@ def test_a_whole_reply_needs_right_thoughts_and_a_right_answer(
     scripted: Make, game: Game24, thought_said: str, answer: str, worth: float
 ):
     policy = scripted(lambda q, b, k: f"<think>{thought_said}</think>\\boxed{{{answer}}}<|im_end|>")
-    said = policy.extend([policy.conversation.begin(game.exam()[0], Key(0, "t"))], 200)
+    said = policy.extend([policy.conversation.prompt_rollout(game.eval_problems()[0], Key(0, "t"))], 200)
     assert Exact(policy.conversation, game)([Node(said[0])])[0].found == worth
 
 

@@ -15,7 +15,9 @@ def said(policy: Any, *answers: str) -> list[Rollout]:
     told = []
     for at, answer in enumerate(answers):
         ids = say.tokenizer.encode(f"<think></think>{answer}<|im_end|>", markup=True)
-        told.append(say.begin(PROBLEM, Key(0, "t", 0, 0, at)).said(ids, [-0.1] * len(ids), "stop", 0))
+        told.append(
+            say.prompt_rollout(PROBLEM, Key(0, "t", 0, 0, at)).append_sampled(ids, [-0.1] * len(ids), "stop", 0)
+        )
     return told
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from listening import Listening, listening
+from live_server import Listening, listening
 
-TASK = "school:chain?steps=2&hands=full=100"
+TASK = "school:chain?steps=2&styles=full=100"
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,16 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from tokenizers import Tokenizer as Inner
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from schoolhouse.data.chat import Conversation
+from schoolhouse.data.tokenizer import Tokenizer, train_tokenizer
 from schoolhouse.serve.chat import HELP, chat
-from schoolhouse.text.conversation import Conversation
-from schoolhouse.text.tokenizer import Tokenizer, train_tokenizer
 from schoolhouse.types import Rollout, SchoolError
 
 
@@ -20,7 +21,7 @@ class Scripted:
     """A policy that says prepared replies, markup and all; `None` refuses, "^C" in one is a Ctrl-C at that place."""
 
     version = 0
-    longest = 100
+    max_seq_len = 100
 
     def __init__(self, folder: Path, *replies: str | None) -> None:
         Conversation(train_tokenizer(["hello there, you think"] * 4, 300)).save(folder)
@@ -32,18 +33,20 @@ class Scripted:
     def extend(
         self,
         rollouts: Sequence[Rollout],
-        length: int,
+        max_new_tokens: int | Sequence[int],
         *,
-        temperature: float = 1.0,
-        on_token: Callable[[int, int, float], None] | None = None,
+        on_token: Callable[[int, int, float], bool | None] | None = None,
+        **_: object,
     ) -> list[Rollout]:
+        assert isinstance(max_new_tokens, int)
+        length = max_new_tokens
         (asked,) = rollouts
         self.heard.append(asked)
         self.lengths.append(length)
         reply = self.replies.pop(0)
         if reply is None:
             raise SchoolError("the conversation is too long")
-        before, cut, _ = reply.partition("^C")
+        before, cut, _rest = reply.partition("^C")
         ids = self.conversation.tokenizer.encode(before, markup=True)[:length]
         for token in ids:
             assert on_token is not None
@@ -51,7 +54,7 @@ class Scripted:
         if cut:
             raise KeyboardInterrupt
         stopped = ids[-1] in self.conversation.stop_ids
-        return [asked.said(ids, [-0.5] * len(ids), "stop" if stopped else "length", 0)]
+        return [asked.append_sampled(ids, [-0.5] * len(ids), "stop" if stopped else "length", 0)]
 
 
 def talk(policy: Scripted, *lines: str, length: int = 100, colour: bool = False) -> tuple[str, Rollout | None]:
@@ -122,7 +125,7 @@ def test_an_answer_takes_no_more_than_the_model_can_read(tmp_path: Path) -> None
     policy = Scripted(tmp_path, "yes<|im_end|>", "no<|im_end|>")
     talk(policy, "hello?", "hello?", length=90)
     first, second = policy.heard
-    assert policy.lengths == [min(90, policy.longest - len(first)), max(1, policy.longest - len(second))]
+    assert policy.lengths == [min(90, policy.max_seq_len - len(first)), max(1, policy.max_seq_len - len(second))]
     assert policy.lengths[1] < policy.lengths[0]
 
 

@@ -21,9 +21,9 @@ from openai import (
     RateLimitError,
 )
 
-from listening import Listening, get, listening
+from live_server import Listening, get, listening
+from schoolhouse.policy.logprobs import token_logprobs
 from schoolhouse.policy.policy import Policy
-from schoolhouse.policy.reading import read
 from schoolhouse.types import Key, Message, Problem
 
 QUESTION = "Start at 7. Add 5. Take 3."
@@ -65,9 +65,9 @@ def policy(model: Path) -> Policy:
 
 def greedy(policy: Policy, length: int = 24) -> tuple[str, str, tuple[int, ...]]:
     say = policy.conversation
-    asked = say.begin(Problem("p", (Message("user", QUESTION),), ""), Key(0, "t"))
+    asked = say.prompt_rollout(Problem("p", (Message("user", QUESTION),), ""), Key(0, "t"))
     (said,) = policy.extend([asked], length, temperature=0.0)
-    reply = say.read(said)
+    reply = say.parse_completion(said)
     return reply.thought or "", reply.answer, said.last_turn()
 
 
@@ -121,7 +121,7 @@ def test_logprobs_are_those_of_the_tokens_said(ask: Any, policy: Policy):
     _, _, said = greedy(policy, 6)
     say = policy.conversation
     prompt = say.prompt((Message("user", QUESTION),))
-    known = read(policy, [*prompt, *said], 2)[len(prompt) :]
+    known = token_logprobs(policy, [*prompt, *said], 2)[len(prompt) :]
     assert [one.token for one in content] == [say.tokenizer.decode([token]) for token in said]
     assert [one.logprob for one in content] == pytest.approx([one.logprob for one in known], abs=0.02)
     assert all(len(one.top_logprobs) == 2 for one in content)
@@ -170,7 +170,7 @@ def test_an_echo_tells_how_likely_a_text_is(ask: Any, policy: Policy):
     """What lm-eval asks to compare answers."""
     text = "7+5=2 2-3=9"
     found = ask.completions.create(model="tiny", prompt=[text, "7"], echo=True, max_tokens=0, logprobs=1)
-    known = read(policy, policy.conversation.tokenizer.encode(text), 1)
+    known = token_logprobs(policy, policy.conversation.tokenizer.encode(text), 1)
     first, second = found.choices
     assert (first.text, second.text) == (text, "7")
     assert first.logprobs

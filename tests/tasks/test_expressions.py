@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from schoolhouse.tasks.files import open_jsonl
-from schoolhouse.tasks.pool import Pool
-from schoolhouse.tasks.task import check
-from schoolhouse.types import Problem, Reply, Verdict
+from schoolhouse.tasks.audit import audit_task
+from schoolhouse.tasks.grading import worker_pool
+from schoolhouse.tasks.jsonl import open_jsonl
+from schoolhouse.tasks.worker_pool import WorkerPool
+from schoolhouse.types import Completion, Problem, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +23,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pool(file: Path) -> Iterator[Pool]:
-    with Pool(open_jsonl(str(file))) as pool:  # not by its spec: this one travels pickled
+def pool(file: Path) -> Iterator[WorkerPool]:
+    with WorkerPool(open_jsonl(str(file))) as pool:  # not by its spec: this one travels pickled
         yield pool
 
 
-def verdict(pool: Pool, candidate: str, reference: str) -> Verdict:
-    return pool.verdicts([(Problem("p", (), reference), Reply(None, f"\\boxed{{{candidate}}}"))])[0]
+def verdict(pool: WorkerPool, candidate: str, reference: str) -> Verdict:
+    return pool.grade_all([(Problem("p", (), reference), Completion(None, f"\\boxed{{{candidate}}}"))])[0]
 
 
 @pytest.mark.parametrize(
@@ -50,8 +51,8 @@ def verdict(pool: Pool, candidate: str, reference: str) -> Verdict:
         ("2516_8", "2516_8"),
     ],
 )
-def test_the_same_expression_is_right(pool: Pool, candidate: str, reference: str) -> None:
-    assert verdict(pool, candidate, reference).score == 1.0
+def test_the_same_expression_is_right(pool: WorkerPool, candidate: str, reference: str) -> None:
+    assert verdict(pool, candidate, reference).reward == 1.0
 
 
 @pytest.mark.parametrize(
@@ -80,30 +81,30 @@ def test_the_same_expression_is_right(pool: Pool, candidate: str, reference: str
         ("x" * 3_000, r"\sqrt{2}"),
     ],
 )
-def test_what_math_verify_lets_pass_is_wrong(pool: Pool, candidate: str, reference: str) -> None:
-    assert verdict(pool, candidate, reference).score == 0.0
+def test_what_math_verify_lets_pass_is_wrong(pool: WorkerPool, candidate: str, reference: str) -> None:
+    assert verdict(pool, candidate, reference).reward == 0.0
 
 
 @pytest.mark.parametrize("thought", ["so 1.41", r"\boxed{\sqrt{2}}"])
-def test_a_thought_is_no_answer(pool: Pool, thought: str) -> None:
+def test_a_thought_is_no_answer(pool: WorkerPool, thought: str) -> None:
     problem = Problem("p", (), r"\sqrt{2}")
-    (judged,) = pool.verdicts([(problem, Reply(thought, "no answer"))])
-    assert judged.score == 0.0
+    (judged,) = pool.grade_all([(problem, Completion(thought, "no answer"))])
+    assert judged.reward == 0.0
 
 
 def test_a_giant_number_is_not_waited_for(file: Path) -> None:
-    with Pool(open_jsonl(str(file)), clock=2.0) as pool:
-        giant, right = pool.verdicts(
+    with WorkerPool(open_jsonl(str(file)), clock=2.0) as pool:
+        giant, right = pool.grade_all(
             [
-                (Problem("p", (), r"\sqrt{2}"), Reply(None, r"\boxed{10^{10^{10}}}")),
-                (Problem("p", (), r"\sqrt{2}"), Reply(None, r"\boxed{2^{1/2}}")),
+                (Problem("p", (), r"\sqrt{2}"), Completion(None, r"\boxed{10^{10^{10}}}")),
+                (Problem("p", (), r"\sqrt{2}"), Completion(None, r"\boxed{2^{1/2}}")),
             ]
         )
-    assert giant.score != 1.0
-    assert right.score == 1.0
+    assert giant.reward != 1.0
+    assert right.reward == 1.0
 
 
-def test_it_works_whatever_thread_asks(pool: Pool) -> None:
+def test_it_works_whatever_thread_asks(pool: WorkerPool) -> None:
     # math-verify's own alarm raises outside the main thread: there it would make every answer wrong.
     found: list[Verdict] = []
     thread = threading.Thread(target=lambda: found.append(verdict(pool, "1+x^2", "x^2+1")))
@@ -112,15 +113,15 @@ def test_it_works_whatever_thread_asks(pool: Pool) -> None:
     assert found == [Verdict(1.0)]
 
 
-def test_an_unreadable_reference_is_nobodys_fault(pool: Pool) -> None:
+def test_an_unreadable_reference_is_nobodys_fault(pool: WorkerPool) -> None:
     judged = verdict(pool, r"\sqrt{2}", r"\begin{cases} ? \\")
-    assert judged.score is None
+    assert judged.reward is None
     assert "cannot read the reference" in judged.reason
 
 
 def test_mathematics_passes_its_check(file: Path) -> None:
     task = open_jsonl(str(file))
-    audit = check(task)
-    task.pool.close()
+    audit = audit_task(task)
+    worker_pool(task).close()
     assert audit.passed, str(audit)
     assert audit.judged == 7

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schoolhouse.tasks.audit import audit_task
 from schoolhouse.tasks.game24 import Game24, moves, reaches, read_thought, solution, told
-from schoolhouse.tasks.lessons.countdown import evaluate
-from schoolhouse.tasks.task import check, open_task
-from schoolhouse.types import Problem, Reply, SchoolError
+from schoolhouse.tasks.registry import open_task
+from schoolhouse.tasks.school.countdown import evaluate
+from schoolhouse.types import Completion, Problem, SchoolError
 
 PUZZLES = "Rank,Puzzles,AMT (s)\n1,1 1 4 6,4.4\n2,1 1 11 11,4.4\n3,4 9 10 13,5.0\n4,3 3 8 8,9.9\n"
 REAL = Path(__file__).parents[3] / "shared" / "data" / "game24.csv"
@@ -30,11 +31,11 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def game(path: Path) -> Game24:
-    return Game24(path, exam="3-4", lessons="solve=1,next=1,value=1,vote=1")
+    return Game24(path, holdout="3-4", demos="solve=1,next=1,value=1,vote=1")
 
 
 def by_numbers(game: Game24, text: str) -> Problem:
-    return next(problem for problem in game.exam() if problem.id == f"game24:{text}")
+    return next(problem for problem in game.eval_problems() if problem.id == f"game24:{text}")
 
 
 # --- the solver
@@ -83,14 +84,14 @@ def test_what_is_no_thought_is_not_read(text: str):
 
 
 def test_puzzles_of_the_exam_are_never_practised(game: Game24):
-    held = {problem.id for problem in game.exam()}
+    held = {problem.id for problem in game.eval_problems()}
     assert held == {"game24:4 9 10 13", "game24:3 3 8 8"}
-    assert not held & {problem.id for problem in game.draw(0, 50)}
+    assert not held & {problem.id for problem in game.train_problems(0, 50)}
 
 
 def test_practice_is_a_function_of_seed_and_step(game: Game24, path: Path):
-    assert game.draw(3, 20) == Game24(path, exam="3-4").draw(3, 20)
-    assert game.draw(3, 20)[:5] == game.draw(3, 5)
+    assert game.train_problems(3, 20) == Game24(path, holdout="3-4").train_problems(3, 20)
+    assert game.train_problems(3, 20)[:5] == game.train_problems(3, 5)
 
 
 @pytest.mark.parametrize(
@@ -107,28 +108,28 @@ def test_practice_is_a_function_of_seed_and_step(game: Game24, path: Path):
     ],
 )
 def test_an_answer_uses_each_number_once_and_makes_24(game: Game24, answer: str, score: float, reason: str):
-    verdict = game.verdict(by_numbers(game, "4 9 10 13"), Reply("", f"\\boxed{{{answer}}}"))
-    assert verdict.score == score
+    verdict = game.grade(by_numbers(game, "4 9 10 13"), Completion("", f"\\boxed{{{answer}}}"))
+    assert verdict.reward == score
     assert verdict.reason.startswith(reason)
 
 
 def test_its_own_references_pass_and_what_must_not_does_not(game: Game24):
-    assert check(game).passed
+    assert audit_task(game).passed
 
 
 def test_examples_are_of_the_kinds_asked_for_and_true(game: Game24):
-    lessons = game.worked(0, 300)
-    assert {lesson.hand for lesson in lessons} == {"solve", "next", "value", "vote"}
+    lessons = game.demonstrations(0, 300)
+    assert {lesson.style for lesson in lessons} == {"solve", "next", "value", "vote"}
     for lesson in lessons:
-        if lesson.hand == "solve":
-            assert game.verdict(lesson.problem, Reply(lesson.thought, lesson.answer)).score == 1.0
-            assert game.rate(lesson.problem, (lesson.thought or "").split("\n")) == [1, 1, 1]
-        elif lesson.hand == "next":
+        if lesson.style == "solve":
+            assert game.grade(lesson.problem, Completion(lesson.thought, lesson.answer)).reward == 1.0
+            assert game.step_labels(lesson.problem, (lesson.thought or "").split("\n")) == [1, 1, 1]
+        elif lesson.style == "next":
             left = tuple(sorted(map(Fraction, re.findall(r"[\d/]+", lesson.problem.messages[0].content))))
-            assert game.read_next(lesson.answer) == list(map(str, moves(left)))
-        elif lesson.hand == "vote":
+            assert game.parse_proposals(lesson.answer) == list(map(str, moves(left)))
+        elif lesson.style == "vote":
             _, *listed = lesson.problem.messages[0].content.splitlines()
-            chosen = game.read_vote(lesson.answer)
+            chosen = game.parse_vote(lesson.answer)
             can = [reaches(tuple(map(Fraction, line.partition(": ")[2].split()))) for line in listed]
             assert can == [at == chosen for at in range(len(listed))]
             assert len(listed) <= 8
@@ -143,26 +144,26 @@ def numbers_in(question: str) -> tuple[Fraction, ...]:
 
 def test_thoughts_are_rated_one_by_one(game: Game24):
     problem = by_numbers(game, "4 9 10 13")
-    assert game.rate(problem, ["13-9=4 (4 4 10)", "10-4=6 (4 6)", "6*4=24 (24)"]) == [1, 1, 1]
-    assert game.rate(problem, ["13+10=23 (4 9 23)", "23+9=32 (4 32)"]) == [-1, -1]
-    assert game.rate(problem, ["13-9=5 (4 5 10)", "10-4=6 (5 6)"]) == [-1, -1]
-    assert game.rate(problem, ["13-9=4 (4 10)"]) == [-1]
-    assert game.rate(problem, ["9+9=18 (4 13 18)"]) == [-1]
-    assert game.rate(problem, ["13/0=1 (1 4 9)"]) == [-1]
+    assert game.step_labels(problem, ["13-9=4 (4 4 10)", "10-4=6 (4 6)", "6*4=24 (24)"]) == [1, 1, 1]
+    assert game.step_labels(problem, ["13+10=23 (4 9 23)", "23+9=32 (4 32)"]) == [-1, -1]
+    assert game.step_labels(problem, ["13-9=5 (4 5 10)", "10-4=6 (5 6)"]) == [-1, -1]
+    assert game.step_labels(problem, ["13-9=4 (4 10)"]) == [-1]
+    assert game.step_labels(problem, ["9+9=18 (4 13 18)"]) == [-1]
+    assert game.step_labels(problem, ["13/0=1 (1 4 9)"]) == [-1]
 
 
 def test_questions_about_thoughts_are_about_what_is_left(game: Game24):
     problem = by_numbers(game, "4 9 10 13")
-    asked = [game.ask_next(problem, []), game.ask_value(problem, ["13-9=4 (4 4 10)"])]
+    asked = [game.propose_prompt(problem, []), game.value_prompt(problem, ["13-9=4 (4 4 10)"])]
     said = [question.messages[0].content for question in asked if question]
     assert said == ["What may be done with 4 9 10 13?", "Can 4 4 10 make 24?"]
-    assert game.ask_next(problem, ["6*4=24 (24)"]) is None
-    assert game.ask_value(problem, ["nonsense"]) is None
+    assert game.propose_prompt(problem, ["6*4=24 (24)"]) is None
+    assert game.value_prompt(problem, ["nonsense"]) is None
 
 
 def test_answers_about_thoughts_are_read(game: Game24):
-    assert game.read_next("13-9=4 (4 4 10)\nwell\n10-4=6 (6 9 13)") == ["13-9=4 (4 4 10)", "10-4=6 (6 9 13)"]
-    assert [game.read_value(word) for word in ("sure", " likely", "impossible", "maybe")] == [20.0, 1.0, 0.001, None]
+    assert game.parse_proposals("13-9=4 (4 4 10)\nwell\n10-4=6 (6 9 13)") == ["13-9=4 (4 4 10)", "10-4=6 (6 9 13)"]
+    assert [game.parse_value(word) for word in ("sure", " likely", "impossible", "maybe")] == [20.0, 1.0, 0.001, None]
 
 
 # --- bad input
@@ -191,10 +192,10 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, text: str, messag
     [
         ("game24", "give the file of puzzles"),
         ("game24:none.csv", "cannot read none.csv"),
-        ("game24:{path}?exams=1-2", "unknown option `exams`; did you mean `exam`"),
-        ("game24:{path}?exam=1", "must be a range of ranks such as 901-1000"),
-        ("game24:{path}?lessons=solv", "unknown kind of lesson `solv`; did you mean `solve`"),
-        ("game24:{path}?lessons=solve=-1", "the weight of `solve` is `-1`"),
+        ("game24:{path}?holdouts=1-2", "unknown option `holdouts`; did you mean `holdout`"),
+        ("game24:{path}?holdout=1", "must be a range of ranks such as 901-1000"),
+        ("game24:{path}?demos=solv", "unknown kind of lesson `solv`; did you mean `solve`"),
+        ("game24:{path}?demos=solve=-1", "the weight of `solve` is `-1`"),
     ],
 )
 def test_bad_options_are_refused(path: Path, spec: str, message: str):
@@ -206,13 +207,13 @@ def test_the_papers_puzzles_are_the_exam():
     if not REAL.exists():
         pytest.skip("the file of puzzles is not here")
     game = Game24(REAL)
-    assert (len(game.exam()), len(game.practice)) == (100, 1262)
+    assert (len(game.eval_problems()), len(game.practice)) == (100, 1262)
     assert told(game.held_out[0]) == "4 5 6 10"
 
 
 def test_pages_are_about_puzzles_of_practice_alone(game: Game24):
-    pages = game.exposition(0, 20)
-    assert pages == game.exposition(0, 20)
+    pages = game.pretraining_text(0, 20)
+    assert pages == game.pretraining_text(0, 20)
     first = {line.removeprefix("With ").partition(" one may do")[0] for page in pages for line in page.splitlines()}
     fours = {left for left in first if len(left.split()) == 4}
     assert fours == {told(left) for left in game.practice}

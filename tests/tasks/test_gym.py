@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
+from schoolhouse.tasks.audit import audit_task
+from schoolhouse.tasks.grading import worker_pool
 from schoolhouse.tasks.gym import HASH_DEPENDENT, NO_ANSWER, Gym
-from schoolhouse.tasks.task import check, open_task
-from schoolhouse.types import Reply, SchoolError
+from schoolhouse.tasks.registry import open_task
+from schoolhouse.types import Completion, SchoolError
 
 needs_gym = pytest.mark.skipif(
     importlib.util.find_spec("reasoning_gym") is None, reason="needs reasoning-gym: pip install 'schoolhouse[gym]'"
@@ -31,8 +33,8 @@ def family(spec: str, seed: int = 0) -> Gym:
 @pytest.mark.parametrize("spec", ["gym:chain_sum?size=20&min_terms=2&max_terms=3", "gym:decimal_arithmetic?size=20"])
 def test_a_family_passes_its_check(spec: str) -> None:
     task = family(spec)
-    audit = check(task)
-    task.pool.close()
+    audit = audit_task(task)
+    worker_pool(task).close()
     assert audit.passed, str(audit)
     assert audit.judged == 20
 
@@ -42,23 +44,23 @@ def test_only_the_marked_answer_counts_and_only_in_full() -> None:
     task = family("gym:chain_sum?size=5")
     problem = task.problems()[0]
     for answer in (problem.reference, f"The answer is {problem.reference}", rf"\boxed{{about {problem.reference}}}"):
-        assert task.verdict(problem, Reply(None, answer)).score == 0.0
-    assert task.verdict(problem, Reply(None, rf"so \boxed{{{problem.reference}}}.")).score == 1.0
+        assert task.grade(problem, Completion(None, answer)).reward == 0.0
+    assert task.grade(problem, Completion(None, rf"so \boxed{{{problem.reference}}}.")).reward == 1.0
 
 
 @needs_gym
 def test_a_scorer_that_chokes_on_an_answer_calls_it_wrong() -> None:
     task = family("gym:prime_factorization?size=5")
-    verdict = task.verdict(task.problems()[0], Reply(None, r"\boxed{two times three}"))
-    assert verdict.score == 0.0
+    verdict = task.grade(task.problems()[0], Completion(None, r"\boxed{two times three}"))
+    assert verdict.reward == 0.0
     assert "ValueError" in verdict.reason
 
 
 @needs_gym
 def test_a_family_that_takes_nonsense_fails_its_check() -> None:
     task = family("gym:game_of_life_halting?size=3")
-    audit = check(task)
-    task.pool.close()
+    audit = audit_task(task)
+    worker_pool(task).close()
     assert audit.references_right == 3
     assert audit.garbage_wrong == 0
     assert "nonsense" in str(audit)
@@ -74,7 +76,7 @@ def test_families_that_cannot_be_judged_or_repeated_are_refused(name: str, monke
 
 @needs_gym
 def test_a_family_that_depends_on_hashes_is_taken_when_they_are_fixed() -> None:
-    code = "from schoolhouse.tasks.task import open_task; print(open_task('gym:word_ladder?size=3').problems()[0].id)"
+    code = "from schoolhouse.tasks.base import open_task; print(open_task('gym:word_ladder?size=3').problems()[0].id)"
     answers = {
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": "0", "PYTHONPATH": ":".join(sys.path)}, check=True,
@@ -88,17 +90,17 @@ def test_a_family_that_depends_on_hashes_is_taken_when_they_are_fixed() -> None:
 @needs_gym
 def test_another_problem_under_the_same_number_is_not_judged() -> None:
     problem = family("gym:chain_sum?size=5&min_digits=2").problems()[0]
-    verdict = family("gym:chain_sum?size=5").verdict(problem, Reply(None, r"\boxed{1}"))
-    assert verdict.score is None
+    verdict = family("gym:chain_sum?size=5").grade(problem, Completion(None, r"\boxed{1}"))
+    assert verdict.reward is None
     assert "cannot be repeated" in verdict.reason
 
 
 @needs_gym
 def test_practice_and_exam_are_disjoint_and_the_exam_is_the_same_for_every_seed() -> None:
     one, two = family("gym:gcd?size=200", 1), family("gym:gcd?size=200", 2)
-    assert [p.id for p in one.exam()] == [p.id for p in two.exam()]
-    assert one.draw(0, 8) != two.draw(0, 8)
-    assert not {p.id for p in one.exam()} & {p.id for p in one.draw(0, 200)}
+    assert [p.id for p in one.eval_problems()] == [p.id for p in two.eval_problems()]
+    assert one.train_problems(0, 8) != two.train_problems(0, 8)
+    assert not {p.id for p in one.eval_problems()} & {p.id for p in one.train_problems(0, 200)}
 
 
 @needs_gym
@@ -110,7 +112,7 @@ def test_practice_and_exam_are_disjoint_and_the_exam_is_the_same_for_every_seed(
         ("gym:chain_sum?min_term=3", "unknown option `min_term`; did you mean `min_terms`"),
         ("gym:chain_sum?min_terms=0", "gym:chain_sum: min_terms must be positive"),
         ("gym:chain_sum?min_terms=few", "gym:chain_sum: "),
-        ("gym:chain_sum?exam=most", "option `exam` is `most`"),
+        ("gym:chain_sum?holdout=most", "option `exam` is `most`"),
     ],
 )
 def test_wrong_names_and_options_are_named(spec: str, message: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from schoolhouse.durable import write_whole
+from schoolhouse.runs.atomic_io import atomic_write
 from schoolhouse.types import SchoolError
 
 START, END = "<!-- measured: written by `school bench page` -->", "<!-- end of what was measured -->"
@@ -35,7 +35,7 @@ def write_page(folder: Path, page: Path) -> None:
     before, _, rest = text.partition(START)
     after = END + rest.partition(END)[2]
     body = [START, "", f"![speed beside peers, cost, where the time goes]({figure.parent.name}/figure.png)", ""]
-    write_whole(page, before + "\n".join([*body, *_table(results), *_limits(results), "", after]))
+    atomic_write(page, before + "\n".join([*body, *_table(results), *_limits(results), "", after]))
 
 
 def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -62,7 +62,7 @@ def _limits(results: Sequence[Mapping[str, Any]]) -> list[str]:
     low, high = (
         {key: pick(r["limits"][key] for r in results) / 1e9 for key in results[0]["limits"]} for pick in (min, max)
     )
-    gaps = [turn["gap"] for r in results if r["kind"] == "grpo" for turn in r["turns"]["ours"]]
+    gaps = [turn["logprob_gap"] for r in results if r["kind"] == "grpo" for turn in r["turns"]["ours"]]
     on = results[0]["on"]
     return [
         "",

@@ -20,15 +20,15 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from schoolhouse import __version__
-from schoolhouse.advice import advice
-from schoolhouse.board import index
+from schoolhouse.board import rollout_index
 from schoolhouse.board.tokens import token_rows
 from schoolhouse.board.trees import steps_of, summary, trees
-from schoolhouse.durable import read_lines, read_object
-from schoolhouse.records import CIRCUMSTANCES, differences, numbers, read_config
-from schoolhouse.run import read_metrics
-from schoolhouse.runs import Seen, find_runs, is_run, look
-from schoolhouse.serve.guard import Guard, told
+from schoolhouse.runs.atomic_io import read_lines, read_object
+from schoolhouse.runs.diagnostics import advice
+from schoolhouse.runs.inspect import RunStatus, find_runs, inspect, is_run
+from schoolhouse.runs.manifest import ENVIRONMENT, differences, numbers, read_config
+from schoolhouse.runs.run import read_metrics
+from schoolhouse.serve.auth import Guard, told
 from schoolhouse.types import SchoolError
 from schoolhouse.web import PAGES
 
@@ -57,7 +57,7 @@ class Board:
         if known and known[0] == stamp and known[1]["state"] != "running":
             return known[1]
         try:
-            row = _row(name, look(folder))
+            row = _row(name, inspect(folder))
         except SchoolError as error:
             row = {
                 "name": name,
@@ -84,9 +84,9 @@ class Board:
         worker = self._making.get(run)
         if worker and worker.poll() is None:
             return False
-        if not index.stale(run):
+        if not rollout_index.stale(run):
             return True
-        self._making[run] = subprocess.Popen([sys.executable, "-m", "schoolhouse.board.index", str(run)])
+        self._making[run] = subprocess.Popen([sys.executable, "-m", "schoolhouse.board.rollout_index", str(run)])
         return False
 
 
@@ -113,7 +113,7 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
             "config": config,
             "metrics": names_of(metrics),
             "advice": list(advice(metrics).values()),
-            "machine": {key: manifest.get(key) for key in CIRCUMSTANCES},
+            "machine": {key: manifest.get(key) for key in ENVIRONMENT},
             "rollouts": (folder / "rollouts").is_dir(),
             "trees": steps_of(folder),
             "signal": signal(metrics),
@@ -132,22 +132,22 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
         name: str,
         first: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
         last: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
-        verdict: index.Verdict = "",
+        outcome: rollout_index.Outcome = "",
         problem: str = "",
-        finish: str = "",
+        finish_reason: str = "",
         least: float | None = None,
         most: float | None = None,
-        order: index.Order = "step",
+        order: rollout_index.Order = "step",
         down: bool = True,
         page: Annotated[int, Query(ge=0, le=10**7)] = 0,
     ) -> Json:
         folder = board.place(name)
         ready = board.indexed(folder)
-        asked = index.Query(first, last, verdict, problem, finish, least, most, order, down)
-        found = index.find(folder, asked, page * PER_PAGE, PER_PAGE)
+        asked = rollout_index.Query(first, last, outcome, problem, finish_reason, least, most, order, down)
+        found = rollout_index.find(folder, asked, page * PER_PAGE, PER_PAGE)
         return {
             "ready": ready,
-            "count": index.count(folder, asked),
+            "count": rollout_index.count(folder, asked),
             "page": page,
             "per_page": PER_PAGE,
             "rows": [{key: value for key, value in row.items() if key not in _HEAVY} for row in found],
@@ -157,10 +157,10 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
     def group(name: str, step: Annotated[int, Query(ge=0, lt=2**62)], problem: str) -> Json:
         folder = board.place(name)
         ready = board.indexed(folder)
-        rows = index.group(folder, step, problem)
+        rows = rollout_index.group(folder, step, problem)
         if ready and not rows:
             raise HTTPException(404, f"there are no samples of this problem in step {step}")
-        return {"ready": ready, "rows": token_rows(folder, rows), "across": index.across(folder, problem)}
+        return {"ready": ready, "rows": token_rows(folder, rows), "across": rollout_index.across(folder, problem)}
 
     @app.get("/api/weights")
     def weights(
@@ -169,15 +169,15 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
         problem: str,
         checkpoint: Annotated[int | None, Query(ge=0)] = None,
     ) -> Json:
-        from schoolhouse.board.weigh import checkpoints, nearest, weigh  # loads torch, which the board does without
+        from schoolhouse.board.rescore import checkpoints, nearest, weigh  # loads torch, which the board does without
 
         folder = board.place(name)
-        rows, kept = index.group(folder, step, problem), checkpoints(folder)
+        rows, kept = rollout_index.group(folder, step, problem), checkpoints(folder)
         if not rows or not kept:
             raise HTTPException(
                 404, "this run has kept no checkpoint" if rows else "these samples are not in the index"
             )
-        chosen = nearest(kept, rows[0]["version"]) if checkpoint is None else checkpoint
+        chosen = nearest(kept, rows[0]["policy_version"]) if checkpoint is None else checkpoint
         return {"checkpoint": chosen, "checkpoints": kept, "rows": weigh(folder, chosen, rows)}
 
     @app.get("/api/trees")
@@ -217,10 +217,10 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
     return app
 
 
-_HEAVY = ("tokens", "logprob", "written")
+_HEAVY = ("tokens", "logprob", "sampled_spans")
 
 
-def _row(name: str, seen: Seen) -> Json:
+def _row(name: str, seen: RunStatus) -> Json:
     done, of = seen.steps
     return {
         "name": name,
@@ -248,7 +248,7 @@ def curve(folder: Path, name: str, wanted: Sequence[str], against: str) -> Json:
     tokens, every = 0, max(1, -(-len(metrics) // MOST_POINTS))
     for at, line in enumerate(metrics):
         tokens += line.get("sampled_tokens", 0)
-        if at % every and at != len(metrics) - 1 and "exam" not in line:
+        if at % every and at != len(metrics) - 1 and "eval" not in line:
             continue
         here = numbers(line)
         x.append({"step": line["step"], "tokens": tokens, "seconds": seconds.get(line["step"], 0.0)}[against])
@@ -263,14 +263,14 @@ def signal(metrics: Sequence[Json]) -> str:
     line = next((line for line in reversed(metrics) if line.get("groups")), None)
     if line is None:
         return ""
-    groups, mixed = line["groups"], line.get("groups_mixed", 0)
+    groups, mixed = line["groups"], line.get("groups_with_signal", 0)
     parts = [
         f"{line[key]} {words}"
         for key, words in (
-            ("all_right", "were solved by all samples"),
-            ("all_wrong", "by none"),
+            ("all_correct", "were solved by all samples"),
+            ("all_incorrect", "by none"),
             ("all_truncated", "were cut off in all"),
-            ("groups_not_judged", "could not be judged"),
+            ("groups_ungraded", "could not be judged"),
         )
         if line.get(key)
     ]

@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from schoolhouse.durable import model_in
-from schoolhouse.text.hearing import Decoding
-from schoolhouse.text.tokenizer import END_THINK, THINK, Tokenizer
+from schoolhouse.data.stream_decode import TextDecoder
+from schoolhouse.data.tokenizer import END_THINK, THINK, Tokenizer
+from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.types import SchoolError
 
 Json = dict[str, Any]
@@ -24,8 +24,8 @@ def token_rows(run: Path, rows: Sequence[Json]) -> list[Json]:
     tokenizer = _tokenizer(run)
     told = []
     for row in rows:
-        light = {key: value for key, value in row.items() if key not in ("tokens", "logprob", "written")}
-        score, mean = row.get("score"), row.get("mean")
+        light = {key: value for key, value in row.items() if key not in ("tokens", "logprob", "sampled_spans")}
+        score, mean = row.get("reward"), row.get("mean")
         advantage = None if score is None or mean is None else score - mean
         told.append({**light, "advantage": advantage, "pieces": pieces(tokenizer, row)})
     return told
@@ -34,14 +34,14 @@ def token_rows(run: Path, rows: Sequence[Json]) -> list[Json]:
 def pieces(tokenizer: Tokenizer | None, row: Json) -> list[list[Any]]:
     """[text, kind, log-probability or None] of each token; without a tokenizer ids stand for words."""
     written = [False] * len(row["tokens"])
-    for start, end in row["written"]:
+    for start, end in row["sampled_spans"]:
         written[start:end] = [True] * (end - start)
     think = tokenizer.markup.get(THINK) if tokenizer else None
     end_think = tokenizer.markup.get(END_THINK) if tokenizer else None
-    decoding = Decoding(tokenizer) if tokenizer else None
+    decoding = TextDecoder(tokenizer) if tokenizer else None
     logprobs, found, thinking, begun = iter(row["logprob"]), [], False, False
     for token, is_written in zip(row["tokens"], written, strict=True):
-        text = decoding.hear(token) if decoding else f"{token} "
+        text = decoding.push(token) if decoding else f"{token} "
         begun = begun or is_written
         if not is_written:
             kind = "given" if begun else "prompt"
@@ -58,7 +58,7 @@ def pieces(tokenizer: Tokenizer | None, row: Json) -> list[list[Any]]:
 def _tokenizer(run: Path) -> Tokenizer | None:
     """Of the run's newest checkpoint; None where there is none yet."""
     try:
-        folder = model_in(run)
+        folder = resolve_model(run)
         return _load(str(folder)) if folder.is_dir() else None
     except (SchoolError, OSError):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from schoolhouse.durable import read_lines
+from schoolhouse.runs.atomic_io import read_lines
 
 Json = dict[str, Any]
 

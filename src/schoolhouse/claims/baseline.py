@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, chains, mixed_share, only_tiny, practice
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
 from schoolhouse.claims.harness.figures import course, learning
+from schoolhouse.claims.harness.models import CHAINS, chains, mixed_share, only_tiny, practice
 
 STEPS = 120
-OFFSET: dict[str, Any] = {"form": 1.0, "problems": 8, "samples": 8, "steps": STEPS, "save_every": STEPS}
+OFFSET: dict[str, Any] = {
+    "rewards.format": 1.0,
+    "prompts_per_step": 8,
+    "group_size": 8,
+    "steps": STEPS,
+    "save_every": STEPS,
+}
 """Rewards for a right answer and for its form, as DeepSeek-R1-Zero has them: soon nearly all answers earn the second,
 which tells nothing then. And few rollouts a step, as where rollouts are dear."""
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "siblings": ("r - mean of the group", {}),
-    "none": ("r itself", {"baseline": "none", "scale": "none"}),
-    "successes": ("max(r - mean, 0)", {"negative": 0.0}),
+    "none": ("r itself", {"advantage.baseline": "none", "advantage.scale_rewards": "none"}),
+    "successes": ("max(r - mean, 0)", {"advantage.negative_scale": 0.0}),
 }
 
 
@@ -26,7 +32,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     return {
         "start": Arm(start, exam, "fine-tuned on worked chains"),
         **{
-            name: Arm(practice(start, seed, exam_every=24, **OFFSET, **keys), exam, about)
+            name: Arm(practice(start, seed, **{"eval.every": 24}, **OFFSET, **keys), exam, about)
             for name, (about, keys) in ARMS.items()
         },
     }

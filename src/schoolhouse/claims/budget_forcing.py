@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import chains, only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, told
+from schoolhouse.claims.harness.models import chains, only_tiny
 from schoolhouse.policy.policy import Policy
-from schoolhouse.search.budget import think_between
-from schoolhouse.tasks.task import judge as verdicts_of
-from schoolhouse.tasks.task import open_task
+from schoolhouse.search.budget_forcing import think_between
+from schoolhouse.tasks.grading import grade as verdicts_of
+from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key
 
 TASK = "school:chain?steps=6"
@@ -28,14 +28,16 @@ class Forced(Exam):
 
     def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
         task, say = open_task(self.task, seed), policy.conversation
-        exam = task.exam(self.problems)
+        exam = task.eval_problems(self.problems)
         overall: Json = {}
         for least in self.least:
             keys = [(p, Key(seed, "forced", 0, i, g)) for i, p in enumerate(exam) for g in range(self.samples)]
-            asked = [say.begin(problem, key) for problem, key in keys]
+            asked = [say.prompt_rollout(problem, key) for problem, key in keys]
             spent = think_between(policy, asked, least, self.most, self.length, WAIT, self.temperature)
             said = [one.rollout for one in spent]
-            scores = [v.score or 0.0 for group in verdicts_of(said, task, say.read) for v in group.verdicts]
+            scores = [
+                v.reward or 0.0 for group in verdicts_of(said, task, say.parse_completion) for v in group.verdicts
+            ]
             thoughts = [say.thought_length(rollout) for rollout in said]
             overall[f"right_{least}"] = fmean(scores)
             overall[f"control_{least}"] = fmean(least <= thought <= self.most for thought in thoughts)
@@ -48,12 +50,12 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     asked = {"forced": Forced(task=TASK, problems=100, samples=8, length=24)}
     return {
         "long": Arm(
-            chains(seed, 1000, hands="full=60,check=20,mend=20", lengths="2-6"),
+            chains(seed, 1000, styles="full=60,self_check=20,self_correct=20", lengths="2-6"),
             asked,
             "two in five of its lessons look again, and half of those mend an error",
         ),
         "short": Arm(
-            chains(seed, 500, hands="full=100", lengths="2-6"),
+            chains(seed, 500, styles="full=100", lengths="2-6"),
             asked,
             "never saw a thought that goes on (half of the updates, for about as many right)",
         ),

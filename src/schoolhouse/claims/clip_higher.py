@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import GOALS, countdowns, only_tiny, practice
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
 from schoolhouse.claims.harness.figures import course, learning
+from schoolhouse.claims.harness.models import GOALS, countdowns, only_tiny, practice
 
 UPDATES, STEPS, RATE = 16, 30, 4e-4
 CUSHION = 96
@@ -18,19 +18,30 @@ CUSHION = 96
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     start, exam = countdowns(seed), {"exam": GOALS}
-    long = {"steps": STEPS, "learning_rate": RATE, "save_every": STEPS, "task": GOALS.task, "length": GOALS.length}
-    dapo = {"like": "dapo", "dynamic_sampling": 0, "mask_truncated": False, "overlong": CUSHION}  # see the notes
+    long = {
+        "steps": STEPS,
+        "optimizer.learning_rate": RATE,
+        "save_every": STEPS,
+        "task": GOALS.task,
+        "sampling.max_new_tokens": GOALS.length,
+    }
+    dapo = {
+        "preset": "dapo",
+        "dynamic_sampling": 0,
+        "loss.mask_truncated": False,
+        "rewards.overlong_buffer": CUSHION,
+    }  # see the notes
     made = {"start": Arm(start, exam, "fine-tuned on worked countdowns")}
     for updates in (UPDATES, 1):
         for name, high in (("symmetric", 0.2), ("higher", 0.28)):
-            step = practice(start, seed, **dapo, clip_high=high, updates=updates, **long)
+            step = practice(start, seed, **dapo, **{"loss.clip_high": high}, num_minibatches=updates, **long)
             made[f"{name}_{updates}"] = Arm(step, exam, f"clip .2 / {high:.2g}, {updates} updates a step")
     return made
 
 
 def judge(results: Results) -> Sequence[Check]:
     few, many = f"symmetric_{UPDATES}", f"higher_{UPDATES}"
-    clipped = [fmean(row) for row in results.course(few, "clipped_high")]
+    clipped = [fmean(row) for row in results.course(few, "clip_frac_high")]
     low, high = ([fmean(row[STEPS // 2 :]) for row in results.course(arm, "entropy")] for arm in (few, many))
     same = all(
         results.arms["symmetric_1"][seed].metrics == results.arms["higher_1"][seed].metrics for seed in results.seeds
@@ -61,7 +72,7 @@ def draw(results: Results, picture: Any) -> None:
     one, two, three = picture.subplots(1, 3)
     shown = [f"symmetric_{UPDATES}", f"higher_{UPDATES}"]
     course(one, results, shown, "entropy", "entropy of trained tokens, nats")
-    course(two, results, shown, "clipped_high", "share of tokens cut above")
+    course(two, results, shown, "clip_frac_high", "share of tokens cut above")
     learning(three, results, [*shown, "symmetric_1"])
 
 

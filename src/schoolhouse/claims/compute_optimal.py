@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness import verifiers
-from schoolhouse.claims.harness.bases import only_tiny
+from schoolhouse.claims.harness import chain_reward_models
+from schoolhouse.claims.harness.chain_reward_models import TASK
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, told
-from schoolhouse.claims.harness.verifiers import TASK
-from schoolhouse.judges.marks import Judge
+from schoolhouse.claims.harness.models import only_tiny
 from schoolhouse.policy.policy import Policy
+from schoolhouse.reward_models.prm import RewardModel
 from schoolhouse.search.solve import Search, solve
 from schoolhouse.search.thoughts import Judged
-from schoolhouse.tasks.task import judge as verdicts_of
-from schoolhouse.tasks.task import open_task
+from schoolhouse.tasks.grading import grade as verdicts_of
+from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key
 
 BUDGETS = {384: 3, 512: 4, 1536: 8}
@@ -42,20 +42,26 @@ class Strategies(Exam):
 
     def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
         generator, task = beside["generator"], open_task(self.task, seed)
-        say, exam, judge = generator.conversation, task.exam(self.problems), Judge(policy, task.delimiter)
-        looks = [say.begin(p, Key(seed, "look", 0, i, g)) for i, p in enumerate(exam) for g in range(self.looks)]
+        say, exam, judge = (
+            generator.conversation,
+            task.eval_problems(self.problems),
+            RewardModel(policy, task.delimiter),
+        )
+        looks = [
+            say.prompt_rollout(p, Key(seed, "look", 0, i, g)) for i, p in enumerate(exam) for g in range(self.looks)
+        ]
         opinions = [0.0 if v != v else v for v in judge(generator.extend(looks, self.length))]
         ease = [fmean(opinions[i * self.looks : (i + 1) * self.looks]) for i in range(len(exam))]
         right: dict[str, dict[str, list[float]]] = {}
-        asked = [say.begin(problem, Key(seed, "strategies", 0, i, 0)) for i, problem in enumerate(exam)]
+        asked = [say.prompt_rollout(problem, Key(seed, "strategies", 0, i, 0)) for i, problem in enumerate(exam)]
         for budget, samples in self.budgets.items():
             for name, options in self.strategies.items():
                 asked_for = {"samples": samples, **options, "budget": budget, "temperature": self.temperature}
                 search = Search.model_validate(asked_for)
                 found = solve(generator, task, asked, search, Judged(judge))
                 said = [one.rollout for one in found if one.rollout]
-                groups = verdicts_of(said, task, say.read)
-                scores = {g.problem.id: float((g.verdicts[0].score or 0.0) >= 1.0) for g in groups}
+                groups = verdicts_of(said, task, say.parse_completion)
+                scores = {g.problem.id: float((g.verdicts[0].reward or 0.0) >= 1.0) for g in groups}
                 right.setdefault(str(budget), {})[name] = [scores.get(problem.id, 0.0) for problem in exam]
         return {"overall": {}, "ease": ease, "right": right}
 
@@ -89,7 +95,7 @@ def _expected(right: Sequence[float], seen: Sequence[int], everywhere: Sequence[
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    process = verifiers.arms(seed)["process"]
+    process = chain_reward_models.arms(seed)["process"]
     asked = {"strategies": Strategies(task=TASK, problems=1000, samples=1, length=SAID)}
     return {"process": Arm(process.step, asked, "the judge of steps of claim prm", process.beside)}
 

@@ -7,27 +7,36 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import only_tiny
+from schoolhouse.claims.harness.chain_reward_models import LENGTH, TASK, generator
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars, course
-from schoolhouse.claims.harness.verifiers import LENGTH, TASK, generator
+from schoolhouse.claims.harness.models import only_tiny
 
 LOOPS, LESSONS, STILL = 4, 40, 0.05
 SEARCH = f"best_of_n?samples=16&length={LENGTH}&temperature=1&values=exact"
 PLAIN = f"sample?length={LENGTH}&temperature=1"
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "engine": ("best of 16 by the task's rules for steps, verified", {"search": SEARCH, "problems": 200}),
-    "unsearched": ("plain samples, verified", {"search": PLAIN, "problems": 300}),
-    "unverified": ("plain samples, right or wrong", {"search": PLAIN, "problems": 200, "verify": False}),
+    "engine": ("best of 16 by the task's rules for steps, verified", {"search": SEARCH, "prompts_per_loop": 200}),
+    "unsearched": ("plain samples, verified", {"search": PLAIN, "prompts_per_loop": 300}),
+    "unverified": ("plain samples, right or wrong", {"search": PLAIN, "prompts_per_loop": 200, "verify": False}),
 }
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     start, exam = generator(seed), {"exam": Exam(task=TASK, problems=200, samples=8, length=LENGTH)}
-    config = {"model": start, "task": TASK, "seed": seed, "loops": LOOPS, "length": LENGTH, "most": LESSONS}
+    config = {
+        "model": start,
+        "task": TASK,
+        "seed": seed,
+        "loops": LOOPS,
+        "max_new_tokens": LENGTH,
+        "max_kept_per_loop": LESSONS,
+    }
     config |= {"fresh_task": "school:facts"}
-    made = {name: Arm(Step("engine", {**config, **keys}), exam, about) for name, (about, keys) in ARMS.items()}
+    made = {
+        name: Arm(Step("expert_iteration", {**config, **keys}), exam, about) for name, (about, keys) in ARMS.items()
+    }
     return {"start": Arm(start, exam, "makes the same mistakes again and again"), **made}
 
 

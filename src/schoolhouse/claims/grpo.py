@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, EIGHTS, ROOM, chains, long_chains, mixed_share, only, practice
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
 from schoolhouse.claims.harness.figures import bars, learning
+from schoolhouse.claims.harness.models import CHAINS, EIGHTS, ROOM, chains, long_chains, mixed_share, only, practice
 
 MEMBERS = ("grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo", "cispo")
 CONTROLS = ("random", "shuffled", "flipped")
 LARGE_MEMBERS = ("grpo", "dr_grpo", "rloo")  # fewer: each costs more
-QUICK = {"steps": 20, "exam_every": 5, "save_every": 5, "learning_rate": 5e-5, "token_budget": ROOM}
+QUICK = {"steps": 20, "eval.every": 5, "save_every": 5, "optimizer.learning_rate": 5e-5, "microbatch_tokens": ROOM}
 """How a large model practises."""
 RISE, GOAL, SPREAD, STILL = 0.30, 0.80, 0.08, 0.05
 
@@ -21,12 +21,12 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only(scale, "tiny", "gpu")
     large = scale == "gpu"
     start, exam = (long_chains(seed), EIGHTS) if large else (chains(seed), CHAINS)
-    more = {"task": exam.task, "length": exam.length, **QUICK} if large else {}
+    more = {"task": exam.task, "sampling.max_new_tokens": exam.length, **QUICK} if large else {}
     ways: dict[str, tuple[Mapping[str, Any], str]] = {
-        name: ({"like": name}, f"like: {name}") for name in (LARGE_MEMBERS if large else MEMBERS)
+        name: ({"preset": name}, f"like: {name}") for name in (LARGE_MEMBERS if large else MEMBERS)
     }
     for name in CONTROLS:
-        ways[name] = ({"like": "grpo", "control": name, "exam_every": 0}, f"control: {name}")
+        ways[name] = ({"preset": "grpo", "rewards.control": name, "eval.every": 0}, f"control: {name}")
     return {
         "start": Arm(start, {"exam": exam}, "fine-tuned on worked chains"),
         **{

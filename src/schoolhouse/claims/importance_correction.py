@@ -3,40 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, chains, mixed_share, only_tiny, practice
+from schoolhouse.algorithms.losses import Loss, importance_corrected, policy_gradient
+from schoolhouse.algorithms.packing import sequence_sum
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
 from schoolhouse.claims.harness.figures import course, learning
-from schoolhouse.claims.harness.toy import NOISE as TOY_NOISE
-from schoolhouse.claims.harness.toy import TABLE, estimate, exact_gradient, furthest, sample
-from schoolhouse.objectives import Objective, corrected, policy_gradient
-from schoolhouse.packing import sequence_sum
+from schoolhouse.claims.harness.gradient_check import NOISE as TOY_NOISE
+from schoolhouse.claims.harness.gradient_check import TABLE, estimate, exact_gradient, furthest, sample
+from schoolhouse.claims.harness.models import CHAINS, chains, mixed_share, only_tiny, practice
 
+RECIPE = "schoolhouse.claims.harness.noisy_grpo"
 NOISE = 1.0
 EXACT, WRONG = 4.0, 5.0
 """Standard errors of 50,000 groups: the largest of 16 parameters is beyond 4 by chance once in a thousand times."""
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "faithful": ("the sampler is the policy", {"sampler_noise": 0.0, "gap_limit": 0.1}),
+    "faithful": ("the sampler is the policy", {"sampler_noise": 0.0, "max_logprob_gap": 0.1}),
     "uncorrected": ("noise on the sampler's logits", {}),
-    "token": ("and truncated importance sampling by token", {"correction": "token"}),
-    "product": ("and by the product over the sequence", {"correction": "product"}),
+    "token": ("and truncated importance sampling by token", {"loss.importance_correction": "token"}),
+    "product": ("and by the product over the sequence", {"loss.importance_correction": "product"}),
 }
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     start, exam = chains(seed), {"exam": CHAINS}
-    noisy = {"sampler_noise": NOISE, "gap_limit": 100.0}
+    noisy = {"sampler_noise": NOISE, "max_logprob_gap": 100.0}
     return {
         "start": Arm(start, exam, "fine-tuned on worked chains"),
-        **{name: Arm(practice(start, seed, **{**noisy, **keys}), exam, about) for name, (about, keys) in ARMS.items()},
+        **{
+            name: Arm(replace(practice(start, seed, **{**noisy, **keys}), recipe=RECIPE), exam, about)
+            for name, (about, keys) in ARMS.items()
+        },
     }
 
 
 def judge(results: Results) -> Sequence[Check]:
-    gaps = [fmean(row[:5]) for row in results.course("uncorrected", "gap")]
+    gaps = [fmean(row[:5]) for row in results.course("uncorrected", "logprob_gap")]
     better = results.difference("uncorrected", "token")
     gains = results.gains("uncorrected", "token")
     return [
@@ -56,10 +61,10 @@ def judge(results: Results) -> Sequence[Check]:
 
 def on_the_toy(seeds: Sequence[int]) -> list[Check]:
     """Where the exact gradient can be enumerated: is it followed, by a sampler whose logits are a little off?"""
-    ways: Mapping[str, Objective] = {
+    ways: Mapping[str, Loss] = {
         "none": policy_gradient(),
-        "token": corrected(policy_gradient(), "token", on_policy=True),
-        "product": corrected(policy_gradient(), "product", on_policy=True),
+        "token": importance_corrected(policy_gradient(), "token", on_policy=True),
+        "product": importance_corrected(policy_gradient(), "product", on_policy=True),
     }
     truth, found = exact_gradient(), {name: list[float]() for name in ways}
     for seed in seeds:
@@ -83,7 +88,7 @@ def on_the_toy(seeds: Sequence[int]) -> list[Check]:
 def draw(results: Results, picture: Any) -> None:
     left, right = picture.subplots(1, 2)
     learning(left, results, [*ARMS])
-    course(right, results, [*ARMS], "gap", "gap of sampled and learned log-probability, nats")
+    course(right, results, [*ARMS], "logprob_gap", "gap of sampled and learned log-probability, nats")
 
 
 CLAIM = Claim(

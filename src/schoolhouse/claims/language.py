@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, TONGUES, chains, mixed_share, only_tiny, practice
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars, learning
+from schoolhouse.claims.harness.models import CHAINS, TONGUES, chains, mixed_share, only_tiny, practice
+from schoolhouse.data.scripts import scripts
 from schoolhouse.policy.policy import Policy
-from schoolhouse.tasks.task import open_task
-from schoolhouse.text.scripts import scripts
+from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key
 
 TARGET = "latin"
@@ -28,12 +28,12 @@ class Tongues(Exam):
 
     def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
         asked = [
-            policy.conversation.begin(problem, Key(seed, "tongues", 0, i, g))
-            for i, problem in enumerate(open_task(self.task, seed).exam(self.problems))
+            policy.conversation.prompt_rollout(problem, Key(seed, "tongues", 0, i, g))
+            for i, problem in enumerate(open_task(self.task, seed).eval_problems(self.problems))
             for g in range(self.samples)
         ]
         said = policy.extend(asked, self.length, temperature=self.temperature)
-        counts = [scripts(policy.conversation.read(rollout).thought or "") for rollout in said]
+        counts = [scripts(policy.conversation.parse_completion(rollout).thought or "") for rollout in said]
         words = [count for count in counts if count]
         target = sum(count[self.script] for count in words) / max(1, sum(count.total() for count in words))
         return {
@@ -52,12 +52,12 @@ def consistent(start: Step, seed: int, steps: int = STEPS) -> Step:
 
 def longer(start: Step, seed: int, steps: int = STEPS, **changes: object) -> Step:
     """Practice for as long as it takes to give up the other language."""
-    return practice(start, seed, steps=steps, save_every=steps, exam_every=15, **changes)
+    return practice(start, seed, steps=steps, save_every=steps, **{"eval.every": 15}, **changes)
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start = chains(seed, tongues=TONGUES)
+    start = chains(seed, languages=TONGUES)
     asked = {"exam": CHAINS, "tongues": Tongues(task=CHAINS.task, problems=100, samples=8, length=CHAINS.length)}
     return {
         "start": Arm(start, asked, f"worked examples in {TONGUES}"),

@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import chains, mixed_share, only_tiny, practice
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, told
 from schoolhouse.claims.harness.figures import course, learning
+from schoolhouse.claims.harness.models import chains, mixed_share, only_tiny, practice
 
 EASY = Exam(task="school:chain?steps=3", problems=200, samples=8, length=128)
 RATIO, APART, LAST = 1.2, 0.03, 10
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "own_length": ("loss over the answer's own length: GRPO", {"aggregate": "sequence_mean"}),
-    "budget": ("loss over the same number for all: Dr. GRPO", {"aggregate": "constant"}),
+    "own_length": ("loss over the answer's own length: GRPO", {"loss.aggregation": "sequence_mean"}),
+    "budget": ("loss over the same number for all: Dr. GRPO", {"loss.aggregation": "constant"}),
 }
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start = chains(seed, hands="ramble=50,full=50")
-    free = {"task": EASY.task, "length": EASY.length, "scale": "none", "steps": 30}
+    start = chains(seed, styles="filler=50,full=50")
+    free = {"task": EASY.task, "sampling.max_new_tokens": EASY.length, "advantage.scale_rewards": "none", "steps": 30}
     return {
         "start": Arm(start, {"exam": EASY}, "half of its lessons ramble on and guess"),
         **{
@@ -32,8 +32,8 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
 
 
 def judge(results: Results) -> Sequence[Check]:
-    wrong = {name: [fmean(row[-LAST:]) for row in results.course(name, "said_wrong")] for name in ARMS}
-    right = {name: [fmean(row[-LAST:]) for row in results.course(name, "said_right")] for name in ARMS}
+    wrong = {name: [fmean(row[-LAST:]) for row in results.course(name, "completion_tokens_incorrect")] for name in ARMS}
+    right = {name: [fmean(row[-LAST:]) for row in results.course(name, "completion_tokens_correct")] for name in ARMS}
     ratios = [a / b for a, b in zip(wrong["own_length"], wrong["budget"], strict=True)]
     apart = results.gains("budget", "own_length")
     return [
@@ -61,8 +61,8 @@ def judge(results: Results) -> Sequence[Check]:
 
 def draw(results: Results, picture: Any) -> None:
     one, two, three = picture.subplots(1, 3)
-    course(one, results, [*ARMS], "said_wrong", "tokens of wrong answers")
-    course(two, results, [*ARMS], "said_right", "tokens of right answers")
+    course(one, results, [*ARMS], "completion_tokens_incorrect", "tokens of wrong answers")
+    course(two, results, [*ARMS], "completion_tokens_correct", "tokens of right answers")
     learning(three, results, [*ARMS])
 
 

@@ -8,11 +8,11 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness import verifiers
-from schoolhouse.claims.harness.bases import only_tiny
+from schoolhouse.claims.harness import chain_reward_models
+from schoolhouse.claims.harness.chain_reward_models import FEW, LENGTH, TASK, Agreement, generator
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
-from schoolhouse.claims.harness.verifiers import FEW, LENGTH, TASK, Agreement, generator
-from schoolhouse.judges.marks import AGGREGATES
+from schoolhouse.claims.harness.models import only_tiny
+from schoolhouse.reward_models.prm import STEP_AGGREGATIONS
 
 COUNTS = (1, 2, 4, 8, 16)
 JUDGES = ("exact", "hard", "soft")
@@ -21,8 +21,10 @@ JUDGES = ("exact", "hard", "soft")
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     asked = {"labels": Agreement(task=TASK, problems=50, samples=4, length=LENGTH, counts=COUNTS)}
-    found = verifiers.arms(seed)
-    rules = replace(found["process"], step=verifiers.verifier(seed, "exact", **FEW), about="labels by the rules")
+    found = chain_reward_models.arms(seed)
+    rules = replace(
+        found["process"], step=chain_reward_models.verifier(seed, "exact", **FEW), about="labels by the rules"
+    )
     found = {**found, "exact": rules}
     start = Arm(generator(seed), asked, "the generator, continuing its own solutions")
     return {"start": start, **{name: found[name] for name in JUDGES}}
@@ -43,7 +45,7 @@ def judge(results: Results) -> Sequence[Check]:
         ),
         Check("reported", '"any ends right" is what the rules say, mean of seeds', told(any_), True),
     ]
-    for name in AGGREGATES:
+    for name in STEP_AGGREGATIONS:
         metric = "best_64" if name == "product" else f"best_64_{name}"
         found = [fmean(results.each(arm, metric, "picks")) for arm in JUDGES]
         checks.append(Check("reported", f"best of 64 by {name}: {', '.join(JUDGES)}", told(found), True))
@@ -57,7 +59,7 @@ def draw(results: Results, picture: Any) -> None:
     left.set(xscale="log", xlabel="continuations", ylabel="agreement with the rules", ylim=(0.4, 1.02))
     left.legend()
     left.grid(alpha=0.3)
-    names = list(AGGREGATES)
+    names = list(STEP_AGGREGATIONS)
     for at, arm in enumerate(JUDGES):
         if arm in results.arms:
             values = [results.mean(arm, "best_64" if n == "product" else f"best_64_{n}", "picks") for n in names]

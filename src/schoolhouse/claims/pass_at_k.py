@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import GOALS, countdowns, only_tiny, practice, reader
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import course
+from schoolhouse.claims.harness.models import GOALS, countdowns, only_tiny, practice, reader
 
 MANY = Exam(task=GOALS.task, problems=50, samples=256, length=GOALS.length)
 SECOND_THOUGHTS = {
@@ -27,8 +27,10 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     taught, base, exams = countdowns(seed), reader(seed), {"exam": GOALS, "many": MANY}
 
     def practised(start: Step) -> Step:
-        long = {"steps": STEPS, "save_every": STEPS, "learning_rate": RATE}
-        return practice(start, seed, like="grpo", task=GOALS.task, length=GOALS.length, **long)
+        long = {"steps": STEPS, "save_every": STEPS, "optimizer.learning_rate": RATE}
+        return practice(
+            start, seed, preset="grpo", task=GOALS.task, **{"sampling.max_new_tokens": GOALS.length}, **long
+        )
 
     return {
         "taught": Arm(taught, exams, "fine-tuned on worked countdowns"),

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness import verifiers
-from schoolhouse.claims.harness.bases import only_tiny
+from schoolhouse.claims.harness import chain_reward_models
+from schoolhouse.claims.harness.chain_reward_models import COUNTS, LENGTH, TASK, Picks
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
-from schoolhouse.claims.harness.verifiers import COUNTS, LENGTH, TASK, Picks
+from schoolhouse.claims.harness.models import only_tiny
 
 AUC, F1, NEAR = 0.9, 0.8, 0.05
 FROM = [n for n in COUNTS if n >= 8]
@@ -17,7 +17,7 @@ FROM = [n for n in COUNTS if n >= 8]
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    found = verifiers.arms(seed)
+    found = chain_reward_models.arms(seed)
     process = found["process"]
     other = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, delimiter="\n")}
     names = ("process", "outcome", "shuffled")

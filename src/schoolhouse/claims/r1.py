@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import CHAINS, TONGUES, chains, mixed_share, only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars
+from schoolhouse.claims.harness.models import CHAINS, TONGUES, chains, mixed_share, only_tiny
 from schoolhouse.claims.language import TARGET, Tongues, consistent
 
 STEPS, ROLLOUTS = 60, 32 * 16
@@ -18,7 +18,7 @@ SMALL = ("small_distilled", "small_practised")
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start, little = chains(seed, tongues=TONGUES), chains(seed, tongues=TONGUES, small=True)
+    start, little = chains(seed, languages=TONGUES), chains(seed, languages=TONGUES, small=True)
     base = start.config["model"]
     teacher = consistent(start, seed, STEPS)
     tongues = Tongues(task=CHAINS.task, problems=100, samples=8, length=CHAINS.length)
@@ -26,17 +26,22 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     harvest: dict[str, Any] = {
         "teacher": teacher,
         "task": CHAINS.task,
-        "language": TARGET,
-        "length": CHAINS.length,
+        "script": TARGET,
+        "sampling.max_new_tokens": CHAINS.length,
         "seed": seed,
     }
-    harvest |= {"samples": 4, "problems": STEPS * ROLLOUTS // 4, "steps": 500, "learning_rate": 3e-3}
+    harvest |= {
+        "samples_per_prompt": 4,
+        "num_prompts": STEPS * ROLLOUTS // 4,
+        "steps": 500,
+        "optimizer.learning_rate": 3e-3,
+    }
     return {
         "start": Arm(start, asked, "cold start: fine-tuned on worked chains in two languages"),
         "teacher": Arm(teacher, asked, "practised with rewards for right answers and one language"),
-        "rejection": Arm(Step("distill", {**harvest, "model": base}), asked, "the base, on what was kept"),
+        "rejection": Arm(Step("rejection_sampling", {**harvest, "model": base}), asked, "the base, on what was kept"),
         "small_start": Arm(little, asked, "a model of half the width, fine-tuned the same way"),
-        "small_distilled": Arm(Step("distill", {**harvest, "model": little}), asked, "and on what was kept"),
+        "small_distilled": Arm(Step("rejection_sampling", {**harvest, "model": little}), asked, "and on what was kept"),
         "small_practised": Arm(consistent(little, seed, STEPS), asked, "and practised itself"),
     }
 

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import chains, only_tiny, practice
+from schoolhouse.algorithms.groups import rollouts_of
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars, course
-from schoolhouse.credit import rollouts_of
-from schoolhouse.measure.attempts import Attempts, first_attempts, twice
+from schoolhouse.claims.harness.models import chains, only_tiny, practice
+from schoolhouse.eval.two_attempts import Attempts, first_attempts, two_attempts
 from schoolhouse.policy.policy import Policy
-from schoolhouse.tasks.task import judge as verdicts_of
-from schoolhouse.tasks.task import open_task
-from schoolhouse.types import LOOK_AGAIN, Group, Key, Message
+from schoolhouse.tasks.grading import grade as verdicts_of
+from schoolhouse.tasks.registry import open_task
+from schoolhouse.types import REVISION_REQUEST, Group, Key, Message
 
 TASK, LENGTH = "school:chain?steps=4", 48
 DELTA, WORSE = 0.03, 0.01
@@ -28,34 +28,36 @@ class TwoAttempts(Exam):
 
     def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
         task, say = open_task(self.task, seed), policy.conversation
-        exam = task.exam(self.problems)
+        exam = task.eval_problems(self.problems)
 
         def asked(purpose: str) -> list[Any]:
             keys = [(p, Key(seed, purpose, 0, i, g)) for i, p in enumerate(exam) for g in range(self.samples)]
-            return [say.begin(problem, key) for problem, key in keys]
+            return [say.prompt_rollout(problem, key) for problem, key in keys]
 
-        both = twice(policy, asked("two attempts"), self.length, self.temperature)
-        first = verdicts_of(first_attempts(both), task, say.read)
-        second = verdicts_of(both, task, say.read)
+        both = two_attempts(policy, asked("two attempts"), self.length, self.temperature)
+        first = verdicts_of(first_attempts(both), task, say.parse_completion)
+        second = verdicts_of(both, task, say.parse_completion)
         anew = policy.extend(asked("anew"), self.length, temperature=self.temperature)
         # everybody looks at what was said first to the next problem
         words = [rollout.last_turn() for rollout in rollouts_of(first)]
         others = words[self.samples :] + words[: self.samples]
         borrowed = [
-            say.follow_up(prefix.said(said, [0.0] * len(said), "stop", 0), (Message("user", LOOK_AGAIN),))
+            say.follow_up(
+                prefix.append_sampled(said, [0.0] * len(said), "stop", 0), (Message("user", REVISION_REQUEST),)
+            )
             for prefix, said in zip(asked("shuffled"), others, strict=True)
         ]
         after = policy.extend(borrowed, self.length, temperature=self.temperature)
-        tries = {"repair": second, "resample": verdicts_of(anew, task, say.read)}
-        tries["shuffled"] = verdicts_of(after, task, say.read)
+        tries = {"repair": second, "resample": verdicts_of(anew, task, say.parse_completion)}
+        tries["shuffled"] = verdicts_of(after, task, say.parse_completion)
         shares = {name: _right_where_wrong(first, groups) for name, groups in tries.items()}
-        return {"overall": {**Attempts.of(first, second, say.read).to_json(), **shares}}
+        return {"overall": {**Attempts.of(first, second, say.parse_completion).to_json(), **shares}}
 
 
 def _right_where_wrong(first: Sequence[Group], then: Sequence[Group]) -> float:
     """Share of right answers among those whose first attempt was wrong; 0 where none was."""
     pairs = [
-        (a.score, b.score)
+        (a.reward, b.reward)
         for one, other in zip(first, then, strict=True)
         for a, b in zip(one.verdicts, other.verdicts, strict=True)
     ]
@@ -65,31 +67,54 @@ def _right_where_wrong(first: Sequence[Group], then: Sequence[Group]) -> float:
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start = chains(seed, steps=2000, again=50)
+    start = chains(seed, steps=2000, revision_percent=50)
     asked = {"two": TwoAttempts(task=TASK, problems=200, samples=8, length=LENGTH)}
-    config: dict[str, Any] = {"model": start, "task": TASK, "seed": seed, "length": LENGTH, "problems": 16}
-    config |= {"steps": 50, "save_every": 50, "first_stage": 25, "kl_first": 1.0}
+    config: dict[str, Any] = {
+        "model": start,
+        "task": TASK,
+        "seed": seed,
+        "sampling.max_new_tokens": LENGTH,
+        "prompts_per_step": 16,
+    }
+    config |= {"steps": 50, "save_every": 50, "stage1_steps": 25, "stage1_kl_coef": 1.0}
     ways: dict[str, tuple[str, dict[str, Any]]] = {
         "score": ("stage I, stage II, alpha 10", {}),
-        "no_stage_one": ("stage II alone", {"first_stage": 0}),
+        "no_stage_one": ("stage II alone", {"stage1_steps": 0}),
         "alpha_0": ("the second attempt rewarded for itself", {"alpha": 0.0}),
-        "naive": ("both attempts rewarded from the start, alpha 0", {"first_stage": 0, "alpha": 0.0}),
+        "naive": ("both attempts rewarded from the start, alpha 0", {"stage1_steps": 0, "alpha": 0.0}),
     }
-    pairs: dict[str, Any] = {"model": start, "task": TASK, "seed": seed, "length": LENGTH, "samples": 16}
+    pairs: dict[str, Any] = {
+        "model": start,
+        "task": TASK,
+        "seed": seed,
+        "sampling.max_new_tokens": LENGTH,
+        "samples_per_prompt": 16,
+    }
     # as many attempts as `score` makes: 25,600, of which each pair of STaR takes two
     tuned = {
-        "star_pairs": ("fine-tuned on its own mended pairs", {**pairs, "problems": 800}),
+        "star_pairs": ("fine-tuned on its own mended pairs", {**pairs, "num_prompts": 800}),
         "pair_sft": (
             "fine-tuned on wrong attempts followed by right ones, and as many right by right",
-            {**pairs, "problems": 1600, "pairs": "pair_sft", "keep_right": True},
+            {**pairs, "num_prompts": 1600, "pairs": "pair_sft", "keep_correct": True},
         ),
     }
-    single = practice(start, seed, task=TASK, length=LENGTH, problems=16, steps=100, exam_every=0, save_every=100)
+    single = practice(
+        start,
+        seed,
+        task=TASK,
+        **{"sampling.max_new_tokens": LENGTH},
+        prompts_per_step=16,
+        steps=100,
+        **{"eval.every": 0},
+        save_every=100,
+    )
     return {
         "start": Arm(start, asked, "fine-tuned, and asked to look again (Self-Refine)"),
         "single": Arm(single, asked, "practice of one attempt, twice the steps"),
-        **{name: Arm(Step("score", {**config, **keys}), asked, about) for name, (about, keys) in ways.items()},
-        **{name: Arm(Step("revise", keys), asked, about) for name, (about, keys) in tuned.items()},
+        **{
+            name: Arm(Step("self_correction", {**config, **keys}), asked, about) for name, (about, keys) in ways.items()
+        },
+        **{name: Arm(Step("revision_sft", keys), asked, about) for name, (about, keys) in tuned.items()},
     }
 
 

@@ -7,9 +7,9 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars
+from schoolhouse.claims.harness.models import only_tiny
 
 TASK = "school:longhand?digits=1-5"
 SUMS = Exam(task=TASK, problems=200, samples=1, length=150, temperature=0)
@@ -20,27 +20,39 @@ ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "star": ("STaR", {}),
     "no_rationalization": ("failed problems are not tried again with the answer", {"rationalize": False}),
     "no_filter": ("wrong answers are learned too", {"keep": "all", "rationalize": False}),
-    "hint_stays": ("what was said with the answer in sight is learned with it in sight", {"hint_stays": True}),
+    "keep_hint": ("what was said with the answer in sight is learned with it in sight", {"keep_hint": True}),
 }
 
 
 def base() -> Step:
     """A model that has read pieces of long sums, and was asked for columns of them: never for a sum, nor for a whole
     one. One for all seeds, as the paper has one."""
-    shape = {"width": 128, "layers": 3, "heads": 4, "key_heads": 4, "head_dim": 32, "inner": 384, "longest": 256}
-    text = {"task": "school:longhand", "seed": 0, "model": shape, "vocabulary": 300, "steps": 3000, "save_every": 1000}
-    talk = {"task": "school:facts+chain+column?steps=2-4&each=6&hands=full=100", "seed": 0, "steps": 1500}
-    book = Step("pretrain", {**text, "learning_rate": 3e-3})
-    return Step("sft", {"model": book, **talk, "learning_rate": 2e-3, "save_every": 500})
+    shape = {
+        "hidden_size": 128,
+        "num_layers": 3,
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "head_dim": 32,
+        "intermediate_size": 384,
+        "max_seq_len": 256,
+    }
+    text = {"task": "school:longhand", "seed": 0, "model": shape, "vocab_size": 300, "steps": 3000, "save_every": 1000}
+    talk = {"task": "school:facts+chain+column?steps=2-4&each=6&styles=full=100", "seed": 0, "steps": 1500}
+    book = Step("pretrain", {**text, "optimizer.learning_rate": 3e-3})
+    return Step("sft", {"model": book, **talk, "optimizer.learning_rate": 2e-3, "save_every": 500})
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    config: dict[str, Any] = {"model": base(), "task": TASK, "seed": seed, "loops": LOOPS, "problems": 400}
-    config |= {"examples_task": "school:longhand?digits=1-2&hands=full=100", "examples": 200, "length": 150}
-    config |= {"updates": UPDATES, "learning_rate": RATE}
+    config: dict[str, Any] = {"model": base(), "task": TASK, "seed": seed, "loops": LOOPS, "prompts_per_loop": 400}
+    config |= {
+        "demos_task": "school:longhand?digits=1-2&styles=full=100",
+        "num_demos": 200,
+        "sampling.max_new_tokens": 150,
+    }
+    config |= {"updates_per_loop": UPDATES, "optimizer.learning_rate": RATE}
     asked = {"exam": SUMS}
-    direct = {"model": base(), "task": f"{TASK}&hands=bare=100", "seed": seed, "learning_rate": RATE}
+    direct = {"model": base(), "task": f"{TASK}&styles=no_cot=100", "seed": seed, "optimizer.learning_rate": RATE}
     steps = sum(round(UPDATES * 1.1**loop) for loop in range(LOOPS + 1))
     return {
         "base": Arm(base(), asked, "has seen pieces of sums, and none as a whole"),

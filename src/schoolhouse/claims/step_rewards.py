@@ -7,35 +7,35 @@ from math import inf
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import chains, mixed_share, only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import course
+from schoolhouse.claims.harness.models import chains, mixed_share, only_tiny
 
 EXAM = Exam(task="school:chain?steps=6&lines=1", problems=200, samples=8, length=96)
-HANDS = "err=70,ramble=30"
+HANDS = "systematic_error=70,filler=30"
 """A start with usual mistakes, which a judge of steps can point at, and idle words, which a sum of grades may pay."""
-JUDGED: Mapping[str, Any] = {"problems": 1000, "samples": 4, "temperature": 1.3, "steps": 500}
+JUDGED: Mapping[str, Any] = {"num_prompts": 1000, "samples_per_prompt": 4, "sampling.temperature": 1.3, "steps": 500}
 STEPS, WINDOW = 45, 5
 FEWER, LONGER = 0.9, 1.3
 FORMS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "outcome": ("the verdict on the answer alone", "strict", {"alpha": 0.0}),
-    "progress": ("and what each step changed", "strict", {"form": "progress"}),
-    "raw": ("and the sum of grades, by a judge that holds idle words for right", "exact", {"form": "raw"}),
+    "progress": ("and what each step changed", "strict", {"reward_form": "progress"}),
+    "raw": ("and the sum of grades, by a judge that holds idle words for right", "exact", {"reward_form": "raw"}),
 }
 """What is rewarded, whose grades, and the form."""
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start, exam = chains(seed, 1500, hands=HANDS, lengths="2-6", lines=True), {"exam": EXAM}
-    made = {"model": start, "generator": start, "task": EXAM.task, "length": EXAM.length, "seed": seed}
-    config = {"model": start, "task": EXAM.task, "seed": seed, "length": EXAM.length}
+    start, exam = chains(seed, 1500, styles=HANDS, lengths="2-6", lines=True), {"exam": EXAM}
+    made = {"model": start, "generator": start, "task": EXAM.task, "sampling.max_new_tokens": EXAM.length, "seed": seed}
+    config = {"model": start, "task": EXAM.task, "seed": seed, "sampling.max_new_tokens": EXAM.length}
     config |= {"steps": STEPS, "save_every": STEPS}
     arms = {"start": Arm(start, exam, "fine-tuned on worked chains")}
-    arms["judge"] = Arm(Step("process_reward", {**made, "labels": "strict", **JUDGED}), {}, "that grades for progress")
+    arms["judge"] = Arm(Step("prm", {**made, "labels": "strict", **JUDGED}), {}, "that grades for progress")
     for name, (about, labels, keys) in FORMS.items():
-        judge = Step("process_reward", {**made, "labels": labels, **JUDGED})
-        arms[name] = Arm(Step("step_rewards", {**config, "judge": judge, **keys}), exam, about)
+        judge = Step("prm", {**made, "labels": labels, **JUDGED})
+        arms[name] = Arm(Step("prm_rl", {**config, "reward_model": judge, **keys}), exam, about)
     return arms
 
 

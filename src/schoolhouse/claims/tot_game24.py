@@ -10,13 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.bases import only_tiny
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, Step, told
-from schoolhouse.measure.evaluate import evaluate
+from schoolhouse.claims.harness.models import only_tiny
+from schoolhouse.eval.evaluate import evaluate
 from schoolhouse.policy.policy import Policy
 from schoolhouse.search.solve import Searcher, parse
 from schoolhouse.tasks.game24 import Game24, moves, reaches
-from schoolhouse.tasks.task import open_task
+from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key, SchoolError
 
 PAPER = 0.74
@@ -56,10 +56,10 @@ class Positions(Exam):
         assert isinstance(task, Game24)
         met = {move.left for left in task.practice for move in moves(left)}
         asked = sorted({move.left for left in task.held_out for move in moves(left)})
-        about = [task.ask_value(replace(task.exam(1)[0], info={"left": left}), []) for left in asked]
-        prefixes = [say.begin(one, Key(seed, "positions", 0, at)) for at, one in enumerate(about) if one]
+        about = [task.value_prompt(replace(task.eval_problems(1)[0], info={"left": left}), []) for left in asked]
+        prefixes = [say.prompt_rollout(one, Key(seed, "positions", 0, at)) for at, one in enumerate(about) if one]
         said = policy.extend(prefixes, self.length, temperature=0.0)
-        words = [say.read(rollout).answer.strip() for rollout in said]
+        words = [say.parse_completion(rollout).answer.strip() for rollout in said]
         overall = {}
         for name, truth in (("sure", True), ("impossible", False)):
             mine = [
@@ -89,10 +89,27 @@ def puzzles() -> Path:
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     task = f"game24:{puzzles()}"
-    shape = {"width": 192, "layers": 4, "heads": 6, "key_heads": 6, "head_dim": 32, "inner": 576, "longest": 768}
-    text = {"task": task, "seed": seed, "model": shape, "vocabulary": 320, "steps": 300, "learning_rate": 2e-3}
-    taught = {"task": f"{task}?lessons=solve=4,next=2,value=8", "seed": seed, "batch": 96, "steps": 2400}
-    solver = Step("sft", {"model": Step("pretrain", text), **taught, "learning_rate": 2e-3, "save_every": 500})
+    shape = {
+        "hidden_size": 192,
+        "num_layers": 4,
+        "num_heads": 6,
+        "num_kv_heads": 6,
+        "head_dim": 32,
+        "intermediate_size": 576,
+        "max_seq_len": 768,
+    }
+    text = {
+        "task": task,
+        "seed": seed,
+        "model": shape,
+        "vocab_size": 320,
+        "steps": 300,
+        "optimizer.learning_rate": 2e-3,
+    }
+    taught = {"task": f"{task}?demos=solve=4,next=2,value=8", "seed": seed, "batch_size": 96, "steps": 2400}
+    solver = Step(
+        "sft", {"model": Step("pretrain", text), **taught, "optimizer.learning_rate": 2e-3, "save_every": 500}
+    )
     asked = {
         name: Searched(task=task, problems=100, samples=1, length=128, search=search)
         for name, search in SEARCHES.items()

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness import verifiers
-from schoolhouse.claims.harness.bases import only_tiny
+from schoolhouse.claims.harness import chain_reward_models
+from schoolhouse.claims.harness.chain_reward_models import COUNTS
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
-from schoolhouse.claims.harness.verifiers import COUNTS
+from schoolhouse.claims.harness.models import only_tiny
 
 FROM = [n for n in COUNTS if n >= 4]
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    found = verifiers.arms(seed)
+    found = chain_reward_models.arms(seed)
     return {name: found[name] for name in ("process", "outcome", "shuffled")}
 
 

@@ -1,6 +1,8 @@
 """The policy: one definition and one copy of the weights, both sampled and trained. Three verbs: extend, score, update.
 
-N tokens of a batch, T tokens of a rollout, V vocabulary, C width.
+A policy is a model, a generator (generator.py) and a learner (learner.py). The learner, and so the optimizer, is made
+with the first update: a reference, a teacher, a reward model or a server never builds one.
+T tokens of a rollout, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,71 +10,53 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from schoolhouse.durable import model_in
-from schoolhouse.objectives import Objective
-from schoolhouse.packing import Batch, Scores, pack, pack_whole, shared, token_mean
-from schoolhouse.policy import sampler, speakers
-from schoolhouse.policy.checkpoint import load_decoder, save_decoder
-from schoolhouse.policy.decoder import Decoder, Shape, initialise
-from schoolhouse.policy.exact import ExactPacked, ExactSlots, prepare
-from schoolhouse.policy.memory import give_back
-from schoolhouse.policy.native import NativePacked, best_memories
-from schoolhouse.policy.rows import log_probabilities
-from schoolhouse.randomness import digest, numpy_random
-from schoolhouse.text.conversation import Conversation
+from schoolhouse.algorithms.losses import Loss
+from schoolhouse.algorithms.packing import Batch, Scores, pack, pack_for_scoring, token_mean
+from schoolhouse.algorithms.settings import Optimizer
+from schoolhouse.data.chat import Conversation
+from schoolhouse.model.batch_invariant import InvariantPackedAttention, InvariantSlotKVCache, prepare
+from schoolhouse.model.checkpoint import load_decoder, save_decoder
+from schoolhouse.model.decoder import Decoder, ModelConfig, init_weights
+from schoolhouse.model.device import pick_device, pick_dtype
+from schoolhouse.model.kv_cache import trim_memory
+from schoolhouse.model.native_attention import NativePackedAttention, best_attention
+from schoolhouse.policy import generator
+from schoolhouse.policy.learner import Learner, MetricsFn
+from schoolhouse.policy.sampling import SamplingParams
+from schoolhouse.policy.scoring import batch_scores
+from schoolhouse.policy.slots import NextTurn
+from schoolhouse.policy.thinking_budget import close_thought_at_budget
+from schoolhouse.randomness import digest
+from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.types import Key, Precision, Problem, Rollout, SchoolError
 
 if TYPE_CHECKING:
-    from schoolhouse.policy.huggingface import Adapter
-
-_CHUNK = 1 << 25  # logits held at once ...
-_ROWS = 256  # ... but of at least so many tokens: a product of few rows is slow
-
-
-class Adam(NamedTuple):
-    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101). Decay applies to matrices alone."""
-
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    from schoolhouse.model.hf_adapter import Adapter
 
 
 class RolloutScores(NamedTuple):
-    """What a policy makes of one rollout. Zero at tokens that nobody wrote. [T], float32."""
+    """Log-probability and entropy of one rollout's tokens; zero outside the loss mask. [T], float32."""
 
     logprob: np.ndarray
     entropy: np.ndarray
 
 
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def pick_precision(wanted: Precision, device: torch.device) -> torch.dtype:
-    """bfloat16 for matrix products where the processor multiplies it natively, else float32."""
-    if wanted == "auto":
-        names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        probes = (
-            [torch.cuda.is_bf16_supported] if device.type == "cuda" else [getattr(torch.cpu, n, bool) for n in names]
-        )
-        return torch.bfloat16 if any(probe() for probe in probes) else torch.float32
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-
-
 class Policy:
-    """A decoder that talks (through `conversation`) and learns (through `optimizer`).
+    """A decoder with its tokenizer and chat template (`conversation`), to be sampled, scored and updated.
 
-    `version` counts updates: a rollout remembers which version wrote it. `recompute` is activation checkpointing:
-    learning keeps what enters a block and computes its inside again (Chen et al. 2016, arXiv 1604.06174).
+    precision  of matrix products; `exact` gives sampler and learner the same bits
+    optimizer  settings of AdamW, for the first `update`
+    device     where it computes; the first GPU or else the CPU unless given
+    activation_checkpointing  learning keeps what enters a block and computes its inside again (Chen et al. 2016,
+               arXiv 1604.06174)
     """
 
     def __init__(
@@ -80,64 +64,67 @@ class Policy:
         decoder: Decoder | Adapter,
         conversation: Conversation,
         precision: Precision = "auto",
-        adam: Adam | None = None,
-        recompute: bool = False,
+        optimizer: Optimizer | None = None,
+        activation_checkpointing: bool = False,
+        device: torch.device | str | None = None,
     ) -> None:
-        if conversation.tokenizer.size > decoder.shape.vocab_size:
+        if conversation.tokenizer.size > decoder.config.vocab_size:
             raise SchoolError(
-                f"the tokenizer has {conversation.tokenizer.size} ids, the model only {decoder.shape.vocab_size} "
+                f"the tokenizer has {conversation.tokenizer.size} ids, the model only {decoder.config.vocab_size} "
                 "(vocab_size in config.json): they do not belong together"
             )
-        self.device = pick_device()
+        self.device = torch.device(device) if device is not None else pick_device()
         self.decoder = decoder.to(self.device)
         self.conversation = conversation
-        self.dtype = pick_precision(precision, self.device)
-        self.packed, self.slots = best_memories(decoder.shape.head_dim, self.dtype, self.device)
+        self.dtype = pick_dtype(precision, self.device)
+        self.packed, self.slots = best_attention(decoder.config.head_dim, self.dtype, self.device)
         if precision == "exact":
             prepare(self.decoder)
-            self.packed, self.slots = ExactPacked, ExactSlots
+            self.packed, self.slots = InvariantPackedAttention, InvariantSlotKVCache
         if isinstance(decoder, Decoder):
-            decoder.recompute = recompute
-        elif recompute:
-            raise SchoolError("`recompute` is for Llama, Qwen2, Qwen3 and Mistral decoders alone: set it to false")
-        self.version, self._adam = 0, adam or Adam()
-        self.optimizer = self._fresh_optimizer(self._adam)
+            decoder.activation_checkpointing = activation_checkpointing
+        elif activation_checkpointing:
+            raise SchoolError(
+                "`activation_checkpointing` is for Llama, Qwen2, Qwen3 and Mistral decoders alone: set it to false"
+            )
+        self._optimizer = optimizer or Optimizer()
 
-    # --- coming and going
+    # --- loading and saving
 
     @classmethod
     def create(
         cls,
-        shape: Shape,
+        config: ModelConfig,
         conversation: Conversation,
         seed: int = 0,
         precision: Precision = "auto",
-        adam: Adam | None = None,
-        recompute: bool = False,
+        optimizer: Optimizer | None = None,
+        activation_checkpointing: bool = False,
+        device: torch.device | str | None = None,
     ) -> Policy:
         """A policy with random weights, the same for the same seed."""
-        decoder = Decoder(shape)
-        initialise(decoder, torch.Generator().manual_seed(digest(Key(seed, "weights")) % 2**63))
-        return cls(decoder, conversation, precision, adam, recompute)
+        decoder = Decoder(config)
+        init_weights(decoder, torch.Generator().manual_seed(digest(Key(seed, "weights")) % 2**63))
+        return cls(decoder, conversation, precision, optimizer, activation_checkpointing, device)
 
     @classmethod
     def load(
-        cls, folder: Path | str, precision: Precision = "auto", adam: Adam | None = None, recompute: bool = False
+        cls,
+        folder: Path | str,
+        precision: Precision = "auto",
+        optimizer: Optimizer | None = None,
+        activation_checkpointing: bool = False,
+        device: torch.device | str | None = None,
     ) -> Policy:
         """A policy from a model folder in Hugging Face format, or from the newest checkpoint of a run.
 
         Raises SchoolError naming what is missing or damaged.
         """
-        folder = model_in(folder)
+        folder = resolve_model(folder)
         if not folder.is_dir():
             raise SchoolError(f"{folder} is not a folder; a model is a local folder in Hugging Face format")
-        return cls(load_decoder(folder), Conversation.load(folder), precision, adam, recompute)
-
-    def restart(self, folder: Path | str | None = None) -> None:
-        """A fresh optimizer, and the weights of a model of the same shape, if one is given."""
-        if folder is not None:
-            self.decoder.load_state_dict(load_decoder(model_in(folder)).state_dict())
-        self.optimizer = self._fresh_optimizer(self._adam)
+        conversation = Conversation.load(folder)
+        return cls(load_decoder(folder), conversation, precision, optimizer, activation_checkpointing, device)
 
     def save(self, folder: Path | str) -> None:
         """Write the model in Hugging Face format: config, safetensors, tokenizer, chat template."""
@@ -145,31 +132,38 @@ class Policy:
         save_decoder(self.decoder, Path(folder), tokenizer.eos_id, tokenizer.pad_id)
         self.conversation.save(Path(folder))
 
-    @property
-    def shares(self) -> bool:
-        """Whether learning reads a prompt once for all that go on from it: tell `pack`."""
-        return self.packed is NativePacked
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence that the model reads."""
-        return self.decoder.shape.longest
+    def reset(self, folder: Path | str | None = None) -> None:
+        """A fresh optimizer, and the weights of a model of the same shape, if one is given."""
+        if folder is not None:
+            self.decoder.load_state_dict(load_decoder(resolve_model(folder)).state_dict())
+        self.learner.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """What training needs beyond the model: optimizer moments and version."""
-        return {"optimizer": self.optimizer.state_dict(), "version": self.version}
+        return self.learner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.version = state["version"]
+        self.learner.load_state_dict(state)
 
-    def _fresh_optimizer(self, adam: Adam) -> torch.optim.AdamW:
-        parameters = [p for p in self.decoder.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": adam.weight_decay},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True)
+    @cached_property
+    def learner(self) -> Learner:
+        """The optimizer and its step, made when it is first needed."""
+        return Learner(self.decoder, self._optimizer)
+
+    @property
+    def version(self) -> int:
+        """Number of updates so far; a rollout remembers which version wrote it."""
+        return self.learner.step if "learner" in self.__dict__ else 0
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether learning reads a prompt once for all rollouts that go on from it: an argument of `pack`."""
+        return self.packed is NativePackedAttention
+
+    @property
+    def max_seq_len(self) -> int:
+        """Tokens of the longest sequence that the model reads."""
+        return self.decoder.config.max_seq_len
 
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
@@ -179,7 +173,7 @@ class Policy:
     def extend(
         self,
         rollouts: Sequence[Rollout],
-        length: int | Sequence[int],
+        max_new_tokens: int | Sequence[int],
         *,
         stop: Sequence[int] | None = None,
         temperature: float = 1.0,
@@ -187,209 +181,135 @@ class Policy:
         top_p: float = 1.0,
         min_p: float = 0.0,
         slots: int = 512,
-        think: int | None = None,
+        thinking_budget: int | None = None,
         stop_texts: Sequence[str] = (),
-        then: speakers.Then | None = None,
-        room: int | None = None,
-        noise: float = 0.0,
-        on_token: sampler.OnToken | None = None,
+        next_turn: NextTurn | None = None,
+        max_total_tokens: int | None = None,
+        logit_bias: Tensor | None = None,
+        on_token: generator.OnToken | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
-        """Say up to `length` tokens after each prefix; the same order back. See sampler.extend.
+        """Sample up to `max_new_tokens` after each prefix; rollouts come back in the same order. See generator.extend.
 
-        stop        ids that end a turn: those of the conversation unless given
-        stop_texts  texts that do too, however they are cut into tokens
-        think       tokens a turn may take before its thought is closed by force: a thinking budget
-        then        what a rollout whose turn ended goes on from, in its slot (tools, users); needs `room` for all turns
-        noise       deviation of a fixed noise on the logits: a sampler that is not quite the policy, for experiments
+        stop             ids that end a turn: those of the conversation unless given
+        stop_texts       texts that end it too, however they are cut into tokens
+        thinking_budget  tokens after which an open thought is closed
+        next_turn        what a rollout whose turn ended goes on from, in its slot (tools, users); needs
+                         `max_total_tokens` for all turns
+        logit_bias       [V] added to all logits
         """
-        ends = None
+        stops_here = None
         if stop_texts:
-            maybe, ended = self.conversation.ends_with(stop_texts)
-            maybe += [False] * (self.decoder.shape.vocab_size - len(maybe))
-            ends = torch.tensor(maybe), ended
-        if think is not None:
-            if then or not isinstance(length, int):
-                raise SchoolError("a thinking budget goes with one `length` for all and without `then`")
-            then, length, room = self._budget(rollouts, think, length), min(think, length), length
+            maybe, ended = self.conversation.stop_matcher(stop_texts)
+            maybe += [False] * (self.decoder.config.vocab_size - len(maybe))
+            stops_here = torch.tensor(maybe), ended
+        if thinking_budget is not None:
+            if next_turn or not isinstance(max_new_tokens, int):
+                raise SchoolError("a thinking budget needs one `max_new_tokens` for all and no `next_turn`")
+            next_turn, max_total_tokens = (
+                self._close_thoughts(rollouts, thinking_budget, max_new_tokens),
+                max_new_tokens,
+            )
+            max_new_tokens = min(thinking_budget, max_new_tokens)
         with self.autocast():
-            extended = sampler.extend(
+            extended = generator.extend(
                 self.decoder,
                 rollouts,
-                length,
+                max_new_tokens,
                 self.conversation.stop_ids if stop is None else stop,
                 self.version,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
+                params=SamplingParams(temperature, top_k, top_p, min_p),
                 slots=slots,
-                room=room,
-                then=then,
-                ends=ends,
-                tilt=self._tilt(noise) if noise else None,
-                memories=(self.packed, self.slots),
+                max_total_tokens=max_total_tokens,
+                next_turn=next_turn,
+                stops_here=stops_here,
+                logit_bias=None if logit_bias is None else logit_bias.to(self.device),
+                attention=(self.packed, self.slots),
                 on_token=on_token,
                 progress=progress,
             )
-        give_back()
+        trim_memory()
         return extended
 
     def serve(
-        self, door: sampler.Door, slots: int, context: int, then: speakers.Then, on_token: sampler.OnToken
+        self,
+        source: generator.RequestSource,
+        slots: int,
+        context: int,
+        next_turn: NextTurn,
+        on_token: generator.OnToken,
     ) -> None:
-        """Extend whatever comes through a door, up to `slots` at once, until nobody comes any more.
+        """Serve requests until the source closes, up to `slots` at once.
 
         context  tokens that a rollout may have, its prefix included
         """
         with self.autocast():
-            sampler.extend(
+            generator.extend(
                 self.decoder,
                 [],
                 [],
                 self.conversation.stop_ids,
                 self.version,
                 slots=slots,
-                room=context,
-                then=then,
-                memories=(self.packed, self.slots),
-                door=door,
+                max_total_tokens=context,
+                next_turn=next_turn,
+                attention=(self.packed, self.slots),
+                source=source,
                 on_token=on_token,
             )
-        give_back()
+        trim_memory()
 
-    def _tilt(self, deviation: float) -> Tensor:
-        """The same noise in every call of every run. [V]"""
-        drawn = numpy_random(Key(0, "sampler noise")).normal(0.0, deviation, self.decoder.shape.vocab_size)
-        return torch.from_numpy(drawn).float().to(self.device)
-
-    def _budget(self, rollouts: Sequence[Rollout], think: int, length: int) -> speakers.Then:
-        """After `think` tokens a thought that is still open is closed; what is left of `length` goes to the answer."""
+    def _close_thoughts(self, rollouts: Sequence[Rollout], budget: int, max_new_tokens: int) -> NextTurn:
+        """The next turn of each of these rollouts under a thinking budget."""
         start = {(rollout.problem.id, rollout.key._replace(turn=0)): len(rollout) for rollout in rollouts}
 
-        def go_on(ended: Rollout) -> tuple[Rollout, int] | None:
+        def next_turn(ended: Rollout) -> tuple[Rollout, int] | None:
             begun = start[ended.problem.id, ended.key._replace(turn=0)]
-            if ended.finish != "length" or len(ended) - begun != think:
-                return None
-            longer = self.conversation.close_thought(ended)
-            return longer, length - (len(longer) - begun)
+            return close_thought_at_budget(self.conversation, ended, begun, budget, max_new_tokens)
 
-        return go_on
+        return next_turn
 
     @torch.no_grad()
-    def score(self, rollouts: Sequence[Rollout], temperature: float = 1.0, budget: int = 4_096) -> list[RolloutScores]:
-        """How likely the policy finds each written token, whoever wrote it; the same order back."""
-        scored: list[RolloutScores | None] = [None] * len(rollouts)
-        for members, batch in pack_whole(rollouts, budget):
-            scores = self._scores(batch, temperature)
+    def score(
+        self, rollouts: Sequence[Rollout], temperature: float = 1.0, microbatch_tokens: int = 4_096
+    ) -> list[RolloutScores]:
+        """Log-probability and entropy of each token of the loss mask; rollouts in the same order."""
+        found: list[RolloutScores | None] = [None] * len(rollouts)
+        for members, batch in pack_for_scoring(rollouts, microbatch_tokens):
+            scores = self._batch_scores(batch, temperature)
             logprob, entropy = scores.logprob.cpu().numpy(), scores.entropy.cpu().numpy()
             start = 0
             for i in members:
                 end = start + len(rollouts[i])
-                scored[i] = RolloutScores(logprob[start:end], entropy[start:end])
+                found[i] = RolloutScores(logprob[start:end], entropy[start:end])
                 start = end
-        return [s for s in scored if s is not None]
+        return [scores for scores in found if scores is not None]
 
     def update(
         self,
         batches: Sequence[Batch],
-        objective: Objective,
+        loss_fn: Loss,
         learning_rate: float,
-        clip_norm: float = 1.0,
+        max_grad_norm: float = 1.0,
         temperature: float = 1.0,
-        gap_limit: float = math.inf,
-        watch: Callable[[Batch, Scores], dict[str, float]] | None = None,
+        max_logprob_gap: float = math.inf,
+        metrics_fn: MetricsFn | None = None,
     ) -> dict[str, Any]:
-        """One optimizer step on sum(weight x loss) over all batches: how they are cut changes memory, nothing else.
+        """One optimizer step on sum(weight x loss) over all batches. See Learner.update, also for what it raises."""
+        score = partial(self._batch_scores, temperature=temperature)
+        stats = self.learner.update(batches, loss_fn, score, learning_rate, max_grad_norm, max_logprob_gap, metrics_fn)
+        trim_memory()
+        return stats
 
-        `watch` gives more numbers of a batch, means over its "tokens", to be reported as means over all of them.
-
-        Raises SchoolError, before the weights are touched, when the gradient is not finite, and when sampled and
-        learned log-probabilities lie further apart than `gap_limit` in the mean.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        totals = {"loss": 0.0, "tokens": 0.0, "entropy": 0.0, "gap": 0.0, "gap_tokens": 0.0}
-        watched: list[dict[str, float]] = []
-        for batch in batches:
-            scores = self._scores(batch, temperature)
-            loss = (batch.weight.to(self.device) * objective(batch.to(self.device), scores)).sum()
-            loss.backward()
-            totals["loss"] += float(loss.detach())
-            watched.append(watch(batch.to(self.device), scores) if watch else {})
-            self._account(totals, batch, scores)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), clip_norm))
-        if not math.isfinite(norm):
-            raise SchoolError(
-                f"the gradient of update {self.version} is {norm}: nothing was changed; "
-                "lower the learning rate, or look at the rollouts and advantages of this step"
-            )
-        gap = totals["gap"] / max(totals["gap_tokens"], 1.0)
-        if gap > gap_limit:
-            raise SchoolError(
-                f"sampled and learned log-probabilities lie {gap:.3g} apart in the mean before update {self.version} "
-                f"(gap_limit {gap_limit:g}): the rollouts are not the policy's own; nothing was changed; try precision "
-                "float32 or exact, and see that nothing writes into the weights between sampling and learning"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.version += 1
-        give_back()
-        tokens = max(totals["tokens"], 1.0)
-        stats = {"loss": totals["loss"], "grad_norm": norm, "entropy": totals["entropy"] / tokens, "tokens": tokens}
-        if totals["gap_tokens"]:
-            stats["gap"] = gap
-        names = watched[0].keys() - {"tokens"} if watched else ()
-        return stats | {name: sum(row[name] * row["tokens"] for row in watched) / tokens for name in sorted(names)}
-
-    def rehearse(self, longest: int, token_budget: int) -> None:
+    def check_peak_memory(self, longest: int, microbatch_tokens: int) -> None:
         """Learn from the heaviest micro-batch there can be, and forget it: what does not fit fails now, not later."""
-        longest = min(longest, self.longest)
-        nobody, all_of_it = (math.nan,) * longest, (True,) * longest
-        row = Rollout(Problem("rehearsal", (), ""), Key(0, "rehearsal"), (0,) * longest, all_of_it, nobody)
-        rows = [row] * max(1, token_budget // longest)
-        for batch in pack(rows, token_mean(rows), token_budget, prompts=False):
-            self._scores(batch, 1.0).logprob.sum().backward()
-        self.optimizer.zero_grad(set_to_none=True)
+        longest = min(longest, self.max_seq_len)
+        unknown, full_mask = (math.nan,) * longest, (True,) * longest
+        row = Rollout(Problem("rehearsal", (), ""), Key(0, "rehearsal"), (0,) * longest, full_mask, unknown)
+        rows = [row] * max(1, microbatch_tokens // longest)
+        for batch in pack(rows, token_mean(rows), microbatch_tokens, prompts=False):
+            self._batch_scores(batch, 1.0).logprob.sum().backward()
+        self.decoder.zero_grad(set_to_none=True)
 
-    def _account(self, totals: dict[str, float], batch: Batch, scores: Scores) -> None:
-        """Entropy of the tokens trained on, and how far sampled and learner log-probabilities lie apart."""
-        trained = (batch.weight > 0).to(self.device)
-        totals["tokens"] += float(trained.sum())
-        totals["entropy"] += float(scores.entropy[trained].sum())
-        if "sampled" in batch.columns:
-            apart = (scores.logprob.detach() - batch["sampled"].to(self.device))[trained].abs()
-            known = torch.isfinite(apart)
-            totals["gap"] += float(apart[known].sum())
-            totals["gap_tokens"] += float(known.sum())
-
-    # --- one forward
-
-    def _scores(self, batch: Batch, temperature: float) -> Scores:
-        """Log-probability and entropy at each written token of a batch. The one place that shifts by a token."""
-        if (most := max(batch.lengths)) > self.longest:
-            raise SchoolError(f"a text has {most} tokens, the model reads {self.longest}: shorten it (`length`)")
-        said = (batch.written & (batch.positions > 0)).nonzero()[:, 0]
-        if self.shares:
-            once = shared(batch)
-            memory = NativePacked(once.lengths, prefixes=once.prefixes)
-            tokens, place = batch.tokens[once.kept], once.place[said - 1]
-        else:
-            memory, tokens, place = self.packed(batch.lengths, self.device), batch.tokens, said - 1
-        said = said.to(self.device)
-        with self.autocast():
-            hidden_NC = self.decoder(tokens.to(self.device), memory.positions, memory)
-            target, before = batch.tokens.to(self.device)[said], hidden_NC[place.to(self.device)]
-            piece = max(_ROWS, _CHUNK // self.decoder.shape.vocab_size)
-            parts = [
-                self._read_out(h, t, temperature)
-                if len(said) <= piece
-                else checkpoint(self._read_out, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
-                for h, t in zip(before.split(piece), target.split(piece), strict=True)
-            ]
-            logprob, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
-        nothing = torch.zeros(len(batch.tokens), device=self.device)
-        return Scores(nothing.index_put((said,), logprob), nothing.index_put((said,), entropy))
-
-    def _read_out(self, before: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        return log_probabilities(self.decoder.project(before), target, temperature or 1.0)
+    def _batch_scores(self, batch: Batch, temperature: float) -> Scores:
+        return batch_scores(self.decoder, batch, self.packed, self.autocast(), self.device, temperature)

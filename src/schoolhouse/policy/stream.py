@@ -29,9 +29,9 @@ class Stream:
         ask: Callable[[int], Sequence[Rollout]],
         act: Callable[[Policy, Sequence[Rollout]], list[Rollout]],
         lag: int = 0,
-        beside: Policy | None = None,
+        ref_policy: Policy | None = None,
     ) -> None:
-        self.policy, self.lag, self.beside = policy, lag, beside
+        self.policy, self.lag, self.beside = policy, lag, ref_policy
         self._ask, self._act = ask, act
         self._waiting: deque[tuple[int, list[Rollout]]] = deque()
 
@@ -73,7 +73,7 @@ class Stream:
         ]
 
 
-_FIELDS = ("tokens", "written", "logprob", "turns", "finish", "version")
+_FIELDS = ("tokens", "loss_mask", "logprob", "turns", "finish_reason", "policy_version")
 
 
 def _said(rollout: Rollout) -> dict[str, Any]:

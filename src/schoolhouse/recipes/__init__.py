@@ -1,0 +1,93 @@
+"""Recipes: one paper, one file, its config in it. `load_recipe` finds ours by name and a user's own by its file.
+
+A recipe file holds a class `Config(BaseConfig)` and a function `name(config, run)` that is called like the file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from schoolhouse.config import BaseConfig, suggest
+from schoolhouse.types import SchoolError
+
+if TYPE_CHECKING:
+    from schoolhouse.runs.run import Run
+
+
+class Recipe(NamedTuple):
+    """A recipe, ready to run.
+
+    name    as given: `grpo`, `path/of/my_recipe.py`, or a dotted module
+    config  class of its config
+    train   called with a config and an open run
+    about   first paragraph of its docstring
+    file    of a user's own recipe
+    """
+
+    name: str
+    config: type[BaseConfig]
+    train: Callable[[Any, Run], None]
+    about: str
+    file: Path | None = None
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by its name, the path of its file (`my_recipe.py`) or its dotted module.
+
+    Raises SchoolError for an unknown name, with the nearest, and for a file that is no recipe, with its place.
+    """
+    if name.endswith(".py"):
+        return _from_module(name, _load_file(Path(name)), Path(name))
+    if "." in name:
+        return _from_module(name, import_module(name), None)
+    if name not in recipe_names():
+        raise SchoolError(f"unknown recipe `{name}`{suggest(name, recipe_names())}; a file of your own ends with .py")
+    return _from_module(name, import_module(f"schoolhouse.recipes.{name}"), None)
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise SchoolError(f"there is no recipe file {path}")
+    spec = spec_from_file_location(path.stem, path)
+    if not path.stem.isidentifier() or spec is None or spec.loader is None:
+        raise SchoolError(f"{path}: a recipe file needs a name that Python can use, such as my_recipe.py")
+    module = module_from_spec(spec)
+    sys.modules[path.stem] = module  # classes of the file can be pickled, and their annotations resolved
+    try:
+        spec.loader.exec_module(module)
+    except SchoolError:
+        raise
+    except Exception as error:
+        line = next((frame.lineno for frame in reversed(inspect.trace()) if frame.filename == str(path)), 0)
+        place = f"{path}:{getattr(error, 'lineno', None) or line}"
+        raise SchoolError(f"{place}: the recipe cannot be loaded: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _from_module(name: str, module: ModuleType, file: Path | None) -> Recipe:
+    where, stem = str(file or name), module.__name__.rpartition(".")[2]
+    config, train = getattr(module, "Config", None), getattr(module, stem, None)
+    if not (isinstance(config, type) and issubclass(config, BaseConfig)):
+        raise SchoolError(f"{where}: a recipe needs a class Config(BaseConfig) with its keys")
+    if not callable(train):
+        raise SchoolError(f"{where}: a recipe needs a function `{stem}(config, run)`, named like its file")
+    required = [
+        p for p in inspect.signature(train).parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+    ]
+    if len(required) != 2:
+        line = inspect.getsourcelines(train)[1]
+        raise SchoolError(f"{where}:{line}: `{stem}` must take (config, run), but it needs {len(required)} arguments")
+    return Recipe(name, config, train, (module.__doc__ or "").partition("\n\n")[0], file)

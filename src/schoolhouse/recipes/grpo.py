@@ -1,150 +1,281 @@
-"""GRPO and its family: practice problems, groups of samples, each praised by how it compares with its siblings.
+"""GRPO and its variants: groups of completions, each compared with the other members of its group.
 
-Shao et al. 2024, arXiv 2402.03300, eq. 3. Switches make the relatives (family.py, docs/recipes/grpo.md).
+Shao et al. 2024, arXiv 2402.03300, eq. 3. `preset` chooses a published variant (docs/recipes/grpo.md has the table).
 P problems a step, G rollouts a problem, T tokens of a rollout, N tokens of a batch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.controls import controlled
-from schoolhouse.credit import (
-    against_overlong,
-    compares,
-    group_advantage,
-    judged,
-    kl_in_reward,
-    mean_parts,
-    mixed,
-    prefer_brief,
+from pydantic import Field, model_validator
+
+from schoolhouse.algorithms.advantages import group_advantage, scale_negatives, uses_group_baseline
+from schoolhouse.algorithms.format_rewards import has_format, language_consistency
+from schoolhouse.algorithms.groups import (
+    drop_constant_reward_groups,
+    drop_ungraded,
+    mean_reward_parts,
     rollouts_of,
     truncated,
-    weaken,
-    with_manners,
 )
-from schoolhouse.family import Config
-from schoolhouse.measure.evaluate import evaluate
-from schoolhouse.objectives import Objective, cispo, clipped_surrogate, corrected, kl_penalty, plus, ratio_stats
-from schoolhouse.packing import pack, weigher, without
-from schoolhouse.policy.policy import Adam, Policy
+from schoolhouse.algorithms.losses import (
+    Loss,
+    add_penalty,
+    cispo,
+    clipped_surrogate,
+    importance_corrected,
+    kl_penalty,
+    ratio_stats,
+)
+from schoolhouse.algorithms.packing import TokenWeight, loss_aggregation, pack, without
+from schoolhouse.algorithms.reward_controls import apply_reward_control
+from schoolhouse.algorithms.reward_shaping import add_format_rewards, kl_in_reward, length_reward, overlong_penalty
+from schoolhouse.algorithms.settings import (
+    Advantage,
+    Eval,
+    Optimizer,
+    PolicyLoss,
+    Rewards,
+    RolloutSampling,
+    check_variant,
+    preset_conflicts,
+    with_preset,
+)
+from schoolhouse.config import BaseConfig
+from schoolhouse.data.prompts import prompt_groups
+from schoolhouse.eval.evaluate import evaluate
+from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import Stream
-from schoolhouse.run import Run
-from schoolhouse.schedule import warm_up_hold_decay
-from schoolhouse.tasks.task import judge, open_task
-from schoolhouse.text.manners import consistency, in_form
-from schoolhouse.types import Group, Key, Rollout
+from schoolhouse.runs.run import Run
+from schoolhouse.tasks.grading import grade, timing
+from schoolhouse.tasks.registry import open_task
+from schoolhouse.types import Group, Precision, Rollout
+
+Columns = dict[str, Any]
+"""Named rows [T], one for each rollout."""
 
 
-def grpo(c: Config, run: Run) -> None:
-    policy = Policy.load(run.start(c.model), c.precision, Adam(eps=c.adam_eps), c.recompute)
-    reference = Policy.load(c.model, c.precision) if c.kl or c.kl_in_reward else None
-    task, say = open_task(c.task, c.seed), policy.conversation
-    run.reads(*task.files)
-    objective = objective_of(c)
+class Config(BaseConfig):
+    model: str
+    """Folder of the model to start from (Hugging Face format), or of a run: its newest checkpoint."""
+    task: str = "school"
+    """Training problems: school[:families], gym:NAME, jsonl:PATH, python:PATH."""
+    seed: int = 0
+    preset: str = "ours"
+    """Variant whose settings to begin with: grpo, dr_grpo, dapo, rloo, reinforce_pp, gspo, cispo, lite_ppo, ..."""
+    steps: int = Field(100, gt=0)
+    prompts_per_step: int = Field(32, gt=0)
+    """P: problems of one step."""
+    group_size: int = Field(16, gt=1)
+    """G: rollouts of one problem. At least 2, or nothing can be compared."""
+    num_minibatches: int = Field(1, gt=0)
+    """Optimizer steps on the rollouts of one step, each on its share of the groups. 1 is on-policy: nothing is clipped."""
+    num_epochs: int = Field(1, gt=0)
+    """Times that the rollouts of one step are learned from."""
+    max_policy_lag: int = Field(0, ge=0)
+    """Updates between sampling and training. 0 is on-policy."""
+    dynamic_sampling: int = Field(0, ge=0)
+    """DAPO: sample up to this many further times in a step, until `prompts_per_step` groups have mixed rewards."""
+    max_logprob_gap: float = Field(0.1, gt=0)
+    """Stop when sampler and learner log-probabilities of fresh rollouts lie further apart in the mean."""
+    sampling: RolloutSampling = RolloutSampling()
+    rewards: Rewards = Rewards()
+    advantage: Advantage = Advantage()
+    loss: PolicyLoss = PolicyLoss()
+    optimizer: Optimizer = Optimizer(learning_rate=2e-4, warmup_steps=5, lr_decay_fraction=0.0)
+    eval: Eval = Eval()
+    microbatch_tokens: int = Field(4_096, gt=0)
+    """Tokens of one micro-batch: memory, never the result."""
+    precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    """A second forward pass for less memory, the same result."""
+    save_every: int = Field(20, gt=0)
 
-    def ask(step: int, more: int = 0) -> list[Rollout]:  # [P*G] prefixes
-        problems = task.draw(step * (1 + c.dynamic_sampling) + more, c.problems)
-        keyed = [(problem, more * c.problems + i) for i, problem in enumerate(problems)]
-        keys = [(problem, Key(c.seed, "practice", step, i, g)) for problem, i in keyed for g in range(c.samples)]
-        return [say.begin(problem, key) for problem, key in keys]
+    @classmethod
+    def preset_values(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return with_preset(given)
 
-    def act(policy: Policy, prefixes: Sequence[Rollout]) -> list[Rollout]:  # [P*G] rollouts
-        return policy.extend(prefixes, c.length, temperature=c.temperature, noise=c.sampler_noise)
+    @classmethod
+    def conflicts(cls, file: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
+        return preset_conflicts(cls, file, words)
 
-    def manners(rollout: Rollout) -> dict[str, float]:
-        return {"form": float(in_form(say, rollout)), "language": consistency(say.read(rollout).thought, c.language)}
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        check_variant(self)
+        return self
 
-    weights = {name: weight for name, weight in (("form", c.form), ("language", c.consistency)) if weight}
-    policy.rehearse(max(map(len, ask(run.step))) + c.length, c.token_budget)
-    stream = run.restore(Stream(policy, ask, act, c.lag, reference if c.renew_reference else None))
+    @property
+    def on_policy(self) -> bool:
+        """Whether every update sees rollouts of exactly the policy that it changes."""
+        return self.num_minibatches == 1 and self.num_epochs == 1 and self.max_policy_lag == 0
 
-    for step, rollouts in run.steps(stream.over(range(run.step, c.steps)), keep=stream, every=c.save_every):
-        if c.exam_every and step and step % c.exam_every == 0:  # of the policy as it is before this step
+
+Sampler = Callable[[Policy, Sequence[Rollout], RolloutSampling], list[Rollout]]
+
+
+def sample_rollouts(policy: Policy, prompts: Sequence[Rollout], sampling: RolloutSampling) -> list[Rollout]:
+    """[P*G] prompts to [P*G] rollouts."""
+    return policy.extend(prompts, sampling.max_new_tokens, temperature=sampling.temperature)
+
+
+def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
+    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing)
+    reference = Policy.load(c.model, c.precision) if c.loss.kl_coef or c.rewards.kl_coef else None
+    task, conversation = open_task(c.task, c.seed), policy.conversation
+    run.track_files(*task.files)
+    loss_fn = make_loss(c)
+
+    def make_prompts(step: int, attempt: int = 0) -> list[Rollout]:  # [P*G]
+        problems = task.train_problems(step * (1 + c.dynamic_sampling) + attempt, c.prompts_per_step)
+        keys = {"seed": c.seed, "purpose": "practice", "step": step, "first": attempt * c.prompts_per_step}
+        return prompt_groups(conversation, problems, c.group_size, **keys)
+
+    def rollout(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G]
+        return sample(policy, prompts, c.sampling)
+
+    policy.check_peak_memory(max(map(len, make_prompts(run.step))) + c.sampling.max_new_tokens, c.microbatch_tokens)
+    synced_reference = reference if c.loss.ref_model_sync_steps else None
+    stream = run.restore(Stream(policy, make_prompts, rollout, c.max_policy_lag, synced_reference))
+
+    for step, rollouts in run.steps(stream.over(range(run.step, c.steps)), save=stream, every=c.save_every):
+        if c.eval.every and step and step % c.eval.every == 0:  # of the policy as it is before this step
             began = time.monotonic()
-            sat = evaluate(policy, task, c.exam_problems, c.exam_samples, c.length, c.temperature, c.seed)
-            run.record(step, exam=sat.to_json())
-            run.clock(exam=time.monotonic() - began)
-        groups = judge(rollouts, task, say.read)
-        for more in range(1, 1 + c.dynamic_sampling):
-            if len(mixed(groups)) < c.problems:
-                groups += judge(act(policy, ask(step, more)), task, say.read)
-        run.clock(verdicts=task.pace)
-        told = judged(controlled(c.control, groups, c.seed, step))
-        if c.dynamic_sampling:  # a batch of groups that disagree and nothing else, in its denominators too
-            told = mixed(told)[: c.problems]
-        praised = with_manners(prefer_brief(told, c.brevity), manners, weights, c.guard_each, c.scale_ddof)
-        praised = against_overlong(praised, c.length, c.overlong)
-        if reference and c.renew_reference and step and step % c.renew_reference == 0:
-            reference.decoder.load_state_dict(policy.decoder.state_dict())
-        if c.kl_in_reward and reference:
-            said = rollouts_of(praised)
-            now, then = ([row.logprob.tolist() for row in p.score(said, c.temperature)] for p in (policy, reference))
-            praised = kl_in_reward(praised, now, then, c.kl_in_reward)
-        rate = warm_up_hold_decay(step, c.steps, c.learning_rate, c.warmup, c.decay)
-        stats = learn(c, policy, reference, objective, praised, rate)
-        kept = {"manners": mean_parts(praised, weights)} if weights else {}
-        run.record(step, groups, say.read, learning_rate=rate, **kept, **stats)
+            result = evaluate(
+                policy, task, c.eval.problems, c.eval.samples, c.sampling.max_new_tokens, c.sampling.temperature, c.seed
+            )
+            run.record(step, eval=result.to_json())
+            run.log_timing(eval=time.monotonic() - began)
+        groups = grade(rollouts, task, conversation.parse_completion)
+        for attempt in range(1, 1 + c.dynamic_sampling):
+            if len(drop_constant_reward_groups(groups)) < c.prompts_per_step:
+                more = rollout(policy, make_prompts(step, attempt))
+                groups += grade(more, task, conversation.parse_completion)
+        run.log_timing(grading=timing(task))
+        if synced_reference and step and step % c.loss.ref_model_sync_steps == 0:
+            synced_reference.decoder.load_state_dict(policy.decoder.state_dict())
+        shaped = shape_rewards(c, policy, reference, groups, step)
+        rate = c.optimizer.rate(step, c.steps)
+        stats = learn(c, policy, reference, loss_fn, shaped, rate)
+        if weights := format_weights(c):
+            stats = {"shaped_reward_parts": mean_reward_parts(shaped, weights), **stats}
+        run.record(step, groups, conversation.parse_completion, learning_rate=rate, **stats)
 
 
-def objective_of(c: Config) -> Objective:
-    """What the switches make of one token's loss."""
-    fresh = c.updates == 1 and c.lag == 0
-    if c.loss == "cispo":
-        objective = cispo(c.clip_high, on_policy=fresh)
+def make_loss(c: Config) -> Loss:
+    """The loss of one token, as the config names it."""
+    if c.loss.type == "cispo":
+        loss_fn = cispo(c.loss.clip_high, on_policy=c.on_policy)
     else:
-        objective = clipped_surrogate(c.clip_low, c.clip_high, c.level, c.clip_dual, on_policy=fresh)
-    if c.correction != "none":
-        objective = corrected(objective, c.correction, c.correction_cap, fresh, c.correction_mask)
-    return plus(objective, c.kl, kl_penalty(c.kl_estimator)) if c.kl else objective
+        level, dual = c.loss.importance_sampling_level, c.loss.clip_ratio_c
+        loss_fn = clipped_surrogate(c.loss.clip_low, c.loss.clip_high, level, dual, on_policy=c.on_policy)
+    if c.loss.importance_correction != "none":
+        cap, mask = c.loss.importance_correction_cap, c.loss.importance_correction_mask
+        loss_fn = importance_corrected(loss_fn, c.loss.importance_correction, cap, c.on_policy, mask)
+    return add_penalty(loss_fn, c.loss.kl_coef, kl_penalty(c.loss.kl_estimator)) if c.loss.kl_coef else loss_fn
+
+
+def format_weights(c: Config) -> dict[str, float]:
+    """Weights of the rewards for format and language; {} without any."""
+    weights = {"format": c.rewards.format, "language": c.rewards.language}
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def shape_rewards(
+    c: Config, policy: Policy, reference: Policy | None, groups: Sequence[Group], step: int
+) -> list[Group]:
+    """The graded rollouts with the rewards that they are learned from."""
+    conversation, max_new_tokens = policy.conversation, c.sampling.max_new_tokens
+    shaped = drop_ungraded(apply_reward_control(c.rewards.control, groups, c.seed, step))
+    if c.dynamic_sampling:  # a batch of groups with mixed rewards and nothing else, in its denominators too
+        shaped = drop_constant_reward_groups(shaped)[: c.prompts_per_step]
+
+    def format_rewards(rollout: Rollout) -> dict[str, float]:
+        thought = conversation.parse_completion(rollout).thought
+        return {
+            "format": float(has_format(conversation, rollout)),
+            "language": language_consistency(thought, c.rewards.script),
+        }
+
+    shaped = length_reward(shaped, c.rewards.length)
+    std_eps = c.advantage.std_eps if c.advantage.normalize_each_reward else 0.0
+    shaped = add_format_rewards(shaped, format_rewards, format_weights(c), std_eps, c.advantage.std_ddof)
+    shaped = overlong_penalty(shaped, max_new_tokens, c.rewards.overlong_buffer)
+    if c.rewards.kl_coef and reference:
+        rollouts = rollouts_of(shaped)
+        now, then = (
+            [scores.logprob.tolist() for scores in model.score(rollouts, c.sampling.temperature)]
+            for model in (policy, reference)
+        )
+        shaped = kl_in_reward(shaped, now, then, c.rewards.kl_coef)
+    return shaped
 
 
 def learn(
-    c: Config,
-    policy: Policy,
-    reference: Policy | None,
-    objective: Objective,
-    groups: list[Group],
-    rate: float,
+    c: Config, policy: Policy, reference: Policy | None, loss_fn: Loss, groups: Sequence[Group], rate: float
 ) -> dict[str, Any]:
-    """`updates` optimizer steps on the groups that carry a signal; all of them are what a mean is taken over."""
-    silent = compares(c.baseline) and not c.kl  # where siblings agree there is no gradient but that of a KL penalty
-    signal = mixed(groups) if silent else groups
-    rollouts, weigh = rollouts_of(signal), weigher(c.aggregate, rollouts_of(groups), c.constant or c.length)
-    if c.mask_truncated:
-        weigh = without(weigh, truncated(signal))
-    if not any(weigh(rollout) for rollout in rollouts):
+    """Update on the groups that carry a signal, minibatch by minibatch; normalised over all groups of the step."""
+    # where all rewards of a group are equal, only a KL penalty has a gradient
+    skip_constant = uses_group_baseline(c.advantage.baseline) and not c.loss.kl_coef
+    signal = drop_constant_reward_groups(groups) if skip_constant else list(groups)
+    divisor = c.loss.divisor or c.sampling.max_new_tokens
+    weight = loss_aggregation(c.loss.aggregation, rollouts_of(groups), divisor)
+    if c.loss.mask_truncated:
+        weight = without(weight, truncated(signal))
+    if not any(map(weight, rollouts_of(signal))):
         return {}
-    advantage = group_advantage(signal, c.baseline, c.scale, c.scale_guard, c.scale_ddof, scope=groups)
-    rows: dict[str, Any] = {"advantage": weaken(advantage, c.negative), "sampled": [r.logprob for r in rollouts]}
-    if c.lag and c.correction == "none":
-        rows["old"] = rows["sampled"]
-    elif c.lag or c.updates > 1:
-        rows["old"] = [scored.logprob for scored in policy.score(rollouts, c.temperature)]
-    if reference and c.kl:
-        rows["reference"] = [scored.logprob for scored in reference.score(rollouts, c.temperature)]
-    low, high = (inf, inf) if c.loss == "cispo" else (c.clip_low, c.clip_high)  # CISPO's clip removes no gradient
-    watch = partial(ratio_stats, low=low, high=high, level=c.level) if "old" in rows else None
-    place = [at for at, group in enumerate(signal) for _ in group.rollouts]
-    parts = min(c.updates, len(signal))
-    told = []
-    for part in range(parts):  # whole groups, dealt in turn; weights x parts, so that each part is a mean of its own
-        mine = [i for i, group in enumerate(place) if group % parts == part and weigh(rollouts[i])]
-        if not mine:
-            continue
-        chosen: dict[str, Any] = {name: [row[i] for i in mine] for name, row in rows.items()}
-        batches = pack(
-            [rollouts[i] for i in mine],
-            lambda rollout: weigh(rollout) * parts,
-            c.token_budget,
-            share=policy.shares,
-            **chosen,
-        )
-        limit = inf if c.lag or told else c.gap_limit  # later the gap is what was learned
-        told.append(policy.update(batches, objective, rate, c.clip_norm, c.temperature, limit, watch))
-    return {name: fmean(stats[name] for stats in told) for name in told[0]} | {"gap": told[0]["gap"]}
+    columns = make_columns(c, policy, reference, signal, groups)
+    clip = (inf, inf) if c.loss.type == "cispo" else (c.loss.clip_low, c.loss.clip_high)  # CISPO drops no gradient
+    level = c.loss.importance_sampling_level
+    metrics_fn = partial(ratio_stats, low=clip[0], high=clip[1], level=level) if "old" in columns else None
+    updates: list[dict[str, Any]] = []
+    for _ in range(c.num_epochs):
+        for rollouts, token_weight, columns_part in minibatches(signal, weight, columns, c.num_minibatches):
+            batches = pack(
+                rollouts, token_weight, c.microbatch_tokens, share_prompts=policy.shares_prompts, **columns_part
+            )
+            gap = inf if c.max_policy_lag or updates else c.max_logprob_gap  # later the gap is what was learned
+            settings = (rate, c.optimizer.max_grad_norm, c.sampling.temperature, gap, metrics_fn)
+            updates.append(policy.update(batches, loss_fn, *settings))
+    means = {name: fmean(stats[name] for stats in updates) for name in updates[0]}
+    return means | {"logprob_gap": updates[0]["logprob_gap"]}
+
+
+def make_columns(
+    c: Config, policy: Policy, reference: Policy | None, signal: Sequence[Group], groups: Sequence[Group]
+) -> Columns:
+    """What the loss needs of each token: its advantage, and its log-probability under the three policies."""
+    a, rollouts, temperature = c.advantage, rollouts_of(signal), c.sampling.temperature
+    advantage = group_advantage(signal, a.baseline, a.scale_rewards, a.std_eps, a.std_ddof, scope=groups)
+    columns: Columns = {
+        "advantage": scale_negatives(advantage, a.negative_scale),
+        "sampled": [rollout.logprob for rollout in rollouts],
+    }
+    if c.max_policy_lag and c.loss.importance_correction == "none":
+        columns["old"] = columns["sampled"]
+    elif not c.on_policy:
+        columns["old"] = [scores.logprob for scores in policy.score(rollouts, temperature)]
+    if reference and c.loss.kl_coef:
+        columns["reference"] = [scores.logprob for scores in reference.score(rollouts, temperature)]
+    return columns
+
+
+def minibatches(
+    groups: Sequence[Group], weight: TokenWeight, columns: Columns, count: int
+) -> list[tuple[list[Rollout], TokenWeight, Columns]]:
+    """Whole groups, dealt in turn. Weights are multiplied by the number of parts, so that each part is a mean itself."""
+    rollouts = rollouts_of(groups)
+    group_of = [at for at, group in enumerate(groups) for _ in group.rollouts]
+    count = min(count, len(groups))
+    parts = []
+    for part in range(count):
+        chosen = [i for i, group in enumerate(group_of) if group % count == part and weight(rollouts[i])]
+        if chosen:
+            part_columns = {name: [rows[i] for i in chosen] for name, rows in columns.items()}
+            parts.append(([rollouts[i] for i in chosen], lambda rollout: weight(rollout) * count, part_columns))
+    return parts

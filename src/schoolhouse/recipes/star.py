@@ -18,133 +18,130 @@ from typing import Any
 
 from pydantic import Field
 
-from schoolhouse.config import Frozen
-from schoolhouse.credit import rollouts_of, sampled_tokens
-from schoolhouse.objectives import likelihood
-from schoolhouse.packing import pack, token_mean
+from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
+from schoolhouse.algorithms.settings import Optimizer, Sampling
+from schoolhouse.config import BaseConfig
+from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
+from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.randomness import python_random
-from schoolhouse.run import Run
-from schoolhouse.schedule import warm_up_hold_decay
-from schoolhouse.tasks.task import judge, open_task
+from schoolhouse.runs.run import Run
+from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout, SchoolError
 
 
-class Config(Frozen):
+class Config(BaseConfig):
     model: str
     """Folder of the base model, that every loop starts from (Hugging Face format), or of a run."""
     task: str = "school:addition?digits=1-5"
     """Problems with answers: the thoughts are to be found."""
-    examples_task: str = "school:addition?digits=1-2&hands=full=100"
-    """Where the few worked examples come from."""
-    examples: int = Field(200, ge=0)
+    demos_task: str = "school:addition?digits=1-2&styles=full=100"
+    """Where the few demonstrations come from."""
+    num_demos: int = Field(200, ge=0)
     seed: int = 0
     loops: int = Field(12, gt=0)
-    problems: int = Field(512, gt=0)
-    """Asked in each loop."""
-    samples: int = Field(1, gt=0)
-    """Answers to each problem. 1 is STaR, which is greedy; ReST-EM 32 or 64 at temperature 0.7."""
-    temperature: float = Field(0.0, ge=0)
-    length: int = Field(128, gt=0)
-    """Tokens a rollout may say."""
+    prompts_per_loop: int = Field(512, gt=0)
+    samples_per_prompt: int = Field(1, gt=0)
+    """Completions of each problem. 1 is STaR, which is greedy; ReST-EM 32 or 64 at temperature 0.7."""
+    sampling: Sampling = Sampling(temperature=0.0)
     rationalize: bool = True
     """Try failed problems again with the answer as a hint."""
-    cap: int = Field(10, gt=0)
+    max_kept_per_problem: int = Field(10, gt=0)
     """Right answers kept of one problem, or easy ones take over."""
-    restart: bool = True
+    restart_from_base: bool = True
     """Learn from the base model anew in each loop, not from where the last one ended."""
     keep: str = Field("right", pattern="^(right|all)$")
     """`all` learns from wrong answers too: an ablation, which must fail."""
-    hint_stays: bool = False
+    keep_hint: bool = False
     """Leave the hint in what is learned: an ablation, which must fail."""
-    updates: int = Field(100, gt=0)
+    updates_per_loop: int = Field(100, gt=0)
     """Of the first loop; the paper's grow by a fifth with each loop."""
-    growth: float = Field(1.1, ge=1)
-    batch: int = Field(64, gt=0)
-    learning_rate: float = Field(2e-3, gt=0)
-    warmup: int = Field(10, ge=0)
-    decay: float = Field(0.5, ge=0, le=1)
-    clip_norm: float = Field(1.0, gt=0)
-    token_budget: int = Field(4_096, gt=0)
+    updates_growth: float = Field(1.1, ge=1)
+    batch_size: int = Field(64, gt=0)
+    optimizer: Optimizer = Optimizer(learning_rate=2e-3, warmup_steps=10)
+    microbatch_tokens: int = Field(4_096, gt=0)
+    """Tokens of one micro-batch: memory, never the result."""
     precision: Precision = "auto"
 
 
 def star(c: Config, run: Run) -> None:
-    if c.samples > 1 and not c.temperature:
-        raise SchoolError("several samples at temperature 0 are one: set temperature above 0 (ReST-EM: 0.7)")
-    policy = run.restore(Policy.load(run.start(c.model), c.precision))
-    task, say = open_task(c.task, c.seed), policy.conversation
-    shown = open_task(c.examples_task, c.seed)
-    run.reads(*task.files, *shown.files)
-    worked = shown.worked(0, c.examples)
-    told = [replace(d, problem=hinted(d.problem)) for d in worked] if c.rationalize else []
-    primer = _demonstrated(c, policy, [*worked, *told])
+    if c.samples_per_prompt > 1 and not c.sampling.temperature:
+        raise SchoolError(
+            "several samples at temperature 0 are the same one: set sampling.temperature above 0 (ReST-EM: 0.7)"
+        )
+    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer))
+    task, conversation = open_task(c.task, c.seed), policy.conversation
+    demos_task = open_task(c.demos_task, c.seed)
+    run.track_files(*task.files, *demos_task.files)
+    demos = demos_task.demonstrations(0, c.num_demos)
+    hinted_demos = [replace(demo, problem=with_hint(demo.problem)) for demo in demos] if c.rationalize else []
+    primer = _demo_rollouts(c, policy, [*demos, *hinted_demos])
 
-    def attempt(loop: int, problems: Sequence[Problem], purpose: str) -> list[Group]:
-        keys = [(p, Key(c.seed, purpose, loop, i, g)) for i, p in enumerate(problems) for g in range(c.samples)]
-        asked = [say.begin(problem, key) for problem, key in keys]
-        return judge(policy.extend(asked, c.length, temperature=c.temperature), task, say.read)
+    def sample(loop: int, problems: Sequence[Problem], purpose: str) -> list[Group]:
+        prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose=purpose, step=loop)
+        rollouts = policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
+        return grade(rollouts, task, conversation.parse_completion)
 
-    for loop in run.steps(range(run.step, 1 + c.loops), keep=policy, every=1, total=1 + c.loops):
+    for loop in run.steps(range(run.step, 1 + c.loops), save=policy, every=1, total=1 + c.loops):
         kept, groups, stats = list[Rollout](), list[Group](), dict[str, Any]()
         if loop:
-            groups = attempt(loop, task.draw(loop, c.problems), "star")
-            kept = keep(groups, c.cap, c.keep == "all")
+            groups = sample(loop, task.train_problems(loop, c.prompts_per_loop), "star")
+            kept = keep(groups, c.max_kept_per_problem, c.keep == "all")
             stats |= {"kept": len(kept)}
-            failed = [group.problem for group in groups if group.scores and max(group.scores) < 1.0]
+            failed = [group.problem for group in groups if group.rewards and max(group.rewards) < 1.0]
             if c.rationalize and failed:
-                helped = attempt(loop, [hinted(problem) for problem in failed], "star hint")
-                again, tokens = keep(helped, c.cap), sampled_tokens(rollouts_of([*groups, *helped]))
-                stats |= {"failed": len(failed), "rationalized": len(again), "sampled_tokens": tokens}
-                kept += again if c.hint_stays else [_without_hint(policy, rollout) for rollout in again]
+                hinted = sample(loop, [with_hint(problem) for problem in failed], "star hint")
+                rationalized = keep(hinted, c.max_kept_per_problem)
+                tokens = sampled_tokens(rollouts_of([*groups, *hinted]))
+                stats |= {"failed": len(failed), "rationalized": len(rationalized), "sampled_tokens": tokens}
+                kept += rationalized if c.keep_hint else [_without_hint(policy, rollout) for rollout in rationalized]
         if primer or kept:
-            policy.restart(c.model if c.restart else None)
-            stats |= study(c, policy, [*primer, *kept], loop)
-        run.record(loop, groups or None, say.read, **stats)
+            policy.reset(c.model if c.restart_from_base else None)
+            stats |= fine_tune(c, policy, [*primer, *kept], loop)
+        run.record(loop, groups or None, conversation.parse_completion, **stats)
 
 
-def keep(groups: Sequence[Group], cap: int, everything: bool = False) -> list[Rollout]:
-    """Up to `cap` right rollouts of each problem, the same words once; or whatever was said (`everything`)."""
+def keep(groups: Sequence[Group], max_per_problem: int, everything: bool = False) -> list[Rollout]:
+    """Up to `max_per_problem` right rollouts of each problem, the same tokens once; or all of them (`everything`)."""
     kept, count = [], Counter()
     for group in groups:
-        said = set()
+        seen = set()
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
-            wanted = rollout.finish == "stop" and (everything or (verdict.score or 0.0) >= 1.0)
-            if wanted and rollout.last_turn() not in said and count[group.problem.id] < cap:
-                said.add(rollout.last_turn())
+            wanted = rollout.finish_reason == "stop" and (everything or (verdict.reward or 0.0) >= 1.0)
+            if wanted and rollout.last_turn() not in seen and count[group.problem.id] < max_per_problem:
+                seen.add(rollout.last_turn())
                 count[group.problem.id] += 1
                 kept.append(rollout)
     return kept
 
 
-def study(c: Config, policy: Policy, rollouts: Sequence[Rollout], loop: int) -> dict[str, float]:
-    """Fine-tune on rollouts, drawn in a new order for each pass."""
-    updates = round(c.updates * c.growth**loop)
+def fine_tune(c: Config, policy: Policy, rollouts: Sequence[Rollout], loop: int) -> dict[str, float]:
+    """Fine-tune on rollouts, in a new order for each pass."""
+    updates = round(c.updates_per_loop * c.updates_growth**loop)
     random, order, losses = python_random(Key(c.seed, "star study", loop)), [], []
     for update in range(updates):
-        while len(order) < c.batch:
+        while len(order) < c.batch_size:
             order += random.sample(range(len(rollouts)), len(rollouts))
-        chosen, order = [rollouts[i] for i in order[: c.batch]], order[c.batch :]
-        rate = warm_up_hold_decay(update, updates, c.learning_rate, c.warmup, c.decay)
-        batches = pack(chosen, token_mean(chosen), c.token_budget)
-        losses.append(policy.update(batches, likelihood(), rate, c.clip_norm)["loss"])
-    return {"loss": fmean(losses), "updates": updates, "studied": len(rollouts)}
+        batch, order = [rollouts[i] for i in order[: c.batch_size]], order[c.batch_size :]
+        losses.append(supervised_update(policy, batch, c.optimizer, update, updates, c.microbatch_tokens)["loss"])
+    return {"loss": fmean(losses), "updates": updates, "trained_rollouts": len(rollouts)}
 
 
-def hinted(problem: Problem) -> Problem:
-    """The problem with its answer told at the end of the question."""
+def with_hint(problem: Problem) -> Problem:
+    """The problem with its answer at the end of the question."""
     *before, last = problem.messages
     return replace(problem, messages=(*before, last._replace(content=f"{last.content} ({problem.reference})")))
 
 
 def _without_hint(policy: Policy, rollout: Rollout) -> Rollout:
-    """The same words behind the question as it was asked, as if nobody had told the answer."""
+    """The same completion behind the question without its hint."""
     *before, last = rollout.problem.messages
     question = last.content.removesuffix(f" ({rollout.problem.reference})")
     problem = replace(rollout.problem, messages=(*before, last._replace(content=question)))
-    return replace(rollout.onto(policy.conversation.prompt(problem.messages)), problem=problem)
+    return replace(rollout.with_prompt(policy.conversation.prompt(problem.messages)), problem=problem)
 
 
-def _demonstrated(c: Config, policy: Policy, worked: Sequence[Demonstration]) -> list[Rollout]:
-    keys = [Key(c.seed, "star example", 0, i) for i in range(len(worked))]
-    return policy.conversation.demonstrate_all(worked, keys) if worked else []
+def _demo_rollouts(c: Config, policy: Policy, demos: Sequence[Demonstration]) -> list[Rollout]:
+    keys = [Key(c.seed, "star example", 0, i) for i in range(len(demos))]
+    return policy.conversation.demonstrate_all(demos, keys) if demos else []

@@ -15,28 +15,28 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from schoolhouse.config import Frozen, nearest, read_options
-from schoolhouse.judges.implicit import Implicit
-from schoolhouse.judges.marks import Aggregate, Judge, Where, same_tokens
+from schoolhouse.config import BaseConfig, parse_query, suggest
+from schoolhouse.data.chat import Conversation
 from schoolhouse.policy.policy import Policy
-from schoolhouse.search.budget import most_forced, revise, think_between
+from schoolhouse.reward_models.implicit import ImplicitRewardModel
+from schoolhouse.reward_models.prm import LabelPlaces, RewardModel, StepAggregation, check_same_tokenizer
+from schoolhouse.search.budget_forcing import most_forced, revise, think_between
 from schoolhouse.search.thoughts import (
     Ahead,
     Asked,
     AtRandom,
     Elected,
     Exact,
+    Generator,
     Judged,
     Proposed,
     Sampled,
-    Thinker,
     Worth,
     costs,
 )
 from schoolhouse.search.tree import Answered, Node, Tree, breadth_first, depth_first, explore
 from schoolhouse.search.vote import weighted_vote
-from schoolhouse.tasks.task import Task
-from schoolhouse.text.conversation import Conversation
+from schoolhouse.tasks.base import Task
 from schoolhouse.types import Rollout, SchoolError
 
 Kind = Literal["sample", "vote", "weighted_vote", "best_of_n", "force", "revise", "tot", "dfs", "beam", "dvts"]
@@ -46,7 +46,7 @@ TREES: frozenset[Kind] = frozenset({"tot", "dfs", "beam", "dvts"})
 """Searches that grow a tree."""
 
 
-class Search(Frozen):
+class Search(BaseConfig):
     """How to think longer.
 
     sample, vote   one answer; the most frequent of several (self-consistency, Wang et al. 2022, arXiv 2203.11171)
@@ -69,11 +69,11 @@ class Search(Frozen):
     values: str = "ask"
     """Who says what a thought is worth: the policy, about each (ask) or which is best (vote), the task's rules (exact,
     an oracle), a die (random, a control), or the reward model in a folder."""
-    where: Where = "steps"
+    where: LabelPlaces = "steps"
     """Behind what that reward model was trained to judge: steps, or the end of a solution."""
     reference: str = ""
     """Folder of the model that it was trained from, if it is an implicit one (labels: implicit)."""
-    aggregate: Aggregate = "product"
+    aggregate: StepAggregation = "product"
     """How its grades of steps become one: product or min for labels of steps, last for values of states."""
     asked: int = Field(3, gt=0)
     """Times a thought's worth is asked."""
@@ -107,12 +107,12 @@ def parse(spec: str, budget: float = inf) -> Search:
     Raises SchoolError naming what is unknown, with the nearest, or out of range.
     """
     kind, _, query = spec.partition("?")
-    given = read_options(f"search `{spec}`", query)
+    given = parse_query(f"search `{spec}`", query)
     for name in given:
         if name not in Search.model_fields or name in ("kind", "budget"):
-            raise SchoolError(f"search `{spec}`: unknown option `{name}`{nearest(name, [*Search.model_fields])}")
+            raise SchoolError(f"search `{spec}`: unknown option `{name}`{suggest(name, [*Search.model_fields])}")
     if kind not in get_args(Kind):
-        raise SchoolError(f"unknown search `{kind}`{nearest(kind, get_args(Kind))}")
+        raise SchoolError(f"unknown search `{kind}`{suggest(kind, get_args(Kind))}")
     try:
         return Search.model_validate({"kind": kind, "budget": budget, **given})
     except ValidationError as error:
@@ -139,7 +139,7 @@ class Found:
 
 
 def solve(
-    policy: Thinker, task: Task, prefixes: Sequence[Rollout], search: Search, judge: Worth | None = None
+    policy: Generator, task: Task, prefixes: Sequence[Rollout], search: Search, judge: Worth | None = None
 ) -> list[Found]:
     """Search for an answer to each problem (a prefix that asks it, `Conversation.begin`), all at once.
 
@@ -180,7 +180,7 @@ class Searcher:
     `length` and `temperature` of the exam are the search's own business. `found` holds what was found last.
     """
 
-    policy: Thinker
+    policy: Generator
     task: Task
     search: Search
     found: list[Found] = field(default_factory=list)
@@ -190,23 +190,23 @@ class Searcher:
         self.conversation = self.policy.conversation
 
     @property
-    def longest(self) -> int:
-        return self.policy.longest
+    def max_seq_len(self) -> int:
+        return self.policy.max_seq_len
 
     def extend(
         self,
         rollouts: Sequence[Rollout],
-        length: int,
+        max_new_tokens: int | Sequence[int],
         *,
-        temperature: float = 1.0,
         progress: Callable[[int], None] | None = None,
+        **_: Any,
     ) -> list[Rollout]:
-        """An answer to each problem; one without words where the search found none."""
+        """An answer to each problem; an empty one where the search found none. The search has its own parameters."""
         self.found = solve(self.policy, self.task, rollouts, self.search)
         if progress:
             progress(len(rollouts))
         pairs = zip(rollouts, self.found, strict=True)
-        return [found.rollout or asked.said((), (), "length", 0) for asked, found in pairs]
+        return [found.rollout or asked.append_sampled((), (), "length", 0) for asked, found in pairs]
 
     def to_json(self) -> dict[str, Any]:
         """The search, and what it cost and how it ended, problem by problem."""
@@ -222,14 +222,14 @@ class Searcher:
         return f"{self.search.kind}: {fmean(tokens):,.0f} tokens a problem (at most {max(tokens):,}); {told}"
 
 
-def _values(policy: Thinker, task: Task, search: Search, judge: Worth | None) -> Worth:
+def _values(policy: Generator, task: Task, search: Search, judge: Worth | None) -> Worth:
     worth = judge or _judge(policy, task, search)
     if not search.lookahead:
         return worth
     return Ahead(Sampled(policy, task, 1, search.step, search.length, 0.0), worth, search.lookahead)
 
 
-def _judge(policy: Thinker, task: Task, search: Search) -> Worth:
+def _judge(policy: Generator, task: Task, search: Search) -> Worth:
     match search.values:
         case "ask":
             return Asked(policy, task, search.asked, temperature=search.temperature)
@@ -240,14 +240,14 @@ def _judge(policy: Thinker, task: Task, search: Search) -> Worth:
         case "random":
             return AtRandom()
     judge = Policy.load(search.values)
-    same_tokens(policy.conversation, judge.conversation, "the policy", f"the judge {search.values}")
+    check_same_tokenizer(policy.conversation, judge.conversation, "the policy", f"the judge {search.values}")
     if search.reference:
         chosen = {"aggregate": search.aggregate} if "aggregate" in search.model_fields_set else {}
-        return Judged(Implicit(judge, Policy.load(search.reference), task.delimiter, **chosen))
-    return Judged(Judge(judge, task.delimiter, search.where, search.aggregate))
+        return Judged(ImplicitRewardModel(judge, Policy.load(search.reference), task.delimiter, **chosen))
+    return Judged(RewardModel(judge, task.delimiter, search.where, search.aggregate))
 
 
-def _chosen(policy: Thinker, tree: Tree, choose: str) -> Found:
+def _chosen(policy: Generator, tree: Tree, choose: str) -> Found:
     answers = tree.answers
     if not answers:
         return Found(None, tree.tokens, tree.end, tree)
@@ -257,7 +257,7 @@ def _chosen(policy: Thinker, tree: Tree, choose: str) -> Found:
     return Found(best, tree.tokens, tree.end, tree, votes)
 
 
-def _longer(policy: Thinker, prefixes: Sequence[Rollout], search: Search) -> list[Found]:
+def _longer(policy: Generator, prefixes: Sequence[Rollout], search: Search) -> list[Found]:
     """One long thought, or a chain of attempts. Raises SchoolError where the budget might not pay for it."""
     forced = most_forced(policy.conversation, search.most, search.length)
     price = forced if search.kind == "force" else search.samples * search.length
@@ -272,13 +272,13 @@ def _longer(policy: Thinker, prefixes: Sequence[Rollout], search: Search) -> lis
         prefixes, revise(policy, prefixes, search.samples, search.length, search.temperature), strict=True
     ):
         winner, votes = weighted_vote(policy.conversation, chain)
-        tokens = sum(chain[-1].written[len(prefix) :])
+        tokens = sum(chain[-1].loss_mask[len(prefix) :])
         found.append(Found(chain[winner], tokens, f"{len(chain)} attempts", votes=votes))
     return found
 
 
 def _voted(
-    policy: Thinker, task: Task, prefixes: Sequence[Rollout], search: Search, judge: Worth | None
+    policy: Generator, task: Task, prefixes: Sequence[Rollout], search: Search, judge: Worth | None
 ) -> list[Found]:
     """Whole answers, as many as the budget pays for: the most frequent, that of the largest worth, or the best one."""
     count, judged = 1 if search.kind == "sample" else search.samples, search.kind in ("weighted_vote", "best_of_n")
@@ -302,7 +302,9 @@ def _voted(
         few, worths = said[mine], [each.found for each in worth[mine]]
         winner, votes = weighted_vote(policy.conversation, few, worths)
         if search.kind == "best_of_n":
-            ended = [policy.conversation.read(one).complete for one in few]  # who is cut off has less to be graded
+            ended = [
+                policy.conversation.parse_completion(one).complete for one in few
+            ]  # who is cut off has less to be graded
             winner = max(range(paid), key=lambda i: (ended[i], -inf if isnan(worths[i]) else worths[i]))
         short = "" if paid == count else f"; the budget paid for {paid} of {count}"
         tokens = sum(len(rollout) - len(prefix) for rollout in few) + sum(each.tokens for each in worth[mine])

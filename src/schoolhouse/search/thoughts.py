@@ -14,34 +14,16 @@ from dataclasses import dataclass, field, replace
 from math import isnan, nan
 from typing import Protocol
 
+from schoolhouse.data.chat import Conversation
+from schoolhouse.data.steps import steps
+from schoolhouse.policy.interface import Generator
 from schoolhouse.randomness import python_random
 from schoolhouse.search.tree import Answered, Costs, Node, Offer
-from schoolhouse.tasks.task import Task
-from schoolhouse.text.conversation import Conversation
-from schoolhouse.text.steps import steps
+from schoolhouse.tasks.base import Task
 from schoolhouse.types import Key, Problem, Rollout, SchoolError
 
 _BLANKS = 1
 """How often the policy goes on where all it said of a step were blanks."""
-
-
-class Thinker(Protocol):
-    """What a search needs of a policy."""
-
-    conversation: Conversation
-
-    @property
-    def longest(self) -> int: ...
-
-    def extend(
-        self,
-        rollouts: Sequence[Rollout],
-        length: int | Sequence[int],
-        *,
-        temperature: float = 1.0,
-        stop_texts: Sequence[str] = (),
-        progress: Callable[[int], None] | None = None,
-    ) -> list[Rollout]: ...
 
 
 class Worth(Protocol):
@@ -61,7 +43,7 @@ class Sampled:
     answer  tokens behind the last step: the end of the thought and the answer
     """
 
-    policy: Thinker
+    policy: Generator
     task: Task
     samples: int = 5
     length: int = 32
@@ -78,7 +60,7 @@ class Sampled:
         roots = [len(node.state) for node in nodes if node.parent is None]
         if roots and min(roots) > self._room:
             raise SchoolError(
-                f"the model reads {self.policy.longest} tokens: behind a prompt of {min(roots)} there is no room for a "
+                f"the model reads {self.policy.max_seq_len} tokens: behind a prompt of {min(roots)} there is no room for a "
                 f"step of {self.length} and an answer: lower `step`"
             )
         said = iter(self._said(begun))
@@ -87,7 +69,7 @@ class Sampled:
     @property
     def _room(self) -> int:
         """Tokens that a thought may have if one more step is to follow it, and something of an answer."""
-        return self.policy.longest - self.length - 1
+        return self.policy.max_seq_len - self.length - 1
 
     def _said(self, begun: Sequence[Rollout]) -> list[Rollout]:
         """One step behind each prefix; where no thought is open any more, the answer too."""
@@ -95,14 +77,16 @@ class Sampled:
         stop = (self.task.delimiter,)
         said = extend(self.policy, begun, self.length, self.temperature, stop)
         for _ in range(_BLANKS):  # a template may put blanks in front of a thought
-            blank = [at for at, one in enumerate(said) if one.finish == "stop" and not self._text(begun[at], one)]
+            blank = [
+                at for at, one in enumerate(said) if one.finish_reason == "stop" and not self._text(begun[at], one)
+            ]
             blank = [at for at in blank if said[at].tokens[-1] not in say.stop_ids and len(said[at]) <= self._room]
-            again = [said[at].forced(()) for at in blank]
+            again = [said[at].prefill(()) for at in blank]
             for at, longer in zip(blank, extend(self.policy, again, self.length, self.temperature, stop), strict=True):
                 said[at] = longer
-        late = [at for at, one in enumerate(said) if one.tokens[-1] not in say.stop_ids and not say.thinks_still(one)]
-        rest = [said[at].forced(()) for at in late]
-        left = [min(self.answer, self.policy.longest - len(one)) for one in rest]
+        late = [at for at, one in enumerate(said) if one.tokens[-1] not in say.stop_ids and not say.is_thinking(one)]
+        rest = [said[at].prefill(()) for at in late]
+        left = [min(self.answer, self.policy.max_seq_len - len(one)) for one in rest]
         for at, whole in zip(late, extend(self.policy, rest, left, self.temperature), strict=True):
             said[at] = whole
         return said
@@ -111,7 +95,7 @@ class Sampled:
         say, offers = self.policy.conversation, []
         for before, after in pairs:
             text, done = self._text(before, after), after.tokens[-1] in say.stop_ids
-            if after.finish == "stop" and (text or done):
+            if after.finish_reason == "stop" and (text or done):
                 offers.append(Offer(after, text, done, after.tokens[after.turns[0] :]))
         return Answered(offers, sum(len(after) - len(before) for before, after in pairs))
 
@@ -128,7 +112,7 @@ class Proposed:
     `lists` lists are asked for, and a line that stands in them twice counts once.
     """
 
-    policy: Thinker
+    policy: Generator
     task: Task
     lines: int = 8
     length: int = 256
@@ -147,7 +131,7 @@ class Proposed:
     def __call__(self, nodes: Sequence[Node]) -> list[Answered]:
         say, task = self.policy.conversation, self.task
         told = [steps(say, node.state, task.delimiter) for node in nodes]
-        questions = [task.ask_next(node.state.problem, few) for node, few in zip(nodes, told, strict=True)]
+        questions = [task.propose_prompt(node.state.problem, few) for node, few in zip(nodes, told, strict=True)]
         asked = [
             prefix
             for node, question in zip(nodes, questions, strict=True)
@@ -171,26 +155,30 @@ class Proposed:
 
     def _extended(self, prefixes: Sequence[Rollout], length: int, temperature: float) -> list[Rollout]:
         """As far as the model has room."""
-        room = [min(length, self.policy.longest - len(prefix)) for prefix in prefixes]
+        room = [min(length, self.policy.max_seq_len - len(prefix)) for prefix in prefixes]
         if min(room, default=1) < 1:
-            raise SchoolError(f"a prompt leaves no room for an answer: the model reads {self.policy.longest} tokens")
+            raise SchoolError(
+                f"a prompt leaves no room for an answer: the model reads {self.policy.max_seq_len} tokens"
+            )
         return extend(self.policy, prefixes, room, temperature)
 
     def _answer(self, before: Rollout, after: Rollout) -> Offer | None:
         text = self.policy.conversation.tokenizer.decode(after.tokens[len(before) :], skip_special=True).strip()
-        return Offer(after, text, True, after.tokens[after.turns[0] :]) if after.finish == "stop" else None
+        return Offer(after, text, True, after.tokens[after.turns[0] :]) if after.finish_reason == "stop" else None
 
     def _thoughts(self, rollout: Rollout, told: Sequence[str], lists: Sequence[Rollout]) -> list[Offer]:
         say, task = self.policy.conversation, self.task
         offers = []
-        lines = [line for said in lists for line in task.read_next(say.read(said).answer)[: self.lines]]
+        lines = [
+            line for said in lists for line in task.parse_proposals(say.parse_completion(said).answer)[: self.lines]
+        ]
         for at, line in enumerate(line for line in dict.fromkeys(lines) if task.delimiter not in line):
             fork = replace(rollout, key=rollout.key._replace(sample=rollout.key.sample * self.samples + at))
-            after = say.think(fork, line + task.delimiter)
-            question = task.ask_next(rollout.problem, [*told, line])
+            after = say.prefill_thought(fork, line + task.delimiter)
+            question = task.propose_prompt(rollout.problem, [*told, line])
             if question is None:  # the last thought: what is said next is the answer, not one more step
-                after = say.close_thought(say.think(fork, line))
-            if len(after) + self.answer <= self.policy.longest:
+                after = say.close_thought(say.prefill_thought(fork, line))
+            if len(after) + self.answer <= self.policy.max_seq_len:
                 offers.append(Offer(after, line, False, question.messages if question else line))
         return offers
 
@@ -202,7 +190,7 @@ class Asked:
     The same question about the same problem is asked once. An answer is worth what the thought before it is.
     """
 
-    policy: Thinker
+    policy: Generator
     task: Task
     samples: int = 3
     length: int = 16
@@ -217,7 +205,7 @@ class Asked:
         say, task = self.policy.conversation, self.task
         thoughts = [_thought(node) for node in nodes]
         asking = [
-            task.ask_value(thought.state.problem, steps(say, thought.state, task.delimiter)) if thought else None
+            task.value_prompt(thought.state.problem, steps(say, thought.state, task.delimiter)) if thought else None
             for thought in thoughts
         ]
         keys = [(node.state.key.problem, q and q.messages) for node, q in zip(nodes, asking, strict=True)]
@@ -229,7 +217,9 @@ class Asked:
         said = extend(self.policy, [prefix for _, prefix in asked], self.length, self.temperature)
         spent: dict[Hashable, int] = {}
         for (about, before), after in zip(asked, said, strict=True):
-            self.known[about] = self.known.get(about, 0.0) + (task.read_value(say.read(after).answer) or 0.0)
+            self.known[about] = self.known.get(about, 0.0) + (
+                task.parse_value(say.parse_completion(after).answer) or 0.0
+            )
             spent[about] = spent.get(about, 0) + len(after) - len(before)
         return [
             Answered(self.known[about], spent.pop(about, 0)) if question else Answered(nan, 0)
@@ -246,7 +236,7 @@ class Elected:
     nearly the same size. An answer is worth what the thought before it is.
     """
 
-    policy: Thinker
+    policy: Generator
     task: Task
     samples: int = 5
     length: int = 8
@@ -271,12 +261,12 @@ class Elected:
         for few in alike.values():
             for ballot in _dealt(list(few.values()), self.ballot):
                 state = nodes[ballot[0][0]].state
-                question = task.ask_vote(state.problem, [told[same[0]] for same in ballot])
+                question = task.vote_prompt(state.problem, [told[same[0]] for same in ballot])
                 prefixes = _several(say, question, state.key, "vote", self.samples) if question else []
                 asked += [(ballot, prefix) for prefix in prefixes]
         said = extend(self.policy, [prefix for _, prefix in asked], self.length, self.temperature)
         for (ballot, before), after in zip(asked, said, strict=True):
-            chosen = task.read_vote(say.read(after).answer)
+            chosen = task.parse_vote(say.parse_completion(after).answer)
             tokens[ballot[0][0]] += len(after) - len(before)
             for place, same in enumerate(ballot):
                 for at in same:
@@ -299,13 +289,13 @@ class Exact:
         return [Answered(self._worth(node), 0) for node in nodes]
 
     def _worth(self, node: Node) -> float:
-        rollout, reply = node.state, self.say.read(node.state)
+        rollout, reply = node.state, self.say.parse_completion(node.state)
         ended = node.answers or reply.complete
-        if ended and self.task.verdict(rollout.problem, reply).score != 1.0:
+        if ended and self.task.grade(rollout.problem, reply).reward != 1.0:
             return 0.0
         if node.answers:
             return 1.0
-        ratings = self.task.rate(rollout.problem, steps(self.say, rollout, self.task.delimiter))
+        ratings = self.task.step_labels(rollout.problem, steps(self.say, rollout, self.task.delimiter))
         return float(min(ratings, default=1 if ended else -1) > -1)
 
 
@@ -375,18 +365,18 @@ def _dealt(thoughts: Sequence[list[int]], most: int) -> list[Sequence[list[int]]
 
 def _several(say: Conversation, question: Problem, key: Key, purpose: str, times: int) -> list[Rollout]:
     """The same question, to be answered several times with random numbers of their own."""
-    asked = say.begin(question, key._replace(purpose=purpose))
+    asked = say.prompt_rollout(question, key._replace(purpose=purpose))
     return [replace(asked, key=asked.key._replace(sample=key.sample * times + g)) for g in range(times)]
 
 
 def _fork(rollout: Rollout, at: int, of: int) -> Rollout:
     """The same rollout, to go on with random numbers of its own."""
     fork = replace(rollout, key=rollout.key._replace(sample=rollout.key.sample * of + at))
-    return fork if fork.finish in ("open", "given") else fork.forced(())
+    return fork if fork.finish_reason in ("open", "context") else fork.prefill(())
 
 
 def extend(
-    policy: Thinker,
+    policy: Generator,
     rollouts: Sequence[Rollout],
     length: int | Sequence[int],
     temperature: float,

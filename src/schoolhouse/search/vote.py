@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from math import isnan
 
-from schoolhouse.tasks.verify import ballot, extract
-from schoolhouse.text.conversation import Conversation
+from schoolhouse.data.chat import Conversation
+from schoolhouse.tasks.answer_match import extract, normalized_answer
 from schoolhouse.types import Rollout
 
 
@@ -19,8 +19,8 @@ def weighted_vote(
     winner the one worth most is given. No answer never wins where there is any. Of equals the first wins.
     """
     weights = [1.0] * len(rollouts) if worth is None else [0.0 if isnan(w) else w for w in worth]
-    replies = [say.read(rollout) for rollout in rollouts]
-    ballots = [ballot(reply) for reply in replies]
+    replies = [say.parse_completion(rollout) for rollout in rollouts]
+    ballots = [normalized_answer(reply) for reply in replies]
     totals: dict[Hashable, float] = {}
     for one, weight in zip(ballots, weights, strict=True):
         if one is not None:

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable
 
 from rich.console import Console
 
-from schoolhouse.text.conversation import Conversation
-from schoolhouse.text.tokenizer import END_THINK, THINK
-from schoolhouse.types import Key, Message, Problem, Reply, Rollout, SchoolError
+from schoolhouse.data.tokenizer import END_THINK, THINK
+from schoolhouse.policy.interface import Generator
+from schoolhouse.types import Completion, Key, Message, Problem, Rollout, SchoolError
 
 HELP = "/reset starts anew, /quit (or Ctrl-D) leaves, Ctrl-C stops an answer, /help shows this"
 
 
-class Speaker(Protocol):
-    """What a chat needs of a policy."""
-
-    conversation: Conversation
-    version: int
-
-    @property
-    def longest(self) -> int: ...
-
-    def extend(
-        self,
-        rollouts: Sequence[Rollout],
-        length: int,
-        *,
-        temperature: float = 1.0,
-        on_token: Callable[[int, int, float], None] | None = None,
-    ) -> list[Rollout]: ...
-
-
 def chat(
-    policy: Speaker,
+    policy: Generator,
     length: int,
     temperature: float,
     input_lines: Iterable[str] | None = None,
@@ -72,7 +52,7 @@ def chat(
         elif line:
             if talk is None:
                 key = Key(seed, "chat", problem=talks)
-                asked = policy.conversation.begin(Problem("chat", (Message("user", line),), ""), key)
+                asked = policy.conversation.prompt_rollout(Problem("chat", (Message("user", line),), ""), key)
                 talks += 1
             else:
                 asked = policy.conversation.follow_up(talk, [Message("user", line)])
@@ -82,26 +62,26 @@ def chat(
                 console.print(f"{error} (/reset starts anew)", style="red", markup=False)
 
 
-def _answer(policy: Speaker, asked: Rollout, length: int, temperature: float, console: Console) -> Rollout:
+def _answer(policy: Generator, asked: Rollout, length: int, temperature: float, console: Console) -> Rollout:
     """Let the policy speak and show it; what was said until Ctrl-C stays said."""
     screen = _Screen(console)
     tokens: list[int] = []
     logprobs: list[float] = []
 
     def so_far() -> Rollout:
-        return asked.said(tokens, logprobs, "length", policy.version)
+        return asked.append_sampled(tokens, logprobs, "length", 0)
 
     def hear(_: int, token: int, logprob: float) -> None:
         tokens.append(token)
         logprobs.append(logprob)
-        screen.show(policy.conversation.read(so_far()))
+        screen.show(policy.conversation.parse_completion(so_far()))
 
-    room = max(1, min(length, policy.longest - len(asked)))
+    room = max(1, min(length, policy.max_seq_len - len(asked)))
     try:
         (talk,) = policy.extend([asked], room, temperature=temperature, on_token=hear)
     except KeyboardInterrupt:
         talk = so_far()
-    reply = policy.conversation.read(talk)
+    reply = policy.conversation.parse_completion(talk)
     screen.show(reply, final=True)
     console.print("" if reply.complete else " (cut off)", style="dim")
     return talk
@@ -114,7 +94,7 @@ class _Screen:
         self._console = console
         self._thought = self._answer = ""
 
-    def show(self, reply: Reply, final: bool = False) -> None:
+    def show(self, reply: Completion, final: bool = False) -> None:
         thought, answer = reply.thought or "", reply.answer
         if not final:
             thought, answer = thought if answer else _settled(thought), _settled(answer)

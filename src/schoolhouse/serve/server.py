@@ -21,12 +21,17 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.exceptions import HTTPException
 
 from schoolhouse import __version__
-from schoolhouse.judges.marks import same_tokens
-from schoolhouse.policy.reading import Read, read
-from schoolhouse.search import show
+from schoolhouse.policy.logprobs import TokenLogprob, token_logprobs
+from schoolhouse.reward_models.prm import check_same_tokenizer
+from schoolhouse.search import render
 from schoolhouse.search.solve import Search, parse, solve
 from schoolhouse.search.thoughts import Judged
-from schoolhouse.serve.answers import (
+from schoolhouse.serve.api_schema import MOST_SPENT, Asked, ChatRequest, CompletionRequest, Unfit
+from schoolhouse.serve.auth import Guard, told
+from schoolhouse.serve.batch_engine import Closed, Desk, Full, Listened, Piece, Ticket, aside
+from schoolhouse.serve.chat_page import add_votes
+from schoolhouse.serve.model_registry import Shelf
+from schoolhouse.serve.responses import (
     Account,
     chat_choice,
     chat_deltas,
@@ -38,14 +43,10 @@ from schoolhouse.serve.answers import (
     message,
     spoken,
 )
-from schoolhouse.serve.desk import Closed, Desk, Full, Listened, Piece, Ticket, aside
-from schoolhouse.serve.guard import Guard, told
-from schoolhouse.serve.opinion import Solution, load_judge, opinion
-from schoolhouse.serve.page import add_votes
+from schoolhouse.serve.reward_endpoint import Solution, load_judge, opinion
 from schoolhouse.serve.settings import Serve
-from schoolhouse.serve.shelf import Shelf
-from schoolhouse.serve.wire import MOST_SPENT, Asked, Chat, Completion, Unfit
-from schoolhouse.tasks.task import Task, open_task
+from schoolhouse.tasks.base import Task
+from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Rollout, SchoolError
 
 
@@ -153,7 +154,7 @@ def build_app(served: Served) -> FastAPI:
         }
 
     @app.post("/v1/chat/completions", response_model=None)
-    async def chat(request: Request, c: Chat) -> Response:
+    async def chat(request: Request, c: ChatRequest) -> Response:
         """An answer to a conversation, its thinking beside it."""
         desk = await shelf.desk(c.model)
         say, number = desk.policy.conversation, served.number()
@@ -170,7 +171,7 @@ def build_app(served: Served) -> FastAPI:
         return JSONResponse({**head, "choices": choices, "usage": _usage(tickets, found, c)})
 
     @app.post("/v1/completions", response_model=None)
-    async def completions(request: Request, c: Completion) -> Response:
+    async def completions(request: Request, c: CompletionRequest) -> Response:
         """Text that goes on."""
         desk = await shelf.desk(c.model)
         say = desk.policy.conversation
@@ -182,10 +183,10 @@ def build_app(served: Served) -> FastAPI:
             return _streamed(_head("cmpl", "text_completion", c.model), streams, tickets, c, served)
         nothing: list[tuple[list[Piece], Rollout]] = [([], ticket.rollout) for ticket in tickets]
         found = await _all(request, tickets, seconds) if c.max_tokens else nothing
-        echoed: list[Sequence[Read]] = [()] * len(tickets)
+        echoed: list[Sequence[TokenLogprob]] = [()] * len(tickets)
         if c.echo:
             asked = [ticket.rollout.tokens for ticket in tickets]
-            echoed = [await served.beside(read, desk.policy, ids, c.logprobs or 0) for ids in asked]
+            echoed = [await served.beside(token_logprobs, desk.policy, ids, c.logprobs or 0) for ids in asked]
         told_ = [completion_choice(say, c, at, *one, echoed[at]) for at, one in enumerate(found)]
         usage = _usage(tickets, found, c)
         return JSONResponse({**_head("cmpl", "text_completion", c.model), "choices": told_, "usage": usage})
@@ -298,7 +299,7 @@ def _streamed(
     return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-async def _searched(request: Request, served: Served, desk: Desk, c: Chat, number: int) -> dict[str, Any]:
+async def _searched(request: Request, served: Served, desk: Desk, c: ChatRequest, number: int) -> dict[str, Any]:
     """One answer, thought about longer. Searches take turns, beside what the desk does; one that nobody waits for any
     more ends with its next token."""
     say, listened = desk.policy.conversation, Listened(desk.policy)
@@ -317,7 +318,7 @@ async def _searched(request: Request, served: Served, desk: Desk, c: Chat, numbe
     thought, answer, reason = spoken(say, found.rollout, ()) if found.rollout else (None, "", "length")
     choice = {"index": 0, "message": message(thought, answer), "logprobs": None, "finish_reason": reason}
     usage = Account(len(ticket.rollout), found.tokens).to_json()
-    return {"choices": [choice], "usage": usage, "search": show.told(found)}
+    return {"choices": [choice], "usage": usage, "search": render.told(found)}
 
 
 def _asked_judge(served: Served, desk: Desk, how: Search) -> Judged | None:
@@ -328,7 +329,7 @@ def _asked_judge(served: Served, desk: Desk, how: Search) -> Judged | None:
     if judge is None or how.values != "judge" or how.reference or how.where not in (Search().where, judge.where):
         told_ = "over HTTP the only judge is the server's own: `school serve --judge FOLDER`, then `values=judge`"
         raise Unfit(f"`search`: {told_}", "search", "search")
-    same_tokens(desk.policy.conversation, judge.policy.conversation, "this model", "the server's judge")
+    check_same_tokenizer(desk.policy.conversation, judge.policy.conversation, "this model", "the server's judge")
     return Judged(replace(judge, aggregate=how.aggregate) if "aggregate" in how.model_fields_set else judge)
 
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from schoolhouse.config import Frozen
+from schoolhouse.config import BaseConfig
 
 
-class Serve(Frozen):
+class Serve(BaseConfig):
     model: Path
     """Folder of a model, or of a run: its newest checkpoint."""
     host: str = "127.0.0.1"

@@ -24,16 +24,16 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from schoolhouse.config import nearest
+from schoolhouse.config import suggest
 from schoolhouse.randomness import python_random
-from schoolhouse.tasks.lessons.countdown import evaluate
-from schoolhouse.tasks.task import Task
-from schoolhouse.tasks.verify import extract
-from schoolhouse.types import Demonstration, Key, Message, Problem, Reply, SchoolError, Verdict
+from schoolhouse.tasks.answer_match import extract
+from schoolhouse.tasks.base import Task
+from schoolhouse.tasks.school.countdown import evaluate
+from schoolhouse.types import Completion, Demonstration, Key, Message, Problem, SchoolError, Verdict
 
 TARGET = 24
 KINDS = ("solve", "next", "value", "vote")
-OPTIONS = ("exam", "lessons")
+OPTIONS = ("holdout", "demos")
 LINES = 12  # of a page of text
 CHOICES = 8  # positions that stand for election in an example, at most
 WORTH = {"impossible": 0.001, "likely": 1.0, "sure": 20.0}
@@ -129,44 +129,44 @@ def read_thought(text: str) -> tuple[Fraction, str, Fraction, Fraction, Left] | 
 class Game24(Task):
     """Puzzles of a file, and an exact solver that works examples for them."""
 
-    trusted = True
+    in_process = True
     delimiter = "\n"
 
-    def __init__(self, path: Path, seed: int = 0, exam: str = "901-1000", lessons: str = "solve=1") -> None:
+    def __init__(self, path: Path, seed: int = 0, holdout: str = "901-1000", demos: str = "solve=1") -> None:
         self.name, self.seed = f"game24:{path}", seed
-        low, high = _ranks(exam)
+        low, high = _ranks(holdout)
         ranked = _read(path)
         self.held_out = [left for rank, left in ranked if low <= rank <= high]
         exams = set(self.held_out)
         self.practice = [left for rank, left in ranked if not low <= rank <= high and left not in exams]
-        self.lessons = _lessons(lessons)
+        self.demos = _lessons(demos)
         if not self.practice or not self.held_out:
             raise SchoolError(
-                f"{path}: no puzzle is left for practice or for the exam (exam={exam}): choose other ranks"
+                f"{path}: no puzzle is left for practice or for the exam (holdout={holdout}): choose other ranks"
             )
 
     @classmethod
     def open(cls, path: str, seed: int = 0, **options: str) -> Game24:
-        """The task of a file. Options: `exam=901-1000`, ranks that are held out; `lessons=solve=2,next=1,value=1`, the
+        """The task of a file. Options: `holdout=901-1000`, ranks that are held out; `demos=solve=2,next=1,value=1`, the
         kinds of worked examples and their weights. Raises SchoolError for an unknown one."""
         for option in options:
             if option not in OPTIONS:
-                raise SchoolError(f"game24: unknown option `{option}`{nearest(option, OPTIONS)}")
+                raise SchoolError(f"game24: unknown option `{option}`{suggest(option, OPTIONS)}")
         if not path:
             raise SchoolError("game24: give the file of puzzles, as in game24:game24.csv")
         return cls(Path(path), seed, **options)
 
-    def draw(self, step: int, count: int) -> list[Problem]:
+    def train_problems(self, step: int, count: int) -> list[Problem]:
         random = python_random(Key(self.seed, "game24 practice", step))
         return [self._problem(random.choice(self.practice)) for _ in range(count)]
 
-    def exam(self, count: int | None = None) -> list[Problem]:
+    def eval_problems(self, count: int | None = None) -> list[Problem]:
         return [self._problem(left) for left in self.held_out[:count]]
 
-    def worked(self, step: int, count: int) -> list[Demonstration]:
+    def demonstrations(self, step: int, count: int) -> list[Demonstration]:
         """Examples of the kinds in `lessons`, all about puzzles of practice and what they lead to."""
         random = python_random(Key(self.seed, "game24 worked", step))
-        kinds, upto = list(self.lessons), list(accumulate(self.lessons.values()))
+        kinds, upto = list(self.demos), list(accumulate(self.demos.values()))
         examples = []
         for _ in range(count):
             (kind,) = random.choices(kinds, cum_weights=upto)
@@ -174,7 +174,7 @@ class Game24(Task):
             examples.append(_EXAMPLES[kind](self, problem, random))
         return examples
 
-    def exposition(self, step: int, count: int) -> list[str]:
+    def pretraining_text(self, step: int, count: int) -> list[str]:
         """Pages of what may be done with the numbers of puzzles of practice: arithmetic, no word about what helps."""
         random = python_random(Key(self.seed, "game24 exposition", step))
         return ["\n".join(self._line(random) for _ in range(LINES)) for _ in range(count)]
@@ -186,7 +186,7 @@ class Game24(Task):
         few = random.sample(moves(left), min(3, len(moves(left))))
         return f"With {told(left)} one may do {', or '.join(map(str, few))}."
 
-    def verdict(self, problem: Problem, reply: Reply) -> Verdict:
+    def grade(self, problem: Problem, reply: Completion) -> Verdict:
         answer, reason = extract(reply)
         if answer is None:
             return Verdict(0.0, reason)
@@ -200,10 +200,10 @@ class Game24(Task):
             return Verdict(0.0, "other numbers")
         return Verdict(1.0) if value == TARGET else Verdict(0.0, f"makes {value}")
 
-    def wrong(self, problem: Problem) -> str:
+    def wrong_answer(self, problem: Problem) -> str:
         return f"{problem.reference}+0"
 
-    def pose(self, text: str) -> Problem:
+    def make_problem(self, text: str) -> Problem:
         """The puzzle of the numbers in `text`, whether or not it can be solved."""
         numbers = tuple(sorted(map(Fraction, re.findall(r"\d+", text.replace(f"ake {TARGET} from", "")))))
         if len(numbers) != 4:
@@ -213,7 +213,7 @@ class Game24(Task):
 
     # --- thoughts, one by one
 
-    def rate(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
+    def step_labels(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
         """1 for a thought that leaves 24 within reach, -1 for a false one or one that does not, and all after it."""
         left, ratings = _left(problem), []
         for thought in thoughts:
@@ -224,38 +224,38 @@ class Game24(Task):
             ratings.append(1)
         return ratings + [-1] * (len(thoughts) - len(ratings))
 
-    def ask_next(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
+    def propose_prompt(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
         """The question what may be done next; None where one number is left, or the last thought cannot be read."""
         left = _after(problem, thoughts)
         if left is None or len(left) < 2:
             return None
         return _question(problem, f"What may be done with {told(left)}?")
 
-    def read_next(self, text: str) -> list[str]:
+    def parse_proposals(self, text: str) -> list[str]:
         return [line.strip() for line in text.splitlines() if read_thought(line)]
 
-    def ask_value(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
+    def value_prompt(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
         """The question whether 24 can still be made; None where the last thought cannot be read."""
         left = _after(problem, thoughts)
         return None if left is None else _question(problem, f"Can {told(left)} make {TARGET}?")
 
-    def read_value(self, text: str) -> float | None:
+    def parse_value(self, text: str) -> float | None:
         return WORTH.get(text.strip())
 
-    def ask_vote(self, problem: Problem, ways: Sequence[Sequence[str]]) -> Problem | None:
+    def vote_prompt(self, problem: Problem, ways: Sequence[Sequence[str]]) -> Problem | None:
         """The question which of several positions can still make 24."""
         left = [_after(problem, thoughts) for thoughts in ways]
         listed = [f"{at}: {'nothing' if numbers is None else told(numbers)}" for at, numbers in enumerate(left, 1)]
         return _question(problem, "\n".join([f"Which of these can make {TARGET}?", *listed]))
 
-    def read_vote(self, text: str) -> int | None:
+    def parse_vote(self, text: str) -> int | None:
         return int(text) - 1 if text.strip().isdecimal() else None
 
     # --- examples
 
     def _problem(self, left: Left) -> Problem:
         _, answer = solution(left, python_random(Key(0, f"game24 {told(left)}")))
-        return replace(self.pose(told(left)), reference=answer)
+        return replace(self.make_problem(told(left)), reference=answer)
 
     def _solve(self, problem: Problem, random: Random) -> Demonstration:
         way, answer = solution(_left(problem), random)
@@ -289,7 +289,7 @@ class Game24(Task):
         right = random.choice(good)
         few = [right, *random.sample(bad, min(len(bad), random.randrange(1, CHOICES)))]
         random.shuffle(few)
-        asked = self.ask_vote(problem, [[str(move)] for move in few])
+        asked = self.vote_prompt(problem, [[str(move)] for move in few])
         assert asked
         return Demonstration(asked, None, str(1 + few.index(right)), "vote")
 
@@ -335,7 +335,7 @@ def _lessons(text: str) -> dict[str, float]:
     for part in text.split(","):
         kind, _, weight = part.partition("=")
         if kind not in KINDS:
-            raise SchoolError(f"game24: unknown kind of lesson `{kind}`{nearest(kind, KINDS)}")
+            raise SchoolError(f"game24: unknown kind of lesson `{kind}`{suggest(kind, KINDS)}")
         try:
             weights[kind] = float(weight or 1)
         except ValueError:

@@ -15,10 +15,10 @@ from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
-from schoolhouse.config import nearest
-from schoolhouse.tasks.finite import Finite
-from schoolhouse.tasks.verify import extract, perturb
-from schoolhouse.types import Message, Problem, Reply, SchoolError, Verdict
+from schoolhouse.config import suggest
+from schoolhouse.tasks.answer_match import extract, perturb
+from schoolhouse.tasks.dataset_task import DatasetTask
+from schoolhouse.types import Completion, Message, Problem, SchoolError, Verdict
 
 SIZE = 500
 """Problems of a family, unless `size` says otherwise. They are made at first use; some families need a second each."""
@@ -34,7 +34,7 @@ HASH_DEPENDENT = frozenset({"isomorphic_strings", "polynomial_multiplication", "
 
 
 def open_gym(family: str, seed: int = 0, **options: str) -> Gym:
-    """A family by name. Options: `size`, `exam=tenth|all|none`, and those of the family's config, values as in JSON.
+    """A family by name. Options: `size`, `holdout=tenth|all|none`, and those of the family's config, values as in JSON.
 
     Raises SchoolError when the extra is not installed, and naming what is unknown or refused.
     """
@@ -45,7 +45,7 @@ def open_gym(family: str, seed: int = 0, **options: str) -> Gym:
             f"gym:{family} needs reasoning-gym: pip install 'schoolhouse[gym]' (it needs a C compiler)"
         ) from error
     if family not in factory.DATASETS:
-        raise SchoolError(f"gym: unknown family `{family}`{nearest(family, sorted(factory.DATASETS))}")
+        raise SchoolError(f"gym: unknown family `{family}`{suggest(family, sorted(factory.DATASETS))}")
     if family in NO_ANSWER:
         raise SchoolError(f"gym:{family} is refused: it gives no reference answers, so its scores cannot be checked")
     if family in HASH_DEPENDENT and os.environ.get("PYTHONHASHSEED", "random") == "random":
@@ -53,11 +53,11 @@ def open_gym(family: str, seed: int = 0, **options: str) -> Gym:
             f"gym:{family} is refused: its problems differ from process to process; start with PYTHONHASHSEED=0 set in "
             "the environment to use it"
         )
-    exam = options.pop("exam", "tenth")
+    exam = options.pop("holdout", "tenth")
     known = [field.name for field in fields(factory.DATASETS[family][1]) if field.name != "seed"]
     for option in options:
         if option not in known:
-            raise SchoolError(f"gym:{family}: unknown option `{option}`{nearest(option, known)}")
+            raise SchoolError(f"gym:{family}: unknown option `{option}`{suggest(option, known)}")
     settings = {"size": SIZE, **{name: _value(text) for name, text in options.items()}}
     try:
         dataset = factory.create_dataset(family, seed=DATA_SEED, **settings)
@@ -73,11 +73,11 @@ def _value(text: str) -> Any:
         return text
 
 
-class Gym(Finite):
+class Gym(DatasetTask):
     """The problems of one reasoning-gym dataset, judged by its scorer."""
 
-    def __init__(self, family: str, dataset: Any, seed: int = 0, exam: str = "tenth") -> None:
-        super().__init__(f"gym:{family}", seed, exam)
+    def __init__(self, family: str, dataset: Any, seed: int = 0, holdout: str = "tenth") -> None:
+        super().__init__(f"gym:{family}", seed, holdout)
         self.family, self._dataset = family, dataset
         self._items: dict[int, Mapping[str, Any]] = {}
 
@@ -91,7 +91,7 @@ class Gym(Finite):
         size = len(self._dataset)
         return [self._problem(index) for index in range(size if limit is None else min(limit, size))]
 
-    def verdict(self, problem: Problem, reply: Reply) -> Verdict:
+    def grade(self, problem: Problem, reply: Completion) -> Verdict:
         """1 if the family's scorer gives the marked final answer exactly 1, else 0.
 
         A scorer that raises on an answer while it accepts the reference says that the answer makes no sense: 0.
@@ -110,7 +110,7 @@ class Gym(Finite):
             return Verdict(0.0, f"the scorer cannot read it: {type(error).__name__}: {error}")
         return Verdict(float(score == 1.0), "" if score == 1.0 else f"the scorer gives {score:g}")
 
-    def wrong(self, problem: Problem) -> str:
+    def wrong_answer(self, problem: Problem) -> str:
         """Off by much: some families allow for rounding."""
         return perturb(problem.reference, coarse=True)
 

@@ -1,4 +1,4 @@
-"""Pages, as they are served: no build, no request to anybody else."""
+"""Static files of the two web pages: no build step, no requests to other hosts."""
 
 from pathlib import Path
 

@@ -1,319 +1,354 @@
-// The board: a view for each address behind the #. Every view is drawn from what the server reads in run folders.
+// The board: one view for each address after the #, drawn from what the server reads in run folders.
 
-import { duration, field, get, h, number, select, tree } from "./common.js";
+import { field, formatDuration, formatNumber, getJson, h, queryString, searchTree, select } from "./common.js";
 
 const main = document.getElementById("main");
-const nav = document.getElementById("nav");
-const LIVE = 3000; // milliseconds between looks at runs that are going on
-const FIRST = ["reward", "loss", "exam.overall.pass_at_1", "entropy", "said_right", "groups_mixed", "bits_per_byte"];
+const RELOAD = 3000; // milliseconds between requests for a run in progress
+const FIRST_METRICS = ["reward", "loss", "eval.overall.pass_at_1", "entropy", "completion_tokens_correct", "groups_with_signal", "bits_per_byte"];
 const COLOURS = ["#3b78c4", "#d2692b", "#2f9a62", "#b8479b", "#7a63c9", "#b58a00", "#4aa3b5", "#c9484a"];
-let timer = 0;
-let drawing = 0;
+const STATE_CLASSES = new Map([["running", "success"], ["killed", "danger"], ["damaged", "danger"]]);
+let reloadTimer = 0;
+let viewNumber = 0; // counts drawn views; an answer that arrives for an earlier one is dropped
 
-const here = () => {
-  const [view, words] = location.hash.replace(/^#\/?/, "").split("?");
-  return { view: view || "runs", query: new URLSearchParams(words) };
+const address = () => {
+  const [view, params] = location.hash.replace(/^#\/?/, "").split("?");
+  return { view: VIEWS.has(view) ? view : "runs", query: new URLSearchParams(params) };
 };
-const to = (view, query = {}) => {
-  const words = new URLSearchParams();
-  for (const [name, value] of Object.entries(query)) {
-    for (const one of Array.isArray(value) ? value : [value]) if (one !== "" && one != null) words.append(name, one);
-  }
-  return `#/${view}?${words}`;
-};
+const link = (view, query = {}) => `#/${view}?${queryString(query)}`;
+const go = (view, query) => { location.hash = link(view, query); };
 const cell = (text, numeric = false) => h("td", { class: numeric ? "num" : "" }, text);
+const head = (...names) => h("thead", {}, h("tr", {}, names.map((name) => (name.startsWith("#") ? h("th", { class: "num" }, name.slice(1)) : h("th", {}, name)))));
+const table = (header, rows) => h("div", { class: "scroll" }, h("table", {}, header, h("tbody", {}, rows)));
+const clip = (text, title) => h("td", {}, h("div", { class: "clip", title }, text));
+const stateLabel = (state) => h("span", { class: `state ${STATE_CLASSES.get(state) ?? ""}` }, state);
+const rewardClass = (reward) => (reward == null ? "" : reward >= 1 ? "success" : "danger");
+// A row that opens a view, by mouse or keyboard.
+const openingRow = (open, ...cells) => h("tr", { class: "opens", tabindex: 0, onclick: open, onkeydown: (event) => event.key === "Enter" && open() }, cells);
 
 // --- runs
 
 async function runs(show) {
-  const rows = await get("/api/runs");
-  const chosen = new Set(here().query.getAll("name"));
-  const compare = h("button", { disabled: true, onclick: () => (location.hash = to("run", { name: [...chosen] })) }, "side by side");
-  const differ = h("button", { disabled: true, onclick: () => (location.hash = to("difference", { name: [...chosen] })) }, "difference of two configs");
-  const count = () => { compare.disabled = chosen.size < 2; differ.disabled = chosen.size !== 2; };
+  const rows = await getJson("/api/runs");
+  const chosen = new Set(address().query.getAll("name"));
+  const compare = h("button", { type: "button", onclick: () => go("run", { name: [...chosen] }) }, "Side by side");
+  const differ = h("button", { type: "button", onclick: () => go("difference", { name: [...chosen] }) }, "Compare configs");
+  const enable = () => { compare.disabled = chosen.size < 2; differ.disabled = chosen.size !== 2; };
   const body = rows.map((run) => h("tr", {},
-    h("td", {}, h("input", { type: "checkbox", "aria-label": `choose ${run.name}`, checked: chosen.has(run.name),
-      onchange: (event) => { event.target.checked ? chosen.add(run.name) : chosen.delete(run.name); count(); } })),
-    h("td", {}, h("a", { href: to("run", { name: run.name }) }, run.name)),
-    cell(run.recipe), h("td", {}, h("span", { class: `state ${run.state}` }, run.state)),
-    cell(run.of ? `${run.done} of ${run.of}` : String(run.done), true), cell(duration(run.seconds), true), cell(run.result)));
-  count();
-  show(h("h1", {}, "runs"), h("div", { class: "bar" }, compare, differ),
-    rows.length ? h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {},
-      ["", "run", "recipe", "state"].map((name) => h("th", {}, name)), ["steps", "time"].map((name) => h("th", { class: "num" }, name)), h("th", {}, "result"))),
-      h("tbody", {}, body))) : h("p", {}, "There is no run in this folder yet."));
+    h("td", {}, h("input", { type: "checkbox", "aria-label": `Select ${run.name}`, checked: chosen.has(run.name),
+      onchange: (event) => { if (event.target.checked) chosen.add(run.name); else chosen.delete(run.name); enable(); } })),
+    h("td", {}, h("a", { href: link("run", { name: run.name }) }, run.name)),
+    cell(run.recipe), h("td", {}, stateLabel(run.state)),
+    cell(run.of ? `${run.done} of ${run.of}` : String(run.done), true), cell(formatDuration(run.seconds), true), cell(run.result)));
+  enable();
+  show(h("h1", {}, "Runs"), ...(rows.length ? [
+    h("div", { class: "bar" }, compare, differ, h("span", { class: "soft" }, "Select two or more runs.")),
+    table(head("", "Run", "Recipe", "State", "#Steps", "#Time", "Result"), body),
+  ] : [h("p", { class: "soft" }, "No runs in this folder yet. `school quickstart` makes the first ones.")]));
   return rows.some((run) => run.state === "running");
 }
 
 // --- one run, or several side by side
 
 async function run(show) {
-  const { query } = here();
+  const { query } = address();
   const names = query.getAll("name");
-  const infos = await Promise.all(names.map((name) => get("/api/run", { name })));
+  const infos = await Promise.all(names.map((name) => getJson("/api/run", { name })));
   const known = [...new Set(infos.flatMap((info) => info.metrics))];
-  const usual = FIRST.filter((name) => known.includes(name)).slice(0, 4);
-  const metrics = query.getAll("metric").length ? query.getAll("metric") : usual.length ? usual : known.slice(0, 4);
+  const defaults = FIRST_METRICS.filter((name) => known.includes(name)).slice(0, 4);
+  const metrics = query.getAll("metric").length ? query.getAll("metric") : defaults.length ? defaults : known.slice(0, 4);
   const against = query.get("against") ?? "step";
   const smooth = +(query.get("smooth") ?? 0);
   const band = query.get("band") === "1";
-  const change = (more) => (location.hash = to("run", { name: names, metric: metrics, against, smooth, band: band ? 1 : "", ...more }));
-  const found = metrics.length ? await get("/api/curves", { name: names, metric: metrics, against }) : [];
-  const one = infos.length === 1 ? infos[0] : null;
+  const change = (changes) => go("run", { name: names, metric: metrics, against, smooth, band: band ? 1 : "", ...changes });
+  const toggle = (metric, shown) => change({ metric: shown ? [...metrics, metric] : metrics.filter((other) => other !== metric) });
+  const curves = metrics.length ? await getJson("/api/curves", { name: names, metric: metrics, against }) : [];
+  const single = infos.length === 1 ? infos[0] : null;
   const plots = h("div", { class: "plots" });
   show(
     h("h1", {}, names.join(", ")),
-    one && h("p", {}, h("span", { class: `state ${one.state}` }, one.state), ` ${one.recipe}, ${one.of ? `${one.done} of ${one.of}` : one.done} steps, ${duration(one.seconds)} `,
-      one.rollouts && h("a", { href: to("rollouts", { name: one.name }) }, "rollouts"),
-      one.trees.length > 0 && [" · ", h("a", { href: to("trees", { name: one.name, step: one.trees.at(-1) }) }, "search trees")]),
-    one?.advice.map((text) => h("p", { class: "note" }, text)),
-    one?.signal && h("p", {}, one.signal),
+    single && h("p", {}, stateLabel(single.state), ` ${single.recipe}, ${single.of ? `${single.done} of ${single.of}` : single.done} steps, ${formatDuration(single.seconds)}`,
+      single.rollouts && [" · ", h("a", { href: link("rollouts", { name: single.name }) }, "Rollouts")],
+      single.trees.length > 0 && [" · ", h("a", { href: link("trees", { name: single.name, step: single.trees.at(-1) }) }, "Search trees")]),
+    single?.advice.map((text) => h("p", { class: "note" }, text)),
+    single?.signal && h("p", {}, single.signal),
     h("div", { class: "bar" },
-      field("against", select([["step", "steps"], ["tokens", "tokens sampled"], ["seconds", "seconds"]], against, (value) => change({ against: value }))),
-      field(`smoothing: ${smooth} steps`, h("input", { type: "range", min: 0, max: 50, value: smooth, onchange: (event) => change({ smooth: event.target.value }) })),
-      names.length > 1 && field("seeds of one config", select([["", "a line each"], ["1", "mean and band"]], band ? "1" : "", (value) => change({ band: value })))),
-    h("details", { open: false }, h("summary", {}, `numbers (${metrics.length} of ${known.length} shown)`), h("div", { class: "picks" }, known.map((name) => h("label", {},
-      h("input", { type: "checkbox", checked: metrics.includes(name), onchange: (event) => change({ metric: event.target.checked ? [...metrics, name] : metrics.filter((other) => other !== name) }) }), " ", name)))),
-    plots,
-    one && [h("h2", {}, "config"), h("pre", { class: "card" }, JSON.stringify(one.config, null, 2)), h("h2", {}, "machine"), h("pre", { class: "card" }, JSON.stringify(one.machine, null, 2))],
+      field("X axis", select([["step", "steps"], ["tokens", "sampled tokens"], ["seconds", "seconds"]], against, (value) => change({ against: value }))),
+      field(`Smoothing: ${smooth} steps`, h("input", { type: "range", min: 0, max: 50, value: smooth, onchange: (event) => change({ smooth: event.target.value }) })),
+      names.length > 1 && field("Seeds of one config", select([["", "one line each"], ["1", "mean and range"]], band ? "1" : "", (value) => change({ band: value })))),
+    h("details", {}, h("summary", {}, `Metrics (${metrics.length} of ${known.length} shown)`), h("div", { class: "picks" },
+      known.map((name) => h("label", {}, h("input", { type: "checkbox", checked: metrics.includes(name), onchange: (event) => toggle(name, event.target.checked) }), " ", name)))),
+    metrics.length ? plots : h("p", { class: "soft" }, "No metrics yet."),
+    single && [h("h2", {}, "Config"), h("pre", { class: "card" }, JSON.stringify(single.config, null, 2)), h("h2", {}, "Environment"), h("pre", { class: "card" }, JSON.stringify(single.machine, null, 2))],
   );
-  for (const metric of metrics) plot(plots, metric, against, banded(found, metric, infos, band), smooth, (run, step) => {
-    if (against === "step") location.hash = to("rollouts", { name: run, first: step, last: step });
-  });
+  const openStep = (name, step) => { if (against === "step") go("rollouts", { name, first: step, last: step }); };
+  for (const metric of metrics) plot(plots, metric, against, linesOf(curves, metric, infos, band), smooth, openStep);
   return infos.some((info) => info.state === "running");
 }
 
-function smoothed(values, width) {
+// The mean of each value and the values before it, at most `width` of them.
+function movingAverage(values, width) {
   if (!width) return values;
-  return values.map((value, at) => {
-    const near = values.slice(Math.max(0, at - width), at + 1).filter((other) => other != null);
-    return value == null || !near.length ? null : near.reduce((sum, other) => sum + other, 0) / near.length;
+  return values.map((value, index) => {
+    const window = values.slice(Math.max(0, index - width), index + 1).filter((other) => other != null);
+    return value == null || !window.length ? null : window.reduce((sum, other) => sum + other, 0) / window.length;
   });
 }
 
-// A line's values at other places, between its own points; null before the first of them and behind the last.
-export function between(line, places) {
-  const known = line.x.map((x, at) => [x, line.y[at]]).filter(([, y]) => y != null);
+// A line's values at other places, interpolated; null before its first point and after its last.
+export function interpolate(line, places) {
+  const points = line.x.map((x, index) => [x, line.y[index]]).filter(([, y]) => y != null);
   let next = 0;
   return places.map((place) => {
-    while (next < known.length && known[next][0] < place) next += 1;
-    if (next === known.length || (!next && known[0][0] > place)) return null;
-    const [x, y] = known[next];
+    while (next < points.length && points[next][0] < place) next += 1;
+    if (next === points.length || (!next && points[0][0] > place)) return null;
+    const [x, y] = points[next];
     if (x === place) return y;
-    const [x0, y0] = known[next - 1];
+    const [x0, y0] = points[next - 1];
     return y0 + ((y - y0) * (place - x0)) / (x - x0);
   });
 }
 
-// Lines as { name, x, y, low, high }: one for each run, or one for each config with the range of its seeds.
-function banded(found, metric, infos, band) {
-  const lines = found.map((curve) => ({ name: curve.name, run: curve.name, x: curve.x, y: curve.y[metric] }));
+// Lines as { name, run, x, y, low, high }: one for each run, or one for each config with the range over its seeds.
+function linesOf(curves, metric, infos, band) {
+  const lines = curves.map((curve) => ({ name: curve.name, run: curve.name, x: curve.x, y: curve.y[metric] }));
   if (!band) return lines;
-  const alike = new Map();
-  infos.forEach((info, at) => {
-    const { seed, model, ...rest } = info.config;
-    const key = JSON.stringify([info.recipe, rest]);
-    alike.set(key, [...(alike.get(key) ?? []), lines[at]]);
+  const configs = Map.groupBy(lines, (_, index) => {
+    const { seed, model, ...rest } = infos[index].config;
+    return JSON.stringify([infos[index].recipe, rest]);
   });
-  return [...alike.values()].map((few) => {
-    const reach = few.map(({ x }) => [x[0] ?? 0, x.at(-1) ?? 0]);  // as far as all have come
-    const first = Math.max(...reach.map((ends) => ends[0])), last = Math.min(...reach.map((ends) => ends[1]));
-    const places = [...new Set(few.flatMap((line) => line.x))].filter((x) => x >= first && x <= last).sort((a, b) => a - b);
-    const values_ = few.map((line) => between(line, places));
-    const at = places.map((_, i) => values_.map((values) => values[i]).filter((value) => value != null));
-    return { name: few.length > 1 ? `${few[0].name} and ${few.length - 1} more` : few[0].name, run: few[0].run, x: places,
-      y: at.map((values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null)),
-      low: at.map((values) => (values.length ? Math.min(...values) : null)), high: at.map((values) => (values.length ? Math.max(...values) : null)) };
+  return [...configs.values()].map((seeds) => {
+    const ranges = seeds.map(({ x }) => [x[0] ?? 0, x.at(-1) ?? 0]); // only where all seeds have values
+    const first = Math.max(...ranges.map((ends) => ends[0])), last = Math.min(...ranges.map((ends) => ends[1]));
+    const places = [...new Set(seeds.flatMap((line) => line.x))].filter((x) => x >= first && x <= last).sort((a, b) => a - b);
+    const columns = seeds.map((line) => interpolate(line, places));
+    const values = places.map((_, index) => columns.map((column) => column[index]).filter((value) => value != null));
+    const reduced = (reduce) => values.map((row) => (row.length ? reduce(row) : null));
+    return {
+      name: seeds.length > 1 ? `${seeds[0].name} and ${seeds.length - 1} more` : seeds[0].name, run: seeds[0].run, x: places,
+      y: reduced((row) => row.reduce((a, b) => a + b, 0) / row.length), low: reduced((row) => Math.min(...row)), high: reduced((row) => Math.max(...row)),
+    };
   });
 }
 
-function plot(place, metric, against, lines, smooth, pick) {
+function plot(place, metric, against, lines, smooth, openStep) {
   const box = h("div", { class: "card plot" }, h("h3", {}, metric));
   place.append(box);
   const x = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
-  const where = new Map(x.map((value, at) => [value, at]));
+  const indexOf = new Map(x.map((value, index) => [value, index]));
   const data = [x], series = [{ label: against }], bands = [];
-  lines.forEach((line, number_) => {
-    const colour = COLOURS[number_ % COLOURS.length];
-    const spread = (values) => { const row = new Array(x.length).fill(undefined); line.x.forEach((value, at) => (row[where.get(value)] = values[at] ?? undefined)); return row; };
-    data.push(spread(smoothed(line.y, smooth)));
-    series.push({ label: line.name, stroke: colour, width: 1.5, spanGaps: true, value: (_, value) => number(value, 4) });
+  lines.forEach((line, number) => {
+    const colour = COLOURS[number % COLOURS.length];
+    const column = (values) => {
+      const full = new Array(x.length).fill(undefined);
+      line.x.forEach((value, index) => { full[indexOf.get(value)] = values[index] ?? undefined; });
+      return full;
+    };
+    data.push(column(movingAverage(line.y, smooth)));
+    series.push({ label: line.name, stroke: colour, width: 1.5, spanGaps: true, value: (_, value) => formatNumber(value, 4) });
     if (line.low) {
-      data.push(spread(line.high), spread(line.low));
-      series.push({ label: "highest", stroke: colour, width: 0, spanGaps: true, points: { show: false } }, { label: "lowest", stroke: colour, width: 0, spanGaps: true, points: { show: false } });
+      data.push(column(line.high), column(line.low));
+      const edge = { stroke: colour, width: 0, spanGaps: true, points: { show: false }, value: (_, value) => formatNumber(value, 4) };
+      series.push({ ...edge, label: "max" }, { ...edge, label: "min" });
       bands.push({ series: [data.length - 2, data.length - 1], fill: `${colour}33` });
     }
   });
-  const ink = getComputedStyle(document.documentElement).getPropertyValue("color");
   const grid = { stroke: "rgba(128,128,128,.2)", width: 1 };
-  const axis = { stroke: getComputedStyle(main).color || ink, grid, ticks: grid, font: "11px system-ui" };
-  const chart = new uPlot({ width: Math.max(260, box.clientWidth - 34), height: 230, series, bands, scales: { x: { time: false } }, legend: { live: true },
-    axes: [{ ...axis, values: (_, ticks) => ticks.map((tick) => (tick >= 1e6 ? `${tick / 1e6}M` : tick >= 1e4 ? `${tick / 1e3}k` : tick)) }, { ...axis, size: 55, values: (_, ticks) => ticks.map((tick) => (tick && Math.abs(tick) < 1e-3 ? tick.toExponential(0) : number(tick, 4))) }],
-    cursor: { drag: { x: true, y: false } } }, data, box);
-  chart.over.title = against === "step" ? "click: the samples of this step" : "";
-  let down = 0;
-  chart.over.addEventListener("mousedown", (event) => (down = event.clientX));
+  const axis = { stroke: getComputedStyle(main).color, grid, ticks: grid, font: "11px system-ui" };
+  const xTick = (tick) => (tick >= 1e6 ? `${tick / 1e6}M` : tick >= 1e4 ? `${tick / 1e3}k` : tick);
+  const yTick = (tick) => (tick && Math.abs(tick) < 1e-3 ? tick.toExponential(0) : formatNumber(tick, 4));
+  const chart = new uPlot({
+    width: Math.max(260, box.clientWidth - 34), height: 230, series, bands, scales: { x: { time: false } }, legend: { live: true },
+    axes: [{ ...axis, values: (_, ticks) => ticks.map(xTick) }, { ...axis, size: 55, values: (_, ticks) => ticks.map(yTick) }],
+    cursor: { drag: { x: true, y: false } },
+  }, data, box);
+  chart.over.title = against === "step" ? "Click: samples of this step. Drag: zoom in. Double click: zoom out." : "Drag: zoom in. Double click: zoom out.";
+  let pressed = 0;
+  chart.over.addEventListener("mousedown", (event) => { pressed = event.clientX; });
   chart.over.addEventListener("click", (event) => {
-    const at = chart.cursor.idx;
-    if (at == null || Math.abs(event.clientX - down) >= 3) return;
-    const far = (line) => { const y = line.y[line.x.indexOf(x[at])]; return y == null ? Infinity : Math.abs(chart.valToPos(y, "y") - chart.cursor.top); };
-    pick(lines.reduce((a, b) => (far(b) < far(a) ? b : a)).run, x[at]);
+    const index = chart.cursor.idx;
+    if (index == null || Math.abs(event.clientX - pressed) >= 3) return; // a drag zooms
+    const distance = (line) => {
+      const y = line.y[line.x.indexOf(x[index])];
+      return y == null ? Infinity : Math.abs(chart.valToPos(y, "y") - chart.cursor.top);
+    };
+    openStep(lines.reduce((a, b) => (distance(b) < distance(a) ? b : a)).run, x[index]);
   });
 }
 
 // --- rollouts
 
 async function rollouts(show) {
-  const { query } = here();
-  const asked = Object.fromEntries(query);
-  const change = (more) => (location.hash = to("rollouts", { ...asked, page: "", ...more }));
-  const began = performance.now();
-  const found = await get("/api/rollouts", asked);
+  const query = Object.fromEntries(address().query);
+  const change = (changes) => go("rollouts", { ...query, page: "", ...changes });
+  const found = await getJson("/api/rollouts", query);
   const pages = Math.max(1, Math.ceil(found.count / found.per_page));
-  const enter = (name, type = "number", label = name) => field(label, h("input", { type, step: "any", value: asked[name] ?? "", onchange: (event) => change({ [name]: event.target.value }) }));
-  const turn = (by, text) => h("button", { disabled: found.page + by < 0 || found.page + by >= pages, onclick: () => change({ page: found.page + by }) }, text);
-  const open = (row) => (location.hash = to("group", { name: asked.name, step: row.step, problem: row.problem }));
+  const filter = (name, label, type = "number") => field(label, h("input", { type, step: "any", value: query[name] ?? "", onchange: (event) => change({ [name]: event.target.value }) }));
+  const choice = (name, label, options, value = "") => field(label, select(options, query[name] ?? value, (chosen) => change({ [name]: chosen })));
+  const turnPage = (by, label) => h("button", { type: "button", disabled: found.page + by < 0 || found.page + by >= pages, onclick: () => change({ page: found.page + by }) }, label);
   show(
-    h("h1", {}, "rollouts of ", h("a", { href: to("run", { name: asked.name }) }, asked.name)),
+    h("h1", {}, "Rollouts of ", h("a", { href: link("run", { name: query.name }) }, query.name)),
     h("div", { class: "bar" },
-      enter("first", "number", "from step"), enter("last", "number", "to step"), enter("problem", "text", "problem holds"),
-      field("verdict", select([["", "all"], ["right", "right"], ["wrong", "wrong"], ["unjudged", "could not be judged"]], asked.verdict ?? "", (value) => change({ verdict: value }))),
-      field("ended by", select([["", "all"], ["stop", "itself"], ["length", "cut off"]], asked.finish ?? "", (value) => change({ finish: value }))),
-      enter("least", "number", "score from"), enter("most", "number", "score to"),
-      field("sorted by", select([["step", "step"], ["score", "score"], ["said", "length"], ["spread", "disagreement"]], asked.order ?? "step", (value) => change({ order: value }))),
-      field("", select([["true", "down"], ["false", "up"]], asked.down ?? "true", (value) => change({ down: value })))),
-    h("p", { class: "soft", id: "count" }, `${found.count.toLocaleString("en")} rollouts`, found.ready ? "" : ", the index is still being made"),
-    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", { class: "num" }, "step"), h("th", {}, "problem"), h("th", { class: "num" }, "score"), h("th", { class: "num" }, "group"), h("th", {}, "thought"), h("th", {}, "answer"), h("th", {}, "ended"))),
-      h("tbody", {}, found.rows.map((row) => h("tr", { class: "go", tabindex: 0, onclick: () => open(row), onkeydown: (event) => event.key === "Enter" && open(row) },
-        cell(row.step, true), h("td", {}, h("div", { class: "clip", title: row.problem }, row.question || row.problem)),
-        h("td", { class: `num ${row.score == null ? "" : row.score >= 1 ? "right" : "wrong"}`, title: row.reason }, number(row.score)), cell(number(row.mean, 2), true),
-        h("td", {}, h("div", { class: "clip" }, row.thought ?? "")), h("td", {}, h("div", { class: "clip" }, row.answer ?? "")), cell(row.finish)))))),
-    h("div", { class: "bar" }, turn(-1, "back"), h("span", {}, `page ${(found.page + 1).toLocaleString("en")} of ${pages.toLocaleString("en")}`), turn(1, "on")),
+      filter("first", "From step"), filter("last", "To step"), filter("problem", "Problem contains", "text"),
+      choice("outcome", "Correctness", [["", "all"], ["right", "correct"], ["wrong", "incorrect"], ["ungraded", "not graded"]]),
+      choice("finish_reason", "Finish reason", [["", "all"], ["stop", "stop"], ["length", "length"]]),
+      filter("least", "Min reward"), filter("most", "Max reward"),
+      choice("order", "Sort by", [["step", "step"], ["reward", "reward"], ["length", "completion length"], ["spread", "reward spread of the group"]], "step"),
+      choice("down", "Order", [["true", "descending"], ["false", "ascending"]], "true")),
+    h("p", { class: "soft" }, `${found.count.toLocaleString("en")} rollouts`, found.ready ? "" : ", indexing …"),
+    table(head("#Step", "Problem", "#Reward", "#Group mean", "Thinking", "Answer", "Finish reason"), found.rows.map((row) =>
+      openingRow(() => go("group", { name: query.name, step: row.step, problem: row.problem }),
+        cell(row.step, true), clip(row.question || row.problem, row.problem),
+        h("td", { class: `num ${rewardClass(row.reward)}`, title: row.reason }, formatNumber(row.reward)), cell(formatNumber(row.mean, 2), true),
+        clip(row.thought ?? ""), clip(row.answer ?? ""), cell(row.finish_reason)))),
+    h("div", { class: "bar pager" }, turnPage(-1, "Previous"), h("span", {}, `Page ${(found.page + 1).toLocaleString("en")} of ${pages.toLocaleString("en")}`), turnPage(1, "Next")),
   );
-  main.dataset.took = Math.round(performance.now() - began);
   return !found.ready;
 }
 
-// --- the samples of one problem, token by token
+// --- the group of one problem, token by token
+
+// Types of tokens as the server names them: class, and name on the page.
+const TOKEN_TYPES = new Map([
+  ["prompt", ["", "prompt"]], ["thought", ["thinking-token", "thinking"]], ["answer", ["", "answer"]],
+  ["given", ["context-token", "context or prefill"]],
+]);
+// What tokens can be coloured by: label, and whether a checkpoint has to score them.
+const COLOURINGS = new Map([
+  ["kind", ["Token type", false]], ["surprise", ["Surprise (-log p)", false]], ["advantage", ["Advantage", false]],
+  ["entropy", ["Entropy under a checkpoint", true]], ["now", ["Surprise (-log p) under a checkpoint", true]],
+]);
 
 async function group(show) {
-  const { query } = here();
-  const asked = Object.fromEntries(query);
-  const found = await get("/api/group", asked);
+  const query = Object.fromEntries(address().query);
+  const found = await getJson("/api/group", query);
+  const title = h("h1", {}, `Step ${query.step}: `, query.problem);
   if (!found.rows.length) {
-    show(h("h1", {}, `step ${asked.step}: `, asked.problem), h("p", { class: "soft" }, "the index of this run is still being made"));
+    show(title, h("p", { class: "soft" }, "Indexing the rollouts of this run …"));
     return true;
   }
-  const colour = asked.colour ?? "kind";
-  const rows = found.rows;
-  const weighed = WEIGHED.includes(colour) && (await get("/api/weights", { name: asked.name, step: asked.step, problem: asked.problem, ...(asked.checkpoint && { checkpoint: asked.checkpoint }) }));
-  const recolour = (change) => (location.hash = to("group", { ...asked, ...change }));
+  const { rows, across } = found;
+  const colouring = COLOURINGS.has(query.colour) ? query.colour : "kind";
+  const [, needsCheckpoint] = COLOURINGS.get(colouring);
+  const scores = needsCheckpoint && (await getJson("/api/weights", { name: query.name, step: query.step, problem: query.problem, checkpoint: query.checkpoint }));
+  const change = (changes) => go("group", { ...query, ...changes });
+  const sample = (row, index) => h("article", { class: "card" },
+    h("p", {}, h("b", { class: rewardClass(row.reward) }, `Reward ${formatNumber(row.reward)}`),
+      ` · advantage ${row.advantage == null ? "–" : (row.advantage > 0 ? "+" : "") + formatNumber(row.advantage, 2)} · ${row.finish_reason}`, row.reason && h("span", { class: "soft" }, ` · ${row.reason}`)),
+    h("div", { class: "mono" }, row.pieces.map(([text, type, logprob], place) =>
+      type !== "prompt" && token(text, type, logprob, row.advantage, colouring, scores ? scores.rows[index][place] : null))));
   show(
-    h("h1", {}, `step ${asked.step}: `, asked.problem),
-    h("p", {}, h("a", { href: to("rollouts", { name: asked.name, first: asked.step, last: asked.step }) }, "all of this step"), " · ", h("a", { href: to("rollouts", { name: asked.name, problem: asked.problem }) }, "this problem in all steps")),
-    h("p", { class: "said card" }, rows[0].question),
-    h("div", { class: "bar" }, field("tokens coloured by", select([["kind", "what they are"], ["surprise", "how unlikely they were"], ["advantage", "advantage"], ["entropy", "entropy of a kept model"], ["now", "how unlikely to a kept model"]], colour, (value) => recolour({ colour: value }))),
-      weighed && field("kept at step", select(weighed.checkpoints.map((step) => [String(step), step]), String(weighed.checkpoint), (value) => recolour({ checkpoint: value })))),
-    h("div", { class: "legend" }, legend(colour)),
-    found.across.length > 1 && h("p", { class: "soft" }, "asked in ", found.across.map((one) => h("a", { href: to("group", { ...asked, step: one.step }) }, `step ${one.step} (${number(one.mean, 2)}) `))),
-    h("div", { class: "samples" }, rows.map((row, at) => h("article", { class: "card" },
-      h("p", {}, h("b", { class: row.score == null ? "" : row.score >= 1 ? "right" : "wrong" }, `score ${number(row.score)}`), ` · advantage ${row.advantage == null ? "–" : (row.advantage > 0 ? "+" : "") + number(row.advantage, 2)} · ${row.finish === "length" ? "cut off" : row.finish}`, row.reason && h("span", { class: "soft" }, ` · ${row.reason}`)),
-      h("div", { class: "said" }, row.pieces.map(([text, kind, logprob], place) => kind !== "prompt" && token(text, kind, logprob, row.advantage, colour, weighed && weighed.rows[at][place])))))),
+    title,
+    h("p", {}, h("a", { href: link("rollouts", { name: query.name, first: query.step, last: query.step }) }, "All rollouts of this step"), " · ",
+      h("a", { href: link("rollouts", { name: query.name, problem: query.problem }) }, "This problem at all steps")),
+    h("p", { class: "mono card" }, rows[0].question),
+    h("div", { class: "bar" },
+      field("Colour tokens by", select([...COLOURINGS].map(([key, [label]]) => [key, label]), colouring, (value) => change({ colour: value }))),
+      scores && field("Checkpoint at step", select(scores.checkpoints.map((step) => [String(step), step]), String(scores.checkpoint), (value) => change({ checkpoint: value })))),
+    h("div", { class: "legend" }, legend(colouring)),
+    across.length > 1 && h("p", { class: "soft" }, "Mean reward of this problem: ",
+      across.map((one, index) => [index ? ", " : "", h("a", { href: link("group", { ...query, step: one.step }) }, `step ${one.step}`), ` ${formatNumber(one.mean, 2)}`])),
+    h("div", { class: "samples" }, rows.map(sample)),
   );
 }
 
-const WEIGHED = ["entropy", "now"];
-
-function token(text, kind, logprob, advantage, colour, weight) {
-  const [now, entropy] = weight || [null, null];
-  const [size, hue] = {
-    surprise: [-(logprob ?? 0) / 3, "var(--given)"],
-    now: [-(now ?? 0) / 3, "var(--given)"],
-    entropy: [(entropy ?? 0) / 2, "var(--given)"],
-    advantage: [Math.abs(advantage ?? 0), (advantage ?? 0) > 0 ? "var(--right)" : "var(--wrong)"],
-  }[colour] ?? [0, ""];
-  const trained = kind === "thought" || kind === "answer";
-  const told = [kind, logprob != null && `log-probability ${logprob.toFixed(3)}`, now != null && `to the kept model ${now.toFixed(3)}`, entropy != null && `entropy ${entropy.toFixed(3)}`];
-  return h("span", { class: `tok ${colour === "kind" || !trained ? kind : ""}`, title: told.filter(Boolean).join(", "),
-    style: size && trained ? `background: color-mix(in srgb, ${hue} ${Math.round(55 * Math.min(1, size))}%, transparent)` : null }, text);
+function token(text, type, logprob, advantage, colouring, scores) {
+  const [checkpointLogprob, entropy] = scores ?? [null, null];
+  const sampled = type === "thought" || type === "answer"; // by the policy, so that it is trained on
+  const [amount, colour] = {
+    kind: [0, ""],
+    surprise: [-(logprob ?? 0) / 3, "var(--context)"],
+    now: [-(checkpointLogprob ?? 0) / 3, "var(--context)"],
+    entropy: [(entropy ?? 0) / 2, "var(--context)"],
+    advantage: [Math.abs(advantage ?? 0), (advantage ?? 0) > 0 ? "var(--success)" : "var(--danger)"],
+  }[colouring];
+  const [typeClass, typeName] = TOKEN_TYPES.get(type) ?? ["", type];
+  const values = [typeName, logprob != null && `log p ${logprob.toFixed(3)}`,
+    checkpointLogprob != null && `log p under the checkpoint ${checkpointLogprob.toFixed(3)}`, entropy != null && `entropy ${entropy.toFixed(3)}`];
+  return h("span", { class: `token ${colouring === "kind" || !sampled ? typeClass : ""}`, title: values.filter(Boolean).join(", "),
+    style: amount && sampled ? `background: color-mix(in srgb, ${colour} ${Math.round(55 * Math.min(1, amount))}%, transparent)` : null }, text);
 }
 
-function legend(colour) {
-  const swatch = (value, text) => h("span", {}, h("span", { class: "swatch", style: `background: ${value}` }), text);
-  const shades = (little, much) => [swatch("color-mix(in srgb, var(--given) 10%, transparent)", little), swatch("color-mix(in srgb, var(--given) 55%, transparent)", much)];
-  if (colour === "surprise" || colour === "now") return shades("expected", "log-probability -3 and less");
-  if (colour === "entropy") return shades("decided", "entropy of 2 nats and more");
-  if (colour === "advantage") return [swatch("var(--right)", "made likelier"), swatch("var(--wrong)", "made less likely")];
-  return [swatch("var(--thought)", "thought"), swatch("var(--ink)", "answer"), swatch("var(--given)", "given by others, never trained on")];
+function legend(colouring) {
+  const swatch = (colour, text) => h("span", {}, h("span", { class: "swatch", style: `background: ${colour}` }), text);
+  const scale = (low, high) => [swatch("color-mix(in srgb, var(--context) 10%, transparent)", low), swatch("color-mix(in srgb, var(--context) 55%, transparent)", high)];
+  if (colouring === "surprise" || colouring === "now") return scale("low", "-log p of 3 or more");
+  if (colouring === "entropy") return scale("low", "entropy of 2 nats or more");
+  if (colouring === "advantage") return [swatch("var(--success)", "positive: probability goes up"), swatch("var(--danger)", "negative: probability goes down")];
+  return [swatch("var(--thinking)", "thinking"), swatch("var(--ink)", "answer"), swatch("var(--context)", "context or prefill, never trained on")];
 }
 
 // --- search trees
 
 async function trees(show) {
-  const asked = Object.fromEntries(here().query);
-  const found = await get("/api/trees", asked);
-  const open = (row) => (location.hash = to("tree", { name: asked.name, step: asked.step, row }));
+  const query = Object.fromEntries(address().query);
+  const found = await getJson("/api/trees", query);
   show(
-    h("h1", {}, "search trees of ", h("a", { href: to("run", { name: asked.name }) }, asked.name)),
-    h("div", { class: "bar" }, field("step", select(found.steps.map((step) => [String(step), step]), asked.step, (value) => (location.hash = to("trees", { name: asked.name, step: value }))))),
-    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "problem"), h("th", {}, "solved"), h("th", { class: "num" }, "thoughts"), h("th", { class: "num" }, "tokens"), h("th", {}, "ended"))),
-      h("tbody", {}, found.rows.map((row, at) => h("tr", { class: "go", tabindex: 0, onclick: () => open(at), onkeydown: (event) => event.key === "Enter" && open(at) },
-        h("td", {}, h("div", { class: "clip", title: row.question }, row.question)), h("td", { class: row.right ? "right" : "wrong" }, row.right ? "yes" : "no"),
-        cell(row.thoughts, true), cell(row.tokens.toLocaleString("en"), true), cell(row.end)))))),
+    h("h1", {}, "Search trees of ", h("a", { href: link("run", { name: query.name }) }, query.name)),
+    h("div", { class: "bar" }, field("Step", select(found.steps.map((step) => [String(step), step]), query.step, (value) => go("trees", { name: query.name, step: value })))),
+    table(head("Problem", "Solved", "#Thoughts", "#Tokens", "Ended"), found.rows.map((row, index) =>
+      openingRow(() => go("tree", { name: query.name, step: query.step, row: index }),
+        clip(row.question, row.question), h("td", { class: row.right ? "success" : "danger" }, row.right ? "yes" : "no"),
+        cell(row.thoughts, true), cell(row.tokens.toLocaleString("en"), true), cell(row.end)))),
   );
 }
 
-async function oneTree(show) {
-  const asked = Object.fromEntries(here().query);
-  const found = await get("/api/tree", asked);
+async function singleTree(show) {
+  const query = Object.fromEntries(address().query);
+  const found = await getJson("/api/tree", query);
   show(
-    h("h1", {}, `step ${asked.step}: `, found.question),
-    h("p", {}, h("a", { href: to("trees", { name: asked.name, step: asked.step }) }, "all trees of this step"), ` · ${found.tokens.toLocaleString("en")} tokens, ${found.tree.length} thoughts; ${found.end} · `, h("b", { class: found.right ? "right" : "wrong" }, found.right ? "solved" : "not solved")),
-    h("div", { class: "card scroll" }, tree(found.tree)),
+    h("h1", {}, `Step ${query.step}: `, found.question),
+    h("p", {}, h("a", { href: link("trees", { name: query.name, step: query.step }) }, "All search trees of this step"), ` · ${found.tokens.toLocaleString("en")} tokens, ${found.tree.length} thoughts; ${found.end} · `, h("b", { class: found.right ? "success" : "danger" }, found.right ? "solved" : "not solved")),
+    h("div", { class: "card scroll" }, searchTree(found.tree)),
   );
 }
 
-// --- claims, differences
+// --- claims, differences of configs
 
-const title = (claim) => claim.scale && claim.scale !== "tiny" ? `${claim.claim}_${claim.scale}` : claim.claim;
+const claimName = (claim) => (claim.scale && claim.scale !== "tiny" ? `${claim.claim}_${claim.scale}` : claim.claim);
 
 async function claims(show) {
-  const found = await get("/api/claims");
-  show(h("h1", {}, "claims"), found.length ? null : h("p", {}, "No results of claims here: start the board with --claims docs/claims."),
-    found.map((claim) => h("article", { class: "card" }, h("h2", {}, title(claim), " ", h("span", { class: claim.verdict === "PASS" ? "right" : "wrong" }, claim.verdict)),
+  const found = await getJson("/api/claims");
+  const check = (one) => h("tr", {}, cell(one.kind), cell(one.text), cell(one.found), h("td", { class: one.holds ? "success" : "danger" }, one.kind === "reported" ? "" : one.holds ? "holds" : "does not hold"));
+  show(h("h1", {}, "Claims"), found.length ? null : h("p", { class: "soft" }, "No results of claims here. `school board --claims docs/claims` shows them."),
+    found.map((claim) => h("article", { class: "card" },
+      h("h2", {}, claimName(claim), " ", h("span", { class: claim.verdict === "PASS" ? "success" : "danger" }, claim.verdict)),
       h("p", {}, claim.sentence, " ", h("span", { class: "soft" }, `(${claim.paper}; ${claim.seeds.length} seeds)`)), h("p", {}, "Rule: ", claim.rule),
-      h("div", { class: "scroll" }, h("table", {}, h("tbody", {}, claim.checks.map((check) => h("tr", {}, cell(check.kind), cell(check.text), cell(check.found), h("td", { class: check.holds ? "right" : "wrong" }, check.kind === "reported" ? "" : check.holds ? "holds" : "does not hold")))))),
-      h("p", {}, h("img", { src: `/api/figure/${encodeURIComponent(title(claim))}.png`, alt: `figure of claim ${title(claim)}`, loading: "lazy" })))));
+      table(null, claim.checks.map(check)),
+      h("p", {}, h("img", { src: `/api/figure/${encodeURIComponent(claimName(claim))}.png`, alt: `Figure of claim ${claimName(claim)}`, loading: "lazy" })))));
 }
 
 async function difference(show) {
-  const [one, other] = here().query.getAll("name");
-  const lines = await get("/api/difference", { one, other });
-  show(h("h1", {}, "difference"), h("p", {}, "there: ", one, "; now: ", other), h("pre", { class: "card" }, lines.length ? lines.join("\n") : "the same config"));
+  const [one, other] = address().query.getAll("name");
+  const lines = await getJson("/api/difference", { one, other });
+  show(h("h1", {}, "Config difference"), h("p", {}, "there: ", h("b", {}, one), " · now: ", h("b", {}, other)), h("pre", { class: "card" }, lines.length ? lines.join("\n") : "The configs are the same."));
 }
 
-// --- which view
+// --- views
 
-const VIEWS = { runs, run, rollouts, group, trees, tree: oneTree, claims, difference };
+const VIEWS = new Map(Object.entries({ runs, run, rollouts, group, trees, tree: singleTree, claims, difference }));
+const SECTIONS = [["runs", "Runs"], ["claims", "Claims"]];
+class Superseded extends Error {}
 
-async function draw(quiet = false) {
-  const mine = ++drawing;
-  clearTimeout(timer);
-  const { view } = here();
-  // A view that was asked for earlier may have its answer later: it must not be drawn over the one that is looked at.
+async function draw(reload = false) {
+  const number = ++viewNumber;
+  clearTimeout(reloadTimer);
+  const { view } = address();
+  const section = view === "claims" ? "claims" : "runs";
   const show = (...children) => {
-    if (mine !== drawing) throw new Error("another view is being looked at");
+    if (number !== viewNumber) throw new Superseded();
     main.replaceChildren(...children.flat(Infinity).filter((child) => child != null && child !== false && child !== ""));
   };
-  nav.replaceChildren(...["runs", "claims"].map((name) => h("a", { href: to(name), "aria-current": name === view ? "page" : null }, name)));
-  document.title = `${view} · schoolhouse board`;
+  document.getElementById("views").replaceChildren(...SECTIONS.map(([name, label]) =>
+    h("a", { href: link(name), "aria-current": name !== section ? null : name === view ? "page" : "true" }, label)));
+  document.title = `${view === section ? "" : `${view} · `}${section} · schoolhouse · Board`;
+  const drawAgain = () => { reloadTimer = setTimeout(() => draw(true), RELOAD); };
   try {
-    const live = await (VIEWS[view] ?? runs)(show);
-    if (live && mine === drawing) timer = setTimeout(() => draw(true), LIVE);
+    const inProgress = await VIEWS.get(view)(show);
+    if (inProgress && number === viewNumber) drawAgain();
   } catch (error) {
-    if (mine !== drawing) return;
-    if (quiet) timer = setTimeout(() => draw(true), LIVE);
-    else show(h("h1", {}, "this cannot be shown"), h("p", { class: "wrong" }, error.message), h("p", {}, h("a", { href: to("runs") }, "all runs")));
+    if (number !== viewNumber) return;
+    if (reload) drawAgain(); // the view stays as it was
+    else show(h("h1", {}, "This view could not be loaded"), h("p", { class: "danger" }, error.message), h("p", {}, h("a", { href: link("runs") }, "All runs")));
   }
 }
 

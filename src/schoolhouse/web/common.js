@@ -1,4 +1,4 @@
-// What both pages are made with. Text only ever enters the page as text.
+// Shared by both pages. Text enters a page only as text: no script here parses a string as HTML.
 
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -11,32 +11,40 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-// A server may ask for a key: it is typed once a session.
-export async function ask(path, options = {}) {
+// fetch with the server's API key, where it has one: the key is typed once per session.
+export async function request(path, options = {}) {
   const key = sessionStorage.getItem("key");
-  const answer = await fetch(path, { ...options, headers: { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) } });
-  if (answer.status !== 401) return answer;
-  const typed = prompt("This server asks for its key:");
-  if (!typed) return answer;
+  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const response = await fetch(path, { ...options, headers });
+  if (response.status !== 401) return response;
+  const typed = prompt("API key of this server:");
+  if (!typed) return response;
   sessionStorage.setItem("key", typed);
-  return ask(path, options);
+  return request(path, options);
 }
 
-export async function get(path, query = {}) {
-  const words = new URLSearchParams();
-  for (const [name, value] of Object.entries(query)) {
-    for (const one of Array.isArray(value) ? value : [value]) if (one !== "" && one != null) words.append(name, one);
-  }
-  const answer = await ask(`${path}?${words}`);
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error?.message ?? body.detail ?? answer.statusText);
+// The JSON of a response; an Error with the server's message for any other status than 2xx.
+export async function readJson(response) {
+  const body = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(body.error?.message ?? body.detail ?? `${response.status} ${response.statusText}`);
   return body;
 }
 
-export const number = (value, digits = 3) =>
+// A query string; a list gives its key several times, empty values are left out.
+export function queryString(query) {
+  const params = new URLSearchParams();
+  for (const [name, value] of Object.entries(query)) {
+    for (const item of Array.isArray(value) ? value : [value]) if (item !== "" && item != null) params.append(name, item);
+  }
+  return params.toString();
+}
+
+export const getJson = async (path, query = {}) => readJson(await request(`${path}?${queryString(query)}`));
+
+export const formatNumber = (value, digits = 3) =>
   value == null ? "–" : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toFixed(digits));
 
-export function duration(seconds) {
+export function formatDuration(seconds) {
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
@@ -50,17 +58,18 @@ export function select(options, value, onchange) {
     options.map(([key, text]) => h("option", { value: key, selected: key === value }, text)));
 }
 
-// A search's thoughts, which are told in the order in which they were had: each folds what came of it.
-export function tree(nodes) {
+// A search tree from its nodes in order of creation; a node with children unfolds.
+export function searchTree(nodes) {
   const lists = new Map([[null, h("ul", { class: "tree" })]]);
   const parents = new Set(nodes.map((node) => node.parent));
-  nodes.forEach((node, at) => {
-    const kind = node.taken ? "taken" : ["dropped", "pruned", "repeat"].includes(node.fate) ? "soft" : "";
-    const fate = ["expanded", "open"].includes(node.fate) ? "" : node.fate;
-    const line = h("span", { class: kind }, node.text.trim(), " ", h("span", { class: "soft" }, [node.value == null ? "" : number(node.value), fate].filter(Boolean).join(" ")));
-    const inside = h("ul");
-    lists.set(at, inside);
-    lists.get(node.parent).append(h("li", {}, parents.has(at) ? h("details", { open: node.taken }, h("summary", {}, line), inside) : line));
+  nodes.forEach((node, index) => {
+    const discarded = ["dropped", "pruned", "repeat"].includes(node.fate);
+    const status = ["expanded", "open"].includes(node.fate) ? "" : node.fate;
+    const note = [node.value == null ? "" : formatNumber(node.value), status].filter(Boolean).join(" ");
+    const line = h("span", { class: node.taken ? "taken" : discarded ? "soft" : "" }, node.text.trim(), " ", h("span", { class: "soft" }, note));
+    const children = h("ul");
+    lists.set(index, children);
+    lists.get(node.parent).append(h("li", {}, parents.has(index) ? h("details", { open: node.taken }, h("summary", {}, line), children) : line));
   });
   return lists.get(null);
 }

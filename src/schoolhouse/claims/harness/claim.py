@@ -17,11 +17,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
-from schoolhouse.config import Frozen
-from schoolhouse.measure.evaluate import evaluate
-from schoolhouse.measure.statistics import Estimate, bootstrap
+from schoolhouse.config import BaseConfig
+from schoolhouse.eval.evaluate import evaluate
+from schoolhouse.eval.statistics import Estimate, bootstrap
 from schoolhouse.policy.policy import Policy
-from schoolhouse.tasks.task import open_task
+from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key, SchoolError
 
 Json = dict[str, Any]
@@ -56,7 +56,7 @@ class Measure(Protocol):
     def model_dump(self, *, mode: str) -> Json: ...
 
 
-class Exam(Frozen):
+class Exam(BaseConfig):
     """Answers to held-out problems, the same for every arm and seed."""
 
     task: str

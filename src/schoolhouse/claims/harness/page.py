@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Json, Results, Scale, Step, verdict
-from schoolhouse.claims.harness.lab import find, known, name_of
-from schoolhouse.config import Frozen
-from schoolhouse.durable import read_object, to_json, write_whole
-from schoolhouse.progress import duration
-from schoolhouse.records import this_machine
+from schoolhouse.claims.harness.runner import find, known, name_of
+from schoolhouse.config import BaseConfig
+from schoolhouse.runs.atomic_io import atomic_write, read_object, to_json
+from schoolhouse.runs.manifest import this_machine
+from schoolhouse.runs.progress import duration
 from schoolhouse.types import SchoolError
 
 _STEP = re.compile(r"[a-z_]+-[0-9a-f]{16}")
@@ -45,7 +45,7 @@ def write(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
         "seconds": round(sum(_seconds(claim, scale, results).values()), 1),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{stem(record)}.json", to_json(record, 2) + "\n")
+    atomic_write(folder / f"{stem(record)}.json", to_json(record, 2) + "\n")
     _figure(claim, results, folder / f"{stem(record)}.png")
     write_pages(folder)
     return record
@@ -123,7 +123,7 @@ def _design(arms: Mapping[str, Arm]) -> str:
             return [value.recipe, whole(value.config), str(value.tokens), str(value.seconds), value.made_from]
         if isinstance(value, Mapping):
             return {key: whole(inner) for key, inner in value.items()}
-        if isinstance(value, Frozen):
+        if isinstance(value, BaseConfig):
             return [type(value).__name__, value.model_dump(mode="json", exclude_unset=True)]
         return str(value) if isinstance(value, Path) else value
 
@@ -231,7 +231,7 @@ def write_pages(folder: Path) -> None:
             f"**Counted in an earlier design** ({', '.join(changed)} changed since): the command runs today's, which "
         )
         told = [since + "has not been counted.", ""] if changed else []
-        write_whole(
+        atomic_write(
             folder / f"{stem(record)}.md",
             page(record, [*told, *(claim.notes_at(record["scale"]) if claim else ())]),
         )
@@ -263,4 +263,4 @@ def write_pages(folder: Path) -> None:
         "What was tried on the way, and what failed, is in [the lab notebook](../lab.md).",
         "",
     ]
-    write_whole(folder / "README.md", "\n".join(lines))
+    atomic_write(folder / "README.md", "\n".join(lines))

@@ -1,0 +1,124 @@
+"""Choose and count rollouts of graded groups: which of them carry a signal, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from schoolhouse.types import Completion, Group, Rollout
+
+
+def rollouts_of(groups: Iterable[Group]) -> list[Rollout]:
+    """All rollouts, group after group: the order in which every credit returns its rows. [P*G]"""
+    return [rollout for group in groups for rollout in group.rollouts]
+
+
+def drop_constant_reward_groups(groups: Iterable[Group]) -> list[Group]:
+    """The groups that disagree. Where all scores are equal, comparing siblings teaches nothing."""
+    return [group for group in groups if len(set(group.rewards)) > 1]
+
+
+def drop_ungraded(groups: Iterable[Group]) -> list[Group]:
+    """The groups without the rollouts that could not be judged; groups of which none is left are dropped.
+
+    Changes no baseline (those never counted), but takes the rollouts out of the loss and its denominators.
+    """
+    return [
+        Group(
+            group.problem,
+            tuple(r for r, v in zip(group.rollouts, group.verdicts, strict=True) if v.reward is not None),
+            tuple(v for v in group.verdicts if v.reward is not None),
+        )
+        for group in groups
+        if group.rewards
+    ]
+
+
+def ungraded(groups: Iterable[Group]) -> list[Rollout]:
+    """Rollouts whose verifier could not say (score None)."""
+    return [
+        rollout
+        for group in groups
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True)
+        if verdict.reward is None
+    ]
+
+
+def with_rewards(groups: Sequence[Group], scores: Sequence[float | None]) -> list[Group]:
+    """The groups with other scores, one for each rollout in the order of `rollouts_of`; None: not judged."""
+    given = iter(scores)
+    return [
+        replace(
+            group,
+            verdicts=tuple(
+                replace(verdict, reward=next(given), reason=verdict.reason or "no score") for verdict in group.verdicts
+            ),
+        )
+        for group in groups
+    ]
+
+
+def truncated(groups: Iterable[Group]) -> list[Rollout]:
+    """Rollouts that were cut off. To mask them: pack(..., weigh=without(weigh, truncated(groups)))."""
+    return [rollout for rollout in rollouts_of(groups) if rollout.finish_reason == "length"]
+
+
+def group_stats(
+    groups: Sequence[Group], replies: Sequence[Completion] | None = None
+) -> dict[str, float | dict[str, float]]:
+    """Where the signal of a step is, and where there is none, why.
+
+    groups = groups_with_signal + all_truncated (nobody came to an end, all scored alike) + all_correct (every score 1)
+    + all_incorrect (every score 0) + other_constant (equal, but neither) + groups_ungraded (no score at all).
+    `ungraded`, `truncated` and `no_answer` (an empty final answer; where replies are given) count rollouts, out of
+    `rollouts`; `sampled_tokens` are those the policy wrote. `reward` is the mean score of what could be judged (nan
+    where nothing could), `reward_parts` that of its named parts.
+    """
+    kinds = [_kind(group) for group in groups]
+    scores = [score for group in groups for score in group.rewards]
+    rollouts = rollouts_of(groups)
+    answers = {} if replies is None else {"no_answer": sum(not reply.answer.strip() for reply in replies)}
+    parts = mean_reward_parts(groups)
+    return {
+        "groups": len(groups),
+        **{kind: kinds.count(kind) for kind in _KINDS},
+        "rollouts": len(rollouts),
+        "ungraded": len(ungraded(groups)),
+        "truncated": len(truncated(groups)),
+        **answers,
+        "sampled_tokens": sampled_tokens(rollouts),
+        "reward": fmean(scores) if scores else float("nan"),
+        **({"reward_parts": parts} if parts else {}),
+    }
+
+
+def sampled_tokens(rollouts: Iterable[Rollout]) -> int:
+    """How many tokens the policy wrote."""
+    return sum(sum(rollout.loss_mask) for rollout in rollouts)
+
+
+def mean_reward_parts(groups: Sequence[Group], names: Collection[str] | None = None) -> dict[str, float]:
+    """Mean of each named part of the scores (of `names` only, if given), over the verdicts that have it."""
+    given: dict[str, list[float]] = {}
+    for group in groups:
+        for verdict in group.verdicts:
+            for name, value in verdict.parts.items():
+                if names is not None and name not in names:
+                    continue
+                given.setdefault(name, []).append(value)
+    return {name: fmean(values) for name, values in sorted(given.items())}
+
+
+_KINDS = ("groups_with_signal", "all_truncated", "all_correct", "all_incorrect", "other_constant", "groups_ungraded")
+
+
+def _kind(group: Group) -> str:
+    distinct = set(group.rewards)
+    if not distinct:
+        return "groups_ungraded"
+    if len(distinct) > 1:
+        return "groups_with_signal"
+    if all(rollout.finish_reason == "length" for rollout in group.rollouts):
+        return "all_truncated"
+    return {1.0: "all_correct", 0.0: "all_incorrect"}.get(distinct.pop(), "other_constant")

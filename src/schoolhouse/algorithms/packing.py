@@ -1,0 +1,298 @@
+"""From rollouts and rows to batches: sequences end to end, every number at the token it is about, no padding.
+
+The loss of an update is the sum over all its batches of sum(weight x loss): the denominator is fixed over the whole
+step *before* anything is cut or left out, and travels with the token, so micro-batches and ranks only ever sum.
+
+T tokens of a rollout, N tokens of a batch, S sequences of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schoolhouse.types import Rollout, SchoolError
+
+_PAYS = 16  # tokens of a prompt that is worth sharing
+
+Row = Sequence[float] | np.ndarray
+"""Numbers of one rollout, [T]."""
+
+TokenWeight = Callable[[Rollout], float]
+"""Weight of one trained token of a rollout in the loss of the whole update."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Whole sequences end to end; on a device of choice through `to`.
+
+    tokens    [N] int64
+    positions [N] int64, restarting at 0 with each sequence
+    sequence  [N] int64, 0 to S-1
+    written   [N] bool, True where there is something to learn: the policy (or the teacher it imitates) said this token
+                  and there is a token before it to predict it from
+    weight    [N] float32, 0 where not `written`
+    lengths   S of them
+    columns   named numbers [N] float32; `batch["advantage"]` asks for one
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    sequence: Tensor
+    loss_mask: Tensor
+    weight: Tensor
+    lengths: tuple[int, ...]
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A column, [N]. Raises SchoolError naming it and those that were packed."""
+        if name not in self.columns:
+            packed = ", ".join(self.columns) or "none"
+            raise SchoolError(
+                f'the objective needs the column "{name}", which was not packed (packed: {packed}); '
+                f"pass pack(..., {name}=rows), one row per rollout"
+            )
+        return self.columns[name]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            positions=self.positions.to(device),
+            sequence=self.sequence.to(device),
+            loss_mask=self.loss_mask.to(device),
+            weight=self.weight.to(device),
+            columns={name: column.to(device) for name, column in self.columns.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model makes of a batch. Arbitrary where the batch is not `written`.
+
+    logprob [N] of each token given those before it; entropy [N] of the distribution it was drawn from (no gradient).
+    """
+
+    logprob: Tensor
+    entropy: Tensor
+
+
+# --- how much a token counts: denominators over `scope`, all rollouts of the step, whatever is later left out
+
+
+def num_targets(rollout: Rollout) -> int:
+    """Number of tokens that can be learned from: written, and not the first (nothing predicts it)."""
+    return sum(rollout.loss_mask[1:])
+
+
+def token_mean(scope: Sequence[Rollout]) -> TokenWeight:
+    """Every trained token of the step counts the same (DAPO, Yu et al. 2025, arXiv 2503.14476)."""
+    weight = 1.0 / max(sum(map(num_targets, scope)), 1)
+    return lambda rollout: weight
+
+
+def sequence_mean(scope: Sequence[Rollout]) -> TokenWeight:
+    """Every rollout counts the same, split evenly over its tokens: the 1/|o| of GRPO (arXiv 2402.03300, eq. 3)."""
+    count = max(len(scope), 1)
+    return lambda rollout: 1.0 / (count * max(num_targets(rollout), 1))
+
+
+def sequence_sum(scope: Sequence[Rollout]) -> TokenWeight:
+    """A rollout is one action, its log-probability the sum over its tokens: REINFORCE and RLOO (arXiv 2402.14740)."""
+    weight = 1.0 / max(len(scope), 1)
+    return lambda rollout: weight
+
+
+def constant(scope: Sequence[Rollout], length: int) -> TokenWeight:
+    """`sequence_sum` divided by the generation budget `length` in tokens: Dr. GRPO (arXiv 2503.20783)."""
+    weight = 1.0 / (max(len(scope), 1) * length)
+    return lambda rollout: weight
+
+
+LossAggregation = Literal["token_mean", "sequence_mean", "sequence_sum", "constant"]
+
+
+def loss_aggregation(name: LossAggregation, scope: Sequence[Rollout], length: int) -> TokenWeight:
+    """The weights that a config names; `length` is the generation budget that `constant` divides by."""
+    if name == "constant":
+        return constant(scope, length)
+    return {"token_mean": token_mean, "sequence_mean": sequence_mean, "sequence_sum": sequence_sum}[name](scope)
+
+
+def without(weigh: TokenWeight, left_out: Collection[Rollout]) -> TokenWeight:
+    """The same weights, but 0 for some rollouts (known by their keys): `pack` then leaves them out altogether."""
+    keys = {rollout.key for rollout in left_out}
+    return lambda rollout: 0.0 if rollout.key in keys else weigh(rollout)
+
+
+# --- packing
+
+
+def pack(
+    rollouts: Sequence[Rollout],
+    token_weight: TokenWeight,
+    microbatch_tokens: int = 4_096,
+    *,
+    prompts: bool = True,
+    share_prompts: bool = False,
+    **rows: Sequence[Row],
+) -> list[Batch]:
+    """Rollouts and their rows (one row [T] per rollout, in the same order) as batches for `Policy.update`.
+
+    Sequences are sorted by length, so that attention pads little, and never cut. A batch holds at most `token_budget`
+    tokens, the padding inside attention included; a longer rollout is a batch of its own. Rollouts of weight 0 are left
+    out. `prompts=False` says that there are none (pretraining): every token may be written. `share=True` is for a
+    policy that reads a prompt once for all that go on from it (`Policy.shares_prompts`): they stay side by side, and the budget
+    counts it once.
+
+    Raises SchoolError when a row does not fit its rollout, when there is nothing to learn from, and when every token of
+    every rollout would be learned although there should be prompts.
+    """
+    _check_rows(rollouts, rows)
+    if not any(map(num_targets, rollouts)):
+        raise SchoolError(
+            f"nothing to learn from: in {len(rollouts)} rollouts ({sum(map(len, rollouts))} tokens) "
+            "no token is written by the policy or a teacher; look at how the prompts and replies were spliced"
+        )
+    if prompts and all(all(rollout.loss_mask) for rollout in rollouts):
+        raise SchoolError(
+            f"every token of all {len(rollouts)} rollouts is marked as written, prompts included; "
+            "mark prompts with loss_mask=False, or pass prompts=False where there are none (pretraining)"
+        )
+    weights = [token_weight(rollout) for rollout in rollouts]
+    kept = [i for i, rollout in enumerate(rollouts) if weights[i] and num_targets(rollout)]
+    if not kept:
+        raise SchoolError(
+            f"nothing to learn from: all {len(rollouts)} rollouts were left out (weight 0); "
+            "if they were cut off or could not be judged, allow longer replies or look at the verifier's reasons"
+        )
+    cut = _families(rollouts, kept, microbatch_tokens) if share_prompts else _parts(rollouts, kept, microbatch_tokens)
+    return [_join(rollouts, weights, rows, part) for part in cut]
+
+
+def pack_for_scoring(rollouts: Sequence[Rollout], token_budget: int = 4_096) -> Iterator[tuple[list[int], Batch]]:
+    """Batches to *score* (weight 0), each with the places of its sequences in `rollouts`.
+
+    Nothing is refused but a rollout without a single token (SchoolError): there is nothing to read.
+    """
+    for rollout in rollouts:
+        if not len(rollout):
+            raise SchoolError(f"a rollout of problem {rollout.problem.id} has no tokens at all; give it a prompt")
+    weights = [0.0] * len(rollouts)
+    for part in _parts(rollouts, range(len(rollouts)), token_budget):
+        yield part, _join(rollouts, weights, {}, part)
+
+
+def _check_rows(rollouts: Sequence[Rollout], rows: Mapping[str, Sequence[Row]]) -> None:
+    for name, column in rows.items():
+        if len(column) != len(rollouts):
+            raise SchoolError(f'"{name}" has {len(column)} rows for {len(rollouts)} rollouts; give one row each')
+        for i, (row, rollout) in enumerate(zip(column, rollouts, strict=True)):
+            if len(row) != len(rollout):
+                raise SchoolError(
+                    f'row {i} of "{name}" has {len(row)} numbers, its rollout {len(rollout)} tokens '
+                    f"(problem {rollout.problem.id}, sample {rollout.key.sample}); give one number per token"
+                )
+
+
+def _parts(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Places of rollouts, shortest first, cut where (sequences x longest of them) would exceed the budget."""
+    part: list[int] = []
+    for i in sorted(kept, key=lambda i: len(rollouts[i])):
+        if part and (len(part) + 1) * len(rollouts[i]) > token_budget:
+            yield part
+            part = []
+        part.append(i)
+    if part:
+        yield part
+
+
+def _families(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Places of rollouts, those of a prompt side by side, cut where their tokens would exceed the budget."""
+    prompt = {i: rollouts[i].tokens[: rollouts[i].loss_mask.index(True)] for i in kept}
+    part: list[int] = []
+    used = 0
+    for i in sorted(kept, key=lambda i: prompt[i]):
+        there = part and prompt[part[-1]] == prompt[i] and len(prompt[i]) >= _PAYS
+        more = len(rollouts[i]) - (len(prompt[i]) if there else 0)
+        if part and used + more > token_budget:
+            yield part
+            part, used, more = [], 0, len(rollouts[i])
+        part.append(i)
+        used += more
+    if part:
+        yield part
+
+
+@dataclass(frozen=True)
+class SharedPrompts:
+    """A batch in which a prompt stands once, before the first of the neighbours that go on from it.
+
+    kept      [M] which tokens of the batch are left
+    place     [N] where each token of the batch stands among them
+    lengths   of each sequence, without its prompt where that stands elsewhere
+    prefixes  (where its prompt begins among the kept, how long it is); (0, 0) where that stands before it
+    """
+
+    kept: Tensor
+    place: Tensor
+    lengths: tuple[int, ...]
+    prefixes: tuple[tuple[int, int], ...]
+
+
+def share_prompts(batch: Batch) -> SharedPrompts:
+    """Find neighbours with the same prompt (all that stands before the first written token) of 16 tokens or more."""
+    tokens, written = batch.tokens.numpy(), batch.loss_mask.numpy()
+    kept, place = np.ones(len(tokens), dtype=bool), np.empty(len(tokens), dtype=np.int64)
+    lengths: list[int] = []
+    prefixes: list[tuple[int, int]] = []
+    start = left = 0  # in the batch, among the kept
+    first, known = 0, tokens[:0]  # where the present prompt begins among the kept, and its ids
+    for length in batch.lengths:
+        prompt = int(written[start : start + length].argmax())
+        mine = tokens[start : start + prompt]
+        if prompt >= _PAYS and np.array_equal(mine, known):
+            kept[start : start + prompt] = False
+            place[start : start + prompt] = np.arange(first, first + prompt)
+        else:
+            first, known, prompt = left, mine, 0
+        own = length - prompt
+        place[start + prompt : start + length] = np.arange(left, left + own)
+        lengths.append(own)
+        prefixes.append((first, prompt) if prompt else (0, 0))
+        start, left = start + length, left + own
+    return SharedPrompts(torch.from_numpy(kept.nonzero()[0]), torch.from_numpy(place), tuple(lengths), tuple(prefixes))
+
+
+def _join(
+    rollouts: Sequence[Rollout], weights: Sequence[float], rows: Mapping[str, Sequence[Row]], part: list[int]
+) -> Batch:
+    lengths = np.array([len(rollouts[i]) for i in part])
+    sequence_N = np.repeat(np.arange(len(part)), lengths)
+    start_S = np.cumsum(lengths) - lengths
+    positions_N = np.arange(len(sequence_N)) - start_S[sequence_N]
+    written_N = _flat([rollouts[i].loss_mask for i in part], np.bool_)
+    written_N[start_S] = False
+    weight_N = np.where(written_N, np.array([weights[i] for i in part])[sequence_N], 0.0)
+    return Batch(
+        tokens=torch.from_numpy(_flat([rollouts[i].tokens for i in part], np.int64)),
+        positions=torch.from_numpy(positions_N),
+        sequence=torch.from_numpy(sequence_N),
+        loss_mask=torch.from_numpy(written_N),
+        weight=torch.from_numpy(weight_N.astype(np.float32)),
+        lengths=tuple(lengths.tolist()),
+        columns={name: torch.from_numpy(_flat([column[i] for i in part], np.float32)) for name, column in rows.items()},
+    )
+
+
+def _flat(rows: Sequence[Row], dtype: type[np.generic]) -> np.ndarray:
+    """Rows end to end. One pass over plain numbers is several times quicker than an array per row."""
+    if isinstance(rows[0], np.ndarray):
+        return np.concatenate(rows).astype(dtype)
+    return np.fromiter(chain.from_iterable(rows), dtype, count=sum(map(len, rows)))

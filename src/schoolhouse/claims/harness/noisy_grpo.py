@@ -1,0 +1,38 @@
+"""GRPO whose sampler is not quite the policy: a fixed noise on its logits, as coarse number types have it.
+
+For experiments on importance correction: the learner sees the policy's own log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from schoolhouse.algorithms.settings import RolloutSampling
+from schoolhouse.policy.policy import Policy
+from schoolhouse.randomness import numpy_random
+from schoolhouse.recipes import grpo
+from schoolhouse.runs.run import Run
+from schoolhouse.types import Key, Rollout
+
+
+class Config(grpo.Config):
+    sampler_noise: float = Field(0.0, ge=0)
+    """Standard deviation of the noise."""
+
+
+def noisy_grpo(c: Config, run: Run) -> None:
+    def sample(policy: Policy, prompts: Sequence[Rollout], sampling: RolloutSampling) -> list[Rollout]:
+        bias = noise(c.sampler_noise, policy.decoder.config.vocab_size) if c.sampler_noise else None
+        return policy.extend(prompts, sampling.max_new_tokens, temperature=sampling.temperature, logit_bias=bias)
+
+    grpo.grpo(c, run, sample)
+
+
+def noise(deviation: float, vocab_size: int) -> Tensor:
+    """The same noise in every call of every run. [V]"""
+    drawn = numpy_random(Key(0, "sampler noise")).normal(0.0, deviation, vocab_size)
+    return torch.from_numpy(drawn).float()

@@ -1,0 +1,68 @@
+"""`school export`: a model as a folder that others can use, with a card that says where it comes from.
+
+hf    Hugging Face format: transformers, vLLM and this package open it
+gguf  one file for llama.cpp, in float32
+int8  the same with matrices in blocks of 32 numbers of 8 bits (Q8_0): a quarter of the size
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from schoolhouse.cli.options import options
+from schoolhouse.config import BaseConfig
+from schoolhouse.export.gguf import write_gguf
+from schoolhouse.export.model_card import card, name_of
+from schoolhouse.runs.atomic_io import atomic_write, resolve_model
+from schoolhouse.types import SchoolError
+
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
+Json = dict[str, Any]
+
+
+class Export(BaseConfig):
+    model: Path
+    """Folder of a model, or of a run: its newest checkpoint."""
+    to: Path
+    """Folder to write; it must not hold anything yet."""
+    format: Literal["hf", "gguf", "int8"] = "hf"
+    licence: str = "apache-2.0"
+    """Of the weights, for the card."""
+
+
+def export(words: Sequence[str]) -> None:
+    """school export MODEL --to DIR"""
+    c = options(Export, words, "school export MODEL --to DIR [--format hf|gguf|int8]", ("model",))
+    if c is None:
+        return
+    source = resolve_model(c.model)
+    if not source.is_dir():
+        raise SchoolError(f"{c.model} is not a folder; a model is a local folder in Hugging Face format")
+    if c.to.exists() and any(c.to.iterdir() if c.to.is_dir() else [c.to]):
+        raise SchoolError(f"{c.to} is there already: give a folder that is empty or new")
+    c.to.mkdir(parents=True, exist_ok=True)
+    if c.format == "hf":
+        for path in (source / name for name in (*FILES, *(shard.name for shard in source.glob("*.safetensors*")))):
+            if path.is_file():
+                shutil.copyfile(path, c.to / path.name)
+    else:
+        write_gguf(source, c.to / f"{name_of(c.model)}.gguf", eight_bits=c.format == "int8")
+    atomic_write(c.to / "README.md", card(c.model, c.format, c.licence))
+    for path in sorted(c.to.iterdir()):
+        print(f"{path.stat().st_size:>12,}  {path}")
+
+
+# --- the card
+
+
+# --- GGUF

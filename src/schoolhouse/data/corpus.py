@@ -1,0 +1,245 @@
+"""Documents to rows of token ids for pretraining. The cursor is the step: `rows(step, count)` is a pure function of
+(seed, step), so a killed run continues with the very rows it would have seen.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from schoolhouse.data.tokenizer import END_OF_TEXT, Tokenizer
+from schoolhouse.randomness import numpy_random
+from schoolhouse.types import NAN, Key, Message, Problem, Rollout, SchoolError
+
+Documents = Callable[[int, int], list[str]]
+"""(step, count) -> that many documents, the same ones whenever asked."""
+
+_MOST_TIMES = 3  # what is set aside may be so many times as much as was asked for, before another cut is tried
+_PIECE: int = 1 << 16  # characters encoded at once: long texts are cut where a line begins, between two tokens
+
+
+class Rows(Protocol):
+    """Where pretraining gets its rows."""
+
+    def rows(self, step: int, count: int) -> list[list[int]]:
+        """`count` rows of `context` ids for this step."""
+        ...
+
+
+class Parts(NamedTuple):
+    """A text file in two parts that share no document."""
+
+    train: list[str]
+    held_out: list[str]
+
+
+class Corpus:
+    """Fixed text: its chunks in an order shuffled anew each epoch. Ask with the same `count` throughout a run."""
+
+    def __init__(self, ids: np.ndarray, context: int, seed: int = 0) -> None:
+        """ids [n] int32, one stream with separators. Raises SchoolError when it does not fill a single row."""
+        self._ids, self._context, self._seed = ids, context, seed
+        self.size = (len(ids) - 1) // (context - 1)
+        """Rows of an epoch."""
+        if self.size < 1:
+            raise SchoolError(
+                f"the text has {len(ids)} tokens, fewer than one row of {context}; give more, or a smaller context"
+            )
+        self._order = lru_cache(2)(self._shuffled)
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return numpy_random(Key(self._seed, "corpus", epoch)).permutation(self.size)
+
+    def rows(self, step: int, count: int) -> list[list[int]]:
+        found = []
+        for i in range(step * count, (step + 1) * count):
+            start = int(self._order(i // self.size)[i % self.size]) * (self._context - 1)
+            found.append(self._ids[start : start + self._context].tolist())
+        return found
+
+
+class Endless:
+    """Text written on demand: each step asks for as many documents as its rows need."""
+
+    def __init__(self, documents: Documents, tokenizer: Tokenizer, context: int) -> None:
+        self._documents, self._tokenizer, self._context = documents, tokenizer, context
+        sample = documents(0, 64)
+        if not any(sample):
+            raise SchoolError("the task's pretraining text is empty: there is nothing to pretrain on")
+        self._length = len(token_stream(sample, tokenizer)) / len(sample)
+
+    def rows(self, step: int, count: int) -> list[list[int]]:
+        needed = count * (self._context - 1) + 1
+        ask = int(1.1 * needed / self._length) + 1
+        while len(ids := token_stream(self._documents(step, ask), self._tokenizer)) < needed:
+            ask *= 2
+        return chunks(ids, self._context)[:count]
+
+
+def stream(source: Documents | Sequence[str], tokenizer: Tokenizer, context: int, seed: int = 0) -> Corpus | Endless:
+    """Rows of `context` ids from documents at hand (the train part of `text_file`) or written on demand."""
+    if context < 2:
+        raise SchoolError(f"a context of {context} leaves no token to predict; it must be at least 2")
+    if isinstance(source, Sequence):
+        return Corpus(token_stream(source, tokenizer), context, seed)
+    return Endless(source, tokenizer, context)
+
+
+def token_stream(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    """All documents as one row of ids, int32: the separator before the first, between any two, and after the last."""
+    separator = tokenizer.markup.get(END_OF_TEXT, tokenizer.eos_id)
+    pieces, ends = [], []
+    for document in documents:
+        pieces += _pieces(document)
+        ends.append(len(pieces))
+    encoded = tokenizer.encode_all(pieces)
+    parts: list[list[int]] = [[separator]]
+    for start, end in zip([0, *ends], ends, strict=False):
+        parts += [*encoded[start:end], [separator]]
+    return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
+
+
+def chunks(ids: Sequence[int] | np.ndarray, context: int) -> list[list[int]]:
+    """Rows of up to `context` ids, each beginning with the last id of the one before: every id but the first of all is
+    predicted exactly once. The last row may be shorter.
+    """
+    ids = np.asarray(ids)
+    return [ids[start : start + context].tolist() for start in range(0, max(len(ids) - 1, 0), context - 1)]
+
+
+def byte_count(documents: Sequence[str]) -> int:
+    """Bytes of documents in UTF-8: the denominator of bits per byte (separators cost bits, but are no bytes)."""
+    return sum(len(document.encode()) for document in documents)
+
+
+def bits_per_byte(nats: float, documents: Sequence[str]) -> float:
+    """Bits per byte of documents from the summed negative log-likelihood, in nats, of all their ids."""
+    return nats / np.log(2).item() / byte_count(documents)
+
+
+def text_file(path: Path | str, held_out: float = 0.05) -> Parts:
+    """A .txt or .jsonl file (a row's "text"), or either as .gz, with about `held_out` of its bytes set aside.
+
+    Documents of a .txt are separated by <|endoftext|>. Several documents are set aside by a hash of their text, so that
+    two equal ones fall on the same side; of a single one the last paragraphs are. Raises SchoolError naming file, line.
+    """
+    if not 0 < held_out < 1:
+        raise SchoolError(f"held_out is the share of the text set aside: {held_out} does not lie between 0 and 1")
+    documents = read_documents(path)
+    if len(documents) == 1:
+        documents = _tail_apart(documents[0], held_out)
+        parts = Parts(documents[:1], documents[1:])
+    else:
+        apart = _apart(documents, held_out)
+        parts = Parts([d for d in documents if _hash(d) not in apart], [d for d in documents if _hash(d) in apart])
+    if not parts.train or not parts.held_out:
+        raise SchoolError(f"{path} cannot be split: it needs two different documents, or one of several paragraphs")
+    share = byte_count(parts.held_out) / byte_count(documents)
+    if share > max(_MOST_TIMES * held_out, 0.5):
+        raise SchoolError(
+            f"{path} cannot be split: its documents, or its paragraphs, are so large that {share:.0%} would be set "
+            f"aside where {held_out:.0%} are wanted; cut it into more documents"
+        )
+    return parts
+
+
+def read_documents(path: Path | str) -> list[str]:
+    """The documents of a text file, empty ones left out. Raises SchoolError naming file and line."""
+    path = Path(path)
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind not in ("txt", "jsonl"):
+        raise SchoolError(f"{path}: text is read from .txt, .jsonl, .txt.gz or .jsonl.gz")
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
+            found = file.read().split(END_OF_TEXT) if kind == "txt" else list(_texts(path, file))
+    except FileNotFoundError:
+        raise SchoolError(f"{path} does not exist") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise SchoolError(f"{path} is no gzip file or is truncated ({error})") from error
+    except UnicodeDecodeError as error:
+        raise SchoolError(f"{path} is not UTF-8 text ({error.reason} near byte {error.start})") from error
+    except OSError as error:
+        raise SchoolError(f"{path} cannot be read: {error.strerror}") from error
+    found = [text for text in found if text.strip()]
+    if not found:
+        raise SchoolError(f"{path} is empty: there is nothing to read in it")
+    return found
+
+
+def _texts(path: Path, lines: Iterator[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise SchoolError(f"{path}, line {number} is not JSON: {error.msg}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise SchoolError(f'{path}, line {number} has no "text" that is a string (it has: {keys})')
+        try:
+            row["text"].encode()
+        except UnicodeEncodeError as error:
+            raise SchoolError(f"{path}, line {number} holds half a character ({error.reason})") from error
+        yield row["text"]
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _apart(documents: list[str], share: float) -> set[bytes]:
+    """Hashes of the documents that make up `share` of all bytes, or a little more. One that alone is more than
+    _MOST_TIMES as much is not among them, as far as others make up the share."""
+    needed = share * byte_count(documents)
+    small = [document for document in documents if len(document.encode()) <= _MOST_TIMES * needed]
+    chosen = set()
+    for document in sorted(small if byte_count(small) >= needed else documents, key=_hash):
+        chosen.add(_hash(document))
+        needed -= len(document.encode())
+        if needed <= 0:
+            break
+    return chosen
+
+
+def _tail_apart(text: str, share: float) -> list[str]:
+    """A text cut in two at the paragraph (or line) nearest before the last `share` of it; uncut when it has none."""
+    aim = int(len(text) * (1 - share))
+    for boundary in ("\n\n", "\n"):
+        at = text.rfind(boundary, 0, aim)
+        near = len(text) - at <= _MOST_TIMES * (len(text) - aim) or boundary == "\n"
+        if at > 0 and near and text[:at].strip() and text[at:].strip():
+            return [text[: at + len(boundary)], text[at + len(boundary) :]]
+    return [text]
+
+
+def _pieces(text: str) -> list[str]:
+    """A text in pieces of about _PIECE characters, cut where a line begins with something visible: no token of a
+    byte-level BPE reaches across such a place.
+    """
+    pieces, start = [], 0
+    while len(text) - start > _PIECE:
+        cut = re.compile(r"(?<=\n)(?=\S)").search(text, start + _PIECE)
+        if cut is None:
+            break
+        pieces.append(text[start : cut.start()])
+        start = cut.start()
+    return [*pieces, text[start:]]
+
+
+def text_rollouts(rows: Sequence[Sequence[int]], seed: int, step: int) -> list[Rollout]:
+    """Rows of text as rollouts that somebody wrote from the first token to the last."""
+    text = Problem("text", (Message("user", ""),), "")
+    return [
+        Rollout(text, Key(seed, "text", step, i), tuple(row), (True,) * len(row), (NAN,) * len(row))
+        for i, row in enumerate(rows)
+    ]

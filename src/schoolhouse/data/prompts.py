@@ -1,0 +1,30 @@
+"""Prompts with the keys of their random numbers: G rollouts of each of P problems, group after group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from schoolhouse.data.chat import Conversation
+from schoolhouse.types import Key, Problem, Rollout
+
+
+def prompt_groups(
+    conversation: Conversation,
+    problems: Iterable[Problem],
+    group_size: int,
+    *,
+    seed: int,
+    purpose: str,
+    step: int = 0,
+    first: int = 0,
+) -> list[Rollout]:
+    """The prompt of each problem `group_size` times, each with its own key. [P*G]
+
+    purpose  part of the key: what these rollouts are for
+    first    number of the first problem in its step
+    """
+    return [
+        conversation.prompt_rollout(problem, Key(seed, purpose, step, first + i, g))
+        for i, problem in enumerate(problems)
+        for g in range(group_size)
+    ]

@@ -1,0 +1,197 @@
+"""Text to token ids and back: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; over bytes as in GPT-2).
+
+Any text comes back unchanged. Digits stand alone, so that a number of n digits costs n tokens wherever it stands.
+*Markup* (`<|im_end|>`, `<think>`, ...) has ids of its own, which text can never produce: only who asks for
+`markup=True` gets them. Folders are in Hugging Face format, both ways.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Inner
+
+from schoolhouse.runs.atomic_io import resolve_model
+from schoolhouse.types import SchoolError
+
+END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+THINK, END_THINK, PAD = "<think>", "</think>", "<|pad|>"
+SPECIALS = (END_OF_TEXT, TURN_START, TURN_END, THINK, END_THINK, PAD)
+
+# A word with the blank or sign before it; one digit; a run of signs; line ends; blanks, all but the last before a word.
+_WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+_LOOKS_LIKE_MARKUP = re.compile(r"\s*[<\[].*[>\]]\s*", re.DOTALL)
+
+
+class Tokenizer:
+    """Ids for text. `config` is the content of tokenizer_config.json, kept so that a folder is written as it was read.
+
+    size      ids run from 0 to size - 1
+    eos_id    ends a document
+    pad_id    never looked at
+    markup    {text: id} of everything that ordinary text must not produce
+    """
+
+    def __init__(self, inner: Inner, config: dict[str, Any], chat_template: str | None = None) -> None:
+        inner.no_truncation()
+        inner.no_padding()
+        self._inner = inner
+        self.config = config
+        self.chat_template = chat_template
+        self.vocabulary: dict[str, int] = inner.get_vocab()
+        self.size = max(self.vocabulary.values()) + 1
+        added = inner.get_added_tokens_decoder()
+        self.added: dict[int, AddedToken] = {
+            i: token for i, token in added.items() if token.special or _LOOKS_LIKE_MARKUP.fullmatch(token.content)
+        }
+        self.markup: dict[str, int] = {token.content: i for i, token in self.added.items()}
+        self._plain = _without(inner, set(self.added))
+        self.eos_id = self._id_named("eos_token", "the token that ends a document")
+        self.pad_id = self._id_named("pad_token", "padding") if self.named("pad_token") else self.eos_id
+
+    def named(self, name: str) -> str | None:
+        """The text of a token that the config names (`eos_token`, `bos_token`, ...): a string or {"content": ...}."""
+        token = self.config.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        return text if isinstance(text, str) else None
+
+    def _id_named(self, name: str, what: str) -> int:
+        text = self.named(name)
+        found = None if text is None else self._inner.token_to_id(text)
+        if found is None:
+            raise SchoolError(
+                f"tokenizer_config.json: `{name}` ({what}) is {text!r}, which is no token of tokenizer.json"
+            )
+        return found
+
+    def encode(self, text: str, markup: bool = False) -> list[int]:
+        """Ids of a text. `<|im_end|>` in it is ordinary text, unless `markup` asks for the ids of markup."""
+        return self.encode_all([text], markup)[0]
+
+    def encode_all(self, texts: Sequence[str], markup: bool = False) -> list[list[int]]:
+        """`encode` of many texts, in parallel. Raises SchoolError for a text with half a character (lone surrogate)."""
+        encoder = self._inner if markup else self._plain
+        try:
+            return [e.ids for e in encoder.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError:
+            bad = next((text for text in texts if any("\ud800" <= c <= "\udfff" for c in text)), None)
+            if bad is None:
+                raise
+            raise SchoolError(
+                f"half a character (a lone surrogate) cannot be encoded; it stands in {bad[:80]!r}"
+            ) from None
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Text of ids. Bytes that are no UTF-8 (half a character) become U+FFFD."""
+        return self._inner.decode(ids, skip_special_tokens=skip_special)
+
+    def token(self, token: int) -> str:
+        """One token as the vocabulary writes it (byte-level alphabet: `Ġ` is a blank)."""
+        return self._inner.id_to_token(token) or ""
+
+    def save(self, folder: Path | str, chat_template: str | None = None) -> None:
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as AutoTokenizer reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        template = chat_template or self.chat_template
+        config = {key: value for key, value in self.config.items() if key != "chat_template"}
+        if template:
+            config["chat_template"] = template
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        (folder / "tokenizer.json").write_text(self._inner.to_str(pretty=True), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Tokenizer:
+        """A tokenizer from a model folder, or from the newest checkpoint of a run.
+
+        Raises SchoolError naming the file that is missing or damaged.
+        """
+        folder = resolve_model(folder)
+        path = folder / "tokenizer.json"
+        text = _read(path, "save the tokenizer once more with transformers' AutoTokenizer(...).save_pretrained")
+        try:
+            inner = Inner.from_str(text)
+        except Exception as error:  # the library raises plain Exception
+            raise SchoolError(f"{path} is damaged or truncated ({error}); copy it again") from error
+        path = folder / "tokenizer_config.json"
+        text = _read(path, "it must name at least the eos_token")
+        try:
+            config = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SchoolError(
+                f"{path}, line {error.lineno} is damaged or truncated ({error.msg}); copy it again"
+            ) from error
+        if not isinstance(config, dict):
+            raise SchoolError(f"{path} should hold a JSON object, not {type(config).__name__}; copy it again")
+        template = folder / "chat_template.jinja"
+        if template.is_file():
+            return cls(inner, config, _read(template, "it holds the chat template"))
+        return cls(inner, config, _default_template(config.get("chat_template")))
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """Learn `vocabulary` tokens from texts: the markup, all 256 bytes, and the most frequent pairs (fewer when the
+    texts have no more). The same texts give the same tokenizer.
+    """
+    least = 256 + len(SPECIALS)
+    if vocabulary < least:
+        raise SchoolError(f"a vocabulary of {vocabulary} is too small: bytes and markup alone take {least}")
+    inner = Inner(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    inner.train_from_iterator(texts, trainer)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1_000_000,
+    }
+    return Tokenizer(inner, config)
+
+
+def _without(inner: Inner, tokens: set[int]) -> Inner:
+    """A copy to which these added tokens are ordinary text."""
+    recipe = json.loads(inner.to_str())
+    recipe["added_tokens"] = [token for token in recipe["added_tokens"] if token["id"] not in tokens]
+    try:
+        return Inner.from_str(json.dumps(recipe))
+    except Exception as error:  # the library raises plain Exception
+        raise SchoolError(f"tokenizer.json is damaged ({error}); copy it again") from error
+
+
+def _read(path: Path, advice: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SchoolError(f"{path} is missing; {advice}") from None
+    except UnicodeDecodeError as error:
+        raise SchoolError(f"{path} is damaged: {error}; copy it again") from error
+
+
+def _default_template(template: object) -> str | None:
+    """The chat template of a tokenizer_config.json: a string, or a list of named ones."""
+    if isinstance(template, list):
+        return next((t["template"] for t in template if t.get("name") == "default"), None)
+    return template if isinstance(template, str) else None

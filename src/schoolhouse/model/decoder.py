@@ -1,0 +1,250 @@
+"""One decoder for Llama, Qwen2, Qwen3 and Mistral, with Hugging Face parameter names.
+
+The model knows neither masks nor caches nor modes: tokens and positions come in packed, [N], and whatever the queries
+may look at is the memory's business (see memory.py). A checkpoint needs no conversion because the names are theirs.
+N tokens of a batch, C width, H query heads, K key heads, D head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from schoolhouse.model import fused_ops
+from schoolhouse.types import SchoolError
+
+
+class AttentionContext(Protocol):
+    """What a query may look at. Takes the new keys and values of this layer, gives what the queries read."""
+
+    def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The numbers of a decoder, under the names that a Hugging Face config.json uses."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    tie_word_embeddings: bool = True
+    model_type: str = "qwen3"
+    qkv_bias: bool = False
+    qk_norm: bool = True
+    window: int | None = None  # a sliding window: longer sequences are refused, shorter ones do not notice it
+
+    @property
+    def max_seq_len(self) -> int:
+        """The longest sequence [T] that this decoder computes exactly."""
+        return min(self.max_position_embeddings, self.window or self.max_position_embeddings)
+
+
+ARCHITECTURES = {  # model_type: (qkv_bias, qk_norm)
+    "llama": (False, False),
+    "mistral": (False, False),
+    "qwen2": (True, False),
+    "qwen3": (False, True),
+}
+_SIZES = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "max_position_embeddings rms_norm_eps tie_word_embeddings"
+).split()
+_NEEDED = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
+_SILENT = set(  # keys that change nothing of what a forward pass computes
+    "architectures attention_dropout bos_token_id eos_token_id pad_token_id initializer_range use_cache dtype "
+    "torch_dtype transformers_version _name_or_path max_window_layers model_type id2label label2id is_decoder".split()
+)
+
+
+def parse_model_config(config: Mapping[str, object], where: str = "config.json") -> ModelConfig:
+    """Read a Hugging Face config. Every key that this decoder does not implement is refused by name."""
+    kind = str(config.get("model_type"))
+    if kind not in ARCHITECTURES:
+        raise SchoolError(f"{where}: model_type `{kind}` is not one of {', '.join(ARCHITECTURES)}")
+    bias, norm = ARCHITECTURES[kind]
+    for key in ("rope_parameters", "rope_scaling"):  # the second is how transformers 4 wrote it
+        rope = config.get(key) or {}
+        if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise SchoolError(f"{where}: `{key}: {rope}` is not implemented; only rope_type `default` is")
+        if more := rope.keys() - {"rope_type", "type", "rope_theta"}:
+            raise SchoolError(f"{where}: `{key}` sets {', '.join(sorted(map(str, more)))}, which is not implemented")
+    must = {  # keys with the only value that this decoder computes
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+        "use_sliding_window": False,
+        "partial_rotary_factor": 1.0,
+    }
+    known = {*_SIZES, *_SILENT, *must, "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "layer_types"}
+    for key, value in config.items():
+        if key not in known:
+            raise SchoolError(f"{where}: key `{key}` (value {value!r}) is not implemented by our {kind} decoder")
+        if key in must and value != must[key]:
+            raise SchoolError(f"{where}: `{key}: {value}` is not implemented; only {must[key]!r} is")
+    layers = config.get("layer_types") or []
+    window = config.get("sliding_window") if kind == "mistral" else None
+    if isinstance(layers, list) and any(kind_of != "full_attention" for kind_of in layers):
+        raise SchoolError(f"{where}: layer_types {sorted(set(layers))} is not implemented; only full_attention is")
+    for key in _SIZES:
+        value = config.get(key)
+        if value is None and key in _NEEDED:
+            raise SchoolError(f"{where}: key `{key}` is missing")
+        if value is not None and (not isinstance(value, (int, float)) or value < 0 or (key in _NEEDED and value < 1)):
+            raise SchoolError(f"{where}: `{key}: {value!r}` is no number that a model can have")
+    width, heads = int(str(config["hidden_size"])), int(str(config["num_attention_heads"]))
+    sizes = {key: config[key] for key in _SIZES if config.get(key) is not None}
+    defaults = {"num_key_value_heads": heads, "head_dim": width // heads, "tie_word_embeddings": False}
+    ropes = [config.get("rope_parameters") or {}, config.get("rope_scaling") or {}, config]  # transformers' order
+    theta = next((rope["rope_theta"] for rope in ropes if isinstance(rope, Mapping) and "rope_theta" in rope), 10_000.0)
+    return ModelConfig(
+        **{**defaults, **sizes},  # ty: ignore[invalid-argument-type]
+        rope_theta=float(str(theta)),
+        model_type=kind,
+        qkv_bias=bias,
+        qk_norm=norm,
+        window=int(str(window)) if window else None,
+    )
+
+
+def model_config_to_json(shape: ModelConfig) -> dict[str, object]:
+    """The config.json that transformers reads."""
+    sizes = {key: value for key, value in asdict(shape).items() if key in _SIZES}
+    architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[shape.model_type]
+    window = {"sliding_window": shape.window} if shape.model_type == "mistral" else {}
+    return {
+        "architectures": [f"{architecture}ForCausalLM"],
+        "model_type": shape.model_type,
+        **sizes,
+        **window,
+        "hidden_act": "silu",
+        "rope_parameters": {"rope_theta": shape.rope_theta, "rope_type": "default"},
+        "dtype": "float32",
+    }
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        return fused_ops.rms_norm(x_NC, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, s: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = s.head_dim
+        self.q_proj = nn.Linear(s.hidden_size, s.num_attention_heads * s.head_dim, bias=s.qkv_bias)
+        self.k_proj = nn.Linear(s.hidden_size, s.num_key_value_heads * s.head_dim, bias=s.qkv_bias)
+        self.v_proj = nn.Linear(s.hidden_size, s.num_key_value_heads * s.head_dim, bias=s.qkv_bias)
+        self.o_proj = nn.Linear(s.num_attention_heads * s.head_dim, s.hidden_size, bias=False)
+        if s.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(s.head_dim, s.rms_norm_eps), RMSNorm(s.head_dim, s.rms_norm_eps)
+        self.qk_norm, self.eps = s.qk_norm, s.rms_norm_eps
+
+    def forward(self, x_NC: Tensor, rotation: tuple[Tensor, Tensor], memory: AttentionContext, layer: int) -> Tensor:
+        heads = (x_NC.shape[0], -1, self.head_dim)
+        q, k, v = self.q_proj(x_NC).view(heads), self.k_proj(x_NC).view(heads), self.v_proj(x_NC).view(heads)
+        q_weight, k_weight = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else (None, None)
+        q = fused_ops.rotary(q, rotation, q_weight, self.eps)
+        k = fused_ops.rotary(k, rotation, k_weight, self.eps, rounded=True)
+        return self.o_proj(memory.attend(layer, q, k, v).flatten(1))
+
+
+class MLP(nn.Module):
+    swiglu: Callable[[Tensor, Tensor], Tensor] = staticmethod(fused_ops.swiglu)
+
+    def __init__(self, s: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(s.hidden_size, s.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(s.hidden_size, s.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(s.intermediate_size, s.hidden_size, bias=False)
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        return self.down_proj(self.swiglu(self.gate_proj(x_NC), self.up_proj(x_NC)))
+
+
+class Block(nn.Module):
+    def __init__(self, s: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(s.hidden_size, s.rms_norm_eps)
+        self.self_attn = Attention(s)
+        self.post_attention_layernorm = RMSNorm(s.hidden_size, s.rms_norm_eps)
+        self.mlp = MLP(s)
+
+    def forward(self, x_NC: Tensor, rotation: tuple[Tensor, Tensor], memory: AttentionContext, layer: int) -> Tensor:
+        x_NC = x_NC + self.self_attn(self.input_layernorm(x_NC), rotation, memory, layer)
+        return x_NC + self.mlp(self.post_attention_layernorm(x_NC))
+
+
+class Stem(nn.Module):
+    """Embedding, blocks and final norm: what Hugging Face calls `model`."""
+
+    def __init__(self, s: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(s.vocab_size, s.hidden_size)
+        self.layers = nn.ModuleList(Block(s) for _ in range(s.num_hidden_layers))
+        self.norm = RMSNorm(s.hidden_size, s.rms_norm_eps)
+
+
+class Decoder(nn.Module):
+    """Tokens [N] at positions [N] to hidden states [N, C]; `project` takes hidden states to logits [., V]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = (
+            False  # activation checkpointing: keep what enters a block, compute its inside again
+        )
+        self.model = Stem(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, tokens_N: Tensor, positions_N: Tensor, memory: AttentionContext) -> Tensor:
+        half = torch.arange(0, self.config.head_dim, 2, device=tokens_N.device, dtype=torch.float32)
+        speed = 1.0 / self.config.rope_theta ** (half / self.config.head_dim)
+        angle = (positions_N[:, None].float() * speed)[:, None]  # [N, 1, D / 2]
+        rotation = (angle.cos(), angle.sin())
+        x_NC = self.model.embed_tokens(tokens_N)
+        for layer, block in enumerate(self.model.layers):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_NC = checkpoint(block, x_NC, rotation, memory, layer, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_NC = block(x_NC, rotation, memory, layer)
+        return self.model.norm(x_NC)
+
+    def project(self, hidden_NC: Tensor) -> Tensor:
+        return self.lm_head(hidden_NC)
+
+
+def init_weights(decoder: Decoder, generator: torch.Generator) -> None:
+    """Random weights: standard deviation 1/sqrt(C), what adds to the residual stream smaller by sqrt(2L).
+
+    (The second is GPT-2's scaling, Radford et al. 2019.) The embedding is drawn at 0.02, so that a tied head starts
+    near the uniform distribution.
+    """
+    shape = decoder.config
+    with torch.no_grad():
+        for name, weight in decoder.named_parameters():
+            if weight.dim() == 1:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            std = 0.02 if "embed" in name or "lm_head" in name else shape.hidden_size**-0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= (2 * shape.num_hidden_layers) ** 0.5
+            weight.normal_(0.0, std, generator=generator)

@@ -1,0 +1,23 @@
+"""Where a model computes, and in which number type."""
+
+from __future__ import annotations
+
+import torch
+
+from schoolhouse.types import Precision
+
+
+def pick_device() -> torch.device:
+    """The first CUDA GPU where torch finds one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
+    """The number type of matrix products: `auto` is bfloat16 where the processor multiplies it natively."""
+    if wanted == "auto":
+        names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        probes = (
+            [torch.cuda.is_bf16_supported] if device.type == "cuda" else [getattr(torch.cpu, n, bool) for n in names]
+        )
+        return torch.bfloat16 if any(probe() for probe in probes) else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32

@@ -1,0 +1,116 @@
+"""The learner: one optimizer step on packed batches, and what happened in it.
+
+N tokens of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from schoolhouse.algorithms.losses import Loss
+from schoolhouse.algorithms.packing import Batch, Scores
+from schoolhouse.algorithms.settings import Optimizer
+from schoolhouse.types import SchoolError
+
+MetricsFn = Callable[[Batch, Scores], dict[str, float]]
+"""More numbers of a batch: means over its "tokens", which are reported as means over all batches."""
+
+
+class Learner:
+    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) for a model. Decay applies to matrices alone.
+
+    step  number of updates so far
+    """
+
+    def __init__(self, model: nn.Module, settings: Optimizer) -> None:
+        self.model, self.settings, self.step = model, settings, 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the moments of the gradient."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.settings.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        betas = (self.settings.adam_beta1, self.settings.adam_beta2)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=self.settings.adam_eps, fused=True)
+
+    def update(
+        self,
+        batches: Sequence[Batch],
+        loss_fn: Loss,
+        score: Callable[[Batch], Scores],
+        learning_rate: float,
+        max_grad_norm: float = 1.0,
+        max_logprob_gap: float = math.inf,
+        metrics_fn: MetricsFn | None = None,
+    ) -> dict[str, Any]:
+        """One optimizer step on sum(weight x loss) over all batches: how they are cut changes memory, nothing else.
+
+        score  computes log-probabilities of a batch with the model, with a graph for the gradient
+
+        Raises SchoolError, before the weights are touched, when the gradient is not finite, and when sampler and
+        learner log-probabilities lie further apart than `max_logprob_gap` in the mean.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = {"loss": 0.0, "tokens": 0.0, "entropy": 0.0, "gap": 0.0, "gap_tokens": 0.0}
+        batch_metrics: list[dict[str, float]] = []
+        for batch in batches:
+            scores = score(batch)
+            on_device = batch.to(scores.logprob.device)
+            loss = (on_device.weight * loss_fn(on_device, scores)).sum()
+            loss.backward()
+            totals["loss"] += float(loss.detach())
+            batch_metrics.append(metrics_fn(on_device, scores) if metrics_fn else {})
+            _add_token_stats(totals, on_device, scores)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm))
+        if not math.isfinite(norm):
+            raise SchoolError(
+                f"the gradient of update {self.step} is {norm}: nothing was changed; "
+                "lower the learning rate, or look at the rollouts and advantages of this step"
+            )
+        gap = totals["gap"] / max(totals["gap_tokens"], 1.0)
+        if gap > max_logprob_gap:
+            raise SchoolError(
+                f"sampler and learner log-probabilities lie {gap:.3g} apart in the mean before update {self.step} "
+                f"(max_logprob_gap {max_logprob_gap:g}): the rollouts are not the policy's own; nothing was changed; "
+                "try precision float32 or exact, and see that nothing writes into the weights between sampling and "
+                "learning"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.step += 1
+        tokens = max(totals["tokens"], 1.0)
+        stats = {"loss": totals["loss"], "grad_norm": norm, "entropy": totals["entropy"] / tokens}
+        stats["trained_tokens"] = tokens
+        if totals["gap_tokens"]:
+            stats["logprob_gap"] = gap
+        names = batch_metrics[0].keys() - {"tokens"} if batch_metrics else ()
+        means = {name: sum(row[name] * row["tokens"] for row in batch_metrics) / tokens for name in sorted(names)}
+        return stats | means
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "version": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["version"]
+
+
+def _add_token_stats(totals: dict[str, float], batch: Batch, scores: Scores) -> None:
+    """Entropy of the trained tokens, and how far sampler and learner log-probabilities lie apart."""
+    trained = batch.weight > 0
+    totals["tokens"] += float(trained.sum())
+    totals["entropy"] += float(scores.entropy[trained].sum())
+    if "sampled" in batch.columns:
+        apart = (scores.logprob.detach() - batch["sampled"])[trained].abs()
+        known = torch.isfinite(apart)
+        totals["gap"] += float(apart[known].sum())
+        totals["gap_tokens"] += float(known.sum())

@@ -1,0 +1,149 @@
+"""The data engine: search finds what plain sampling does not; what is verified teaches the next model; and so on.
+
+Expert iteration (Anthony et al. 2017, arXiv 1705.08439) with any search of `school solve` as the expert. Every next
+model starts from the base, and learns from verified answers with the thoughts that led to them, and from fresh worked
+examples, which keep it from narrowing to what it already says (Shumailov et al. 2024, Nature 631). Each loop measures
+what plain sampling can do, and which answers, rare ones among them, are still found.
+
+What was kept stands in lessons/000001.jsonl of the run folder, in rows that `jsonl:` reads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence, Set
+from math import inf
+from pathlib import Path
+from statistics import fmean
+
+from pydantic import Field
+
+from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
+from schoolhouse.algorithms.settings import Optimizer
+from schoolhouse.config import BaseConfig
+from schoolhouse.data.prompts import prompt_groups
+from schoolhouse.policy.policy import Policy
+from schoolhouse.policy.supervised import supervised_update
+from schoolhouse.randomness import python_random
+from schoolhouse.runs.atomic_io import read_lines, write_lines
+from schoolhouse.runs.run import Run
+from schoolhouse.search.render import rows
+from schoolhouse.search.solve import Found, parse, solve
+from schoolhouse.tasks.base import Task
+from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.jsonl import as_row, from_row
+from schoolhouse.tasks.registry import open_task
+from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout
+
+Stats = dict[str, float]
+
+
+class Config(BaseConfig):
+    model: str
+    """Folder of the base model, that every loop starts from (Hugging Face format), or of a run."""
+    start_model: str = ""
+    """Folder of the model that the first loop searches with; none: the base."""
+    task: str = "school"
+    fresh_task: str = ""
+    """Where fresh demonstrations come from; none: no fresh ones."""
+    fresh_fraction: float = Field(0.2, ge=0, lt=1)
+    """Share of each update that is fresh."""
+    seed: int = 0
+    loops: int = Field(4, gt=0)
+    prompts_per_loop: int = Field(256, gt=0)
+    """Searched in each loop, and sampled plainly."""
+    search: str = "vote?samples=16"
+    """As for `school solve`; "sample" is plain sampling."""
+    search_budget: float = Field(inf, gt=0)
+    """Tokens a search may spend on one problem."""
+    verify: bool = True
+    """Keep right answers alone. Without, whatever was found: an ablation, which must fail."""
+    max_kept_per_loop: int | None = Field(None, gt=0)
+    """Answers kept of a loop at most, drawn among them: the same for searches that are compared."""
+    accumulate: bool = True
+    """Learn from what all loops so far have found. Without, from the last one's alone (ReST-EM)."""
+    max_new_tokens: int = Field(128, gt=0)
+    """Tokens of a plain answer."""
+    updates_per_loop: int = Field(150, gt=0)
+    batch_size: int = Field(64, gt=0)
+    optimizer: Optimizer = Optimizer(warmup_steps=10, weight_decay=0.01)
+    microbatch_tokens: int = Field(4_096, gt=0)
+    """Tokens of one micro-batch: memory, never the result."""
+    precision: Precision = "auto"
+
+
+def expert_iteration(c: Config, run: Run) -> None:
+    policy = run.restore(Policy.load(run.model_path(c.start_model or c.model), c.precision, c.optimizer))
+    task, search, conversation = open_task(c.task, c.seed), parse(c.search, c.search_budget), policy.conversation
+    fresh = open_task(c.fresh_task, c.seed) if c.fresh_task else None
+    run.track_files(*task.files, *(fresh.files if fresh else ()))
+    examples = [from_row(row) for loop in range(run.step) for row in read_lines(_file(run, "kept", loop))]
+
+    for loop in run.steps(range(run.step, c.loops), save=policy, every=1):
+        problems = task.train_problems(loop, c.prompts_per_loop)
+        plain_prompts, search_prompts = (
+            prompt_groups(conversation, problems, 1, seed=c.seed, purpose=purpose, step=loop)
+            for purpose in ("engine plain", "engine search")
+        )
+        plain = grade(policy.extend(plain_prompts, c.max_new_tokens), task, conversation.parse_completion)
+        found = solve(policy, task, search_prompts, search)
+        graded = grade([one.rollout for one in found if one.rollout], task, conversation.parse_completion)
+        right = right_keys(graded)
+        if trees := rows(found, right):
+            write_lines(_file(run, "trees", loop), trees)
+        kept = [rollout for rollout in rollouts_of(graded) if rollout.key in right or not c.verify]
+        most = min(len(kept), c.max_kept_per_loop or len(kept))
+        kept = python_random(Key(c.seed, "engine most", loop)).sample(kept, most)
+        stats: Stats = {"kept": len(kept), **search_stats(found, right, kept, problems)}
+        stats["sampled_tokens"] = sampled_tokens(rollouts_of(plain)) + sum(one.tokens for one in found)
+        completions = [(rollout.problem, conversation.parse_completion(rollout)) for rollout in kept]
+        new = [Demonstration(problem, text.thought, text.answer, "search") for problem, text in completions]
+        write_lines(_file(run, "kept", loop), map(as_row, new))
+        examples = [*(examples if c.accumulate else []), *new]
+        if examples:
+            policy.reset(c.model)
+            stats |= fine_tune(c, policy, examples, fresh, loop)
+        run.record(loop, plain, conversation.parse_completion, **stats)
+
+
+def search_stats(
+    found: Sequence[Found], right: Set[Key], kept: Sequence[Rollout], problems: Sequence[Problem]
+) -> Stats:
+    """Share of problems that the search solved, tokens a problem, and coverage of the right answers by what is kept.
+
+    right     keys of the right answers
+    coverage  of the distinct right answers; `rare_coverage` of those that belong to one problem alone
+    """
+    references = Counter(problem.reference for problem in problems)
+    covered = {rollout.problem.reference for rollout in kept if rollout.key in right}
+    rare = [answer for answer, count in references.items() if count == 1]
+    return {
+        "search_solved": len(right) / len(problems),
+        "search_tokens": fmean(one.tokens for one in found),
+        "coverage": len(covered & references.keys()) / len(references),
+        **({"rare_coverage": len(covered & set(rare)) / len(rare)} if rare else {}),
+    }
+
+
+def fine_tune(c: Config, policy: Policy, examples: Sequence[Demonstration], fresh: Task | None, loop: int) -> Stats:
+    """Fine-tune on what was kept, with a share of fresh demonstrations in each update."""
+    random, losses, updates = python_random(Key(c.seed, "engine study", loop)), [], c.updates_per_loop
+    num_fresh = round(c.batch_size * c.fresh_fraction) if fresh else 0
+    for update in range(updates):
+        batch = random.choices(examples, k=c.batch_size - num_fresh)
+        batch += fresh.demonstrations(loop * updates + update, num_fresh) if fresh else []
+        keys = [Key(c.seed, "engine", loop * updates + update, i) for i in range(len(batch))]
+        rollouts = policy.conversation.demonstrate_all(batch, keys)
+        losses.append(supervised_update(policy, rollouts, c.optimizer, update, updates, c.microbatch_tokens)["loss"])
+    return {"loss": fmean(losses), "fresh": num_fresh * updates, "trained_rollouts": len(examples)}
+
+
+def right_keys(groups: Sequence[Group]) -> set[Key]:
+    """Keys of the right answers."""
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
+    pairs = zip(rollouts_of(groups), verdicts, strict=True)
+    return {rollout.key for rollout, verdict in pairs if verdict.reward is not None and verdict.reward >= 1.0}
+
+
+def _file(run: Run, folder: str, loop: int) -> Path:
+    return run.folder / folder / f"{loop:06d}.jsonl"

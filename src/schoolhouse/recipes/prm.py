@@ -1,0 +1,159 @@
+"""Reward models: a judge that says a mark behind each step that is right, or behind a solution whose answer is.
+
+Process supervision: Lightman et al. 2023, arXiv 2305.20050. Its labels come from people (`data`, in PRM800K's format),
+from the task's own rules (`exact`), or from how sampled continuations end (`hard`, `soft`: Math-Shepherd, Wang et al.
+2023, arXiv 2312.08935). `outcome` labels whole solutions by their answer (Cobbe et al. 2021, arXiv 2110.14168), and so
+does `implicit`, whose judge is the likelihood of what was said (Yuan et al. 2024, arXiv 2412.01981).
+
+The generator's solutions are labelled once, before the first update; a run that goes on makes the same ones again.
+What was labelled stands in labels.jsonl of the run folder, in PRM800K's format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schoolhouse.algorithms.groups import sampled_tokens
+from schoolhouse.algorithms.losses import implicit_prm, token_bce
+from schoolhouse.algorithms.packing import sequence_mean, token_mean
+from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
+from schoolhouse.config import BaseConfig
+from schoolhouse.data.chat import Conversation
+from schoolhouse.data.prompts import prompt_groups
+from schoolhouse.policy.policy import Policy
+from schoolhouse.policy.supervised import supervised_update
+from schoolhouse.randomness import python_random
+from schoolhouse.reward_models.examples import (
+    Example,
+    outcome_label,
+    read_examples,
+    sequence_example,
+    shuffle_labels,
+    step_example,
+)
+from schoolhouse.reward_models.implicit import BETA
+from schoolhouse.reward_models.prm import LabelPlaces, check_same_tokenizer
+from schoolhouse.reward_models.step_labels import LabelledSolution, by_continuations, by_rules, write_prm800k
+from schoolhouse.runs.run import Run
+from schoolhouse.tasks.base import Task
+from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.registry import open_task
+from schoolhouse.types import Key, Precision, SchoolError
+
+
+class Config(BaseConfig):
+    model: str
+    """Folder of the model that becomes the reward model (Hugging Face format), or of a run."""
+    generator: str = ""
+    """Folder of the model whose solutions are labelled; none: labels come from `data`."""
+    data: Path | None = None
+    """Labelled solutions, JSON lines in PRM800K's format."""
+    labels: Literal["exact", "strict", "hard", "soft", "outcome", "implicit"] = "exact"
+    """Where labels of the generator's solutions come from: the task's rules (idle words count as right, as in PRM800K,
+    or as wrong: `strict`), any or the share of continuations that end right, or the answer alone, by a label token or
+    by the likelihood of the solution itself."""
+    task: str = "school:chain"
+    seed: int = 0
+    num_prompts: int = Field(500, gt=0)
+    samples_per_prompt: int = Field(4, gt=0)
+    """Solutions of each."""
+    sampling: RolloutSampling = RolloutSampling()
+    continuations: int = Field(8, gt=0)
+    """Behind each step, for `hard` and `soft`."""
+    delimiter: str = Field("\n", min_length=1)
+    """What ends a step of `data`; elsewhere the task says."""
+    shuffle_labels: bool = False
+    """Control: labels shuffled between steps; the reward model must learn nothing."""
+    steps: int = Field(500, gt=0)
+    batch_size: int = Field(64, gt=0)
+    """Solutions of an update."""
+    optimizer: Optimizer = Optimizer(weight_decay=0.01)
+    microbatch_tokens: int = Field(4_096, gt=0)
+    """Tokens of one micro-batch: memory, never the result."""
+    precision: Precision = "auto"
+    save_every: int = Field(500, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Config:
+        if (self.data is None) == (not self.generator):
+            raise ValueError(
+                "give either `generator`, a model whose solutions are labelled, or `data`, a file of labels"
+            )
+        if self.labels == "implicit" and self.data:
+            raise ValueError("labels: implicit needs a `generator`: its judge learns from whole solutions of a model")
+        return self
+
+
+def prm(c: Config, run: Run) -> None:
+    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer))
+    task, conversation, tokens = open_task(c.task, c.seed), policy.conversation, 0
+    run.track_files(*task.files, c.data)
+    if c.data:
+        labelled = read_examples(c.data, conversation, c.delimiter)
+    else:
+        labelled, tokens = label_solutions(c, task, conversation)
+    write_prm800k(run.folder / "labels.jsonl", [solution for solution, _ in labelled])
+    examples = [example for _, example in labelled if any(example.rollout.loss_mask)]
+    if not examples:
+        ends = f"do they think, in steps that end with {task.delimiter!r}?"
+        raise SchoolError(f"{len(labelled)} solutions have no labelled step: {ends}")
+    if c.shuffle_labels:
+        examples = shuffle_labels(examples, c.seed)
+    targets = [target for example in examples for target in example.target if target == target]
+    counts = {"solutions": len(examples), "labels": len(targets), "labels_right": sum(targets) / len(targets)}
+    counts["sampled_tokens"] = tokens
+
+    implicit = c.labels == "implicit"
+    loss_fn, aggregation = (implicit_prm(BETA), sequence_mean) if implicit else (token_bce(), token_mean)
+    for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):
+        batch = python_random(Key(c.seed, "process reward", step)).choices(examples, k=c.batch_size)
+        stats = supervised_update(
+            policy,
+            [example.rollout for example in batch],
+            c.optimizer,
+            step,
+            c.steps,
+            c.microbatch_tokens,
+            loss_fn=loss_fn,
+            aggregation=aggregation,
+            target=[example.target for example in batch],
+            reference=[example.reference for example in batch],
+        )
+        run.record(step, **stats, **(counts if step == 0 else {}))
+
+
+def label_solutions(c: Config, task: Task, reader: Conversation) -> tuple[list[tuple[LabelledSolution, Example]], int]:
+    """Labelled solutions of the generator, without those that were cut off, and the tokens that were sampled.
+
+    reader  conversation of the model that becomes the reward model
+    """
+    generator = Policy.load(c.generator, c.precision)
+    conversation, problems = generator.conversation, task.train_problems(0, c.num_prompts)
+    check_same_tokenizer(conversation, reader, "the generator", "the reward model")
+    prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="solution")
+    max_new_tokens = c.sampling.max_new_tokens
+    rollouts = generator.extend(prompts, max_new_tokens, temperature=c.sampling.temperature)
+    tokens = sampled_tokens(rollouts)
+    solutions = [rollout for rollout in rollouts if rollout.finish_reason == "stop"]
+    places: LabelPlaces = "end" if c.labels == "outcome" else "steps"
+    if c.labels in ("exact", "strict"):
+        checked = by_rules(task, conversation, solutions)
+        labelled = [(one.strict() if c.labels == "strict" else one).truncate_at_first_error() for one in checked]
+    elif c.labels in ("outcome", "implicit"):
+        groups = grade(solutions, task, conversation.parse_completion)
+        verdicts = [verdict for group in groups for verdict in group.verdicts]
+        labelled = [outcome_label(conversation, r, v.reward) for r, v in zip(solutions, verdicts, strict=True)]
+    else:
+        labelled, more = by_continuations(
+            generator, task, solutions, c.continuations, max_new_tokens, c.labels == "hard"
+        )
+        tokens += more
+    if c.labels == "implicit":
+        scores = Policy.load(c.model, c.precision).score(solutions)
+        rows = zip(labelled, solutions, scores, strict=True)
+        return [(one, sequence_example(rollout, one, score.logprob.tolist())) for one, rollout, score in rows], tokens
+    pairs = zip(labelled, solutions, strict=True)
+    return [(one, step_example(conversation, r, one, task.delimiter, places)) for one, r in pairs], tokens

@@ -1,0 +1,139 @@
+"""Practice with a judge of steps beside the verdict on the answer: process advantages, and the form that gets hacked.
+
+Setlur et al. 2024, arXiv 2410.08146 (PAV): a step is praised for its progress, by how much it changed the chance that
+the answer will be right, on top of the outcome: every token of step i learns from A_outcome + alpha (v_i - v_{i-1}).
+Progress telescopes: saying more good-looking steps earns nothing. Summing the judge's grades (`raw`) rewards every step
+for itself, and a policy learns to say many (DeepSeek-R1 gave such rewards up: arXiv 2501.12948, section 4.2).
+
+What a state is worth is what the grades of all steps so far make together (`aggregate`): the product, where the judge
+says whether steps are right behind right ones, the last, where it grades states (`school train process_reward --labels
+soft`). P problems, G rollouts of a problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from pydantic import Field
+
+from schoolhouse.algorithms.advantages import group_advantage, step_advantage, value_gains
+from schoolhouse.algorithms.groups import drop_ungraded, rollouts_of, with_rewards
+from schoolhouse.algorithms.losses import clipped_surrogate
+from schoolhouse.algorithms.packing import pack, token_mean
+from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
+from schoolhouse.config import BaseConfig
+from schoolhouse.data.prompts import prompt_groups
+from schoolhouse.data.steps import graded_step_ends
+from schoolhouse.policy.policy import Policy
+from schoolhouse.policy.stream import Stream
+from schoolhouse.reward_models.prm import (
+    NO_STEPS,
+    RewardModel,
+    StepAggregation,
+    check_same_tokenizer,
+    labels_of_run,
+    running_values,
+)
+from schoolhouse.runs.run import Run
+from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.registry import open_task
+from schoolhouse.types import Group, Precision, Rollout, SchoolError
+
+
+class Config(BaseConfig):
+    model: str
+    """Folder of the model to start from (Hugging Face format), or of a run."""
+    reward_model: str
+    """Folder of a process reward model, or of the run that made it."""
+    reward_form: Literal["progress", "raw"] = "progress"
+    """Reward a step for what it changed, or a rollout for the sum of its grades."""
+    step_aggregation: StepAggregation = "product"
+    """progress: what grades so far make a state worth; product or min for a model of steps, last for one of values."""
+    alpha: float = Field(1.0, ge=0)
+    """Weight beside the reward of the answer; 0 is outcome rewards alone."""
+    task: str = "school"
+    seed: int = 0
+    steps: int = Field(45, gt=0)
+    prompts_per_step: int = Field(32, gt=0)
+    group_size: int = Field(16, gt=1)
+    sampling: RolloutSampling = RolloutSampling()
+    optimizer: Optimizer = Optimizer(learning_rate=1e-4, warmup_steps=5, lr_decay_fraction=0.0)
+    max_logprob_gap: float = Field(0.1, gt=0)
+    """Stop when sampler and learner log-probabilities lie further apart in the mean."""
+    microbatch_tokens: int = Field(4_096, gt=0)
+    """Tokens of one micro-batch: memory, never the result."""
+    precision: Precision = "auto"
+    save_every: int = Field(20, gt=0)
+
+
+def prm_rl(c: Config, run: Run) -> None:
+    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer)
+    task, conversation = open_task(c.task, c.seed), policy.conversation
+    run.track_files(*task.files)
+    run.track_model(c.reward_model)
+    if (labels := labels_of_run(Path(c.reward_model))) in NO_STEPS:
+        raise SchoolError(
+            f"{c.reward_model}: a reward model with labels `{labels}` grades no steps: give one with exact, strict or "
+            "soft"
+        )
+    reward_model = RewardModel(Policy.load(c.reward_model, c.precision), task.delimiter)
+    check_same_tokenizer(
+        conversation, reward_model.policy.conversation, "the policy", f"the reward model {c.reward_model}"
+    )
+
+    def make_prompts(step: int) -> list[Rollout]:  # [P*G]
+        problems = task.train_problems(step, c.prompts_per_step)
+        return prompt_groups(conversation, problems, c.group_size, seed=c.seed, purpose="practice", step=step)
+
+    def sample(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G]
+        return policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
+
+    stream = run.restore(Stream(policy, make_prompts, sample))
+    for step, sampled in run.steps(stream.over(range(run.step, c.steps)), save=stream, every=c.save_every):
+        groups = grade(sampled, task, conversation.parse_completion)
+        graded = drop_ungraded(groups)
+        rollouts = rollouts_of(graded)
+        grades = reward_model.grades(rollouts)
+        ends = [graded_step_ends(conversation, rollout, task.delimiter) for rollout in rollouts]
+        batches = pack(
+            rollouts,
+            token_mean(rollouts),
+            c.microbatch_tokens,
+            share_prompts=policy.shares_prompts,
+            advantage=advantages(c, graded, ends, grades),
+            sampled=[rollout.logprob for rollout in rollouts],
+        )
+        rate = c.optimizer.rate(step, c.steps)
+        stats = policy.update(
+            batches,
+            clipped_surrogate(on_policy=True),
+            rate,
+            c.optimizer.max_grad_norm,
+            c.sampling.temperature,
+            c.max_logprob_gap,
+        )
+        step_stats = {"num_steps": fmean(map(len, ends)), "step_reward": fmean(sum(map(exp, few)) for few in grades)}
+        run.record(step, groups, conversation.parse_completion, learning_rate=rate, **step_stats, **stats)
+
+
+def advantages(
+    c: Config, groups: Sequence[Group], ends: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    """A row [T] for each rollout; `grades` are log-probabilities of the steps that end at `ends`."""
+    if c.reward_form == "raw":
+        rewards = [verdict.reward for group in groups for verdict in group.verdicts]
+        summed = [
+            None if reward is None else reward + c.alpha * sum(map(exp, few))
+            for reward, few in zip(rewards, grades, strict=True)
+        ]
+        return group_advantage(with_rewards(groups, summed), scale="none")
+    start = [fmean(group.rewards) for group in groups for _ in group.rollouts]  # the value of the prompt
+    values = [running_values(logs, c.step_aggregation) for logs in grades]
+    gains = [[c.alpha * gain for gain in value_gains(few, at)] for few, at in zip(values, start, strict=True)]
+    outcome: list[Any] = group_advantage(groups, scale="none")
+    steps = step_advantage(rollouts_of(groups), ends, gains)
+    return [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(outcome, steps, strict=True)]

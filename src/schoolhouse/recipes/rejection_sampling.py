@@ -1,0 +1,139 @@
+"""Rejection sampling, and fine-tuning on what was kept: DeepSeek-R1's third stage, and its distillation.
+
+Guo et al. 2025, arXiv 2501.12948, sections 2.3.3 and 2.4. A teacher answers each problem several times; answers that
+are right, ended by themselves and kept to one language are what the student learns from, as if a person had worked
+them. The student may be a smaller model (distillation), or the base the teacher was made from (rejection sampling).
+
+What was kept stands in kept.jsonl of the run folder, in rows that `jsonl:` reads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
+from schoolhouse.algorithms.settings import Optimizer, Sampling
+from schoolhouse.config import BaseConfig, suggest
+from schoolhouse.data.prompts import prompt_groups
+from schoolhouse.data.scripts import share_in
+from schoolhouse.policy.policy import Policy
+from schoolhouse.policy.supervised import supervised_update
+from schoolhouse.randomness import python_random
+from schoolhouse.runs.atomic_io import atomic_write, read_lines, read_object, to_json, write_lines
+from schoolhouse.runs.progress import progress
+from schoolhouse.runs.run import Run
+from schoolhouse.tasks.grading import grade, grade_all
+from schoolhouse.tasks.jsonl import as_row, from_row
+from schoolhouse.tasks.registry import open_task
+from schoolhouse.types import SCRIPTS, Completion, Demonstration, Key, Precision, Problem, SchoolError
+
+
+class Config(BaseConfig):
+    teacher: str
+    """Folder of the model that answers, or of a run: its newest checkpoint."""
+    model: str
+    """Folder of the model that learns from it (Hugging Face format), or of a run."""
+    task: str = "school"
+    seed: int = 0
+    num_prompts: int = Field(1_000, gt=0)
+    """Problems that the teacher answers, all at once before the first step."""
+    samples_per_prompt: int = Field(4, gt=0)
+    sampling: Sampling = Sampling()
+    max_kept_per_problem: int = Field(4, gt=0)
+    """Answers kept of one problem, or easy ones take over."""
+    script: str = ""
+    """Script that a thought must be written in from beginning to end, such as latin or cjk; "": any."""
+    steps: int = Field(500, gt=0)
+    batch_size: int = Field(64, gt=0)
+    optimizer: Optimizer = Optimizer(weight_decay=0.01)
+    microbatch_tokens: int = Field(4_096, gt=0)
+    """Tokens of one micro-batch: memory, never the result."""
+    precision: Precision = "auto"
+    save_every: int = Field(200, gt=0)
+
+    @model_validator(mode="after")
+    def _known(self) -> Config:
+        if self.script and self.script not in SCRIPTS:
+            raise ValueError(f"there is no script `{self.script}`{suggest(self.script, SCRIPTS)}")
+        return self
+
+
+def rejection_sampling(c: Config, run: Run) -> None:
+    if not (run.folder / "harvest.json").exists():
+        rows, counts = sample_teacher(c)
+        write_lines(run.folder / "kept.jsonl", rows)
+        atomic_write(run.folder / "harvest.json", to_json(counts) + "\n")
+    counts = read_object(run.folder / "harvest.json")
+    demonstrations = [from_row(row) for row in read_lines(run.folder / "kept.jsonl")]
+    if not demonstrations:
+        raise SchoolError(
+            f"nothing was kept of {counts['rollouts']} completions ({counts}): use a teacher that solves some problems"
+        )
+    run.track_files(run.folder / "kept.jsonl")
+    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer))
+
+    for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):
+        batch = python_random(Key(c.seed, "distill", step)).choices(demonstrations, k=c.batch_size)
+        keys = [Key(c.seed, "distill", step, i) for i in range(c.batch_size)]
+        rollouts = policy.conversation.demonstrate_all(batch, keys)
+        stats = supervised_update(policy, rollouts, c.optimizer, step, c.steps, c.microbatch_tokens)
+        run.record(step, **stats, **(counts if step == 0 else {}))
+
+
+def sample_teacher(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows of the teacher's completions that are kept, and how many were dropped for which reason."""
+    teacher, task = Policy.load(c.teacher, c.precision), open_task(c.task, c.seed)
+    conversation = teacher.conversation
+    problems = task.train_problems(0, c.num_prompts)
+    prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="harvest")
+    with progress("teacher", len(prompts), unit="answer") as advance:
+        rollouts = teacher.extend(
+            prompts,
+            c.sampling.max_new_tokens,
+            temperature=c.sampling.temperature,
+            progress=lambda more: advance(more, ""),
+        )
+    groups = grade(rollouts, task, conversation.parse_completion)
+    cases: list[tuple[Problem, Completion]] = []
+    rows, counts = [], Counter(sampled_tokens=sampled_tokens(rollouts_of(groups)))
+    kept: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+    for group in groups:
+        known = kept[group.problem.id]  # a small file's problems come again
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            completion = conversation.parse_completion(rollout)
+            texts = (completion.thought or "", completion.answer)
+            reason = _drop_reason(c, verdict.reward, completion.complete, texts, known)
+            if not reason:
+                known.add(texts)
+                rows.append(as_row(Demonstration(group.problem, *texts, "teacher")))
+                cases.append((group.problem, Completion(*texts)))
+            counts["rollouts"] += 1
+            counts[reason or "kept"] += 1
+    rewards = [verdict.reward for verdict in grade_all(cases, task)]  # of what is kept, as it is written down
+    counts["kept_wrong"] = sum(reward is None or reward < 1.0 for reward in rewards)
+    counts["kept_mixed"] = sum(bool(c.script) and share_in(kept.thought or "", c.script) < 1.0 for _, kept in cases)
+    return rows, dict(counts)
+
+
+def _drop_reason(
+    c: Config, reward: float | None, complete: bool, texts: tuple[str, str], known: Collection[tuple[str, str]]
+) -> str:
+    """Why a completion is dropped; "" for one that is kept. `known` are the kept ones of its problem."""
+    thought = texts[0]
+    if reward is None:
+        return "dropped_ungraded"
+    if reward < 1.0 or not complete:
+        return "dropped_wrong"
+    if "\ufffd" in "".join(texts):
+        return "dropped_broken"  # half a character
+    if c.script and not thought.strip():
+        return "dropped_no_thought"  # an empty thought is in no script
+    if c.script and share_in(thought, c.script) < 1.0:
+        return "dropped_mixed"
+    if texts in known:
+        return "dropped_duplicate"
+    return "dropped_over_cap" if len(known) >= c.max_kept_per_problem else ""

@@ -1,0 +1,145 @@
+"""Fine-tuning on pairs of attempts: the ways to teach self-correction that SCoRe is compared with.
+
+Kumar et al. 2024, arXiv 2409.12917, section 4. STaR: the model attempts each problem twice, and pairs whose wrong first
+attempt was mended are kept (Zelikman et al. 2022). Pair-SFT: a wrong attempt is followed by a right one at the same
+problem, of which there are far more (Welleck et al. 2022, arXiv 2211.00053). With `keep_right` right attempts that are
+followed by a right one are kept too, as many as there are mended ones: the paper's D+.
+
+Only second attempts are learned: the first ones are what they answer. All pairs are the starting model's own, made
+before the first update; a run that goes on makes the same ones again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from schoolhouse.algorithms.groups import sampled_tokens
+from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
+from schoolhouse.config import BaseConfig
+from schoolhouse.data.chat import Conversation
+from schoolhouse.data.prompts import prompt_groups
+from schoolhouse.eval.two_attempts import first_attempts, two_attempts
+from schoolhouse.policy.policy import Policy
+from schoolhouse.policy.supervised import supervised_update
+from schoolhouse.randomness import python_random
+from schoolhouse.runs.run import Run
+from schoolhouse.tasks.base import Task
+from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.registry import open_task
+from schoolhouse.types import NAN, REVISION_REQUEST, Group, Key, Message, Precision, Rollout, SchoolError
+
+
+class Pair(NamedTuple):
+    """Two attempts as one rollout, and the reward of each."""
+
+    rollout: Rollout
+    first: float
+    second: float
+
+    @property
+    def corrected(self) -> bool:
+        return self.first < 1.0 <= self.second
+
+
+class Config(BaseConfig):
+    model: str
+    """Folder of the model to start from (Hugging Face format), or of a run. It should know what a second attempt is."""
+    task: str = "school"
+    seed: int = 0
+    pairs: Literal["star", "pair_sft"] = "star"
+    """The model's own second attempts, or right attempts of its own put behind wrong ones."""
+    keep_correct: bool = False
+    """Keep right attempts followed by right ones too, as many."""
+    num_prompts: int = Field(500, gt=0)
+    samples_per_prompt: int = Field(8, gt=1)
+    """Pairs of attempts (`star`) or attempts (`pair_sft`) at each problem."""
+    sampling: RolloutSampling = RolloutSampling()
+    """Of one attempt."""
+    instruction: str = REVISION_REQUEST
+    steps: int = Field(300, gt=0)
+    batch_size: int = Field(64, gt=0)
+    optimizer: Optimizer = Optimizer(weight_decay=0.01)
+    microbatch_tokens: int = Field(4_096, gt=0)
+    """Tokens of one micro-batch: memory, never the result."""
+    precision: Precision = "auto"
+    save_every: int = Field(300, gt=0)
+
+
+def revision_sft(c: Config, run: Run) -> None:
+    task = open_task(c.task, c.seed)
+    pairs, tokens = sample_pairs(c, Policy.load(c.model, c.precision), task)
+    kept = choose_pairs(c, pairs)
+    if not kept:
+        raise SchoolError(
+            f"none of {len(pairs)} pairs of attempts was corrected: set `num_prompts` or `samples_per_prompt` higher"
+        )
+    counts = {
+        "pairs": len(pairs),
+        "corrected": sum(pair.corrected for pair in kept),
+        "kept_correct": sum(not pair.corrected for pair in kept),
+        "sampled_tokens": tokens,
+    }
+    examples = [second_only(pair.rollout) for pair in kept]
+    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer))
+    run.track_files(*task.files)
+
+    for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):
+        rollouts = python_random(Key(c.seed, "revise", step)).choices(examples, k=c.batch_size)
+        stats = supervised_update(policy, rollouts, c.optimizer, step, c.steps, c.microbatch_tokens)
+        run.record(step, **stats, **(counts if step == 0 else {}))
+
+
+def choose_pairs(c: Config, pairs: Sequence[Pair]) -> list[Pair]:
+    """The corrected pairs; with `keep_correct` as many that were right twice, as far as there are, drawn by lot.
+
+    Second attempts that were cut off are left out: they would not teach to end.
+    """
+    ended = [pair for pair in pairs if pair.rollout.finish_reason == "stop" and pair.second >= 1.0]
+    corrected, right = [pair for pair in ended if pair.corrected], [pair for pair in ended if not pair.corrected]
+    few = min(len(corrected), len(right)) if c.keep_correct else 0
+    return corrected + python_random(Key(c.seed, "kept right")).sample(right, few)
+
+
+def sample_pairs(c: Config, policy: Policy, task: Task) -> tuple[list[Pair], int]:
+    """Pairs of attempts, where both could be graded, and how many tokens were sampled for all."""
+    conversation, problems = policy.conversation, task.train_problems(0, c.num_prompts)
+    prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="revise")
+    if c.pairs == "pair_sft":
+        attempts = policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
+        groups = grade(attempts, task, conversation.parse_completion)
+        pairs = [pair for group in groups for pair in pair_up(group, conversation, c.instruction)]
+        return pairs, sampled_tokens(attempts)
+    both = two_attempts(policy, prompts, c.sampling.max_new_tokens, c.sampling.temperature, c.instruction)
+    first, second = (
+        [v.reward for group in grade(rollouts, task, conversation.parse_completion) for v in group.verdicts]
+        for rollouts in (first_attempts(both), both)
+    )
+    graded = zip(both, first, second, strict=True)
+    return [Pair(r, a, b) for r, a, b in graded if a is not None and b is not None], sampled_tokens(both)
+
+
+def pair_up(group: Group, conversation: Conversation, instruction: str) -> list[Pair]:
+    """Every attempt at one problem with a right one behind it: another one where there is another. None without any.
+
+    Nothing is put behind an attempt that was cut off.
+    """
+    graded = [(r, v.reward) for r, v in zip(group.rollouts, group.verdicts, strict=True) if v.reward is not None]
+    right = [rollout for rollout, reward in graded if reward >= 1.0 and rollout.finish_reason == "stop"]
+    pairs, request = [], (Message("user", instruction),)
+    for at, (rollout, reward) in enumerate(graded if right else []):
+        others = [other for other in right if other is not rollout] or right
+        tokens = others[at % len(others)].last_turn()
+        begun = conversation.follow_up(rollout, request)
+        second = begun.append_sampled(tokens, (NAN,) * len(tokens), "stop", rollout.policy_version)
+        pairs.append(Pair(second, reward, 1.0))
+    return pairs
+
+
+def second_only(pair: Rollout) -> Rollout:
+    """The same tokens with a loss mask on the last turn alone."""
+    start = pair.turns[-1]
+    return replace(pair, loss_mask=(False,) * start + pair.loss_mask[start:], turns=(start,))

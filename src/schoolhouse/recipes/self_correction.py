@@ -1,0 +1,153 @@
+"""SCoRe: learn to correct oneself, by reinforcement over two attempts at the same problem.
+
+Kumar et al. 2024, arXiv 2409.12917. An attempt, a fixed request to look again (which tells nothing), a second attempt.
+Stage I praises the second attempt alone while a strong KL penalty holds the first to the model it started as: rewarded
+at once, the two would become the same. Stage II praises both, and the second by what it changed: r2 + alpha (r2 - r1).
+With first_stage 0 and alpha 0 it is plain reinforcement over two turns.
+
+P problems a step, G rollouts a problem, T tokens of a rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from schoolhouse.algorithms.advantages import group_advantage
+from schoolhouse.algorithms.groups import drop_ungraded, rollouts_of, with_rewards
+from schoolhouse.algorithms.losses import Loss, kl_penalty, policy_gradient
+from schoolhouse.algorithms.packing import Batch, Scores, pack, token_mean
+from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
+from schoolhouse.config import BaseConfig
+from schoolhouse.data.prompts import prompt_groups
+from schoolhouse.eval.two_attempts import Attempts, first_attempts, two_attempts
+from schoolhouse.policy.policy import Policy
+from schoolhouse.policy.stream import Stream
+from schoolhouse.runs.run import Run
+from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.registry import open_task
+from schoolhouse.types import REVISION_REQUEST, Group, Precision, Rollout
+
+
+class Config(BaseConfig):
+    model: str
+    """Folder of the model to start from (Hugging Face format), or of a run. It should know what a second attempt is."""
+    task: str = "school"
+    seed: int = 0
+    steps: int = Field(80, gt=0)
+    stage1_steps: int = Field(40, ge=0)
+    """Steps of stage I; the rest is stage II."""
+    prompts_per_step: int = Field(32, gt=0)
+    group_size: int = Field(16, gt=1)
+    sampling: RolloutSampling = RolloutSampling()
+    """Of one attempt."""
+    instruction: str = REVISION_REQUEST
+    """What stands between the attempts. It says nothing about whether the first was right."""
+    alpha: float = Field(10.0, ge=0)
+    """How much a change from wrong to right, or back, weighs in stage II."""
+    kl_coef: float = Field(0.01, ge=0)
+    """beta1: KL penalty of all attempts."""
+    stage1_kl_coef: float = Field(0.1, ge=0)
+    """beta2: that of the first attempt in stage I."""
+    future_reward_weight: float = Field(0.0, ge=0, le=1)
+    """Share of the second attempt's reward that the first one gets in stage II (in stage I first attempts get none).
+    The paper is silent; with any, a first attempt that leaves something to correct pays."""
+    optimizer: Optimizer = Optimizer(learning_rate=1e-4, warmup_steps=5, lr_decay_fraction=0.0)
+    max_logprob_gap: float = Field(0.1, gt=0)
+    """Stop when sampler and learner log-probabilities lie further apart in the mean."""
+    microbatch_tokens: int = Field(4_096, gt=0)
+    """Tokens of one micro-batch: memory, never the result."""
+    precision: Precision = "auto"
+    save_every: int = Field(20, gt=0)
+
+
+def self_correction(c: Config, run: Run) -> None:
+    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer)
+    reference = Policy.load(c.model, c.precision)
+    task, conversation = open_task(c.task, c.seed), policy.conversation
+    run.track_files(*task.files)
+
+    def make_prompts(step: int) -> list[Rollout]:  # [P*G]
+        problems = task.train_problems(step, c.prompts_per_step)
+        return prompt_groups(conversation, problems, c.group_size, seed=c.seed, purpose="practice", step=step)
+
+    def sample(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G] rollouts of two turns
+        return two_attempts(policy, prompts, c.sampling.max_new_tokens, c.sampling.temperature, c.instruction)
+
+    stream = run.restore(Stream(policy, make_prompts, sample))
+    for step, rollouts in run.steps(stream.over(range(run.step, c.steps)), save=stream, every=c.save_every):
+        second = grade(rollouts, task, conversation.parse_completion)
+        first = grade(first_attempts(rollouts), task, conversation.parse_completion)
+        attempts = Attempts.of(first, second, conversation.parse_completion)
+        run.record(step, second, conversation.parse_completion, **attempts.to_json())
+        rate = c.optimizer.rate(step, c.steps)
+        stats = learn(c, policy, reference, first, second, step < c.stage1_steps, rate)
+        run.record(step, learning_rate=rate, **stats)
+
+
+def learn(
+    c: Config, policy: Policy, reference: Policy, first: list[Group], second: list[Group], stage_one: bool, rate: float
+) -> dict[str, Any]:
+    """One update. Each attempt's tokens get that attempt's reward, compared within the group."""
+    early, late = map(
+        drop_ungraded, shape_rewards(first, second, 0.0 if stage_one else c.alpha, c.future_reward_weight)
+    )
+    rollouts = rollouts_of(late)
+    if not rollouts:
+        return {}
+    second_start = [len(rollout) for rollout in rollouts_of(early)]
+    advantage = [
+        [*(0.0 if stage_one else a for a in before), *after[at:]]
+        for before, after, at in zip(
+            group_advantage(early, scale="none"), group_advantage(late, scale="none"), second_start, strict=True
+        )
+    ]
+    kl_coef = [
+        [c.stage1_kl_coef if stage_one and t < at else c.kl_coef for t in range(len(rollout))]
+        for rollout, at in zip(rollouts, second_start, strict=True)
+    ]
+    temperature = c.sampling.temperature
+    batches = pack(
+        rollouts,
+        token_mean(rollouts),
+        c.microbatch_tokens,
+        share_prompts=policy.shares_prompts,
+        advantage=advantage,
+        kl_coef=kl_coef,
+        sampled=[rollout.logprob for rollout in rollouts],
+        reference=[scores.logprob for scores in reference.score(rollouts, temperature)],
+    )
+    return policy.update(batches, score_loss(), rate, c.optimizer.max_grad_norm, temperature, c.max_logprob_gap)
+
+
+def shape_rewards(
+    first: Sequence[Group], second: Sequence[Group], alpha: float, future_reward_weight: float = 0.0
+) -> tuple[list[Group], list[Group]]:
+    """The groups of both attempts with shaped rewards: r2' = r2 + alpha (r2 - r1), and r1 + future_reward_weight r2'.
+
+    With alpha 10: wrong to wrong 0, wrong to right 11, right to right 1, right to wrong -10. None where either attempt
+    could not be graded.
+    """
+    pairs = [
+        (a.reward, b.reward)
+        for one, other in zip(first, second, strict=True)
+        for a, b in zip(one.verdicts, other.verdicts, strict=True)
+    ]
+    late = [None if a is None or b is None else b + alpha * (b - a) for a, b in pairs]
+    early = [
+        None if a is None or after is None else a + future_reward_weight * after
+        for (a, _), after in zip(pairs, late, strict=True)
+    ]
+    return with_rewards(first, early), with_rewards(second, late)
+
+
+def score_loss() -> Loss:
+    """REINFORCE with a KL penalty whose coefficient is each token's own (column "kl_coef")."""
+    gradient, kl = policy_gradient(), kl_penalty("k3")
+
+    def loss(batch: Batch, scores: Scores) -> Any:
+        return gradient(batch, scores) + batch["kl_coef"] * kl(batch, scores)
+
+    return loss

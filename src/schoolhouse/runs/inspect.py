@@ -1,0 +1,173 @@
+"""Run folders seen from outside: how far they got, whether they are whole, whether two are the same."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from schoolhouse.runs.atomic_io import checksum, complete_ones, read_lines, read_object, verified
+from schoolhouse.runs.manifest import differences, headline, read_config
+from schoolhouse.runs.run import read_metrics
+from schoolhouse.types import SchoolError
+
+SAID = ("rollouts", "trees")
+"""Folders of a run with a file for each step."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run folder.
+
+    state   finished, running (a process holds it), stopped, or killed: nobody holds it and nobody said goodbye
+    steps   (done, asked for); asked for is None where the recipe counts otherwise
+    keeping the share of its time that recording and saving took
+    verdict seconds of the slowest verdict that a worker process gave; None where none did
+    result  the numbers of its last step
+    """
+
+    folder: Path
+    recipe: str
+    state: str
+    steps: tuple[int, int | None]
+    seconds: float
+    keeping: float
+    verdict: float | None
+    result: str
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "manifest.json").is_file()
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """All run folders in a folder, itself included; stages stand behind the pipeline that they belong to."""
+    return sorted(path.parent for path in folder.rglob("manifest.json") if is_run(path.parent))
+
+
+def inspect(folder: Path) -> RunStatus:
+    """What a run folder says of itself. Raises SchoolError where it is damaged."""
+    manifest, config = read_object(folder / "manifest.json"), read_config(folder / "config.yaml")
+    metrics = read_metrics(folder)
+    state = str(manifest.get("state"))
+    if state == "running" and not _held(folder):
+        state = "killed"
+    elif state != "finished" and _held(folder):
+        state = "running"
+    try:
+        return _seen(folder, manifest, config, metrics, state)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SchoolError(
+            f"{folder}: manifest.json, config.yaml, metrics.jsonl or times.jsonl is damaged: a thing is missing or not "
+            f"a number ({type(error).__name__}: {error}); put the whole file back"
+        ) from None
+
+
+def _seen(
+    folder: Path, manifest: dict[str, Any], config: dict[str, Any], metrics: list[dict[str, Any]], state: str
+) -> RunStatus:
+    stages = config.get("stages")
+    if stages is not None:
+        done = sum((folder / stage["name"] / "evaluation.json").exists() for stage in stages)
+        steps: tuple[int, int | None] = (done, len(stages))
+    else:
+        steps = (metrics[-1]["step"] + 1 if metrics else int(manifest.get("step", 0)), config.get("steps"))
+    times = read_lines(folder / "times.jsonl")
+    return RunStatus(
+        folder,
+        str(manifest.get("recipe")),
+        state,
+        steps,
+        max([float(manifest.get("seconds", 0.0)), *(float(row["seconds"]) for row in times[-1:] if "seconds" in row)]),
+        _keeping(times),
+        max((float(row["grading"]["slowest"]) for row in times if "grading" in row), default=None),
+        headline(metrics[-1]) if metrics else "",
+    )
+
+
+def _keeping(times: Sequence[dict[str, Any]]) -> float:
+    """A session begins with a step of unknown length: only steps that follow their predecessor count."""
+    whole = [row for row in times if {"step", "seconds"} <= row.keys()]
+    pairs = [
+        (after["seconds"] - before["seconds"], after.get("io_seconds", 0.0))
+        for before, after in pairwise(whole)
+        if after["step"] == before["step"] + 1 and after["seconds"] > before["seconds"]
+    ]
+    return sum(kept for _, kept in pairs) / sum(took for took, _ in pairs) if pairs else 0.0
+
+
+def _held(folder: Path) -> bool:
+    """Whether a process has the run open."""
+    try:
+        with (folder / "lock").open() as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return error.errno in (errno.EACCES, errno.EAGAIN)
+    except OSError:  # no lock, or none that we may look at
+        return False
+    return False
+
+
+def check(folder: Path) -> list[str]:
+    """What is wrong with a run folder, a sentence each; nothing where it is whole."""
+    found = []
+    for what in (
+        lambda: read_object(folder / "manifest.json"),
+        lambda: read_config(folder / "config.yaml"),
+        lambda: read_lines(folder / "metrics.jsonl"),
+        lambda: read_lines(folder / "times.jsonl"),
+        *((lambda path=path: read_lines(path)) for kind in SAID for path in sorted((folder / kind).glob("*.jsonl"))),
+        *((lambda path=path: verified(path)) for path in complete_ones(folder / "checkpoints")),
+    ):
+        try:
+            what()
+        except SchoolError as error:
+            found.append(str(error))
+    for name in ("metrics.jsonl", "times.jsonl"):
+        text = (folder / name).read_bytes() if (folder / name).exists() else b""
+        if text and not text.endswith(b"\n"):
+            found.append(f"{folder / name} ends in the middle of a line: a crash tore it; going on mends it")
+    found += [
+        f"{path} is left over from an interrupted save; going on removes it"
+        for path in sorted((folder / "checkpoints").glob("*.partial"))
+    ]
+    return found
+
+
+# ---- the same again
+
+
+def compare(one: Path, other: Path) -> list[str]:
+    """Where two runs of the same config differ: weights, metrics, rollouts; nothing where they are the same bits."""
+    found = []
+    for name in sorted({path.relative_to(folder) for folder in (one, other) for path in _bits(folder)}):
+        if not ((one / name).exists() and (other / name).exists()):
+            found.append(f"{name} is only in {one if (one / name).exists() else other}")
+        elif checksum(one / name) != checksum(other / name):
+            found.append(f"{name} differs" + _first_difference(one / name, other / name))
+    return found
+
+
+def _bits(folder: Path) -> Iterator[Path]:
+    """What must come out the same: metrics, rollouts and the last model of a run and of its stages."""
+    for run in find_runs(folder):
+        yield from (path for path in (run / "metrics.jsonl",) if path.exists())
+        yield from (path for kind in SAID for path in sorted((run / kind).glob("*.jsonl")))
+        yield from sorted(
+            path for last in complete_ones(run / "checkpoints")[-1:] for path in last.glob("*.safetensors")
+        )
+
+
+def _first_difference(one: Path, other: Path) -> str:
+    if one.suffix != ".jsonl":
+        return ""
+    for number, (a, b) in enumerate(zip(read_lines(one), read_lines(other), strict=False), 1):
+        if a != b:
+            lines = [line.strip() for line in differences(a, b)]
+            return f" from line {number} on: " + "; ".join(lines[:3])
+    return ": one has more lines than the other"

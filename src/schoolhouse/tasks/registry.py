@@ -1,0 +1,79 @@
+"""Open a task by its name: `school:addition`, `jsonl:PATH`, `python:PATH.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from schoolhouse.config import parse_query, suggest
+from schoolhouse.tasks.base import Task
+from schoolhouse.types import SchoolError
+
+if TYPE_CHECKING:
+    pass
+
+KINDS = ("school", "jsonl", "game24", "gym", "python")
+
+
+def open_task(spec: str, seed: int = 0) -> Task:
+    """The task that `KIND[:REST][?OPTION=VALUE&...]` names.
+
+    "school", "school:addition+chain", "school:addition?digits=4" · "gym:chain_sum?size=500" · "jsonl:PATH" ·
+    "game24:PATH.csv" · "python:PATH.py", "python:PATH.py:name", "python:PATH.py:reward?data=PATH.jsonl".
+    Raises SchoolError for an unknown kind, with the nearest; kinds check their own names and options.
+    """
+    body, _, query = spec.partition("?")
+    kind, _, rest = body.partition(":")
+    options = _options(spec, query)
+    match kind:
+        case "school":
+            from schoolhouse.tasks.school.task import School
+
+            task: Task = School.open(rest, seed, **options)
+        case "jsonl":
+            from schoolhouse.tasks.jsonl import open_jsonl
+
+            task = open_jsonl(rest, seed, **options)
+        case "game24":
+            from schoolhouse.tasks.game24 import Game24
+
+            task = Game24.open(rest, seed, **options)
+        case "gym":
+            from schoolhouse.tasks.gym import open_gym
+
+            task = open_gym(rest, seed, **options)
+        case "python":
+            from schoolhouse.tasks.python_task import open_python
+
+            task = open_python(rest, seed, **options)
+        case _:
+            raise SchoolError(f"unknown task `{spec}`{_advice(body)}")
+    task.__dict__["spec"] = (spec, seed)  # a task may be a frozen dataclass
+    named = (rest, rest.partition(".py:")[0] + ".py", options.get("data"))
+    if kind in ("jsonl", "game24", "python"):
+        task.__dict__["files"] = tuple(Path(name) for name in named if name and Path(name).is_file())
+    if not task.name:
+        task.__dict__["name"] = spec
+    return task
+
+
+def _options(spec: str, query: str) -> dict[str, str]:
+    options = parse_query(f"task `{spec}`", query)
+    for name in ("seed", "families", "rest"):
+        if name in options:
+            raise SchoolError(f"task `{spec}`: `{name}` cannot be set after the `?`")
+    return options
+
+
+def _advice(body: str) -> str:
+    """What somebody who wrote `body` may have meant."""
+    kind, colon, _ = body.partition(":")
+    if not colon and body.endswith((".jsonl", ".json")):
+        return f"; did you mean `jsonl:{body}`?"
+    if not colon and body.endswith(".py"):
+        return f"; did you mean `python:{body}`?"
+    from schoolhouse.tasks.school.task import FAMILIES
+
+    if kind in FAMILIES:
+        return f"; did you mean `school:{body}`?"
+    return suggest(kind, [*KINDS, *(f"school:{family}" for family in FAMILIES)])

@@ -1,0 +1,289 @@
+"""Objectives: truth tables, published numbers, and exactly nothing where nobody wrote."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from schoolhouse.algorithms.losses import (
+    Loss,
+    add_penalty,
+    cispo,
+    clipped_surrogate,
+    implicit_prm,
+    importance_corrected,
+    kl_penalty,
+    negative_log_likelihood,
+    policy_gradient,
+    ratio_stats,
+    token_bce,
+)
+from schoolhouse.algorithms.packing import Batch, Scores, pack, sequence_mean, sequence_sum
+from schoolhouse.types import NAN, Key, Problem, Rollout, SchoolError
+
+EVERY = {
+    "likelihood": negative_log_likelihood(),
+    "policy_gradient": policy_gradient(),
+    "grpo": clipped_surrogate(0.2, 0.2),
+    "grpo on policy": clipped_surrogate(on_policy=True),
+    "gspo": clipped_surrogate(3e-4, 4e-4, level="sequence"),
+    "rloo": clipped_surrogate(level="product"),
+    "dual": clipped_surrogate(dual=3.0),
+    "cispo": cispo(4.0),
+    "cispo on policy": cispo(4.0, on_policy=True),
+    "k1": kl_penalty("k1"),
+    "k2": kl_penalty("k2"),
+    "k3": kl_penalty("k3"),
+    "k3 with ratio": kl_penalty("k3", ratio="token"),
+    "mark": token_bce(),
+    "implicit": implicit_prm(0.5),
+    "sum": add_penalty(clipped_surrogate(), 0.04, kl_penalty()),
+    "tis": importance_corrected(clipped_surrogate(), cap=2.0),
+    "sequence is": importance_corrected(policy_gradient(), level="product", on_policy=True),
+}
+
+
+def packed(*replies: int, weigh=sequence_mean, **numbers: list[float]) -> Batch:
+    """Sequences of a prompt of 2 and these replies; columns are given at written tokens, nan elsewhere."""
+    rollouts = [
+        Rollout(
+            Problem("p", (), ""), Key(0, "t", 0, 0, i), (1,) * (2 + n), (False,) * 2 + (True,) * n, (NAN,) * (2 + n)
+        )
+        for i, n in enumerate(replies)
+    ]
+    (batch,) = pack(rollouts, weigh(rollouts))
+    columns = {}
+    for name, values in numbers.items():
+        columns[name] = torch.full((len(batch.tokens),), NAN)
+        columns[name][batch.loss_mask] = torch.tensor(values)
+    return replace(batch, columns=columns)
+
+
+def apply(objective: Loss, batch: Batch, logprob: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and d(weight x loss) at every token, and the gradient at the written ones divided by their weight."""
+    given = torch.full((len(batch.tokens),), NAN)
+    given[batch.loss_mask] = torch.tensor(logprob)
+    given.requires_grad_()
+    loss = objective(batch, Scores(given, given.detach()))
+    (gradient,) = torch.autograd.grad((batch.weight * loss).sum(), given)
+    return loss.detach(), gradient, (gradient / batch.weight)[batch.loss_mask]
+
+
+def at_ratio(objective: Loss, advantage: float, ratio: float) -> tuple[float, float]:
+    """Loss of a single written token with pi/pi_old = ratio, and the coefficient of grad log pi in ascent."""
+    batch = packed(1, advantage=[advantage], old=[-1.0])
+    loss, _, gradient = apply(objective, batch, [-1.0 + math.log(ratio)])
+    return float(loss[batch.loss_mask]), -float(gradient)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_loss_and_gradient_are_zero_where_nobody_wrote_even_among_nans(name):
+    column = [-1.0, -2.0, -0.5]
+    numbers = {"old": column, "reference": column, "sampled": column, "target": [1.0, 0.0, 0.25]}
+    batch = packed(1, 2, advantage=[1.0, -1.0, 0.5], **numbers)
+    loss, gradient, _ = apply(EVERY[name], batch, [-1.1, -1.9, -0.6])
+    assert loss.shape == batch.weight.shape
+    assert loss[~batch.loss_mask].tolist() == [0.0] * 4
+    assert gradient[~batch.loss_mask].tolist() == [0.0] * 4
+    assert torch.isfinite(loss).all()
+    assert gradient[batch.loss_mask].abs().min() > 0 or name == "k1"
+
+
+@pytest.mark.parametrize("target, p", [(1.0, 0.8), (0.0, 0.8), (0.25, 0.6)])
+def test_a_mark_costs_the_cross_entropy_of_its_truth(target: float, p: float):
+    batch = packed(1, target=[target])
+    loss, _, gradient = apply(token_bce(), batch, [math.log(p)])
+    assert float(loss[batch.loss_mask]) == pytest.approx(
+        -target * math.log(p) - (1 - target) * math.log(1 - p), rel=1e-5
+    )
+    assert float(gradient) == pytest.approx((p - target) / (1 - p), rel=1e-4)  # d/dlog p
+
+
+def test_an_implicit_reward_is_beta_times_the_log_ratio_of_the_whole_sequence():
+    """beta .5, ratios e^1 and e^1: r = 1, sigma(1) = .731; a right solution costs -log .731, a wrong one -log .269."""
+    numbers = {"target": [1.0, 1.0, 0.0, 0.0], "reference": [-2.0, -2.0, -2.0, -2.0]}
+    batch = packed(2, 2, **numbers)
+    loss, _, gradient = apply(implicit_prm(0.5), batch, [-1.0] * 4)
+    right = 1 / (1 + math.exp(-1))
+    wanted = [-math.log(right)] * 2 + [-math.log(1 - right)] * 2
+    assert loss[batch.loss_mask].tolist() == pytest.approx(wanted, rel=1e-5)
+    # beta (sigma(r) - target), once for each of the two tokens that hold the loss
+    assert gradient.tolist() == pytest.approx([right - 1] * 2 + [right] * 2, rel=1e-4)
+
+
+def test_a_mark_that_is_sure_and_wrong_is_unlearned():
+    """d/dlog p is p / (1 - p): a push against the mark's logit that does not fade as it becomes certain."""
+    gradients = [float(apply(token_bce(), packed(1, target=[0.0]), [log])[2]) for log in (-1e-3, -5e-7)]
+    assert gradients == [pytest.approx(999.5, rel=1e-3), pytest.approx(1e6, rel=1e-2)]
+
+
+def test_a_mark_that_is_certain_stays_finite():
+    loss, _, gradient = apply(token_bce(), packed(1, target=[0.0]), [0.0])
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", ["policy_gradient", "grpo", "gspo", "rloo", "cispo"])
+def test_advantage_zero_is_a_gradient_of_exactly_zero(name):
+    batch = packed(1, 2, advantage=[0.0] * 3, old=[-1.0, -2.0, -0.5])
+    _, gradient, _ = apply(EVERY[name], batch, [-1.1, -1.9, -0.6])
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize(
+    "advantage, ratio, coefficient",
+    [
+        (1.0, 1.3, 0.0),  # already praised enough
+        (1.0, 0.7, 0.7),  # live
+        (-1.0, 0.7, 0.0),  # already blamed enough
+        (-1.0, 1.3, -1.3),  # live,
+        (-1.0, 50.0, -50.0),  # and unbounded
+        (1.0, 1.1, 1.1),
+        (-1.0, 0.9, -0.9),
+    ],
+)
+def test_clip_truth_table(advantage, ratio, coefficient):
+    _, got = at_ratio(clipped_surrogate(0.2, 0.2), advantage, ratio)
+    assert got == pytest.approx(coefficient, rel=1e-5)
+
+
+def test_clip_higher_moves_only_the_upper_bound():
+    assert at_ratio(clipped_surrogate(0.2, 0.28), 1.0, 1.25)[1] == pytest.approx(1.25, rel=1e-5)
+    assert at_ratio(clipped_surrogate(0.2, 0.28), 1.0, 1.29)[1] == 0.0
+    assert at_ratio(clipped_surrogate(0.2, 0.28), -1.0, 0.79)[1] == 0.0
+
+
+def test_dual_clip_bounds_the_unbounded_corner():
+    assert at_ratio(clipped_surrogate(dual=3.0), -2.0, 50.0) == (pytest.approx(6.0), 0.0)
+    assert at_ratio(clipped_surrogate(dual=3.0), -2.0, 2.0)[1] == pytest.approx(-4.0, rel=1e-5)
+    assert at_ratio(clipped_surrogate(dual=3.0), 2.0, 0.1)[1] == pytest.approx(0.2, rel=1e-5)
+
+
+@pytest.mark.parametrize("ratio, coefficient", [(0.1, 0.1), (1.1, 1.1), (1.2, 1.2), (7.0, 1.28)])
+@pytest.mark.parametrize("advantage", [1.0, -0.5])
+def test_cispo_drops_no_token(advantage, ratio, coefficient):
+    assert at_ratio(cispo(0.28), advantage, ratio)[1] == pytest.approx(coefficient * advantage, rel=1e-5)
+
+
+def test_gspo_ratio_is_the_geometric_mean_and_reaches_every_token():
+    batch = packed(1, 3, advantage=[1.0, 2.0, 2.0, 2.0], old=[-1.0] * 4)
+    wide = clipped_surrogate(0.9, 9.0, level="sequence")
+    loss, gradient, _ = apply(wide, batch, [-1.0, -1.0 + 0.6, -1.0 - 0.1, -1.0 + 0.1])
+    ratio = math.exp(0.6 / 3)
+    assert loss[batch.loss_mask].tolist() == pytest.approx([-1.0] + [-2 * ratio] * 3)
+    assert gradient[batch.loss_mask].tolist() == pytest.approx([-0.5] + [-2 * ratio / 3 / 2] * 3)
+
+
+def test_gspo_clips_a_sequence_as_a_whole():
+    batch = packed(1, 3, advantage=[1.0] * 4, old=[-1.0] * 4)
+    _, gradient, _ = apply(clipped_surrogate(0.2, 0.2, level="sequence"), batch, [-1.0, -1.0 + 0.9, -1.0, -1.0])
+    assert gradient[batch.loss_mask].tolist() == pytest.approx([-0.5, 0, 0, 0])
+
+
+def test_product_ratio_makes_the_sequence_one_action():
+    batch = packed(1, 3, advantage=[1.0, 2.0, 2.0, 2.0], old=[-1.0] * 4)
+    wide = clipped_surrogate(0.9, 9.0, level="product")
+    _, gradient, _ = apply(wide, batch, [-1.0, -1.0 + 0.3, -1.0, -1.0 + 0.1])
+    assert gradient[batch.loss_mask].tolist() == pytest.approx([-0.5] + [-2 * math.exp(0.4) / 2] * 3)
+
+
+@pytest.mark.parametrize("weigh", [sequence_mean, sequence_sum])
+def test_first_update_of_grpo_is_reinforce(weigh):
+    advantage, logprob = [1.0, -0.5, -0.5, -0.5], [-1.0, -0.3, -2.0, -4.0]
+    batch = packed(1, 3, weigh=weigh, advantage=advantage, old=logprob)
+    expected = apply(policy_gradient(), batch, logprob)[1]
+    for objective in (clipped_surrogate(), clipped_surrogate(on_policy=True), cispo(0.2)):
+        torch.testing.assert_close(apply(objective, batch, logprob)[1], expected, rtol=1e-5, atol=0)
+
+
+def test_on_policy_needs_no_old_column():
+    batch = packed(1, advantage=[1.0])
+    apply(clipped_surrogate(on_policy=True), batch, [-1.0])
+    with pytest.raises(SchoolError, match='"old".*packed: advantage'):
+        apply(clipped_surrogate(), batch, [-1.0])
+
+
+@pytest.mark.parametrize(
+    "estimator, d, value",
+    [
+        ("k1", 0.1, -0.1),
+        ("k1", -1.0, 1.0),
+        ("k2", 0.1, 0.005),
+        ("k2", -1.0, 0.5),
+        ("k3", 0.1, 0.005171),
+        ("k3", -0.1, 0.004837),
+        ("k3", 1.0, 0.718282),
+        ("k3", -1.0, 0.367879),
+    ],
+)
+def test_kl_values(estimator, d, value):
+    batch = packed(1, reference=[-2.0 + d])
+    loss, _, _ = apply(kl_penalty(estimator), batch, [-2.0])
+    assert float(loss[batch.loss_mask]) == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize("d", [0.1, -0.1, 1.0, -1.0])
+def test_kl_gradient_coefficients_in_ascent(d):
+    batch = packed(1, reference=[-2.0 + d])
+    beta = 0.04
+
+    def coefficient(estimator, ratio=None) -> float:
+        objective = add_penalty(negative_log_likelihood(), beta, kl_penalty(estimator, ratio, on_policy=True))
+        return -float(apply(objective, batch, [-2.0])[2]) - 1.0  # without likelihood's own
+
+    assert coefficient("k1") == pytest.approx(-beta, abs=1e-6)
+    assert coefficient("k2") == pytest.approx(beta * d, abs=1e-6)
+    assert coefficient("k3") == pytest.approx(beta * (math.exp(d) - 1), abs=1e-6)
+    assert coefficient("k3", ratio="token") == pytest.approx(beta * d, abs=1e-6)
+
+
+def test_kl_times_the_ratio():
+    batch = packed(2, reference=[-2.0, -1.0], old=[-1.5, -0.5])
+    plain, _, _ = apply(kl_penalty("k3"), batch, [-1.0, -2.0])
+    for level, log_ratio in (("token", [0.5, -1.5]), ("sequence", [-0.5, -0.5])):
+        weighted, _, _ = apply(kl_penalty("k3", ratio=level), batch, [-1.0, -2.0])
+        torch.testing.assert_close(weighted, plain * torch.tensor([0.0, 0.0, *log_ratio]).exp())
+
+
+def test_corrected_weighs_tokens_up_to_the_cap():
+    batch = packed(2, advantage=[1.0, 1.0], old=[-1.0, -1.0], sampled=[-1.5, -3.0])
+    _, _, gradient = apply(importance_corrected(policy_gradient(), cap=2.0), batch, [-1.0, -1.0])
+    assert (-gradient).tolist() == pytest.approx([math.exp(0.5), 2.0])
+
+
+def test_what_lies_above_the_cap_can_be_masked():
+    batch = packed(2, advantage=[1.0, 1.0], old=[-1.0, -1.0], sampled=[-1.5, -3.0])
+    _, _, gradient = apply(importance_corrected(policy_gradient(), cap=2.0, mask=True), batch, [-1.0, -1.0])
+    assert (-gradient).tolist() == pytest.approx([math.exp(0.5), 0.0])
+
+
+def test_corrected_weighs_sequences_by_the_product():
+    batch = packed(1, 2, advantage=[1.0] * 3, sampled=[-1.0, -1.5, -0.7])
+    objective = importance_corrected(policy_gradient(), level="product", on_policy=True)
+    _, _, gradient = apply(objective, batch, [-1.2, -1.0, -1.0])
+    assert (-gradient).tolist() == pytest.approx([math.exp(-0.2)] + [math.exp(0.2)] * 2)
+
+
+def test_a_clip_at_the_level_of_sequences_is_counted_there():
+    """Two tokens of one sequence, up by 2 and down by 2: in the mean nothing has changed."""
+    batch = packed(2, advantage=[1.0, 1.0], old=[-1.0, -1.0])
+    logprob = torch.full((4,), NAN)
+    logprob[batch.loss_mask] = torch.tensor([-1.0, -1.0]) + torch.tensor([2.0, 0.5]).log()
+    told = {level: ratio_stats(batch, Scores(logprob, logprob), 0.2, 0.2, level) for level in ("token", "sequence")}
+    assert [told[level]["clip_frac_high"] for level in told] == [0.5, 0.0]
+    assert told["token"]["ratio"] == told["sequence"]["ratio"] == pytest.approx(1.25)
+
+
+def test_ratio_stats_counts_what_the_clip_removed():
+    ratios = [1.5, 0.5, 0.5, 0.5, 1.0, 1.5, 1.5, 1.5]
+    old = [-1.0] * 8
+    batch = packed(8, advantage=[1.0, 1.0, -1.0, -1.0, -1.0, -1.0, 1.0, 1.0], old=old)
+    logprob = torch.full((10,), NAN)
+    logprob[batch.loss_mask] = torch.tensor(old) + torch.tensor(ratios).log()
+    stats = ratio_stats(batch, Scores(logprob, logprob), 0.2, 0.2)
+    assert stats["tokens"] == 8
+    assert stats["ratio"] == pytest.approx(sum(ratios) / 8)
+    assert (stats["clip_frac_low"], stats["clip_frac_high"]) == (pytest.approx(2 / 8), pytest.approx(3 / 8))
+    assert stats["approx_kl"] == pytest.approx(sum(r - 1 - math.log(r) for r in ratios) / 8, rel=1e-5)

@@ -1,0 +1,35 @@
+"""Words are told by the script of their letters; numbers and signs have no language."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schoolhouse.data.scripts import scripts, share_in
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seven+five=two", {"latin": 3}),
+        ("七+五=二", {"cjk": 3}),
+        ("seven+五=two", {"latin": 2, "cjk": 1}),
+        ("ab七c", {"latin": 2, "cjk": 1}),
+        ("привет мир", {"cyrillic": 2}),
+        ("안녕", {"hangul": 1}),
+        ("7 + 5 = 12, x_1", {"latin": 1}),
+        ("12 + 3", {}),
+        ("", {}),
+    ],
+)
+def test_words_by_script(text: str, expected: dict[str, int]):
+    assert dict(scripts(text)) == expected
+
+
+def test_the_share_of_a_language():
+    assert share_in("seven+五=two", "latin") == pytest.approx(2 / 3)
+    assert share_in("7+5=12", "latin") == 1.0  # formulas are in every language
+
+
+@given(st.text())
+def test_shares_are_shares(text: str):
+    assert 0.0 <= share_in(text, "latin") <= 1.0

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schoolhouse.data.token_display import show_tokens, token_bytes, visible
+from schoolhouse.data.tokenizer import Tokenizer
+
+
+@given(text=st.text(max_size=30))
+def test_the_tokens_bytes_make_up_the_text(tokenizer: Tokenizer, text: str) -> None:
+    assert b"".join(token_bytes(token, tokenizer) for token in tokenizer.encode(text)) == text.encode()
+
+
+@given(said=st.binary(max_size=20))
+def test_everything_shown_can_be_seen(said: bytes) -> None:
+    assert visible(said).isprintable()
+    assert " " not in visible(said)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [(b" a\n", "·a⏎"), (b"\xf0\x9f", r"\xf0\x9f"), ("\u200b\u00e9".encode(), r"\u200bé"), (b"\x00\t", r"\x00⇥")],
+)
+def test_invisible_bytes_get_a_sign(said: bytes, shown: str) -> None:
+    assert visible(said) == shown
+
+
+def test_neighbours_differ_in_colour_and_ids_are_shown(tokenizer: Tokenizer) -> None:
+    shown = show_tokens("12 <think>", tokenizer, markup=True)
+    ids = tokenizer.encode("12 <think>", markup=True)
+    styles = [str(span.style) for span in shown.spans][: len(ids)]
+    assert all(a != b for a, b in pairwise(styles))
+    assert " ".join(map(str, ids)) in shown.plain
+    assert f"{len(ids)} tokens, 10 characters, 10 bytes" in shown.plain
+
+
+def test_nothing_is_zero_tokens(tokenizer: Tokenizer) -> None:
+    assert show_tokens("", tokenizer).plain.strip() == "0 tokens, 0 characters, 0 bytes"

@@ -1,0 +1,156 @@
+"""Files that survive a crash."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schoolhouse.runs.atomic_io import (
+    atomic_write,
+    disk_is_full,
+    drop_torn_line,
+    read_lines,
+    read_object,
+    resolve_model,
+    to_json,
+    verified,
+    write_checkpoint,
+)
+from schoolhouse.types import SchoolError
+
+FILL = """
+import resource, sys
+import torch
+from safetensors.torch import save_file
+from schoolhouse.runs.atomic_io import disk_is_full
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
+weights = {"a": torch.zeros(200_000)}
+def by_handle():
+    with open(sys.argv[1] + "/t.pt", "wb") as file:
+        torch.save(weights, file)
+for save in (lambda: save_file(weights, sys.argv[1] + "/m.safetensors"), by_handle):
+    try: save()
+    except Exception as error: print(type(error).__name__, disk_is_full(error))
+"""
+
+
+def test_a_full_disk_is_told_from_what_libraries_say(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == ["True", "True"], done
+
+
+def test_other_errors_are_no_full_disk() -> None:
+    assert not disk_is_full(PermissionError(13, "Permission denied"))
+    assert not disk_is_full(ValueError("full of mistakes"))
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "a", "old")
+    atomic_write(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8))
+def test_json_is_strict_and_says_null_for_what_is_not_finite(value: object) -> None:
+    def expected(inner: object) -> object:
+        if isinstance(inner, list):
+            return [expected(each) for each in inner]
+        return None if isinstance(inner, float) and not math.isfinite(inner) else inner
+
+    assert json.loads(to_json(value), parse_constant=pytest.fail) == expected(value)
+
+
+def test_json_takes_numpy_and_paths() -> None:
+    found = json.loads(to_json({"a": np.float32(0.5), "b": np.arange(2), 3: Path("x")}))
+    assert found == {"a": 0.5, "b": [0, 1], "3": "x"}
+
+
+@given(rows=st.lists(st.dictionaries(st.text(), st.integers(), max_size=2), min_size=1), cut=st.integers(1, 200))
+def test_a_torn_line_costs_no_other(rows: list[dict], cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "lines.jsonl"
+    last = to_json(rows[-1]).encode()
+    whole = "".join(to_json(row) + "\n" for row in rows[:-1]).encode()
+    path.write_bytes(whole + last[:cut])
+    assert read_lines(path) == rows[:-1]
+    drop_torn_line(path)
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"a": 1}\n{"a":\n{"a": 2}\n')
+    with pytest.raises(SchoolError, match=r"lines.jsonl:2 is damaged"):
+        read_lines(tmp_path / "lines.jsonl")
+
+
+@pytest.mark.parametrize("text", ['{"a": ', "[1]", "\udcff"])
+def test_a_damaged_object_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "o.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(SchoolError, match=r"o.json"):
+        read_object(tmp_path / "o.json")
+
+
+def test_the_model_of_a_run_is_its_newest_complete_checkpoint(tmp_path: Path) -> None:
+    assert resolve_model(tmp_path) == tmp_path
+    for name in ("000020", "000100", "000120.partial"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert resolve_model(tmp_path) == tmp_path / "checkpoints" / "000100"
+    for name in ("999999", "1000000"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    assert resolve_model(tmp_path) == tmp_path / "checkpoints" / "1000000"
+
+
+class Kept:
+    def save(self, folder: Path) -> None:
+        (folder / "a.txt").write_text("a")
+        (folder / "b.txt").write_text("b")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def test_all_of_a_checkpoint_is_on_disk_before_it_bears_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, fsync, rename = [], os.fsync, Path.rename
+
+    def synced(handle: int) -> None:
+        order.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def renamed(path: Path, to: Path) -> Path:
+        order.append(f"-> {to.name}")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    write_checkpoint(tmp_path / "000001", Kept(), {})
+    at = order.index("-> 000001")
+    assert {"a.txt", "b.txt", "trainer.pt"} <= {*order[:at]}
+    assert order[at + 1 :] == [tmp_path.name]
+
+
+def test_a_changed_number_in_a_manifest_is_found(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "000001", Kept(), {"metrics_bytes": 100})
+    assert verified(tmp_path / "000001")["metrics_bytes"] == 100
+    told = tmp_path / "000001" / "manifest.json"
+    told.write_text(told.read_text().replace("100", "101"))
+    with pytest.raises(SchoolError, match="its content has changed"):
+        verified(tmp_path / "000001")
+
+
+def test_a_run_of_several_stages_asks_which_one(tmp_path: Path) -> None:
+    for stage in ("pretrain", "sft"):
+        (tmp_path / stage / "checkpoints" / "000010").mkdir(parents=True)
+    with pytest.raises(SchoolError, match=r"several stages \(pretrain, sft\): give one, such as .*/sft"):
+        resolve_model(tmp_path)

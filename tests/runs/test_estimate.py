@@ -1,0 +1,67 @@
+"""An estimate is measured: the run's own first steps, in a process of their own."""
+
+import pytest
+
+from schoolhouse.recipes import grpo, pretrain, star
+from schoolhouse.runs.estimate import Estimate, _exams, estimate
+from schoolhouse.runs.run import Run
+from schoolhouse.types import SchoolError
+
+TINY = {
+    "hidden_size": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 48,
+    "max_seq_len": 64,
+}
+
+
+def test_the_first_steps_are_measured():
+    config = pretrain.Config.of(task="school", model=TINY, steps=1000, batch_size=2, seq_len=32, eval_every=1000)
+    made = estimate("pretrain", config)
+    assert made.steps == 1000
+    assert 0 < made.step < made.start
+    assert 1e8 < made.memory < 4e9
+    assert made.seconds == pytest.approx(made.start + 999 * made.step)
+    assert "1000 steps" in str(made)
+
+
+def test_a_recipe_of_loops_is_measured_by_loops(tmp_path):
+    text = pretrain.Config.of(task="school:addition?digits=1", model=TINY, steps=2, batch_size=2, seq_len=32)
+    with Run.open(tmp_path, text, "pretrain") as run:
+        pretrain.pretrain(text, run)
+    config = star.Config.of(
+        model=str(tmp_path),
+        task="school:addition?digits=1",
+        loops=50,
+        prompts_per_loop=4,
+        updates_per_loop=1,
+        **{"sampling.max_new_tokens": 8},
+    )
+    made = estimate("star", config)
+    assert made.steps == 51  # loop 0 learns from worked examples alone
+    assert made.seconds == pytest.approx(made.start + sum(1.1**later for later in range(50)) * made.step)
+    assert "each at most 1.1 times the one before" in str(made)
+
+
+def test_what_fails_is_said_before_the_run():
+    config = grpo.Config.of(model="no/such/model")
+    with pytest.raises(SchoolError, match=r"(?s)the first steps failed.*no/such/model"):
+        estimate("grpo", config)
+
+
+def test_exams_on_the_way_cost_their_answers():
+    config = grpo.Config.of(
+        model="m",
+        steps=41,
+        prompts_per_step=10,
+        group_size=4,
+        **{"eval.every": 10},
+        **{"eval.problems": 50},
+        **{"eval.samples": 8},
+    )
+    assert _exams(config, config.steps) == 4 * 10.0
+    assert _exams(config.model_copy(update={"eval.every": 0}), 41) == 0.0
+    assert Estimate(11, 2.0, 0.5, 3.0, 0).seconds == 10.0

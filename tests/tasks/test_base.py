@@ -1,0 +1,156 @@
+"""Opening tasks by name, judging in groups, and checking a task against itself."""
+
+import re
+
+import pytest
+
+from schoolhouse.tasks.audit import audit_task
+from schoolhouse.tasks.base import Task
+from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.registry import open_task
+from schoolhouse.types import Completion, Key, Message, Problem, Rollout, SchoolError, Verdict
+
+
+class Sums(Task):
+    """Judged in process; `accepts` says what passes."""
+
+    name = "sums"
+    in_process = True
+
+    def __init__(self, accepts=lambda problem, answer: answer == f"\\boxed{{{problem.reference}}}") -> None:
+        self.accepts = accepts
+
+    def train_problems(self, step: int, count: int) -> list[Problem]:
+        return [Problem(f"{step}+{i}", (Message("user", f"{step}+{i}?"),), str(step + i)) for i in range(count)]
+
+    def eval_problems(self, count: int | None = None) -> list[Problem]:
+        return self.train_problems(-1, 10)[:count]
+
+    def grade(self, problem: Problem, reply: Completion) -> Verdict:
+        return Verdict(float(self.accepts(problem, reply.answer)))
+
+
+# ---- opening
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("scool", "unknown task `scool`; did you mean `school`"),
+        ("jsonnl:x.jsonl", "did you mean `jsonl`"),
+        ("addition?digits=3", "did you mean `school:addition`"),
+        ("shoping", "did you mean `school:shopping`"),
+        ("data/train.jsonl", "did you mean `jsonl:data/train.jsonl`"),
+        ("mine.py", "did you mean `python:mine.py`"),
+        ("qqq", "known: school, jsonl, game24, gym, python"),
+        ("", "unknown task ``"),
+        ("school?digits", "`digits` is no option; write NAME=VALUE"),
+        ("school?=4", "`=4` is no option"),
+        ("school?digits=4&digits=5", "`digits` is given twice"),
+        ("school?seed=4", "`seed` cannot be set after the `\\?`"),
+    ],
+)
+def test_a_wrong_spec_is_answered_with_the_right_one(spec: str, message: str) -> None:
+    with pytest.raises(SchoolError, match=message):
+        open_task(spec)
+
+
+def test_an_option_may_hold_any_text() -> None:
+    assert open_task("school:addition?styles=no_cot=70,full=30", 3).spec == (
+        "school:addition?styles=no_cot=70,full=30",
+        3,
+    )
+
+
+@pytest.mark.parametrize("verb", ["draw", "worked", "pretraining_text"])
+def test_what_a_task_does_not_give_is_said(verb: str) -> None:
+    class Bare(Task):
+        name = "bare"
+
+    with pytest.raises(SchoolError, match="task bare has no"):
+        getattr(Bare(), verb)(0, 1)
+
+
+# ---- judging
+
+
+def rollouts(*keys: tuple[int, int, int]) -> list[Rollout]:
+    return [
+        Rollout(Sums().train_problems(step, problem + 1)[problem], Key(0, "t", step, problem, sample), (), (), ())
+        for step, problem, sample in keys
+    ]
+
+
+def test_rollouts_of_one_problem_are_one_group_in_order() -> None:
+    asked = rollouts((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 1, 0))
+    groups = grade(asked, Sums(), lambda rollout: Completion(None, f"\\boxed{{{rollout.key.sample}}}"))
+    assert [group.problem.id for group in groups] == ["0+0", "0+1", "1+0", "1+1"]
+    assert [group.rewards for group in groups] == [(1.0, 0.0), (0.0, 1.0), (0.0,), (0.0,)]
+    assert [rollout for group in groups for rollout in group.rollouts] == asked
+
+
+def test_different_problems_are_never_one_group() -> None:
+    first, second = rollouts((0, 0, 0), (1, 0, 0))
+    second = Rollout(second.problem, first.key, (), (), ())
+    assert len(grade([first, second], Sums(), lambda rollout: Completion(None, ""))) == 2
+
+
+def test_nothing_judged_is_no_groups() -> None:
+    assert grade([], Sums(), lambda rollout: Completion(None, "")) == []
+
+
+def test_an_exception_in_a_verifier_is_never_a_zero() -> None:
+    (group,) = grade(rollouts((0, 0, 0)), Sums(lambda problem, answer: 1 / 0), lambda rollout: Completion(None, ""))
+    assert group.verdicts == (Verdict(None, "the verifier raised ZeroDivisionError: division by zero"),)
+
+
+# ---- checking
+
+
+def test_a_sound_task_passes() -> None:
+    seen = []
+    audit = audit_task(Sums(), 40, lambda done, total: seen.append((done, total)))
+    assert audit.passed
+    assert (audit.judged, audit.references_right, audit.perturbed_wrong, audit.empty_wrong) == (40, 40, 40, 40)
+    assert (audit.truncated_wrong, audit.garbage_wrong) == (40, 40)
+    assert seen[-1] == (200, 200)
+    assert "40 of 40 references right" in str(audit)
+
+
+@pytest.mark.parametrize(
+    ("accepts", "count", "what"),
+    [
+        (lambda problem, answer: False, "references_right", "reference '.*' scored 0"),
+        (lambda problem, answer: answer[-2:-1].isdigit(), "perturbed_wrong", "perturbed '.*' scored 1"),
+        (lambda problem, answer: problem.reference in answer or not answer, "empty_wrong", "empty '' scored 1"),
+        (lambda problem, answer: f"{{{problem.reference}" in answer, "truncated_wrong", "truncated '.*' scored 1"),
+        (lambda problem, answer: "z" in answer or "}" in answer, "garbage_wrong", "nonsense '.*' scored 1"),
+        (lambda problem, answer: 1 / 0, "empty_wrong", "empty '' could not be judged: .* ZeroDivisionError"),
+    ],
+)
+def test_each_way_to_be_unsound_is_found(accepts, count: str, what: str) -> None:
+    audit = audit_task(Sums(accepts), 8)
+    assert getattr(audit, count) == 0
+    assert not audit.passed
+    assert any(re.search(what, said) for _, said in audit.failures)
+
+
+def test_part_marks_for_a_wrong_answer_are_no_failure() -> None:
+    class Kind(Sums):
+        def verdict(self, problem: Problem, reply: Completion) -> Verdict:
+            return Verdict(max(0.1, super().grade(problem, reply).reward or 0.0))
+
+    assert audit_task(Kind(), 8).passed
+
+
+def test_a_task_without_problems_cannot_be_checked() -> None:
+    class Empty(Sums):
+        def problems(self, limit: int | None = None) -> list[Problem]:
+            return []
+
+    with pytest.raises(SchoolError, match="task sums has no problems"):
+        audit_task(Empty())
+
+
+def test_a_task_without_end_is_sampled() -> None:
+    assert audit_task(Sums()).judged == 1_010
