@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from schoolhouse.runs.atomic_io import complete_ones
+from schoolhouse.runs.atomic_io import list_checkpoints
 from schoolhouse.runs.inspect import compare, is_run
 from schoolhouse.runs.run import read_metrics
 
@@ -143,7 +143,7 @@ def state(folder: Path) -> str:
         return f"{stage.name}, while a checkpoint was written or removed"
     if (stage / "evaluation.json").exists():
         return f"{stage.name}, after its exam"
-    metrics, saved = read_metrics(stage), complete_ones(stage / "checkpoints")
+    metrics, saved = read_metrics(stage), list_checkpoints(stage / "checkpoints")
     return f"{stage.name}, {len(metrics)} steps recorded, {int(saved[-1].name) if saved else 0} saved"
 
 

@@ -51,12 +51,12 @@ class BaseConfig(BaseModel):
         return build(cls, Source(values, {}))
 
     @classmethod
-    def preset_values(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def preset_values(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The given values with those of a preset under them. Raises ValueError for an unknown preset."""
-        return given
+        return values
 
     @classmethod
-    def conflicts(cls, file: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
+    def conflicts(cls, file: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
         """Values of a file that a preset named on the command line would set otherwise."""
         return []
 
@@ -69,19 +69,19 @@ class Source:
     """Plain values and where each was written: `FILE:LINE`, or `--option`."""
 
     values: Any
-    where: Mapping[KeyPath, str]
+    locations: Mapping[KeyPath, str]
 
     def at(self, *place: str | int) -> Source:
         """The part under a place, with its own places relative to it. Raises KeyError or IndexError where it is not."""
         values = self.values
         for step in place:
             values = values[step]
-        return Source(values, {at[len(place) :]: text for at, text in self.where.items() if at[: len(place)] == place})
+        return Source(values, {at[len(place) :]: text for at, text in self.locations.items() if at[: len(place)] == place})
 
-    def over(self, base: Source) -> Source:
+    def merged_over(self, base: Source) -> Source:
         """These values laid over `base`: mappings are merged key by key, anything else is replaced."""
-        where = {at: text for at, text in base.where.items() if not self._replaces(at)}
-        return Source(merge(base.values, self.values), where | dict(self.where))
+        where = {at: text for at, text in base.locations.items() if not self._replaces(at)}
+        return Source(merge(base.values, self.values), where | dict(self.locations))
 
     def _replaces(self, place: KeyPath) -> bool:
         """Whether a value here stands at `place` of another source or above it."""
@@ -114,11 +114,11 @@ def lookup(values: Mapping[str, Any], key: str) -> Any:
     return found
 
 
-def merge(base: Any, over: Any) -> Any:
+def merge(base: Any, override: Any) -> Any:
     """`over` laid over `base`: mappings are merged key by key, anything else is replaced."""
-    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
-        return over
-    return {**base, **{key: merge(base[key], value) if key in base else value for key, value in over.items()}}
+    if not (isinstance(base, Mapping) and isinstance(override, Mapping)):
+        return override
+    return {**base, **{key: merge(base[key], value) if key in base else value for key, value in override.items()}}
 
 
 def load(cls: type[C], path: Path | None, overrides: Sequence[str] = (), positional: Sequence[str] = ()) -> C:
@@ -129,7 +129,7 @@ def load(cls: type[C], path: Path | None, overrides: Sequence[str] = (), positio
     source, words = read_yaml(path) if path else Source({}, {}), parse_args(cls, overrides, positional)
     if found := cls.conflicts(source.values, words.values):
         raise SchoolError("\n".join(f"{path}: {line}" for line in found))
-    return build(cls, words.over(source))
+    return build(cls, words.merged_over(source))
 
 
 def dump(config: BaseConfig) -> str:
@@ -140,19 +140,19 @@ def dump(config: BaseConfig) -> str:
 def build(cls: type[C], source: Source) -> C:
     """Check the values of a source and make the config. Raises SchoolError naming every mistake and its place."""
     if not isinstance(source.values, Mapping):
-        raise SchoolError(f"{source.where.get((), name_of(cls))}: expected `key: value` lines, found {source.values!r}")
+        raise SchoolError(f"{source.locations.get((), config_name(cls))}: expected `key: value` lines, found {source.values!r}")
     try:
         return cls.model_validate(source.values)
     except ValidationError as error:
         raise SchoolError("\n".join(_complaints(cls, source, error))) from None
 
 
-def print_help(cls: type[BaseConfig], command: str, about: str) -> None:
+def print_help(cls: type[BaseConfig], command: str, description: str) -> None:
     """Print what a config holds: names, types, defaults and the docstring of every field."""
     import tyro
 
     with contextlib.suppress(SystemExit):
-        tyro.cli(cls, args=["--help"], prog=command, description=about, use_underscores=True)
+        tyro.cli(cls, args=["--help"], prog=command, description=description, use_underscores=True)
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
@@ -161,7 +161,7 @@ def suggest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}"
 
 
-def name_of(cls: type[BaseModel]) -> str:
+def config_name(cls: type[BaseModel]) -> str:
     """What to call a config in messages: a recipe's `Config` goes by its file, another class by its name."""
     return cls.__module__.rpartition(".")[2] if cls.__name__ == "Config" else cls.__name__.lower()
 
@@ -246,13 +246,13 @@ def _lines(node: yaml.Node, path: Path, place: KeyPath) -> Iterator[tuple[KeyPat
 # ---- the command line
 
 
-def parse_args(cls: type[BaseConfig], words: Sequence[str], positional: Sequence[str] = ()) -> Source:
+def parse_args(cls: type[BaseConfig], args: Sequence[str], positional: Sequence[str] = ()) -> Source:
     """Command-line words as a source: `--key value`, `--key=value`, `--group.key value`, `--flag`, `--no-flag`,
     `--list a b c`; hyphens or underscores. Values stay text: pydantic turns text into what the field wants."""
     known = dict(_options(cls))
     values: dict[str, Any] = {}
     where: dict[KeyPath, str] = {}
-    rest = list(words)
+    rest = list(args)
     loose = []
     while rest and not rest[0].startswith("--"):
         loose.append(rest.pop(0))
@@ -330,16 +330,16 @@ def _complaints(cls: type[BaseModel], source: Source, error: ValidationError) ->
     for item in error.errors(include_url=False):
         place: KeyPath = item["loc"]
         key, message = ".".join(map(str, place)), item["msg"]
-        while place and place not in source.where:  # the deepest part that was written somewhere
+        while place and place not in source.locations:  # the deepest part that was written somewhere
             place = place[:-1]
-        at = source.where.get(place) or source.where.get(()) or name_of(cls)
+        at = source.locations.get(place) or source.locations.get(()) or config_name(cls)
         if item["type"] == "extra_forbidden":
             *outer, last = item["loc"]
             fields = sorted({name for model in _models_at(cls, outer) for name in model.model_fields})
-            subject = f"{at}: unknown key `{last}` in {'.'.join((name_of(cls), *map(str, outer)))}"
+            subject = f"{at}: unknown key `{last}` in {'.'.join((config_name(cls), *map(str, outer)))}"
             lines.setdefault(subject + suggest(str(last), fields), [])
         elif item["type"] == "missing" and isinstance(item["loc"][-1], str):
-            mend = f"write `{item['loc'][-1]}: ...` or give --{key}" if () in source.where else f"give --{key}"
+            mend = f"write `{item['loc'][-1]}: ...` or give --{key}" if () in source.locations else f"give --{key}"
             lines.setdefault(f"{at}: `{key}` is missing: {mend}", [])
         else:
             subject = at if at.startswith("--") else f"{at}: `{'.'.join(map(str, place))}`"
@@ -368,14 +368,14 @@ def _models_at(cls: type[BaseModel], place: Sequence[str | int]) -> list[type[Ba
     return models
 
 
-def parse_query(what: str, query: str) -> dict[str, str]:
+def parse_query(subject: str, query: str) -> dict[str, str]:
     """What stands behind a `?`: `NAME=VALUE&NAME=VALUE`. SchoolError names `what` and the wrong part."""
     options: dict[str, str] = {}
     for part in query.split("&") if query else ():
         name, equals, value = part.partition("=")
         if not name or not equals:
-            raise SchoolError(f"{what}: `{part}` is no option; write NAME=VALUE, joined by &")
+            raise SchoolError(f"{subject}: `{part}` is no option; write NAME=VALUE, joined by &")
         if name in options:
-            raise SchoolError(f"{what}: option `{name}` is given twice")
+            raise SchoolError(f"{subject}: option `{name}` is given twice")
         options[name] = value
     return options

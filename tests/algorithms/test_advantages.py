@@ -184,7 +184,7 @@ def test_kl_in_reward_charges_the_sum_over_written_tokens():
     before = group(1, None, 0)
     now = [[9.0, 9.0] + [-1.0] * (1 + g) for g in range(3)]
     reference = [[NAN, NAN] + [-1.5] * (1 + g) for g in range(3)]
-    (after,) = kl_in_reward([before], now, reference, beta=0.1)
+    (after,) = kl_in_reward([before], now, reference, kl_coef=0.1)
     assert [v.reward for v in after.verdicts] == [pytest.approx(1 - 0.05), None, pytest.approx(0 - 0.15)]
     assert [v.parts["kl"] for v in after.verdicts] == [0.5, 1.0, 1.5]
     assert after.rollouts == before.rollouts

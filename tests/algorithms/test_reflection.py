@@ -2,7 +2,7 @@
 
 import pytest
 
-from schoolhouse.algorithms.reflection import reflection_stats, reflects, reworks
+from schoolhouse.algorithms.reflection import rechecks, reflection_stats, reflects
 from schoolhouse.types import NAN, Completion, Group, Key, Problem, Rollout, Verdict
 
 
@@ -24,7 +24,7 @@ def test_words(thought: str, expected: bool):
     ("thought", "expected"), [("7+5=11 no 7+5=12", True), ("7+5=12 2+1=3", False), ("", False), ("a=b a = c", False)]
 )
 def test_structure(thought: str, expected: bool):
-    assert reworks(thought) is expected
+    assert rechecks(thought) is expected
 
 
 def test_right_and_wrong_are_told_apart_and_the_unjudged_are_left_out():

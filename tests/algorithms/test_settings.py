@@ -74,7 +74,9 @@ def test_another_preset_over_a_written_out_config_changes_more_than_its_name_or_
         "dynamic_sampling",
         "loss.mask_truncated",
     }
-    assert "`loss.clip_high` is 0.28 here, but 0.2 in `--preset dr_grpo`: choose one with --loss.clip_high" in str(refused.value)
+    assert "`loss.clip_high` is 0.28 here, but 0.2 in `--preset dr_grpo`: choose one with --loss.clip_high" in str(
+        refused.value
+    )
     words = [
         "--preset",
         "dr_grpo",

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from sample_runs import STEPS, grown
 from schoolhouse.board.app import build_app, names_of
 from schoolhouse.board.rollout_index import make
-from schoolhouse.runs.manifest import numbers
+from schoolhouse.runs.manifest import flatten_numbers
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_claims_with_their_figures(run_folder: Callable[..., Path]):
 
 
 def test_numbers_inside_are_named_by_dots():
-    assert numbers({"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "f": "text", "g": True}) == {"a": 1, "b.c": 2.5, "b.d.e": 3}
+    assert flatten_numbers({"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "f": "text", "g": True}) == {"a": 1, "b.c": 2.5, "b.d.e": 3}
     assert names_of([{"step": 0, "a": 1}, {"step": 1, "b": 2}]) == ["a", "b"]
 
 

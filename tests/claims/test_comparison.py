@@ -69,11 +69,11 @@ def test_a_run_that_ended_by_tokens_is_repeated_to_where_it_ended_and_one_by_a_c
         "sampling.max_new_tokens": 4,
     }
     made = runner.do(Step("grpo", config, tokens=40), tmp_path / "made")
-    pipeline.repeat(made, tmp_path / "again")
+    pipeline.repeat_run(made, tmp_path / "again")
     assert read_metrics(tmp_path / "again") == read_metrics(made)
     timed = runner.do(Step("grpo", config, seconds=1e-3), tmp_path / "made")
     with pytest.raises(SchoolError, match="ended by a clock"):
-        pipeline.repeat(timed, tmp_path / "never")
+        pipeline.repeat_run(timed, tmp_path / "never")
 
 
 def test_an_unknown_recipe_or_model_is_refused_before_anything_runs(tmp_path: Path):

@@ -37,7 +37,7 @@ def test_help_lists_every_command(words: tuple[str, ...]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for one in COMMANDS.values():
         assert one.usage in done.stdout
-        assert one.about in done.stdout
+        assert one.summary in done.stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -189,7 +189,7 @@ def test_a_partly_right_answer_counts_in_the_score_alone() -> None:
 def test_without_a_length_an_answer_may_take_what_the_model_can_read() -> None:
     pupil = Pupil(lambda problem, sample: ("", ""))
     longest_prompt = max(len(CONVERSATION.prompt_rollout(p, Key(0, "evaluate"))) for p in Doubles().eval_problems(3))
-    assert evaluate(pupil, Doubles(), 3, 1, None).length == pupil.max_seq_len - longest_prompt
+    assert evaluate(pupil, Doubles(), 3, 1, None).max_new_tokens == pupil.max_seq_len - longest_prompt
 
 
 def test_what_could_not_be_judged_is_no_zero():

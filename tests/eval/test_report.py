@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from schoolhouse.eval.report import Curve, Stage, curves, draw, gain, report_json, show, write_report
+from schoolhouse.eval.report import Curve, Stage, training_curves, draw_figure, gain, report_json, stage_table, write_report
 
 
 def exam(right: float, thought: float, records: bool = True) -> dict:
@@ -67,10 +67,10 @@ def test_the_gain_is_paired_over_the_problems_that_both_could_judge() -> None:
 
 
 def test_a_curve_runs_from_the_exam_before_practice_to_the_one_after_it() -> None:
-    (curve,) = curves(STAGES)
+    (curve,) = training_curves(STAGES)
     assert curve.name == "practice"
     assert curve.reward == {0: 0.25, 2: 0.5}
-    assert [(step, found["overall"]["pass_at_1"]) for step, found in curve.exams.items()] == [
+    assert [(step, found["overall"]["pass_at_1"]) for step, found in curve.evaluations.items()] == [
         (0, 0.3),
         (2, 0.5),
         (3, 0.8),
@@ -81,8 +81,8 @@ def test_a_curve_joins_exams_of_one_task_only() -> None:
     before, practice = STAGES[0], STAGES[1]
     ours = [dict(row) for row in practice.metrics]
     ours[2]["exam"] = {**ours[2]["exam"], "task": "school:chain"}
-    (curve,) = curves([before, replace(practice, metrics=ours)])
-    assert [*curve.exams] == [2]
+    (curve,) = training_curves([before, replace(practice, metrics=ours)])
+    assert [*curve.evaluations] == [2]
 
 
 def test_the_folder_gets_a_report_to_read_one_to_compute_with_and_a_figure(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_figure_stands_where_a_family_has_no_numbers(tmp_path: Path) -> None:
     lonely = exam(0.5, 10)
     lonely["families"]["addition"]["thought_tokens"] = None
     lonely["overall"]["pass_at_1"] = None
-    draw(tmp_path / "figure.png", [Curve("practice", {0: -0.5, 1: 1.5}, {0: lonely})])
+    draw_figure(tmp_path / "figure.png", [Curve("practice", {0: -0.5, 1: 1.5}, {0: lonely})])
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
@@ -115,6 +115,6 @@ def test_the_table_fits_a_terminal() -> None:
 
     console = Console(width=80)
     with console.capture() as captured:
-        console.print(show(STAGES))
+        console.print(stage_table(STAGES))
     assert "…" not in captured.get()
     assert "0.80 [0.75, 0.85]" in captured.get()

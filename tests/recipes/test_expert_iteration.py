@@ -8,9 +8,9 @@ import pytest
 
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import expert_iteration
-from schoolhouse.runs.atomic_io import read_lines
+from schoolhouse.runs.atomic_io import read_jsonl
 from schoolhouse.runs.run import Run, read_metrics
-from schoolhouse.search.solve import Found
+from schoolhouse.search.solve import SearchResult
 from schoolhouse.tasks.jsonl import from_row
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Group, Key, Problem, Rollout, SchoolError, Verdict
@@ -42,11 +42,11 @@ def train(folder: Path, c: expert_iteration.Config) -> Run:
     return run
 
 
-def answered(number: int, reference: str, score: float | None) -> tuple[Found, Group, Rollout]:
+def answered(number: int, reference: str, score: float | None) -> tuple[SearchResult, Group, Rollout]:
     problem = Problem(f"p{number}", (), reference)
     rollout = Rollout(problem, Key(0, "t", 0, number), (1,), (True,), (-0.1,), (0,), "stop")
     verdict = Verdict(score, "" if score is not None else "clock")
-    return Found(rollout, 10 * (number + 1), "answered"), Group(problem, (rollout,), (verdict,)), rollout
+    return SearchResult(rollout, 10 * (number + 1), "answered"), Group(problem, (rollout,), (verdict,)), rollout
 
 
 def test_the_account_tells_what_was_solved_and_which_answers_are_left():
@@ -79,7 +79,7 @@ def test_each_loop_tells_plain_sampling_beside_search(model: Path, tmp_path: Pat
 def test_trees_are_kept_to_be_looked_at(model: Path, tmp_path: Path):
     grown = config(model, search="beam?samples=2&breadth=1&length=8&values=random", loops=1, prompts_per_loop=3)
     run = train(tmp_path / "grown", grown)
-    rows = read_lines(run.folder / "trees" / "000000.jsonl")
+    rows = read_jsonl(run.folder / "trees" / "000000.jsonl")
     assert [row["question"] for row in rows] == [
         p.messages[-1].content for p in open_task(TASK, 0).train_problems(0, 3)
     ]
@@ -100,7 +100,7 @@ def test_what_was_kept_is_a_task(model: Path, tmp_path: Path):
     asked = {problem.messages[-1].content: problem for problem in open_task(TASK, 0).train_problems(0, 12)}
     task = open_task(f"jsonl:{path}?holdout=none", 0)
     assert {problem.messages[-1].content for problem in task.train_problems(0, 12)} <= asked.keys()
-    lessons = [from_row(row) for row in read_lines(path)]
+    lessons = [from_row(row) for row in read_jsonl(path)]
     assert all(lesson.problem.reference == asked[lesson.problem.messages[-1].content].reference for lesson in lessons)
 
 

@@ -115,7 +115,9 @@ def test_advantages_are_those_of_the_whole_step_and_weakened():
         wanted = sorted(
             round(float(a[-1]) * (c.advantage.negative_scale if a[-1] < 0 else 1.0), 5) for a in expected for _ in a[1:]
         )
-        found = sorted(round(a, 5) for batch in policy.steps[0][0] for a in batch["advantage"][batch.loss_mask].tolist())
+        found = sorted(
+            round(a, 5) for batch in policy.steps[0][0] for a in batch["advantage"][batch.loss_mask].tolist()
+        )
         assert found == wanted
 
 

@@ -71,7 +71,7 @@ def test_a_file_is_read_as_a_judge_will_be_asked(model: Path, tmp_path: Path):
     """Marks behind the delimiter of each step, whatever a step holds; the one that ends a solution is its answer."""
     say = Policy.load(model).conversation
     right, wrong = ("We add two", "Then so on"), ("We add two", "It is\n\nbad")
-    made = [LabelledSolution("q", right, (1.0, 0.0)), LabelledSolution("q", wrong, (1.0, -1.0), whole=False)]
+    made = [LabelledSolution("q", right, (1.0, 0.0)), LabelledSolution("q", wrong, (1.0, -1.0), complete=False)]
     write_prm800k(tmp_path / "labels.jsonl", made)
     (_, good), (_, bad) = read_examples(tmp_path / "labels.jsonl", say, "\n")
     said = [say.tokenizer.decode(one.rollout.tokens).partition("<think>")[2] for one in (good, bad)]

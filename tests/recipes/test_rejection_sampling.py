@@ -11,7 +11,7 @@ import pytest
 from schoolhouse.data.chat import Conversation
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import pretrain, rejection_sampling, sft
-from schoolhouse.runs.atomic_io import read_lines, read_object
+from schoolhouse.runs.atomic_io import read_json, read_jsonl
 from schoolhouse.runs.run import Run, read_metrics
 from schoolhouse.tasks.jsonl import from_row
 from schoolhouse.tasks.registry import open_task
@@ -61,8 +61,8 @@ def train(place: Path, c: rejection_sampling.Config) -> Run:
 
 def test_what_is_kept_is_right_in_one_language_and_there_once(folder: Path, tmp_path: Path):
     run = train(tmp_path / "run", config(folder, script="latin"))
-    rows = read_lines(run.folder / "kept.jsonl")
-    account = read_object(run.folder / "harvest.json")
+    rows = read_jsonl(run.folder / "kept.jsonl")
+    account = read_json(run.folder / "harvest.json")
     assert len(rows) == account["kept"] > 0
     assert account["dropped_mixed"] > 0
     reasons = sum(n for why, n in account.items() if why.startswith("dropped"))
@@ -76,7 +76,7 @@ def test_what_is_kept_is_right_in_one_language_and_there_once(folder: Path, tmp_
 
 
 def test_no_more_than_the_cap_is_kept_of_a_problem(folder: Path, tmp_path: Path):
-    rows = read_lines(train(tmp_path / "run", config(folder, max_kept_per_problem=1)).folder / "kept.jsonl")
+    rows = read_jsonl(train(tmp_path / "run", config(folder, max_kept_per_problem=1)).folder / "kept.jsonl")
     assert rows
     assert len({row["id"] for row in rows}) == len(rows)
 
@@ -90,7 +90,7 @@ def test_a_problem_that_is_asked_again_has_one_cap(folder: Path):
 def test_what_was_kept_is_a_task_of_its_own(folder: Path, tmp_path: Path):
     run = train(tmp_path / "run", config(folder))
     lessons = open_task(f"jsonl:{run.folder / 'kept.jsonl'}?holdout=none").demonstrations(0, 8)
-    kept = read_lines(run.folder / "kept.jsonl")
+    kept = read_jsonl(run.folder / "kept.jsonl")
     assert {d.problem.reference for d in lessons} <= {row["reference"] for row in kept}
 
 

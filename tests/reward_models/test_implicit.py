@@ -34,7 +34,7 @@ def said(policy: Policy, text: str) -> Rollout:
 def test_a_model_is_indifferent_against_itself(models: tuple[Policy, Policy]):
     policy, _ = models
     rollout = said(policy, "<think>7+5=2 2-3=9</think>\\boxed{9}<|im_end|>")
-    (grades,) = ImplicitRewardModel(policy, policy, " ").grades([rollout])
+    (grades,) = ImplicitRewardModel(policy, policy, " ").step_logprobs([rollout])
     assert grades == pytest.approx([log(0.5)] * 3)  # two steps and the whole
 
 
@@ -47,13 +47,13 @@ def test_the_last_grade_is_about_the_whole_solution(models: tuple[Policy, Policy
     judge = ImplicitRewardModel(policy, reference, " ")
     assert judge([rollout])[0] == pytest.approx(1 / (1 + exp(-BETA * ratio)), rel=1e-4)
     first = sum(float(ours.logprob[i] - theirs.logprob[i]) for i in mine if i < rollout.turns[0] + 6)
-    assert judge.grades([rollout])[0][0] != pytest.approx(first)  # a probability's logarithm, not a sum
+    assert judge.step_logprobs([rollout])[0][0] != pytest.approx(first)  # a probability's logarithm, not a sum
 
 
 def test_an_open_thought_is_graded_up_to_its_last_complete_step(models: tuple[Policy, Policy]):
     policy, reference = models
     open_, nothing = said(policy, "<think>7+5=2 2-3"), said(policy, "<think>7+")
-    grades = ImplicitRewardModel(policy, reference, " ").grades([open_, nothing])
+    grades = ImplicitRewardModel(policy, reference, " ").step_logprobs([open_, nothing])
     assert [len(few) for few in grades] == [1, 0]
     assert (
         ImplicitRewardModel(policy, reference, " ")([nothing])[0]
@@ -67,5 +67,5 @@ def test_a_thought_that_was_proposed_is_graded_as_one_that_was_said(models: tupl
     proposed = say.prefill_thought(say.prompt_rollout(PROBLEM, Key(0, "t")), "7+5=2 2-3=9 ")
     sampled = said(policy, "<think>7+5=2 2-3=9 ")
     assert sampled.tokens == proposed.tokens
-    assert judge.grades([proposed]) == judge.grades([sampled])
+    assert judge.step_logprobs([proposed]) == judge.step_logprobs([sampled])
     assert judge([proposed])[0] != pytest.approx(0.5)

@@ -59,12 +59,12 @@ def test_an_outcome_is_marked_behind_the_whole_turn(policy: Policy):
 
 def test_another_delimiter_finds_other_steps(policy: Policy):
     rollout = said(policy, "<think>7+5=2 2-3=9</think>\\boxed{9}<|im_end|>")
-    assert len(insert_label_tokens(policy.conversation, rollout, "\n").places) == 2  # the whole thought, and the answer
+    assert len(insert_label_tokens(policy.conversation, rollout, "\n").positions) == 2  # the whole thought, and the answer
 
 
 def test_grades_are_the_log_probabilities_of_the_marks(policy: Policy):
     rollouts = [said(policy, "<think>7+5=2 2-3=9 "), said(policy, "<think>"), said(policy, "<think>7+5=2 ")]
-    grades = RewardModel(policy, " ").grades(rollouts)
+    grades = RewardModel(policy, " ").step_logprobs(rollouts)
     assert [len(few) for few in grades] == [2, 0, 1]
     assert grades[2] == pytest.approx(grades[0][:1], abs=1e-5)
     (alone,) = policy.score([insert_label_tokens(policy.conversation, rollouts[0], " ").rollout])

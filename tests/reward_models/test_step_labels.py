@@ -12,8 +12,8 @@ from schoolhouse.data.steps import step_ends
 from schoolhouse.data.tokenizer import train_tokenizer
 from schoolhouse.reward_models.step_labels import (
     LabelledSolution,
-    by_continuations,
-    by_rules,
+    label_by_continuations,
+    label_by_rules,
     read_prm800k,
     write_prm800k,
 )
@@ -76,15 +76,15 @@ def test_a_solution_that_ends_in_its_first_error_is_read_to_there(tmp_path: Path
     found_error = row(([("a", 1)], 0, None), ([("b", -1)], None, None))
     found_error["label"]["finish_reason"] = "found_error"
     (one,) = read(tmp_path, found_error)
-    assert (one.steps, one.labels, one.whole) == (("a", "b"), (1.0, -1.0), False)
+    assert (one.steps, one.labels, one.complete) == (("a", "b"), (1.0, -1.0), False)
 
 
 def test_what_is_written_reads_the_same(tmp_path: Path):
     graded = [
-        LabelledSolution("q", ("a", "b"), (1.0, -1.0), "2", "3", whole=False),
+        LabelledSolution("q", ("a", "b"), (1.0, -1.0), "2", "3", complete=False),
         LabelledSolution("q", ("c\u2028d",), (0.0,), "2", "2"),
     ]
-    graded += [LabelledSolution("q", ("e", "f", "g"), (0.01, 0.75, None), "2", "2", values=True)]
+    graded += [LabelledSolution("q", ("e", "f", "g"), (0.01, 0.75, None), "2", "2", soft=True)]
     write_prm800k(tmp_path / "made.jsonl", graded)
     assert read_prm800k(tmp_path / "made.jsonl") == graded
     keys = json.loads((tmp_path / "made.jsonl").read_text().splitlines()[0]).keys()
@@ -101,7 +101,7 @@ def test_what_is_written_reads_the_same(tmp_path: Path):
 
 def test_nothing_behind_the_first_error_is_kept():
     one = LabelledSolution("q", ("a", "b", "c"), (1.0, -1.0, -1.0)).truncate_at_first_error()
-    assert (one.steps, one.labels, one.whole) == (("a", "b"), (1.0, -1.0), False)
+    assert (one.steps, one.labels, one.complete) == (("a", "b"), (1.0, -1.0), False)
     whole = LabelledSolution("q", ("a", "b"), (1.0, 0.0))
     assert whole.truncate_at_first_error() == whole
 
@@ -110,13 +110,13 @@ def test_neutral_counts_as_wrong_where_it_is_strict():
     graded = LabelledSolution("q", ("a", "b", "c"), (1.0, 0.0, 1.0)).strict()
     assert graded.labels == (1.0, -1.0, 1.0)
     assert graded.truncate_at_first_error().steps == ("a", "b")
-    values = LabelledSolution("q", ("a", "b"), (0.0, 0.5), values=True)
+    values = LabelledSolution("q", ("a", "b"), (0.0, 0.5), soft=True)
     assert values.strict() == values
 
 
 def test_neutral_counts_as_right_and_values_as_they_are():
     assert LabelledSolution("q", ("a", "b", "c", "d"), (1, 0, -1, None)).targets == (1.0, 1.0, 0.0, None)
-    assert LabelledSolution("q", ("a", "b"), (0.25, None), values=True).targets == (0.25, None)
+    assert LabelledSolution("q", ("a", "b"), (0.25, None), soft=True).targets == (0.25, None)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def task() -> School:
 
 def test_the_tasks_rules_label_every_step(tmp_path: Path, task: School):
     policy = Finisher(tmp_path, task)
-    (good, bad) = by_rules(task, policy.conversation, [solution(policy.conversation, task, at) for at in (None, 1)])
+    (good, bad) = label_by_rules(task, policy.conversation, [solution(policy.conversation, task, at) for at in (None, 1)])
     assert (good.labels, bad.labels) == ((1.0, 1.0, 1.0, 1.0), (1.0, -1.0, -1.0, 1.0))  # the answer is the last step
     assert good.steps[-1] == f"\\boxed{{{good.reference}}}"
     assert good.reference == task.demonstrations(0, 1)[0].problem.reference
@@ -185,23 +185,23 @@ def test_the_tasks_rules_label_every_step(tmp_path: Path, task: School):
 
 def test_continuations_give_the_share_that_ends_right(tmp_path: Path, task: School):
     policy = Finisher(tmp_path, task)
-    (one,), tokens = by_continuations(policy, task, [solution(policy.conversation, task, 2)], count=4, length=40)
+    (one,), tokens = label_by_continuations(policy, task, [solution(policy.conversation, task, 2)], num_continuations=4, max_new_tokens=40)
     assert tokens > 3 * 4 * 5
-    assert (one.labels, one.values) == ((0.5, 0.5, 0.0, 1.0), True)
+    assert (one.labels, one.soft) == ((0.5, 0.5, 0.0, 1.0), True)
 
 
 def test_hard_labels_ask_whether_any_ends_right(tmp_path: Path, task: School):
     policy = Finisher(tmp_path, task)
     said = [solution(policy.conversation, task, 2)]
-    (one,), _ = by_continuations(policy, task, said, count=4, length=40, hard=True)
-    assert (one.labels, one.values) == ((1.0, 1.0, -1.0, 1.0), False)
+    (one,), _ = label_by_continuations(policy, task, said, num_continuations=4, max_new_tokens=40, hard=True)
+    assert (one.labels, one.soft) == ((1.0, 1.0, -1.0, 1.0), False)
 
 
 def test_without_room_a_step_has_no_label(tmp_path: Path, task: School):
     policy = Finisher(tmp_path, task)
     rollout = solution(policy.conversation, task, None)
     policy.max_seq_len = step_ends(policy.conversation, rollout, " ")[0] + 40
-    (one,), _ = by_continuations(policy, task, [rollout], count=4, length=40)
+    (one,), _ = label_by_continuations(policy, task, [rollout], num_continuations=4, max_new_tokens=40)
     assert one.labels == (0.5, None, None, 1.0)
 
 
@@ -211,12 +211,12 @@ def test_right_steps_do_not_make_a_wrong_answer_right(tmp_path: Path, task: Scho
     early = rollout.truncate(step_ends(say, rollout, " ")[0])
     ids = say.tokenizer.encode("</think>\\boxed{77}<|im_end|>", markup=True)
     wrong = early.prefill(()).append_sampled(ids, [-0.1] * len(ids), "stop", 0)
-    (one,) = by_rules(task, say, [wrong])
+    (one,) = label_by_rules(task, say, [wrong])
     assert one.labels == (1.0, -1.0)
 
 
 def test_a_turn_that_was_cut_off_has_no_answer_to_label(tmp_path: Path, task: School):
     say = Finisher(tmp_path, task).conversation
     rollout = solution(say, task, None)
-    (one,) = by_rules(task, say, [rollout.truncate(step_ends(say, rollout, " ")[1])])
-    assert (len(one.steps), one.labels, one.whole) == (2, (1.0, 1.0), False)
+    (one,) = label_by_rules(task, say, [rollout.truncate(step_ends(say, rollout, " ")[1])])
+    assert (len(one.steps), one.labels, one.complete) == (2, (1.0, 1.0), False)

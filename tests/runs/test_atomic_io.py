@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from schoolhouse.runs.atomic_io import (
     atomic_write,
-    disk_is_full,
-    drop_torn_line,
-    read_lines,
-    read_object,
+    drop_partial_line,
+    is_disk_full,
+    read_json,
+    read_jsonl,
     resolve_model,
     to_json,
-    verified,
+    verify_checkpoint,
     write_checkpoint,
 )
 from schoolhouse.types import SchoolError
@@ -48,8 +48,8 @@ def test_a_full_disk_is_told_from_what_libraries_say(tmp_path: Path) -> None:
 
 
 def test_other_errors_are_no_full_disk() -> None:
-    assert not disk_is_full(PermissionError(13, "Permission denied"))
-    assert not disk_is_full(ValueError("full of mistakes"))
+    assert not is_disk_full(PermissionError(13, "Permission denied"))
+    assert not is_disk_full(ValueError("full of mistakes"))
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -80,22 +80,22 @@ def test_a_torn_line_costs_no_other(rows: list[dict], cut: int, tmp_path_factory
     last = to_json(rows[-1]).encode()
     whole = "".join(to_json(row) + "\n" for row in rows[:-1]).encode()
     path.write_bytes(whole + last[:cut])
-    assert read_lines(path) == rows[:-1]
-    drop_torn_line(path)
+    assert read_jsonl(path) == rows[:-1]
+    drop_partial_line(path)
     assert path.read_bytes() == whole
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "lines.jsonl").write_text('{"a": 1}\n{"a":\n{"a": 2}\n')
     with pytest.raises(SchoolError, match=r"lines.jsonl:2 is damaged"):
-        read_lines(tmp_path / "lines.jsonl")
+        read_jsonl(tmp_path / "lines.jsonl")
 
 
 @pytest.mark.parametrize("text", ['{"a": ', "[1]", "\udcff"])
 def test_a_damaged_object_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "o.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(SchoolError, match=r"o.json"):
-        read_object(tmp_path / "o.json")
+        read_json(tmp_path / "o.json")
 
 
 def test_the_model_of_a_run_is_its_newest_complete_checkpoint(tmp_path: Path) -> None:
@@ -142,11 +142,11 @@ def test_all_of_a_checkpoint_is_on_disk_before_it_bears_its_name(
 
 def test_a_changed_number_in_a_manifest_is_found(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "000001", Kept(), {"metrics_bytes": 100})
-    assert verified(tmp_path / "000001")["metrics_bytes"] == 100
+    assert verify_checkpoint(tmp_path / "000001")["metrics_bytes"] == 100
     told = tmp_path / "000001" / "manifest.json"
     told.write_text(told.read_text().replace("100", "101"))
     with pytest.raises(SchoolError, match="its content has changed"):
-        verified(tmp_path / "000001")
+        verify_checkpoint(tmp_path / "000001")
 
 
 def test_a_run_of_several_stages_asks_which_one(tmp_path: Path) -> None:

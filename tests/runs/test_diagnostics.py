@@ -2,7 +2,7 @@
 
 import pytest
 
-from schoolhouse.runs.diagnostics import WINDOW, advice
+from schoolhouse.runs.diagnostics import WINDOW, diagnose
 
 HEALTHY = {
     "groups": 10,
@@ -19,7 +19,7 @@ HEALTHY = {
 
 
 def about(**changes):
-    return advice([HEALTHY | changes] * WINDOW)
+    return diagnose([HEALTHY | changes] * WINDOW)
 
 
 def test_a_healthy_run_is_left_alone():
@@ -47,9 +47,9 @@ def test_what_is_wrong_is_said(name, changes, words):
 
 
 def test_nothing_is_said_of_few_steps_or_of_steps_without_practice():
-    assert advice([HEALTHY | {"groups_with_signal": 0}] * (WINDOW - 1)) == {}
-    assert advice([{"loss": 1.0}] * 50) == {}
+    assert diagnose([HEALTHY | {"groups_with_signal": 0}] * (WINDOW - 1)) == {}
+    assert diagnose([{"loss": 1.0}] * 50) == {}
 
 
 def test_only_the_newest_steps_count():
-    assert advice([HEALTHY | {"groups_with_signal": 0}] * 50 + [HEALTHY] * WINDOW) == {}
+    assert diagnose([HEALTHY | {"groups_with_signal": 0}] * 50 + [HEALTHY] * WINDOW) == {}

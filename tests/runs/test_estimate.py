@@ -3,7 +3,7 @@
 import pytest
 
 from schoolhouse.recipes import grpo, pretrain, star
-from schoolhouse.runs.estimate import Estimate, _exams, estimate
+from schoolhouse.runs.estimate import Estimate, _eval_steps, estimate
 from schoolhouse.runs.run import Run
 from schoolhouse.types import SchoolError
 
@@ -22,9 +22,9 @@ def test_the_first_steps_are_measured():
     config = pretrain.Config.of(task="school", model=TINY, steps=1000, batch_size=2, seq_len=32, eval_every=1000)
     made = estimate("pretrain", config)
     assert made.steps == 1000
-    assert 0 < made.step < made.start
-    assert 1e8 < made.memory < 4e9
-    assert made.seconds == pytest.approx(made.start + 999 * made.step)
+    assert 0 < made.step_seconds < made.startup_seconds
+    assert 1e8 < made.peak_memory < 4e9
+    assert made.seconds == pytest.approx(made.startup_seconds + 999 * made.step_seconds)
     assert "1000 steps" in str(made)
 
 
@@ -42,7 +42,7 @@ def test_a_recipe_of_loops_is_measured_by_loops(tmp_path):
     )
     made = estimate("star", config)
     assert made.steps == 51  # loop 0 learns from worked examples alone
-    assert made.seconds == pytest.approx(made.start + sum(1.1**later for later in range(50)) * made.step)
+    assert made.seconds == pytest.approx(made.startup_seconds + sum(1.1**later for later in range(50)) * made.step_seconds)
     assert "each at most 1.1 times the one before" in str(made)
 
 
@@ -62,6 +62,6 @@ def test_exams_on_the_way_cost_their_answers():
         **{"eval.problems": 50},
         **{"eval.samples": 8},
     )
-    assert _exams(config, config.steps) == 4 * 10.0
-    assert _exams(config.model_copy(update={"eval.every": 0}), 41) == 0.0
+    assert _eval_steps(config, config.steps) == 4 * 10.0
+    assert _eval_steps(config.model_copy(update={"eval.every": 0}), 41) == 0.0
     assert Estimate(11, 2.0, 0.5, 3.0, 0).seconds == 10.0

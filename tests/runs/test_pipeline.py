@@ -11,7 +11,7 @@ import pytest
 
 from schoolhouse import recipes
 from schoolhouse.runs import pipeline
-from schoolhouse.runs.pipeline import find, run_pipeline
+from schoolhouse.runs.pipeline import find_pipeline, run_pipeline
 from schoolhouse.runs.run import read_metrics
 from schoolhouse.types import SchoolError
 
@@ -181,12 +181,12 @@ def test_a_pipeline_without_stages_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_packaged_pipeline_goes_by_its_name() -> None:
-    assert find("quickstart").name == "quickstart.yaml"
+    assert find_pipeline("quickstart").name == "quickstart.yaml"
     with pytest.raises(SchoolError, match="did you mean `quickstart`"):
-        find("quikstart")
+        find_pipeline("quikstart")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in pipeline._PACKAGED.glob("*.yaml")))
 def test_packaged_pipelines_have_no_mistakes(name: str, tmp_path: Path) -> None:
-    source = pipeline.read_yaml(find(name))
+    source = pipeline.read_yaml(find_pipeline(name))
     pipeline._check(pipeline.build(pipeline.Pipeline, source), source, tmp_path)

@@ -78,7 +78,7 @@ def teach(
     c = Config(**config)
     with Run.open(folder, c, "toy") as run:
         run.set_budget(**(limits or {}))
-        learning = run.restore(learner(run.latest()))
+        learning = run.restore(learner(run.latest_checkpoint()))
         for step in run.steps(range(run.step, c.steps), save=learning, every=2):
             run.record(step, [group(step, 1.0, 0.0)])
             each(run)
@@ -178,7 +178,7 @@ def test_what_a_step_records_stands_in_one_line(tmp_path: Path) -> None:
 def test_a_recorded_group_is_accounted_for_and_written_down(tmp_path: Path) -> None:
     with Run.open(tmp_path, Config(steps=1), "toy") as run:
         for step, groups in run.steps([(0, [group(0, 1.0, None)])], save=Learner()):
-            run.record(step, groups, read=lambda rollout: Completion("hm", "4"))
+            run.record(step, groups, parse=lambda rollout: Completion("hm", "4"))
     (line,) = read_metrics(tmp_path)
     assert {"groups": 1, "rollouts": 2, "ungraded": 1, "reward": 1.0}.items() <= line.items()
     first, second = map(json.loads, (tmp_path / "rollouts" / "000000.jsonl").read_text().splitlines())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from schoolhouse.data.chat import Conversation
-from schoolhouse.search.budget_forcing import revise, think_between
+from schoolhouse.search.budget_forcing import revise, budget_force
 from schoolhouse.tasks.game24 import Game24
 from schoolhouse.types import Key, Rollout, SchoolError
 
@@ -37,7 +37,7 @@ def test_every_thought_keeps_its_bounds_and_ends_in_an_answer(
     scripted: Make, game: Game24, habit: Any, least: int, most: int
 ):
     policy = scripted(habit)
-    (one,) = think_between(policy, begin(policy, game), least, most, answer=40, wait="W")
+    (one,) = budget_force(policy, begin(policy, game), least, most, answer_tokens=40, wait_text="W")
     reply = policy.conversation.parse_completion(one.rollout)
     assert reply.answer == "\\boxed{2}"
     assert least <= policy.conversation.thought_length(one.rollout) <= most
@@ -45,7 +45,7 @@ def test_every_thought_keeps_its_bounds_and_ends_in_an_answer(
 
 def test_a_thought_that_ends_too_early_is_made_to_wait(scripted: Make, game: Game24):
     policy = scripted(short)
-    (one,) = think_between(policy, begin(policy, game), 12, 40, answer=40, wait=" W ")
+    (one,) = budget_force(policy, begin(policy, game), 12, 40, answer_tokens=40, wait_text=" W ")
     thought = policy.conversation.parse_completion(one.rollout).thought
     assert thought.startswith("1+1=2 W 1+1=2")
     assert len(one.rollout.turns) == 1
@@ -53,15 +53,15 @@ def test_a_thought_that_ends_too_early_is_made_to_wait(scripted: Make, game: Gam
 
 def test_tokens_that_were_taken_back_are_counted(scripted: Make, game: Game24):
     policy = scripted(short)
-    (one,) = think_between(policy, begin(policy, game), 12, 40, answer=40, wait="W")
+    (one,) = budget_force(policy, begin(policy, game), 12, 40, answer_tokens=40, wait_text="W")
     assert one.tokens > sum(one.rollout.loss_mask)
-    (free,) = think_between(policy, begin(policy, game), 0, 40, answer=40)
+    (free,) = budget_force(policy, begin(policy, game), 0, 40, answer_tokens=40)
     assert free.tokens == sum(free.rollout.loss_mask)
 
 
 def test_words_that_were_forced_are_never_trained_on(scripted: Make, game: Game24):
     policy = scripted(short)
-    (one,) = think_between(policy, begin(policy, game), 12, 40, answer=40, wait="W")
+    (one,) = budget_force(policy, begin(policy, game), 12, 40, answer_tokens=40, wait_text="W")
     word = policy.conversation.tokenizer.encode("W")[0]
     at = [i for i, token in enumerate(one.rollout.tokens) if token == word]
     assert at
@@ -70,13 +70,13 @@ def test_words_that_were_forced_are_never_trained_on(scripted: Make, game: Game2
 
 def test_several_problems_keep_their_order(scripted: Make, game: Game24):
     policy = scripted(lambda q, b, k: short(q, b, k) if k.sample % 2 else endless(q, b, k))
-    spent = think_between(policy, begin(policy, game, 4), 0, 30, answer=40)
+    spent = budget_force(policy, begin(policy, game, 4), 0, 30, answer_tokens=40)
     assert [one.rollout.key.sample for one in spent] == [0, 1, 2, 3]
 
 
 def test_every_attempt_stands_behind_those_before_it(scripted: Make, game: Game24):
     policy = scripted(lambda q, b, k: f"<think></think>\\boxed{{{k.turn}}}<|im_end|>")
-    (chain,) = revise(policy, begin(policy, game), rounds=3, length=30)
+    (chain,) = revise(policy, begin(policy, game), rounds=3, max_new_tokens=30)
     assert [policy.conversation.parse_completion(rollout).answer for rollout in chain] == [
         "\\boxed{0}",
         "\\boxed{1}",
@@ -88,7 +88,7 @@ def test_every_attempt_stands_behind_those_before_it(scripted: Make, game: Game2
 def test_without_room_there_are_fewer_attempts(scripted: Make, game: Game24):
     policy = scripted(lambda q, b, k: "<think></think>\\boxed{1}<|im_end|>")
     policy.max_seq_len = len(begin(policy, game)[0]) + 40
-    (chain,) = revise(policy, begin(policy, game), rounds=3, length=30)
+    (chain,) = revise(policy, begin(policy, game), rounds=3, max_new_tokens=30)
     assert len(chain) == 1
 
 
@@ -97,13 +97,13 @@ def test_bounds_that_cannot_be_kept_are_refused(scripted: Make, game: Game24):
     with pytest.raises(
         SchoolError, match="`wait` takes 5 tokens: let there be as many between `least` 30 and `most` 32"
     ):
-        think_between(policy, begin(policy, game), 30, 32, answer=9, wait="WWWWW")
+        budget_force(policy, begin(policy, game), 30, 32, answer_tokens=9, wait_text="WWWWW")
 
 
 def test_an_empty_word_that_would_wait_for_ever_is_refused(scripted: Make, game: Game24):
     policy = scripted(short)
     with pytest.raises(SchoolError, match="`wait` is empty"):
-        think_between(policy, begin(policy, game), 12, 40, answer=40, wait="")
+        budget_force(policy, begin(policy, game), 12, 40, answer_tokens=40, wait_text="")
 
 
 OPENING = (
@@ -118,7 +118,7 @@ OPENING = (
 def test_a_thought_that_the_prompt_opens_may_end_at_once(scripted: Make, game: Game24, begins: str, least: int):
     policy = scripted(lambda question, begun, key: "\\boxed{2}<|im_end|>" if "</think>" in begun else begins)
     policy.conversation = Conversation(policy.conversation.tokenizer, OPENING)
-    (one,) = think_between(policy, begin(policy, game), least, 20, answer=40, wait="Wait")
+    (one,) = budget_force(policy, begin(policy, game), least, 20, answer_tokens=40, wait_text="Wait")
     assert policy.conversation.parse_completion(one.rollout).answer == "\\boxed{2}"
     assert least <= policy.conversation.thought_length(one.rollout) <= 20
     assert len(one.rollout.turns) == 1

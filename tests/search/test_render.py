@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from schoolhouse.search.render import draw, label, page, told
-from schoolhouse.search.solve import Found
+from schoolhouse.search.render import draw, label, html_page, result_to_json
+from schoolhouse.search.solve import SearchResult
 from schoolhouse.search.tree import Node, Tree
 from schoolhouse.types import Key, Message, Problem
 
@@ -26,16 +26,16 @@ class Tags(HTMLParser):
         self.seen.append(tag)
 
 
-def tree(scripted: Callable[..., Any], text: str = "13-9=4 (4 4 10)") -> Found:
+def tree(scripted: Callable[..., Any], text: str = "13-9=4 (4 4 10)") -> SearchResult:
     policy = scripted(lambda *_: "")
     problem = Problem("p", (Message("user", f"Make 24 {text}"),), "")
     begun = policy.conversation.prompt_rollout(problem, Key(0, "t"))
     root = Node(begun)
-    good = Node(begun.prefill([1]), text, root, value=60.0, fate="expanded")
-    bad = Node(begun.prefill([2]), "13+9=22 (4 10 22)", root, value=0.003, fate="dropped")
-    answer = Node(begun.prefill([1, 2]), "[bold]24[/bold]", good, answers=True, value=nan, fate="answer")
-    grown = Tree(root, nodes=[good, bad, answer], tokens=99, end="answered")
-    return Found(answer.state, 99, "answered", grown)
+    good = Node(begun.prefill([1]), text, root, value=60.0, status="expanded")
+    bad = Node(begun.prefill([2]), "13+9=22 (4 10 22)", root, value=0.003, status="dropped")
+    answer = Node(begun.prefill([1, 2]), "[bold]24[/bold]", good, is_answer=True, value=nan, status="answer")
+    grown = Tree(root, nodes=[good, bad, answer], tokens=99, stop_reason="answered")
+    return SearchResult(answer.state, 99, "answered", grown)
 
 
 def test_the_terminal_shows_values_and_fates(scripted: Callable[..., Any]):
@@ -49,7 +49,7 @@ def test_the_terminal_shows_values_and_fates(scripted: Callable[..., Any]):
 
 
 def test_the_page_holds_all_thoughts_and_marks_the_path(scripted: Callable[..., Any]):
-    made = page(tree(scripted), "24")
+    made = html_page(tree(scripted), "24")
     assert made.count('class="taken"') == 2
     assert 'class="dropped"' in made
     assert "99 tokens, 3 thoughts; answered" in made
@@ -57,7 +57,7 @@ def test_the_page_holds_all_thoughts_and_marks_the_path(scripted: Callable[..., 
 
 
 def test_markup_in_a_models_text_is_text(scripted: Callable[..., Any]):
-    made, tags = page(tree(scripted, EVIL), EVIL), Tags()
+    made, tags = html_page(tree(scripted, EVIL), EVIL), Tags()
     tags.feed(made)
     assert "script" not in tags.seen
 
@@ -67,7 +67,7 @@ def test_a_long_thought_is_cut_in_its_line():
 
 
 def test_a_search_as_plain_data_tells_who_came_from_whom(scripted: Callable[..., Any]):
-    assert told(tree(scripted)) == {
+    assert result_to_json(tree(scripted)) == {
         "tokens": 99,
         "end": "answered",
         "votes": [],
@@ -77,4 +77,4 @@ def test_a_search_as_plain_data_tells_who_came_from_whom(scripted: Callable[...,
             {"text": "[bold]24[/bold]", "value": None, "fate": "answer", "parent": 0, "taken": True},
         ],
     }
-    assert told(Found(None, 7, "voted", votes=(("24", 3),)))["votes"] == [["24", 3]]
+    assert result_to_json(SearchResult(None, 7, "voted", votes=(("24", 3),)))["votes"] == [["24", 3]]

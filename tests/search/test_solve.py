@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from schoolhouse.eval.evaluate import evaluate
-from schoolhouse.search.solve import Found, Search, Searcher, parse, solve
-from schoolhouse.search.thoughts import AtRandom
+from schoolhouse.search.solve import SearchResult, Search, SearchGenerator, parse, solve
+from schoolhouse.search.thoughts import RandomValue
 from schoolhouse.search.tree import Answered
 from schoolhouse.tasks.game24 import Game24
 from schoolhouse.types import Key, SchoolError
@@ -36,7 +36,7 @@ def thinker(question: str, begun: str, key: Key) -> str:
     return "<think>" * (not begun) + f"</think>\\boxed{{{answer}}}<|im_end|>"
 
 
-def found(policy: Any, game: Game24, **changes: Any) -> Found:
+def found(policy: Any, game: Game24, **changes: Any) -> SearchResult:
     prefixes = [
         policy.conversation.prompt_rollout(problem, Key(0, "t", 0, i, 0))
         for i, problem in enumerate(game.eval_problems())
@@ -45,7 +45,7 @@ def found(policy: Any, game: Game24, **changes: Any) -> Found:
     return one
 
 
-def score(policy: Any, game: Game24, one: Found) -> float | None:
+def score(policy: Any, game: Game24, one: SearchResult) -> float | None:
     assert one.rollout is not None
     return game.grade(one.rollout.problem, policy.conversation.parse_completion(one.rollout)).reward
 
@@ -55,7 +55,7 @@ def test_a_tree_of_thoughts_finds_the_answer(scripted: Make, game: Game24, chang
     policy = scripted(thinker)
     one = found(policy, game, **changes)
     assert score(policy, game, one) == 1.0
-    assert one.end == "answered"
+    assert one.stop_reason == "answered"
     assert one.tree is not None
     assert [node.text for node in one.tree.answers[0].path[:3]] == ["13-9=4 (4 4 10)", "10-4=6 (4 6)", "6*4=24 (24)"]
 
@@ -81,20 +81,20 @@ def test_without_a_value_the_first_proposals_are_followed(scripted: Make, game: 
 
 def test_a_tree_whose_thoughts_cannot_be_read_dies_out_and_says_so(scripted: Make, game: Game24):
     one = found(scripted(lambda q, b, k: "no idea<|im_end|>"), game)
-    assert (one.rollout, one.end) == (None, "the tree died out")
+    assert (one.rollout, one.stop_reason) == (None, "the tree died out")
 
 
 def test_a_budget_too_small_for_a_thought_says_so(scripted: Make, game: Game24):
     one = found(scripted(thinker), game, budget=100)
     assert (one.rollout, one.tokens) == (None, 0)
-    assert one.end == "the budget of 100 tokens does not pay for one more thought"
+    assert one.stop_reason == "the budget of 100 tokens does not pay for one more thought"
 
 
 def test_a_vote_asks_as_often_as_the_budget_pays_for(scripted: Make, game: Game24):
     policy = scripted(thinker)
     one = found(policy, game, kind="vote", samples=9, length=50, budget=160)
     assert policy.calls == [3]
-    assert one.end == "3 answers; the budget paid for 3 of 9"
+    assert one.stop_reason == "3 answers; the budget paid for 3 of 9"
     assert one.votes == (("4+9", 3),)
 
 
@@ -136,15 +136,15 @@ def test_a_task_that_asks_nothing_says_what_to_use_instead(scripted: Make):
 
 
 def test_a_searcher_sits_an_exam_in_the_place_of_a_policy(scripted: Make, game: Game24):
-    searcher = Searcher(scripted(thinker), game, Search(**TREE))
-    sat = evaluate(searcher, game, problems=None, samples=1, length=48)
+    searcher = SearchGenerator(scripted(thinker), game, Search(**TREE))
+    sat = evaluate(searcher, game, problems=None, samples=1, max_new_tokens=48)
     assert sat.overall["pass_at_1"].value == 1.0
-    assert searcher.found[0].tokens > 0
+    assert searcher.results[0].tokens > 0
 
 
 def test_what_was_not_found_is_an_empty_answer(scripted: Make, game: Game24):
-    searcher = Searcher(scripted(lambda q, b, k: "no idea<|im_end|>"), game, Search(**TREE))
-    sat = evaluate(searcher, game, problems=None, samples=1, length=48)
+    searcher = SearchGenerator(scripted(lambda q, b, k: "no idea<|im_end|>"), game, Search(**TREE))
+    sat = evaluate(searcher, game, problems=None, samples=1, max_new_tokens=48)
     assert (sat.overall["pass_at_1"].value, sat.overall["no_answer"].value) == (0.0, 1.0)
 
 
@@ -163,7 +163,7 @@ def test_the_best_answer_need_not_be_the_most_frequent(
     def worth(self: object, nodes: Any) -> list[Answered]:
         return [Answered(0.9 if node.state.key.sample == 1 else 0.4, 1) for node in nodes]
 
-    monkeypatch.setattr(AtRandom, "__call__", worth)
+    monkeypatch.setattr(RandomValue, "__call__", worth)
     policy = scripted(speaking)
     one = found(policy, game, kind=kind, samples=4, values="random")
     assert one.rollout is not None
@@ -182,7 +182,7 @@ def test_an_answer_that_was_cut_off_is_never_the_best_while_others_ended(
     def worth(self: object, nodes: Any) -> list[Answered]:
         return [Answered(0.9 if node.state.key.sample == 1 else 0.4, 1) for node in nodes]
 
-    monkeypatch.setattr(AtRandom, "__call__", worth)
+    monkeypatch.setattr(RandomValue, "__call__", worth)
     policy = scripted(speaking)
     one = found(policy, game, kind="best_of_n", samples=4, values="random")
     assert one.rollout is not None
@@ -190,7 +190,7 @@ def test_an_answer_that_was_cut_off_is_never_the_best_while_others_ended(
 
 
 def test_a_search_may_be_written_as_one_word_with_options():
-    assert parse("tot?breadth=1&values=random", 4096) == Search(kind="tot", breadth=1, values="random", budget=4096)
+    assert parse("tot?breadth=1&values=random", 4096) == Search(kind="tot", beam_width=1, values="random", budget=4096)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_thought_may_be_forced_to_a_length_and_attempts_revised(scripted: Make
     assert 12 <= policy.conversation.thought_length(forced.rollout) <= 30
     assert forced.tokens <= 30 + 31 + 48
     revised = found(policy, game, kind="revise", samples=3)
-    assert (revised.end, revised.votes) == ("3 attempts", (("2", 3),))
+    assert (revised.stop_reason, revised.votes) == ("3 attempts", (("2", 3),))
 
 
 @pytest.mark.parametrize("kind", ["force", "revise"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from schoolhouse.data.steps import steps
-from schoolhouse.search.thoughts import Ahead, Asked, AtRandom, Elected, Exact, Proposed, Sampled
+from schoolhouse.search.thoughts import LookaheadValue, PromptedValue, RandomValue, VoteValue, ExactValue, ThoughtProposer, ThoughtSampler
 from schoolhouse.search.tree import Answered, Node
 from schoolhouse.tasks.game24 import Game24
 from schoolhouse.types import Key, Rollout, SchoolError
@@ -48,7 +48,7 @@ def thought(policy: Any, game: Game24, *lines: str) -> Node:
 
 def test_a_sampled_thought_is_one_step_of_the_policys_own_turn(scripted: Make, game: Game24):
     policy = scripted(solver)
-    ((offers, tokens),) = Sampled(policy, game, samples=1)([Node(begin(policy, game))])
+    ((offers, tokens),) = ThoughtSampler(policy, game, samples=1)([Node(begin(policy, game))])
     (offer,) = offers
     assert (offer.text, offer.answers) == ("13-9=4 (4 4 10)", False)
     assert tokens == len(offer.state) - len(begin(policy, game))
@@ -57,8 +57,8 @@ def test_a_sampled_thought_is_one_step_of_the_policys_own_turn(scripted: Make, g
 
 def test_steps_go_on_in_one_turn_until_the_answer(scripted: Make, game: Game24):
     policy = scripted(solver)
-    expand, node, said = Sampled(policy, game, samples=1), Node(begin(policy, game)), []
-    while not node.answers:
+    expand, node, said = ThoughtSampler(policy, game, samples=1), Node(begin(policy, game)), []
+    while not node.is_answer:
         ((offers, _),) = expand([node])
         node = Node(offers[0].state, offers[0].text, node, offers[0].answers)
         said.append(offers[0].text)
@@ -71,7 +71,7 @@ def test_steps_go_on_in_one_turn_until_the_answer(scripted: Make, game: Game24):
 
 def test_a_step_that_never_ends_is_lost_and_paid_for(scripted: Make, game: Game24):
     policy = scripted(solver)
-    ((offers, tokens),) = Sampled(policy, game, samples=2, length=20)([Node(begin(policy, game))])
+    ((offers, tokens),) = ThoughtSampler(policy, game, samples=2, step_tokens=20)([Node(begin(policy, game))])
     assert [offer.text for offer in offers] == [GOOD[0]]
     assert tokens > 20
 
@@ -79,9 +79,9 @@ def test_a_step_that_never_ends_is_lost_and_paid_for(scripted: Make, game: Game2
 def test_without_room_in_the_model_there_is_no_thought_and_none_at_all_is_an_error(scripted: Make, game: Game24):
     policy, deep = scripted(solver), thought(scripted(solver), game, GOOD[0], GOOD[1])
     policy.max_seq_len = len(begin(policy, game)) + 10
-    assert Sampled(policy, game, samples=2)([deep]) == [([], 0)]
+    assert ThoughtSampler(policy, game, samples=2)([deep]) == [([], 0)]
     with pytest.raises(SchoolError, match="no room for a step of 32 and an answer: lower `step`"):
-        Sampled(policy, game, samples=2)([Node(begin(policy, game))])
+        ThoughtSampler(policy, game, samples=2)([Node(begin(policy, game))])
     assert policy.calls == []
 
 
@@ -89,7 +89,7 @@ def test_an_answer_takes_what_room_is_left(scripted: Make, game: Game24):
     policy = scripted(solver)
     last = thought(policy, game, *GOOD[:2])
     policy.max_seq_len = len(last.state) + 32 + 20
-    ((offers, _),) = Sampled(policy, game, samples=1, answer=128)([last])
+    ((offers, _),) = ThoughtSampler(policy, game, samples=1, answer_tokens=128)([last])
     assert len(offers) == 1
 
 
@@ -101,7 +101,7 @@ def test_every_path_has_random_numbers_of_its_own(scripted: Make, game: Game24):
         return solver(question, begun, key._replace(sample=0))
 
     policy = scripted(listening)
-    expand, level = Sampled(policy, game, samples=3), [Node(begin(policy, game))]
+    expand, level = ThoughtSampler(policy, game, samples=3), [Node(begin(policy, game))]
     for _ in range(2):
         level = [
             Node(o.state, o.text, node) for node, (offers, _) in zip(level, expand(level), strict=True) for o in offers
@@ -114,7 +114,7 @@ def test_every_path_has_random_numbers_of_its_own(scripted: Make, game: Game24):
 
 def test_proposals_are_put_into_the_policys_mouth(scripted: Make, game: Game24):
     policy = scripted(solver)
-    ((offers, tokens),) = Proposed(policy, game)([Node(begin(policy, game))])
+    ((offers, tokens),) = ThoughtProposer(policy, game)([Node(begin(policy, game))])
     assert [offer.text for offer in offers] == ["13-9=4 (4 4 10)", "13+9=22 (4 10 22)"]
     assert [steps(policy.conversation, offer.state, "\n") for offer in offers] == [[offer.text] for offer in offers]
     assert not any(any(offer.state.loss_mask) for offer in offers)
@@ -124,7 +124,7 @@ def test_proposals_are_put_into_the_policys_mouth(scripted: Make, game: Game24):
 
 def test_where_nothing_is_left_to_ask_the_policy_answers(scripted: Make, game: Game24):
     policy = scripted(lambda question, begun, key: END)
-    ((offers, _),) = Proposed(policy, game)([thought(policy, game, *GOOD)])
+    ((offers, _),) = ThoughtProposer(policy, game)([thought(policy, game, *GOOD)])
     (offer,) = offers
     assert offer.answers
     assert policy.conversation.parse_completion(offer.state).answer == "\\boxed{(13-9)*(10-4)}"
@@ -133,7 +133,7 @@ def test_where_nothing_is_left_to_ask_the_policy_answers(scripted: Make, game: G
 def test_the_last_proposal_ends_the_thought_as_in_worked_examples(scripted: Make, game: Game24):
     """Else the model would go on with one more step, as after every new line that it has seen."""
     policy = scripted(lambda question, begun, key: f"{GOOD[-1]}<|im_end|>")
-    ((offers, _),) = Proposed(policy, game)([thought(policy, game, *GOOD[:-1])])
+    ((offers, _),) = ThoughtProposer(policy, game)([thought(policy, game, *GOOD[:-1])])
     text = policy.conversation.tokenizer.decode(offers[0].state.tokens)
     assert text.endswith(f"{GOOD[-2]}\n{GOOD[-1]}</think>")
     assert steps(policy.conversation, offers[0].state, "\n") == GOOD
@@ -142,17 +142,17 @@ def test_the_last_proposal_ends_the_thought_as_in_worked_examples(scripted: Make
 def test_several_lists_are_one_list_without_repeats(scripted: Make, game: Game24):
     lists = ["13-9=4 (4 4 10)\n13+9=22 (4 10 22)", "13+9=22 (4 10 22)\n10-4=6 (6 9 13)"]
     policy = scripted(lambda question, begun, key: lists[key.sample % 2] + "<|im_end|>")
-    expand = Proposed(policy, game, lists=2)
+    expand = ThoughtProposer(policy, game, num_proposals=2)
     ((offers, tokens),) = expand([Node(begin(policy, game))])
     assert [offer.text for offer in offers] == ["13-9=4 (4 4 10)", "13+9=22 (4 10 22)", "10-4=6 (6 9 13)"]
     assert len({offer.state.key for offer in offers}) == 3
     assert tokens == sum(len(policy.conversation.tokenizer.encode(text)) + 1 for text in lists)
-    assert expand.most == 2 * expand.length
+    assert expand.max_tokens == 2 * expand.proposal_tokens
 
 
 def test_proposals_to_the_same_end_are_one_thought(scripted: Make, game: Game24):
     policy = scripted(lambda question, begun, key: "4*6=24 (10 24)\n6*4=24 (10 24)<|im_end|>")
-    ((offers, _),) = Proposed(policy, game)([thought(policy, game, "10-4=6 (4 6 10)")])
+    ((offers, _),) = ThoughtProposer(policy, game)([thought(policy, game, "10-4=6 (4 6 10)")])
     assert offers[0].same == offers[1].same
 
 
@@ -161,7 +161,7 @@ def test_proposals_to_the_same_end_are_one_thought(scripted: Make, game: Game24)
 
 def test_the_policys_word_is_asked_several_times_and_summed(scripted: Make, game: Game24):
     policy = scripted(solver)
-    ask = Asked(policy, game, samples=3)
+    ask = PromptedValue(policy, game, samples=3)
     good, bad = thought(policy, game, "13-9=4 (4 4 10)"), thought(policy, game, "13+9=22 (4 10 22)")
     worth = ask([good, bad])
     assert [answered.found for answered in worth] == pytest.approx([60.0, 0.003])
@@ -170,7 +170,7 @@ def test_the_policys_word_is_asked_several_times_and_summed(scripted: Make, game
 
 def test_the_same_question_is_paid_for_once(scripted: Make, game: Game24):
     policy = scripted(solver)
-    ask, node = Asked(policy, game), thought(policy, game, "13-9=4 (4 4 10)")
+    ask, node = PromptedValue(policy, game), thought(policy, game, "13-9=4 (4 4 10)")
     first, second = ask([node, node])
     (third,) = ask([node])
     assert (first.found, second.found, third.found) == (60.0, 60.0, 60.0)
@@ -179,18 +179,18 @@ def test_the_same_question_is_paid_for_once(scripted: Make, game: Game24):
 
 def test_a_word_out_of_range_counts_nothing(scripted: Make, game: Game24):
     policy = scripted(lambda question, begun, key: "1e9<|im_end|>")
-    assert Asked(policy, game)([thought(policy, game, GOOD[0])])[0].found == 0.0
+    assert PromptedValue(policy, game)([thought(policy, game, GOOD[0])])[0].found == 0.0
 
 
 def test_an_answer_is_worth_what_the_thought_before_it_is(scripted: Make, game: Game24):
     policy = scripted(solver)
     before = thought(policy, game, GOOD[0])
-    answer = Node(before.state.prefill([5]), "24", before, answers=True)
-    ask = Asked(policy, game)
+    answer = Node(before.state.prefill([5]), "24", before, is_answer=True)
+    ask = PromptedValue(policy, game)
     (worth,), (again,) = ask([before]), ask([answer])
     assert (again.found, again.tokens) == (worth.found, 0)
     root = Node(begin(policy, game))
-    assert isnan(Asked(policy, game)([Node(before.state, "24", root, answers=True)])[0].found)
+    assert isnan(PromptedValue(policy, game)([Node(before.state, "24", root, is_answer=True)])[0].found)
 
 
 def test_votes_are_shares_among_thoughts_about_one_problem(scripted: Make, game: Game24):
@@ -204,18 +204,18 @@ def test_votes_are_shares_among_thoughts_about_one_problem(scripted: Make, game:
     lines = (GOOD[0], "13+9=22 (4 10 22)", "10-4=6 (6 9 13)", "10*4=40 (9 13 40)")
     few = [thought(policy, game, line) for line in lines]
     again = thought(policy, game, GOOD[0])
-    worth = Elected(policy, game, samples=4, ballot=2)([*few, again])
+    worth = VoteValue(policy, game, samples=4, ballot_size=2)([*few, again])
     assert [answered.found for answered in worth] == [0.25, 0.25, 0.5, 0.5, 0.25]
     assert questions[0] == "Which of these can make 24?\n1: 4 4 10\n2: 6 9 13"
     assert questions[4] == "Which of these can make 24?\n1: 4 10 22\n2: 9 13 40"
     assert [answered.tokens > 0 for answered in worth] == [True, True, False, False, False]
-    answer = Node(few[0].state.prefill([5]), "24", few[0], answers=True)
-    assert [answered.found for answered in Elected(policy, game, samples=4)([answer, few[1]])] == [0.25, 0.5]
+    answer = Node(few[0].state.prefill([5]), "24", few[0], is_answer=True)
+    assert [answered.found for answered in VoteValue(policy, game, samples=4)([answer, few[1]])] == [0.25, 0.5]
 
 
 def test_looking_ahead_to_an_answer_judges_the_thought_before_it(scripted: Make, game: Game24):
     policy = scripted(lambda q, b, k: solver(q, b, k._replace(sample=0)))
-    judge = Ahead(Sampled(policy, game, 1, 40, 40, 0.0), Exact(policy.conversation, game), steps=3)
+    judge = LookaheadValue(ThoughtSampler(policy, game, 1, 40, 40, 0.0), ExactValue(policy.conversation, game), steps=3)
     ((worth, _),) = judge([thought(policy, game, *GOOD[:2])])
     assert worth == 1.0
 
@@ -223,7 +223,7 @@ def test_looking_ahead_to_an_answer_judges_the_thought_before_it(scripted: Make,
 def test_the_tasks_own_rules_are_exact(scripted: Make, game: Game24):
     policy = scripted(solver)
     nodes = [thought(policy, game, *GOOD[:2]), thought(policy, game, GOOD[0], "10+4=14 (4 14)")]
-    assert [answered.found for answered in Exact(policy.conversation, game)(nodes)] == [1.0, 0.0]
+    assert [answered.found for answered in ExactValue(policy.conversation, game)(nodes)] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(("answer", "worth"), [("(10-4)*(13-9)", 1.0), ("(10-4)+(13-9)", 0.0)])
@@ -233,7 +233,7 @@ def test_an_answer_behind_right_thoughts_is_graded_by_itself(scripted: Make, gam
     last = say.close_thought(thought(policy, game, *GOOD).state)
     words = [*say.tokenizer.encode(f"\\boxed{{{answer}}}"), min(say.stop_ids)]
     said = last.append_sampled(words, [0.0] * len(words), "stop", 0)
-    assert Exact(say, game)([Node(said, parent=Node(last), answers=True)])[0].found == worth
+    assert ExactValue(say, game)([Node(said, parent=Node(last), is_answer=True)])[0].found == worth
 
 
 @pytest.mark.parametrize(
@@ -245,14 +245,14 @@ def test_a_whole_reply_needs_right_thoughts_and_a_right_answer(
 ):
     policy = scripted(lambda q, b, k: f"<think>{thought_said}</think>\\boxed{{{answer}}}<|im_end|>")
     said = policy.extend([policy.conversation.prompt_rollout(game.eval_problems()[0], Key(0, "t"))], 200)
-    assert Exact(policy.conversation, game)([Node(said[0])])[0].found == worth
+    assert ExactValue(policy.conversation, game)([Node(said[0])])[0].found == worth
 
 
 def test_a_die_falls_the_same_way_again(scripted: Make, game: Game24):
     policy = scripted(solver)
     nodes = [Node(begin(policy, game, sample)) for sample in range(3)]
-    assert AtRandom()(nodes) == AtRandom()(nodes)
-    assert len({answered.found for answered in AtRandom()(nodes)}) == 3
+    assert RandomValue()(nodes) == RandomValue()(nodes)
+    assert len({answered.found for answered in RandomValue()(nodes)}) == 3
 
 
 def test_looking_ahead_judges_where_likely_steps_lead_and_counts_them(scripted: Make, game: Game24):
@@ -267,19 +267,19 @@ def test_looking_ahead_judges_where_likely_steps_lead_and_counts_them(scripted: 
             seen.extend(nodes)
             return [Answered(0.5, 7) for _ in nodes]
 
-    judge = Ahead(Sampled(policy, game, 1, 40, 40, 0.0), Last(), steps=2)
+    judge = LookaheadValue(ThoughtSampler(policy, game, 1, 40, 40, 0.0), Last(), steps=2)
     ((worth, tokens),) = judge([node])
     (later,) = seen
     assert steps(policy.conversation, later.state, "\n")[:2] == GOOD[:2]
     assert (worth, tokens) == (0.5, len(later.state) - len(node.state) + 7)
-    assert judge.most == 2 * (2 * 40 + 40) + 7
+    assert judge.max_tokens == 2 * (2 * 40 + 40) + 7
 
 
 def test_blanks_in_front_of_a_thought_are_no_thought(scripted: Make, game: Game24):
     policy = scripted(lambda q, b, k: "<think>\n" if not b else "13-9=4 (4 4 10)\n")
-    ((offers, _),) = Sampled(policy, game, samples=1)([Node(begin(policy, game))])
+    ((offers, _),) = ThoughtSampler(policy, game, samples=1)([Node(begin(policy, game))])
     assert [offer.text for offer in offers] == ["13-9=4 (4 4 10)"]
     assert steps(policy.conversation, offers[0].state, "\n") == ["13-9=4 (4 4 10)"]
     silent = scripted(lambda q, b, k: "<think>" * (not b) + "\n")
-    ((nothing, _),) = Sampled(silent, game, samples=1)([Node(begin(silent, game))])
+    ((nothing, _),) = ThoughtSampler(silent, game, samples=1)([Node(begin(silent, game))])
     assert nothing == []

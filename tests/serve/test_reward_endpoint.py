@@ -43,7 +43,7 @@ def test_each_step_and_the_answer_have_the_grade_that_the_judge_gives_them(folde
     judge = RewardModel(Policy.load(folder), " ")
     told = opinion(judge, [Said.model_validate(one) for one in ANSWERED])
     demonstration = Demonstration(Problem("p", (Message("user", QUESTION),), ""), "7+5=2 2-3=9", "\\boxed{9}")
-    (logs,) = judge.grades([judge.policy.conversation.demonstrate(demonstration, Key(0, "test"))])
+    (logs,) = judge.step_logprobs([judge.policy.conversation.demonstrate(demonstration, Key(0, "test"))])
     assert [step["text"] for step in told["steps"]] == ["7+5=2", "2-3=9", "\\boxed{9}"]
     assert [step["grade"] for step in told["steps"]] == [exp(log) for log in logs]
     assert told["grade"] == pytest.approx(prod(step["grade"] for step in told["steps"]))
@@ -74,10 +74,10 @@ def test_a_judges_run_says_how_it_is_asked(
     (run / "manifest.json").write_text(json.dumps({"recipe": "prm"}))
     judge = load_judge(Serve(model=folder, judge=run))
     assert judge
-    assert (judge.where, judge.delimiter, judge.aggregate) == (where, delimiter, aggregate)
+    assert (judge.label_places, judge.delimiter, judge.step_aggregation) == (where, delimiter, aggregate)
     told = load_judge(Serve(model=folder, judge=run, judged="end", task=TASK))
     assert told
-    assert (told.where, told.delimiter) == ("end", " ")
+    assert (told.label_places, told.delimiter) == ("end", " ")
 
 
 def test_a_run_that_made_no_judge_is_refused(folder: Path, tmp_path: Path):

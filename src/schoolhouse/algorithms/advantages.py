@@ -1,7 +1,7 @@
-"""From verdicts to credit: who is praised for what. Groups in, one row of numbers [T] per rollout out.
+"""From rewards to advantages. Groups in, one row of numbers [T] per rollout out.
 
-Plain arithmetic on plain data. A rollout that could not be judged (score None) is never a zero in disguise: it is left
-out of its group's baseline, gets no credit, and `judged` takes it out of the loss.
+Plain arithmetic on plain data. An ungraded rollout (reward None) is never a zero in disguise: it is left out of its
+group's baseline, its advantage is 0, and `groups.drop_ungraded` takes it out of the loss.
 
 P problems, G rollouts of a problem, T tokens of a rollout.
 """
@@ -26,35 +26,35 @@ def group_advantage(
     ddof: Literal[0, 1] = 1,
     scope: Sequence[Group] | None = None,
 ) -> list[list[float]]:
-    """How much better a rollout did than its siblings: the same number at each written token, 0 elsewhere.
+    """How much better a rollout did than its group: the same number at each token of the loss mask, 0 elsewhere.
 
     | baseline, scale | |
     |---|---|
-    | mean, group_std | GRPO, DAPO: (r - mean) / (std + guard) |
+    | mean, group_std | GRPO, DAPO: (r - mean) / (std + std_eps) |
     | mean, none | Dr. GRPO |
-    | mean, batch_std | Lite-PPO, ScaleRL: std of all scores of the step |
+    | mean, batch_std | Lite-PPO, ScaleRL: std of all rewards of the step |
     | leave_one_out, none | RLOO: r - mean of the *other* rollouts = G/(G-1) (r - mean) |
-    | batch_mean, batch_std | REINFORCE++: centred and scaled over all scores of the step |
+    | batch_mean, batch_std | REINFORCE++: centred and scaled over all rewards of the step |
     | none, none | REINFORCE: r |
 
     ddof=1 is the sample deviation (as all published code), ddof=0 the population's. `scope` are all groups of the step
-    where `groups` are only some. Rows in the order of `rollouts_of(groups)`. Where `compares` siblings, exactly 0.0 if
-    all agree (and for a rollout without siblings).
+    where `groups` are only some. Rows in the order of `rollouts_of(groups)`. With a group baseline exactly 0.0 where
+    all rewards of a group are equal (and for a group of one).
 
-    Raises ValueError for a scale that does not go with the baseline: a group that agrees would be divided by the guard.
+    Raises ValueError for a scale that does not go with the baseline: a constant group would be divided by std_eps.
     """
     if (baseline == "none" and scale != "none") or (baseline == "batch_mean" and scale == "group_std"):
         raise ValueError(f'baseline "{baseline}" does not go with scale "{scale}"')
-    everything = [score for group in scope or groups for score in group.rewards]
-    batch_mean = fmean(everything) if everything else 0.0
-    batch_divisor = deviation(everything, ddof) + std_eps if scale == "batch_std" else 1.0
+    all_rewards = [reward for group in scope or groups for reward in group.rewards]
+    batch_mean = fmean(all_rewards) if all_rewards else 0.0
+    batch_divisor = std_dev(all_rewards, ddof) + std_eps if scale == "batch_std" else 1.0
     rows = []
     for group in groups:
-        scores = group.rewards
-        divisor = deviation(scores, ddof) + std_eps if scale == "group_std" else batch_divisor
-        agreed = len(set(scores)) <= 1
-        mean = fmean(scores) if scores else 0.0
-        others = len(scores) / (len(scores) - 1) if baseline == "leave_one_out" and not agreed else 1.0
+        rewards = group.rewards
+        divisor = std_dev(rewards, ddof) + std_eps if scale == "group_std" else batch_divisor
+        constant = len(set(rewards)) <= 1
+        mean = fmean(rewards) if rewards else 0.0
+        others = len(rewards) / (len(rewards) - 1) if baseline == "leave_one_out" and not constant else 1.0
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
             if verdict.reward is None:
                 advantage = 0.0
@@ -63,48 +63,48 @@ def group_advantage(
             elif baseline == "batch_mean":
                 advantage = (verdict.reward - batch_mean) / divisor
             else:
-                advantage = 0.0 if agreed else others * (verdict.reward - mean) / divisor
-            rows.append([advantage if written else 0.0 for written in rollout.loss_mask])
+                advantage = 0.0 if constant else others * (verdict.reward - mean) / divisor
+            rows.append([advantage if mask else 0.0 for mask in rollout.loss_mask])
     return rows
 
 
 def step_advantage(
     rollouts: Sequence[Rollout], ends: Sequence[Sequence[int]], step_values: Sequence[Sequence[float]]
 ) -> list[list[float]]:
-    """What each step is worth, at every token written in it; 0 behind the last step and where nobody wrote.
+    """The value of each step at every token of the loss mask in it; 0 behind the last step and outside the mask.
 
-    ends   the index behind each step of a rollout
-    worth  a number for each of them
+    ends         the index behind each step of a rollout
+    step_values  a number for each of them
     """
     rows = []
-    for rollout, places, numbers in zip(rollouts, ends, step_values, strict=True):
+    for rollout, places, values in zip(rollouts, ends, step_values, strict=True):
         row, start = [0.0] * len(rollout), 0
-        for end, number in zip(places, numbers, strict=True):
-            row[start:end] = [number if written else 0.0 for written in rollout.loss_mask[start:end]]
+        for end, value in zip(places, values, strict=True):
+            row[start:end] = [value if mask else 0.0 for mask in rollout.loss_mask[start:end]]
             start = end
         rows.append(row)
     return rows
 
 
 def value_gains(values: Sequence[float], start: float) -> list[float]:
-    """How much each step changed what the state is worth: v_i - v_{i-1}, the first one from `start`.
+    """How much each step changed the value of the state: v_i - v_{i-1}, the first one from `start`.
 
-    The advantage of a step under the policy that the values are of (Setlur et al. 2024, arXiv 2410.08146).
+    The advantage of a step under the policy whose values they are (Setlur et al. 2024, arXiv 2410.08146).
     """
     return [value - before for before, value in zip([start, *values], values, strict=False)]
 
 
 def uses_group_baseline(baseline: Baseline) -> bool:
-    """Whether a rollout is compared with its siblings alone, so that a group that agrees teaches nothing."""
+    """Whether a rollout is compared with its own group alone, so that a group of equal rewards has no gradient."""
     return baseline in ("mean", "leave_one_out")
 
 
-def scale_negatives(rows: Sequence[Sequence[float]], negative: float) -> list[list[float]]:
-    """Advantages, those below zero times `negative`: 0 learns from successes alone."""
-    return [[advantage if advantage > 0 else negative * advantage for advantage in row] for row in rows]
+def scale_negatives(rows: Sequence[Sequence[float]], scale: float) -> list[list[float]]:
+    """The advantages, those below zero times `scale`: 0 learns from successes alone."""
+    return [[advantage if advantage > 0 else scale * advantage for advantage in row] for row in rows]
 
 
-def deviation(scores: Sequence[float], ddof: int) -> float:
+def std_dev(scores: Sequence[float], ddof: int) -> float:
     """Standard deviation; 0 for fewer than two scores."""
     if len(scores) < 2:
         return 0.0

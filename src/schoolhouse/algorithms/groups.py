@@ -10,19 +10,19 @@ from schoolhouse.types import Completion, Group, Rollout
 
 
 def rollouts_of(groups: Iterable[Group]) -> list[Rollout]:
-    """All rollouts, group after group: the order in which every credit returns its rows. [P*G]"""
+    """All rollouts, group after group: the order in which advantages give their rows. [P*G]"""
     return [rollout for group in groups for rollout in group.rollouts]
 
 
 def drop_constant_reward_groups(groups: Iterable[Group]) -> list[Group]:
-    """The groups that disagree. Where all scores are equal, comparing siblings teaches nothing."""
+    """The groups whose rewards differ. In a group of equal rewards every advantage is zero."""
     return [group for group in groups if len(set(group.rewards)) > 1]
 
 
 def drop_ungraded(groups: Iterable[Group]) -> list[Group]:
-    """The groups without the rollouts that could not be judged; groups of which none is left are dropped.
+    """The groups without their ungraded rollouts; groups of which none is left are dropped.
 
-    Changes no baseline (those never counted), but takes the rollouts out of the loss and its denominators.
+    Changes no baseline (ungraded rollouts never count there), but takes them out of the loss and its denominators.
     """
     return [
         Group(
@@ -36,7 +36,7 @@ def drop_ungraded(groups: Iterable[Group]) -> list[Group]:
 
 
 def ungraded(groups: Iterable[Group]) -> list[Rollout]:
-    """Rollouts whose verifier could not say (score None)."""
+    """Rollouts whose verifier gave no reward (None)."""
     return [
         rollout
         for group in groups
@@ -45,14 +45,14 @@ def ungraded(groups: Iterable[Group]) -> list[Rollout]:
     ]
 
 
-def with_rewards(groups: Sequence[Group], scores: Sequence[float | None]) -> list[Group]:
-    """The groups with other scores, one for each rollout in the order of `rollouts_of`; None: not judged."""
-    given = iter(scores)
+def with_rewards(groups: Sequence[Group], rewards: Sequence[float | None]) -> list[Group]:
+    """The groups with other rewards, one for each rollout in the order of `rollouts_of`; None: ungraded."""
+    new = iter(rewards)
     return [
         replace(
             group,
             verdicts=tuple(
-                replace(verdict, reward=next(given), reason=verdict.reason or "no score") for verdict in group.verdicts
+                replace(verdict, reward=next(new), reason=verdict.reason or "no reward") for verdict in group.verdicts
             ),
         )
         for group in groups
@@ -60,25 +60,25 @@ def with_rewards(groups: Sequence[Group], scores: Sequence[float | None]) -> lis
 
 
 def truncated(groups: Iterable[Group]) -> list[Rollout]:
-    """Rollouts that were cut off. To mask them: pack(..., weigh=without(weigh, truncated(groups)))."""
+    """Rollouts that were cut off. To mask them: pack(rollouts, without(token_weight, truncated(groups)))."""
     return [rollout for rollout in rollouts_of(groups) if rollout.finish_reason == "length"]
 
 
 def group_stats(
-    groups: Sequence[Group], replies: Sequence[Completion] | None = None
+    groups: Sequence[Group], completions: Sequence[Completion] | None = None
 ) -> dict[str, float | dict[str, float]]:
-    """Where the signal of a step is, and where there is none, why.
+    """Signal accounting of a step: how many groups carry a signal, and why the others do not.
 
-    groups = groups_with_signal + all_truncated (nobody came to an end, all scored alike) + all_correct (every score 1)
-    + all_incorrect (every score 0) + other_constant (equal, but neither) + groups_ungraded (no score at all).
-    `ungraded`, `truncated` and `no_answer` (an empty final answer; where replies are given) count rollouts, out of
-    `rollouts`; `sampled_tokens` are those the policy wrote. `reward` is the mean score of what could be judged (nan
-    where nothing could), `reward_parts` that of its named parts.
+    groups = groups_with_signal + all_truncated (no rollout ended by itself, equal rewards) + all_correct (every reward
+    1) + all_incorrect (every reward 0) + other_constant (equal, but neither) + groups_ungraded (no reward at all).
+    `ungraded`, `truncated` and `no_answer` (an empty final answer; where completions are given) count rollouts, out of
+    `rollouts`; `sampled_tokens` are those of the policy. `reward` is the mean over graded rollouts (nan without any),
+    `reward_parts` that of its named parts.
     """
     kinds = [_kind(group) for group in groups]
-    scores = [score for group in groups for score in group.rewards]
+    rewards = [reward for group in groups for reward in group.rewards]
     rollouts = rollouts_of(groups)
-    answers = {} if replies is None else {"no_answer": sum(not reply.answer.strip() for reply in replies)}
+    answers = {} if completions is None else {"no_answer": sum(not text.answer.strip() for text in completions)}
     parts = mean_reward_parts(groups)
     return {
         "groups": len(groups),
@@ -88,26 +88,25 @@ def group_stats(
         "truncated": len(truncated(groups)),
         **answers,
         "sampled_tokens": sampled_tokens(rollouts),
-        "reward": fmean(scores) if scores else float("nan"),
+        "reward": fmean(rewards) if rewards else float("nan"),
         **({"reward_parts": parts} if parts else {}),
     }
 
 
 def sampled_tokens(rollouts: Iterable[Rollout]) -> int:
-    """How many tokens the policy wrote."""
+    """Number of tokens that the policy sampled."""
     return sum(sum(rollout.loss_mask) for rollout in rollouts)
 
 
 def mean_reward_parts(groups: Sequence[Group], names: Collection[str] | None = None) -> dict[str, float]:
-    """Mean of each named part of the scores (of `names` only, if given), over the verdicts that have it."""
-    given: dict[str, list[float]] = {}
+    """Mean of each named part of the rewards (of `names` only, if given), over the verdicts that have it."""
+    values: dict[str, list[float]] = {}
     for group in groups:
         for verdict in group.verdicts:
             for name, value in verdict.parts.items():
-                if names is not None and name not in names:
-                    continue
-                given.setdefault(name, []).append(value)
-    return {name: fmean(values) for name, values in sorted(given.items())}
+                if names is None or name in names:
+                    values.setdefault(name, []).append(value)
+    return {name: fmean(found) for name, found in sorted(values.items())}
 
 
 _KINDS = ("groups_with_signal", "all_truncated", "all_correct", "all_incorrect", "other_constant", "groups_ungraded")

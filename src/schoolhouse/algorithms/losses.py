@@ -1,7 +1,7 @@
-"""What an update minimises: (batch, scores) -> loss [N], one number per token. The learner sums weight x loss.
+"""Losses: (batch, scores) -> loss [N], one number per token. The learner sums weight x loss.
 
 Nothing here aggregates: whether tokens, sequences or a constant divide is in the weights (see packing.py). Loss and
-gradient are exactly 0 where the batch is not `written`, whatever stands there (columns are nan where nobody sampled).
+gradient are exactly 0 outside the loss mask, whatever stands there (columns are nan where nothing was sampled).
 
 Three policies, never conflated: the one that sampled (column "sampled", the sampler's arithmetic), the one at the start
 of the update ("old", the learner's arithmetic), and the one being updated (`scores`).
@@ -38,13 +38,13 @@ def negative_log_likelihood() -> Loss:
 def token_bce() -> Loss:
     """Cross-entropy between the probability of a token and what it should be (column "target", 0 to 1).
 
-    -t log p - (1 - t) log(1 - p): one token that says yes, trained to say so as often as it is true. Process and
+    -t log p - (1 - t) log(1 - p): one token that says yes, trained to be as likely as the step is right. Process and
     outcome reward models (Lightman et al. 2023, arXiv 2305.20050; soft labels: Wang et al. 2023, arXiv 2312.08935).
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
         logprob, target = _masked(batch, scores.logprob), _masked(batch, batch["target"])
-        # a judge that is sure and wrong has to unlearn it: the value is bounded, the gradient goes through
+        # the value is bounded, the gradient is not: a reward model that is sure and wrong has to unlearn it
         bounded = logprob + (logprob.clamp_max(-1e-6) - logprob).detach()
         no = torch.where(batch.loss_mask, -torch.expm1(bounded), torch.ones_like(logprob))
         return -target * logprob - (batch.loss_mask.float() - target) * no.log()
@@ -61,8 +61,8 @@ def implicit_prm(beta: float) -> Loss:
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
         gain = _masked(batch, scores.logprob) - _masked(batch, batch["reference"])
-        worth, target = beta * _sum_over_sequence(batch, gain), _masked(batch, batch["target"])
-        return _masked(batch, F.binary_cross_entropy_with_logits(worth, target, reduction="none"))
+        logit, target = beta * _sum_over_sequence(batch, gain), _masked(batch, batch["target"])
+        return _masked(batch, F.binary_cross_entropy_with_logits(logit, target, reduction="none"))
 
     return loss
 
@@ -91,10 +91,10 @@ def clipped_surrogate(
     def loss(batch: Batch, scores: Scores) -> Tensor:
         advantage = _masked(batch, batch["advantage"])
         ratio = _log_ratio(batch, scores, level, on_policy).exp()
-        praise = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+        surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
         if dual is not None:
-            praise = torch.where(advantage < 0, torch.maximum(praise, dual * advantage), praise)
-        return -praise
+            surrogate = torch.where(advantage < 0, torch.maximum(surrogate, dual * advantage), surrogate)
+        return -surrogate
 
     return loss
 
@@ -133,31 +133,31 @@ def kl_penalty(estimator: KLEstimator = "k3", ratio: ImportanceLevel | None = No
     return loss
 
 
-def add_penalty(objective: Loss, coefficient: float, penalty: Loss) -> Loss:
-    """objective + coefficient x penalty."""
-    return lambda batch, scores: objective(batch, scores) + coefficient * penalty(batch, scores)
+def add_penalty(loss_fn: Loss, coefficient: float, penalty: Loss) -> Loss:
+    """loss + coefficient x penalty."""
+    return lambda batch, scores: loss_fn(batch, scores) + coefficient * penalty(batch, scores)
 
 
 def importance_corrected(
-    objective: Loss,
+    loss_fn: Loss,
     level: ImportanceLevel = "token",
     cap: float | None = None,
     on_policy: bool = False,
     mask: bool = False,
 ) -> Loss:
-    """An objective whose samples came from another policy than pi_old: times sg[min(pi_old / sampled, cap)].
+    """A loss whose samples came from another policy than pi_old: times sg[min(pi_old / sampled, cap)].
 
     level="product" weighs a whole sequence by the product of its ratios: unbiased, but of high variance. "token"
-    (truncated importance sampling) is biased and tamer. mask=True puts 0 in the place of a weight above the cap.
+    (truncated importance sampling) is biased and tamer. With mask=True a weight above the cap becomes 0.
     Needs the columns "sampled" and, unless on_policy, "old".
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
         old = scores.logprob.detach() if on_policy else batch["old"]
         log_weight = _at_level(batch, _masked(batch, old) - _masked(batch, batch["sampled"]), level)
-        weight, most = log_weight.exp(), float("inf") if cap is None else cap
-        weight = torch.where(weight > most, 0.0, weight) if mask else weight.clamp(max=most)
-        return weight * objective(batch, scores)
+        weight, upper = log_weight.exp(), float("inf") if cap is None else cap
+        weight = torch.where(weight > upper, 0.0, weight) if mask else weight.clamp(max=upper)
+        return weight * loss_fn(batch, scores)
 
     return loss
 
@@ -182,7 +182,7 @@ def ratio_stats(
 
 
 def _masked(batch: Batch, x_N: Tensor) -> Tensor:
-    """0 where nobody wrote. Applied to what comes in, not to the result: behind an exp the gradient of a nan is nan."""
+    """0 outside the loss mask. Applied to inputs, not to the result: behind an exp the gradient of a nan is nan."""
     return torch.where(batch.loss_mask, x_N, 0.0)
 
 
@@ -210,5 +210,5 @@ def _at_level(batch: Batch, log_ratio: Tensor, level: ImportanceLevel) -> Tensor
 
 
 def _sum_over_sequence(batch: Batch, x_N: Tensor) -> Tensor:
-    """Each token's place holds the sum over its sequence. [N] -> [N]"""
+    """Each token's place gets the sum over its sequence. [N] -> [N]"""
     return x_N.new_zeros(len(batch.lengths)).index_add(0, batch.sequence, x_N)[batch.sequence]

@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the step, so that a resumed run needs nothing but the step."""
+"""Learning rates as pure functions of the step: a resumed run needs nothing but the step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ def warmup_hold_decay(step: int, steps: int, peak: float, warmup: int = 0, decay
     """Rise over `warmup` steps, hold at `peak`, fall linearly to nearly 0 over the last `decay` share of `steps`.
 
     Known as trapezoid or WSD (Hu et al. 2024, arXiv 2404.06395). decay=1.0 is a plain linear decay. The first and the
-    last step have a rate above 0, so that none is wasted.
+    last step have a rate above 0.
     """
     rise = min(1.0, (step + 1) / (warmup + 1))
     falling = decay * steps

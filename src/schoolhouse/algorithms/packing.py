@@ -19,7 +19,7 @@ from torch import Tensor
 
 from schoolhouse.types import Rollout, SchoolError
 
-_PAYS = 16  # tokens of a prompt that is worth sharing
+_MIN_SHARED = 16  # tokens of a prompt that is worth sharing
 
 Row = Sequence[float] | np.ndarray
 """Numbers of one rollout, [T]."""
@@ -35,9 +35,9 @@ class Batch:
     tokens    [N] int64
     positions [N] int64, restarting at 0 with each sequence
     sequence  [N] int64, 0 to S-1
-    written   [N] bool, True where there is something to learn: the policy (or the teacher it imitates) said this token
-                  and there is a token before it to predict it from
-    weight    [N] float32, 0 where not `written`
+    loss_mask [N] bool, True where a token can be learned: the policy (or the teacher it imitates) wrote it, and there
+                  is a token before it to predict it from
+    weight    [N] float32, 0 outside the loss mask
     lengths   S of them
     columns   named numbers [N] float32; `batch["advantage"]` asks for one
     """
@@ -55,7 +55,7 @@ class Batch:
         if name not in self.columns:
             packed = ", ".join(self.columns) or "none"
             raise SchoolError(
-                f'the objective needs the column "{name}", which was not packed (packed: {packed}); '
+                f'the loss needs the column "{name}", which was not packed (packed: {packed}); '
                 f"pass pack(..., {name}=rows), one row per rollout"
             )
         return self.columns[name]
@@ -74,20 +74,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model makes of a batch. Arbitrary where the batch is not `written`.
+    """Log-probabilities of a batch. Arbitrary outside its loss mask.
 
-    logprob [N] of each token given those before it; entropy [N] of the distribution it was drawn from (no gradient).
+    logprob [N] of each token given those before it; entropy [N] of the distribution it was sampled from (no gradient).
     """
 
     logprob: Tensor
     entropy: Tensor
 
 
-# --- how much a token counts: denominators over `scope`, all rollouts of the step, whatever is later left out
+# --- how much a token counts: denominators over `scope`, all rollouts of the step, whatever is left out later
 
 
 def num_targets(rollout: Rollout) -> int:
-    """Number of tokens that can be learned from: written, and not the first (nothing predicts it)."""
+    """Number of tokens that can be learned: in the loss mask, and not the first (nothing predicts it)."""
     return sum(rollout.loss_mask[1:])
 
 
@@ -125,10 +125,10 @@ def loss_aggregation(name: LossAggregation, scope: Sequence[Rollout], length: in
     return {"token_mean": token_mean, "sequence_mean": sequence_mean, "sequence_sum": sequence_sum}[name](scope)
 
 
-def without(weigh: TokenWeight, left_out: Collection[Rollout]) -> TokenWeight:
-    """The same weights, but 0 for some rollouts (known by their keys): `pack` then leaves them out altogether."""
-    keys = {rollout.key for rollout in left_out}
-    return lambda rollout: 0.0 if rollout.key in keys else weigh(rollout)
+def without(token_weight: TokenWeight, excluded: Collection[Rollout]) -> TokenWeight:
+    """The same weights, but 0 for the excluded rollouts (known by their keys), which `pack` then leaves out."""
+    keys = {rollout.key for rollout in excluded}
+    return lambda rollout: 0.0 if rollout.key in keys else token_weight(rollout)
 
 
 # --- packing
@@ -145,11 +145,13 @@ def pack(
 ) -> list[Batch]:
     """Rollouts and their rows (one row [T] per rollout, in the same order) as batches for `Policy.update`.
 
-    Sequences are sorted by length, so that attention pads little, and never cut. A batch holds at most `token_budget`
-    tokens, the padding inside attention included; a longer rollout is a batch of its own. Rollouts of weight 0 are left
-    out. `prompts=False` says that there are none (pretraining): every token may be written. `share=True` is for a
-    policy that reads a prompt once for all that go on from it (`Policy.shares_prompts`): they stay side by side, and the budget
-    counts it once.
+    Sequences are sorted by length, so that attention pads little, and never cut. Rollouts of weight 0 are left out.
+
+    microbatch_tokens  tokens of a batch at most, the padding inside attention included; a longer rollout is a batch of
+                       its own
+    prompts            False where there are none (pretraining): every token may be in the loss mask
+    share_prompts      for a policy that reads a prompt once for all rollouts that go on from it
+                       (`Policy.shares_prompts`): they stay side by side, and the prompt counts once
 
     Raises SchoolError when a row does not fit its rollout, when there is nothing to learn from, and when every token of
     every rollout would be learned although there should be prompts.
@@ -158,11 +160,11 @@ def pack(
     if not any(map(num_targets, rollouts)):
         raise SchoolError(
             f"nothing to learn from: in {len(rollouts)} rollouts ({sum(map(len, rollouts))} tokens) "
-            "no token is written by the policy or a teacher; look at how the prompts and replies were spliced"
+            "no token is in a loss mask; look at how prompts and completions were put together"
         )
     if prompts and all(all(rollout.loss_mask) for rollout in rollouts):
         raise SchoolError(
-            f"every token of all {len(rollouts)} rollouts is marked as written, prompts included; "
+            f"every token of all {len(rollouts)} rollouts is in the loss mask, prompts included; "
             "mark prompts with loss_mask=False, or pass prompts=False where there are none (pretraining)"
         )
     weights = [token_weight(rollout) for rollout in rollouts]
@@ -170,23 +172,27 @@ def pack(
     if not kept:
         raise SchoolError(
             f"nothing to learn from: all {len(rollouts)} rollouts were left out (weight 0); "
-            "if they were cut off or could not be judged, allow longer replies or look at the verifier's reasons"
+            "if they were cut off or ungraded, allow longer completions or look at the reasons of the verdicts"
         )
-    cut = _families(rollouts, kept, microbatch_tokens) if share_prompts else _parts(rollouts, kept, microbatch_tokens)
-    return [_join(rollouts, weights, rows, part) for part in cut]
+    cut = (
+        _split_by_prompt(rollouts, kept, microbatch_tokens)
+        if share_prompts
+        else _split_by_length(rollouts, kept, microbatch_tokens)
+    )
+    return [_make_batch(rollouts, weights, rows, part) for part in cut]
 
 
-def pack_for_scoring(rollouts: Sequence[Rollout], token_budget: int = 4_096) -> Iterator[tuple[list[int], Batch]]:
+def pack_for_scoring(rollouts: Sequence[Rollout], microbatch_tokens: int = 4_096) -> Iterator[tuple[list[int], Batch]]:
     """Batches to *score* (weight 0), each with the places of its sequences in `rollouts`.
 
-    Nothing is refused but a rollout without a single token (SchoolError): there is nothing to read.
+    Raises SchoolError for a rollout without a single token.
     """
     for rollout in rollouts:
         if not len(rollout):
-            raise SchoolError(f"a rollout of problem {rollout.problem.id} has no tokens at all; give it a prompt")
+            raise SchoolError(f"a rollout of problem {rollout.problem.id} has no tokens; give it a prompt")
     weights = [0.0] * len(rollouts)
-    for part in _parts(rollouts, range(len(rollouts)), token_budget):
-        yield part, _join(rollouts, weights, {}, part)
+    for part in _split_by_length(rollouts, range(len(rollouts)), microbatch_tokens):
+        yield part, _make_batch(rollouts, weights, {}, part)
 
 
 def _check_rows(rollouts: Sequence[Rollout], rows: Mapping[str, Sequence[Row]]) -> None:
@@ -201,7 +207,7 @@ def _check_rows(rollouts: Sequence[Rollout], rows: Mapping[str, Sequence[Row]]) 
                 )
 
 
-def _parts(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+def _split_by_length(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     """Places of rollouts, shortest first, cut where (sequences x longest of them) would exceed the budget."""
     part: list[int] = []
     for i in sorted(kept, key=lambda i: len(rollouts[i])):
@@ -213,14 +219,14 @@ def _parts(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) 
         yield part
 
 
-def _families(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Places of rollouts, those of a prompt side by side, cut where their tokens would exceed the budget."""
+def _split_by_prompt(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Places of rollouts, those with the same prompt side by side, cut where their tokens would exceed the budget."""
     prompt = {i: rollouts[i].tokens[: rollouts[i].loss_mask.index(True)] for i in kept}
     part: list[int] = []
     used = 0
     for i in sorted(kept, key=lambda i: prompt[i]):
-        there = part and prompt[part[-1]] == prompt[i] and len(prompt[i]) >= _PAYS
-        more = len(rollouts[i]) - (len(prompt[i]) if there else 0)
+        shared = part and prompt[part[-1]] == prompt[i] and len(prompt[i]) >= _MIN_SHARED
+        more = len(rollouts[i]) - (len(prompt[i]) if shared else 0)
         if part and used + more > token_budget:
             yield part
             part, used, more = [], 0, len(rollouts[i])
@@ -232,7 +238,7 @@ def _families(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: in
 
 @dataclass(frozen=True)
 class SharedPrompts:
-    """A batch in which a prompt stands once, before the first of the neighbours that go on from it.
+    """A batch in which a prompt stands once, before the first of the neighbouring sequences that go on from it.
 
     kept      [M] which tokens of the batch are left
     place     [N] where each token of the batch stands among them
@@ -247,21 +253,21 @@ class SharedPrompts:
 
 
 def share_prompts(batch: Batch) -> SharedPrompts:
-    """Find neighbours with the same prompt (all that stands before the first written token) of 16 tokens or more."""
-    tokens, written = batch.tokens.numpy(), batch.loss_mask.numpy()
+    """Find neighbouring sequences with the same prompt (all before the loss mask begins) of 16 tokens or more."""
+    tokens, loss_mask = batch.tokens.numpy(), batch.loss_mask.numpy()
     kept, place = np.ones(len(tokens), dtype=bool), np.empty(len(tokens), dtype=np.int64)
     lengths: list[int] = []
     prefixes: list[tuple[int, int]] = []
     start = left = 0  # in the batch, among the kept
-    first, known = 0, tokens[:0]  # where the present prompt begins among the kept, and its ids
+    first, shared_tokens = 0, tokens[:0]  # where the present prompt begins among the kept, and its ids
     for length in batch.lengths:
-        prompt = int(written[start : start + length].argmax())
-        mine = tokens[start : start + prompt]
-        if prompt >= _PAYS and np.array_equal(mine, known):
+        prompt = int(loss_mask[start : start + length].argmax())
+        prompt_tokens = tokens[start : start + prompt]
+        if prompt >= _MIN_SHARED and np.array_equal(prompt_tokens, shared_tokens):
             kept[start : start + prompt] = False
             place[start : start + prompt] = np.arange(first, first + prompt)
         else:
-            first, known, prompt = left, mine, 0
+            first, shared_tokens, prompt = left, prompt_tokens, 0
         own = length - prompt
         place[start + prompt : start + length] = np.arange(left, left + own)
         lengths.append(own)
@@ -270,28 +276,30 @@ def share_prompts(batch: Batch) -> SharedPrompts:
     return SharedPrompts(torch.from_numpy(kept.nonzero()[0]), torch.from_numpy(place), tuple(lengths), tuple(prefixes))
 
 
-def _join(
+def _make_batch(
     rollouts: Sequence[Rollout], weights: Sequence[float], rows: Mapping[str, Sequence[Row]], part: list[int]
 ) -> Batch:
     lengths = np.array([len(rollouts[i]) for i in part])
     sequence_N = np.repeat(np.arange(len(part)), lengths)
     start_S = np.cumsum(lengths) - lengths
     positions_N = np.arange(len(sequence_N)) - start_S[sequence_N]
-    written_N = _flat([rollouts[i].loss_mask for i in part], np.bool_)
-    written_N[start_S] = False
-    weight_N = np.where(written_N, np.array([weights[i] for i in part])[sequence_N], 0.0)
+    mask_N = _concatenate([rollouts[i].loss_mask for i in part], np.bool_)
+    mask_N[start_S] = False
+    weight_N = np.where(mask_N, np.array([weights[i] for i in part])[sequence_N], 0.0)
     return Batch(
-        tokens=torch.from_numpy(_flat([rollouts[i].tokens for i in part], np.int64)),
+        tokens=torch.from_numpy(_concatenate([rollouts[i].tokens for i in part], np.int64)),
         positions=torch.from_numpy(positions_N),
         sequence=torch.from_numpy(sequence_N),
-        loss_mask=torch.from_numpy(written_N),
+        loss_mask=torch.from_numpy(mask_N),
         weight=torch.from_numpy(weight_N.astype(np.float32)),
         lengths=tuple(lengths.tolist()),
-        columns={name: torch.from_numpy(_flat([column[i] for i in part], np.float32)) for name, column in rows.items()},
+        columns={
+            name: torch.from_numpy(_concatenate([column[i] for i in part], np.float32)) for name, column in rows.items()
+        },
     )
 
 
-def _flat(rows: Sequence[Row], dtype: type[np.generic]) -> np.ndarray:
+def _concatenate(rows: Sequence[Row], dtype: type[np.generic]) -> np.ndarray:
     """Rows end to end. One pass over plain numbers is several times quicker than an array per row."""
     if isinstance(rows[0], np.ndarray):
         return np.concatenate(rows).astype(dtype)

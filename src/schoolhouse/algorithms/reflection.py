@@ -1,6 +1,6 @@
-"""Does it look back? Words and structure of second thoughts, told apart by whether the answer was right.
+"""How often thoughts look back, by words and by structure, apart for correct and incorrect answers.
 
-Longer thoughts alone prove nothing, nor do words: base models say "wait" too (Liu et al. 2025, 2503.20783).
+Longer thoughts alone prove nothing, nor do words: base models say "wait" too (Liu et al. 2025, arXiv 2503.20783).
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ _STEP = re.compile(r"([^\s=]+)=")
 
 
 def reflects(thought: str) -> bool:
-    """Whether a thought says one of `WORDS`."""
+    """Whether a thought has one of `WORDS`."""
     return bool(_WORDS.search(thought))
 
 
-def reworks(thought: str) -> bool:
-    """Whether something is worked twice: the same left side of `=` more than once, to check it or to put it right."""
+def rechecks(thought: str) -> bool:
+    """Whether a thought computes something twice: the same left side of `=` more than once."""
     sides = _STEP.findall(thought)
     return len(sides) != len(set(sides))
 
 
-def reflection_stats(groups: Sequence[Group], replies: Sequence[Completion]) -> dict[str, float]:
-    """For right and for wrong answers: tokens said, and shares of thoughts that reflect and that rework.
+def reflection_stats(groups: Sequence[Group], completions: Sequence[Completion]) -> dict[str, float]:
+    """For correct and for incorrect answers: tokens of a completion, and shares of thoughts that reflect and recheck.
 
-    `replies` in the order of the groups' rollouts. What could not be judged, and what there is none of, is left out.
+    `completions` in the order of the groups' rollouts. Ungraded rollouts are left out, and kinds without any.
     """
-    told: dict[str, list[float]] = {}
-    reply = iter(replies)
+    values: dict[str, list[float]] = {}
+    texts = iter(completions)
     for group in groups:
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
-            thought = next(reply).thought or ""
+            thought = next(texts).thought or ""
             if verdict.reward is None:
                 continue
             kind = "correct" if verdict.reward >= 1.0 else "incorrect"
-            told.setdefault(f"completion_tokens_{kind}", []).append(sum(rollout.loss_mask))
-            told.setdefault(f"reflection_rate_{kind}", []).append(reflects(thought))
-            told.setdefault(f"recheck_rate_{kind}", []).append(reworks(thought))
-    return {name: fmean(values) for name, values in sorted(told.items())}
+            values.setdefault(f"completion_tokens_{kind}", []).append(sum(rollout.loss_mask))
+            values.setdefault(f"reflection_rate_{kind}", []).append(reflects(thought))
+            values.setdefault(f"recheck_rate_{kind}", []).append(rechecks(thought))
+    return {name: fmean(found) for name, found in sorted(values.items())}

@@ -1,4 +1,4 @@
-"""Negative controls: verdicts that teach nothing. What rises under them is a fault, not learning.
+"""Negative controls: rewards from which nothing can be learned. A metric that rises under them is a fault.
 
 Random rewards raised a benchmark once without teaching anything (Shao et al. 2025, arXiv 2506.10947).
 """
@@ -13,22 +13,24 @@ from schoolhouse.randomness import python_random
 from schoolhouse.types import Group, Key
 
 RewardControl = Literal["none", "random", "shuffled", "flipped"]
-"""`random`: a coin for every verdict; `shuffled`: each verdict of the step given to somebody else's answer, whatever
-the problem; `flipped`: right is wrong."""
+"""`random`: a coin for every rollout; `shuffled`: the rewards of the step dealt to other rollouts, whatever the problem;
+`flipped`: 1 - reward."""
 
 
 def apply_reward_control(control: RewardControl, groups: Sequence[Group], seed: int, step: int) -> list[Group]:
-    """The groups with their verdicts replaced. What could not be judged: a coin too under `random`; `shuffled` hands it
-    on like any verdict."""
-    scores = [verdict.reward for group in groups for verdict in group.verdicts]
+    """The groups with their rewards replaced.
+
+    Ungraded rollouts get a coin too under `random`; `shuffled` deals a missing reward like any other.
+    """
+    rewards = [verdict.reward for group in groups for verdict in group.verdicts]
     match control:
         case "none":
             return list(groups)
         case "random":
             coin = python_random(Key(seed, "random rewards", step))
-            return with_rewards(groups, [float(coin.random() < 0.5) for _ in scores])
+            return with_rewards(groups, [float(coin.random() < 0.5) for _ in rewards])
         case "shuffled":
-            python_random(Key(seed, "shuffled rewards", step)).shuffle(scores)
-            return with_rewards(groups, scores)
+            python_random(Key(seed, "shuffled rewards", step)).shuffle(rewards)
+            return with_rewards(groups, rewards)
         case "flipped":
-            return with_rewards(groups, [None if score is None else 1.0 - score for score in scores])
+            return with_rewards(groups, [None if reward is None else 1.0 - reward for reward in rewards])

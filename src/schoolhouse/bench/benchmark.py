@@ -18,7 +18,7 @@ from schoolhouse.bench.limits import measure
 from schoolhouse.bench.workload import SHAPES, Work, write
 from schoolhouse.config import suggest
 from schoolhouse.runs.atomic_io import resolve_model
-from schoolhouse.runs.manifest import this_machine
+from schoolhouse.runs.manifest import environment
 from schoolhouse.types import SchoolError
 
 HERE = Path(__file__).parent / "backends"
@@ -110,7 +110,7 @@ def bench(
         "work": {**asdict(work), **taught},
         "peer_options": for_peer,
         "limits": limits._asdict(),
-        "on": this_machine(),
+        "on": environment(),
     }
 
 

@@ -23,10 +23,10 @@ from schoolhouse import __version__
 from schoolhouse.board import rollout_index
 from schoolhouse.board.tokens import token_rows
 from schoolhouse.board.trees import steps_of, summary, trees
-from schoolhouse.runs.atomic_io import read_lines, read_object
-from schoolhouse.runs.diagnostics import advice
+from schoolhouse.runs.atomic_io import read_json, read_jsonl
+from schoolhouse.runs.diagnostics import diagnose
 from schoolhouse.runs.inspect import RunStatus, find_runs, inspect, is_run
-from schoolhouse.runs.manifest import ENVIRONMENT, differences, numbers, read_config
+from schoolhouse.runs.manifest import ENVIRONMENT_KEYS, differences, flatten_numbers, read_config
 from schoolhouse.runs.run import read_metrics
 from schoolhouse.serve.auth import Guard, told
 from schoolhouse.types import SchoolError
@@ -106,14 +106,14 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
     @app.get("/api/run")
     def run(name: str) -> Json:
         folder = board.place(name)
-        metrics, manifest = read_metrics(folder), read_object(folder / "manifest.json")
+        metrics, manifest = read_metrics(folder), read_json(folder / "manifest.json")
         config = read_config(folder / "config.yaml")
         return {
             **board.row(folder),
             "config": config,
             "metrics": names_of(metrics),
-            "advice": list(advice(metrics).values()),
-            "machine": {key: manifest.get(key) for key in ENVIRONMENT},
+            "advice": list(diagnose(metrics).values()),
+            "machine": {key: manifest.get(key) for key in ENVIRONMENT_KEYS},
             "rollouts": (folder / "rollouts").is_dir(),
             "trees": steps_of(folder),
             "signal": signal(metrics),
@@ -199,7 +199,7 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
 
     @app.get("/api/claims")
     def verdicts() -> list[Json]:
-        return [read_object(path) for path in sorted(claims.glob("*.json"))] if claims else []
+        return [read_json(path) for path in sorted(claims.glob("*.json"))] if claims else []
 
     @app.get("/api/figure/{claim}.png")
     def figure(claim: str) -> Response:
@@ -236,13 +236,13 @@ def _row(name: str, seen: RunStatus) -> Json:
 def names_of(metrics: Sequence[Json]) -> list[str]:
     """Names of all numbers of a run, in the order in which they first appear."""
     sample = [*metrics[:5], *metrics[-5:], *metrics[:: max(1, len(metrics) // 50)]]
-    return [name for name in dict.fromkeys(name for line in sample for name in numbers(line)) if name != "step"]
+    return [name for name in dict.fromkeys(name for line in sample for name in flatten_numbers(line)) if name != "step"]
 
 
 def curve(folder: Path, name: str, wanted: Sequence[str], against: str) -> Json:
     """Some numbers of one run against steps, sampled tokens or seconds; thinned to what a page can show."""
     metrics = read_metrics(folder)
-    seconds = {row["step"]: row["seconds"] for row in read_lines(folder / "times.jsonl") if "seconds" in row}
+    seconds = {row["step"]: row["seconds"] for row in read_jsonl(folder / "times.jsonl") if "seconds" in row}
     x: list[float] = []
     y: dict[str, list[float | None]] = {metric: [] for metric in wanted}
     tokens, every = 0, max(1, -(-len(metrics) // MOST_POINTS))
@@ -250,7 +250,7 @@ def curve(folder: Path, name: str, wanted: Sequence[str], against: str) -> Json:
         tokens += line.get("sampled_tokens", 0)
         if at % every and at != len(metrics) - 1 and "eval" not in line:
             continue
-        here = numbers(line)
+        here = flatten_numbers(line)
         x.append({"step": line["step"], "tokens": tokens, "seconds": seconds.get(line["step"], 0.0)}[against])
         for metric in wanted:
             y[metric].append(here.get(metric))

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import Any
 
 from schoolhouse.policy.policy import Policy
-from schoolhouse.runs.atomic_io import complete_ones
+from schoolhouse.runs.atomic_io import list_checkpoints
 from schoolhouse.runs.manifest import read_config
 from schoolhouse.types import Key, Problem, Rollout, SchoolError
 
@@ -34,12 +34,12 @@ def nearest(checkpoints: Sequence[int], version: int) -> int:
 
 def checkpoints(run: Path) -> list[int]:
     """Steps whose models a run has kept, in rising order."""
-    return [int(folder.name) for folder in complete_ones(run / "checkpoints")]
+    return [int(folder.name) for folder in list_checkpoints(run / "checkpoints")]
 
 
 def weigh(run: Path, checkpoint: int, rows: Sequence[dict[str, Any]]) -> list[list[Weight]]:
     """For each rollout a pair for each token, at the run's temperature. Raises SchoolError without such a model."""
-    folder = next((one for one in complete_ones(run / "checkpoints") if int(one.name) == checkpoint), None)
+    folder = next((one for one in list_checkpoints(run / "checkpoints") if int(one.name) == checkpoint), None)
     if folder is None:
         raise SchoolError(f"{run.name} has kept no checkpoint {checkpoint}")
     temperature = read_config(run / "config.yaml").get("temperature", 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from schoolhouse.runs.atomic_io import read_lines
+from schoolhouse.runs.atomic_io import read_jsonl
 
 Json = dict[str, Any]
 
@@ -18,7 +18,7 @@ def steps_of(folder: Path) -> list[int]:
 def trees(folder: Path, step: int) -> list[Json]:
     """The trees of a step, none where there are none. Raises SchoolError where the file is damaged."""
     path = folder / "trees" / f"{step:06d}.jsonl"
-    return read_lines(path) if path.is_file() else []
+    return read_jsonl(path) if path.is_file() else []
 
 
 def summary(tree: Json) -> Json:

@@ -9,7 +9,7 @@ from typing import Any
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, told
 from schoolhouse.claims.harness.models import chains, only_tiny
 from schoolhouse.policy.policy import Policy
-from schoolhouse.search.budget_forcing import think_between
+from schoolhouse.search.budget_forcing import budget_force
 from schoolhouse.tasks.grading import grade as verdicts_of
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key
@@ -33,7 +33,7 @@ class Forced(Exam):
         for least in self.least:
             keys = [(p, Key(seed, "forced", 0, i, g)) for i, p in enumerate(exam) for g in range(self.samples)]
             asked = [say.prompt_rollout(problem, key) for problem, key in keys]
-            spent = think_between(policy, asked, least, self.most, self.length, WAIT, self.temperature)
+            spent = budget_force(policy, asked, least, self.most, self.length, WAIT, self.temperature)
             said = [one.rollout for one in spent]
             scores = [
                 v.reward or 0.0 for group in verdicts_of(said, task, say.parse_completion) for v in group.verdicts

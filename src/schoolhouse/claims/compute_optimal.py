@@ -13,7 +13,7 @@ from schoolhouse.claims.harness.models import only_tiny
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.prm import RewardModel
 from schoolhouse.search.solve import Search, solve
-from schoolhouse.search.thoughts import Judged
+from schoolhouse.search.thoughts import RewardModelValue
 from schoolhouse.tasks.grading import grade as verdicts_of
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key
@@ -58,7 +58,7 @@ class Strategies(Exam):
             for name, options in self.strategies.items():
                 asked_for = {"samples": samples, **options, "budget": budget, "temperature": self.temperature}
                 search = Search.model_validate(asked_for)
-                found = solve(generator, task, asked, search, Judged(judge))
+                found = solve(generator, task, asked, search, RewardModelValue(judge))
                 said = [one.rollout for one in found if one.rollout]
                 groups = verdicts_of(said, task, say.parse_completion)
                 scores = {g.problem.id: float((g.verdicts[0].reward or 0.0) >= 1.0) for g in groups}

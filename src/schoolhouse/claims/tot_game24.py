@@ -14,7 +14,7 @@ from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Resu
 from schoolhouse.claims.harness.models import only_tiny
 from schoolhouse.eval.evaluate import evaluate
 from schoolhouse.policy.policy import Policy
-from schoolhouse.search.solve import Searcher, parse
+from schoolhouse.search.solve import SearchGenerator, parse
 from schoolhouse.tasks.game24 import Game24, moves, reaches
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key, SchoolError
@@ -40,9 +40,9 @@ class Searched(Exam):
 
     def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
         task = open_task(self.task, seed)
-        searcher = Searcher(policy, task, parse(self.search, inf))
+        searcher = SearchGenerator(policy, task, parse(self.search, inf))
         sat = evaluate(searcher, task, self.problems, 1, self.length, seed=seed)
-        tokens = fmean(found.tokens for found in searcher.found)
+        tokens = fmean(found.tokens for found in searcher.results)
         return {"overall": {"solved": sat.overall["pass_at_1"].value, "tokens": tokens}}
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schoolhouse.cli.options import counting, options, take_option
+from schoolhouse.cli.options import parse_options, progress_bar, take_option
 from schoolhouse.config import BaseConfig
 from schoolhouse.runs.atomic_io import atomic_write, to_json
 
@@ -44,7 +44,7 @@ def bench(words: Sequence[str]) -> None:
     """school bench KIND --against PEER"""
     file, words = take_option(words, "--json", "")
     usage = "school bench KIND --against PEER [--size 3M] [--repeats 3] [--json FILE]"
-    c = options(Bench, words, usage, ("kind",))
+    c = parse_options(Bench, words, usage, ("kind",))
     if c is None:
         return
     if file:
@@ -64,7 +64,7 @@ def bench(words: Sequence[str]) -> None:
         if file:
             atomic_write(Path(file), text + "\n")
         return
-    with counting(f"{c.kind}: ours and {c.against}") as tell:
+    with progress_bar(f"{c.kind}: ours and {c.against}") as tell:
         result = measure(c.kind, c.against, c.size, c.model_dump(mode="json"), tell)
     print(table(result))
     if file:

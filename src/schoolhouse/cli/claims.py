@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from schoolhouse.claims.harness.claim import Scale
-from schoolhouse.cli.options import options
+from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig
 from schoolhouse.types import SchoolError
 
@@ -48,7 +48,7 @@ def claim(words: Sequence[str]) -> None:
     elif what == "run":
         _run(rest)
     elif what == "report":
-        c = options(Report, rest, "school claim report [--results FOLDER]", ())
+        c = parse_options(Report, rest, "school claim report [--results FOLDER]", ())
         if c is not None:
             from schoolhouse.claims.harness.page import write_pages
 
@@ -83,7 +83,7 @@ def _numbers(overall: Mapping[str, object]) -> str:
 
 
 def _run(words: Sequence[str]) -> None:
-    c = options(RunClaim, words, "school claim run NAME [--seeds 3] [--scale tiny] [--arms a,b]", ("name",))
+    c = parse_options(RunClaim, words, "school claim run NAME [--seeds 3] [--scale tiny] [--arms a,b]", ("name",))
     if c is None:
         return
     from schoolhouse.claims.harness.page import guard, stem, told_verdict, write
@@ -130,7 +130,7 @@ class Compare(BaseConfig):
 
 def compare(words: Sequence[str]) -> None:
     """school compare --recipes a,b --model MODEL --task TASK --budget 20m"""
-    c = options(Compare, words, "school compare --recipes grpo,rloo --model MODEL --task TASK --budget 20m", ())
+    c = parse_options(Compare, words, "school compare --recipes grpo,rloo --model MODEL --task TASK --budget 20m", ())
     if c is None:
         return
     from schoolhouse.claims.harness import comparison

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from schoolhouse.cli.options import counting, options
+from schoolhouse.cli.options import parse_options, progress_bar
 from schoolhouse.config import BaseConfig
 from schoolhouse.types import Problem, SchoolError
 
@@ -23,7 +23,7 @@ class Tokens(BaseConfig):
 
 def tokens(words: Sequence[str]) -> None:
     """school tokens TEXT --model MODEL"""
-    c = options(Tokens, words, "school tokens TEXT --model MODEL", ("text",))
+    c = parse_options(Tokens, words, "school tokens TEXT --model MODEL", ("text",))
     if c is None:
         return
     from rich.console import Console
@@ -52,7 +52,7 @@ class Task(BaseConfig):
 
 def task(words: Sequence[str]) -> None:
     """school task NAME [--show N] [--check]"""
-    c = options(Task, words, "school task NAME [--show N] [--eval] [--demos] [--check [--limit N]]", ("name",))
+    c = parse_options(Task, words, "school task NAME [--show N] [--eval] [--demos] [--check [--limit N]]", ("name",))
     if c is None:
         return
     from schoolhouse.tasks.audit import audit_task
@@ -60,7 +60,7 @@ def task(words: Sequence[str]) -> None:
 
     opened = open_task(c.name, c.seed)
     if c.check:
-        with counting(f"checking {c.name}") as tell:
+        with progress_bar(f"checking {c.name}") as tell:
             audit_task = audit_task(opened, c.limit, tell)
         print(audit_task)
         if not audit_task.passed:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from schoolhouse.cli.options import options
+from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig
 from schoolhouse.runs.atomic_io import atomic_write, to_json
 from schoolhouse.types import Key, SchoolError
@@ -37,7 +37,7 @@ class Evaluate(BaseConfig):
 
 def evaluate(words: Sequence[str]) -> None:
     """school evaluate MODEL --task TASK"""
-    c = options(Evaluate, words, "school evaluate MODEL --task TASK", ("model",))
+    c = parse_options(Evaluate, words, "school evaluate MODEL --task TASK", ("model",))
     if c is None:
         return
     from schoolhouse.eval.evaluate import evaluate as sit
@@ -50,16 +50,16 @@ def evaluate(words: Sequence[str]) -> None:
     if c.save:
         c.save.parent.mkdir(parents=True, exist_ok=True)
     if c.search:
-        from schoolhouse.search.solve import Searcher, parse
+        from schoolhouse.search.solve import SearchGenerator, parse
 
         ours = sorted(c.model_fields_set & {"samples", "temperature", "max_new_tokens"})
         if ours:
             named = " and ".join(f"--{name}" for name in ours)
             raise SchoolError(f"a search has options of its own: instead of {named} write them behind `?` in --search")
-        searcher = Searcher(policy, task, parse(c.search, c.budget))
-        result = sit(searcher, task, c.problems, 1, searcher.search.length, searcher.search.temperature, c.seed)
+        searcher = SearchGenerator(policy, task, parse(c.search, c.budget))
+        result = sit(searcher, task, c.problems, 1, searcher.search.max_new_tokens, searcher.search.temperature, c.seed)
         print(result)
-        print(searcher.account())
+        print(searcher.summary())
         saved = searcher.to_json()
     else:
         result = sit(policy, task, c.problems, c.samples, c.max_new_tokens, c.temperature, c.seed)
@@ -89,13 +89,13 @@ class Solve(BaseConfig):
 def solve(words: Sequence[str]) -> None:
     """school solve MODEL "problem" --search tot --show"""
     usage = 'school solve MODEL "problem" [--task TASK] [--search tot] [--show] [--page FILE.html]'
-    c = options(Solve, words, usage, ("model", "problem"))
+    c = parse_options(Solve, words, usage, ("model", "problem"))
     if c is None:
         return
     from rich.console import Console
 
     from schoolhouse.policy.policy import Policy
-    from schoolhouse.search.render import draw, page
+    from schoolhouse.search.render import draw, html_page
     from schoolhouse.search.solve import TREES, parse
     from schoolhouse.search.solve import solve as search
     from schoolhouse.tasks.answer_match import extract
@@ -114,7 +114,7 @@ def solve(words: Sequence[str]) -> None:
     reply = policy.conversation.parse_completion(found.rollout) if found.rollout else None
     answer = (extract(reply)[0] or reply.answer.strip()) if reply else ""
     if c.page:  # before anything is shown: a reader may close the pipe
-        atomic_write(c.page, page(found, answer))
+        atomic_write(c.page, html_page(found, answer))
     console = Console(highlight=False)
     if c.show and found.tree:
         console.print(draw(found))
@@ -122,6 +122,6 @@ def solve(words: Sequence[str]) -> None:
         for text, count in found.votes:
             console.print(f"{count:4d} x {text}", markup=False)
     console.print(answer or "no answer", style="bold", markup=False)
-    console.print(f"{found.tokens:,} tokens; {found.end}", style="dim", markup=False)
+    console.print(f"{found.tokens:,} tokens; {found.stop_reason}", style="dim", markup=False)
     if c.page:
         console.print(f"the tree is in {c.page}", style="dim", markup=False)

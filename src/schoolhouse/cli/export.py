@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from schoolhouse.cli.options import options
+from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig
 from schoolhouse.export.gguf import write_gguf
 from schoolhouse.export.model_card import card, name_of
@@ -42,7 +42,7 @@ class Export(BaseConfig):
 
 def export(words: Sequence[str]) -> None:
     """school export MODEL --to DIR"""
-    c = options(Export, words, "school export MODEL --to DIR [--format hf|gguf|int8]", ("model",))
+    c = parse_options(Export, words, "school export MODEL --to DIR [--format hf|gguf|int8]", ("model",))
     if c is None:
         return
     source = resolve_model(c.model)

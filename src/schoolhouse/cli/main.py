@@ -17,8 +17,8 @@ class Command(NamedTuple):
     """A line of `school --help`, and where the command is: "module:function", called with the words after its name."""
 
     usage: str
-    about: str
-    place: str
+    summary: str
+    target: str
     resumes: bool = False
     """Whether the same command again goes on where it was stopped."""
 
@@ -119,12 +119,12 @@ COMMANDS = {
     ),
 }
 
-ENDED_BY_USER = 130  # 128 + SIGINT, as shells do
-MENDABLE = (
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells do
+USER_ERRNOS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),  # what may not be written
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),  # paths that lead nowhere
 )
-PIPE_CLOSED = 141  # 128 + SIGPIPE
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,23 +135,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS.get(words[0]) if words else None
     try:
         if not words or words[0] in ("-h", "--help", "help"):
-            print(overview())
+            print(help_text())
         elif words[0] == "--version":
             print(__version__)
         elif command is None:
             raise SchoolError(f"there is no command `{words[0]}`{_suggestion(words[0])}")
         else:
-            module, _, function = command.place.partition(":")
+            module, _, function = command.target.partition(":")
             getattr(import_module(module), function)(words[1:])
         sys.stdout.flush()
     except KeyboardInterrupt as stop:  # a run that could save itself says so
         if debug:
             raise
         print(f"\nschool: {str(stop) or 'stopped'}{_how_to_go_on(command, words)}", file=sys.stderr)
-        return ENDED_BY_USER
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # `school ... | head`: nobody listens any more; keep the exit itself from complaining
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+        return EXIT_BROKEN_PIPE
     except (SchoolError, OSError) as error:
         message = _mendable(error)
         if debug or message is None:
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def overview() -> str:
+def help_text() -> str:
     """What `school --help` says."""
     lines = [
         "A one-room school for language models: textbooks, worked examples, practice, exams.",
@@ -170,7 +170,7 @@ def overview() -> str:
         "",
     ]
     for command in COMMANDS.values():
-        lines += [f"  {command.usage}", f"      {command.about}"]
+        lines += [f"  {command.usage}", f"      {command.summary}"]
     return "\n".join(
         [
             *lines,
@@ -199,6 +199,6 @@ def _mendable(error: SchoolError | OSError) -> str | None:
     """What to tell the user of an error; None where it is no fault of theirs."""
     if isinstance(error, SchoolError):
         return str(error)
-    if error.errno in MENDABLE:
+    if error.errno in USER_ERRNOS:
         return f"{error.strerror}: {error.filename or 'while writing'}"
     return None

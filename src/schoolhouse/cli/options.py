@@ -14,7 +14,7 @@ C = TypeVar("C", bound=BaseConfig)
 
 
 @contextmanager
-def counting(title: str) -> Generator[Callable[[int, int], None]]:
+def progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
     """A progress bar that is told (done, total), and starts when it is first told."""
     with ExitStack() as stack:
         advance: Callable[[int, str], None] | None = None
@@ -29,21 +29,21 @@ def counting(title: str) -> Generator[Callable[[int, int], None]]:
         yield tell
 
 
-def wants_help(words: Sequence[str]) -> bool:
-    return any(word in ("-h", "--help") for word in words)
+def wants_help(args: Sequence[str]) -> bool:
+    return any(word in ("-h", "--help") for word in args)
 
 
-def options(cls: type[C], words: Sequence[str], usage: str, positional: Sequence[str]) -> C | None:
+def parse_options(cls: type[C], args: Sequence[str], usage: str, positional: Sequence[str]) -> C | None:
     """The command's words as its config; None where help was asked for and has been given."""
-    if wants_help(words):
+    if wants_help(args):
         print_help(cls, " ".join(usage.split()[:2]), usage)
         return None
-    return load(cls, None, words, positional)
+    return load(cls, None, args, positional)
 
 
-def take_option(words: Sequence[str], option: str, otherwise: str) -> tuple[str, list[str]]:
+def take_option(args: Sequence[str], option: str, default: str) -> tuple[str, list[str]]:
     """The value of one option, and the words without it."""
-    rest = list(words)
+    rest = list(args)
     for i, word in enumerate(rest):
         name, equals, value = word.partition("=")
         if name == option and equals:
@@ -52,4 +52,4 @@ def take_option(words: Sequence[str], option: str, otherwise: str) -> tuple[str,
             if i + 1 == len(rest) or rest[i + 1].startswith("--"):
                 raise SchoolError(f"{option} takes one value, none was given")
             return rest[i + 1], rest[:i] + rest[i + 2 :]
-    return otherwise, rest
+    return default, rest

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from schoolhouse.cli.options import options
+from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig
 from schoolhouse.runs.progress import duration
 from schoolhouse.types import SchoolError
@@ -22,14 +22,14 @@ class Doctor(BaseConfig):
 
 def doctor(words: Sequence[str]) -> None:
     """school doctor [FOLDER]"""
-    c = options(Doctor, words, "school doctor [FOLDER]", ("folder",))
+    c = parse_options(Doctor, words, "school doctor [FOLDER]", ("folder",))
     if c is None:
         return
-    from schoolhouse.runs.doctor import examine
+    from schoolhouse.runs.doctor import check_machine
     from schoolhouse.runs.inspect import check, find_runs, inspect
 
-    for finding in examine(c.folder or Path()):
-        print(f"{finding.about:16}  {finding.found}" + (f"\n{'':16}  -> {finding.mend}" if finding.mend else ""))
+    for finding in check_machine(c.folder or Path()):
+        print(f"{finding.topic:16}  {finding.result}" + (f"\n{'':16}  -> {finding.advice}" if finding.advice else ""))
     if c.folder is None:
         return
     found = find_runs(c.folder)
@@ -44,9 +44,9 @@ def doctor(words: Sequence[str]) -> None:
             print("\n".join(f"  {line}" for line in harmed))
         else:
             seen = inspect(folder)
-            print(f"  whole; {_told(seen)}; recording and saving took {100 * seen.keeping:.1f} % of its time")
-            if seen.verdict is not None:
-                print(f"  the slowest verdict took {seen.verdict:.2g} s")
+            print(f"  whole; {_told(seen)}; recording and saving took {100 * seen.io_fraction:.1f} % of its time")
+            if seen.slowest_grading is not None:
+                print(f"  the slowest verdict took {seen.slowest_grading:.2g} s")
     if wrong:
         raise SchoolError(f"{wrong} of {len(found)} run folders need a look (above)")
 
@@ -58,7 +58,7 @@ class Runs(BaseConfig):
 
 def runs(words: Sequence[str]) -> None:
     """school runs [FOLDER]"""
-    c = options(Runs, words, "school runs [FOLDER]", ("folder",))
+    c = parse_options(Runs, words, "school runs [FOLDER]", ("folder",))
     if c is None:
         return
     from schoolhouse.runs.inspect import find_runs, inspect
@@ -90,13 +90,13 @@ class Repeat(BaseConfig):
 
 def repeat(words: Sequence[str]) -> None:
     """school repeat RUN [--dir FOLDER]"""
-    c = options(Repeat, words, "school repeat RUN [--dir FOLDER]", ("run",))
+    c = parse_options(Repeat, words, "school repeat RUN [--dir FOLDER]", ("run",))
     if c is None:
         return
-    from schoolhouse.runs.atomic_io import read_object
+    from schoolhouse.runs.atomic_io import read_json
     from schoolhouse.runs.inspect import compare, inspect
     from schoolhouse.runs.manifest import environment_changes
-    from schoolhouse.runs.pipeline import repeat as again
+    from schoolhouse.runs.pipeline import repeat_run as again
 
     state = inspect(c.run).state
     if state != "finished":
@@ -107,6 +107,6 @@ def repeat(words: Sequence[str]) -> None:
     if not differing:
         print(f"the same bits: weights, metrics and rollouts of {c.run} and {folder}")
         return
-    around = environment_changes(*(read_object(one / "manifest.json") for one in (c.run, folder)))
+    around = environment_changes(*(read_json(one / "manifest.json") for one in (c.run, folder)))
     reason = ["what differs around them:", *around] if around else ["and nothing that a manifest records differs"]
     raise SchoolError("\n".join([f"{c.run} and {folder} are not the same:", *differing, *reason]))

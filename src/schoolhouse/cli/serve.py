@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from schoolhouse.cli.options import options
+from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig
 from schoolhouse.serve.settings import Serve
 from schoolhouse.types import SchoolError
@@ -31,7 +31,7 @@ class Chat(BaseConfig):
 
 def chat(words: Sequence[str]) -> None:
     """school chat MODEL [--web]"""
-    c = options(Chat, words, "school chat MODEL [--web]", ("model",))
+    c = parse_options(Chat, words, "school chat MODEL [--web]", ("model",))
     if c is None:
         return
     if c.web:
@@ -47,7 +47,7 @@ def chat(words: Sequence[str]) -> None:
 
 def serve(words: Sequence[str]) -> None:
     """school serve MODEL [--port 8000] [--key KEY]"""
-    c = options(Serve, words, "school serve MODEL [--port 8000] [--key KEY]", ("model",))
+    c = parse_options(Serve, words, "school serve MODEL [--port 8000] [--key KEY]", ("model",))
     if c is not None:
         listen(c)
 
@@ -65,12 +65,12 @@ def listen(c: Serve) -> None:
         print("the model is loaded", flush=True)
         return build_app(served[0])
 
-    place, door = f"http://{c.host}:{c.port}", bound(c.host, c.port)
+    place, door = f"http://{c.host}:{c.port}", bind_socket(c.host, c.port)
     print(f"{place}/v1 for clients, {place} for people (Ctrl-C ends it)", flush=True)
     run(c, build, lambda: served[0].shelf.close(), door)
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises SchoolError where the port cannot be had."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -79,7 +79,7 @@ def bound(host: str, port: int) -> socket.socket:
         raise SchoolError(f"{host}:{port} cannot be had ({error.strerror}): choose another --port or --host") from None
 
 
-class Look(BaseConfig):
+class Board(BaseConfig):
     folder: Path = Path("runs")
     """Folder that holds runs, in folders inside it too."""
     host: str = "127.0.0.1"
@@ -91,7 +91,7 @@ class Look(BaseConfig):
 
 def board(words: Sequence[str]) -> None:
     """school board [FOLDER] [--port 8100]"""
-    c = options(Look, words, "school board [FOLDER] [--port 8100] [--claims docs/claims]", ("folder",))
+    c = parse_options(Board, words, "school board [FOLDER] [--port 8100] [--claims docs/claims]", ("folder",))
     if c is None:
         return
     if not c.folder.is_dir():
@@ -100,6 +100,6 @@ def board(words: Sequence[str]) -> None:
 
     from schoolhouse.board.app import build_app
 
-    door = bound(c.host, c.port)
+    door = bind_socket(c.host, c.port)
     print(f"{c.folder} is shown at http://{c.host}:{c.port} (Ctrl-C ends it)", flush=True)
     uvicorn.Server(uvicorn.Config(build_app(c.folder, c.host, c.claims), log_level="warning")).run(sockets=[door])

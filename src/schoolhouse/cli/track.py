@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from schoolhouse.cli.options import options
+from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig
-from schoolhouse.runs.atomic_io import atomic_write, read_object, to_json
+from schoolhouse.runs.atomic_io import atomic_write, read_json, to_json
 from schoolhouse.runs.inspect import find_runs, inspect, is_run
-from schoolhouse.runs.manifest import numbers, read_config
+from schoolhouse.runs.manifest import flatten_numbers, read_config
 from schoolhouse.runs.run import read_metrics
 from schoolhouse.types import SchoolError
 
-EVERY = 2.0
+POLL_SECONDS = 2.0
 """Seconds between looks at a run that is followed."""
 
 USAGE = "school track RUN --to trackio|wandb|tensorboard [--follow]"
@@ -45,7 +45,7 @@ class Track(BaseConfig):
 
 def track(words: Sequence[str]) -> None:
     """school track RUN --to trackio|wandb|tensorboard [--follow]"""
-    c = options(Track, words, USAGE, ("run",))
+    c = parse_options(Track, words, USAGE, ("run",))
     if c is None:
         return
     if c.to == "tensorboard" and c.model_fields_set & {"project", "name"}:
@@ -56,7 +56,7 @@ def track(words: Sequence[str]) -> None:
     if not c.follow and not read_metrics(c.run):
         raise SchoolError(f"{c.run} has no numbers yet; of a pipeline, track its stages, which are runs of their own")
     noted = c.run / f"tracked.{c.to}.json"
-    known = read_object(noted) if noted.exists() else {}
+    known = read_json(noted) if noted.exists() else {}
     place = known.setdefault(f"{c.project}/{c.name}", {"id": uuid4().hex[:8], "told": -1})
     with TRACKERS[c.to](c, place["id"], read_config(c.run / "config.yaml")) as tell:
         try:
@@ -73,12 +73,12 @@ def follow(c: Track, tell: Tell, place: dict[str, Any], note: Callable[[], None]
         for line in read_metrics(c.run):
             if line["step"] > place["told"]:
                 step = line.pop("step")
-                tell(step, numbers(line))
+                tell(step, flatten_numbers(line))
                 place["told"] = step
         note()
         if ends:
             return
-        time.sleep(EVERY)
+        time.sleep(POLL_SECONDS)
 
 
 @contextmanager

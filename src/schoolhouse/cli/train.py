@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from schoolhouse.cli.options import options, take_option, wants_help
+from schoolhouse.cli.options import parse_options, take_option, wants_help
 from schoolhouse.config import BaseConfig, load, print_help
 from schoolhouse.recipes import Recipe, load_recipe, recipe_names
 
@@ -72,7 +72,7 @@ class Quickstart(BaseConfig):
 
 def run(words: Sequence[str]) -> None:
     """school run PIPELINE.yaml [--seed N] [--dir FOLDER]"""
-    c = options(Pipeline, words, "school run PIPELINE.yaml [--seed N] [--dir FOLDER]", ("pipeline",))
+    c = parse_options(Pipeline, words, "school run PIPELINE.yaml [--seed N] [--dir FOLDER]", ("pipeline",))
     if c is None:
         return
     from schoolhouse.runs.pipeline import run_pipeline
@@ -82,7 +82,7 @@ def run(words: Sequence[str]) -> None:
 
 def quickstart(words: Sequence[str]) -> None:
     """school quickstart [--seed N] [--dir FOLDER]"""
-    c = options(Quickstart, words, "school quickstart [--seed N] [--dir FOLDER]", ())
+    c = parse_options(Quickstart, words, "school quickstart [--seed N] [--dir FOLDER]", ())
     if c is None:
         return
     from schoolhouse.runs.pipeline import run_pipeline

@@ -16,10 +16,10 @@ from schoolhouse.randomness import python_random
 from schoolhouse.types import Key
 
 Winner = Literal["left", "right", "tie"]
-RESAMPLES, ROUNDS, MEAN, SCALE = 200, 200, 1000.0, 400.0
+NUM_RESAMPLES, NUM_ITERATIONS, MEAN, SCALE = 200, 200, 1000.0, 400.0
 
 
-class Duel(NamedTuple):
+class Battle(NamedTuple):
     """One comparison."""
 
     left: str
@@ -31,36 +31,36 @@ class Standing(NamedTuple):
     """Strength of a model with its 95 % interval, and how many duels it is from."""
 
     name: str
-    strength: float
+    rating: float
     low: float
     high: float
-    duels: int
+    num_battles: int
 
 
-def leaderboard(duels: Sequence[Duel], seed: int = 0) -> list[Standing]:
+def leaderboard(battles: Sequence[Battle], seed: int = 0) -> list[Standing]:
     """The strongest first. Intervals are from duels drawn again with replacement."""
-    duels = [duel for duel in duels if duel.left != duel.right]
-    names = sorted({name for duel in duels for name in (duel.left, duel.right)})
-    found = strengths(duels, names)
+    battles = [duel for duel in battles if duel.left != duel.right]
+    names = sorted({name for duel in battles for name in (duel.left, duel.right)})
+    found = bradley_terry(battles, names)
     random = python_random(Key(seed, "leaderboard"))
     drawn = []
-    for _ in range(RESAMPLES if duels else 0):
-        again = random.choices(duels, k=len(duels))
+    for _ in range(NUM_RESAMPLES if battles else 0):
+        again = random.choices(battles, k=len(battles))
         present = {name for duel in again for name in (duel.left, duel.right)}
-        drawn.append({name: one for name, one in strengths(again, names).items() if name in present})
-    met = Counter(name for duel in duels for name in (duel.left, duel.right))
+        drawn.append({name: one for name, one in bradley_terry(again, names).items() if name in present})
+    met = Counter(name for duel in battles for name in (duel.left, duel.right))
     standings = []
     for name in names:
         spread = sorted(one[name] for one in drawn if name in one)
         low, high = spread[round(0.025 * (len(spread) - 1))], spread[round(0.975 * (len(spread) - 1))]
         standings.append(Standing(name, found[name], low, high, met[name]))
-    return sorted(standings, key=lambda standing: -standing.strength)
+    return sorted(standings, key=lambda standing: -standing.rating)
 
 
-def strengths(duels: Sequence[Duel], names: Sequence[str]) -> dict[str, float]:
+def bradley_terry(battles: Sequence[Battle], names: Sequence[str]) -> dict[str, float]:
     """Strengths on Elo's scale, by minorisation and maximisation (Hunter 2004)."""
     wins, meetings = dict.fromkeys(names, 0.0), Counter[tuple[str, str]]()
-    for left, right, winner in duels:
+    for left, right, winner in battles:
         share = {"left": 1.0, "right": 0.0, "tie": 0.5}[winner]
         wins[left] += share
         wins[right] += 1 - share
@@ -70,7 +70,7 @@ def strengths(duels: Sequence[Duel], names: Sequence[str]) -> dict[str, float]:
         for name in pair:
             wins[name] += 0.5
     strength = dict.fromkeys(names, 1.0)
-    for _ in range(ROUNDS):
+    for _ in range(NUM_ITERATIONS):
         weight = dict.fromkeys(names, 0.0)
         for (a, b), count in meetings.items():
             for name in (a, b):

@@ -38,22 +38,22 @@ class Record:
 
     problem: str
     family: str
-    scores: tuple[float | None, ...]
+    rewards: tuple[float | None, ...]
     thought_tokens: tuple[int, ...]
-    majority: float
+    majority_accuracy: float
     no_answer: int
     truncated: int
-    tokens: int
+    sampled_tokens: int
     surprisal: float
 
     @property
-    def judged(self) -> int:
-        return sum(score is not None for score in self.scores)
+    def num_graded(self) -> int:
+        return sum(score is not None for score in self.rewards)
 
     @property
-    def right(self) -> int:
+    def num_correct(self) -> int:
         """How many answers got full marks."""
-        return sum(score is not None and score >= 1.0 for score in self.scores)
+        return sum(score is not None and score >= 1.0 for score in self.rewards)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Evaluation:
 
     task: str
     samples: int
-    length: int
+    max_new_tokens: int
     temperature: float
     seed: int
     overall: Metrics
@@ -74,12 +74,12 @@ class Evaluation:
 
         console = Console(width=120)
         with console.capture() as captured:
-            console.print(show(self))
+            console.print(evaluation_table(self))
         return captured.get().rstrip()
 
     def by_problem(self) -> dict[str, float]:
         """Share of right answers of each problem that could be judged: for `paired_difference`."""
-        return {record.problem: record.right / record.judged for record in self.records if record.judged}
+        return {record.problem: record.num_correct / record.num_graded for record in self.records if record.num_graded}
 
     def to_json(self, records: bool = False) -> dict[str, Any]:
         """Plain data: {"task": ..., "overall": {"pass_at_1": 0.5, "pass_at_1_interval": [0.4, 0.6], ...}, "families":
@@ -88,7 +88,7 @@ class Evaluation:
             "task": self.task,
             "problems": len(self.records),
             "samples": self.samples,
-            "length": self.length,
+            "length": self.max_new_tokens,
             "temperature": self.temperature,
             "seed": self.seed,
             "overall": _metrics_to_json(self.overall),
@@ -102,7 +102,7 @@ def evaluate(
     task: Task,
     problems: int | None = 200,
     samples: int = 8,
-    length: int | None = 128,
+    max_new_tokens: int | None = 128,
     temperature: float = 1.0,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -122,18 +122,18 @@ def evaluate(
         for i, problem in enumerate(exam)
         for g in range(samples)
     ]
-    if length is None:
-        length = max(1, min(512, policy.max_seq_len - max(map(len, asked))))
+    if max_new_tokens is None:
+        max_new_tokens = max(1, min(512, policy.max_seq_len - max(map(len, asked))))
     with show_progress("exam", len(asked), unit="answer") as advance:
         rollouts = policy.extend(
-            asked, length, temperature=temperature, progress=progress or (lambda more: advance(more, ""))
+            asked, max_new_tokens, temperature=temperature, progress=progress or (lambda more: advance(more, ""))
         )
     conversation = policy.conversation
     records = tuple(_record(group, conversation) for group in grade(rollouts, task, conversation.parse_completion))
     return Evaluation(
         task.spec[0] if task.spec else task.name,
         samples,
-        length,
+        max_new_tokens,
         temperature,
         seed,
         summarise(records, samples, seed),
@@ -151,14 +151,14 @@ def summarise(records: Sequence[Record], samples: int, seed: int = 0) -> dict[st
     Answers that could not be judged count in no score; `ungraded` is their share.
     """
     key = Key(seed, "bootstrap")
-    judged = [record for record in records if record.judged]
+    judged = [record for record in records if record.num_graded]
 
     def per_sample(counts: Sequence[float]) -> Estimate:
         return bootstrap_share([count / samples for count in counts], key)
 
     def mean_thought(wanted: Callable[[float | None], bool]) -> Estimate:
         chosen = [
-            [tokens for tokens, score in zip(record.thought_tokens, record.scores, strict=True) if wanted(score)]
+            [tokens for tokens, score in zip(record.thought_tokens, record.rewards, strict=True) if wanted(score)]
             for record in records
         ]
         return bootstrap([sum(few) / max(1, len(few)) for few in chosen], key, [len(few) for few in chosen])
@@ -166,24 +166,24 @@ def summarise(records: Sequence[Record], samples: int, seed: int = 0) -> dict[st
     metrics: dict[str, Estimate] = {}
     k = 1
     while k <= samples:
-        enough = [record for record in records if record.judged >= k]
-        metrics[f"pass_at_{k}"] = bootstrap_share([pass_at_k(r.judged, r.right, k) for r in enough], key)
+        enough = [record for record in records if record.num_graded >= k]
+        metrics[f"pass_at_{k}"] = bootstrap_share([pass_at_k(r.num_graded, r.num_correct, k) for r in enough], key)
         k *= 2
-    metrics[f"maj_at_{samples}"] = bootstrap_share([record.majority for record in judged], key)
-    metrics["reward"] = bootstrap([math.fsum(filter(None, r.scores)) / r.judged for r in judged], key)
+    metrics[f"maj_at_{samples}"] = bootstrap_share([record.majority_accuracy for record in judged], key)
+    metrics["reward"] = bootstrap([math.fsum(filter(None, r.rewards)) / r.num_graded for r in judged], key)
     metrics["thought_tokens"] = mean_thought(lambda score: True)
     metrics["thought_tokens_right"] = mean_thought(lambda score: score is not None and score >= 1.0)
     metrics["thought_tokens_wrong"] = mean_thought(lambda score: score is not None and score < 1.0)
     metrics["entropy"] = bootstrap(
-        [record.surprisal / max(1, record.tokens) for record in records], key, [record.tokens for record in records]
+        [record.surprisal / max(1, record.sampled_tokens) for record in records], key, [record.sampled_tokens for record in records]
     )
     metrics["no_answer"] = per_sample([record.no_answer for record in records])
     metrics["truncated"] = per_sample([record.truncated for record in records])
-    metrics["ungraded"] = per_sample([len(record.scores) - record.judged for record in records])
+    metrics["ungraded"] = per_sample([len(record.rewards) - record.num_graded for record in records])
     return metrics
 
 
-def show(evaluation: Evaluation) -> Table:
+def evaluation_table(evaluation: Evaluation) -> Table:
     """The exam as a table: a line per family and one for all."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

@@ -31,7 +31,7 @@ class Stage:
 
     name: str
     metrics: Sequence[Mapping[str, Any]]
-    exam: Json
+    evaluation: Json
     seconds: float
 
 
@@ -41,7 +41,7 @@ class Curve:
 
     name: str
     reward: Mapping[int, float]
-    exams: Mapping[int, Json]
+    evaluations: Mapping[int, Json]
 
 
 def report_json(stages: Sequence[Stage], seconds: float, peak_memory_bytes: int, seed: int) -> Json:
@@ -56,7 +56,7 @@ def report_json(stages: Sequence[Stage], seconds: float, peak_memory_bytes: int,
 
 def report_markdown(stages: Sequence[Stage], report: Json, figure: str | None, chat: str) -> str:
     """The content of report.md. `figure` is the file name of the picture, `chat` the command to talk to the model."""
-    exam = stages[-1].exam
+    exam = stages[-1].evaluation
     lines = [
         "# Report",
         "",
@@ -95,7 +95,7 @@ def gain(before: Json, after: Json) -> Estimate | None:
     return paired_difference({p: first[p] for p in both}, {p: second[p] for p in both}, Key(0, "gain"))
 
 
-def curves(stages: Sequence[Stage]) -> list[Curve]:
+def training_curves(stages: Sequence[Stage]) -> list[Curve]:
     """The stages that practised for reward. The exam before such a stage and the one after it are its ends."""
     found = []
     for i, stage in enumerate(stages):
@@ -103,14 +103,14 @@ def curves(stages: Sequence[Stage]) -> list[Curve]:
         if not reward:
             continue
         exams = {row["step"]: row["eval"] for row in stage.metrics if "eval" in row}
-        ends = {max(reward) + 1: stage.exam} | ({min(reward): stages[i - 1].exam} if i else {})
+        ends = {max(reward) + 1: stage.evaluation} | ({min(reward): stages[i - 1].evaluation} if i else {})
         own = {exam["task"] for exam in exams.values()}
         ends = {step: exam for step, exam in ends.items() if not own or exam["task"] in own}  # others do not compare
         found.append(Curve(stage.name, reward, dict(sorted({**ends, **exams}.items()))))
     return found
 
 
-def draw(path: Path, drawn: Sequence[Curve], dashed: Collection[str] = ()) -> None:
+def draw_figure(path: Path, curves: Sequence[Curve], dashed: Collection[str] = ()) -> None:
     """A picture with a row per curve: accuracy on the left, thought length on the right, against steps.
 
     `dashed` names the families where thinking does not pay.
@@ -118,10 +118,10 @@ def draw(path: Path, drawn: Sequence[Curve], dashed: Collection[str] = ()) -> No
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(12, 4.5 * len(drawn)), layout="constrained")
+    picture = Figure(figsize=(12, 4.5 * len(curves)), layout="constrained")
     FigureCanvasAgg(picture)
-    rows = picture.subplots(len(drawn), 2, squeeze=False)
-    for curve, (left, right) in zip(drawn, rows, strict=True):
+    rows = picture.subplots(len(curves), 2, squeeze=False)
+    for curve, (left, right) in zip(curves, rows, strict=True):
         steps = sorted(curve.reward)
         smooth = _smooth([curve.reward[step] for step in steps])
         left.plot(steps, smooth, color="0.75", linewidth=1, label="training reward (mean of 10 steps)")
@@ -139,7 +139,7 @@ def draw(path: Path, drawn: Sequence[Curve], dashed: Collection[str] = ()) -> No
     picture.savefig(path, dpi=120)
 
 
-def show(stages: Sequence[Stage]) -> Table:
+def stage_table(stages: Sequence[Stage]) -> Table:
     """The stages as a table."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -163,10 +163,10 @@ def write_report(
     folder: Path, stages: Sequence[Stage], report: Json, chat: str, dashed: Collection[str] = ()
 ) -> Path | None:
     """Write report.json, report.md and, where there was practice, figure.png; gives the path of the figure."""
-    drawn = curves(stages)
+    drawn = training_curves(stages)
     figure = folder / "figure.png" if drawn else None
     if figure:
-        draw(figure, drawn, dashed)
+        draw_figure(figure, drawn, dashed)
     atomic_write(folder / "report.json", to_json(report, 2) + "\n")
     atomic_write(folder / "report.md", report_markdown(stages, report, figure.name if figure else None, chat))
     return figure
@@ -174,16 +174,16 @@ def write_report(
 
 def _lines(axes: Axes, curve: Curve, metric: str, dashed: Collection[str]) -> None:
     """One line per family, and a thick one for all with its interval."""
-    families = list(dict.fromkeys(name for exam in curve.exams.values() for name in exam["families"]))
+    families = list(dict.fromkeys(name for exam in curve.evaluations.values() for name in exam["families"]))
     for number, name in enumerate(families if len(families) > 1 else []):
-        points = [(step, exam["families"].get(name, {}).get(metric)) for step, exam in curve.exams.items()]
+        points = [(step, exam["families"].get(name, {}).get(metric)) for step, exam in curve.evaluations.items()]
         known = [(step, value) for step, value in points if value is not None]
         if not known:
             continue
         style = "--" if name in dashed else "-"
         label = f"{name} (thinking does not pay)" if name in dashed else name
         axes.plot(*zip(*known, strict=True), style, color=f"C{number}", marker=".", linewidth=1.2, label=label)
-    known = [(step, exam["overall"]) for step, exam in curve.exams.items() if exam["overall"].get(metric) is not None]
+    known = [(step, exam["overall"]) for step, exam in curve.evaluations.items() if exam["overall"].get(metric) is not None]
     if not known:
         return
     steps, values = [step for step, _ in known], [overall[metric] for _, overall in known]
@@ -206,9 +206,9 @@ def _rows(stages: Sequence[Stage]) -> list[Json]:
     return [
         {
             "name": stage.name,
-            **_told(stage.exam["overall"]),
+            **_told(stage.evaluation["overall"]),
             "seconds": stage.seconds,
-            "families": {family: _told(metrics) for family, metrics in stage.exam["families"].items()},
+            "families": {family: _told(metrics) for family, metrics in stage.evaluation["families"].items()},
         }
         for stage in stages
     ]
@@ -216,7 +216,7 @@ def _rows(stages: Sequence[Stage]) -> list[Json]:
 
 def _gains(stages: Sequence[Stage]) -> list[Estimate | None]:
     """The gain of each stage over the one before; the first has none."""
-    return [None, *(gain(before.exam, after.exam) for before, after in pairwise(stages))]
+    return [None, *(gain(before.evaluation, after.evaluation) for before, after in pairwise(stages))]
 
 
 def _told(metrics: Mapping[str, Any]) -> Json:

@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 
-def auc(right: Sequence[float], wrong: Sequence[float]) -> float:
+def auc(correct: Sequence[float], incorrect: Sequence[float]) -> float:
     """How often what is right is graded above what is wrong; equal grades count half. nan where either is missing."""
-    if not right or not wrong:
+    if not correct or not incorrect:
         return math.nan
-    ranked = sorted([(grade, True) for grade in right] + [(grade, False) for grade in wrong])
+    ranked = sorted([(grade, True) for grade in correct] + [(grade, False) for grade in incorrect])
     wins, below, at = 0.0, 0, 0
     while at < len(ranked):
         end = at
@@ -21,33 +21,33 @@ def auc(right: Sequence[float], wrong: Sequence[float]) -> float:
         wins += sum(same) * (below + (len(same) - sum(same)) / 2)
         below += len(same) - sum(same)
         at = end
-    return wins / (len(right) * len(wrong))
+    return wins / (len(correct) * len(incorrect))
 
 
-def first_error_f1(said: Sequence[int | None], true: Sequence[int | None]) -> float:
+def first_error_f1(predicted: Sequence[int | None], actual: Sequence[int | None]) -> float:
     """ProcessBench (Zheng et al. 2024, arXiv 2412.06559): the first wrong step is said exactly, or that there is none.
 
     The harmonic mean of the shares on solutions with and without an error; nan where either kind is missing.
     """
     shares = []
     for wanted in (True, False):
-        pairs = [(a, b) for a, b in zip(said, true, strict=True) if (b is not None) is wanted]
+        pairs = [(a, b) for a, b in zip(predicted, actual, strict=True) if (b is not None) is wanted]
         if not pairs:
             return math.nan
         shares.append(sum(a == b for a, b in pairs) / len(pairs))
     return 2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0.0
 
 
-def best_of_n(right: Sequence[bool], worth: Sequence[float], n: int) -> float:
+def best_of_n(correct: Sequence[bool], values: Sequence[float], n: int) -> float:
     """How often the one worth most of n answers is right: the mean over all choices of n among those given.
 
     Answers of the same worth are picked among by lot. Raises ValueError where there are fewer than n.
     """
-    total = len(right)
+    total = len(correct)
     if not 1 <= n <= total:
         raise ValueError(f"n is {n}, there are {total} answers")
     groups: dict[float, list[bool]] = defaultdict(list)
-    for is_right, one in zip(right, worth, strict=True):
+    for is_right, one in zip(correct, values, strict=True):
         groups[one].append(is_right)
     expected, left, ways = 0.0, total, math.comb(total, n)
     for one in sorted(groups, reverse=True):
@@ -60,21 +60,21 @@ def best_of_n(right: Sequence[bool], worth: Sequence[float], n: int) -> float:
 
 
 def vote_of_n(
-    ballots: Sequence[Hashable | None], right: Sequence[bool], n: int, worth: Sequence[float] | None = None
+    answers: Sequence[Hashable | None], correct: Sequence[bool], n: int, weights: Sequence[float] | None = None
 ) -> float:
     """How often the most frequent of n answers is right, or that of the largest worth in all: a mean over blocks of n.
 
     Ties are broken by a fair lot. What holds no answer has no vote.
     """
     shares = []
-    for start in range(0, len(ballots) - n + 1, n):
+    for start in range(0, len(answers) - n + 1, n):
         totals: dict[Hashable, float] = defaultdict(float)
         truth: dict[Hashable, bool] = {}
         for at in range(start, start + n):
-            ballot = ballots[at]
+            ballot = answers[at]
             if ballot is not None:
-                totals[ballot] += 1.0 if worth is None else worth[at]
-                truth[ballot] = right[at]
+                totals[ballot] += 1.0 if weights is None else weights[at]
+                truth[ballot] = correct[at]
         best = max(totals.values(), default=0.0)
         tied = [truth[ballot] for ballot, total in totals.items() if total == best]
         shares.append(sum(tied) / len(tied) if tied else 0.0)

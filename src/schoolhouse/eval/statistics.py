@@ -38,7 +38,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def maj_at_k(answers: Sequence[Hashable | None], right: Sequence[bool]) -> float:
+def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> float:
     """Accuracy of the most frequent answer among k: Wang et al. 2022, arXiv 2203.11171.
 
     answers  in a normal form: equal ones are one class; None: no answer could be read, a class that never wins
@@ -49,7 +49,7 @@ def maj_at_k(answers: Sequence[Hashable | None], right: Sequence[bool]) -> float
         return 0.0
     most = max(votes.values())
     tied = [answer for answer, count in votes.items() if count == most]
-    credit = Counter(answer for answer, is_right in zip(answers, right, strict=True) if is_right)
+    credit = Counter(answer for answer, is_right in zip(answers, correct, strict=True) if is_right)
     return sum(credit[answer] / most for answer in tied) / len(tied)
 
 

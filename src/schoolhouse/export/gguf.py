@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from schoolhouse.export.model_card import name_of
-from schoolhouse.runs.atomic_io import read_object
+from schoolhouse.runs.atomic_io import read_json
 from schoolhouse.types import SchoolError
 
 Json = dict[str, Any]
@@ -76,7 +76,7 @@ def write_gguf(source: Path, path: Path, eight_bits: bool = False) -> None:
 def _write_vocabulary(gguf: Any, writer: Any, source: Path, say: Any) -> None:
     """Ids, merges, markup and the chat template."""
     model = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-    size = int(read_object(source / "config.json")["vocab_size"])
+    size = int(read_json(source / "config.json")["vocab_size"])
     words = {i: word for word, i in model["model"]["vocab"].items()}
     markup = {entry["id"]: entry["content"] for entry in model["added_tokens"]}
     tokens = [markup.get(i, words.get(i, f"<|unused_{i}|>")) for i in range(size)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schoolhouse import __version__
-from schoolhouse.runs.atomic_io import read_lines, read_object, resolve_model
+from schoolhouse.runs.atomic_io import read_json, read_jsonl, resolve_model
 from schoolhouse.runs.manifest import read_config
 
 Json = dict[str, Any]
@@ -22,7 +22,7 @@ def name_of(model: Path) -> str:
 
 def card(model: Path, format: str, licence: str) -> str:
     """A model card: what the model is, how it came to be, step by step, and how good it was found to be."""
-    config = read_object(resolve_model(model) / "config.json")
+    config = read_json(resolve_model(model) / "config.json")
     name, lines = name_of(model), []
     told = {
         "license": licence,
@@ -91,7 +91,7 @@ def ancestry(model: Path) -> list[tuple[str, Json, Json]]:
                 break
             return [(place.name, {}, {})]
         settings = read_config(run / "config.yaml")
-        found.insert(0, (run.name, settings, read_object(run / "manifest.json")))
+        found.insert(0, (run.name, settings, read_json(run / "manifest.json")))
         parent = settings.get("model")
         place = Path(parent).resolve() if isinstance(parent, str) and parent and Path(parent).is_dir() else None
     return found
@@ -102,9 +102,9 @@ def evaluation(model: Path) -> list[str]:
     folder = model.resolve()
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     if run == folder and (run / "evaluation.json").is_file():
-        return _table(read_object(run / "evaluation.json"))
+        return _table(read_json(run / "evaluation.json"))
     metrics = run / "metrics.jsonl"
-    exams = [line for line in read_lines(metrics) if "eval" in line]
+    exams = [line for line in read_jsonl(metrics) if "eval" in line]
     if run != folder:  # a checkpoint is named after the steps done, an exam after those done before it
         exams = [line for line in exams if line["step"] <= int(folder.name)]
     return _table(exams[-1]["eval"]) if exams else ["Not evaluated here."]

@@ -25,10 +25,10 @@ from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.randomness import python_random
-from schoolhouse.runs.atomic_io import read_lines, write_lines
+from schoolhouse.runs.atomic_io import read_jsonl, write_jsonl
 from schoolhouse.runs.run import Run
-from schoolhouse.search.render import rows
-from schoolhouse.search.solve import Found, parse, solve
+from schoolhouse.search.render import tree_rows
+from schoolhouse.search.solve import SearchResult, parse, solve
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.grading import grade
 from schoolhouse.tasks.jsonl import as_row, from_row
@@ -77,7 +77,7 @@ def expert_iteration(c: Config, run: Run) -> None:
     task, search, conversation = open_task(c.task, c.seed), parse(c.search, c.search_budget), policy.conversation
     fresh = open_task(c.fresh_task, c.seed) if c.fresh_task else None
     run.track_files(*task.files, *(fresh.files if fresh else ()))
-    examples = [from_row(row) for loop in range(run.step) for row in read_lines(_file(run, "kept", loop))]
+    examples = [from_row(row) for loop in range(run.step) for row in read_jsonl(_file(run, "kept", loop))]
 
     for loop in run.steps(range(run.step, c.loops), save=policy, every=1):
         problems = task.train_problems(loop, c.prompts_per_loop)
@@ -89,8 +89,8 @@ def expert_iteration(c: Config, run: Run) -> None:
         found = solve(policy, task, search_prompts, search)
         graded = grade([one.rollout for one in found if one.rollout], task, conversation.parse_completion)
         right = right_keys(graded)
-        if trees := rows(found, right):
-            write_lines(_file(run, "trees", loop), trees)
+        if trees := tree_rows(found, right):
+            write_jsonl(_file(run, "trees", loop), trees)
         kept = [rollout for rollout in rollouts_of(graded) if rollout.key in right or not c.verify]
         most = min(len(kept), c.max_kept_per_loop or len(kept))
         kept = python_random(Key(c.seed, "engine most", loop)).sample(kept, most)
@@ -98,7 +98,7 @@ def expert_iteration(c: Config, run: Run) -> None:
         stats["sampled_tokens"] = sampled_tokens(rollouts_of(plain)) + sum(one.tokens for one in found)
         completions = [(rollout.problem, conversation.parse_completion(rollout)) for rollout in kept]
         new = [Demonstration(problem, text.thought, text.answer, "search") for problem, text in completions]
-        write_lines(_file(run, "kept", loop), map(as_row, new))
+        write_jsonl(_file(run, "kept", loop), map(as_row, new))
         examples = [*(examples if c.accumulate else []), *new]
         if examples:
             policy.reset(c.model)
@@ -107,7 +107,7 @@ def expert_iteration(c: Config, run: Run) -> None:
 
 
 def search_stats(
-    found: Sequence[Found], right: Set[Key], kept: Sequence[Rollout], problems: Sequence[Problem]
+    found: Sequence[SearchResult], right: Set[Key], kept: Sequence[Rollout], problems: Sequence[Problem]
 ) -> Stats:
     """Share of problems that the search solved, tokens a problem, and coverage of the right answers by what is kept.
 

@@ -98,12 +98,12 @@ class Config(BaseConfig):
     save_every: int = Field(20, gt=0)
 
     @classmethod
-    def preset_values(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return with_preset(given)
+    def preset_values(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return with_preset(values)
 
     @classmethod
-    def conflicts(cls, file: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
-        return preset_conflicts(cls, file, words)
+    def conflicts(cls, file: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
+        return preset_conflicts(cls, file, overrides)
 
     @model_validator(mode="after")
     def _check(self) -> Config:

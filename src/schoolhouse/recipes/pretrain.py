@@ -1,6 +1,6 @@
 """Pretraining: the likelihood of text, and the tokenizer that reads it.
 
-Text is a file of the user's own or the synthetic corpus of a task (`pretraining_text`, written on demand from the seed).
+Text is a file of the user's own or the synthetic corpus of a task (`pretraining_text`, written on demand from a seed).
 A part of it is held out; its cost is reported in bits per byte, which no choice of tokenizer can flatter.
 """
 
@@ -105,7 +105,7 @@ def pretrain(c: Config, run: Run) -> None:
     task = open_task(c.task, c.seed) if c.task else None
     train, held_out = text_file(c.text, c.held_out) if c.text else ([], _documents(task, _HELD_OUT, 64))
     run.track_files(c.text, *(task.files if task else ()))
-    newest = run.latest()
+    newest = run.latest_checkpoint()
     if newest:
         policy = run.restore(Policy.load(newest, c.precision, c.optimizer, c.activation_checkpointing))
     else:

@@ -36,7 +36,7 @@ from schoolhouse.reward_models.examples import (
 )
 from schoolhouse.reward_models.implicit import BETA
 from schoolhouse.reward_models.prm import LabelPlaces, check_same_tokenizer
-from schoolhouse.reward_models.step_labels import LabelledSolution, by_continuations, by_rules, write_prm800k
+from schoolhouse.reward_models.step_labels import LabelledSolution, label_by_continuations, label_by_rules, write_prm800k
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.grading import grade
@@ -140,14 +140,14 @@ def label_solutions(c: Config, task: Task, reader: Conversation) -> tuple[list[t
     solutions = [rollout for rollout in rollouts if rollout.finish_reason == "stop"]
     places: LabelPlaces = "end" if c.labels == "outcome" else "steps"
     if c.labels in ("exact", "strict"):
-        checked = by_rules(task, conversation, solutions)
+        checked = label_by_rules(task, conversation, solutions)
         labelled = [(one.strict() if c.labels == "strict" else one).truncate_at_first_error() for one in checked]
     elif c.labels in ("outcome", "implicit"):
         groups = grade(solutions, task, conversation.parse_completion)
         verdicts = [verdict for group in groups for verdict in group.verdicts]
         labelled = [outcome_label(conversation, r, v.reward) for r, v in zip(solutions, verdicts, strict=True)]
     else:
-        labelled, more = by_continuations(
+        labelled, more = label_by_continuations(
             generator, task, solutions, c.continuations, max_new_tokens, c.labels == "hard"
         )
         tokens += more

@@ -31,7 +31,7 @@ from schoolhouse.data.steps import graded_step_ends
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import Stream
 from schoolhouse.reward_models.prm import (
-    NO_STEPS,
+    OUTCOME_LABELS,
     RewardModel,
     StepAggregation,
     check_same_tokenizer,
@@ -75,7 +75,7 @@ def prm_rl(c: Config, run: Run) -> None:
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)
     run.track_model(c.reward_model)
-    if (labels := labels_of_run(Path(c.reward_model))) in NO_STEPS:
+    if (labels := labels_of_run(Path(c.reward_model))) in OUTCOME_LABELS:
         raise SchoolError(
             f"{c.reward_model}: a reward model with labels `{labels}` grades no steps: give one with exact, strict or "
             "soft"
@@ -97,7 +97,7 @@ def prm_rl(c: Config, run: Run) -> None:
         groups = grade(sampled, task, conversation.parse_completion)
         graded = drop_ungraded(groups)
         rollouts = rollouts_of(graded)
-        grades = reward_model.grades(rollouts)
+        grades = reward_model.step_logprobs(rollouts)
         ends = [graded_step_ends(conversation, rollout, task.delimiter) for rollout in rollouts]
         batches = pack(
             rollouts,

@@ -23,7 +23,7 @@ from schoolhouse.data.scripts import share_in
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.randomness import python_random
-from schoolhouse.runs.atomic_io import atomic_write, read_lines, read_object, to_json, write_lines
+from schoolhouse.runs.atomic_io import atomic_write, read_json, read_jsonl, to_json, write_jsonl
 from schoolhouse.runs.progress import progress
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.grading import grade, grade_all
@@ -65,10 +65,10 @@ class Config(BaseConfig):
 def rejection_sampling(c: Config, run: Run) -> None:
     if not (run.folder / "harvest.json").exists():
         rows, counts = sample_teacher(c)
-        write_lines(run.folder / "kept.jsonl", rows)
+        write_jsonl(run.folder / "kept.jsonl", rows)
         atomic_write(run.folder / "harvest.json", to_json(counts) + "\n")
-    counts = read_object(run.folder / "harvest.json")
-    demonstrations = [from_row(row) for row in read_lines(run.folder / "kept.jsonl")]
+    counts = read_json(run.folder / "harvest.json")
+    demonstrations = [from_row(row) for row in read_jsonl(run.folder / "kept.jsonl")]
     if not demonstrations:
         raise SchoolError(
             f"nothing was kept of {counts['rollouts']} completions ({counts}): use a teacher that solves some problems"

@@ -36,9 +36,9 @@ class ImplicitRewardModel:
     policy: Policy
     reference: Policy
     delimiter: str
-    aggregate: StepAggregation = "last"
+    step_aggregation: StepAggregation = "last"
 
-    def grades(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+    def step_logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """log sigma(beta log pi / pi_ref) of all that is said up to the end of each complete step, and of the whole."""
         rollouts = [_all_said(rollout) for rollout in rollouts]
         ours, theirs = self.policy.score(rollouts), self.reference.score(rollouts)
@@ -52,8 +52,8 @@ class ImplicitRewardModel:
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
         """One number for each, 0 to 1; nan where there is nothing to judge."""
-        aggregate = STEP_AGGREGATIONS[self.aggregate]
-        return [aggregate(logs) if logs else nan for logs in self.grades(rollouts)]
+        aggregate = STEP_AGGREGATIONS[self.step_aggregation]
+        return [aggregate(logs) if logs else nan for logs in self.step_logprobs(rollouts)]
 
 
 def _all_said(rollout: Rollout) -> Rollout:

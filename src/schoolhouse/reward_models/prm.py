@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from schoolhouse.policy.policy import Policy
 
 LABEL_TOKEN = "+"
-NO_STEPS = ("outcome", "implicit")
+OUTCOME_LABELS = ("outcome", "implicit")
 """Labels after which a judge's marks behind steps say nothing."""
 
 
@@ -47,30 +47,30 @@ Snell et al. (arXiv 2408.03314) the last. Labels that say whether a step is righ
 (Monte Carlo) want the last (Zhang et al. 2025, arXiv 2501.07301)."""
 
 
-def running_values(logs: Sequence[float], aggregate: StepAggregation) -> list[float]:
+def running_values(logprobs: Sequence[float], step_aggregation: StepAggregation) -> list[float]:
     """What all steps up to each are worth together. A grade alone says whether a step is right behind right ones: the
     one behind an error may be graded as if nothing had happened."""
-    return [STEP_AGGREGATIONS[aggregate](logs[: upto + 1]) for upto in range(len(logs))]
+    return [STEP_AGGREGATIONS[step_aggregation](logprobs[: upto + 1]) for upto in range(len(logprobs))]
 
 
 class LabelTokens(NamedTuple):
     """A rollout with marks in it, which alone are `written`, and where they stand."""
 
     rollout: Rollout
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
 
 
-def label_places(say: Conversation, rollout: Rollout, delimiter: str, where: LabelPlaces) -> list[int]:
+def label_positions(conversation: Conversation, rollout: Rollout, delimiter: str, label_places: LabelPlaces) -> list[int]:
     """Where a judge is asked: behind each complete step and the answer of the last turn, or behind the whole turn."""
-    return graded_step_ends(say, rollout, delimiter) if where == "steps" else [len(rollout)]
+    return graded_step_ends(conversation, rollout, delimiter) if label_places == "steps" else [len(rollout)]
 
 
 def insert_label_tokens(
-    say: Conversation, rollout: Rollout, delimiter: str, where: LabelPlaces = "steps"
+    conversation: Conversation, rollout: Rollout, delimiter: str, label_places: LabelPlaces = "steps"
 ) -> LabelTokens:
     """The rollout with a mark wherever the judge is asked."""
-    (mark,) = say.tokenizer.encode(LABEL_TOKEN)
-    ends = label_places(say, rollout, delimiter, where)
+    (mark,) = conversation.tokenizer.encode(LABEL_TOKEN)
+    ends = label_positions(conversation, rollout, delimiter, label_places)
     tokens: list[int] = []
     marks, start = [], 0
     for end in ends:
@@ -91,10 +91,10 @@ def insert_label_tokens(
     return LabelTokens(spliced, tuple(marks))
 
 
-def check_same_tokenizer(one: Conversation, other: Conversation, who: str, whom: str) -> None:
+def check_same_tokenizer(first: Conversation, second: Conversation, first_name: str, second_name: str) -> None:
     """Raises SchoolError where two models do not cut text in the same way: ids of the one mean nothing to the other."""
-    if one.tokenizer.vocabulary != other.tokenizer.vocabulary:
-        raise SchoolError(f"{who} and {whom} have other tokenizers: train the judge from a model with the same one")
+    if first.tokenizer.vocabulary != second.tokenizer.vocabulary:
+        raise SchoolError(f"{first_name} and {second_name} have other tokenizers: train the judge from a model with the same one")
 
 
 @dataclass(frozen=True)
@@ -106,19 +106,19 @@ class RewardModel:
 
     policy: Policy
     delimiter: str
-    where: LabelPlaces = "steps"
-    aggregate: StepAggregation = "product"
+    label_places: LabelPlaces = "steps"
+    step_aggregation: StepAggregation = "product"
 
-    def grades(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+    def step_logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """Log-probabilities of the marks of each; none where there is no step yet."""
         spliced = [
-            insert_label_tokens(self.policy.conversation, rollout, self.delimiter, self.where) for rollout in rollouts
+            insert_label_tokens(self.policy.conversation, rollout, self.delimiter, self.label_places) for rollout in rollouts
         ]
-        asked = [one for one in spliced if one.places]
+        asked = [one for one in spliced if one.positions]
         scored = iter(self.policy.score([one.rollout for one in asked]) if asked else [])
-        return [[float(p) for p in next(scored).logprob[[*one.places]]] if one.places else [] for one in spliced]
+        return [[float(p) for p in next(scored).logprob[[*one.positions]]] if one.positions else [] for one in spliced]
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
         """One number for each, 0 to 1; nan where there is nothing to judge."""
-        aggregate = STEP_AGGREGATIONS[self.aggregate]
-        return [aggregate(logs) if logs else nan for logs in self.grades(rollouts)]
+        aggregate = STEP_AGGREGATIONS[self.step_aggregation]
+        return [aggregate(logs) if logs else nan for logs in self.step_logprobs(rollouts)]

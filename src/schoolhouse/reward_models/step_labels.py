@@ -16,7 +16,7 @@ from typing import Any
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.steps import step_ends, steps
 from schoolhouse.policy.interface import Generator
-from schoolhouse.runs.atomic_io import write_lines
+from schoolhouse.runs.atomic_io import write_jsonl
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.grading import grade
 from schoolhouse.types import Rollout, SchoolError
@@ -37,8 +37,8 @@ class LabelledSolution:
     labels: tuple[float | None, ...]
     reference: str = ""
     answer: str = ""
-    values: bool = False
-    whole: bool = True
+    soft: bool = False
+    complete: bool = True
     """Whether the last step ends the solution; False for one that was cut at an error, or is an alternative."""
 
     def __post_init__(self) -> None:
@@ -47,19 +47,19 @@ class LabelledSolution:
 
     def truncate_at_first_error(self) -> LabelledSolution:
         """Without what follows the first wrong step: people stop labelling there, and so does a model's training."""
-        end = next((i + 1 for i, label in enumerate(self.labels) if label == -1 and not self.values), len(self.steps))
+        end = next((i + 1 for i, label in enumerate(self.labels) if label == -1 and not self.soft), len(self.steps))
         return replace(
-            self, steps=self.steps[:end], labels=self.labels[:end], whole=self.whole and end == len(self.steps)
+            self, steps=self.steps[:end], labels=self.labels[:end], whole=self.complete and end == len(self.steps)
         )
 
     def strict(self) -> LabelledSolution:
         """The same with every neutral step counted as a wrong one."""
-        return replace(self, labels=tuple(-1.0 if label == 0 and not self.values else label for label in self.labels))
+        return replace(self, labels=tuple(-1.0 if label == 0 and not self.soft else label for label in self.labels))
 
     @property
     def targets(self) -> tuple[float | None, ...]:
         """What a judge should say of each step, 0 to 1: neutral counts as right, as in the paper."""
-        if self.values:
+        if self.soft:
             return self.labels
         return tuple(None if label is None else float(label >= 0) for label in self.labels)
 
@@ -128,9 +128,9 @@ def _label(completion: dict[str, Any]) -> float | None:
     return rating if value is None and rating is None else float(rating if value is None else value)
 
 
-def write_prm800k(path: Path, graded: Iterable[LabelledSolution]) -> None:
+def write_prm800k(path: Path, solutions: Iterable[LabelledSolution]) -> None:
     """The same format, a row a solution and a completion a step. A value stands beside the rating that it rounds to."""
-    write_lines(path, map(_row, graded))
+    write_jsonl(path, map(_row, solutions))
 
 
 def _row(one: LabelledSolution) -> dict[str, Any]:
@@ -151,14 +151,14 @@ def _row(one: LabelledSolution) -> dict[str, Any]:
         "label": {
             "steps": [
                 {
-                    "completions": [_completion(text, label, one.values)],
+                    "completions": [_completion(text, label, one.soft)],
                     "human_completion": None,
                     "chosen_completion": 0,
                 }
                 for text, label in zip(one.steps, one.labels, strict=True)
             ],
             "total_time": None,
-            "finish_reason": "solution" if one.whole else "found_error",
+            "finish_reason": "solution" if one.complete else "found_error",
         },
     }
 
@@ -173,20 +173,20 @@ def _completion(text: str, label: float | None, values: bool) -> dict[str, Any]:
 # --- labels without people
 
 
-def by_rules(task: Task, say: Conversation, rollouts: Sequence[Rollout]) -> list[LabelledSolution]:
+def label_by_rules(task: Task, conversation: Conversation, rollouts: Sequence[Rollout]) -> list[LabelledSolution]:
     """What the task itself says of each step, the answer included. Raises SchoolError where it cannot check steps."""
     ratings = [
-        map(float, task.step_labels(rollout.problem, steps(say, rollout, task.delimiter))) for rollout in rollouts
+        map(float, task.step_labels(rollout.problem, steps(conversation, rollout, task.delimiter))) for rollout in rollouts
     ]
-    right = _right(task, say, rollouts)
+    right = _right(task, conversation, rollouts)
     return [
-        _graded(task, say, rollout, (*labels, None if is_right is None else 1.0 if is_right else -1.0))
+        _graded(task, conversation, rollout, (*labels, None if is_right is None else 1.0 if is_right else -1.0))
         for rollout, labels, is_right in zip(rollouts, ratings, right, strict=True)
     ]
 
 
-def by_continuations(
-    policy: Generator, task: Task, rollouts: Sequence[Rollout], count: int, length: int, hard: bool = False
+def label_by_continuations(
+    policy: Generator, task: Task, rollouts: Sequence[Rollout], num_continuations: int, max_new_tokens: int, hard: bool = False
 ) -> tuple[list[LabelledSolution], int]:
     """The share of `count` continuations of up to `length` tokens behind each step that ends right, at temperature 1:
     what the state is worth to the policy as it is, however warm the solutions were sampled.
@@ -198,15 +198,15 @@ def by_continuations(
     say = policy.conversation
     ends = [step_ends(say, rollout, task.delimiter) for rollout in rollouts]
     cuts = [[rollout.truncate(end).prefill(()) for end in few] for rollout, few in zip(rollouts, ends, strict=True)]
-    room = policy.max_seq_len - length
+    room = policy.max_seq_len - max_new_tokens
     asked = [
         replace(cut, key=cut.key._replace(purpose="continue", step=n, problem=at, sample=g))
         for n, few in enumerate(cuts)
         for at, cut in enumerate(few)
         if len(cut) <= room
-        for g in range(count)
+        for g in range(num_continuations)
     ]
-    said = policy.extend(asked, length)
+    said = policy.extend(asked, max_new_tokens)
     tokens = sum(len(after) - len(before) for before, after in zip(asked, said, strict=True))
     groups = iter(grade(said, task, say.parse_completion))
     graded = []
@@ -234,4 +234,4 @@ def _graded(
     problem, reply, said = rollout.problem, say.parse_completion(rollout), steps(say, rollout, task.delimiter)
     told = (*said, reply.answer) if reply.complete else tuple(said)
     about = (problem.messages[-1].content, told, labels[: len(told)], problem.reference, reply.answer, values)
-    return LabelledSolution(*about, whole=reply.complete)
+    return LabelledSolution(*about, complete=reply.complete)

@@ -19,7 +19,7 @@ from schoolhouse.types import SchoolError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -32,9 +32,9 @@ def atomic_write(path: Path, text: str) -> None:
     """Write a text file: after a crash it holds the old text or the new one."""
     aside = path.with_name(f"{path.name}.partial")
     aside.write_text(text, encoding="utf-8")
-    sync(aside)
+    fsync(aside)
     aside.rename(path)
-    sync(path.parent)
+    fsync(path.parent)
 
 
 def checksum(path: Path) -> str:
@@ -43,17 +43,17 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class InUse(SchoolError):
+class FolderInUse(SchoolError):
     """Another process holds a folder."""
 
 
-def take_lock(file: TextIO, folder: Path) -> None:
+def lock_folder(file: TextIO, folder: Path) -> None:
     """Hold a folder for this process, by its open lock file. Raises InUse where another holds it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
-        raise InUse(
+        raise FolderInUse(
             f"{folder} is in use by process {file.read().strip() or '(unknown)'}; "
             "wait until it ends, or give another folder with --dir"
         ) from None
@@ -62,7 +62,7 @@ def take_lock(file: TextIO, folder: Path) -> None:
     file.flush()
 
 
-def disk_is_full(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or what led to it, says that there is no room (full, over quota, or a file too large).
 
     Libraries that write from C++ or Rust keep the reason in their message alone.
@@ -99,7 +99,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises SchoolError where it is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSON lines file; none where there is no file. A torn last line is left out."""
     if not path.exists():
         return []
@@ -128,13 +128,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """A JSON lines file, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, "".join(to_json(row) + "\n" for row in rows))
 
 
-def drop_torn_line(path: Path) -> None:
+def drop_partial_line(path: Path) -> None:
     """Cut a file after its last line end."""
     text = path.read_bytes() if path.exists() else b""
     if text and not text.endswith(b"\n"):
@@ -152,7 +152,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def write_checkpoint(target: Path, keep: Stateful, noted: Mapping[str, Any]) -> None:
+def write_checkpoint(target: Path, state: Stateful, metadata: Mapping[str, Any]) -> None:
     """The model in its own format, trainer.pt, and last a manifest.json with the checksum of every file and `noted`.
 
     All is written beside `target`, synced, and renamed: complete or absent. Nothing is left behind by an error.
@@ -163,20 +163,20 @@ def write_checkpoint(target: Path, keep: Stateful, noted: Mapping[str, Any]) -> 
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        keep.save(aside)
+        state.save(aside)
         with (aside / "trainer.pt").open("wb") as file:
-            torch.save(keep.state_dict(), file)
+            torch.save(state.state_dict(), file)
         inside = sorted(aside.rglob("*"))
         for path in inside:
-            sync(path)
+            fsync(path)
         files = {str(path.relative_to(aside)): checksum(path) for path in inside if path.is_file()}
-        told = {**noted, "files": files}
+        told = {**metadata, "files": files}
         atomic_write(aside / "manifest.json", to_json({**told, "seal": _seal(told)}, 2))
     except Exception:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     aside.rename(target)
-    sync(target.parent)
+    fsync(target.parent)
 
 
 def _seal(told: Mapping[str, Any]) -> str:
@@ -184,7 +184,7 @@ def _seal(told: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def complete_ones(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """All checkpoints in a folder, oldest first. Only complete ones ever bear a number."""
     return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
 
@@ -195,7 +195,7 @@ def resolve_model(folder: Path | str) -> Path:
     Raises SchoolError where the folder is a run of several stages, naming them.
     """
     folder = Path(folder)
-    newest = complete_ones(folder / "checkpoints")
+    newest = list_checkpoints(folder / "checkpoints")
     stages = sorted(path.parent.parent.name for path in folder.glob("*/checkpoints/*") if path.name.isdigit())
     if stages and not newest:
         names = ", ".join(dict.fromkeys(stages))
@@ -203,22 +203,22 @@ def resolve_model(folder: Path | str) -> Path:
     return newest[-1] if newest else folder
 
 
-def drop_old(folder: Path, spare: int) -> None:
+def delete_old_checkpoints(folder: Path, keep: int) -> None:
     """Remove all checkpoints but the newest `spare`."""
-    for path in complete_ones(folder)[:-spare]:
+    for path in list_checkpoints(folder)[:-keep]:
         doomed = path.rename(path.with_name(f"{path.name}.partial"))  # a half-removed one must not bear a number
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def drop_partial(folder: Path) -> None:
+def delete_partial_checkpoints(folder: Path) -> None:
     """Remove what an interrupted write or removal left behind."""
     for leftover in folder.glob("*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def verified(checkpoint: Path) -> dict[str, Any]:
+def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose files are all there and unharmed. Raises SchoolError naming the file."""
-    saved = read_object(checkpoint / "manifest.json")
+    saved = read_json(checkpoint / "manifest.json")
     if saved.pop("seal", None) != _seal(saved):
         raise SchoolError(
             f"{checkpoint / 'manifest.json'} is damaged: its content has changed; remove the folder {checkpoint} to go "

@@ -9,7 +9,7 @@ WINDOW = 10
 """Steps that advice is drawn from: one bad step means little."""
 
 
-def advice(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def diagnose(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Sentences, by the name of what they are about, from the newest lines of metrics.jsonl.
 
     Nothing before `WINDOW` steps of practice have been recorded. Shares are over the whole window.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from schoolhouse.runs.manifest import this_machine
+from schoolhouse.runs.manifest import environment
 
 _LITTLE_DISK, _LITTLE_MEMORY = 2 << 30, 2 << 30  # a quickstart needs less than one and about one
 
@@ -17,19 +17,19 @@ _LITTLE_DISK, _LITTLE_MEMORY = 2 << 30, 2 << 30  # a quickstart needs less than 
 class Finding(NamedTuple):
     """A line of the report: what was looked at, what was found, and where something should be done, what."""
 
-    about: str
-    found: str
-    mend: str = ""
+    topic: str
+    result: str
+    advice: str = ""
 
 
-def examine(folder: Path = Path()) -> Iterator[Finding]:
+def check_machine(folder: Path = Path()) -> Iterator[Finding]:
     """Look at this machine and at the disk that `folder` is on. Takes seconds: torch is loaded, kernels built."""
     import torch
 
     from schoolhouse.model.kernel_build import ANY_WIDTH, kernel
     from schoolhouse.policy.policy import pick_device, pick_dtype
 
-    machine = this_machine()
+    machine = environment()
     yield Finding("versions", ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number))
     yield Finding("processor", f"{machine['cores']} cores; {' '.join(machine['processor']) or 'features not known'}")
     device = pick_device()

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from schoolhouse.config import BaseConfig, dump
-from schoolhouse.runs.atomic_io import atomic_write, read_lines
+from schoolhouse.runs.atomic_io import atomic_write, read_jsonl
 from schoolhouse.runs.manifest import peak_memory_bytes
 from schoolhouse.runs.progress import duration
 from schoolhouse.types import SchoolError
@@ -33,22 +33,22 @@ class Estimate:
     """
 
     steps: int
-    start: float
-    step: float
-    exams: float
-    memory: int
-    growth: float = 1.0
+    startup_seconds: float
+    step_seconds: float
+    eval_seconds: float
+    peak_memory: int
+    step_growth: float = 1.0
 
     @property
     def seconds(self) -> float:
-        return self.start + self.step * sum(self.growth**later for later in range(self.steps - 1)) + self.exams
+        return self.startup_seconds + self.step_seconds * sum(self.step_growth**later for later in range(self.steps - 1)) + self.eval_seconds
 
     def __str__(self) -> str:
-        grow = f" at first, each at most {self.growth:g} times the one before" if self.growth > 1 else ""
-        exams = f", {duration(self.exams)} of exams" if self.exams else ""
+        grow = f" at first, each at most {self.step_growth:g} times the one before" if self.step_growth > 1 else ""
+        exams = f", {duration(self.eval_seconds)} of exams" if self.eval_seconds else ""
         return (
-            f"{duration(self.seconds)} on this machine: {self.steps} steps of {self.step:.2f} s{grow}{exams}\n"
-            f"{self.memory / 1e9:.2f} GB of memory at the peak\n"
+            f"{duration(self.seconds)} on this machine: {self.steps} steps of {self.step_seconds:.2f} s{grow}{exams}\n"
+            f"{self.peak_memory / 1e9:.2f} GB of memory at the peak\n"
             "as long as answers stay as long as they are now: sampling and learning grow with them"
         )
 
@@ -70,15 +70,15 @@ def estimate(recipe: str, config: BaseConfig) -> Estimate:
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SchoolError(f"the first steps failed (exit {done.returncode}):\n{done.stderr.strip()[-2000:]}")
-        ends = [row["seconds"] for row in read_lines(run / "times.jsonl")]
+        ends = [row["seconds"] for row in read_jsonl(run / "times.jsonl")]
     steps += len(ends) - int(getattr(trial, name))  # STaR begins with a loop that is not counted
     peak = peak_memory_bytes(resource.RUSAGE_CHILDREN)
     took = [after - before for before, after in pairwise(ends)] or ends
     step = statistics.median(took)
-    return Estimate(steps, ends[0], step, _exams(config, steps) * step, peak, getattr(config, "updates_growth", 1.0))
+    return Estimate(steps, ends[0], step, _eval_steps(config, steps) * step, peak, getattr(config, "updates_growth", 1.0))
 
 
-def _exams(config: BaseConfig, steps: int) -> float:
+def _eval_steps(config: BaseConfig, steps: int) -> float:
     """How many steps' worth of answers the exams on the way take (an upper bound: nobody learns in an exam)."""
     c = config.model_dump()
     settings = c.get("eval", {})

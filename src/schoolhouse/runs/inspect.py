@@ -10,12 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from schoolhouse.runs.atomic_io import checksum, complete_ones, read_lines, read_object, verified
+from schoolhouse.runs.atomic_io import checksum, list_checkpoints, read_json, read_jsonl, verify_checkpoint
 from schoolhouse.runs.manifest import differences, headline, read_config
 from schoolhouse.runs.run import read_metrics
 from schoolhouse.types import SchoolError
 
-SAID = ("rollouts", "trees")
+STEP_FOLDERS = ("rollouts", "trees")
 """Folders of a run with a file for each step."""
 
 
@@ -35,8 +35,8 @@ class RunStatus:
     state: str
     steps: tuple[int, int | None]
     seconds: float
-    keeping: float
-    verdict: float | None
+    io_fraction: float
+    slowest_grading: float | None
     result: str
 
 
@@ -51,7 +51,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 def inspect(folder: Path) -> RunStatus:
     """What a run folder says of itself. Raises SchoolError where it is damaged."""
-    manifest, config = read_object(folder / "manifest.json"), read_config(folder / "config.yaml")
+    manifest, config = read_json(folder / "manifest.json"), read_config(folder / "config.yaml")
     metrics = read_metrics(folder)
     state = str(manifest.get("state"))
     if state == "running" and not _held(folder):
@@ -59,7 +59,7 @@ def inspect(folder: Path) -> RunStatus:
     elif state != "finished" and _held(folder):
         state = "running"
     try:
-        return _seen(folder, manifest, config, metrics, state)
+        return _status(folder, manifest, config, metrics, state)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SchoolError(
             f"{folder}: manifest.json, config.yaml, metrics.jsonl or times.jsonl is damaged: a thing is missing or not "
@@ -67,7 +67,7 @@ def inspect(folder: Path) -> RunStatus:
         ) from None
 
 
-def _seen(
+def _status(
     folder: Path, manifest: dict[str, Any], config: dict[str, Any], metrics: list[dict[str, Any]], state: str
 ) -> RunStatus:
     stages = config.get("stages")
@@ -76,20 +76,20 @@ def _seen(
         steps: tuple[int, int | None] = (done, len(stages))
     else:
         steps = (metrics[-1]["step"] + 1 if metrics else int(manifest.get("step", 0)), config.get("steps"))
-    times = read_lines(folder / "times.jsonl")
+    times = read_jsonl(folder / "times.jsonl")
     return RunStatus(
         folder,
         str(manifest.get("recipe")),
         state,
         steps,
         max([float(manifest.get("seconds", 0.0)), *(float(row["seconds"]) for row in times[-1:] if "seconds" in row)]),
-        _keeping(times),
+        _io_fraction(times),
         max((float(row["grading"]["slowest"]) for row in times if "grading" in row), default=None),
         headline(metrics[-1]) if metrics else "",
     )
 
 
-def _keeping(times: Sequence[dict[str, Any]]) -> float:
+def _io_fraction(times: Sequence[dict[str, Any]]) -> float:
     """A session begins with a step of unknown length: only steps that follow their predecessor count."""
     whole = [row for row in times if {"step", "seconds"} <= row.keys()]
     pairs = [
@@ -117,12 +117,12 @@ def check(folder: Path) -> list[str]:
     """What is wrong with a run folder, a sentence each; nothing where it is whole."""
     found = []
     for what in (
-        lambda: read_object(folder / "manifest.json"),
+        lambda: read_json(folder / "manifest.json"),
         lambda: read_config(folder / "config.yaml"),
-        lambda: read_lines(folder / "metrics.jsonl"),
-        lambda: read_lines(folder / "times.jsonl"),
-        *((lambda path=path: read_lines(path)) for kind in SAID for path in sorted((folder / kind).glob("*.jsonl"))),
-        *((lambda path=path: verified(path)) for path in complete_ones(folder / "checkpoints")),
+        lambda: read_jsonl(folder / "metrics.jsonl"),
+        lambda: read_jsonl(folder / "times.jsonl"),
+        *((lambda path=path: read_jsonl(path)) for kind in STEP_FOLDERS for path in sorted((folder / kind).glob("*.jsonl"))),
+        *((lambda path=path: verify_checkpoint(path)) for path in list_checkpoints(folder / "checkpoints")),
     ):
         try:
             what()
@@ -157,16 +157,16 @@ def _bits(folder: Path) -> Iterator[Path]:
     """What must come out the same: metrics, rollouts and the last model of a run and of its stages."""
     for run in find_runs(folder):
         yield from (path for path in (run / "metrics.jsonl",) if path.exists())
-        yield from (path for kind in SAID for path in sorted((run / kind).glob("*.jsonl")))
+        yield from (path for kind in STEP_FOLDERS for path in sorted((run / kind).glob("*.jsonl")))
         yield from sorted(
-            path for last in complete_ones(run / "checkpoints")[-1:] for path in last.glob("*.safetensors")
+            path for last in list_checkpoints(run / "checkpoints")[-1:] for path in last.glob("*.safetensors")
         )
 
 
 def _first_difference(one: Path, other: Path) -> str:
     if one.suffix != ".jsonl":
         return ""
-    for number, (a, b) in enumerate(zip(read_lines(one), read_lines(other), strict=False), 1):
+    for number, (a, b) in enumerate(zip(read_jsonl(one), read_jsonl(other), strict=False), 1):
         if a != b:
             lines = [line.strip() for line in differences(a, b)]
             return f" from line {number} on: " + "; ".join(lines[:3])

@@ -18,11 +18,11 @@ import yaml
 
 import schoolhouse
 from schoolhouse import __version__
-from schoolhouse.runs.atomic_io import checksum, read_lines, resolve_model
+from schoolhouse.runs.atomic_io import checksum, read_jsonl, resolve_model
 from schoolhouse.types import Completion, Rollout, SchoolError, Verdict
 
 
-def rollout_row(rollout: Rollout, verdict: Verdict, reply: Completion | None) -> dict[str, Any]:
+def rollout_row(rollout: Rollout, verdict: Verdict, completion: Completion | None) -> dict[str, Any]:
     """A rollout as a line of JSON. `logprob` has one number per written token, exact in float32."""
     return {
         "problem": rollout.problem.id,
@@ -34,7 +34,7 @@ def rollout_row(rollout: Rollout, verdict: Verdict, reply: Completion | None) ->
         "reward_parts": verdict.parts,
         "finish_reason": rollout.finish_reason,
         "policy_version": rollout.policy_version,
-        **({"thought": reply.thought, "answer": reply.answer} if reply else {}),
+        **({"thought": completion.thought, "answer": completion.answer} if completion else {}),
         "tokens": rollout.tokens,
         "sampled_spans": _spans(rollout.loss_mask),
         "logprob": [float(f"{p:.9g}") for p, w in zip(rollout.logprob, rollout.loss_mask, strict=True) if w],
@@ -47,7 +47,7 @@ def _spans(written: Sequence[bool]) -> list[list[int]]:
     return [[start, end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def this_machine() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """What the numbers of a run may depend on besides its config."""
     flags: set[str] = set()
     with suppress(OSError):
@@ -63,7 +63,7 @@ def this_machine() -> dict[str, Any]:
             "schoolhouse": __version__,
             **{name: _version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
         },
-        "code": code(),
+        "code": source_digest(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
@@ -74,7 +74,7 @@ def this_machine() -> dict[str, Any]:
 
 
 @cache
-def code() -> str:
+def source_digest() -> str:
     """A digest of our own sources: a schoolhouse that somebody changed is another one, whatever its version."""
     home = Path(schoolhouse.__file__).parent
     sources = sorted(path for path in home.rglob("*") if path.suffix in (".py", ".c", ".h"))
@@ -84,27 +84,27 @@ def code() -> str:
     return told.hexdigest()
 
 
-ENVIRONMENT = ("versions", "code", "python", "platform", "cores", "gpu", "threads", "processor")
+ENVIRONMENT_KEYS = ("versions", "code", "python", "platform", "cores", "gpu", "threads", "processor")
 """What a manifest tells of the machine and the programs. A run repeats bit for bit where they are the same."""
 
 
-def environment_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """A line for each in which two manifests differ, as far as both tell it, and for each time that one went on under
     others than it began with."""
-    both = [name for name in ENVIRONMENT if name in there and name in here]
-    lines = differences({name: there[name] for name in both}, {name: here[name] for name in both})
-    for manifest in (there, here):
+    both = [name for name in ENVIRONMENT_KEYS if name in old and name in new]
+    lines = differences({name: old[name] for name in both}, {name: new[name] for name in both})
+    for manifest in (old, new):
         for later in manifest.get("resumed_with", ()):
             lines += [f"  from step {later['step']} on:", *environment_changes({**manifest, "resumed_with": ()}, later)]
     return lines
 
 
-def goes_on(manifest: dict[str, Any], step: int) -> str:
+def record_resume(manifest: dict[str, Any], step: int) -> str:
     """What has changed since a run was last begun, in words ("" for nothing), and a note of it in its manifest.
 
     On another machine, or with other programs, it goes on, but not to the bit as it would have.
     """
-    here = this_machine()
+    here = environment()
     last = [{**manifest, "resumed_with": ()}, *manifest.get("resumed_with", ())][-1]
     if not (changed := environment_changes(last, here)):
         return ""
@@ -118,30 +118,30 @@ def _version(package: str) -> str | None:
     return None
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """A line for every value, however deep, in which two configs differ."""
-    old, new = _flat(there), _flat(here)
+    before, after = _flatten(old), _flatten(new)
     return [
-        f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
-        for key in dict.fromkeys([*old, *new])
-        if key not in old or key not in new or old[key] != new[key]
+        f"  {key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        for key in dict.fromkeys([*before, *after])
+        if key not in before or key not in after or before[key] != after[key]
     ]
 
 
-def _flat(value: Any, place: str = "") -> dict[str, Any]:
+def _flatten(value: Any, place: str = "") -> dict[str, Any]:
     """Nested values by dotted key."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    inner = [pair for key, each in items for pair in _flat(each, f"{place}.{key}" if place else str(key)).items()]
+    inner = [pair for key, each in items for pair in _flatten(each, f"{place}.{key}" if place else str(key)).items()]
     return dict(inner) if inner else {place: value}
 
 
-def numbers(line: Mapping[str, Any], place: str = "") -> dict[str, float]:
+def flatten_numbers(line: Mapping[str, Any], place: str = "") -> dict[str, float]:
     """The numbers of a line of metrics, those inside by dotted names."""
     found: dict[str, float] = {}
     for key, value in line.items():
         name = f"{place}.{key}" if place else key
         if isinstance(value, Mapping):
-            found |= numbers(value, name)
+            found |= flatten_numbers(value, name)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[name] = value
     return found
@@ -153,10 +153,10 @@ def peak_memory_bytes(who: int = resource.RUSAGE_SELF) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def spent(folder: Path) -> tuple[int, float]:
+def budget_spent(folder: Path) -> tuple[int, float]:
     """Tokens that a run has sampled to learn from, and the seconds that its exams took."""
-    tokens = sum(line.get("sampled_tokens", 0) for line in read_lines(folder / "metrics.jsonl"))
-    return tokens, sum(row.get("eval", 0.0) for row in read_lines(folder / "times.jsonl"))
+    tokens = sum(line.get("sampled_tokens", 0) for line in read_jsonl(folder / "metrics.jsonl"))
+    return tokens, sum(row.get("eval", 0.0) for row in read_jsonl(folder / "times.jsonl"))
 
 
 def headline(line: dict[str, Any]) -> str:
@@ -181,7 +181,7 @@ def weights_digest(model: Path | str) -> str:
     return " ".join(checksum(path) for path in sorted(resolve_model(model).glob("*.safetensors")))
 
 
-def unchanged(known: dict[str, str], name: str, now: str, run: Path) -> None:
+def check_unchanged(known: dict[str, str], name: str, now: str, run: Path) -> None:
     """Note a checksum under a name. Raises SchoolError where another one was noted when the run began."""
     if known.setdefault(name, now) != now:
         raise SchoolError(

@@ -22,7 +22,7 @@ from pydantic import Field
 from schoolhouse import recipes
 from schoolhouse.config import BaseConfig, KeyPath, Source, build, read_yaml, suggest
 from schoolhouse.recipes import load_recipe
-from schoolhouse.runs.atomic_io import atomic_write, read_object, to_json
+from schoolhouse.runs.atomic_io import atomic_write, read_json, to_json
 from schoolhouse.runs.manifest import peak_memory_bytes
 from schoolhouse.runs.run import Run, read_metrics
 from schoolhouse.types import SchoolError
@@ -30,7 +30,7 @@ from schoolhouse.types import SchoolError
 if TYPE_CHECKING:
     from schoolhouse.eval.report import Stage as Done
 
-REFERENCE = "stage:"
+STAGE_PREFIX = "stage:"
 _PACKAGED = Path(recipes.__file__).parents[1] / "pipelines"
 
 
@@ -68,27 +68,27 @@ def run_pipeline(path: Path | str, seed: int | None = None, folder: Path | str =
     The same call again skips what is done and goes on with the rest. Every key of every stage is checked before
     anything runs. Raises SchoolError naming the file, the line and the key.
     """
-    source = read_yaml(find(path))
+    source = read_yaml(find_pipeline(path))
     if seed is not None:
-        source = Source({"seed": seed}, {("seed",): "--seed"}).over(source)
+        source = Source({"seed": seed}, {("seed",): "--seed"}).merged_over(source)
     pipeline = build(Pipeline, source)
     folder = Path(folder)
     _check(pipeline, source, folder)
     with Run.open(folder, pipeline, "pipeline") as run:
         models: dict[str, Path] = {}
         for i, stage in enumerate(pipeline.stages):
-            models[stage.name] = _do(i, pipeline, source, folder, models)
-            run.note()
+            models[stage.name] = _run_stage(i, pipeline, source, folder, models)
+            run.save_manifest()
         return _report(pipeline, folder, run)
 
 
-def repeat(run: Path, folder: Path) -> None:
+def repeat_run(run: Path, folder: Path) -> None:
     """Run again what a run folder says it is, in another folder. Raises SchoolError where that cannot be found out."""
-    recipe = read_object(run / "manifest.json").get("recipe")
+    recipe = read_json(run / "manifest.json").get("recipe")
     if recipe == "pipeline":
         run_pipeline(run / "config.yaml", None, folder)
         return
-    loaded, limit = load_recipe(str(recipe)), read_object(run / "manifest.json").get("limit", {})
+    loaded, limit = load_recipe(str(recipe)), read_json(run / "manifest.json").get("limit", {})
     if "seconds" in limit:
         raise SchoolError(f"{run} was ended by a clock ({limit['seconds']:g} s): nobody can say after which step again")
     with Run.open(folder, build(loaded.config, read_yaml(run / "config.yaml")), str(recipe)) as again:
@@ -97,7 +97,7 @@ def repeat(run: Path, folder: Path) -> None:
             loaded.train(again.config, again)
 
 
-def find(path: Path | str) -> Path:
+def find_pipeline(path: Path | str) -> Path:
     """The file of a pipeline: a path, or the name of a packaged one. Raises SchoolError with the nearest name."""
     packaged = {found.stem: found for found in _PACKAGED.glob("*.yaml")}
     path = Path(path)
@@ -111,7 +111,7 @@ def find(path: Path | str) -> Path:
 # ---- one stage
 
 
-def _do(i: int, pipeline: Pipeline, source: Source, folder: Path, models: Mapping[str, Path]) -> Path:
+def _run_stage(i: int, pipeline: Pipeline, source: Source, folder: Path, models: Mapping[str, Path]) -> Path:
     """Run a stage and its exam unless that is done; gives the folder of the model it ended with."""
     stage = pipeline.stages[i]
     config = _config(i, pipeline, source, models)
@@ -123,11 +123,11 @@ def _do(i: int, pipeline: Pipeline, source: Source, folder: Path, models: Mappin
             run.finish()
         model = run.model
     if not (folder / stage.name / "evaluation.json").exists():
-        _sit(pipeline, model, folder / stage.name / "evaluation.json")
+        _evaluate(pipeline, model, folder / stage.name / "evaluation.json")
     return model
 
 
-def _sit(pipeline: Pipeline, model: Path, path: Path) -> None:
+def _evaluate(pipeline: Pipeline, model: Path, path: Path) -> None:
     """The exam of a model, saved with how long it took and how much memory this process has used so far."""
     from schoolhouse.eval.evaluate import evaluate
     from schoolhouse.policy.policy import Policy
@@ -146,11 +146,11 @@ def _config(i: int, pipeline: Pipeline, source: Source, models: Mapping[str, Pat
     """The config of a stage with `stage:NAME` replaced. Raises SchoolError for unknown keys and values out of range."""
     cls = load_recipe(pipeline.stages[i].recipe).config
     place: KeyPath = ("stages", i, "config")
-    given = source.at(*place) if place in source.where else source.at("stages", i)
+    given = source.at(*place) if place in source.locations else source.at("stages", i)
     values = _replaced(pipeline.stages[i].config, models)
     if "seed" in cls.model_fields:
         values = {"seed": pipeline.seed, **values}
-    return build(cls, Source(values, given.where))
+    return build(cls, Source(values, given.locations))
 
 
 def _replaced(value: Any, models: Mapping[str, Path]) -> Any:
@@ -159,8 +159,8 @@ def _replaced(value: Any, models: Mapping[str, Path]) -> Any:
         return {key: _replaced(inner, models) for key, inner in value.items()}
     if isinstance(value, list):
         return [_replaced(inner, models) for inner in value]
-    if isinstance(value, str) and value.startswith(REFERENCE):
-        return str(models[value.removeprefix(REFERENCE)])
+    if isinstance(value, str) and value.startswith(STAGE_PREFIX):
+        return str(models[value.removeprefix(STAGE_PREFIX)])
     return value
 
 
@@ -173,21 +173,21 @@ def _check(pipeline: Pipeline, source: Source, folder: Path) -> None:
 
     earlier: dict[str, Path] = {}
     for i, stage in enumerate(pipeline.stages):
-        at = source.where["stages", i, "name"]
+        at = source.locations["stages", i, "name"]
         if stage.name in earlier:
             raise SchoolError(f"{at}: there are two stages `{stage.name}`; give each a name of its own")
         try:
             load_recipe(stage.recipe)
         except SchoolError as error:
-            raise SchoolError(f"{source.where['stages', i, 'recipe']}: {error}") from None
+            raise SchoolError(f"{source.locations['stages', i, 'recipe']}: {error}") from None
         for place, name in _references(stage.config, ("stages", i, "config")):
             if name not in earlier:
-                raise SchoolError(f"{source.where[place]}: `{REFERENCE}{name}` {_unknown(name, pipeline, earlier)}")
+                raise SchoolError(f"{source.locations[place]}: `{STAGE_PREFIX}{name}` {_unknown(name, pipeline, earlier)}")
         config = _config(i, pipeline, source, earlier)
         for key in ("task", "demos_task", "fresh_task"):
             spec = getattr(config, key, None)
             if spec and str(folder) not in spec:  # what an earlier stage makes is not there yet
-                _open(spec, pipeline.seed, source.where.get(("stages", i, "config", key), at))
+                _open(spec, pipeline.seed, source.locations.get(("stages", i, "config", key), at))
         earlier[stage.name] = folder / stage.name
     open_task(pipeline.eval.task, pipeline.seed)
 
@@ -204,8 +204,8 @@ def _open(spec: str, seed: int, where: str) -> None:
 
 def _references(value: Any, place: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     """Where stages are referred to, and by which name."""
-    if isinstance(value, str) and value.startswith(REFERENCE):
-        yield place, value.removeprefix(REFERENCE)
+    if isinstance(value, str) and value.startswith(STAGE_PREFIX):
+        yield place, value.removeprefix(STAGE_PREFIX)
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield from _references(inner, (*place, key))
@@ -224,20 +224,20 @@ def _report(pipeline: Pipeline, folder: Path, run: Run) -> dict[str, Any]:
     """Write the report, show it and finish the run."""
     from rich.console import Console
 
-    from schoolhouse.eval.report import report_json, show, write_report
+    from schoolhouse.eval.report import report_json, stage_table, write_report
     from schoolhouse.tasks.school.task import FAMILIES
 
     stages = [_done(folder, stage.name) for stage in pipeline.stages]
     run.finish()
     report = report_json(
         stages,
-        round(max(run.seconds, sum(stage.seconds + stage.exam["seconds"] for stage in stages)), 3),
-        max(stage.exam["peak_memory_bytes"] for stage in stages),
+        round(max(run.seconds, sum(stage.seconds + stage.evaluation["seconds"] for stage in stages)), 3),
+        max(stage.evaluation["peak_memory_bytes"] for stage in stages),
         pipeline.seed,
     )
     chat = f"school chat {folder / pipeline.stages[-1].name}"
     figure = write_report(folder, stages, report, chat, [name for name, family in FAMILIES.items() if not family.pays])
-    Console().print(show(stages))
+    Console().print(stage_table(stages))
     print(f"report: {folder / 'report.md'}" + (f"\nfigure: {figure}" if figure else "") + f"\ntalk to it: {chat}")
     return report
 
@@ -245,5 +245,5 @@ def _report(pipeline: Pipeline, folder: Path, run: Run) -> dict[str, Any]:
 def _done(folder: Path, name: str) -> Done:
     from schoolhouse.eval.report import Stage as Done
 
-    seconds = float(read_object(folder / name / "manifest.json")["seconds"])
-    return Done(name, read_metrics(folder / name), read_object(folder / name / "evaluation.json"), seconds)
+    seconds = float(read_json(folder / name / "manifest.json")["seconds"])
+    return Done(name, read_metrics(folder / name), read_json(folder / name / "evaluation.json"), seconds)

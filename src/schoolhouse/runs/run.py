@@ -34,20 +34,20 @@ from schoolhouse.runs.atomic_io import (
     Stateful,
     atomic_write,
     checksum,
-    complete_ones,
-    disk_is_full,
-    drop_old,
-    drop_partial,
-    drop_torn_line,
-    read_lines,
-    read_object,
-    sync,
-    take_lock,
+    delete_old_checkpoints,
+    delete_partial_checkpoints,
+    drop_partial_line,
+    fsync,
+    is_disk_full,
+    list_checkpoints,
+    lock_folder,
+    read_json,
+    read_jsonl,
     to_json,
-    verified,
+    verify_checkpoint,
     write_checkpoint,
 )
-from schoolhouse.runs.diagnostics import WINDOW, advice
+from schoolhouse.runs.diagnostics import WINDOW, diagnose
 from schoolhouse.runs.progress import progress
 from schoolhouse.runs.signals import Interrupts, Stopped
 from schoolhouse.types import Completion, Group, Rollout, SchoolError
@@ -103,7 +103,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, config, recipe)
         try:
-            take_lock(run._lock, folder)
+            lock_folder(run._lock, folder)
             if fresh or {path.name for path in folder.iterdir()} <= ours | {"config.yaml"}:  # it never took a step
                 run._create()
             else:
@@ -128,7 +128,7 @@ class Run:
         """Nothing is left to do. Leaving the `with` block after the last step says so too."""
         self._note_state("finished")
 
-    def note(self) -> None:
+    def save_manifest(self) -> None:
         """Bring the manifest up to date: seconds and steps so far."""
         self._note_state(self._manifest["state"])
 
@@ -144,16 +144,16 @@ class Run:
     def track_files(self, *files: Path | None) -> None:
         """Note the files that the run is made from. Raises SchoolError when one has changed since the run began."""
         for path in filter(None, files):
-            manifest.unchanged(self._manifest.setdefault("files", {}), str(path), checksum(path), self.folder)
-        self.note()
+            manifest.check_unchanged(self._manifest.setdefault("files", {}), str(path), checksum(path), self.folder)
+        self.save_manifest()
 
     def set_budget(self, tokens: float = inf, seconds: float = inf) -> None:
         """End after the step in which the policy has sampled so much, or the run has taken so long (exams aside)."""
         self._limit = (tokens, seconds)
         if bounds := {name: to for name, to in (("tokens", tokens), ("seconds", seconds)) if to != inf}:
             self._manifest["limit"] = bounds
-            self.note()
-        self._tokens, self._aside = manifest.spent(self.folder)
+            self.save_manifest()
+        self._tokens, self._aside = manifest.budget_spent(self.folder)
 
     # --- the loop
 
@@ -174,14 +174,14 @@ class Run:
                 yield item
                 self._end_step()
                 advance(1, manifest.headline(self._line))
-                if interrupts.heard or self.step % every == 0:
-                    self.checkpoint(save)
+                if interrupts.count or self.step % every == 0:
+                    self.save_checkpoint(save)
                 if self._spent():
                     break
-                if interrupts.heard:
+                if interrupts.count:
                     raise Stopped(f"stopped after {self.step} steps; saved in {self.model}")
             self._now = None
-            self.checkpoint(save)
+            self.save_checkpoint(save)
         self._ended = True
 
     def _spent(self) -> bool:
@@ -204,7 +204,7 @@ class Run:
 
     def _advise(self) -> None:
         """Say what keeps the run from learning, once for as long as it holds."""
-        found = advice(self._recent)
+        found = diagnose(self._recent)
         for name in found.keys() - self._advised:
             print(f"{self.folder.name}, step {self.step}: {found[name]}", file=sys.stderr)
         self._advised = set(found)
@@ -213,7 +213,7 @@ class Run:
         self,
         step: int,
         groups: Sequence[Group] | None = None,
-        read: Callable[[Rollout], Completion] | None = None,
+        parse: Callable[[Rollout], Completion] | None = None,
         **stats: Any,
     ) -> None:
         """Note what happened in a step. Everything recorded in one step stands in one line of metrics.jsonl.
@@ -223,7 +223,7 @@ class Run:
         stats   numbers, or mappings of numbers; keep the clock out of them
         """
         with self._keeping():
-            self._record(step, groups, read, stats)
+            self._record(step, groups, parse, stats)
 
     def log_timing(self, **seconds: float | dict[str, float]) -> None:
         """Note numbers of this step that depend on the clock, such as what an `exam` took: they go to times.jsonl."""
@@ -253,38 +253,38 @@ class Run:
     @property
     def model(self) -> Path:
         """Folder of the newest model, in Hugging Face format."""
-        if not (newest := self.latest()):
+        if not (newest := self.latest_checkpoint()):
             raise SchoolError(f"{self.folder} holds no checkpoint yet")
         return newest
 
-    def latest(self) -> Path | None:
+    def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
-        complete = complete_ones(self.folder / "checkpoints")
+        complete = list_checkpoints(self.folder / "checkpoints")
         return complete[-1] if complete else None
 
     def model_path(self, model: Path | str) -> Path:
         """Folder to load the model from: the newest checkpoint, or else `model`. Raises SchoolError where that one has
         changed by now: it may be what the run goes back to, or is held to."""
         self.track_model(model)
-        return self.latest() or Path(model)
+        return self.latest_checkpoint() or Path(model)
 
     def track_model(self, model: Path | str) -> None:
         """Note the weights of a model that the run needs. Raises SchoolError when they have changed since it began."""
         if not self.finished and Path(model).is_dir():
-            manifest.unchanged(
+            manifest.check_unchanged(
                 self._manifest.setdefault("models", {}), str(model), manifest.weights_digest(model), self.folder
             )
-            self.note()
+            self.save_manifest()
 
-    def restore(self, kept: Kept) -> Kept:
+    def restore(self, state: Kept) -> Kept:
         """Give back its training state to what was loaded from `start`; nothing to do in a new run."""
-        if newest := self.latest():
+        if newest := self.latest_checkpoint():
             import torch
 
-            kept.load_state_dict(torch.load(newest / "trainer.pt", map_location="cpu", weights_only=True))
-        return kept
+            state.load_state_dict(torch.load(newest / "trainer.pt", map_location="cpu", weights_only=True))
+        return state
 
-    def checkpoint(self, keep: Stateful) -> Path:
+    def save_checkpoint(self, state: Stateful) -> Path:
         """Save the state after `step` steps: complete or absent. Older checkpoints but one are dropped.
 
         Raises SchoolError when the disk is full; the newest complete checkpoint is never given up for space.
@@ -295,19 +295,19 @@ class Run:
         try:
             with self._keeping():
                 for path in self._unsynced:
-                    sync(path)
+                    fsync(path)
                 self._unsynced.clear()
                 metrics = self.folder / "metrics.jsonl"
                 size = metrics.stat().st_size if metrics.exists() else 0
-                write_checkpoint(target, keep, {"step": self.step, "metrics_bytes": size})
+                write_checkpoint(target, state, {"step": self.step, "metrics_bytes": size})
         except Exception as error:
-            if not disk_is_full(error):
+            if not is_disk_full(error):
                 raise
-            if len(complete_ones(target.parent)) > 1:
-                drop_old(target.parent, 1)
-                return self.checkpoint(keep)
+            if len(list_checkpoints(target.parent)) > 1:
+                delete_old_checkpoints(target.parent, 1)
+                return self.save_checkpoint(state)
             raise self._no_room(target, error) from error
-        drop_old(target.parent, _SPARE)
+        delete_old_checkpoints(target.parent, _SPARE)
         self._note_state("running")
         return target
 
@@ -317,7 +317,7 @@ class Run:
         self._manifest = {
             "recipe": self.recipe,
             "seed": getattr(self.config, "seed", None),
-            **manifest.this_machine(),
+            **manifest.environment(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         self._note_state("running")
@@ -325,13 +325,13 @@ class Run:
             atomic_write(self.folder / "config.yaml", dump(self.config))
 
     def _resume(self) -> None:
-        self._manifest = read_object(self.folder / "manifest.json")
+        self._manifest = read_json(self.folder / "manifest.json")
         self._refuse_other_config()
-        drop_partial(self.folder / "checkpoints")
-        saved = verified(newest) if (newest := self.latest()) else {"step": 0, "metrics_bytes": 0}
+        delete_partial_checkpoints(self.folder / "checkpoints")
+        saved = verify_checkpoint(newest) if (newest := self.latest_checkpoint()) else {"step": 0, "metrics_bytes": 0}
         self.step = int(saved["step"])
-        drop_torn_line(self.folder / "times.jsonl")
-        times = read_lines(self.folder / "times.jsonl")
+        drop_partial_line(self.folder / "times.jsonl")
+        times = read_jsonl(self.folder / "times.jsonl")
         known = [self._manifest.get("seconds"), *(row.get("seconds") for row in times[-1:])]
         self._earlier = max([0.0, *(float(number) for number in known if isinstance(number, (int, float)))])
         if self.finished:
@@ -348,7 +348,7 @@ class Run:
         for path in (self.folder / "rollouts").glob("*.jsonl"):
             if path.stem.isdigit() and int(path.stem) >= self.step:
                 path.unlink()
-        if told := manifest.goes_on(self._manifest, self.step):
+        if told := manifest.record_resume(self._manifest, self.step):
             print(f"{self.folder.name} {told}", file=sys.stderr)
         self._note_state("running")
 
@@ -386,10 +386,10 @@ class Run:
         try:
             yield
         except OSError as error:
-            raise (self._no_room(path, error) if disk_is_full(error) else error) from None
+            raise (self._no_room(path, error) if is_disk_full(error) else error) from None
 
     def _no_room(self, path: Path, error: Exception) -> SchoolError:
-        newest = self.latest()
+        newest = self.latest_checkpoint()
         kept = f"{newest} is complete" if newest else "no checkpoint had been written yet"
         return SchoolError(
             f"the disk is full: {path} could not be written ({error}).\n{kept}; free some space, and the same command "
@@ -399,4 +399,4 @@ class Run:
 
 def read_metrics(folder: Path) -> list[Json]:
     """What a run recorded, a mapping per step, in order."""
-    return read_lines(folder / "metrics.jsonl")
+    return read_jsonl(folder / "metrics.jsonl")

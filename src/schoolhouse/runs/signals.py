@@ -19,7 +19,7 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.heard = 0
+        self.count = 0
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> Interrupts:
@@ -32,7 +32,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
-        self.heard += 1
-        if self.heard > 1:
+        self.count += 1
+        if self.count > 1:
             raise KeyboardInterrupt
         print("\nfinishing this step, then saving; Ctrl-C again stops at once", file=sys.stderr)

@@ -18,53 +18,53 @@ from schoolhouse.types import REVISION_REQUEST, Message, Rollout, SchoolError
 
 
 @dataclass(frozen=True)
-class Spent:
+class BudgetResult:
     """An answer, and the tokens that were sampled for it: those that were taken back too."""
 
     rollout: Rollout
     tokens: int
 
 
-def think_between(
+def budget_force(
     policy: Generator,
-    prefixes: Sequence[Rollout],
-    least: int,
-    most: int,
-    answer: int,
-    wait: str = "Wait",
+    prompts: Sequence[Rollout],
+    min_think: int,
+    max_think: int,
+    answer_tokens: int,
+    wait_text: str = "Wait",
     temperature: float = 1.0,
-) -> list[Spent]:
+) -> list[BudgetResult]:
     """One answer to each, with a thought of `least` to `most` tokens (`wait` counts) and at most `answer` behind it.
 
     The thought is opened for the policy; an end of the turn within it is taken for an early end. Raises SchoolError
     where `wait` may not fit between the bounds.
     """
     say = policy.conversation
-    word, end_mark = say.tokenizer.encode(wait), len(say.tokenizer.encode(END_THINK, markup=True))
-    if least and not word:
+    word, end_mark = say.tokenizer.encode(wait_text), len(say.tokenizer.encode(END_THINK, markup=True))
+    if min_think and not word:
         raise SchoolError("`wait` is empty: give the word that makes a thought go on")
-    if least and least + len(word) - 1 > most:
+    if min_think and min_think + len(word) - 1 > max_think:
         raise SchoolError(
-            f"`wait` takes {len(word)} tokens: let there be as many between `least` {least} and `most` {most}"
+            f"`wait` takes {len(word)} tokens: let there be as many between `least` {min_think} and `most` {max_think}"
         )
-    going = {at: Spent(say.prefill_thought(prefix, ""), 0) for at, prefix in enumerate(prefixes)}
-    done: dict[int, Spent] = {}
+    going = {at: BudgetResult(say.prefill_thought(prefix, ""), 0) for at, prefix in enumerate(prompts)}
+    done: dict[int, BudgetResult] = {}
     while going:
-        room = [most - say.thought_length(spent.rollout) + end_mark for spent in going.values()]
+        room = [max_think - say.thought_length(spent.rollout) + end_mark for spent in going.values()]
         said = extend(policy, [spent.rollout for spent in going.values()], room, temperature, (END_THINK,))
-        after: dict[int, Spent] = {}
+        after: dict[int, BudgetResult] = {}
         for (at, before), rollout in zip(going.items(), said, strict=True):
-            spent = Spent(rollout, before.tokens + len(rollout) - len(before.rollout))
+            spent = BudgetResult(rollout, before.tokens + len(rollout) - len(before.rollout))
             start, end, closed = say.thought_span(rollout)
-            thought = min(end, start + most)
-            if thought - start < least and thought - start + len(word) <= most:
+            thought = min(end, start + max_think)
+            if thought - start < min_think and thought - start + len(word) <= max_think:
                 after[at] = replace(spent, rollout=_cut(rollout, thought).prefill(word))
             elif closed and thought == end:
                 done[at] = spent
             else:
                 done[at] = replace(spent, rollout=say.close_thought(_cut(rollout, thought)))
         going = after
-    return _answered(policy, [done[at] for at in range(len(prefixes))], answer, temperature)
+    return _answered(policy, [done[at] for at in range(len(prompts))], answer_tokens, temperature)
 
 
 def _cut(rollout: Rollout, end: int) -> Rollout:
@@ -72,16 +72,16 @@ def _cut(rollout: Rollout, end: int) -> Rollout:
     return replace(rollout.truncate(end), turns=rollout.turns)
 
 
-def most_forced(say: Conversation, most: int, answer: int) -> int:
+def max_forced_tokens(conversation: Conversation, max_think: int, answer_tokens: int) -> int:
     """The most tokens that a thought of at most `most` and its answer can take, with ends that are taken back.
 
     Every end that is taken back is followed by a word of a token or more.
     """
-    end_mark = len(say.tokenizer.encode(END_THINK, markup=True))
-    return most + (most + 1) * end_mark + answer
+    end_mark = len(conversation.tokenizer.encode(END_THINK, markup=True))
+    return max_think + (max_think + 1) * end_mark + answer_tokens
 
 
-def _answered(policy: Generator, spent: Sequence[Spent], answer: int, temperature: float) -> list[Spent]:
+def _answered(policy: Generator, spent: Sequence[BudgetResult], answer: int, temperature: float) -> list[BudgetResult]:
     """What stands behind the thought, said to its end."""
     stop = policy.conversation.stop_ids
     late = [at for at, one in enumerate(spent) if one.rollout.tokens[-1] not in stop]
@@ -91,25 +91,25 @@ def _answered(policy: Generator, spent: Sequence[Spent], answer: int, temperatur
     ]
     whole = list(spent)
     for at, before, after in zip(late, begun, extend(policy, begun, answer, temperature), strict=True):
-        whole[at] = Spent(after, spent[at].tokens + len(after) - len(before))
+        whole[at] = BudgetResult(after, spent[at].tokens + len(after) - len(before))
     return whole
 
 
 def revise(
     policy: Generator,
-    prefixes: Sequence[Rollout],
+    prompts: Sequence[Rollout],
     rounds: int,
-    length: int,
+    max_new_tokens: int,
     temperature: float = 1.0,
     instruction: str = REVISION_REQUEST,
 ) -> list[list[Rollout]]:
     """`rounds` attempts at each problem, every one behind those before it; fewer where the model has no room."""
     request = (Message("user", instruction),)
-    chains = [[rollout] for rollout in extend(policy, prefixes, length, temperature)]
+    chains = [[rollout] for rollout in extend(policy, prompts, max_new_tokens, temperature)]
     for _ in range(rounds - 1):
         asked = [policy.conversation.follow_up(chain[-1], request) for chain in chains]
-        fits = [at for at, prefix in enumerate(asked) if len(prefix) + length <= policy.max_seq_len]
-        said = extend(policy, [asked[at] for at in fits], length, temperature)
+        fits = [at for at, prefix in enumerate(asked) if len(prefix) + max_new_tokens <= policy.max_seq_len]
+        said = extend(policy, [asked[at] for at in fits], max_new_tokens, temperature)
         for at, rollout in zip(fits, said, strict=True):
             chains[at].append(rollout)
     return chains

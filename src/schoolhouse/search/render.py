@@ -7,7 +7,7 @@ from html import escape
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
-from schoolhouse.search.solve import Found
+from schoolhouse.search.solve import SearchResult
 from schoolhouse.search.tree import Node, Tree
 from schoolhouse.types import Key
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 _SHOWN = 60  # characters of a thought
 
 
-def draw(found: Found) -> Drawn:
+def draw(result: SearchResult) -> Drawn:
     """The tree for a terminal: the path taken bold, what was dropped or pruned dim, values behind thoughts."""
     from rich.text import Text
     from rich.tree import Tree as Drawn
 
-    tree, path = found.tree, _path(found)
+    tree, path = result.tree, _path(result)
     assert tree is not None
     drawn = {tree.root: Drawn(Text(tree.root.state.problem.messages[-1].content))}
     for node in tree.nodes:
         assert node.parent is not None
-        style = "bold" if node in path else "dim" if node.fate in ("dropped", "pruned", "repeat") else ""
+        style = "bold" if node in path else "dim" if node.status in ("dropped", "pruned", "repeat") else ""
         drawn[node] = drawn[node.parent].add(Text(label(node), style=style))
     return drawn[tree.root]
 
@@ -37,26 +37,26 @@ def label(node: Node) -> str:
     text = " ".join(node.text.split())
     short = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
     worth = "" if isnan(node.value) else f"  {node.value:.3g}"
-    fate = "" if node.fate in ("expanded", "open") else f"  {node.fate}"
+    fate = "" if node.status in ("expanded", "open") else f"  {node.status}"
     return f"{short}{worth}{fate}"
 
 
-def page(found: Found, answer: str) -> str:
+def html_page(result: SearchResult, answer: str) -> str:
     """The tree as an HTML page: thoughts fold, the path taken is marked, colours follow light and dark."""
-    tree = found.tree
+    tree = result.tree
     assert tree is not None
     question = tree.root.state.problem.messages[-1].content
-    told = f"{found.tokens:,} tokens, {len(tree.nodes)} thoughts; {found.end}"
+    told = f"{result.tokens:,} tokens, {len(tree.nodes)} thoughts; {result.stop_reason}"
     children: dict[Node, list[Node]] = {}
     for node in tree.nodes:
         if node.parent:
             children.setdefault(node.parent, []).append(node)
-    path = _path(found)
+    path = _path(result)
 
     def listed(node: Node) -> str:
         items = []
         for child in children.get(node, []):
-            kind = "taken" if child in path else child.fate
+            kind = "taken" if child in path else child.status
             line = f'<span class="{kind}" title="{escape(child.text)}">{escape(label(child))}</span>'
             inner = listed(child)
             opened = " open" if child in path else ""
@@ -72,41 +72,41 @@ def page(found: Found, answer: str) -> str:
     )
 
 
-def told(found: Found) -> dict[str, Any]:
+def result_to_json(result: SearchResult) -> dict[str, Any]:
     """A search as plain data: what it cost, why it ended, its votes, and its thoughts in the order they were had in.
 
     A thought has its text, value (None: it was not asked for), fate, its parent's number (None: the problem itself) and
     whether it led to the answer given.
     """
-    nodes, path = found.tree.nodes if found.tree else [], _path(found)
+    nodes, path = result.tree.nodes if result.tree else [], _path(result)
     number_of = {node: at for at, node in enumerate(nodes)}
     tree = [
         {
             "text": node.text,
             "value": None if isnan(node.value) else node.value,
-            "fate": node.fate,
+            "fate": node.status,
             "parent": number_of.get(node.parent) if node.parent else None,
             "taken": node in path,
         }
         for node in nodes
     ]
-    return {"tokens": found.tokens, "end": found.end, "votes": [list(vote) for vote in found.votes], "tree": tree}
+    return {"tokens": result.tokens, "end": result.stop_reason, "votes": [list(vote) for vote in result.votes], "tree": tree}
 
 
-def rows(found: Sequence[Found], right: Container[Key]) -> list[dict[str, Any]]:
+def tree_rows(results: Sequence[SearchResult], correct_keys: Container[Key]) -> list[dict[str, Any]]:
     """What several searches grew, as rows of a file that the board reads; `right`: keys of answers that are."""
     return [
         {
             "question": one.tree.root.state.problem.messages[-1].content,
-            "right": bool(one.rollout and one.rollout.key in right),
-            **told(one),
+            "right": bool(one.rollout and one.rollout.key in correct_keys),
+            **result_to_json(one),
         }
-        for one in found
+        for one in results
         if one.tree
     ]
 
 
-def _path(found: Found) -> set[Node]:
+def _path(found: SearchResult) -> set[Node]:
     """The thoughts that led to the answer given."""
     tree: Tree | None = found.tree
     ends = [node for node in tree.answers if node.state is found.rollout] if tree else []

@@ -20,19 +20,19 @@ from schoolhouse.data.chat import Conversation
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.implicit import ImplicitRewardModel
 from schoolhouse.reward_models.prm import LabelPlaces, RewardModel, StepAggregation, check_same_tokenizer
-from schoolhouse.search.budget_forcing import most_forced, revise, think_between
+from schoolhouse.search.budget_forcing import max_forced_tokens, revise, budget_force
 from schoolhouse.search.thoughts import (
-    Ahead,
-    Asked,
-    AtRandom,
-    Elected,
-    Exact,
+    LookaheadValue,
+    PromptedValue,
+    RandomValue,
+    VoteValue,
+    ExactValue,
     Generator,
-    Judged,
-    Proposed,
-    Sampled,
-    Worth,
-    costs,
+    RewardModelValue,
+    ThoughtProposer,
+    ThoughtSampler,
+    ValueFn,
+    search_costs,
 )
 from schoolhouse.search.tree import Answered, Node, Tree, breadth_first, depth_first, explore
 from schoolhouse.search.vote import weighted_vote
@@ -58,7 +58,7 @@ class Search(BaseConfig):
     """
 
     kind: Kind = "sample"
-    breadth: int = Field(5, gt=0)
+    beam_width: int = Field(5, gt=0)
     """Thoughts kept of each level."""
     depth: int = Field(16, gt=0)
     """Levels of the tree, the answer's included: a thought of more steps is never answered."""
@@ -69,32 +69,32 @@ class Search(BaseConfig):
     values: str = "ask"
     """Who says what a thought is worth: the policy, about each (ask) or which is best (vote), the task's rules (exact,
     an oracle), a die (random, a control), or the reward model in a folder."""
-    where: LabelPlaces = "steps"
+    label_places: LabelPlaces = "steps"
     """Behind what that reward model was trained to judge: steps, or the end of a solution."""
-    reference: str = ""
+    reference_model: str = ""
     """Folder of the model that it was trained from, if it is an implicit one (labels: implicit)."""
-    aggregate: StepAggregation = "product"
+    step_aggregation: StepAggregation = "product"
     """How its grades of steps become one: product or min for labels of steps, last for values of states."""
-    asked: int = Field(3, gt=0)
+    value_samples: int = Field(3, gt=0)
     """Times a thought's worth is asked."""
     lookahead: int = Field(0, ge=0)
     """Judge a thought by where the likeliest steps lead, so many of them later."""
     threshold: float = 0.0
     """dfs: thoughts not worth more are pruned."""
-    choose: Literal["best", "vote"] = "best"
+    selection: Literal["best", "vote"] = "best"
     """Of several answers the one worth most, or that of the largest worth in all."""
-    step: int = Field(32, gt=0)
+    step_tokens: int = Field(32, gt=0)
     """Tokens of one step, where it is sampled."""
-    listed: int = Field(256, gt=0)
+    proposal_tokens: int = Field(256, gt=0)
     """Tokens of a list of proposals."""
-    lists: int = Field(1, gt=0)
+    num_proposals: int = Field(1, gt=0)
     """Lists of proposals asked for behind each thought; what several of them say is one thought."""
-    length: int = Field(128, gt=0)
+    max_new_tokens: int = Field(128, gt=0)
     """Tokens of a whole answer (sample, vote); of what stands behind the last step (trees)."""
-    least: int = Field(0, ge=0)
-    most: int = Field(64, gt=0)
+    min_think: int = Field(0, ge=0)
+    max_think: int = Field(64, gt=0)
     """force: tokens of a thought."""
-    wait: str = "Wait"
+    wait_text: str = "Wait"
     """force: the word that makes it go on."""
     temperature: float = Field(0.7, ge=0)
     budget: float = Field(inf, gt=0)
@@ -121,7 +121,7 @@ def parse(spec: str, budget: float = inf) -> Search:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found for one problem.
 
     rollout  the answer; None where there is none
@@ -133,14 +133,14 @@ class Found:
 
     rollout: Rollout | None
     tokens: int
-    end: str
+    stop_reason: str
     tree: Tree | None = None
     votes: tuple[tuple[str, int], ...] = ()
 
 
 def solve(
-    policy: Generator, task: Task, prefixes: Sequence[Rollout], search: Search, judge: Worth | None = None
-) -> list[Found]:
+    policy: Generator, task: Task, prompts: Sequence[Rollout], search: Search, value_fn: ValueFn | None = None
+) -> list[SearchResult]:
     """Search for an answer to each problem (a prefix that asks it, `Conversation.begin`), all at once.
 
     judge  says what thoughts are worth, in the place of `search.values`
@@ -148,33 +148,33 @@ def solve(
     Raises SchoolError where the task cannot do what the search needs, or the budget does not pay for one answer.
     """
     if search.kind in ("force", "revise"):
-        return _longer(policy, prefixes, search)
+        return _longer(policy, prompts, search)
     if search.kind in ("sample", "vote", "weighted_vote", "best_of_n"):
-        return _voted(policy, task, prefixes, search, judge)
-    value = _values(policy, task, search, judge)
-    expand: Sampled | Proposed
+        return _voted(policy, task, prompts, search, value_fn)
+    value = _values(policy, task, search, value_fn)
+    expand: ThoughtSampler | ThoughtProposer
     if search.thoughts == "propose":
-        expand = Proposed(policy, task, search.samples, search.listed, search.length, search.temperature, search.lists)
+        expand = ThoughtProposer(policy, task, search.samples, search.proposal_tokens, search.max_new_tokens, search.temperature, search.num_proposals)
     else:
-        expand = Sampled(policy, task, search.samples, search.step, search.length, search.temperature)
-    trees = [Tree(Node(prefix), search.budget) for prefix in prefixes]
-    price = costs(expand, value)
+        expand = ThoughtSampler(policy, task, search.samples, search.step_tokens, search.max_new_tokens, search.temperature)
+    trees = [Tree(Node(prefix), search.budget) for prefix in prompts]
+    price = search_costs(expand, value)
     if search.kind == "dfs":
         ways = [depth_first(tree, search.threshold, search.depth, price) for tree in trees]
     else:
         apart = search.kind == "dvts"
-        if apart and expand.samples < search.breadth:
+        if apart and expand.max_children < search.beam_width:
             raise SchoolError(
-                f"dvts begins with {expand.samples} thoughts, so it cannot keep {search.breadth} subtrees apart: set "
+                f"dvts begins with {expand.max_children} thoughts, so it cannot keep {search.beam_width} subtrees apart: set "
                 "`samples` to `breadth` or more"
             )
-        ways = [breadth_first(tree, search.breadth, search.depth, price, apart) for tree in trees]
+        ways = [breadth_first(tree, search.beam_width, search.depth, price, apart) for tree in trees]
     explore(trees, ways, expand, value)
-    return [_chosen(policy, tree, search.choose) for tree in trees]
+    return [_chosen(policy, tree, search.selection) for tree in trees]
 
 
 @dataclass
-class Searcher:
+class SearchGenerator:
     """Sits an exam in the place of a policy: what it says to a problem is what the search finds.
 
     `length` and `temperature` of the exam are the search's own business. `found` holds what was found last.
@@ -183,7 +183,7 @@ class Searcher:
     policy: Generator
     task: Task
     search: Search
-    found: list[Found] = field(default_factory=list)
+    results: list[SearchResult] = field(default_factory=list)
     conversation: Conversation = field(init=False)
 
     def __post_init__(self) -> None:
@@ -202,88 +202,88 @@ class Searcher:
         **_: Any,
     ) -> list[Rollout]:
         """An answer to each problem; an empty one where the search found none. The search has its own parameters."""
-        self.found = solve(self.policy, self.task, rollouts, self.search)
+        self.results = solve(self.policy, self.task, rollouts, self.search)
         if progress:
             progress(len(rollouts))
-        pairs = zip(rollouts, self.found, strict=True)
+        pairs = zip(rollouts, self.results, strict=True)
         return [found.rollout or asked.append_sampled((), (), "length", 0) for asked, found in pairs]
 
     def to_json(self) -> dict[str, Any]:
         """The search, and what it cost and how it ended, problem by problem."""
-        ends = [{"tokens": found.tokens, "end": found.end} for found in self.found]
+        ends = [{"tokens": found.tokens, "end": found.stop_reason} for found in self.results]
         budget = None if self.search.budget == inf else self.search.budget
         return {"search": {**self.search.model_dump(mode="json"), "budget": budget}, "searches": ends}
 
-    def account(self) -> str:
+    def summary(self) -> str:
         """What the last search cost, and how it ended, in words."""
-        tokens = [found.tokens for found in self.found]
-        ends = Counter(found.end for found in self.found)
+        tokens = [found.tokens for found in self.results]
+        ends = Counter(found.stop_reason for found in self.results)
         told = ", ".join(f"{count} x {end}" for end, count in ends.most_common())
         return f"{self.search.kind}: {fmean(tokens):,.0f} tokens a problem (at most {max(tokens):,}); {told}"
 
 
-def _values(policy: Generator, task: Task, search: Search, judge: Worth | None) -> Worth:
+def _values(policy: Generator, task: Task, search: Search, judge: ValueFn | None) -> ValueFn:
     worth = judge or _judge(policy, task, search)
     if not search.lookahead:
         return worth
-    return Ahead(Sampled(policy, task, 1, search.step, search.length, 0.0), worth, search.lookahead)
+    return LookaheadValue(ThoughtSampler(policy, task, 1, search.step_tokens, search.max_new_tokens, 0.0), worth, search.lookahead)
 
 
-def _judge(policy: Generator, task: Task, search: Search) -> Worth:
+def _judge(policy: Generator, task: Task, search: Search) -> ValueFn:
     match search.values:
         case "ask":
-            return Asked(policy, task, search.asked, temperature=search.temperature)
+            return PromptedValue(policy, task, search.value_samples, temperature=search.temperature)
         case "vote":
-            return Elected(policy, task, search.asked, temperature=search.temperature)
+            return VoteValue(policy, task, search.value_samples, temperature=search.temperature)
         case "exact":
-            return Exact(policy.conversation, task)
+            return ExactValue(policy.conversation, task)
         case "random":
-            return AtRandom()
+            return RandomValue()
     judge = Policy.load(search.values)
     check_same_tokenizer(policy.conversation, judge.conversation, "the policy", f"the judge {search.values}")
-    if search.reference:
-        chosen = {"aggregate": search.aggregate} if "aggregate" in search.model_fields_set else {}
-        return Judged(ImplicitRewardModel(judge, Policy.load(search.reference), task.delimiter, **chosen))
-    return Judged(RewardModel(judge, task.delimiter, search.where, search.aggregate))
+    if search.reference_model:
+        chosen = {"aggregate": search.step_aggregation} if "aggregate" in search.model_fields_set else {}
+        return RewardModelValue(ImplicitRewardModel(judge, Policy.load(search.reference_model), task.delimiter, **chosen))
+    return RewardModelValue(RewardModel(judge, task.delimiter, search.label_places, search.step_aggregation))
 
 
-def _chosen(policy: Generator, tree: Tree, choose: str) -> Found:
+def _chosen(policy: Generator, tree: Tree, choose: str) -> SearchResult:
     answers = tree.answers
     if not answers:
-        return Found(None, tree.tokens, tree.end, tree)
+        return SearchResult(None, tree.tokens, tree.stop_reason, tree)
     rollouts = [node.state for node in answers]
     winner, votes = weighted_vote(policy.conversation, rollouts, [node.value for node in answers])
     best = rollouts[0] if choose == "best" else rollouts[winner]
-    return Found(best, tree.tokens, tree.end, tree, votes)
+    return SearchResult(best, tree.tokens, tree.stop_reason, tree, votes)
 
 
-def _longer(policy: Generator, prefixes: Sequence[Rollout], search: Search) -> list[Found]:
+def _longer(policy: Generator, prefixes: Sequence[Rollout], search: Search) -> list[SearchResult]:
     """One long thought, or a chain of attempts. Raises SchoolError where the budget might not pay for it."""
-    forced = most_forced(policy.conversation, search.most, search.length)
-    price = forced if search.kind == "force" else search.samples * search.length
+    forced = max_forced_tokens(policy.conversation, search.max_think, search.max_new_tokens)
+    price = forced if search.kind == "force" else search.samples * search.max_new_tokens
     if price > search.budget:
         raise SchoolError(f"{search.kind} may take {price} tokens, the budget is {search.budget:g}: lower its lengths")
     if search.kind == "force":
-        bounds = (search.least, search.most, search.length)
-        spent = think_between(policy, prefixes, *bounds, wait=search.wait, temperature=search.temperature)
-        return [Found(one.rollout, one.tokens, "one answer") for one in spent]
+        bounds = (search.min_think, search.max_think, search.max_new_tokens)
+        spent = budget_force(policy, prefixes, *bounds, wait_text=search.wait_text, temperature=search.temperature)
+        return [SearchResult(one.rollout, one.tokens, "one answer") for one in spent]
     found = []
     for prefix, chain in zip(
-        prefixes, revise(policy, prefixes, search.samples, search.length, search.temperature), strict=True
+        prefixes, revise(policy, prefixes, search.samples, search.max_new_tokens, search.temperature), strict=True
     ):
         winner, votes = weighted_vote(policy.conversation, chain)
         tokens = sum(chain[-1].loss_mask[len(prefix) :])
-        found.append(Found(chain[winner], tokens, f"{len(chain)} attempts", votes=votes))
+        found.append(SearchResult(chain[winner], tokens, f"{len(chain)} attempts", votes=votes))
     return found
 
 
 def _voted(
-    policy: Generator, task: Task, prefixes: Sequence[Rollout], search: Search, judge: Worth | None
-) -> list[Found]:
+    policy: Generator, task: Task, prefixes: Sequence[Rollout], search: Search, judge: ValueFn | None
+) -> list[SearchResult]:
     """Whole answers, as many as the budget pays for: the most frequent, that of the largest worth, or the best one."""
     count, judged = 1 if search.kind == "sample" else search.samples, search.kind in ("weighted_vote", "best_of_n")
     value = (judge or _judge(policy, task, search)) if judged else None
-    price = search.length + (value.most if value else 0)
+    price = search.max_new_tokens + (value.max_tokens if value else 0)
     paid = count if search.budget == inf else min(count, int(search.budget // price))
     if not paid:
         raise SchoolError(
@@ -294,7 +294,7 @@ def _voted(
         for prefix in prefixes
         for g in range(paid)
     ]
-    said = policy.extend(asked, search.length, temperature=search.temperature)
+    said = policy.extend(asked, search.max_new_tokens, temperature=search.temperature)
     worth = value([Node(rollout) for rollout in said]) if value else [Answered(1.0, 0) for _ in said]
     found = []
     for at, prefix in enumerate(prefixes):
@@ -308,5 +308,5 @@ def _voted(
             winner = max(range(paid), key=lambda i: (ended[i], -inf if isnan(worths[i]) else worths[i]))
         short = "" if paid == count else f"; the budget paid for {paid} of {count}"
         tokens = sum(len(rollout) - len(prefix) for rollout in few) + sum(each.tokens for each in worth[mine])
-        found.append(Found(few[winner], tokens, f"{len(few)} answers{short}", votes=votes))
+        found.append(SearchResult(few[winner], tokens, f"{len(few)} answers{short}", votes=votes))
     return found

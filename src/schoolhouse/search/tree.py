@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from math import inf, nan
 from typing import Any, Literal, NamedTuple
 
-Fate = Literal["open", "expanded", "answer", "dropped", "pruned", "repeat"]
+Status = Literal["open", "expanded", "answer", "dropped", "pruned", "repeat"]
 """`dropped` there were better ones, `pruned` worth less than the threshold, `repeat` the same was thought before."""
 
 
-class Offer(NamedTuple):
+class Candidate(NamedTuple):
     """A thought that may follow: its state, what is shown of it, and whether it answers the problem.
 
     same  two offers with the same are one thought
@@ -27,8 +27,8 @@ class Offer(NamedTuple):
 
     state: Any
     text: str
-    answers: bool = False
-    same: Hashable = None
+    is_answer: bool = False
+    dedup_key: Hashable = None
 
 
 @dataclass(eq=False)
@@ -38,10 +38,10 @@ class Node:
     state: Any
     text: str = ""
     parent: Node | None = None
-    answers: bool = False
+    is_answer: bool = False
     value: float = nan
-    fate: Fate = "open"
-    same: Hashable = None
+    status: Status = "open"
+    dedup_key: Hashable = None
 
     @property
     def depth(self) -> int:
@@ -65,18 +65,18 @@ class Tree:
     budget: float = inf
     nodes: list[Node] = field(default_factory=list)
     tokens: int = 0
-    end: str = ""
+    stop_reason: str = ""
 
     @property
     def answers(self) -> list[Node]:
         """Thoughts that answer the problem, the best first; without a value last; among equals the earlier."""
-        return sorted((node for node in self.nodes if node.answers), key=_rank)
+        return sorted((node for node in self.nodes if node.is_answer), key=_rank)
 
 
-class Wish(NamedTuple):
+class Request(NamedTuple):
     """What a search wants done with some thoughts of one tree."""
 
-    what: Literal["expand", "value"]
+    action: Literal["expand", "value"]
     nodes: Sequence[Node]
 
 
@@ -87,7 +87,7 @@ class Answered(NamedTuple):
     tokens: int
 
 
-Way = Generator[Wish, list[Any], None]
+Strategy = Generator[Request, list[Any], None]
 Expand = Callable[[Sequence[Node]], Sequence[Answered]]
 """For each thought its offers (`found`)."""
 Value = Callable[[Sequence[Node]], Sequence[Answered]]
@@ -103,30 +103,30 @@ class Costs:
 
     expand: int = 0
     value: int = 0
-    children: int = 1
+    max_children: int = 1
 
     @property
-    def step(self) -> int:
+    def per_node(self) -> int:
         """Expanding one thought, and valuing what comes of it."""
-        return self.expand + self.children * self.value
+        return self.expand + self.max_children * self.value
 
 
-def explore(trees: Sequence[Tree], ways: Sequence[Way], expand: Expand, value: Value) -> None:
+def explore(trees: Sequence[Tree], strategies: Sequence[Strategy], expand: Expand, value: Value) -> None:
     """Run one way through each tree, all together. Trees are filled in place."""
-    asking = {at: wish for at, way in enumerate(ways) if (wish := next(way, None)) is not None}
+    asking = {at: wish for at, way in enumerate(strategies) if (wish := next(way, None)) is not None}
     while asking:
         answers: dict[int, list[Any]] = {}
         for what, do in (("expand", expand), ("value", value)):
-            wanted = [(at, node) for at, wish in asking.items() if wish.what == what for node in wish.nodes]
+            wanted = [(at, node) for at, wish in asking.items() if wish.action == what for node in wish.nodes]
             if not wanted:
                 continue
             for (at, _), (found, tokens) in zip(wanted, do([node for _, node in wanted]), strict=True):
                 trees[at].tokens += tokens
                 answers.setdefault(at, []).append(found)
-        asking = {at: wish for at in asking if (wish := _send(ways[at], answers.get(at, []))) is not None}
+        asking = {at: wish for at in asking if (wish := _send(strategies[at], answers.get(at, []))) is not None}
 
 
-def breadth_first(tree: Tree, breadth: int, depth: int, costs: Costs, apart: bool = False) -> Way:
+def breadth_first(tree: Tree, beam_width: int, depth: int, costs: Costs, independent_subtrees: bool = False) -> Strategy:
     """Level by level, of which the `breadth` best thoughts are kept: Tree of Thoughts' BFS; with samples, beam search.
 
     apart  after the first level every kept thought keeps its own best child alone: diverse verifier tree search
@@ -134,30 +134,30 @@ def breadth_first(tree: Tree, breadth: int, depth: int, costs: Costs, apart: boo
     """
     front, seen = [tree.root], set[Hashable]()
     for level in range(depth):
-        front, left = _affordable(tree, front, costs.step), front
+        front, left = affordable(tree, front, costs.per_node), front
         if not front:
-            tree.end = f"the budget of {tree.budget:g} tokens does not pay for one more thought"
+            tree.stop_reason = f"the budget of {tree.budget:g} tokens does not pay for one more thought"
             break
         short = len(left) > len(front)
-        open_ = yield from _grown(tree, front, seen)
-        if apart and level:
+        open_ = yield from grow(tree, front, seen)
+        if independent_subtrees and level:
             kept = [min(mine, key=_rank) for parent in front if (mine := [n for n in open_ if n.parent is parent])]
             kept.sort(key=_rank)
         else:
-            kept = sorted(open_, key=_rank)[:breadth]
+            kept = sorted(open_, key=_rank)[:beam_width]
         for node in open_:
-            node.fate = "open" if node in kept else "dropped"
-        seen |= {node.same for node in kept}
+            node.status = "open" if node in kept else "dropped"
+        seen |= {node.dedup_key for node in kept}
         front = kept
         if not front:
             break
         if short:
-            tree.end = f"the budget of {tree.budget:g} tokens did not pay for all thoughts of a level"
-    if not tree.end:
-        tree.end = _outcome(tree, f"{depth} thoughts deep" if front else "")
+            tree.stop_reason = f"the budget of {tree.budget:g} tokens did not pay for all thoughts of a level"
+    if not tree.stop_reason:
+        tree.stop_reason = _outcome(tree, f"{depth} thoughts deep" if front else "")
 
 
-def depth_first(tree: Tree, threshold: float, depth: int, costs: Costs, most: int = 100, enough: int = 1) -> Way:
+def depth_first(tree: Tree, threshold: float, depth: int, costs: Costs, max_expansions: int = 100, num_answers: int = 1) -> Strategy:
     """The best child first, back where nothing is left; a thought not above `threshold` is pruned with all behind it.
 
     most    thoughts expanded before the search gives up
@@ -165,20 +165,20 @@ def depth_first(tree: Tree, threshold: float, depth: int, costs: Costs, most: in
     """
     stack, seen, expanded = [tree.root], set[Hashable](), 0
     while stack:
-        if expanded == most:
-            tree.end = f"gave up after {most} thoughts"
+        if expanded == max_expansions:
+            tree.stop_reason = f"gave up after {max_expansions} thoughts"
             return
-        if not _affordable(tree, stack[-1:], costs.step):
-            tree.end = f"the budget of {tree.budget:g} tokens does not pay for one more thought"
+        if not affordable(tree, stack[-1:], costs.per_node):
+            tree.stop_reason = f"the budget of {tree.budget:g} tokens does not pay for one more thought"
             return
-        open_ = yield from _grown(tree, [stack.pop()], seen, threshold)
+        open_ = yield from grow(tree, [stack.pop()], seen, threshold)
         expanded += 1
-        if len(tree.answers) >= enough:
+        if len(tree.answers) >= num_answers:
             break
-        seen |= {node.same for node in open_}
+        seen |= {node.dedup_key for node in open_}
         deeper = [node for node in reversed(open_) if node.depth < depth]
         stack += sorted(deeper, key=_rank, reverse=True)  # the best last; of equals the first
-    tree.end = _outcome(tree)
+    tree.stop_reason = _outcome(tree)
 
 
 def _outcome(tree: Tree, cut: str = "") -> str:
@@ -190,35 +190,35 @@ def _outcome(tree: Tree, cut: str = "") -> str:
     return "its answers are worth nothing" + (f", {cut}" if cut else "")
 
 
-def _grown(
+def grow(
     tree: Tree, front: Sequence[Node], seen: Collection[Hashable], threshold: float = -inf
-) -> Generator[Wish, list[Any], list[Node]]:
+) -> Generator[Request, list[Any], list[Node]]:
     """The children of some thoughts, valued, that may go on: no answers, no repeats, none that is pruned.
 
     Of children that are one thought the one worth most stays; what went on before is not valued again.
     """
-    offers = yield Wish("expand", front)
+    offers = yield Request("expand", front)
     fresh: list[Node] = []
     for parent, offered in zip(front, offers, strict=True):
-        parent.fate = "expanded"
+        parent.status = "expanded"
         for offer in offered:
             known = offer.same is not None and offer.same in seen
-            child = Node(offer.state, offer.text, parent, offer.answers and not known, same=offer.same)
-            child.fate = "repeat" if known else "answer" if offer.answers else "open"
+            child = Node(offer.state, offer.text, parent, offer.answers and not known, dedup_key=offer.same)
+            child.status = "repeat" if known else "answer" if offer.answers else "open"
             tree.nodes.append(child)
             fresh += [] if known else [child]
-    for node, worth in zip(fresh, (yield Wish("value", fresh)) if fresh else [], strict=True):
+    for node, worth in zip(fresh, (yield Request("value", fresh)) if fresh else [], strict=True):
         node.value = worth
         if threshold > -inf and not worth > threshold:
-            node.fate, node.answers = "pruned", False
+            node.status, node.is_answer = "pruned", False
     best: dict[Hashable, Node] = {}
     for node in sorted(fresh, key=_rank):
-        if node.same is not None and best.setdefault(node.same, node) is not node and node.fate != "pruned":
-            node.fate, node.answers = "repeat", False
-    return [node for node in fresh if node.fate == "open"]
+        if node.dedup_key is not None and best.setdefault(node.dedup_key, node) is not node and node.status != "pruned":
+            node.status, node.is_answer = "repeat", False
+    return [node for node in fresh if node.status == "open"]
 
 
-def _affordable(tree: Tree, front: list[Node], cost: int) -> list[Node]:
+def affordable(tree: Tree, front: list[Node], cost: int) -> list[Node]:
     """As many of them, the best first, as the budget pays for."""
     if tree.budget == inf or not cost:
         return front
@@ -230,7 +230,7 @@ def _rank(node: Node) -> float:
     return -node.value if node.value == node.value else inf
 
 
-def _send(way: Way, answers: list[Any]) -> Wish | None:
+def _send(way: Strategy, answers: list[Any]) -> Request | None:
     try:
         return way.send(answers)
     except StopIteration:

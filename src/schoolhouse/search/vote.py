@@ -11,15 +11,15 @@ from schoolhouse.types import Rollout
 
 
 def weighted_vote(
-    say: Conversation, rollouts: Sequence[Rollout], worth: Sequence[float] | None = None
+    conversation: Conversation, rollouts: Sequence[Rollout], values: Sequence[float] | None = None
 ) -> tuple[int, tuple[tuple[str, int], ...]]:
     """The index of the winner, and how many answers there were of each kind (as first written), most frequent first.
 
     Every answer counts what it is worth (1 without `worth`, 0 where nobody can tell); of those that agree with the
     winner the one worth most is given. No answer never wins where there is any. Of equals the first wins.
     """
-    weights = [1.0] * len(rollouts) if worth is None else [0.0 if isnan(w) else w for w in worth]
-    replies = [say.parse_completion(rollout) for rollout in rollouts]
+    weights = [1.0] * len(rollouts) if values is None else [0.0 if isnan(w) else w for w in values]
+    replies = [conversation.parse_completion(rollout) for rollout in rollouts]
     ballots = [normalized_answer(reply) for reply in replies]
     totals: dict[Hashable, float] = {}
     for one, weight in zip(ballots, weights, strict=True):

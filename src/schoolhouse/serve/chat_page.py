@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schoolhouse.eval.arena import Duel, leaderboard
+from schoolhouse.eval.arena import Battle, leaderboard
 from schoolhouse.runs.atomic_io import to_json
 from schoolhouse.serve.api_schema import sound
 from schoolhouse.web import PAGES
@@ -59,7 +59,7 @@ def add_votes(app: FastAPI, votes: Path) -> None:
         return {"votes": len(_duels(votes))}
 
 
-def _duels(path: Path) -> list[Duel]:
+def _duels(path: Path) -> list[Battle]:
     """Votes in the file; lines that are none are left out."""
     found = []
     if path.is_file():
@@ -68,5 +68,5 @@ def _duels(path: Path) -> list[Duel]:
                 told = Vote.model_validate(json.loads(line))
             except ValueError:
                 continue
-            found.append(Duel(told.left, told.right, told.winner))
+            found.append(Battle(told.left, told.right, told.winner))
     return found

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from schoolhouse.policy.policy import Policy
-from schoolhouse.runs.atomic_io import complete_ones
+from schoolhouse.runs.atomic_io import list_checkpoints
 from schoolhouse.serve.api_schema import Unfit
 from schoolhouse.serve.batch_engine import Desk
 from schoolhouse.serve.settings import Serve
@@ -36,7 +36,7 @@ class Shelf:
         for run in sorted({path.parent for path in folder.glob("**/checkpoints")}) if folder.is_dir() else []:
             inside = str(run.relative_to(folder))
             base = self.name if inside == "." else f"{self.name}/{inside}"
-            found |= {f"{base}@{checkpoint.name}": checkpoint for checkpoint in complete_ones(run / "checkpoints")}
+            found |= {f"{base}@{checkpoint.name}": checkpoint for checkpoint in list_checkpoints(run / "checkpoints")}
         return found
 
     @property

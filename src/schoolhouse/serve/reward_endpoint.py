@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schoolhouse.policy.policy import Policy
-from schoolhouse.reward_models.prm import STEP_AGGREGATIONS, RewardModel, label_places
-from schoolhouse.runs.atomic_io import read_object
+from schoolhouse.reward_models.prm import STEP_AGGREGATIONS, RewardModel, label_positions
+from schoolhouse.runs.atomic_io import read_json
 from schoolhouse.runs.manifest import read_config
 from schoolhouse.serve.api_schema import MOST_MESSAGES, Said, Unfit, sound
 from schoolhouse.serve.settings import Serve
@@ -46,7 +46,7 @@ def load_judge(c: Serve) -> RewardModel | None:
     if c.judge is None:
         return None
     made = read_config(c.judge / "config.yaml") if (c.judge / "config.yaml").is_file() else {}
-    recipe = read_object(c.judge / "manifest.json").get("recipe") if made else RECIPE
+    recipe = read_json(c.judge / "manifest.json").get("recipe") if made else RECIPE
     if recipe != RECIPE:
         raise SchoolError(f"{c.judge} is a run of {recipe}, not of {RECIPE}: give --judge the run of a reward model")
     if made.get("labels") == "implicit":
@@ -70,12 +70,12 @@ def opinion(judge: RewardModel, messages: Sequence[Said]) -> dict[str, Any]:
     *before, last = (said.message for said in messages)
     problem = Problem("judged", tuple(before), "")
     rollout = say.demonstrate(Demonstration(problem, last.thought, last.content), Key(0, "judged"))
-    ends = label_places(say, rollout, judge.delimiter, judge.where)
+    ends = label_positions(say, rollout, judge.delimiter, judge.label_places)
     if len(rollout) + len(ends) > judge.policy.max_seq_len:
         raise Unfit(
             f"the judge reads {judge.policy.max_seq_len} tokens, this is more", "messages", "context_length_exceeded"
         )
-    (logs,) = judge.grades([rollout])
+    (logs,) = judge.step_logprobs([rollout])
     begins = [say.thought_span(rollout)[0], *ends]
     steps = [
         {"text": say.tokenizer.decode(rollout.tokens[a:b]).strip(), "grade": exp(log)}
@@ -83,4 +83,4 @@ def opinion(judge: RewardModel, messages: Sequence[Said]) -> dict[str, Any]:
     ]
     if last.content and steps:
         steps[-1]["text"] = last.content
-    return {"grade": STEP_AGGREGATIONS[judge.aggregate](logs), "steps": steps}
+    return {"grade": STEP_AGGREGATIONS[judge.step_aggregation](logs), "steps": steps}

@@ -25,7 +25,7 @@ from schoolhouse.policy.logprobs import TokenLogprob, token_logprobs
 from schoolhouse.reward_models.prm import check_same_tokenizer
 from schoolhouse.search import render
 from schoolhouse.search.solve import Search, parse, solve
-from schoolhouse.search.thoughts import Judged
+from schoolhouse.search.thoughts import RewardModelValue
 from schoolhouse.serve.api_schema import MOST_SPENT, Asked, ChatRequest, CompletionRequest, Unfit
 from schoolhouse.serve.auth import Guard, told
 from schoolhouse.serve.batch_engine import Closed, Desk, Full, Listened, Piece, Ticket, aside
@@ -318,19 +318,19 @@ async def _searched(request: Request, served: Served, desk: Desk, c: ChatRequest
     thought, answer, reason = spoken(say, found.rollout, ()) if found.rollout else (None, "", "length")
     choice = {"index": 0, "message": message(thought, answer), "logprobs": None, "finish_reason": reason}
     usage = Account(len(ticket.rollout), found.tokens).to_json()
-    return {"choices": [choice], "usage": usage, "search": render.told(found)}
+    return {"choices": [choice], "usage": usage, "search": render.result_to_json(found)}
 
 
-def _asked_judge(served: Served, desk: Desk, how: Search) -> Judged | None:
+def _asked_judge(served: Served, desk: Desk, how: Search) -> RewardModelValue | None:
     """The server's judge for a search that asks for it; a judge in any other folder is not to be had over HTTP."""
-    if how.values in ("ask", "vote", "exact", "random") and not how.reference:
+    if how.values in ("ask", "vote", "exact", "random") and not how.reference_model:
         return None
     judge = served.judge
-    if judge is None or how.values != "judge" or how.reference or how.where not in (Search().where, judge.where):
+    if judge is None or how.values != "judge" or how.reference_model or how.label_places not in (Search().label_places, judge.label_places):
         told_ = "over HTTP the only judge is the server's own: `school serve --judge FOLDER`, then `values=judge`"
         raise Unfit(f"`search`: {told_}", "search", "search")
     check_same_tokenizer(desk.policy.conversation, judge.policy.conversation, "this model", "the server's judge")
-    return Judged(replace(judge, aggregate=how.aggregate) if "aggregate" in how.model_fields_set else judge)
+    return RewardModelValue(replace(judge, step_aggregation=how.step_aggregation) if "aggregate" in how.model_fields_set else judge)
 
 
 def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:

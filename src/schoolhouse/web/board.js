@@ -21,6 +21,7 @@ const head = (...names) => h("thead", {}, h("tr", {}, names.map((name) => (name.
 const table = (header, rows) => h("div", { class: "scroll" }, h("table", {}, header, h("tbody", {}, rows)));
 const clip = (text, title) => h("td", {}, h("div", { class: "clip", title }, text));
 const stateLabel = (state) => h("span", { class: `state ${STATE_CLASSES.get(state) ?? ""}` }, state);
+const nameOf = (run) => (run === "." ? "(this folder)" : run);
 const rewardClass = (reward) => (reward == null ? "" : reward >= 1 ? "success" : "danger");
 // A row that opens a view, by mouse or keyboard.
 const openingRow = (open, ...cells) => h("tr", { class: "opens", tabindex: 0, onclick: open, onkeydown: (event) => event.key === "Enter" && open() }, cells);
@@ -36,7 +37,7 @@ async function runs(show) {
   const body = rows.map((run) => h("tr", {},
     h("td", {}, h("input", { type: "checkbox", "aria-label": `Select ${run.name}`, checked: chosen.has(run.name),
       onchange: (event) => { if (event.target.checked) chosen.add(run.name); else chosen.delete(run.name); enable(); } })),
-    h("td", {}, h("a", { href: link("run", { name: run.name }) }, run.name)),
+    h("td", {}, h("a", { href: link("run", { name: run.name }) }, nameOf(run.name))),
     cell(run.recipe), h("td", {}, stateLabel(run.state)),
     cell(run.of ? `${run.done} of ${run.of}` : String(run.done), true), cell(formatDuration(run.seconds), true), cell(run.result)));
   enable();
@@ -65,7 +66,7 @@ async function run(show) {
   const single = infos.length === 1 ? infos[0] : null;
   const plots = h("div", { class: "plots" });
   show(
-    h("h1", {}, names.join(", ")),
+    h("h1", {}, names.map(nameOf).join(", ")),
     single && h("p", {}, stateLabel(single.state), ` ${single.recipe}, ${single.of ? `${single.done} of ${single.of}` : single.done} steps, ${formatDuration(single.seconds)}`,
       single.rollouts && [" · ", h("a", { href: link("rollouts", { name: single.name }) }, "Rollouts")],
       single.trees.length > 0 && [" · ", h("a", { href: link("trees", { name: single.name, step: single.trees.at(-1) }) }, "Search trees")]),
@@ -320,7 +321,7 @@ async function claims(show) {
 async function difference(show) {
   const [one, other] = address().query.getAll("name");
   const lines = await getJson("/api/difference", { one, other });
-  show(h("h1", {}, "Config difference"), h("p", {}, "there: ", h("b", {}, one), " · now: ", h("b", {}, other)), h("pre", { class: "card" }, lines.length ? lines.join("\n") : "The configs are the same."));
+  show(h("h1", {}, "Config difference"), h("p", {}, "there: ", h("b", {}, one), " · now: ", h("b", {}, other)), h("pre", { class: "card" }, lines.length ? lines.map((line) => line.trim()).join("\n") : "The configs are the same."));
 }
 
 // --- views

@@ -172,7 +172,7 @@ async function searchResponse(place) {
   const card = responseCard(`${state.search} · ${formatNumber(search.tokens)} tokens · ${search.end}`);
   card.append(message);
   card.finish("");
-  if (search.votes.length) card.element.append(h("p", { class: "note-line" }, search.votes.map(([answer, count]) => `${count} × ${answer}`).join(" · ")));
+  if (search.votes.length) card.element.append(h("p", { class: "note-line" }, "Votes: ", search.votes.map(([answer, count], index) => [index ? " · " : "", h("b", {}, `${count} × `), answer])));
   if (search.tree.length) card.element.append(h("details", {}, h("summary", {}, `Search tree: ${search.tree.length} thoughts`), searchTree(search.tree)));
   place.append(card.element);
   return card;

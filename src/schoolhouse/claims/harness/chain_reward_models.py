@@ -13,7 +13,7 @@ from schoolhouse.claims.harness.models import chains
 from schoolhouse.eval.reward_model_eval import auc, best_of_n, first_error_f1, vote_of_n
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.prm import STEP_AGGREGATIONS, LabelPlaces, RewardModel
-from schoolhouse.reward_models.step_labels import by_continuations, by_rules
+from schoolhouse.reward_models.step_labels import label_by_continuations, label_by_rules
 from schoolhouse.tasks.answer_match import normalized_answer
 from schoolhouse.tasks.grading import grade as verdicts_of
 from schoolhouse.tasks.registry import open_task
@@ -51,7 +51,7 @@ class Picks(Exam):
         )
         said = rollouts_of(groups)
         delimiter = self.delimiter or task.delimiter
-        grades = RewardModel(policy, delimiter, self.where).grades(said)
+        grades = RewardModel(policy, delimiter, self.where).step_logprobs(said)
         overall: Json = {"pass_at_1": fmean((score or 0.0) >= 1.0 for group in groups for score in _scores(group))}
         for name, aggregate in STEP_AGGREGATIONS.items():
             worth = [aggregate(logs) if logs else 0.0 for logs in grades]
@@ -84,10 +84,10 @@ class Agreement(Exam):
         keys = [(p, Key(seed, "agreement", 0, i, g)) for i, p in enumerate(exam) for g in range(self.samples)]
         said = policy.extend([say.prompt_rollout(p, key) for p, key in keys], self.length, temperature=self.temperature)
         said = [rollout for rollout in said if rollout.finish_reason == "stop"]
-        exact = by_rules(task, say, said)
+        exact = label_by_rules(task, say, said)
         overall: Json = {}
         for n in self.counts:
-            values, _ = by_continuations(policy, task, said, n, self.length)
+            values, _ = label_by_continuations(policy, task, said, n, self.length)
             pairs = [
                 (label, value)
                 for one, other in zip(exact, values, strict=True)
@@ -129,7 +129,7 @@ def _steps(task: Any, say: Any, said: Sequence[Rollout], grades: Sequence[Sequen
     wrong: list[float] = []
     found: list[int | None] = []
     true: list[int | None] = []
-    for graded, logs in zip(by_rules(task, say, said), grades, strict=True):
+    for graded, logs in zip(label_by_rules(task, say, said), grades, strict=True):
         labels = graded.truncate_at_first_error().labels
         for label, grade in zip(labels, logs, strict=False):
             if label:

@@ -13,8 +13,8 @@ from typing import Any
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Json, Results, Scale, Step, verdict
 from schoolhouse.claims.harness.runner import find, known, name_of
 from schoolhouse.config import BaseConfig
-from schoolhouse.runs.atomic_io import atomic_write, read_object, to_json
-from schoolhouse.runs.manifest import this_machine
+from schoolhouse.runs.atomic_io import atomic_write, read_json, to_json
+from schoolhouse.runs.manifest import environment
 from schoolhouse.runs.progress import duration
 from schoolhouse.types import SchoolError
 
@@ -41,7 +41,7 @@ def write(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
         "checks": [asdict(check) for check in checks],
         "arms": {name: _arm(arms[name], results, name) for name in results.arms},
         "design": _design({name: arms[name] for name in results.arms}),
-        "machine": this_machine(),
+        "machine": environment(),
         "seconds": round(sum(_seconds(claim, scale, results).values()), 1),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def told_verdict(record: Json) -> str:
 def guard(claim: Claim, seeds: int, scale: Scale, folder: Path) -> None:
     """Raises SchoolError where a verdict of more seeds would be overwritten."""
     path = folder / f"{stem({'claim': claim.id, 'scale': scale})}.json"
-    there = len(read_object(path)["seeds"]) if path.exists() else 0
+    there = len(read_json(path)["seeds"]) if path.exists() else 0
     if there > seeds:
         told = f"{path} holds a verdict of {there} seeds, which {seeds} would overwrite"
         raise SchoolError(f"{told}: give --seeds {there}, or another folder with --results")
@@ -222,7 +222,7 @@ def _mean(exams: Sequence[Json], metric: str) -> float:
 
 def write_pages(folder: Path) -> None:
     """The page of each claim whose results lie in the folder, and README.md, the table of all."""
-    records = [read_object(path) for path in sorted(folder.glob("*.json"))]
+    records = [read_json(path) for path in sorted(folder.glob("*.json"))]
     earlier = {}
     for record in records:
         claim = find(record["claim"]) if record["claim"] in known() else None

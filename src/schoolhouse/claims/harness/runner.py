@@ -27,8 +27,16 @@ from schoolhouse.claims.harness.claim import Arm, Claim, Measure, Outcome, Resul
 from schoolhouse.config import BaseConfig, Source, build, suggest
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import Recipe, load_recipe
-from schoolhouse.runs.atomic_io import InUse, atomic_write, checksum, read_lines, read_object, resolve_model, to_json
-from schoolhouse.runs.manifest import code, spent, weights_digest
+from schoolhouse.runs.atomic_io import (
+    FolderInUse,
+    atomic_write,
+    checksum,
+    read_json,
+    read_jsonl,
+    resolve_model,
+    to_json,
+)
+from schoolhouse.runs.manifest import budget_spent, source_digest, weights_digest
 from schoolhouse.runs.run import Run, read_metrics
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import SchoolError
@@ -120,18 +128,18 @@ def run_arm(arm: Arm, seed: int, folder: Path) -> Outcome:
     return Outcome(
         _all_measured(arm, seed, run, name_of(arm.step), folder),
         metrics,
-        read_lines(run / "times.jsonl"),
-        spent(run)[0],
-        float(read_object(run / "manifest.json")["seconds"]),
+        read_jsonl(run / "times.jsonl"),
+        budget_spent(run)[0],
+        float(read_json(run / "manifest.json")["seconds"]),
     )
 
 
 def do(step: Step, folder: Path) -> Path:
     """The run folder of a step, trained if it has not been. What it starts from is trained first."""
     manifest = folder / "steps" / name_of(step) / "manifest.json"
-    made = read_object(manifest) if manifest.is_file() else {}
+    made = read_json(manifest) if manifest.is_file() else {}
     if made.get("state") == "finished":  # its name is all that it is made from, but for our own code
-        if {one.get("code") for one in (made, *made.get("resumed_with", ()))} != {code()}:
+        if {one.get("code") for one in (made, *made.get("resumed_with", ()))} != {source_digest()}:
             print(f"  {manifest.parent}: made by other code than this; delete it to make it anew", file=sys.stderr)
         for model, then in made.get("models", {}).items():
             if Path(model).is_dir() and weights_digest(model) != then:
@@ -153,7 +161,7 @@ def _opened(place: Path, config: BaseConfig, recipe: str) -> Run:
     while True:
         try:
             return Run.open(place, config, recipe)
-        except InUse:
+        except FolderInUse:
             time.sleep(PATIENCE)
 
 
@@ -202,8 +210,8 @@ def _measured(
     asked += [{what: name_of(step) for what, step in beside.items()}] if beside else []
     asked += _contents(getattr(measure, "task", None))
     path = folder / "measures" / f"{_digest(json.dumps(asked, sort_keys=True))}.json"
-    weights, taken = fingerprint(model), read_object(path) if path.exists() else {}
-    if taken and taken.get("code") != code():
+    weights, taken = fingerprint(model), read_json(path) if path.exists() else {}
+    if taken and taken.get("code") != source_digest():
         print(f"  {path}: measured by other code than this; delete it to measure anew", file=sys.stderr)
     if not taken or taken.get("weights", weights) != weights:  # a step that was made anew has its old name
         others = {what: Policy.load(do(step, folder)) for what, step in beside.items()}
@@ -211,9 +219,9 @@ def _measured(
         found = measure.take(Policy.load(model), seed, **others)
         path.parent.mkdir(parents=True, exist_ok=True)
         seconds = round(time.monotonic() - began, 3)
-        row = {**found, "asked": asked, "weights": weights, "code": code(), "seconds": seconds}
+        row = {**found, "asked": asked, "weights": weights, "code": source_digest(), "seconds": seconds}
         atomic_write(path, to_json(row) + "\n")
-    return read_object(path)
+    return read_json(path)
 
 
 def _digest(text: str) -> str:
