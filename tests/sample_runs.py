@@ -80,5 +80,5 @@ def keep_model(run: Path, step: int) -> None:
     from schoolhouse.policy.policy import Policy
 
     say = Conversation(train_tokenizer(["1+1=2"], 300))
-    policy = Policy.create(ModelConfig(say.tokenizer.size, 16, 16, 1, 1, 1, 16, 64), say, step, "float32")
+    policy = Policy.create(ModelConfig(say.tokenizer.vocab_size, 16, 16, 1, 1, 1, 16, 64), say, step, "float32")
     policy.save(run / "checkpoints" / f"{step:06d}")

@@ -81,4 +81,4 @@ def conversation() -> Conversation:
 @pytest.fixture
 def policy(conversation: Conversation, tiny_shape: Callable[..., ModelConfig]) -> Policy:
     """A fresh policy, the same for every test."""
-    return Policy.create(tiny_shape(vocab_size=conversation.tokenizer.size), conversation, precision="float32")
+    return Policy.create(tiny_shape(vocab_size=conversation.tokenizer.vocab_size), conversation, precision="float32")

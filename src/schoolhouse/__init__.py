@@ -1,3 +1,211 @@
-"""A one-room school for language models: textbooks, worked examples, practice, exams."""
+"""schoolhouse: one Python system that takes a language model from raw text to reasoning, on a laptop's CPU first.
+
+The public names of the library. They are loaded when they are first used, so that `import schoolhouse` is quick:
+
+    from schoolhouse import Policy, Task, Problem, Verdict, Rollout, Group
+
+Data types: `Problem`, `Message`, `Completion`, `Demonstration`, `Verdict`, `Rollout`, `Group`, `Key`, `Batch`, `Scores`.
+Policies: `Policy` with its verbs extend, score and update, `Conversation`, `prompt_groups`, `Stream`.
+Tasks: `Task`, `open_task`, `grade`, `answer_match`, `audit_task`.
+Algorithms: `group_advantage` and other functions from groups to rows, losses, `pack` and token weights.
+Runs and configs: `Run`, `BaseConfig` and the groups that recipes share, `load_recipe`, `evaluate`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "types": "Completion Demonstration Group Key Message Precision Problem Rollout SchoolError Verdict",
+    "config": "BaseConfig",
+    "data.chat": "Conversation",
+    "data.prompts": "prompt_groups",
+    "data.tokenizer": "Tokenizer train_tokenizer",
+    "algorithms.advantages": "group_advantage scale_negatives step_advantage value_gains",
+    "algorithms.groups": "drop_constant_reward_groups drop_ungraded group_stats rollouts_of truncated with_rewards",
+    "algorithms.losses": "Loss add_penalty cispo clipped_surrogate importance_corrected kl_penalty "
+    "negative_log_likelihood policy_gradient ratio_stats token_bce",
+    "algorithms.packing": "Batch Scores TokenWeight constant loss_aggregation pack sequence_mean sequence_sum "
+    "token_mean without",
+    "algorithms.reward_shaping": "add_format_rewards kl_in_reward length_reward overlong_penalty",
+    "algorithms.settings": "Advantage Eval Optimizer PolicyLoss Rewards RolloutSampling Sampling",
+    "policy.interface": "Generator",
+    "policy.policy": "Policy",
+    "policy.stream": "Stream",
+    "policy.supervised": "supervised_update",
+    "tasks.answer_match": "answer_match",
+    "tasks.audit": "audit_task",
+    "tasks.base": "Task",
+    "tasks.grading": "grade",
+    "tasks.registry": "open_task",
+    "eval.evaluate": "evaluate",
+    "recipes": "Recipe load_recipe recipe_names",
+    "runs.run": "Run",
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+
+__all__ = [
+    "Advantage",
+    "BaseConfig",
+    "Batch",
+    "Completion",
+    "Conversation",
+    "Demonstration",
+    "Eval",
+    "Generator",
+    "Group",
+    "Key",
+    "Loss",
+    "Message",
+    "Optimizer",
+    "Policy",
+    "PolicyLoss",
+    "Precision",
+    "Problem",
+    "Recipe",
+    "Rewards",
+    "Rollout",
+    "RolloutSampling",
+    "Run",
+    "Sampling",
+    "SchoolError",
+    "Scores",
+    "Stream",
+    "Task",
+    "TokenWeight",
+    "Tokenizer",
+    "Verdict",
+    "add_format_rewards",
+    "add_penalty",
+    "answer_match",
+    "audit_task",
+    "cispo",
+    "clipped_surrogate",
+    "constant",
+    "drop_constant_reward_groups",
+    "drop_ungraded",
+    "evaluate",
+    "grade",
+    "group_advantage",
+    "group_stats",
+    "importance_corrected",
+    "kl_in_reward",
+    "kl_penalty",
+    "length_reward",
+    "load_recipe",
+    "loss_aggregation",
+    "negative_log_likelihood",
+    "open_task",
+    "overlong_penalty",
+    "pack",
+    "policy_gradient",
+    "prompt_groups",
+    "ratio_stats",
+    "recipe_names",
+    "rollouts_of",
+    "scale_negatives",
+    "sequence_mean",
+    "sequence_sum",
+    "step_advantage",
+    "supervised_update",
+    "token_bce",
+    "token_mean",
+    "train_tokenizer",
+    "truncated",
+    "value_gains",
+    "with_rewards",
+    "without",
+]
+
+if TYPE_CHECKING:  # the same names for type checkers, which do not run __getattr__
+    from schoolhouse.algorithms.advantages import group_advantage, scale_negatives, step_advantage, value_gains
+    from schoolhouse.algorithms.groups import (
+        drop_constant_reward_groups,
+        drop_ungraded,
+        group_stats,
+        rollouts_of,
+        truncated,
+        with_rewards,
+    )
+    from schoolhouse.algorithms.losses import (
+        Loss,
+        add_penalty,
+        cispo,
+        clipped_surrogate,
+        importance_corrected,
+        kl_penalty,
+        negative_log_likelihood,
+        policy_gradient,
+        ratio_stats,
+        token_bce,
+    )
+    from schoolhouse.algorithms.packing import (
+        Batch,
+        Scores,
+        TokenWeight,
+        constant,
+        loss_aggregation,
+        pack,
+        sequence_mean,
+        sequence_sum,
+        token_mean,
+        without,
+    )
+    from schoolhouse.algorithms.reward_shaping import (
+        add_format_rewards,
+        kl_in_reward,
+        length_reward,
+        overlong_penalty,
+    )
+    from schoolhouse.algorithms.settings import (
+        Advantage,
+        Eval,
+        Optimizer,
+        PolicyLoss,
+        Rewards,
+        RolloutSampling,
+        Sampling,
+    )
+    from schoolhouse.config import BaseConfig
+    from schoolhouse.data.chat import Conversation
+    from schoolhouse.data.prompts import prompt_groups
+    from schoolhouse.data.tokenizer import Tokenizer, train_tokenizer
+    from schoolhouse.eval.evaluate import evaluate
+    from schoolhouse.policy.interface import Generator
+    from schoolhouse.policy.policy import Policy
+    from schoolhouse.policy.stream import RolloutStream
+    from schoolhouse.policy.supervised import supervised_update
+    from schoolhouse.recipes import Recipe, load_recipe, recipe_names
+    from schoolhouse.runs.run import Run
+    from schoolhouse.tasks.answer_match import answer_match
+    from schoolhouse.tasks.audit import audit_task
+    from schoolhouse.tasks.base import Task
+    from schoolhouse.tasks.grading import grade
+    from schoolhouse.tasks.registry import open_task
+    from schoolhouse.types import (
+        Completion,
+        Demonstration,
+        Group,
+        Key,
+        Message,
+        Precision,
+        Problem,
+        Rollout,
+        SchoolError,
+        Verdict,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module `schoolhouse` has no public name `{name}`")
+    value = getattr(import_module(f"schoolhouse.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,13 +1,12 @@
-"""Configuration: frozen pydantic models, read from a YAML file and from command-line words, checked once.
+"""Configuration: frozen pydantic models, read from a YAML file and from command-line arguments, checked once.
 
-Defaults < file < command line. Both sources become plain values that remember where they were written, and pydantic
-checks the merged whole: a wrong line of the file and a wrong word get the same message, and words may mend a file that
-is incomplete by itself. Every mistake that is found is named, with its place and, for a misspelt key, the nearest one.
+Defaults < file < command line. Both sources become plain values that remember where they were written. The merged
+values are checked together, so a mistake gets the same message in a file and on the command line, and arguments may
+complete an incomplete file. Every mistake is reported, with its place and, for a misspelt key, the nearest name.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,21 +21,21 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from schoolhouse.types import SchoolError
 
 KeyPath = tuple[str | int, ...]
-"""The way to a value: keys and list positions from the root."""
+"""The path of a value: keys and list positions from the root."""
 
 
 class BaseConfig(BaseModel):
-    """Base of every config: cannot be changed, refuses unknown keys, the docstring under a field is its help."""
+    """Base of every config: immutable, refuses unknown keys, and the docstring under a field is its help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, given: Any) -> Any:
-        """Dotted keys become groups, and a group that is given in part keeps the other defaults of this config."""
-        if not isinstance(given, Mapping):
-            return given
-        values = cls.preset_values(expand_dotted(given))
+    def _complete(cls, data: Any) -> Any:
+        """Expand dotted keys into groups. A partial group keeps the other defaults that this config has for it."""
+        if not isinstance(data, Mapping):
+            return data
+        values = cls.preset_values(expand_dotted(data))
         for name, field in cls.model_fields.items():
             if isinstance(field.default, BaseConfig) and isinstance(values.get(name), Mapping):
                 values[name] = merge(field.default.model_dump(), values[name])
@@ -44,7 +43,7 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """A config from plain values; dotted keys name a part of a group: `**{"optimizer.learning_rate": 1e-4}`.
+        """A config from plain values. A dotted key names one key of a group: `**{"optimizer.learning_rate": 1e-4}`.
 
         Raises SchoolError naming every mistake.
         """
@@ -52,12 +51,12 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def preset_values(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The given values with those of a preset under them. Raises ValueError for an unknown preset."""
+        """The values laid over those of a preset that they name. Raises ValueError for an unknown preset."""
         return values
 
     @classmethod
     def conflicts(cls, file: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
-        """Values of a file that a preset named on the command line would set otherwise."""
+        """Values of a file that contradict a preset named on the command line, one message each."""
         return []
 
 
@@ -66,27 +65,28 @@ C = TypeVar("C", bound=BaseConfig)
 
 @dataclass(frozen=True)
 class Source:
-    """Plain values and where each was written: `FILE:LINE`, or `--option`."""
+    """Plain values, and the location where each was written: `FILE:LINE` or `--option`."""
 
     values: Any
     locations: Mapping[KeyPath, str]
 
-    def at(self, *place: str | int) -> Source:
-        """The part under a place, with its own places relative to it. Raises KeyError or IndexError where it is not."""
+    def at(self, *path: str | int) -> Source:
+        """The part below a path, with locations relative to it. Raises KeyError or IndexError for an unknown path."""
         values = self.values
-        for step in place:
+        for step in path:
             values = values[step]
-        return Source(values, {at[len(place) :]: text for at, text in self.locations.items() if at[: len(place)] == place})
+        below = {at[len(path) :]: location for at, location in self.locations.items() if at[: len(path)] == path}
+        return Source(values, below)
 
     def merged_over(self, base: Source) -> Source:
         """These values laid over `base`: mappings are merged key by key, anything else is replaced."""
-        where = {at: text for at, text in base.locations.items() if not self._replaces(at)}
-        return Source(merge(base.values, self.values), where | dict(self.locations))
+        kept = {path: location for path, location in base.locations.items() if not self._replaces(path)}
+        return Source(merge(base.values, self.values), kept | dict(self.locations))
 
-    def _replaces(self, place: KeyPath) -> bool:
-        """Whether a value here stands at `place` of another source or above it."""
+    def _replaces(self, path: KeyPath) -> bool:
+        """Whether a value of this source stands at `path` of another source, or above it."""
         found = self.values
-        for step in place:
+        for step in path:
             if not isinstance(found, Mapping):
                 return True
             if step not in found:
@@ -107,7 +107,7 @@ def expand_dotted(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lookup(values: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key in nested mappings; None where there is none."""
+    """The value of a dotted key in nested mappings; None if there is none."""
     found: Any = values
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -115,54 +115,59 @@ def lookup(values: Mapping[str, Any], key: str) -> Any:
 
 
 def merge(base: Any, override: Any) -> Any:
-    """`over` laid over `base`: mappings are merged key by key, anything else is replaced."""
+    """`override` laid over `base`: mappings are merged key by key, anything else is replaced."""
     if not (isinstance(base, Mapping) and isinstance(override, Mapping)):
         return override
-    return {**base, **{key: merge(base[key], value) if key in base else value for key, value in override.items()}}
+    merged = {key: merge(base[key], value) if key in base else value for key, value in override.items()}
+    return {**base, **merged}
 
 
 def load(cls: type[C], path: Path | None, overrides: Sequence[str] = (), positional: Sequence[str] = ()) -> C:
-    """A config from a YAML file (or None) with command-line words laid over it: ["--learning_rate", "1e-4", ...].
+    """A config from a YAML file (or None), with command-line arguments laid over it: ["--learning_rate", "1e-4", ...].
 
-    `positional` names the fields that leading words without `--` go to. Raises SchoolError naming every mistake.
+    `positional` names the fields that leading arguments without `--` set. Raises SchoolError naming every mistake.
     """
-    source, words = read_yaml(path) if path else Source({}, {}), parse_args(cls, overrides, positional)
-    if found := cls.conflicts(source.values, words.values):
-        raise SchoolError("\n".join(f"{path}: {line}" for line in found))
-    return build(cls, words.merged_over(source))
+    file = read_yaml(path) if path else Source({}, {})
+    arguments = parse_args(cls, overrides, positional)
+    if conflicts := cls.conflicts(file.values, arguments.values):
+        raise SchoolError("\n".join(f"{path}: {conflict}" for conflict in conflicts))
+    return build(cls, arguments.merged_over(file))
 
 
 def dump(config: BaseConfig) -> str:
-    """The config as YAML, every field written out: `load` gives the same config back."""
+    """The config as YAML with every field written out. `load` reads the same config back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def build(cls: type[C], source: Source) -> C:
-    """Check the values of a source and make the config. Raises SchoolError naming every mistake and its place."""
+    """A config from the values of a source. Raises SchoolError naming every mistake and its location."""
     if not isinstance(source.values, Mapping):
-        raise SchoolError(f"{source.locations.get((), config_name(cls))}: expected `key: value` lines, found {source.values!r}")
+        location = source.locations.get((), config_name(cls))
+        raise SchoolError(f"{location}: expected `key: value` lines, found {source.values!r}")
     try:
         return cls.model_validate(source.values)
     except ValidationError as error:
         raise SchoolError("\n".join(_complaints(cls, source, error))) from None
 
 
-def print_help(cls: type[BaseConfig], command: str, description: str) -> None:
-    """Print what a config holds: names, types, defaults and the docstring of every field."""
-    import tyro
-
-    with contextlib.suppress(SystemExit):
-        tyro.cli(cls, args=["--help"], prog=command, description=description, use_underscores=True)
-
-
 def suggest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` with the nearest known name, else the list of them."""
-    close = get_close_matches(word, known, n=1)
-    return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}"
+    """`; did you mean ...?` with the nearest known name, else the list of known names.
+
+    The last part of a dotted name counts as a spelling of it: `learning_rate` suggests `optimizer.learning_rate`.
+    """
+    spellings: dict[str, list[str]] = {}
+    for name in known:
+        dashes = "--" if name.startswith("--") else ""
+        for spelling in {name, dashes + name.removeprefix("--").rpartition(".")[2]}:
+            spellings.setdefault(spelling, []).append(name)
+    if close := get_close_matches(word, spellings, n=1):
+        return f"; did you mean {' or '.join(f'`{name}`' for name in spellings[close[0]])}?"
+    shown = dict.fromkeys(f"{name.partition('.')[0]}.*" if "." in name else name for name in known)
+    return f"; known: {', '.join(name for name in shown if f'{name}.*' not in shown)}"
 
 
 def config_name(cls: type[BaseModel]) -> str:
-    """What to call a config in messages: a recipe's `Config` goes by its file, another class by its name."""
+    """The name of a config in messages: a recipe's `Config` is named by its file, another class by its own name."""
     return cls.__module__.rpartition(".")[2] if cls.__name__ == "Config" else cls.__name__.lower()
 
 
@@ -170,7 +175,7 @@ def config_name(cls: type[BaseModel]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-4 is a number (YAML 1.1 wants 1.0e-4 and reads a string otherwise)."""
+    """YAML that reads 1e-4 as a number, as people expect. YAML 1.1 wants 1.0e-4 and reads a string otherwise."""
 
 
 _Loader.yaml_implicit_resolvers = {key: list(found) for key, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -182,7 +187,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> Source:
-    """A YAML file with the line of every value. An empty file is an empty mapping; a key given twice is an error."""
+    """A YAML file with the line of every value. An empty file is an empty mapping; a duplicate key is an error."""
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
@@ -190,19 +195,20 @@ def read_yaml(path: Path) -> Source:
             return Source({}, {(): str(path)})
         if not isinstance(node, yaml.MappingNode):
             raise SchoolError(f"{path}: expected `key: value` lines")
-        where: dict[KeyPath, str] = {}
-        for place, line in _lines(node, path, ()):
-            if place in where:
-                raise SchoolError(f"{line}: `{'.'.join(map(str, place))}` is given twice (first at {where[place]})")
-            where[place] = line
-        return Source(_expanded(loader.construct_document(node)), where | {(): str(path)})
+        locations: dict[KeyPath, str] = {}
+        for key_path, location in _locations(node, path, ()):
+            if key_path in locations:
+                key = ".".join(map(str, key_path))
+                raise SchoolError(f"{location}: duplicate key `{key}` (first at {locations[key_path]})")
+            locations[key_path] = location
+        return Source(_expand_nested(loader.construct_document(node)), locations | {(): str(path)})
     except OSError as error:
         raise SchoolError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise SchoolError(f"{path} is not UTF-8 text (byte {error.start}); is it a configuration file?") from None
-    except ValueError as error:  # such as a date that is none
+    except ValueError as error:  # such as an impossible date
         raise SchoolError(
-            f"{path}: a value cannot be read ({error}); text that looks like a date or a number needs quotes"
+            f"{path}: a value cannot be read ({error}); put text that looks like a date or a number in quotes"
         ) from None
     except RecursionError:
         raise SchoolError(f"{path}: a value refers to itself; write it out") from None
@@ -213,144 +219,151 @@ def read_yaml(path: Path) -> Source:
         raise SchoolError(f"{path}: not valid YAML: {error}") from None
 
 
-def _expanded(value: Any) -> Any:
-    """A document with dotted keys as groups, at any depth."""
+def _expand_nested(value: Any) -> Any:
+    """A document with dotted keys expanded into groups, at any depth."""
     if isinstance(value, Mapping):
-        return expand_dotted({key: _expanded(inner) for key, inner in value.items()})
-    return [_expanded(inner) for inner in value] if isinstance(value, list) else value
+        return expand_dotted({key: _expand_nested(inner) for key, inner in value.items()})
+    return [_expand_nested(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _lines(node: yaml.Node, path: Path, place: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """Where each value of a document stands. The line of a value is that of its key."""
+def _locations(node: yaml.Node, path: Path, parent: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Key path and `FILE:LINE` of each value of a document. The line of a value is that of its key."""
     if isinstance(node, yaml.SequenceNode):
         children = list(enumerate(node.value))
         marks = {index: child.start_mark for index, child in children}
     elif isinstance(node, yaml.MappingNode):
         children, marks = [], {}
         for key, child in node.value:
-            at = f"{path}:{key.start_mark.line + 1}"
+            location = f"{path}:{key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
-                raise SchoolError(f"{at}: a key must be a plain word")
+                raise SchoolError(f"{location}: a key must be a plain word")
             if key.value in marks:
-                raise SchoolError(f"{at}: `{key.value}` is given twice (first on line {marks[key.value].line + 1})")
+                first = marks[key.value].line + 1
+                raise SchoolError(f"{location}: duplicate key `{key.value}` (first on line {first})")
             marks[key.value] = key.start_mark
             children.append((key.value, child))
     else:
         return
     for name, child in children:
-        here = (*place, *(name.split(".") if isinstance(name, str) else [name]))
-        yield here, f"{path}:{marks[name].line + 1}"
-        yield from _lines(child, path, here)
+        key_path = (*parent, *(name.split(".") if isinstance(name, str) else [name]))
+        yield key_path, f"{path}:{marks[name].line + 1}"
+        yield from _locations(child, path, key_path)
 
 
 # ---- the command line
 
 
 def parse_args(cls: type[BaseConfig], args: Sequence[str], positional: Sequence[str] = ()) -> Source:
-    """Command-line words as a source: `--key value`, `--key=value`, `--group.key value`, `--flag`, `--no-flag`,
-    `--list a b c`; hyphens or underscores. Values stay text: pydantic turns text into what the field wants."""
-    known = dict(_options(cls))
+    """Command-line arguments as a source: `--key value`, `--key=value`, `--group.key value`, `--flag`, `--no-flag`,
+    `--list a b c`; hyphens or underscores. Values stay text: pydantic converts them to the types of the fields."""
+    known = dict(leaf_fields(cls))
     values: dict[str, Any] = {}
-    where: dict[KeyPath, str] = {}
+    locations: dict[KeyPath, str] = {}
     rest = list(args)
-    loose = []
+    leading = []
     while rest and not rest[0].startswith("--"):
-        loose.append(rest.pop(0))
-    if len(loose) > len(positional):
-        wanted = f"it takes {' '.join(name.upper() for name in positional)}" if positional else "options begin with --"
-        raise SchoolError(f"what is `{loose[len(positional)]}` for? {wanted}")
-    rest = [f"--{name}={word}" for name, word in zip(positional, loose, strict=False)] + rest
+        leading.append(rest.pop(0))
+    if len(leading) > len(positional):
+        wanted = f"expected {' '.join(name.upper() for name in positional)}" if positional else "options begin with --"
+        raise SchoolError(f"unexpected argument `{leading[len(positional)]}`; {wanted}")
+    rest = [f"--{name}={value}" for name, value in zip(positional, leading, strict=False)] + rest
     while rest:
-        option, equals, value = rest.pop(0).partition("=")
-        given = [value] if equals else []
+        option, equals, text = rest.pop(0).partition("=")
+        texts = [text] if equals else []
         while not equals and rest and not rest[0].startswith("--"):
-            given.append(rest.pop(0))
-        key, read = _read_option(option, given, known)
-        place = tuple(key.split("."))
-        where[place] = option
-        inner = values
-        for part in place[:-1]:
-            inner = inner.setdefault(part, {})
-        inner[place[-1]] = read
-    return Source(values, where)
+            texts.append(rest.pop(0))
+        key, value = _parse_option(option, texts, known)
+        *groups, last = key.split(".")
+        locations[(*groups, last)] = option
+        group = values
+        for name in groups:
+            group = group.setdefault(name, {})
+        group[last] = value
+    return Source(values, locations)
 
 
-def _read_option(option: str, given: list[str], known: Mapping[str, Any]) -> tuple[str, Any]:
-    """The key an option names and its value, still as text."""
+def _parse_option(option: str, texts: list[str], known: Mapping[str, Any]) -> tuple[str, Any]:
+    """The key that an option names, and its value, still as text."""
     key = option.removeprefix("--").replace("-", "_")
-    *outer, last = key.split(".")
-    positive = ".".join((*outer, last.removeprefix("no_")))
-    if key not in known and not given and known.get(positive) is bool:
+    *groups, last = key.split(".")
+    positive = ".".join((*groups, last.removeprefix("no_")))
+    if key not in known and not texts and known.get(positive) is bool:
         return positive, "false"
     if key not in known:
         raise SchoolError(f"unknown option {option}{suggest(f'--{key}', [f'--{name}' for name in known])}")
-    kind = known[key]
-    if not given and kind is bool:
+    annotation = known[key]
+    if not texts and annotation is bool:
         return key, "true"
-    if _is_many(kind):
-        return key, given
-    if len(given) != 1:
-        raise SchoolError(f"{option} takes one value, {f'not {len(given)}: {given}' if given else 'none was given'}")
-    return key, None if given[0].lower() in ("none", "null") and types.NoneType in get_args(kind) else given[0]
+    if _is_sequence(annotation):
+        return key, texts
+    if len(texts) != 1:
+        raise SchoolError(f"{option} needs one value, found {f'{len(texts)}: {texts}' if texts else 'none'}")
+    is_none = texts[0].lower() in ("none", "null") and types.NoneType in get_args(annotation)
+    return key, None if is_none else texts[0]
 
 
-def _options(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field as (dotted key, type), fields of nested models included."""
+def leaf_fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field as (dotted key, annotation), with the fields of groups in place of the groups."""
     for name, field in cls.model_fields.items():
-        nested = [kind for kind in _alternatives(field.annotation) if _is_model(kind)]
-        if not nested:
+        groups = [member for member in union_members(field.annotation) if is_model(member)]
+        if not groups:
             yield prefix + name, field.annotation
-        for kind in nested:
-            yield from _options(kind, f"{prefix}{name}.")
+        for group in groups:
+            yield from leaf_fields(group, f"{prefix}{name}.")
 
 
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    if get_origin(kind) is Annotated:
-        return _alternatives(get_args(kind)[0])
-    if get_origin(kind) in (Union, types.UnionType):
-        return tuple(one for member in get_args(kind) for one in _alternatives(member))
-    return (kind,)
+def union_members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself; `Annotated` is unwrapped."""
+    if get_origin(annotation) is Annotated:
+        return union_members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(inner for member in get_args(annotation) for inner in union_members(member))
+    return (annotation,)
 
 
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _is_many(kind: Any) -> bool:
-    return any((get_origin(one) or one) in (tuple, list, set, frozenset, Sequence) for one in _alternatives(kind))
+def _is_sequence(annotation: Any) -> bool:
+    kinds = (tuple, list, set, frozenset, Sequence)
+    return any((get_origin(member) or member) in kinds for member in union_members(annotation))
 
 
 # ---- messages
 
 
 def _complaints(cls: type[BaseModel], source: Source, error: ValidationError) -> list[str]:
-    """One line per mistake: where, what, and what is allowed instead."""
+    """One line per mistake: the place, the mistake, and what is allowed instead."""
     lines: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
-        place: KeyPath = item["loc"]
-        key, message = ".".join(map(str, place)), item["msg"]
-        while place and place not in source.locations:  # the deepest part that was written somewhere
-            place = place[:-1]
-        at = source.locations.get(place) or source.locations.get(()) or config_name(cls)
+        path: KeyPath = item["loc"]
+        key, message = ".".join(map(str, path)), item["msg"]
+        while path and path not in source.locations:  # the deepest part that was written somewhere
+            path = path[:-1]
+        location = source.locations.get(path) or source.locations.get(()) or config_name(cls)
         if item["type"] == "extra_forbidden":
-            *outer, last = item["loc"]
-            fields = sorted({name for model in _models_at(cls, outer) for name in model.model_fields})
-            subject = f"{at}: unknown key `{last}` in {'.'.join((config_name(cls), *map(str, outer)))}"
-            lines.setdefault(subject + suggest(str(last), fields), [])
+            lines.setdefault(f"{location}: {_unknown_key(cls, item['loc'])}", [])
         elif item["type"] == "missing" and isinstance(item["loc"][-1], str):
-            mend = f"write `{item['loc'][-1]}: ...` or give --{key}" if () in source.locations else f"give --{key}"
-            lines.setdefault(f"{at}: `{key}` is missing: {mend}", [])
+            remedy = f"write `{item['loc'][-1]}: ...` or give --{key}" if () in source.locations else f"give --{key}"
+            lines.setdefault(f"{location}: `{key}` is missing: {remedy}", [])
         else:
-            subject = at if at.startswith("--") else f"{at}: `{'.'.join(map(str, place))}`"
-            subject = f"{subject} is {source.at(*place).values!r}" if place else at
-            lines.setdefault(subject, []).append(_allowed(item["type"], message))
-    return [
-        ": ".join((subject, " / ".join(dict.fromkeys(said)))) if said else subject for subject, said in lines.items()
-    ]
+            subject = location if location.startswith("--") else f"{location}: `{'.'.join(map(str, path))}`"
+            subject = f"{subject} is {source.at(*path).values!r}" if path else location
+            lines.setdefault(subject, []).append(_requirement(item["type"], message))
+    return [subject + (f": {' / '.join(dict.fromkeys(wanted))}" if wanted else "") for subject, wanted in lines.items()]
 
 
-def _allowed(kind: str, message: str) -> str:
+def _unknown_key(cls: type[BaseModel], path: KeyPath) -> str:
+    """The message for a key that no model has; a key of another group is suggested by its whole name."""
+    *outer, last = path
+    name = ".".join((config_name(cls), *map(str, outer)))
+    known = sorted({key for model in _models_at(cls, outer) for key in (*model.model_fields, *dict(leaf_fields(model)))})
+    elsewhere = [key for key, _ in leaf_fields(cls) if key.rpartition(".")[2] == last]
+    return f"unknown key `{last}` in {name}{suggest(str(last), elsewhere or known)}"
+
+
+def _requirement(kind: str, message: str) -> str:
     """What pydantic wants, in words that need no knowledge of pydantic."""
     if kind in ("value_error", "assertion_error"):  # our own validators: "Value error, ..."
         return message.partition(", ")[2]
@@ -359,23 +372,23 @@ def _allowed(kind: str, message: str) -> str:
     return "it has too few values" if kind == "missing" else message.replace("Input", "it", 1)
 
 
-def _models_at(cls: type[BaseModel], place: Sequence[str | int]) -> list[type[BaseModel]]:
-    """The models that a place may hold."""
+def _models_at(cls: type[BaseModel], path: Sequence[str | int]) -> list[type[BaseModel]]:
+    """The models that a path may hold."""
     models: list[Any] = [cls]
-    for step in place:
-        inner = [m.model_fields[step].annotation for m in models if step in m.model_fields]
-        models = [kind for annotation in inner for kind in _alternatives(annotation) if _is_model(kind)] or models
+    for step in path:
+        annotations = [model.model_fields[step].annotation for model in models if step in model.model_fields]
+        models = [member for kind in annotations for member in union_members(kind) if is_model(member)] or models
     return models
 
 
 def parse_query(subject: str, query: str) -> dict[str, str]:
-    """What stands behind a `?`: `NAME=VALUE&NAME=VALUE`. SchoolError names `what` and the wrong part."""
+    """The options behind a `?`: `NAME=VALUE&NAME=VALUE`. Raises SchoolError naming `subject` and the wrong part."""
     options: dict[str, str] = {}
     for part in query.split("&") if query else ():
         name, equals, value = part.partition("=")
         if not name or not equals:
-            raise SchoolError(f"{subject}: `{part}` is no option; write NAME=VALUE, joined by &")
+            raise SchoolError(f"{subject}: `{part}` is not an option; write NAME=VALUE, joined by &")
         if name in options:
-            raise SchoolError(f"{subject}: option `{name}` is given twice")
+            raise SchoolError(f"{subject}: duplicate option `{name}`; give it once")
         options[name] = value
     return options

@@ -1,4 +1,4 @@
-"""The nouns. Plain frozen data that every other module passes around; imports nothing of ours. Read this first.
+"""The data types that every module passes around: plain, frozen, and without imports of the package. Read this first.
 
 A rollout is a prefix. The policy does three things with prefixes: extend them, score them, be updated on them.
 
@@ -17,15 +17,16 @@ from typing import Literal, NamedTuple
 NAN = float("nan")
 
 FinishReason = Literal["open", "stop", "length", "context", "prefill"]
-"""Why a rollout ended: `open` nothing said yet, `stop` the policy ended its turn, `length` it was cut off,
-`given` the last words are not the policy's (a demonstration, or a user's or tool's turn), `forced` they were put into
-its mouth and its turn goes on."""
+"""Why a rollout ended: `open` nothing was sampled yet; `stop` the policy ended its turn; `length` it was cut off;
+`context` the last tokens are not the policy's (a demonstration, or a turn of a user or tool); `prefill` tokens were put
+into the policy's turn, which goes on."""
 
 SCRIPTS = (
     "latin cyrillic greek cjk hiragana katakana hangul arabic hebrew devanagari bengali gurmukhi gujarati oriya tamil "
     "telugu kannada malayalam sinhala thai lao tibetan myanmar georgian armenian ethiopic khmer mongolian"
 ).split()
-"""Scripts that thoughts may be asked for in, by Unicode's names of their letters."""
+"""Scripts that a reward can ask thoughts to be written in, by Unicode's names of their letters."""
+
 Precision = Literal["auto", "float32", "bfloat16", "exact"]
 """Of matrix products. `auto`: bfloat16 where the machine multiplies it natively, else float32; `exact`: float32 by the
 same kernels in sampling and learning, whatever else is in a batch."""
@@ -43,7 +44,7 @@ class Key(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One turn of a conversation. `thought` is what an assistant thinks before it says `content`."""
+    """One turn of a conversation. `thought` is the reasoning of an assistant before its `content`."""
 
     role: str
     content: str
@@ -51,15 +52,15 @@ class Message(NamedTuple):
 
 
 REVISION_REQUEST = "Look again: there may be a mistake. What is the result?"
-"""A request for a second attempt that says nothing about whether the first was right."""
+"""The request for a second attempt. It does not say whether the first was right."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something to answer: the messages before the answer, and the key to it.
+    """A task instance: the messages of its prompt, and the reference answer.
 
     `id` is stable: the same instance has the same id in every run. `family` groups problems in reports.
-    `info` carries what a verifier needs beyond the reference (never shown to the policy).
+    `info` holds what a verifier needs beyond the reference; the policy never sees it.
     """
 
     id: str
@@ -72,11 +73,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the policy said in its last turn, as text. A verifier sees this and nothing else of the policy.
+    """The policy's last turn as text. A verifier sees this and nothing else of the policy.
 
-    `thought` is what stands between <think> and </think> (None: it did not think), `answer` is what follows the
-    thinking, `complete` is whether the policy ended its turn itself (False: it was cut off).
-    A reply whose thinking was never closed has an empty answer.
+    `thought` is the text between <think> and </think> (None without any), `answer` is the text behind it, `complete` is
+    whether the policy ended its turn itself (False: it was cut off). A completion whose thought was never closed has an
+    empty answer.
     """
 
     thought: str | None
@@ -86,7 +87,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A problem worked by somebody: material for supervised fine-tuning. `hand` names the style of the worker."""
+    """A problem with a thought and an answer, for supervised fine-tuning. `style` names how it was written."""
 
     problem: Problem
     thought: str | None
@@ -96,9 +97,9 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A score, or None: *could not judge*, with the reason. None is never a zero in disguise.
+    """A reward, or None: *could not be graded*, with the reason. None is never a zero in disguise.
 
-    `parts` are named components of the score (for reports). Raises ValueError for a score that is not finite.
+    `parts` are named components of the reward (for reports). Raises ValueError for a reward that is not finite.
     """
 
     reward: float | None
@@ -107,20 +108,21 @@ class Verdict:
 
     def __post_init__(self) -> None:
         if self.reward is not None and not math.isfinite(self.reward):
-            raise ValueError(f"a verdict's score must be a finite number or None, not {self.reward}")
+            raise ValueError(f"a verdict's reward must be a finite number or None, not {self.reward}")
         if self.reward is None and not self.reason:
-            raise ValueError("a verdict without a score must say why in `reason`")
+            raise ValueError("a verdict without a reward must say why in `reason`")
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A prefix: the ids so far, who said each, and how likely the policy found what it said itself.
+    """A prefix: token ids, which of them the policy sampled, and their log-probabilities.
 
-    tokens   [T] ids as sampled or spliced, never re-tokenised
-    loss_mask [T] True where the policy (or, in a demonstration, the teacher it imitates) said this token
-    logprob  [T] log-probability under the transform that sampled it; nan where nobody sampled
-    turns    index of the first token of each turn the policy wrote
-    version  of the policy that wrote the last turn
+    tokens    [T] ids as sampled or spliced, never re-tokenised
+    loss_mask [T] True where the policy (or, in a demonstration, the teacher it imitates) wrote this token
+    logprob   [T] log-probability under the transform that sampled it; nan where nothing was sampled
+    turns     index of the first token of each turn of the policy
+    finish_reason   why it ended
+    policy_version  of the policy that sampled the last turn
     """
 
     problem: Problem
@@ -145,7 +147,7 @@ class Rollout:
     def append_sampled(
         self, tokens: Sequence[int], logprob: Sequence[float], finish: FinishReason, version: int
     ) -> Rollout:
-        """The policy says `tokens`: a new turn, unless words were forced on it within the last."""
+        """Tokens sampled by the policy: a new turn, or the rest of a turn that was prefilled."""
         return replace(
             self,
             tokens=(*self.tokens, *tokens),
@@ -157,7 +159,7 @@ class Rollout:
         )
 
     def append_context(self, tokens: Sequence[int]) -> Rollout:
-        """Somebody else says `tokens` (user, tool): never trained on, by construction."""
+        """Tokens of a user or a tool: never trained on, by construction."""
         return replace(
             self,
             tokens=(*self.tokens, *tokens),
@@ -168,9 +170,9 @@ class Rollout:
         )
 
     def prefill(self, tokens: Sequence[int]) -> Rollout:
-        """Words put into the policy's mouth within its turn, or as its beginning: read, never trained on.
+        """Tokens put into the policy's turn, or at its beginning: read, never trained on.
 
-        Without any, the policy goes on within its turn, with new random numbers.
+        Without any tokens, the policy goes on within its turn, with new random numbers.
         """
         begun = self.finish_reason not in ("open", "context")
         return replace(
@@ -191,7 +193,7 @@ class Rollout:
         )
 
     def with_prompt(self, prompt: Sequence[int]) -> Rollout:
-        """The same words behind another prompt. Sampled log-probabilities are dropped: they were about the old one."""
+        """The same tokens behind another prompt. Log-probabilities are dropped: they were about the old one."""
         start = self.turns[0]
         kept = self.tokens[start:]
         return replace(
@@ -203,7 +205,7 @@ class Rollout:
         )
 
     def last_turn(self) -> tuple[int, ...]:
-        """Ids of the policy's last turn (without what others said after it)."""
+        """Ids of the policy's last turn, without context behind it."""
         if not self.turns:
             return ()
         start, end = self.turns[-1], len(self.tokens)
@@ -222,9 +224,9 @@ class Group:
 
     @property
     def rewards(self) -> tuple[float, ...]:
-        """Scores of the rollouts that could be judged, in order."""
+        """Rewards of the graded rollouts, in order."""
         return tuple(v.reward for v in self.verdicts if v.reward is not None)
 
 
 class SchoolError(Exception):
-    """What a user can mend: the message names the file, the line or key, and what to do. Shown without a traceback."""
+    """An error that a user can fix: its message names the file, the line or key, and what to do. No traceback."""

@@ -24,7 +24,7 @@ PROBLEM = Problem("p", (Message("user", "what is 2+3?"),), "5")
     ],
 )
 def test_one_thought_then_one_answer_is_in_form(conversation: Conversation, said: str, stop: bool, good: bool) -> None:
-    ids = conversation.tokenizer.encode(said, markup=True) + [conversation.stop_ids[0]] * stop
+    ids = conversation.tokenizer.encode(said, parse_special=True) + [conversation.stop_ids[0]] * stop
     rollout = conversation.prompt_rollout(PROBLEM, Key(0, "test")).append_sampled(
         ids, [-1.0] * len(ids), "stop" if stop else "length", 0
     )

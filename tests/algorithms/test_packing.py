@@ -15,10 +15,10 @@ from schoolhouse.algorithms.packing import (
     pack_for_scoring,
     sequence_mean,
     sequence_sum,
-    share_prompts,
     token_mean,
     without,
 )
+from schoolhouse.algorithms.prompt_sharing import share_prompts
 from schoolhouse.types import NAN, Key, Problem, Rollout, SchoolError
 
 PROBLEM = Problem("p1", (), "1")

@@ -128,8 +128,8 @@ def test_one_file_holds_the_tokenizer(run: Path, tmp_path: Path):
     reader, tokenizer = gguf.GGUFReader(path), Policy.load(run).conversation.tokenizer
     words = reader.get_field("tokenizer.ggml.tokens").contents()
     assert words[tokenizer.eos_id] == "<|endoftext|>"
-    assert words[tokenizer.markup["<think>"]] == "<think>"
-    assert len(words) == tokenizer.size
+    assert words[tokenizer.special_tokens["<think>"]] == "<think>"
+    assert len(words) == tokenizer.vocab_size
     assert "add_generation_prompt" in reader.get_field("tokenizer.chat_template").contents()
 
 

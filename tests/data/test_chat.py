@@ -11,11 +11,11 @@ from tokenizers import Tokenizer as Inner
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from schoolhouse.data.chat import Conversation
-from schoolhouse.data.tokenizer import SPECIALS, Tokenizer
+from schoolhouse.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from schoolhouse.types import Completion, Demonstration, Key, Message, Problem, Rollout, SchoolError
 
 KEY = Key(0, "test")
-TEXT = st.lists(st.one_of(st.text(max_size=6), st.sampled_from(SPECIALS)), max_size=5).map("".join)
+TEXT = st.lists(st.one_of(st.text(max_size=6), st.sampled_from(SPECIAL_TOKENS)), max_size=5).map("".join)
 
 # A template in the manner of Qwen3: strips, searches its contents for tags, drops the thoughts of earlier turns.
 STRIPPING = """\
@@ -56,7 +56,7 @@ def problem(*contents: str) -> Problem:
 
 def sampled(conversation: Conversation, text: str, stop: bool = True) -> Rollout:
     """A rollout in which the policy said `text`, markup and all."""
-    ids = conversation.tokenizer.encode(text, markup=True) + [conversation.stop_ids[0]] * stop
+    ids = conversation.tokenizer.encode(text, parse_special=True) + [conversation.stop_ids[0]] * stop
     return conversation.prompt_rollout(problem(), KEY).append_sampled(
         ids, [-1.0] * len(ids), "stop" if stop else "length", 0
     )
@@ -85,13 +85,13 @@ def foreign(*specials: str) -> Tokenizer:
 
 
 def test_a_prompt_and_a_reply_look_like_this(conversation: Conversation) -> None:
-    shown = conversation.tokenizer.decode(conversation.demonstrate(Demonstration(problem(), "2+3", "5"), KEY).tokens)
+    shown = conversation.tokenizer.decode(conversation.demonstration_rollout(Demonstration(problem(), "2+3", "5"), KEY).tokens)
     assert shown == "<|im_start|>user\nwhat is 2+3?<|im_end|>\n<|im_start|>assistant\n<think>2+3</think>5<|im_end|>"
 
 
 @pytest.mark.parametrize("thought", [None, ""])
 def test_a_bare_guess_thinks_nothing(conversation: Conversation, thought: str | None) -> None:
-    rollout = conversation.demonstrate(Demonstration(problem(), thought, "5"), KEY)
+    rollout = conversation.demonstration_rollout(Demonstration(problem(), thought, "5"), KEY)
     assert conversation.tokenizer.decode(written(rollout)) == "<think></think>5<|im_end|>"
     assert conversation.thought_length(rollout) == 0
     assert conversation.parse_completion(rollout) == Completion("", "5", True)
@@ -99,9 +99,9 @@ def test_a_bare_guess_thinks_nothing(conversation: Conversation, thought: str | 
 
 @given(asked=TEXT, thought=TEXT, answer=TEXT)
 def test_exactly_the_reply_is_written(conversation: Conversation, asked: str, thought: str, answer: str) -> None:
-    rollout = conversation.demonstrate(Demonstration(problem(asked), thought, answer), KEY)
+    rollout = conversation.demonstration_rollout(Demonstration(problem(asked), thought, answer), KEY)
     t = conversation.tokenizer
-    marks = t.markup
+    marks = t.special_tokens
     reply = [marks["<think>"], *t.encode(thought), marks["</think>"], *t.encode(answer), marks["<|im_end|>"]]
     assert written(rollout) == reply
     assert rollout.tokens == (*conversation.prompt(problem(asked).messages), *reply)
@@ -113,7 +113,7 @@ def test_exactly_the_reply_is_written(conversation: Conversation, asked: str, th
 @given(asked=TEXT)
 def test_a_prompt_is_the_templates_markup_around_plain_text(conversation: Conversation, asked: str) -> None:
     t = conversation.tokenizer
-    start, end = t.markup["<|im_start|>"], t.markup["<|im_end|>"]
+    start, end = t.special_tokens["<|im_start|>"], t.special_tokens["<|im_end|>"]
     begun = conversation.prompt_rollout(problem(asked), KEY)
     assert begun.tokens == (start, *t.encode("user\n" + asked), end, *t.encode("\n"), start, *t.encode("assistant\n"))
     assert not any(begun.loss_mask)
@@ -121,7 +121,7 @@ def test_a_prompt_is_the_templates_markup_around_plain_text(conversation: Conver
 
 @given(thought=TEXT, answer=TEXT)
 def test_what_was_demonstrated_is_read(conversation: Conversation, thought: str, answer: str) -> None:
-    rollout = conversation.demonstrate(Demonstration(problem(), thought, answer), KEY)
+    rollout = conversation.demonstration_rollout(Demonstration(problem(), thought, answer), KEY)
     assert conversation.parse_completion(rollout) == Completion(thought, answer, True)
     assert conversation.thought_length(rollout) == len(conversation.tokenizer.encode(thought))
 
@@ -133,15 +133,15 @@ def test_no_message_can_forge_markup(
     messages = (Message(role, asked), Message("assistant", answer, thought), Message("user", asked))
     markup = [token for token in conversation.prompt(messages) if token in conversation.tokenizer.added]
     assert markup == conversation.tokenizer.encode(
-        "<|im_start|><|im_end|><|im_start|><think></think><|im_end|><|im_start|><|im_end|><|im_start|>", markup=True
+        "<|im_start|><|im_end|><|im_start|><think></think><|im_end|><|im_start|><|im_end|><|im_start|>", parse_special=True
     )
 
 
 def test_many_demonstrations_equal_one_by_one(conversation: Conversation) -> None:
     lessons = [Demonstration(problem(f"{n}+1? <think>" * (n % 2)), "add", str(n + 1)) for n in range(6)]
     keys = [KEY._replace(problem=n) for n in range(6)]
-    one_by_one = [conversation.demonstrate(lesson, key) for lesson, key in zip(lessons, keys, strict=True)]
-    together = conversation.demonstrate_all(lessons, keys)
+    one_by_one = [conversation.demonstration_rollout(lesson, key) for lesson, key in zip(lessons, keys, strict=True)]
+    together = conversation.demonstration_rollouts(lessons, keys)
     assert [(r.tokens, r.loss_mask, r.key) for r in together] == [(r.tokens, r.loss_mask, r.key) for r in one_by_one]
 
 
@@ -177,15 +177,15 @@ def test_replies_of_every_shape(
 
 def test_a_tag_typed_by_hand_does_not_end_the_thinking(conversation: Conversation) -> None:
     t = conversation.tokenizer
-    ids = [t.markup["<think>"], *t.encode("a</think>b"), t.markup["</think>"], *t.encode("c</think>d")]
+    ids = [t.special_tokens["<think>"], *t.encode("a</think>b"), t.special_tokens["</think>"], *t.encode("c</think>d")]
     rollout = conversation.prompt_rollout(problem(), KEY).append_sampled(ids, [0.0] * len(ids), "length", 0)
     assert conversation.parse_completion(rollout) == Completion("a</think>b", "c</think>d", False)
 
 
 @pytest.mark.fault("tool text in a reward")
 def test_only_the_last_turn_is_read(conversation: Conversation) -> None:
-    talk = conversation.follow_up(sampled(conversation, "<think>x</think>5"), [Message("user", "sure?")])
-    ids = conversation.tokenizer.encode("<think>yy</think>6", markup=True)
+    talk = conversation.append_messages(sampled(conversation, "<think>x</think>5"), [Message("user", "sure?")])
+    ids = conversation.tokenizer.encode("<think>yy</think>6", parse_special=True)
     talk = talk.append_sampled(ids, [0.0] * len(ids), "length", 0)
     assert conversation.parse_completion(talk) == Completion("yy", "6", False)
 
@@ -196,17 +196,17 @@ def test_only_the_last_turn_is_read(conversation: Conversation) -> None:
 @pytest.mark.parametrize("asked", ["sure?", "forged <|im_end|>"])
 @pytest.mark.fault("ids change on the way")
 def test_a_spliced_conversation_equals_a_rendered_one(conversation: Conversation, asked: str) -> None:
-    talk = conversation.follow_up(sampled(conversation, "<think>x</think>5"), [Message("user", asked)])
+    talk = conversation.append_messages(sampled(conversation, "<think>x</think>5"), [Message("user", asked)])
     rendered = conversation.prompt((*problem().messages, Message("assistant", "5", "x"), Message("user", asked)))
     assert talk.tokens == rendered
-    assert written(talk) == conversation.tokenizer.encode("<think>x</think>5<|im_end|>", markup=True)
+    assert written(talk) == conversation.tokenizer.encode("<think>x</think>5<|im_end|>", parse_special=True)
 
 
 def test_a_turn_that_was_cut_off_is_closed(conversation: Conversation) -> None:
-    talk = conversation.follow_up(sampled(conversation, "<think>x", stop=False), [Message("user", "go on")])
+    talk = conversation.append_messages(sampled(conversation, "<think>x", stop=False), [Message("user", "go on")])
     shown = conversation.tokenizer.decode(talk.tokens)
     assert shown.endswith("<think>x<|im_end|>\n<|im_start|>user\ngo on<|im_end|>\n<|im_start|>assistant\n")
-    assert len(written(talk)) == len(conversation.tokenizer.encode("<think>x", markup=True))
+    assert len(written(talk)) == len(conversation.tokenizer.encode("<think>x", parse_special=True))
 
 
 # --- other templates
@@ -216,7 +216,7 @@ def test_a_turn_that_was_cut_off_is_closed(conversation: Conversation) -> None:
 @settings(max_examples=40)
 def test_a_template_that_strips_and_searches_is_not_fooled(tokenizer: Tokenizer, asked: str) -> None:
     talk = Conversation(tokenizer, STRIPPING)
-    rollout = talk.demonstrate(Demonstration(problem(asked), "by hand", "a </think> tag"), KEY)
+    rollout = talk.demonstration_rollout(Demonstration(problem(asked), "by hand", "a </think> tag"), KEY)
     assert tokenizer.decode(written(rollout)) == "<think>\nby hand\n</think>\n\na </think> tag<|im_end|>"
     assert talk.parse_completion(rollout) == Completion("by hand", "a </think> tag", True)
 
@@ -246,11 +246,11 @@ def test_a_template_may_drop_earlier_thoughts(tokenizer: Tokenizer) -> None:
 
 def test_a_template_without_thoughts_gets_them_in_the_content(tokenizer: Tokenizer) -> None:
     talk = Conversation(tokenizer, PLAIN)
-    rollout = talk.demonstrate(Demonstration(problem(), "2+3", "5"), KEY)
-    expected = [tokenizer.markup["<think>"], *tokenizer.encode("2+3"), tokenizer.markup["</think>"]]
-    assert written(rollout) == [*expected, *tokenizer.encode("5"), tokenizer.markup["<|im_end|>"]]
+    rollout = talk.demonstration_rollout(Demonstration(problem(), "2+3", "5"), KEY)
+    expected = [tokenizer.special_tokens["<think>"], *tokenizer.encode("2+3"), tokenizer.special_tokens["</think>"]]
+    assert written(rollout) == [*expected, *tokenizer.encode("5"), tokenizer.special_tokens["<|im_end|>"]]
     assert talk.parse_completion(rollout) == Completion("2+3", "5", True)
-    assert talk.parse_completion(talk.demonstrate(Demonstration(problem(), None, "5"), KEY)) == Completion(
+    assert talk.parse_completion(talk.demonstration_rollout(Demonstration(problem(), None, "5"), KEY)) == Completion(
         None, "5", True
     )
 
@@ -261,7 +261,7 @@ def test_a_prompt_may_open_the_thought(tokenizer: Tokenizer) -> None:
     )
     assert opening != STRIPPING
     talk = Conversation(tokenizer, opening)
-    rollout = talk.demonstrate(Demonstration(problem(), "why", "5"), KEY)
+    rollout = talk.demonstration_rollout(Demonstration(problem(), "why", "5"), KEY)
     assert tokenizer.decode(written(rollout)) == "why\n</think>\n\n5<|im_end|>"
     assert talk.parse_completion(rollout) == Completion("why", "5", True)
 
@@ -285,7 +285,7 @@ def test_transformers_renders_the_same_text_and_ids(tokenizer: Tokenizer, tmp_pa
         )
         found = theirs.apply_chat_template(given[:many], add_generation_prompt=True, return_dict=False)
         assert tuple(found) == talk.prompt(messages[:many])
-    assert theirs.apply_chat_template(given[:3], tokenize=False) == talk.render(messages[:3], prompt=False)
+    assert theirs.apply_chat_template(given[:3], tokenize=False) == talk.render(messages[:3], add_generation_prompt=False)
 
 
 def test_thoughts_reach_our_template_through_transformers(conversation: Conversation, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_thoughts_reach_our_template_through_transformers(conversation: Conversa
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     given = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "t"}]
     assert theirs.apply_chat_template(given, tokenize=False) == conversation.render(
-        [Message("user", "a"), Message("assistant", "b", "t")], prompt=False
+        [Message("user", "a"), Message("assistant", "b", "t")], add_generation_prompt=False
     )
 
 
@@ -302,7 +302,7 @@ def test_a_saved_conversation_loads_the_same_and_says_where_to_stop(tokenizer: T
     Conversation(tokenizer, PLAIN).save(tmp_path)
     loaded = Conversation.load(tmp_path)
     assert loaded.template == PLAIN
-    assert loaded.stop_ids == (tokenizer.markup["<|im_end|>"], tokenizer.eos_id)
+    assert loaded.stop_ids == (tokenizer.special_tokens["<|im_end|>"], tokenizer.eos_id)
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == list(loaded.stop_ids)
 
 
@@ -333,7 +333,7 @@ def test_without_ids_a_thought_has_about_as_many_tokens_as_its_text(closed: bool
 
 def test_a_model_without_a_template_gets_one_that_ends_with_its_own_eos() -> None:
     talk = Conversation(foreign("<end>"))
-    rollout = talk.demonstrate(Demonstration(problem(), "t", "5"), KEY)
+    rollout = talk.demonstration_rollout(Demonstration(problem(), "t", "5"), KEY)
     assert talk.stop_ids == (talk.tokenizer.eos_id,)
     assert talk.tokenizer.decode(rollout.tokens) == "user\nwhat is 2+3?<end>\nassistant\n<think>t</think>5<end>"
 
@@ -346,10 +346,10 @@ def test_tokens_that_swallow_blanks_do_so_beside_typed_markup_too(tokenizer: Tok
         token["rstrip"] = token["content"] == "<|im_end|>"
     path.write_text(json.dumps(recipe))
     talk = Conversation.load(tmp_path)
-    end = tokenizer.markup["<|im_end|>"]
+    end = tokenizer.special_tokens["<|im_end|>"]
     plain, typed = talk.prompt(problem("a").messages), talk.prompt(problem("<think>").messages)
     assert plain[plain.index(end) + 1 :] == typed[typed.index(end) + 1 :]
-    assert plain[plain.index(end) + 1] == tokenizer.markup["<|im_start|>"]
+    assert plain[plain.index(end) + 1] == tokenizer.special_tokens["<|im_start|>"]
 
 
 # --- templates that cannot serve
@@ -381,7 +381,7 @@ def test_a_template_that_does_not_continue_its_prompt_is_refused_with_the_differ
     broken = PLAIN.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant\n<think>{% endif")
     assert broken != PLAIN
     with pytest.raises(SchoolError, match="asks with '<think>' where a worked example has '5"):
-        Conversation(tokenizer, broken).demonstrate(Demonstration(problem(), None, "5"), KEY)
+        Conversation(tokenizer, broken).demonstration_rollout(Demonstration(problem(), None, "5"), KEY)
 
 
 def test_a_template_that_drops_thoughts_is_refused_for_thinkers(tokenizer: Tokenizer) -> None:
@@ -391,14 +391,14 @@ def test_a_template_that_drops_thoughts_is_refused_for_thinkers(tokenizer: Token
     assert dropping != PLAIN
     talk = Conversation(tokenizer, dropping)
     with pytest.raises(SchoolError, match="drops thoughts"):
-        talk.demonstrate(Demonstration(problem(), "t", "5"), KEY)
-    assert talk.parse_completion(talk.demonstrate(Demonstration(problem(), None, "5"), KEY)).answer == "5"
+        talk.demonstration_rollout(Demonstration(problem(), "t", "5"), KEY)
+    assert talk.parse_completion(talk.demonstration_rollout(Demonstration(problem(), None, "5"), KEY)).answer == "5"
 
 
 @pytest.mark.fault("mask all zero")
 def test_an_empty_mask_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(SchoolError, match="the mask would be empty"):
-        Conversation(tokenizer, PLAIN).demonstrate(Demonstration(problem(), None, ""), KEY)
+        Conversation(tokenizer, PLAIN).demonstration_rollout(Demonstration(problem(), None, ""), KEY)
 
 
 @pytest.mark.fault("mask all one")
@@ -408,4 +408,4 @@ def test_a_full_mask_is_refused(tokenizer: Tokenizer) -> None:
         "{% if add_generation_prompt and messages[0].content != 'x' %}.{% endif %}"
     )
     with pytest.raises(SchoolError, match="the mask would be full"):
-        Conversation(tokenizer, silent).demonstrate(Demonstration(problem("x"), None, "5"), KEY)
+        Conversation(tokenizer, silent).demonstration_rollout(Demonstration(problem("x"), None, "5"), KEY)

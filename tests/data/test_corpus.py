@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from schoolhouse.data import corpus
 from schoolhouse.data.corpus import (
-    Corpus,
+    CorpusRows,
     bits_per_byte,
     byte_count,
     chunks,
     read_documents,
-    stream,
-    text_file,
+    row_source,
+    split_text_file,
     token_stream,
 )
 from schoolhouse.data.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def test_long_texts_are_cut_where_no_token_reaches_across(tokenizer: Tokenizer, 
 
 
 def test_an_epoch_shows_every_chunk_once_and_the_next_in_another_order(tokenizer: Tokenizer) -> None:
-    source = Corpus(token_stream(DOCUMENTS, tokenizer), 16, seed=3)
+    source = CorpusRows(token_stream(DOCUMENTS, tokenizer), 16, seed=3)
     first = [source.rows(step, 1)[0] for step in range(source.size)]
     second = source.rows(1, source.size)
     every = chunks(token_stream(DOCUMENTS, tokenizer), 16)[: source.size]
@@ -63,36 +63,36 @@ def test_an_epoch_shows_every_chunk_once_and_the_next_in_another_order(tokenizer
 
 
 def test_rows_depend_on_seed_and_step_alone(tokenizer: Tokenizer) -> None:
-    through = stream(DOCUMENTS, tokenizer, 16, seed=1)
+    through = row_source(DOCUMENTS, tokenizer, 16, seed=1)
     seen = [through.rows(step, 5) for step in range(30)]
-    assert stream(DOCUMENTS, tokenizer, 16, seed=1).rows(29, 5) == seen[29]
-    assert stream(DOCUMENTS, tokenizer, 16, seed=2).rows(29, 5) != seen[29]
+    assert row_source(DOCUMENTS, tokenizer, 16, seed=1).rows(29, 5) == seen[29]
+    assert row_source(DOCUMENTS, tokenizer, 16, seed=2).rows(29, 5) != seen[29]
     assert all(len(row) == 16 for rows in seen for row in rows)
 
 
 @pytest.mark.parametrize("context", [2, 16, 300])
 def test_text_written_on_demand_fills_every_row(tokenizer: Tokenizer, context: int) -> None:
-    source = stream(told, tokenizer, context)
+    source = row_source(told, tokenizer, context)
     rows = source.rows(7, 4)
     assert [len(row) for row in rows] == [context] * 4
     assert rows[0][: min(context, 4)] == token_stream(told(7, 1), tokenizer).tolist()[: min(context, 4)]
-    assert rows == stream(told, tokenizer, context).rows(7, 4)
+    assert rows == row_source(told, tokenizer, context).rows(7, 4)
     assert rows != source.rows(8, 4) or context == 2
 
 
 def test_too_little_text_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(SchoolError, match="fewer than one row of 64"):
-        stream(["short"], tokenizer, 64)
+        row_source(["short"], tokenizer, 64)
     with pytest.raises(SchoolError, match="pretraining text is empty"):
-        stream(lambda step, count: [""] * count, tokenizer, 64)
+        row_source(lambda step, count: [""] * count, tokenizer, 64)
     with pytest.raises(SchoolError, match="context of 1"):
-        stream(["short"], tokenizer, 1)
+        row_source(["short"], tokenizer, 1)
 
 
 def test_one_text_gives_its_last_paragraphs(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("".join(f"Paragraph {n}.\n\n" for n in range(50)))
-    parts = text_file(path, 0.1)
+    parts = split_text_file(path, 0.1)
     assert parts.train[0] + parts.held_out[0] == path.read_text()
     assert parts.held_out[0].startswith("Paragraph")
     assert 0.08 < byte_count(parts.held_out) / byte_count(parts.train + parts.held_out) < 0.15
@@ -101,7 +101,7 @@ def test_one_text_gives_its_last_paragraphs(tmp_path: Path) -> None:
 def test_equal_documents_fall_on_the_same_side(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS * 2))
-    parts = text_file(path, 0.2)
+    parts = split_text_file(path, 0.2)
     assert sorted(parts.train + parts.held_out) == sorted(DOCUMENTS * 2)
     assert not set(parts.train) & set(parts.held_out)
     assert 0.15 < byte_count(parts.held_out) / byte_count(DOCUMENTS * 2) < 0.3
@@ -162,12 +162,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_text_that_cannot_be_split_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(SchoolError, match="cannot be split"):
-        text_file(tmp_path / "a.txt")
+        split_text_file(tmp_path / "a.txt")
 
 
 def test_a_title_is_not_what_is_left_to_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("A title\n\n" + "".join(f"line {i}\n" for i in range(5_000)))
-    parts = text_file(tmp_path / "a.txt", 0.05)
+    parts = split_text_file(tmp_path / "a.txt", 0.05)
     assert byte_count(parts.held_out) == pytest.approx(0.05 * byte_count(parts.train), rel=0.2)
 
 
@@ -175,7 +175,7 @@ def test_a_large_document_is_read_and_small_ones_are_set_aside(tmp_path: Path) -
     small = [f"{i} " + "small " * 100 for i in range(8)]
     rows = [json.dumps({"text": text}) for text in ["large " * 5_000, *small]]
     (tmp_path / "a.jsonl").write_text("\n".join(rows) + "\n")
-    parts = text_file(tmp_path / "a.jsonl", 0.05)
+    parts = split_text_file(tmp_path / "a.jsonl", 0.05)
     assert parts.train[0].startswith("large")
     assert 0.05 <= byte_count(parts.held_out) / byte_count([*parts.train, *parts.held_out]) < 0.15
 
@@ -183,7 +183,7 @@ def test_a_large_document_is_read_and_small_ones_are_set_aside(tmp_path: Path) -
 def test_a_file_that_would_be_set_aside_nearly_whole_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("A title\n" + "one line without an end " * 1_000)
     with pytest.raises(SchoolError, match="cut it into more documents"):
-        text_file(tmp_path / "a.txt", 0.05)
+        split_text_file(tmp_path / "a.txt", 0.05)
 
 
 def test_bits_per_byte_of_a_coin_per_byte() -> None:
@@ -194,6 +194,6 @@ def test_shakespeare_is_read_whole(tokenizer: Tokenizer) -> None:
     path = Path(__file__).resolve().parents[2] / "../shared/data/tinyshakespeare.txt"
     if not path.is_file():
         pytest.skip("the shared data is not here")
-    parts = text_file(path)
+    parts = split_text_file(path)
     assert byte_count(parts.train) + byte_count(parts.held_out) == path.stat().st_size
     assert 0.04 < byte_count(parts.held_out) / path.stat().st_size < 0.06

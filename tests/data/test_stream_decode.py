@@ -33,7 +33,7 @@ SAY = {
 
 def heard(say: Conversation, ids: list[int]) -> tuple[str, str]:
     hearing, parts = StreamDecoder(say), {"thought": "", "answer": ""}
-    for piece in [piece for token in ids for piece in hearing.push(token)] + hearing.end():
+    for piece in [piece for token in ids for piece in hearing.push(token)] + hearing.flush():
         assert piece.text
         parts[piece.part] += piece.text
     return parts["thought"], parts["answer"]
@@ -55,7 +55,7 @@ def heard(say: Conversation, ids: list[int]) -> tuple[str, str]:
 )
 def test_pieces_are_the_whole(name: str, text: str):
     say = SAY[name]
-    ids = TOKENIZER.encode(text, markup=True)
+    ids = TOKENIZER.encode(text, parse_special=True)
     finish = "stop" if ids and ids[-1] in say.stop_ids else "length"
     reply = say.parse_completion(
         say.prompt_rollout(PROBLEM, Key(0, "t")).append_sampled(ids, [0.0] * len(ids), finish, 0)
@@ -68,7 +68,7 @@ def test_pieces_are_the_whole(name: str, text: str):
 def test_whatever_is_said_the_pieces_are_the_whole(words: list[str]):
     words = words[words.index("<think>") :] if "<think>" in words else words  # nothing before a thought
     for say in SAY.values():
-        ids = TOKENIZER.encode("".join(words), markup=True)
+        ids = TOKENIZER.encode("".join(words), parse_special=True)
         reply = say.parse_completion(
             say.prompt_rollout(PROBLEM, Key(0, "t")).append_sampled(ids, [0.0] * len(ids), "length", 0)
         )

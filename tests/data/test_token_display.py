@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schoolhouse.data.token_display import show_tokens, token_bytes, visible
+from schoolhouse.data.token_display import printable, show_tokens, token_bytes
 from schoolhouse.data.tokenizer import Tokenizer
 
 
@@ -17,8 +17,8 @@ def test_the_tokens_bytes_make_up_the_text(tokenizer: Tokenizer, text: str) -> N
 
 @given(said=st.binary(max_size=20))
 def test_everything_shown_can_be_seen(said: bytes) -> None:
-    assert visible(said).isprintable()
-    assert " " not in visible(said)
+    assert printable(said).isprintable()
+    assert " " not in printable(said)
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,12 @@ def test_everything_shown_can_be_seen(said: bytes) -> None:
     [(b" a\n", "·a⏎"), (b"\xf0\x9f", r"\xf0\x9f"), ("\u200b\u00e9".encode(), r"\u200bé"), (b"\x00\t", r"\x00⇥")],
 )
 def test_invisible_bytes_get_a_sign(said: bytes, shown: str) -> None:
-    assert visible(said) == shown
+    assert printable(said) == shown
 
 
 def test_neighbours_differ_in_colour_and_ids_are_shown(tokenizer: Tokenizer) -> None:
-    shown = show_tokens("12 <think>", tokenizer, markup=True)
-    ids = tokenizer.encode("12 <think>", markup=True)
+    shown = show_tokens("12 <think>", tokenizer, parse_special=True)
+    ids = tokenizer.encode("12 <think>", parse_special=True)
     styles = [str(span.style) for span in shown.spans][: len(ids)]
     assert all(a != b for a, b in pairwise(styles))
     assert " ".join(map(str, ids)) in shown.plain

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schoolhouse.data.tokenizer import SPECIALS, Tokenizer, train_tokenizer
+from schoolhouse.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
 from schoolhouse.types import SchoolError
 
-MARKED = st.lists(st.one_of(st.text(max_size=8), st.sampled_from(SPECIALS)), max_size=8).map("".join)
+MARKED = st.lists(st.one_of(st.text(max_size=8), st.sampled_from(SPECIAL_TOKENS)), max_size=8).map("".join)
 
 
 @given(text=MARKED)
@@ -23,18 +23,18 @@ def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
 
 @given(text=MARKED)
 def test_text_never_becomes_markup(tokenizer: Tokenizer, text: str) -> None:
-    assert not set(tokenizer.encode(text)) & set(tokenizer.markup.values())
+    assert not set(tokenizer.encode(text)) & set(tokenizer.special_tokens.values())
 
 
 @given(texts=st.lists(MARKED, max_size=4), markup=st.booleans())
 def test_many_at_once_equal_one_by_one(tokenizer: Tokenizer, texts: list[str], markup: bool) -> None:
-    assert tokenizer.encode_all(texts, markup) == [tokenizer.encode(text, markup) for text in texts]
+    assert tokenizer.encode_batch(texts, markup) == [tokenizer.encode(text, markup) for text in texts]
 
 
 def test_markup_when_asked_for(tokenizer: Tokenizer) -> None:
-    ids = tokenizer.encode("<think>3</think><|im_end|>", markup=True)
-    assert [ids[0], ids[-2], ids[-1]] == [tokenizer.markup[t] for t in ("<think>", "</think>", "<|im_end|>")]
-    assert tokenizer.decode(ids, skip_special=True) == "3"
+    ids = tokenizer.encode("<think>3</think><|im_end|>", parse_special=True)
+    assert [ids[0], ids[-2], ids[-1]] == [tokenizer.special_tokens[t] for t in ("<think>", "</think>", "<|im_end|>")]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "3"
 
 
 def test_digits_stand_alone() -> None:
@@ -49,7 +49,7 @@ def test_frequent_words_become_one_token() -> None:
 
 def test_all_bytes_are_there() -> None:
     learned = train_tokenizer(["a"], 262)
-    assert learned.size == 262
+    assert learned.vocab_size == 262
     assert learned.decode(learned.encode("\x00é\U0001f989\r\n")) == "\x00é\U0001f989\r\n"
 
 
@@ -81,8 +81,8 @@ def test_a_saved_tokenizer_loads_the_same(tokenizer: Tokenizer, tmp_path: Path) 
     loaded = Tokenizer.load(tmp_path)
     text = "Emily buys 3 apples <think> \U0001f989"
     assert loaded.encode(text) == tokenizer.encode(text)
-    assert loaded.encode(text, markup=True) == tokenizer.encode(text, markup=True)
-    assert (loaded.size, loaded.eos_id, loaded.pad_id) == (tokenizer.size, tokenizer.eos_id, tokenizer.pad_id)
+    assert loaded.encode(text, parse_special=True) == tokenizer.encode(text, parse_special=True)
+    assert (loaded.vocab_size, loaded.eos_id, loaded.pad_id) == (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id)
 
 
 def test_transformers_reads_what_we_write(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_transformers_reads_what_we_write(tokenizer: Tokenizer, tmp_path: Path) 
     tokenizer.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in ("Emily buys 3 apples, 12.5 %", " <|im_start|>user\nhi<think>é\U0001f989</think>  \n\n x", ""):
-        assert theirs.encode(text) == tokenizer.encode(text, markup=True)
+        assert theirs.encode(text) == tokenizer.encode(text, parse_special=True)
         assert theirs.decode(theirs.encode(text)) == text
     assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.eos_id, tokenizer.pad_id)
 
@@ -102,9 +102,9 @@ def test_we_read_what_transformers_writes(tokenizer: Tokenizer, tmp_path: Path) 
     theirs.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     theirs.save_pretrained(tmp_path / "theirs")
     loaded = Tokenizer.load(tmp_path / "theirs")
-    assert loaded.eos_id == tokenizer.markup["<|im_end|>"]
+    assert loaded.eos_id == tokenizer.special_tokens["<|im_end|>"]
     assert loaded.chat_template == theirs.chat_template
-    assert loaded.encode("9.11 and <think> 9.9", markup=True) == theirs.encode("9.11 and <think> 9.9")
+    assert loaded.encode("9.11 and <think> 9.9", parse_special=True) == theirs.encode("9.11 and <think> 9.9")
 
 
 def rewrite(folder: Path, **config: object) -> None:
@@ -115,7 +115,7 @@ def rewrite(folder: Path, **config: object) -> None:
 def test_eos_may_be_written_as_an_object(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     rewrite(tmp_path, eos_token={"content": "<|im_end|>", "lstrip": False})
-    assert Tokenizer.load(tmp_path).eos_id == tokenizer.markup["<|im_end|>"]
+    assert Tokenizer.load(tmp_path).eos_id == tokenizer.special_tokens["<|im_end|>"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from schoolhouse.eval.arena import Battle, leaderboard, bradley_terry
+from schoolhouse.eval.arena import Battle, bradley_terry, leaderboard
 from schoolhouse.randomness import python_random
 from schoolhouse.types import Key
 

@@ -60,7 +60,7 @@ class Pupil:
         for rollout in rollouts:
             self.keys.append(rollout.key)
             thought, answer = self.answer(rollout.problem, rollout.key.sample)
-            shown = CONVERSATION.demonstrate(Demonstration(rollout.problem, thought, answer), rollout.key).last_turn()
+            shown = CONVERSATION.demonstration_rollout(Demonstration(rollout.problem, thought, answer), rollout.key).last_turn()
             cut = len(shown) > length
             said.append(
                 rollout.append_sampled(shown[:length], [-1.0] * len(shown[:length]), "length" if cut else "stop", 0)

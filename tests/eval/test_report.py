@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from schoolhouse.eval.report import Curve, Stage, training_curves, draw_figure, gain, report_json, stage_table, write_report
+from schoolhouse.eval.report import (
+    Curve,
+    Stage,
+    draw_figure,
+    gain,
+    report_json,
+    stage_table,
+    training_curves,
+    write_report,
+)
 
 
 def exam(right: float, thought: float, records: bool = True) -> dict:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from schoolhouse.algorithms.losses import policy_gradient
 from schoolhouse.algorithms.packing import pack, token_mean
 from schoolhouse.model import batch_invariant
-from schoolhouse.model.batch_invariant import attention, check_rows, prepare
+from schoolhouse.model.batch_invariant import blocked_attention, check_row_invariance, make_batch_invariant
 from schoolhouse.policy.policy import Policy
 from schoolhouse.types import NAN, Key, Message, Problem, Rollout, SchoolError
 
@@ -39,16 +39,16 @@ def test_attention_in_blocks_is_causal_attention(heads, key_heads, length):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, heads, length, 8), *torch.randn(2, 2, key_heads, length, 8)
     own = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    assert torch.allclose(attention(q, k, v, torch.zeros(2, dtype=torch.long)), own, atol=1e-6)
+    assert torch.allclose(blocked_attention(q, k, v, torch.zeros(2, dtype=torch.long)), own, atol=1e-6)
 
 
 @pytest.mark.parametrize("length", [7, 129, 260])
 def test_a_query_by_itself_gets_the_bits_it_gets_among_all(length):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 2, length, 8)
-    together = attention(q, k, v, torch.zeros(2, dtype=torch.long))
+    together = blocked_attention(q, k, v, torch.zeros(2, dtype=torch.long))
     for t in range(0, length, 5):
-        alone = attention(q[:1, :, t : t + 1], k[:1, :, : t + 1], v[:1, :, : t + 1], torch.tensor([t]))
+        alone = blocked_attention(q[:1, :, t : t + 1], k[:1, :, : t + 1], v[:1, :, : t + 1], torch.tensor([t]))
         assert torch.equal(alone[0, :, 0], together[0, :, t])
 
 
@@ -85,9 +85,9 @@ def test_a_machine_whose_products_depend_on_the_batch_is_refused(policy, monkeyp
     linear = F.linear
     monkeypatch.setattr(batch_invariant.F, "linear", lambda x, w: linear(x, w) + 1e-7 * len(x))
     with pytest.raises(SchoolError, match="`exact` is impossible here"):
-        check_rows(policy.decoder)
+        check_row_invariance(policy.decoder)
 
 
 def test_a_model_that_is_not_ours_to_change_is_refused():
     with pytest.raises(SchoolError, match="Mistral decoders alone"):
-        prepare(torch.nn.Linear(8, 8))
+        make_batch_invariant(torch.nn.Linear(8, 8))

@@ -152,7 +152,7 @@ def test_a_damaged_index_is_named(sharded, text):
 
 def test_weights_in_bfloat16_are_read_as_float32(tiny_decoder, tmp_path):
     decoder = tiny_decoder()
-    save_decoder(decoder, tmp_path, eos=0, pad=0)
+    save_decoder(decoder, tmp_path, eos_id=0, pad_id=0)
     halves = {name: weight.bfloat16() for name, weight in load_file(tmp_path / "model.safetensors").items()}
     save_file(halves, tmp_path / "model.safetensors", metadata={"format": "pt"})
     for name, weight in load_decoder(tmp_path).named_parameters():
@@ -162,6 +162,6 @@ def test_weights_in_bfloat16_are_read_as_float32(tiny_decoder, tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_head_is_written_once(tiny_decoder, tmp_path, tied):
-    save_decoder(tiny_decoder(tie_word_embeddings=tied), tmp_path, eos=0, pad=0)
+    save_decoder(tiny_decoder(tie_word_embeddings=tied), tmp_path, eos_id=0, pad_id=0)
     assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) is not tied
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is tied

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from schoolhouse.model.cuda_graph import GraphedStep, StaticHalfSlotKVCache, StaticSlotKVCache, use_cuda_graphs
+from schoolhouse.model.cuda_graph import GraphedStep, StaticBfloat16SlotKVCache, StaticSlotKVCache, use_cuda_graphs
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
 from schoolhouse.policy.generator import extend
 from schoolhouse.policy.sampling import SamplingParams
@@ -28,7 +28,7 @@ def test_half_the_memory_says_nearly_the_same(tiny_decoder, asked):
     decoder, prefixes = tiny_decoder(), asked(PROMPTS)
     plain, half = (
         extend(decoder, prefixes, 1, (), 0, params=SamplingParams(0.0), attention=(PackedAttention, memory))
-        for memory in (StaticSlotKVCache, StaticHalfSlotKVCache)
+        for memory in (StaticSlotKVCache, StaticBfloat16SlotKVCache)
     )
     for one, other in zip(plain, half, strict=True):
         assert other.logprob[-1] == pytest.approx(one.logprob[-1], abs=0.1)
@@ -49,9 +49,9 @@ class Watched:
 def test_shapes_change_with_the_width_alone():
     """All that a captured step reads stays where it is and as large as it is, however many slots are busy."""
     memory = StaticSlotKVCache(1, 32, 1, 4, prompt_capacity=4, capacity=8, max_prompts=2)
-    read = PackedAttention([2, 3], keep=True)
-    assert read.kept is not None
-    read.kept.append((torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4)))
+    read = PackedAttention([2, 3], keep_kv=True)
+    assert read.kept_kv is not None
+    read.kept_kv.append((torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4)))
     memory.store_prompts(read, ["a", "b"])
     memory.admit(["a"] * 16 + ["b"] * 16)
     step = Watched(memory)
@@ -75,7 +75,7 @@ def test_shapes_change_with_the_width_alone():
 @pytest.mark.parametrize(("busy", "width"), [(1, 8), (8, 8), (9, 16), (33, 64), (100, 100)])
 def test_widths_are_few(busy, width):
     memory = StaticSlotKVCache(1, 100, 1, 4, prompt_capacity=4, capacity=8, max_prompts=1)
-    assert GraphedStep(lambda tokens: tokens, memory).width(busy) == width
+    assert GraphedStep(lambda tokens: tokens, memory).padded_width(busy) == width
 
 
 def test_graphs_are_for_cuda_and_asked_for(monkeypatch):

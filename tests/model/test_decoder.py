@@ -69,7 +69,7 @@ def test_transformers_opens_what_we_write_with_the_same_logits(tmp_path, family,
     transformers = pytest.importorskip("transformers")
     ours = Decoder(small_shape(family, tie_word_embeddings=tied))
     init_weights(ours, torch.Generator().manual_seed(1))
-    save_decoder(ours, tmp_path, eos=0, pad=1)
+    save_decoder(ours, tmp_path, eos_id=0, pad_id=1)
 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     tokens = torch.randint(0, 61, (23,)).tolist()

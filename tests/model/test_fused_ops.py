@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from schoolhouse.model import fused_ops
-from schoolhouse.model.fused_ops import logprobs_and_entropy, rms_norm, rotary, swiglu
+from schoolhouse.model.fused_ops import logprobs_and_entropy, rms_norm, apply_rotary, swiglu
 from schoolhouse.policy.sampling import sample
 
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
@@ -53,7 +53,7 @@ def test_heads_are_normed_and_rotated_as_torch_does_it(monkeypatch, width, weigh
     weight = [torch.rand(width, requires_grad=True)] if weighed else []
 
     def turned(x, *weight):
-        return rotary(x, (angle.cos(), angle.sin()), weight[0] if weight else None, 1e-6)
+        return apply_rotary(x, (angle.cos(), angle.sin()), weight[0] if weight else None, 1e-6)
 
     compare(monkeypatch, turned, [x, *weight], kind)
 
@@ -61,7 +61,7 @@ def test_heads_are_normed_and_rotated_as_torch_does_it(monkeypatch, width, weigh
 def test_heads_are_rounded_to_what_products_make(monkeypatch):
     torch.manual_seed(0)
     x, angle = torch.randn(40, 2, 32).bfloat16(), torch.rand(40, 1, 16)
-    exact, rounded = (rotary(x, (angle.cos(), angle.sin()), None, 1e-6, rounded=r) for r in (False, True))
+    exact, rounded = (apply_rotary(x, (angle.cos(), angle.sin()), None, 1e-6, rounded=r) for r in (False, True))
     assert torch.equal(rounded, exact.bfloat16().float())
     assert not torch.equal(rounded, exact)
 
@@ -86,7 +86,7 @@ def test_no_row_depends_on_another(kind):
     logits, point = torch.randn(300, 77).to(kind), torch.rand(300, dtype=torch.float64)
     for some in (slice(0, 1), slice(7, 40), slice(299, 300)):
         assert torch.equal(rms_norm(x, weight, 1e-6)[some], rms_norm(x[some], weight, 1e-6))
-        whole, part = (rotary(heads[at], (angle[at].cos(), angle[at].sin()), None, 1e-6) for at in (slice(300), some))
+        whole, part = (apply_rotary(heads[at], (angle[at].cos(), angle[at].sin()), None, 1e-6) for at in (slice(300), some))
         assert torch.equal(whole[some], part)
         for whole, part in zip(sample(logits, point, 1.0), sample(logits[some], point[some], 1.0), strict=True):
             assert torch.equal(whole[some], part)

@@ -9,7 +9,7 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from schoolhouse.model.checkpoint import load_decoder, save_decoder
-from schoolhouse.model.hf_adapter import Adapter, load_adapter
+from schoolhouse.model.hf_adapter import HFAdapter, load_adapter
 from schoolhouse.model.kv_cache import PackedAttention
 from schoolhouse.policy.generator import extend
 from schoolhouse.policy.sampling import SamplingParams
@@ -65,7 +65,7 @@ A, B = [5, 9, 13, 2, 60, 44, 3, 21, 8], [7, 7, 30, 1]
 def test_a_family_that_fits_gives_its_own_logits(tmp_path, model_type, changes):
     theirs = their_model(model_type, tmp_path, **changes)
     ours = load_decoder(tmp_path)
-    assert isinstance(ours, Adapter)
+    assert isinstance(ours, HFAdapter)
     with torch.no_grad():
         expected = torch.cat([theirs(torch.tensor([tokens])).logits[0] for tokens in (A, B)])
     assert (packed_logits(ours, A, B) - expected).abs().max() < 1e-5
@@ -116,7 +116,7 @@ def test_what_it_saves_plain_transformers_opens_with_the_same_logits(tmp_path):
     ours = load_adapter(tmp_path / "theirs")
     with torch.no_grad():
         next(ours.parameters()).mul_(1.5)
-    save_decoder(ours, tmp_path / "saved", eos=0, pad=0)
+    save_decoder(ours, tmp_path / "saved", eos_id=0, pad_id=0)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
     with torch.no_grad():
         expected = again(torch.tensor([A])).logits[0]

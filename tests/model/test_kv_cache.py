@@ -22,7 +22,7 @@ def hidden_of(decoder, ids):
 
 
 def prefill(decoder, memory, prompts, source=None):
-    packed = PackedAttention([len(p) for p in prompts], keep=True)
+    packed = PackedAttention([len(p) for p in prompts], keep_kv=True)
     with torch.no_grad():
         decoder(torch.tensor([t for p in prompts for t in p]), packed.positions, packed)
     names = [tuple(p) for p in prompts]
@@ -110,8 +110,8 @@ def test_release_keeps_what_stays_dense_and_whole(data):
     prompt_of = data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
     done = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
     used = sorted(set(prompt_of))
-    memory = SlotKVCache(layers=1, slots=9, heads=1, width=1, prompt_capacity=2, capacity=2)
-    read = PackedAttention([1] * len(used), keep=True)
+    memory = SlotKVCache(num_layers=1, num_slots=9, num_kv_heads=1, head_dim=1, prompt_capacity=2, capacity=2)
+    read = PackedAttention([1] * len(used), keep_kv=True)
     names = torch.tensor(used, dtype=torch.float)[:, None, None]  # a prompt's keys say which one it is
     read.attend(0, names, names, names)
     memory.store_prompts(read, used)

@@ -9,7 +9,7 @@ import torch
 
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
 from schoolhouse.model.native_attention import (
-    NativeHalfSlotKVCache,
+    NativeBfloat16SlotKVCache,
     NativePackedAttention,
     NativeSlotKVCache,
     best_attention,
@@ -30,7 +30,7 @@ def filled(kind, lengths, sizes, key_heads, seed=0):
     """Slots with prompts of these lengths, `sizes` slots of each."""
     generator = torch.Generator().manual_seed(seed)
     memory = kind(1, sum(sizes), key_heads, WIDTH, prompt_capacity=max(lengths), capacity=40)
-    read = PackedAttention(lengths, keep=True)
+    read = PackedAttention(lengths, keep_kv=True)
     k, v = (bfloat16(torch.randn(sum(lengths), key_heads, WIDTH, generator=generator)) for _ in range(2))
     read.attend(0, torch.zeros(sum(lengths), key_heads, WIDTH), k, v)
     memory.store_prompts(read, list(range(len(lengths))))
@@ -48,7 +48,7 @@ def step(memory, heads, key_heads, generator):
     return positions, seen
 
 
-@pytest.mark.parametrize("kind", [NativeSlotKVCache, NativeHalfSlotKVCache])
+@pytest.mark.parametrize("kind", [NativeSlotKVCache, NativeBfloat16SlotKVCache])
 @pytest.mark.parametrize("heads, key_heads", HEADS)
 def test_the_kernel_sees_what_torch_sees(kind, heads, key_heads):
     lengths, sizes = [70, 1, 33, 16], [20, 1, 3, 16]
@@ -70,7 +70,7 @@ def test_the_kernel_sees_what_torch_sees(kind, heads, key_heads):
 
 def test_a_slot_does_not_notice_its_neighbours():
     def seen(sizes):
-        memory, generator, rows = filled(NativeHalfSlotKVCache, [70, 33], sizes, 2), torch.Generator(), []
+        memory, generator, rows = filled(NativeBfloat16SlotKVCache, [70, 33], sizes, 2), torch.Generator(), []
         for i in range(20):
             q, k, v = (torch.randn(h, WIDTH, generator=generator.manual_seed(i)) for h in (4, 2, 2))
             memory.begin_step()
@@ -125,7 +125,7 @@ def test_a_prompt_that_is_there_once_is_seen_by_its_whole_family(heads, key_head
 
 
 def test_the_best_memories_fit_the_head_and_the_number_type():
-    assert best_attention(64, torch.bfloat16, CPU) == (NativePackedAttention, NativeHalfSlotKVCache)
+    assert best_attention(64, torch.bfloat16, CPU) == (NativePackedAttention, NativeBfloat16SlotKVCache)
     assert best_attention(64, torch.float32, CPU) == (NativePackedAttention, NativeSlotKVCache)
     assert best_attention(48, torch.float32, CPU) == (PackedAttention, SlotKVCache)
     assert best_attention(64, torch.bfloat16, torch.device("cuda")) == (PackedAttention, SlotKVCache)

@@ -183,7 +183,7 @@ def test_reported_log_probabilities_are_those_of_the_transform(tiny_decoder, ask
 
 def test_a_turn_ends_after_a_stop_id_or_at_the_length(tiny_decoder, asked):
     stop = {4, 9, 17, 33, 50}
-    said = extend(tiny_decoder(), asked(PROMPTS * 6), 10, sorted(stop), version=7)
+    said = extend(tiny_decoder(), asked(PROMPTS * 6), 10, sorted(stop), policy_version=7)
     assert {r.finish_reason for r in said} == {"stop", "length"}
     for prompt, rollout in zip(PROMPTS * 6, said, strict=True):
         turn = rollout.last_turn()

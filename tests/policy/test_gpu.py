@@ -58,7 +58,7 @@ def test_what_it_says_is_what_it_scores(conversation, tiny_shape, monkeypatch, g
         Rollout(problem, Key(0, "gpu", sample=i), ids, (False,) * len(ids), (float("nan"),) * len(ids))
         for i, ids in enumerate(prompts)
     ]
-    said = policy.extend(asked, [4 + i % 13 for i in range(len(asked))], stop=())
+    said = policy.extend(asked, [4 + i % 13 for i in range(len(asked))], stop_ids=())
     for rollout, scores in zip(said, policy.score(said), strict=True):
         written = [i for i, mine in enumerate(rollout.loss_mask) if mine]
         sampled = [rollout.logprob[i] for i in written]

@@ -13,7 +13,7 @@ from schoolhouse.algorithms.settings import Optimizer
 from schoolhouse.model.kv_cache import PackedAttention
 from schoolhouse.policy import scoring
 from schoolhouse.policy.policy import Policy
-from schoolhouse.policy.stream import Stream
+from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.types import NAN, Demonstration, Key, Message, Problem, SchoolError
 
 
@@ -170,7 +170,7 @@ def test_a_prompt_read_once_gives_the_same_update(conversation, tiny_shape, budg
     )
     if not one.shares_prompts:
         pytest.skip("needs a C compiler")
-    other.packed = PackedAttention
+    other.packed_attention = PackedAttention
     rollouts = sample(one)
     columns: dict[str, Any] = {"advantage": advantages(rollouts), "sampled": [r.logprob for r in rollouts]}
     stats = []
@@ -322,7 +322,7 @@ def test_without_lag_the_stream_is_the_plain_loop_to_the_bit(policy, twin):
     for step in range(3):
         rollouts = sample(policy, step)
         plain.append((rollouts, learn(policy, rollouts)))
-    source = Stream(twin, lambda step: ask(twin, step), lambda p, prefixes: p.extend(prefixes, 12)).over(range(3))
+    source = RolloutStream(twin, lambda step: ask(twin, step), lambda p, prefixes: p.extend(prefixes, 12)).iter_steps(range(3))
     streamed = [(rollouts, learn(twin, rollouts)) for _, rollouts in source]
     for (one, learned), (other, also) in zip(plain, streamed, strict=True):
         assert [r.tokens for r in one] == [r.tokens for r in other]

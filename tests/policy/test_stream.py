@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from schoolhouse.policy.stream import Stream
+from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.types import SchoolError
 
 
@@ -34,7 +34,7 @@ def counting() -> Any:
 
 @pytest.mark.parametrize("lag", [0, 1, 2, 10])
 def test_with_a_lag_rollouts_are_so_many_updates_old(asked, lag):
-    stream = Stream(counting(), lambda step: asked([[step]]), act, lag)
+    stream = RolloutStream(counting(), lambda step: asked([[step]]), act, lag)
     assert versions_handed_out(stream, range(6)) == [(step, max(0, step - lag), step) for step in range(6)]
 
 
@@ -45,7 +45,7 @@ def test_without_lag_nothing_is_sampled_before_the_caller_asks(asked):
         acted.append(prefixes)
         return list(prefixes)
 
-    handed = Stream(counting(), lambda step: asked([[step]]), note).over(range(9))
+    handed = RolloutStream(counting(), lambda step: asked([[step]]), note).iter_steps(range(9))
     next(handed)
     assert acted == [asked([[0]])]
     next(handed)
@@ -57,7 +57,7 @@ def test_without_lag_nothing_is_sampled_before_the_caller_asks(asked):
 @pytest.mark.fault("killed with rollouts waiting")
 def test_a_stream_that_was_saved_hands_out_the_very_same(asked, tmp_path, lag, stop):
     def new():
-        return Stream(counting(), lambda step: asked([[step]]), act, lag)
+        return RolloutStream(counting(), lambda step: asked([[step]]), act, lag)
 
     whole = [rollouts for _, rollouts in new().over(range(6))]
     first, kept = new(), []
@@ -73,10 +73,10 @@ def test_a_stream_that_was_saved_hands_out_the_very_same(asked, tmp_path, lag, s
 
 
 def test_a_task_that_asks_otherwise_than_before_is_noticed(asked):
-    stream = Stream(counting(), lambda step: asked([[step]]), act, 1)
-    next(stream.over(range(6)))
+    stream = RolloutStream(counting(), lambda step: asked([[step]]), act, 1)
+    next(stream.iter_steps(range(6)))
     state = stream.state_dict()
-    other = Stream(counting(), lambda step: asked([[step, step]]), act, 1)
+    other = RolloutStream(counting(), lambda step: asked([[step, step]]), act, 1)
     with pytest.raises(SchoolError, match="step 1 than when the run was saved"):
         other.load_state_dict(state)
 
@@ -84,15 +84,15 @@ def test_a_task_that_asks_otherwise_than_before_is_noticed(asked):
         return [replace(prefix, problem=replace(prefix.problem, id="q")) for prefix in asked([[step]])]
 
     with pytest.raises(SchoolError, match="step 1 than when the run was saved"):  # as long, and another problem
-        Stream(counting(), renamed, act, 1).load_state_dict(state)
+        RolloutStream(counting(), renamed, act, 1).load_state_dict(state)
 
 
 def test_a_rollout_of_several_turns_comes_back_with_its_key(asked):
     def twice(policy, prefixes):
         return [rollout.append_context([7]).append_sampled([1], [-0.5], "stop", 0) for rollout in act(policy, prefixes)]
 
-    stream = Stream(counting(), lambda step: asked([[step]]), twice, 1)
-    next(stream.over(range(6)))
-    again = Stream(counting(), lambda step: asked([[step]]), twice, 1)
+    stream = RolloutStream(counting(), lambda step: asked([[step]]), twice, 1)
+    next(stream.iter_steps(range(6)))
+    again = RolloutStream(counting(), lambda step: asked([[step]]), twice, 1)
     again.load_state_dict(stream.state_dict())
     assert repr(again._waiting) == repr(stream._waiting)

@@ -45,7 +45,7 @@ def train(folder: Path, c: prm.Config) -> Run:
 def worked(model: Path) -> tuple[Policy, Rollout]:
     policy = Policy.load(model)
     (example,) = open_task(TASK).demonstrations(0, 1)
-    return policy, policy.conversation.demonstrate(example, Key(0, "t"))
+    return policy, policy.conversation.demonstration_rollout(example, Key(0, "t"))
 
 
 def graded(*labels: float | None) -> LabelledSolution:

@@ -134,7 +134,7 @@ def test_an_answer_that_was_cut_off_is_dropped_though_it_is_right(folder: Path, 
 def test_the_student_sees_more_than_one_batch_of_what_was_kept(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    seen, demonstrate = set(), Conversation.demonstrate_all
+    seen, demonstrate = set(), Conversation.demonstration_rollouts
 
     def note(say: Conversation, lessons: Any, keys: Any) -> Any:
         seen.update(lesson.problem.id for lesson in lessons)
@@ -166,6 +166,6 @@ def test_a_lesson_is_what_the_teacher_said(folder: Path):
     lesson = from_row(rows[0])
     assert isinstance(lesson, Demonstration)
     policy = Policy.load(folder / "teacher")
-    rollout = policy.conversation.demonstrate(lesson, Key(0, "t"))
+    rollout = policy.conversation.demonstration_rollout(lesson, Key(0, "t"))
     reply = policy.conversation.parse_completion(rollout)
     assert (reply.thought, reply.answer) == (rows[0]["thought"], rows[0]["said"])

@@ -20,13 +20,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Policy]:
     folder: Path = tmp_path_factory.mktemp("judge")
     Conversation(train_tokenizer(["Start at 7. 7+5=2 2-3=9 9*7=3"] * 4, 300)).save(folder)
     say = Conversation.load(folder)
-    shape = ModelConfig(say.tokenizer.size, 32, 48, 2, 2, 2, 16, max_position_embeddings=256)
+    shape = ModelConfig(say.tokenizer.vocab_size, 32, 48, 2, 2, 2, 16, max_position_embeddings=256)
     return Policy.create(shape, say, 0, "float32"), Policy.create(shape, say, 1, "float32")
 
 
 def said(policy: Policy, text: str) -> Rollout:
     say = policy.conversation
-    ids = say.tokenizer.encode(text, markup=True)
+    ids = say.tokenizer.encode(text, parse_special=True)
     finish = "stop" if ids[-1] in say.stop_ids else "length"
     return say.prompt_rollout(PROBLEM, Key(0, "t")).append_sampled(ids, [-0.1] * len(ids), finish, 0)
 

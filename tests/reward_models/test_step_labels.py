@@ -156,7 +156,7 @@ class Finisher:
         so_far = (say.parse_completion(rollout).thought or "").split()
         fine = min(self.task.step_labels(problem, so_far), default=1) == 1 and rollout.key.sample % 2 == 0
         answer = problem.reference if fine else self.task.wrong_answer(problem)
-        ids = say.tokenizer.encode(f"</think>\\boxed{{{answer}}}<|im_end|>", markup=True)
+        ids = say.tokenizer.encode(f"</think>\\boxed{{{answer}}}<|im_end|>", parse_special=True)
         return rollout.append_sampled(ids, [-0.1] * len(ids), "stop", 0)
 
 
@@ -166,7 +166,7 @@ def solution(say: Conversation, task: School, spoil: int | None) -> Rollout:
     said = (lesson.thought or "").split()
     if spoil is not None:
         said[spoil] = "1+1=3"
-    ids = say.tokenizer.encode(f"<think>{' '.join(said)}</think>{lesson.answer}<|im_end|>", markup=True)
+    ids = say.tokenizer.encode(f"<think>{' '.join(said)}</think>{lesson.answer}<|im_end|>", parse_special=True)
     return say.prompt_rollout(lesson.problem, Key(0, "t")).append_sampled(ids, [-0.1] * len(ids), "stop", 0)
 
 
@@ -209,7 +209,7 @@ def test_right_steps_do_not_make_a_wrong_answer_right(tmp_path: Path, task: Scho
     say = Finisher(tmp_path, task).conversation
     rollout = solution(say, task, None)
     early = rollout.truncate(step_ends(say, rollout, " ")[0])
-    ids = say.tokenizer.encode("</think>\\boxed{77}<|im_end|>", markup=True)
+    ids = say.tokenizer.encode("</think>\\boxed{77}<|im_end|>", parse_special=True)
     wrong = early.prefill(()).append_sampled(ids, [-0.1] * len(ids), "stop", 0)
     (one,) = label_by_rules(task, say, [wrong])
     assert one.labels == (1.0, -1.0)

@@ -28,18 +28,18 @@ class Scripted:
         length: int | Sequence[int],
         *,
         temperature: float = 1.0,
-        stop_texts: Sequence[str] = (),
+        stop_strings: Sequence[str] = (),
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
         self.calls.append(len(rollouts))
         lengths = [length] * len(rollouts) if isinstance(length, int) else length
-        return [self._said(rollout, most, stop_texts) for rollout, most in zip(rollouts, lengths, strict=True)]
+        return [self._said(rollout, most, stop_strings) for rollout, most in zip(rollouts, lengths, strict=True)]
 
     def _said(self, rollout: Rollout, length: int, stop_texts: Sequence[str]) -> Rollout:
         say = self.conversation
         begun = say.tokenizer.decode(rollout.tokens[rollout.turns[-1] :]) if rollout.finish_reason == "prefill" else ""
         question = rollout.problem.messages[-1].content
-        ids = say.tokenizer.encode(self.reply(question, begun, rollout.key), markup=True)
+        ids = say.tokenizer.encode(self.reply(question, begun, rollout.key), parse_special=True)
         ended = next((i + 1 for i, token in enumerate(ids) if token in say.stop_ids), len(ids) + 1)
         for text in stop_texts:
             ended = min(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from schoolhouse.data.chat import Conversation
-from schoolhouse.search.budget_forcing import revise, budget_force
+from schoolhouse.search.budget_forcing import budget_force, revise
 from schoolhouse.tasks.game24 import Game24
 from schoolhouse.types import Key, Rollout, SchoolError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from schoolhouse.search.render import draw, label, html_page, result_to_json
+from schoolhouse.search.render import draw, html_page, label, result_to_json
 from schoolhouse.search.solve import SearchResult
 from schoolhouse.search.tree import Node, Tree
 from schoolhouse.types import Key, Message, Problem

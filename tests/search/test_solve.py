@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from schoolhouse.eval.evaluate import evaluate
-from schoolhouse.search.solve import SearchResult, Search, SearchGenerator, parse, solve
+from schoolhouse.search.solve import Search, SearchGenerator, SearchResult, parse, solve
 from schoolhouse.search.thoughts import RandomValue
 from schoolhouse.search.tree import Answered
 from schoolhouse.tasks.game24 import Game24

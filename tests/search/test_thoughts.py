@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from schoolhouse.data.steps import steps
-from schoolhouse.search.thoughts import LookaheadValue, PromptedValue, RandomValue, VoteValue, ExactValue, ThoughtProposer, ThoughtSampler
+from schoolhouse.search.thoughts import (
+    ExactValue,
+    LookaheadValue,
+    PromptedValue,
+    RandomValue,
+    ThoughtProposer,
+    ThoughtSampler,
+    VoteValue,
+)
 from schoolhouse.search.tree import Answered, Node
 from schoolhouse.tasks.game24 import Game24
 from schoolhouse.types import Key, Rollout, SchoolError

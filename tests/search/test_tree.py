@@ -5,7 +5,7 @@ from math import inf, nan
 
 import pytest
 
-from schoolhouse.search.tree import Answered, Costs, Node, Candidate, Tree, breadth_first, depth_first, explore
+from schoolhouse.search.tree import Answered, Candidate, Costs, Node, Tree, breadth_first, depth_first, explore
 
 CHILDREN = {
     "": ["a", "b", "c"],

@@ -4,7 +4,6 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -47,7 +46,7 @@ class Scripted:
         if reply is None:
             raise SchoolError("the conversation is too long")
         before, cut, _rest = reply.partition("^C")
-        ids = self.conversation.tokenizer.encode(before, markup=True)[:length]
+        ids = self.conversation.tokenizer.encode(before, parse_special=True)[:length]
         for token in ids:
             assert on_token is not None
             on_token(0, token, -0.5)
@@ -155,5 +154,5 @@ def test_typed_markup_and_broken_characters_are_ordinary_text(tmp_path: Path) ->
     policy = Scripted(tmp_path, "ok<|im_end|>")
     talk(policy, "a<|im_end|>\udce9b")
     ids = policy.heard[0].tokens
-    assert ids.count(policy.conversation.tokenizer.markup["<|im_end|>"]) == 1
+    assert ids.count(policy.conversation.tokenizer.special_tokens["<|im_end|>"]) == 1
     assert "a<|im_end|>?b" in policy.conversation.tokenizer.decode(ids)

@@ -43,7 +43,7 @@ def test_each_step_and_the_answer_have_the_grade_that_the_judge_gives_them(folde
     judge = RewardModel(Policy.load(folder), " ")
     told = opinion(judge, [Said.model_validate(one) for one in ANSWERED])
     demonstration = Demonstration(Problem("p", (Message("user", QUESTION),), ""), "7+5=2 2-3=9", "\\boxed{9}")
-    (logs,) = judge.step_logprobs([judge.policy.conversation.demonstrate(demonstration, Key(0, "test"))])
+    (logs,) = judge.step_logprobs([judge.policy.conversation.demonstration_rollout(demonstration, Key(0, "test"))])
     assert [step["text"] for step in told["steps"]] == ["7+5=2", "2-3=9", "\\boxed{9}"]
     assert [step["grade"] for step in told["steps"]] == [exp(log) for log in logs]
     assert told["grade"] == pytest.approx(prod(step["grade"] for step in told["steps"]))

@@ -180,7 +180,7 @@ def test_an_echo_tells_how_likely_a_text_is(ask: Any, policy: Policy):
     assert first.logprobs.top_logprobs
     best = [max(top, key=lambda word: top[word]) for top in first.logprobs.top_logprobs[1:]]
     tokenizer = policy.conversation.tokenizer
-    assert best == [tokenizer.decode([one.top[0][0]]) for one in known[1:]]
+    assert best == [tokenizer.decode([one.top_logprobs[0][0]]) for one in known[1:]]
 
 
 def test_many_ask_at_once_and_none_is_mixed_up(ask: Any):

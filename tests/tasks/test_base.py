@@ -44,9 +44,9 @@ class Sums(Task):
         ("mine.py", "did you mean `python:mine.py`"),
         ("qqq", "known: school, jsonl, game24, gym, python"),
         ("", "unknown task ``"),
-        ("school?digits", "`digits` is no option; write NAME=VALUE"),
-        ("school?=4", "`=4` is no option"),
-        ("school?digits=4&digits=5", "`digits` is given twice"),
+        ("school?digits", "`digits` is not an option; write NAME=VALUE"),
+        ("school?=4", "`=4` is not an option"),
+        ("school?digits=4&digits=5", "duplicate option `digits`"),
         ("school?seed=4", "`seed` cannot be set after the `\\?`"),
     ],
 )

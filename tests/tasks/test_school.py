@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from schoolhouse.data.scripts import share_in
+from schoolhouse.data.scripts import script_share
 from schoolhouse.tasks.answer_match import answer_match
 from schoolhouse.tasks.audit import audit_task
 from schoolhouse.tasks.registry import open_task
@@ -226,8 +226,8 @@ def test_worked_examples_without_second_attempts_are_what_they_were():
 def test_thoughts_in_toy_languages():
     latin = School.open("chain", 0, styles="full=100", languages="latin=100").demonstrations(0, 20)
     mixed = School.open("chain", 0, styles="full=100", languages="mixed=100").demonstrations(0, 20)
-    assert all(share_in(d.thought or "", "latin") == 1.0 for d in latin)
-    assert 0.3 < sum(share_in(d.thought or "", "latin") for d in mixed) / 20 < 0.7
+    assert all(script_share(d.thought or "", "latin") == 1.0 for d in latin)
+    assert 0.3 < sum(script_share(d.thought or "", "latin") for d in mixed) / 20 < 0.7
 
 
 def test_an_unknown_tongue_is_refused_with_the_nearest():

@@ -6,7 +6,7 @@ Guo et al. 2025, arXiv 2501.12948.
 from __future__ import annotations
 
 from schoolhouse.data.chat import Conversation
-from schoolhouse.data.scripts import share_in
+from schoolhouse.data.scripts import script_share
 from schoolhouse.data.tokenizer import END_THINK, THINK
 from schoolhouse.types import Rollout
 
@@ -27,4 +27,4 @@ def language_consistency(thought: str | None, script: str) -> float:
 
     An empty thought gets 0, or thinking nothing would be the easiest way to be consistent.
     """
-    return share_in(thought, script) if thought and thought.strip() else 0.0
+    return script_share(thought, script) if thought and thought.strip() else 0.0

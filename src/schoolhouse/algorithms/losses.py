@@ -21,6 +21,7 @@ from torch import Tensor
 from schoolhouse.algorithms.packing import Batch, Scores
 
 Loss = Callable[[Batch, Scores], Tensor]
+"""(batch, scores) -> loss of each token, [N]."""
 
 ImportanceLevel = Literal["token", "sequence", "product"]
 """What one importance ratio is about: a `token`; a `sequence`, by the geometric mean of its tokens' ratios (GSPO); or

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from schoolhouse.types import Rollout, SchoolError
 
-_MIN_SHARED = 16  # tokens of a prompt that is worth sharing
+MIN_SHARED = 16
+"""Tokens of a prompt that is worth sharing."""
 
 Row = Sequence[float] | np.ndarray
 """Numbers of one rollout, [T]."""
@@ -174,12 +175,8 @@ def pack(
             f"nothing to learn from: all {len(rollouts)} rollouts were left out (weight 0); "
             "if they were cut off or ungraded, allow longer completions or look at the reasons of the verdicts"
         )
-    cut = (
-        _split_by_prompt(rollouts, kept, microbatch_tokens)
-        if share_prompts
-        else _split_by_length(rollouts, kept, microbatch_tokens)
-    )
-    return [_make_batch(rollouts, weights, rows, part) for part in cut]
+    split = _split_by_prompt if share_prompts else _split_by_length
+    return [_make_batch(rollouts, weights, rows, part) for part in split(rollouts, kept, microbatch_tokens)]
 
 
 def pack_for_scoring(rollouts: Sequence[Rollout], microbatch_tokens: int = 4_096) -> Iterator[tuple[list[int], Batch]]:
@@ -225,7 +222,7 @@ def _split_by_prompt(rollouts: Sequence[Rollout], kept: Sequence[int], token_bud
     part: list[int] = []
     used = 0
     for i in sorted(kept, key=lambda i: prompt[i]):
-        shared = part and prompt[part[-1]] == prompt[i] and len(prompt[i]) >= _MIN_SHARED
+        shared = part and prompt[part[-1]] == prompt[i] and len(prompt[i]) >= MIN_SHARED
         more = len(rollouts[i]) - (len(prompt[i]) if shared else 0)
         if part and used + more > token_budget:
             yield part
@@ -234,46 +231,6 @@ def _split_by_prompt(rollouts: Sequence[Rollout], kept: Sequence[int], token_bud
         used += more
     if part:
         yield part
-
-
-@dataclass(frozen=True)
-class SharedPrompts:
-    """A batch in which a prompt stands once, before the first of the neighbouring sequences that go on from it.
-
-    kept      [M] which tokens of the batch are left
-    place     [N] where each token of the batch stands among them
-    lengths   of each sequence, without its prompt where that stands elsewhere
-    prefixes  (where its prompt begins among the kept, how long it is); (0, 0) where that stands before it
-    """
-
-    kept: Tensor
-    place: Tensor
-    lengths: tuple[int, ...]
-    prefixes: tuple[tuple[int, int], ...]
-
-
-def share_prompts(batch: Batch) -> SharedPrompts:
-    """Find neighbouring sequences with the same prompt (all before the loss mask begins) of 16 tokens or more."""
-    tokens, loss_mask = batch.tokens.numpy(), batch.loss_mask.numpy()
-    kept, place = np.ones(len(tokens), dtype=bool), np.empty(len(tokens), dtype=np.int64)
-    lengths: list[int] = []
-    prefixes: list[tuple[int, int]] = []
-    start = left = 0  # in the batch, among the kept
-    first, shared_tokens = 0, tokens[:0]  # where the present prompt begins among the kept, and its ids
-    for length in batch.lengths:
-        prompt = int(loss_mask[start : start + length].argmax())
-        prompt_tokens = tokens[start : start + prompt]
-        if prompt >= _MIN_SHARED and np.array_equal(prompt_tokens, shared_tokens):
-            kept[start : start + prompt] = False
-            place[start : start + prompt] = np.arange(first, first + prompt)
-        else:
-            first, shared_tokens, prompt = left, prompt_tokens, 0
-        own = length - prompt
-        place[start + prompt : start + length] = np.arange(left, left + own)
-        lengths.append(own)
-        prefixes.append((first, prompt) if prompt else (0, 0))
-        start, left = start + length, left + own
-    return SharedPrompts(torch.from_numpy(kept.nonzero()[0]), torch.from_numpy(place), tuple(lengths), tuple(prefixes))
 
 
 def _make_batch(

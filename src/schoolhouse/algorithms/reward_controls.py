@@ -13,7 +13,7 @@ from schoolhouse.randomness import python_random
 from schoolhouse.types import Group, Key
 
 RewardControl = Literal["none", "random", "shuffled", "flipped"]
-"""`random`: a coin for every rollout; `shuffled`: the rewards of the step dealt to other rollouts, whatever the problem;
+"""`random`: a coin for every rollout; `shuffled`: the rewards of the step dealt to other rollouts, of any problem;
 `flipped`: 1 - reward."""
 
 

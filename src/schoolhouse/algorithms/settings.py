@@ -76,7 +76,7 @@ class Advantage(BaseConfig):
     """From rewards to advantages."""
 
     baseline: Baseline = "mean"
-    """What a reward is compared with: its group's mean, that of the other members, the whole step's mean, or nothing."""
+    """What a reward is compared with: the mean of its group, of the other members, of the whole step, or nothing."""
     scale_rewards: ScaleRewards = "none"
     """What centred rewards are divided by: GRPO and DAPO group_std, Dr. GRPO and RLOO none."""
     std_eps: float = Field(1e-4, gt=0)
@@ -199,7 +199,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given values (groups expanded) with those of their `preset` under them. Raises ValueError for an unknown one."""
+    """The given values (groups expanded) over those of their `preset`. Raises ValueError for an unknown preset."""
     name = given.get("preset", "ours")
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"unknown preset `{name}`{suggest(str(name), [*PRESETS])}")
@@ -219,7 +219,8 @@ def preset_conflicts(cls: type[BaseConfig], file: Mapping[str, Any], words: Mapp
         written = lookup(file, key)
         if written is not None and lookup(words, key) is None and written != wanted:
             lines.append(
-                f"`{key}` is {written} here, but {wanted} in `--preset {name}`: choose one with --{key}, or delete the line"
+                f"`{key}` is {written} here, but {wanted} in `--preset {name}`: "
+                f"choose one with --{key}, or delete the line"
             )
     return lines
 
@@ -262,8 +263,8 @@ def _check_advantage(a: Advantage, rewards: Rewards) -> None:
     whole = a.baseline == "none" or a.scale_rewards == "group_std" or rewards.length or rewards.overlong_buffer
     if a.normalize_each_reward and whole:
         raise ValueError(
-            "advantage.normalize_each_reward compares within the group, in deviations: set advantage.baseline to `mean`, "
-            "scale_rewards to `batch_std` or `none`, and leave out rewards.length and rewards.overlong_buffer"
+            "advantage.normalize_each_reward compares within the group, in deviations: set advantage.baseline to "
+            "`mean`, scale_rewards to `batch_std` or `none`, and leave out rewards.length and rewards.overlong_buffer"
         )
 
 

@@ -51,12 +51,12 @@ def breakdown(size: str, threads: int) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory(prefix="school-bench-") as folder:
         write(work, Path(folder))
         policy = Policy.load(Path(folder) / "model")
-    size_of_tokenizer = policy.conversation.tokenizer.size
+    size_of_tokenizer = policy.conversation.tokenizer.vocab_size
     prefixes = asked(work.prompts(size_of_tokenizer), work.samples)
     rows = told(work.rows(size_of_tokenizer)[:64])
     batches = pack(rows, token_mean(rows), prompts=False)
     return {
-        f"sampling, {size}": _sampling(policy, lambda: policy.extend(prefixes, work.answer[1], stop=())),
+        f"sampling, {size}": _sampling(policy, lambda: policy.extend(prefixes, work.answer[1], stop_ids=())),
         f"learning, {size}": _learning(lambda: policy.update(batches, negative_log_likelihood(), 1e-4)),
     }
 

@@ -97,7 +97,7 @@ def write(work: Work, folder: Path, options: Mapping[str, object] | None = None)
     shape = shape_of(work.size, max(work.prompt[1] + work.answer[1] + 64, work.context))
     conversation = Conversation(_tokenizer(work.seed, min(shape.vocab_size, 4096)))
     Policy.create(shape, conversation, work.seed).save(folder / "model")
-    size = conversation.tokenizer.size
+    size = conversation.tokenizer.vocab_size
     spec = {
         **asdict(work),
         "width": shape.hidden_size,

@@ -36,8 +36,8 @@ def pieces(tokenizer: Tokenizer | None, row: Json) -> list[list[Any]]:
     written = [False] * len(row["tokens"])
     for start, end in row["sampled_spans"]:
         written[start:end] = [True] * (end - start)
-    think = tokenizer.markup.get(THINK) if tokenizer else None
-    end_think = tokenizer.markup.get(END_THINK) if tokenizer else None
+    think = tokenizer.special_tokens.get(THINK) if tokenizer else None
+    end_think = tokenizer.special_tokens.get(END_THINK) if tokenizer else None
     decoding = TextDecoder(tokenizer) if tokenizer else None
     logprobs, found, thinking, begun = iter(row["logprob"]), [], False, False
     for token, is_written in zip(row["tokens"], written, strict=True):

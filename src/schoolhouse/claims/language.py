@@ -9,7 +9,7 @@ from typing import Any
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars, learning
 from schoolhouse.claims.harness.models import CHAINS, TONGUES, chains, mixed_share, only_tiny, practice
-from schoolhouse.data.scripts import scripts
+from schoolhouse.data.scripts import count_scripts
 from schoolhouse.policy.policy import Policy
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key
@@ -33,7 +33,7 @@ class Tongues(Exam):
             for g in range(self.samples)
         ]
         said = policy.extend(asked, self.length, temperature=self.temperature)
-        counts = [scripts(policy.conversation.parse_completion(rollout).thought or "") for rollout in said]
+        counts = [count_scripts(policy.conversation.parse_completion(rollout).thought or "") for rollout in said]
         words = [count for count in counts if count]
         target = sum(count[self.script] for count in words) / max(1, sum(count.total() for count in words))
         return {

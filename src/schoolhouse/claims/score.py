@@ -42,7 +42,7 @@ class TwoAttempts(Exam):
         words = [rollout.last_turn() for rollout in rollouts_of(first)]
         others = words[self.samples :] + words[: self.samples]
         borrowed = [
-            say.follow_up(
+            say.append_messages(
                 prefix.append_sampled(said, [0.0] * len(said), "stop", 0), (Message("user", REVISION_REQUEST),)
             )
             for prefix, said in zip(asked("shuffled"), others, strict=True)

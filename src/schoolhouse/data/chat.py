@@ -32,7 +32,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from schoolhouse.data.tokenizer import END_THINK, THINK, TURN_END, TURN_START, Tokenizer
 from schoolhouse.types import NAN, Completion, Demonstration, Key, Message, Problem, Rollout, SchoolError
 
-TEMPLATE = """\
+DEFAULT_TEMPLATE = """\
 {% for message in messages %}
 <|im_start|>{{ message.role }}
 {% if message.role == 'assistant' %}{{ '<think>' + (message.reasoning_content or '') + '</think>' }}{% endif %}
@@ -44,7 +44,7 @@ TEMPLATE = """\
 """
 """Ours: compact on purpose, since a small model pays for every token. The policy writes `<think>` itself."""
 
-BARE = TEMPLATE.replace("<|im_start|>", "").replace("'<|im_end|>'", "eos_token")
+PLAIN_TEMPLATE = DEFAULT_TEMPLATE.replace("<|im_start|>", "").replace("'<|im_end|>'", "eos_token")
 """For a model that brings neither a chat template nor our markup: a role in a line of its own, eos after each turn."""
 
 _A, _T = "\ue0a0", "\ue0a1"  # stand for an answer and a thought while a template is examined
@@ -60,15 +60,15 @@ class Conversation:
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str | None = None) -> None:
-        ours = TEMPLATE if {TURN_START, TURN_END} <= tokenizer.markup.keys() else BARE
+        ours = DEFAULT_TEMPLATE if {TURN_START, TURN_END} <= tokenizer.special_tokens.keys() else PLAIN_TEMPLATE
         self.tokenizer = tokenizer
         self.template = template or tokenizer.chat_template or ours
         self._compiled = _compile(self.template)
         self._names = {
-            name: tokenizer.named(name) or "" for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+            name: tokenizer.special_token(name) or "" for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         }
-        self._marks = re.compile("|".join(map(re.escape, sorted(tokenizer.markup, key=len, reverse=True))) or "(?!)")
-        self._think, self._end_think = tokenizer.markup.get(THINK), tokenizer.markup.get(END_THINK)
+        self._marks = re.compile("|".join(map(re.escape, sorted(tokenizer.special_tokens, key=len, reverse=True))) or "(?!)")
+        self._think, self._end_think = tokenizer.special_tokens.get(THINK), tokenizer.special_tokens.get(END_THINK)
         self._thought_in = ""  # "field": the template writes thoughts; "content": we do; "": it drops them
         self._examine()
         self.prompt = lru_cache(4096)(self._prompt)
@@ -87,10 +87,10 @@ class Conversation:
 
     # --- from messages to ids
 
-    def render(self, messages: Sequence[Message], prompt: bool = True) -> str:
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text of a conversation, as a person may read it; with `prompt`, up to where the assistant starts."""
         guards = self._guards(messages)
-        return _unguard(self._render(messages, prompt, guards), guards)
+        return _unguard(self._render(messages, add_generation_prompt, guards), guards)
 
     def _prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """Ids of a conversation up to where the assistant starts."""
@@ -102,11 +102,11 @@ class Conversation:
         prompt = self.prompt(problem.messages)
         return Rollout(problem, key, prompt, (False,) * len(prompt), (NAN,) * len(prompt))
 
-    def demonstrate(self, demonstration: Demonstration, key: Key) -> Rollout:
+    def demonstration_rollout(self, demonstration: Demonstration, key: Key) -> Rollout:
         """A worked example as a rollout: the reply is written, its end-of-turn id included, the prompt is not."""
-        return self.demonstrate_all([demonstration], [key])[0]
+        return self.demonstration_rollouts([demonstration], [key])[0]
 
-    def demonstrate_all(self, demonstrations: Sequence[Demonstration], keys: Sequence[Key]) -> list[Rollout]:
+    def demonstration_rollouts(self, demonstrations: Sequence[Demonstration], keys: Sequence[Key]) -> list[Rollout]:
         """`demonstrate` for many at once. A thought of None is written like an empty one.
 
         Raises SchoolError where the template does not continue its own prompt, drops the thought, never ends the turn,
@@ -153,7 +153,7 @@ class Conversation:
             finish_reason="context",
         )
 
-    def follow_up(self, rollout: Rollout, messages: Sequence[Message]) -> Rollout:
+    def append_messages(self, rollout: Rollout, messages: Sequence[Message]) -> Rollout:
         """What others say after the policy's turn, up to where it may speak again; a turn cut off is closed first."""
         told = [Message("user", ""), Message("assistant", _A), *messages]
         guards = self._guards(messages)
@@ -185,7 +185,7 @@ class Conversation:
         if not all(texts):
             raise SchoolError("an empty text cannot end a turn: give at least one character")
         last = {text[-1] for text in texts}
-        words = [self.tokenizer.decode([token]) for token in range(self.tokenizer.size)]
+        words = [self.tokenizer.decode([token]) for token in range(self.tokenizer.vocab_size)]
         maybe = [not last.isdisjoint(word) or "\ufffd" in word for word in words]  # half a character may complete one
         return maybe, lambda ids: self.ends_with_any(ids, texts)
 
@@ -286,7 +286,7 @@ class Conversation:
             raise SchoolError(
                 "the chat template has no generation prompt: `add_generation_prompt` changes nothing in it"
             )
-        tail = self.tokenizer.encode(told.rpartition(_A)[2], markup=True)
+        tail = self.tokenizer.encode(told.rpartition(_A)[2], parse_special=True)
         end = next((token for token in tail if token in self.tokenizer.added), None)
         if end is None:
             raise SchoolError("the chat template does not end the assistant's turn with a special token")
@@ -327,14 +327,14 @@ class Conversation:
         said = "\0".join(part for message in messages for part in message if part)
         if not self._marks.search(said):
             return {}
-        marks = sorted(self.tokenizer.markup, key=len, reverse=True)
+        marks = sorted(self.tokenizer.special_tokens, key=len, reverse=True)
         taken = set(said)
         free = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in taken)
         return dict(zip(marks, free, strict=False))
 
     def _ids(self, texts: Sequence[tuple[str, Mapping[str, str]]]) -> list[list[int]]:
         """Ids of rendered texts: what is markup in them is the template's, for the contents' own is guarded."""
-        clean = iter(self.tokenizer.encode_all([text for text, guards in texts if not guards], markup=True))
+        clean = iter(self.tokenizer.encode_batch([text for text, guards in texts if not guards], parse_special=True))
         return [self._spliced(text, guards) if guards else next(clean) for text, guards in texts]
 
     def _spliced(self, text: str, guards: Mapping[str, str]) -> list[int]:
@@ -342,7 +342,7 @@ class Conversation:
         ids: list[int] = []
         start, strip = 0, False
         for mark in self._marks.finditer(text):
-            token = self.tokenizer.markup[mark.group()]
+            token = self.tokenizer.special_tokens[mark.group()]
             piece = text[start : mark.start()]
             ids += self._piece(piece.rstrip() if self.tokenizer.added[token].lstrip else piece, strip, guards)
             ids.append(token)

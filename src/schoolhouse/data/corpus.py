@@ -20,14 +20,14 @@ from schoolhouse.data.tokenizer import END_OF_TEXT, Tokenizer
 from schoolhouse.randomness import numpy_random
 from schoolhouse.types import NAN, Key, Message, Problem, Rollout, SchoolError
 
-Documents = Callable[[int, int], list[str]]
+DocumentFn = Callable[[int, int], list[str]]
 """(step, count) -> that many documents, the same ones whenever asked."""
 
 _MOST_TIMES = 3  # what is set aside may be so many times as much as was asked for, before another cut is tried
 _PIECE: int = 1 << 16  # characters encoded at once: long texts are cut where a line begins, between two tokens
 
 
-class Rows(Protocol):
+class RowSource(Protocol):
     """Where pretraining gets its rows."""
 
     def rows(self, step: int, count: int) -> list[list[int]]:
@@ -35,24 +35,24 @@ class Rows(Protocol):
         ...
 
 
-class Parts(NamedTuple):
+class TextSplit(NamedTuple):
     """A text file in two parts that share no document."""
 
     train: list[str]
     held_out: list[str]
 
 
-class Corpus:
+class CorpusRows:
     """Fixed text: its chunks in an order shuffled anew each epoch. Ask with the same `count` throughout a run."""
 
-    def __init__(self, ids: np.ndarray, context: int, seed: int = 0) -> None:
+    def __init__(self, ids: np.ndarray, seq_len: int, seed: int = 0) -> None:
         """ids [n] int32, one stream with separators. Raises SchoolError when it does not fill a single row."""
-        self._ids, self._context, self._seed = ids, context, seed
-        self.size = (len(ids) - 1) // (context - 1)
+        self._ids, self._context, self._seed = ids, seq_len, seed
+        self.size = (len(ids) - 1) // (seq_len - 1)
         """Rows of an epoch."""
         if self.size < 1:
             raise SchoolError(
-                f"the text has {len(ids)} tokens, fewer than one row of {context}; give more, or a smaller context"
+                f"the text has {len(ids)} tokens, fewer than one row of {seq_len}; give more, or a smaller context"
             )
         self._order = lru_cache(2)(self._shuffled)
 
@@ -67,11 +67,11 @@ class Corpus:
         return found
 
 
-class Endless:
+class GeneratedRows:
     """Text written on demand: each step asks for as many documents as its rows need."""
 
-    def __init__(self, documents: Documents, tokenizer: Tokenizer, context: int) -> None:
-        self._documents, self._tokenizer, self._context = documents, tokenizer, context
+    def __init__(self, documents: DocumentFn, tokenizer: Tokenizer, seq_len: int) -> None:
+        self._documents, self._tokenizer, self._context = documents, tokenizer, seq_len
         sample = documents(0, 64)
         if not any(sample):
             raise SchoolError("the task's pretraining text is empty: there is nothing to pretrain on")
@@ -85,35 +85,35 @@ class Endless:
         return chunks(ids, self._context)[:count]
 
 
-def stream(source: Documents | Sequence[str], tokenizer: Tokenizer, context: int, seed: int = 0) -> Corpus | Endless:
+def row_source(source: DocumentFn | Sequence[str], tokenizer: Tokenizer, seq_len: int, seed: int = 0) -> CorpusRows | GeneratedRows:
     """Rows of `context` ids from documents at hand (the train part of `text_file`) or written on demand."""
-    if context < 2:
-        raise SchoolError(f"a context of {context} leaves no token to predict; it must be at least 2")
+    if seq_len < 2:
+        raise SchoolError(f"a context of {seq_len} leaves no token to predict; it must be at least 2")
     if isinstance(source, Sequence):
-        return Corpus(token_stream(source, tokenizer), context, seed)
-    return Endless(source, tokenizer, context)
+        return CorpusRows(token_stream(source, tokenizer), seq_len, seed)
+    return GeneratedRows(source, tokenizer, seq_len)
 
 
 def token_stream(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     """All documents as one row of ids, int32: the separator before the first, between any two, and after the last."""
-    separator = tokenizer.markup.get(END_OF_TEXT, tokenizer.eos_id)
+    separator = tokenizer.special_tokens.get(END_OF_TEXT, tokenizer.eos_id)
     pieces, ends = [], []
     for document in documents:
         pieces += _pieces(document)
         ends.append(len(pieces))
-    encoded = tokenizer.encode_all(pieces)
+    encoded = tokenizer.encode_batch(pieces)
     parts: list[list[int]] = [[separator]]
     for start, end in zip([0, *ends], ends, strict=False):
         parts += [*encoded[start:end], [separator]]
     return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
 
 
-def chunks(ids: Sequence[int] | np.ndarray, context: int) -> list[list[int]]:
+def chunks(ids: Sequence[int] | np.ndarray, seq_len: int) -> list[list[int]]:
     """Rows of up to `context` ids, each beginning with the last id of the one before: every id but the first of all is
     predicted exactly once. The last row may be shorter.
     """
     ids = np.asarray(ids)
-    return [ids[start : start + context].tolist() for start in range(0, max(len(ids) - 1, 0), context - 1)]
+    return [ids[start : start + seq_len].tolist() for start in range(0, max(len(ids) - 1, 0), seq_len - 1)]
 
 
 def byte_count(documents: Sequence[str]) -> int:
@@ -126,7 +126,7 @@ def bits_per_byte(nats: float, documents: Sequence[str]) -> float:
     return nats / np.log(2).item() / byte_count(documents)
 
 
-def text_file(path: Path | str, held_out: float = 0.05) -> Parts:
+def split_text_file(path: Path | str, held_out: float = 0.05) -> TextSplit:
     """A .txt or .jsonl file (a row's "text"), or either as .gz, with about `held_out` of its bytes set aside.
 
     Documents of a .txt are separated by <|endoftext|>. Several documents are set aside by a hash of their text, so that
@@ -137,10 +137,10 @@ def text_file(path: Path | str, held_out: float = 0.05) -> Parts:
     documents = read_documents(path)
     if len(documents) == 1:
         documents = _tail_apart(documents[0], held_out)
-        parts = Parts(documents[:1], documents[1:])
+        parts = TextSplit(documents[:1], documents[1:])
     else:
         apart = _apart(documents, held_out)
-        parts = Parts([d for d in documents if _hash(d) not in apart], [d for d in documents if _hash(d) in apart])
+        parts = TextSplit([d for d in documents if _hash(d) not in apart], [d for d in documents if _hash(d) in apart])
     if not parts.train or not parts.held_out:
         raise SchoolError(f"{path} cannot be split: it needs two different documents, or one of several paragraphs")
     share = byte_count(parts.held_out) / byte_count(documents)

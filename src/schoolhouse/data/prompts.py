@@ -16,7 +16,7 @@ def prompt_groups(
     seed: int,
     purpose: str,
     step: int = 0,
-    first: int = 0,
+    first_problem: int = 0,
 ) -> list[Rollout]:
     """The prompt of each problem `group_size` times, each with its own key. [P*G]
 
@@ -24,7 +24,7 @@ def prompt_groups(
     first    number of the first problem in its step
     """
     return [
-        conversation.prompt_rollout(problem, Key(seed, purpose, step, first + i, g))
+        conversation.prompt_rollout(problem, Key(seed, purpose, step, first_problem + i, g))
         for i, problem in enumerate(problems)
         for g in range(group_size)
     ]

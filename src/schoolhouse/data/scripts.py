@@ -14,14 +14,14 @@ def script_of(letter: str) -> str:
     return unicodedata.name(letter, "").partition(" ")[0].lower()
 
 
-def scripts(text: str) -> Counter[str]:
+def count_scripts(text: str) -> Counter[str]:
     """How many words of a text are in each script; a word goes by its first letter."""
     return Counter(script_of(word[0]) for run in _WORD.findall(text) for word in _apart(run))
 
 
-def share_in(text: str, script: str) -> float:
+def script_share(text: str, script: str) -> float:
     """Share of the words that are in a script; 1 where there is no word at all: formulas are in every language."""
-    found = scripts(text)
+    found = count_scripts(text)
     return found[script] / found.total() if found else 1.0
 
 

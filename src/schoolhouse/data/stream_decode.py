@@ -36,7 +36,7 @@ class TextDecoder:
         self._from, self._upto = self._upto, len(self._ids)
         return text[len(before) :]
 
-    def rest(self) -> str:
+    def flush(self) -> str:
         """What has not been given because it ends in half a character."""
         before = self._tokenizer.decode(self._ids[self._from : self._upto])
         return self._tokenizer.decode(self._ids[self._from :])[len(before) :]
@@ -48,12 +48,12 @@ class StreamDecoder:
     One thing differs: a turn that says something before it thinks has said it, and all that follows is its answer.
     """
 
-    def __init__(self, say: Conversation) -> None:
-        self._say = say
-        self._think, self._end_think, opened, self._blanks = say.thought_marks
+    def __init__(self, conversation: Conversation) -> None:
+        self._say = conversation
+        self._think, self._end_think, opened, self._blanks = conversation.thought_marks
         self._part: Part | None = "thought" if opened else None
         self._closed = False
-        self._decoding = TextDecoder(say.tokenizer)
+        self._decoding = TextDecoder(conversation.tokenizer)
         self._begun, self._held = False, ""
 
     def push(self, token: int) -> list[Delta]:
@@ -64,15 +64,15 @@ class StreamDecoder:
             self._next("thought")
             return []
         if token == self._end_think and self._part == "thought":
-            last = self._told(self._decoding.rest(), closing=True)
+            last = self._told(self._decoding.flush(), closing=True)
             self._next("answer")
             return last
         self._part = self._part or "answer"
         return self._told(self._decoding.push(token))
 
-    def end(self) -> list[Delta]:
+    def flush(self) -> list[Delta]:
         """What was held back, when the turn is over."""
-        return self._told(self._decoding.rest(), ending=True)
+        return self._told(self._decoding.flush(), ending=True)
 
     def _next(self, part: Part) -> None:
         self._part, self._decoding, self._begun, self._held = part, TextDecoder(self._say.tokenizer), False, ""

@@ -11,20 +11,20 @@ _MARKUP = "bold white on #7a3e9d"
 _SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
-def show_tokens(text: str, tokenizer: Tokenizer, markup: bool = False) -> Text:
+def show_tokens(text: str, tokenizer: Tokenizer, parse_special: bool = False) -> Text:
     """The text token by token in alternating colours, then the ids in the same colours, then the counts.
 
     Blanks and line ends get a sign; bytes that are no character by themselves and invisible characters are written as
     escapes. With `markup`, `<think>` and its like are read as markup and stand out.
     """
-    ids = tokenizer.encode(text, markup)
+    ids = tokenizer.encode(text, parse_special)
     styles = [
-        _MARKUP if markup and token in tokenizer.added else _COLOURS[i % len(_COLOURS)] for i, token in enumerate(ids)
+        _MARKUP if parse_special and token in tokenizer.added else _COLOURS[i % len(_COLOURS)] for i, token in enumerate(ids)
     ]
     shown = Text()
     for token, style in zip(ids, styles, strict=True):
         said = token_bytes(token, tokenizer)
-        shown.append(visible(said), style)
+        shown.append(printable(said), style)
         if said.endswith(b"\n"):
             shown.append("\n")
     shown.append("\n\n")
@@ -38,15 +38,15 @@ def show_tokens(text: str, tokenizer: Tokenizer, markup: bool = False) -> Text:
     return shown
 
 
-def visible(said: bytes) -> str:
+def printable(data: bytes) -> str:
     """Bytes as text in which everything can be seen."""
-    text = said.decode("utf-8", "backslashreplace")
+    text = data.decode("utf-8", "backslashreplace")
     return "".join(_SIGNS.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
 
 
 def token_bytes(token: int, tokenizer: Tokenizer) -> bytes:
     """The bytes one token stands for (of a tokenizer that is not byte-level: of its text)."""
-    written = tokenizer.token(token)
+    written = tokenizer.id_to_token(token)
     if token not in tokenizer.added and all(c in _BYTES for c in written):
         return bytes(_BYTES[c] for c in written)
     return tokenizer.decode([token]).encode()

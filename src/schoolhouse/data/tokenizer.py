@@ -21,7 +21,7 @@ from schoolhouse.types import SchoolError
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK, END_THINK, PAD = "<think>", "</think>", "<|pad|>"
-SPECIALS = (END_OF_TEXT, TURN_START, TURN_END, THINK, END_THINK, PAD)
+SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, THINK, END_THINK, PAD)
 
 # A word with the blank or sign before it; one digit; a run of signs; line ends; blanks, all but the last before a word.
 _WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -44,25 +44,25 @@ class Tokenizer:
         self._inner = inner
         self.config = config
         self.chat_template = chat_template
-        self.vocabulary: dict[str, int] = inner.get_vocab()
-        self.size = max(self.vocabulary.values()) + 1
-        added = inner.get_added_tokens_decoder()
+        self.vocab: dict[str, int] = inner.get_vocab()
+        self.vocab_size = max(self.vocab.values()) + 1
+        added_tokens = inner.get_added_tokens_decoder()
         self.added: dict[int, AddedToken] = {
-            i: token for i, token in added.items() if token.special or _LOOKS_LIKE_MARKUP.fullmatch(token.content)
+            i: token for i, token in added_tokens.items() if token.special or _LOOKS_LIKE_MARKUP.fullmatch(token.content)
         }
-        self.markup: dict[str, int] = {token.content: i for i, token in self.added.items()}
+        self.special_tokens: dict[str, int] = {token.content: i for i, token in self.added.items()}
         self._plain = _without(inner, set(self.added))
         self.eos_id = self._id_named("eos_token", "the token that ends a document")
-        self.pad_id = self._id_named("pad_token", "padding") if self.named("pad_token") else self.eos_id
+        self.pad_id = self._id_named("pad_token", "padding") if self.special_token("pad_token") else self.eos_id
 
-    def named(self, name: str) -> str | None:
+    def special_token(self, name: str) -> str | None:
         """The text of a token that the config names (`eos_token`, `bos_token`, ...): a string or {"content": ...}."""
         token = self.config.get(name)
         text = token.get("content") if isinstance(token, dict) else token
         return text if isinstance(text, str) else None
 
     def _id_named(self, name: str, what: str) -> int:
-        text = self.named(name)
+        text = self.special_token(name)
         found = None if text is None else self._inner.token_to_id(text)
         if found is None:
             raise SchoolError(
@@ -70,13 +70,13 @@ class Tokenizer:
             )
         return found
 
-    def encode(self, text: str, markup: bool = False) -> list[int]:
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
         """Ids of a text. `<|im_end|>` in it is ordinary text, unless `markup` asks for the ids of markup."""
-        return self.encode_all([text], markup)[0]
+        return self.encode_batch([text], parse_special)[0]
 
-    def encode_all(self, texts: Sequence[str], markup: bool = False) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
         """`encode` of many texts, in parallel. Raises SchoolError for a text with half a character (lone surrogate)."""
-        encoder = self._inner if markup else self._plain
+        encoder = self._inner if parse_special else self._plain
         try:
             return [e.ids for e in encoder.encode_batch_fast(texts, add_special_tokens=False)]
         except TypeError:
@@ -87,13 +87,13 @@ class Tokenizer:
                 f"half a character (a lone surrogate) cannot be encoded; it stands in {bad[:80]!r}"
             ) from None
 
-    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of ids. Bytes that are no UTF-8 (half a character) become U+FFFD."""
-        return self._inner.decode(ids, skip_special_tokens=skip_special)
+        return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def token(self, token: int) -> str:
+    def id_to_token(self, token_id: int) -> str:
         """One token as the vocabulary writes it (byte-level alphabet: `Ġ` is a blank)."""
-        return self._inner.id_to_token(token) or ""
+        return self._inner.id_to_token(token_id) or ""
 
     def save(self, folder: Path | str, chat_template: str | None = None) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as AutoTokenizer reads them."""
@@ -138,13 +138,13 @@ class Tokenizer:
         return cls(inner, config, _default_template(config.get("chat_template")))
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learn `vocabulary` tokens from texts: the markup, all 256 bytes, and the most frequent pairs (fewer when the
     texts have no more). The same texts give the same tokenizer.
     """
-    least = 256 + len(SPECIALS)
-    if vocabulary < least:
-        raise SchoolError(f"a vocabulary of {vocabulary} is too small: bytes and markup alone take {least}")
+    least = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < least:
+        raise SchoolError(f"a vocabulary of {vocab_size} is too small: bytes and markup alone take {least}")
     inner = Inner(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -154,10 +154,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     )
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=vocab_size,
         min_frequency=2,
         show_progress=False,
-        special_tokens=list(SPECIALS),
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     inner.train_from_iterator(texts, trainer)

@@ -23,7 +23,7 @@ def two_attempts(
     request = (Message("user", instruction),)
 
     def second_attempt(ended: Rollout) -> tuple[Rollout, int] | None:
-        return (policy.conversation.follow_up(ended, request), max_new_tokens) if len(ended.turns) == 1 else None
+        return (policy.conversation.append_messages(ended, request), max_new_tokens) if len(ended.turns) == 1 else None
 
     between = len(policy.conversation.tokenizer.encode(instruction)) + 32  # and the template's words around it
     total = 2 * max_new_tokens + between

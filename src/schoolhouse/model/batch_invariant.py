@@ -24,7 +24,7 @@ from schoolhouse.types import SchoolError
 _ROWS, _BLOCK = 16, 128
 
 
-def attention(q_SHTD: Tensor, k_SKTD: Tensor, v_SKTD: Tensor, start_S: Tensor) -> Tensor:
+def blocked_attention(q_SHTD: Tensor, k_SKTD: Tensor, v_SKTD: Tensor, start_S: Tensor) -> Tensor:
     """Causal attention of queries at positions start_S, start_S + 1, ... over keys from position 0. [S, H, T, D]"""
     asked, times = q_SHTD.shape[2], q_SHTD.shape[1] // k_SKTD.shape[1]
     q = F.pad(q_SHTD, (0, 0, 0, max(0, 4 - asked))) * q_SHTD.shape[-1] ** -0.5
@@ -44,12 +44,12 @@ class InvariantPackedAttention(PackedAttention):
     """`Packed`, met in blocks."""
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
-        q, k, v = self.side_by_side(q_NHD), self.side_by_side(k_NKD), self.side_by_side(v_NKD)
-        if self.kept is not None:
-            self.kept.append((k, v))
-        seen = attention(q, k, v, torch.zeros(self.sequences, dtype=torch.long, device=q.device))
+        q, k, v = self.pad(q_NHD), self.pad(k_NKD), self.pad(v_NKD)
+        if self.kept_kv is not None:
+            self.kept_kv.append((k, v))
+        seen = blocked_attention(q, k, v, torch.zeros(self.num_sequences, dtype=torch.long, device=q.device))
         seen_NHD = seen.transpose(1, 2).reshape(-1, *q_NHD.shape[1:])
-        return seen_NHD if self.even else seen_NHD[self.corner]
+        return seen_NHD if self.equal_lengths else seen_NHD[self.padded_place]
 
 
 class InvariantSlotKVCache(SlotKVCache):
@@ -64,7 +64,7 @@ class InvariantSlotKVCache(SlotKVCache):
         own_ST = start_S[:, None] + torch.arange(self._reach, device=rows.device)
         k = self._joined(self.prompt_keys[layer].transpose(-1, -2), self.keys[layer], prompt_S, own_ST)
         v = self._joined(self.prompt_values[layer], self.values[layer], prompt_S, own_ST)
-        return attention(q_NHD[:, :, None], k, v, start_S + said)[:, :, 0]
+        return blocked_attention(q_NHD[:, :, None], k, v, start_S + said)[:, :, 0]
 
     def _joined(self, prompt_PKTD: Tensor, own_SKTD: Tensor, prompt_S: Tensor, own_ST: Tensor) -> Tensor:
         joined = F.pad(prompt_PKTD[prompt_S, :, : self._prompt_reach], (0, 0, 0, self._reach))
@@ -74,13 +74,13 @@ class InvariantSlotKVCache(SlotKVCache):
         return joined
 
 
-def prepare(model: nn.Module) -> None:
+def make_batch_invariant(model: nn.Module) -> None:
     """Make a decoder's rows independent of one another. Raises SchoolError where that is impossible."""
     if not isinstance(model, Decoder):
         raise SchoolError(
             "precision `exact` is there for Llama, Qwen2, Qwen3 and Mistral decoders alone: use float32 and watch `gap`"
         )
-    check_rows(model)
+    check_row_invariance(model)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             setattr(module, "forward", _filled(module.forward))  # noqa: B010
@@ -88,7 +88,7 @@ def prepare(model: nn.Module) -> None:
             module.swiglu = _gate
 
 
-def check_rows(model: nn.Module) -> None:
+def check_row_invariance(model: nn.Module) -> None:
     """Raise SchoolError where a product's rows come out differently in another batch: exactness is impossible there."""
     generator = torch.Generator().manual_seed(0)
     for weight in {tuple(p.shape): p for p in model.parameters() if p.dim() == 2}.values():

@@ -14,7 +14,7 @@ from schoolhouse.model.decoder import ARCHITECTURES, Decoder, model_config_to_js
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
-    from schoolhouse.model.hf_adapter import Adapter
+    from schoolhouse.model.hf_adapter import HFAdapter
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -53,7 +53,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_decoder(folder: Path) -> Decoder | Adapter:
+def load_decoder(folder: Path) -> Decoder | HFAdapter:
     """Our decoder with the weights of a folder, in float32; families it does not know go through the adapter."""
     config = read_json(folder / "config.json")
     if config.get("model_type") not in ARCHITECTURES:
@@ -80,13 +80,13 @@ def load_decoder(folder: Path) -> Decoder | Adapter:
     return decoder
 
 
-def save_decoder(decoder: Decoder | Adapter, folder: Path, eos: int | None, pad: int | None) -> None:
+def save_decoder(decoder: Decoder | HFAdapter, folder: Path, eos_id: int | None, pad_id: int | None) -> None:
     """Write config.json and model.safetensors so that plain transformers opens the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(decoder, Decoder):
         decoder.save(folder)
         return
-    config = {**model_config_to_json(decoder.config), "eos_token_id": eos, "pad_token_id": pad, "bos_token_id": None}
+    config = {**model_config_to_json(decoder.config), "eos_token_id": eos_id, "pad_token_id": pad_id, "bos_token_id": None}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: parameter.detach().cpu().contiguous() for name, parameter in decoder.named_parameters()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -35,7 +35,7 @@ class StaticSlotKVCache(SlotKVCache):
     def _seat(self) -> None:
         super()._seat()
         if not hasattr(self, "table"):
-            self.table, slots, prompts = 0, self.slots, len(self.prompt_length)
+            self.table, slots, prompts = 0, self.num_slots, len(self.prompt_length)
             self.rank = torch.zeros(slots, dtype=torch.long, device=self.lengths.device)  # [S]
             self.prompts = prompts
         self.table = max(self.table, self._most)
@@ -47,7 +47,7 @@ class StaticSlotKVCache(SlotKVCache):
         self.rank[: self.busy] = self._rank
         self.sitter[prompt_S * self.table + self._rank] = self._rows[: self.busy]
 
-    def widen(self, width: int) -> None:
+    def set_width(self, width: int) -> None:
         """Compute so many slots in the steps to come."""
         self.width = width
         self.rank[self.busy : width] = 0
@@ -85,7 +85,7 @@ class StaticSlotKVCache(SlotKVCache):
             return _merge(own, about_prompt).reshape(n, heads, width)
 
 
-class StaticHalfSlotKVCache(StaticSlotKVCache):
+class StaticBfloat16SlotKVCache(StaticSlotKVCache):
     """Keys and values kept in bfloat16, which is what a decoder that computes in bfloat16 makes."""
 
     dtype = torch.bfloat16
@@ -102,17 +102,17 @@ class GraphedStep:
     Make one for each call of `extend`: a graph holds on to the weights as autocast has cast them.
     """
 
-    def __init__(self, step: Callable[[Tensor], Tensor], memory: StaticSlotKVCache) -> None:
-        self._step, self._memory = step, memory
+    def __init__(self, step: Callable[[Tensor], Tensor], cache: StaticSlotKVCache) -> None:
+        self._step, self._memory = step, cache
         self._table = 0
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # by width
         self._taken: Counter[int] = Counter()
-        self._tokens = torch.zeros(memory.slots, dtype=torch.long, device=memory.lengths.device)  # [S]
+        self._tokens = torch.zeros(cache.num_slots, dtype=torch.long, device=cache.lengths.device)  # [S]
 
     def __call__(self, token_S: Tensor) -> Tensor:
         busy = len(token_S)
-        width = self.width(busy)
-        self._memory.widen(width)
+        width = self.padded_width(busy)
+        self._memory.set_width(width)
         self._tokens[:busy] = token_S
         self._tokens[busy:width] = 0
         if self._memory.table != self._table:  # it only grows: graphs of the smaller one are of no use any more
@@ -128,12 +128,12 @@ class GraphedStep:
         graph.replay()
         return logits_WV[:busy].clone()
 
-    def width(self, busy: int) -> int:
+    def padded_width(self, busy: int) -> int:
         """The least of the fixed widths that has room."""
         width = _NARROWEST
         while width < busy:
             width *= 2
-        return min(width, self._memory.slots)
+        return min(width, self._memory.num_slots)
 
     def _capture(self, width: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         graph = torch.cuda.CUDAGraph()

@@ -43,12 +43,12 @@ class ModelConfig:
     model_type: str = "qwen3"
     qkv_bias: bool = False
     qk_norm: bool = True
-    window: int | None = None  # a sliding window: longer sequences are refused, shorter ones do not notice it
+    sliding_window: int | None = None  # a sliding window: longer sequences are refused, shorter ones do not notice it
 
     @property
     def max_seq_len(self) -> int:
         """The longest sequence [T] that this decoder computes exactly."""
-        return min(self.max_position_embeddings, self.window or self.max_position_embeddings)
+        return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
 
 
 ARCHITECTURES = {  # model_type: (qkv_bias, qk_norm)
@@ -68,18 +68,18 @@ _SILENT = set(  # keys that change nothing of what a forward pass computes
 )
 
 
-def parse_model_config(config: Mapping[str, object], where: str = "config.json") -> ModelConfig:
+def parse_model_config(config: Mapping[str, object], source: str = "config.json") -> ModelConfig:
     """Read a Hugging Face config. Every key that this decoder does not implement is refused by name."""
     kind = str(config.get("model_type"))
     if kind not in ARCHITECTURES:
-        raise SchoolError(f"{where}: model_type `{kind}` is not one of {', '.join(ARCHITECTURES)}")
+        raise SchoolError(f"{source}: model_type `{kind}` is not one of {', '.join(ARCHITECTURES)}")
     bias, norm = ARCHITECTURES[kind]
     for key in ("rope_parameters", "rope_scaling"):  # the second is how transformers 4 wrote it
         rope = config.get(key) or {}
         if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise SchoolError(f"{where}: `{key}: {rope}` is not implemented; only rope_type `default` is")
+            raise SchoolError(f"{source}: `{key}: {rope}` is not implemented; only rope_type `default` is")
         if more := rope.keys() - {"rope_type", "type", "rope_theta"}:
-            raise SchoolError(f"{where}: `{key}` sets {', '.join(sorted(map(str, more)))}, which is not implemented")
+            raise SchoolError(f"{source}: `{key}` sets {', '.join(sorted(map(str, more)))}, which is not implemented")
     must = {  # keys with the only value that this decoder computes
         "hidden_act": "silu",
         "attention_bias": False,
@@ -91,19 +91,19 @@ def parse_model_config(config: Mapping[str, object], where: str = "config.json")
     known = {*_SIZES, *_SILENT, *must, "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "layer_types"}
     for key, value in config.items():
         if key not in known:
-            raise SchoolError(f"{where}: key `{key}` (value {value!r}) is not implemented by our {kind} decoder")
+            raise SchoolError(f"{source}: key `{key}` (value {value!r}) is not implemented by our {kind} decoder")
         if key in must and value != must[key]:
-            raise SchoolError(f"{where}: `{key}: {value}` is not implemented; only {must[key]!r} is")
+            raise SchoolError(f"{source}: `{key}: {value}` is not implemented; only {must[key]!r} is")
     layers = config.get("layer_types") or []
     window = config.get("sliding_window") if kind == "mistral" else None
     if isinstance(layers, list) and any(kind_of != "full_attention" for kind_of in layers):
-        raise SchoolError(f"{where}: layer_types {sorted(set(layers))} is not implemented; only full_attention is")
+        raise SchoolError(f"{source}: layer_types {sorted(set(layers))} is not implemented; only full_attention is")
     for key in _SIZES:
         value = config.get(key)
         if value is None and key in _NEEDED:
-            raise SchoolError(f"{where}: key `{key}` is missing")
+            raise SchoolError(f"{source}: key `{key}` is missing")
         if value is not None and (not isinstance(value, (int, float)) or value < 0 or (key in _NEEDED and value < 1)):
-            raise SchoolError(f"{where}: `{key}: {value!r}` is no number that a model can have")
+            raise SchoolError(f"{source}: `{key}: {value!r}` is no number that a model can have")
     width, heads = int(str(config["hidden_size"])), int(str(config["num_attention_heads"]))
     sizes = {key: config[key] for key in _SIZES if config.get(key) is not None}
     defaults = {"num_key_value_heads": heads, "head_dim": width // heads, "tie_word_embeddings": False}
@@ -115,90 +115,90 @@ def parse_model_config(config: Mapping[str, object], where: str = "config.json")
         model_type=kind,
         qkv_bias=bias,
         qk_norm=norm,
-        window=int(str(window)) if window else None,
+        sliding_window=int(str(window)) if window else None,
     )
 
 
-def model_config_to_json(shape: ModelConfig) -> dict[str, object]:
+def model_config_to_json(config: ModelConfig) -> dict[str, object]:
     """The config.json that transformers reads."""
-    sizes = {key: value for key, value in asdict(shape).items() if key in _SIZES}
-    architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[shape.model_type]
-    window = {"sliding_window": shape.window} if shape.model_type == "mistral" else {}
+    sizes = {key: value for key, value in asdict(config).items() if key in _SIZES}
+    architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[config.model_type]
+    window = {"sliding_window": config.sliding_window} if config.model_type == "mistral" else {}
     return {
         "architectures": [f"{architecture}ForCausalLM"],
-        "model_type": shape.model_type,
+        "model_type": config.model_type,
         **sizes,
         **window,
         "hidden_act": "silu",
-        "rope_parameters": {"rope_theta": shape.rope_theta, "rope_type": "default"},
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "dtype": "float32",
     }
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x_NC: Tensor) -> Tensor:
         return fused_ops.rms_norm(x_NC, self.weight, self.eps)
 
 
 class Attention(nn.Module):
-    def __init__(self, s: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_dim = s.head_dim
-        self.q_proj = nn.Linear(s.hidden_size, s.num_attention_heads * s.head_dim, bias=s.qkv_bias)
-        self.k_proj = nn.Linear(s.hidden_size, s.num_key_value_heads * s.head_dim, bias=s.qkv_bias)
-        self.v_proj = nn.Linear(s.hidden_size, s.num_key_value_heads * s.head_dim, bias=s.qkv_bias)
-        self.o_proj = nn.Linear(s.num_attention_heads * s.head_dim, s.hidden_size, bias=False)
-        if s.qk_norm:
-            self.q_norm, self.k_norm = RMSNorm(s.head_dim, s.rms_norm_eps), RMSNorm(s.head_dim, s.rms_norm_eps)
-        self.qk_norm, self.eps = s.qk_norm, s.rms_norm_eps
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps), RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.qk_norm, self.eps = config.qk_norm, config.rms_norm_eps
 
-    def forward(self, x_NC: Tensor, rotation: tuple[Tensor, Tensor], memory: AttentionContext, layer: int) -> Tensor:
+    def forward(self, x_NC: Tensor, rotation: tuple[Tensor, Tensor], context: AttentionContext, layer: int) -> Tensor:
         heads = (x_NC.shape[0], -1, self.head_dim)
         q, k, v = self.q_proj(x_NC).view(heads), self.k_proj(x_NC).view(heads), self.v_proj(x_NC).view(heads)
         q_weight, k_weight = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else (None, None)
-        q = fused_ops.rotary(q, rotation, q_weight, self.eps)
-        k = fused_ops.rotary(k, rotation, k_weight, self.eps, rounded=True)
-        return self.o_proj(memory.attend(layer, q, k, v).flatten(1))
+        q = fused_ops.apply_rotary(q, rotation, q_weight, self.eps)
+        k = fused_ops.apply_rotary(k, rotation, k_weight, self.eps, rounded=True)
+        return self.o_proj(context.attend(layer, q, k, v).flatten(1))
 
 
 class MLP(nn.Module):
     swiglu: Callable[[Tensor, Tensor], Tensor] = staticmethod(fused_ops.swiglu)
 
-    def __init__(self, s: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(s.hidden_size, s.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(s.hidden_size, s.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(s.intermediate_size, s.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_NC: Tensor) -> Tensor:
         return self.down_proj(self.swiglu(self.gate_proj(x_NC), self.up_proj(x_NC)))
 
 
 class Block(nn.Module):
-    def __init__(self, s: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(s.hidden_size, s.rms_norm_eps)
-        self.self_attn = Attention(s)
-        self.post_attention_layernorm = RMSNorm(s.hidden_size, s.rms_norm_eps)
-        self.mlp = MLP(s)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
 
-    def forward(self, x_NC: Tensor, rotation: tuple[Tensor, Tensor], memory: AttentionContext, layer: int) -> Tensor:
-        x_NC = x_NC + self.self_attn(self.input_layernorm(x_NC), rotation, memory, layer)
+    def forward(self, x_NC: Tensor, rotation: tuple[Tensor, Tensor], context: AttentionContext, layer: int) -> Tensor:
+        x_NC = x_NC + self.self_attn(self.input_layernorm(x_NC), rotation, context, layer)
         return x_NC + self.mlp(self.post_attention_layernorm(x_NC))
 
 
-class Stem(nn.Module):
+class Backbone(nn.Module):
     """Embedding, blocks and final norm: what Hugging Face calls `model`."""
 
-    def __init__(self, s: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(s.vocab_size, s.hidden_size)
-        self.layers = nn.ModuleList(Block(s) for _ in range(s.num_hidden_layers))
-        self.norm = RMSNorm(s.hidden_size, s.rms_norm_eps)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Decoder(nn.Module):
@@ -210,12 +210,12 @@ class Decoder(nn.Module):
         self.activation_checkpointing = (
             False  # activation checkpointing: keep what enters a block, compute its inside again
         )
-        self.model = Stem(config)
+        self.model = Backbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, tokens_N: Tensor, positions_N: Tensor, memory: AttentionContext) -> Tensor:
+    def forward(self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext) -> Tensor:
         half = torch.arange(0, self.config.head_dim, 2, device=tokens_N.device, dtype=torch.float32)
         speed = 1.0 / self.config.rope_theta ** (half / self.config.head_dim)
         angle = (positions_N[:, None].float() * speed)[:, None]  # [N, 1, D / 2]
@@ -223,9 +223,9 @@ class Decoder(nn.Module):
         x_NC = self.model.embed_tokens(tokens_N)
         for layer, block in enumerate(self.model.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_NC = checkpoint(block, x_NC, rotation, memory, layer, use_reentrant=False, preserve_rng_state=False)
+                x_NC = checkpoint(block, x_NC, rotation, context, layer, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_NC = block(x_NC, rotation, memory, layer)
+                x_NC = block(x_NC, rotation, context, layer)
         return self.model.norm(x_NC)
 
     def project(self, hidden_NC: Tensor) -> Tensor:

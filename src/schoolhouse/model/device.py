@@ -12,12 +12,12 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def pick_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
+def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The number type of matrix products: `auto` is bfloat16 where the processor multiplies it natively."""
-    if wanted == "auto":
+    if precision == "auto":
         names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         probes = (
             [torch.cuda.is_bf16_supported] if device.type == "cuda" else [getattr(torch.cpu, n, bool) for n in names]
         )
         return torch.bfloat16 if any(probe() for probe in probes) else torch.float32
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32

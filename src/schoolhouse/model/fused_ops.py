@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from schoolhouse.model.kernel_build import ANY_WIDTH, LANES, call, kernel
+from schoolhouse.model.kernel_build import ANY_HEAD_DIM, LANES, call_kernel, load_kernels
 
 _ROWS = 64  # rows whose gradients of a weight are summed together: sums do not depend on the number of threads
 _KINDS = (torch.float32, torch.bfloat16)
@@ -27,7 +27,7 @@ def rms_norm(x_NC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
     return _Norm.apply(x_NC.contiguous(), weight_C, eps, kind)
 
 
-def rotary(
+def apply_rotary(
     x_NHD: Tensor, rotation: tuple[Tensor, Tensor], weight_D: Tensor | None, eps: float, rounded: bool = False
 ) -> Tensor:
     """Heads of queries or keys: normed where there is a weight, then rotated (Su et al. 2021, arXiv 2104.09864).
@@ -67,7 +67,7 @@ def sample_fused(logits_SV: Tensor, uniform_S: Tensor, temperature: float) -> tu
     logits_SV, token_S = logits_SV.contiguous(), torch.empty(len(logits_SV), dtype=torch.long)
     logprob_S, uniform_S = torch.empty(len(logits_SV)), uniform_S.double().contiguous()
     given = (*logits_SV.shape, 1.0 / temperature, logits_SV, uniform_S, token_S, logprob_S)
-    call("draw", ANY_WIDTH, logits_SV.dtype, *given)
+    call_kernel("draw", ANY_HEAD_DIM, logits_SV.dtype, *given)
     return token_S, logprob_S
 
 
@@ -76,8 +76,8 @@ def _of_products(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _native(x: Tensor, kind: torch.dtype, width: int = ANY_WIDTH) -> bool:
-    return x.device.type == "cpu" and kind in _KINDS and width % (2 * LANES) == 0 and kernel(width, kind) is not None
+def _native(x: Tensor, kind: torch.dtype, width: int = ANY_HEAD_DIM) -> bool:
+    return x.device.type == "cpu" and kind in _KINDS and width % (2 * LANES) == 0 and load_kernels(width, kind) is not None
 
 
 def _parts(rows: int) -> int:
@@ -90,7 +90,7 @@ class _Norm(torch.autograd.Function):
         out = torch.empty_like(x_NC, dtype=kind)
         ctx.save_for_backward(x_NC, weight_C)
         ctx.eps = eps
-        call("norm", ANY_WIDTH, kind, *x_NC.shape, eps, x_NC, weight_C, out)
+        call_kernel("norm", ANY_HEAD_DIM, kind, *x_NC.shape, eps, x_NC, weight_C, out)
         return out
 
     @staticmethod
@@ -99,7 +99,7 @@ class _Norm(torch.autograd.Function):
         parts = _parts(len(x))
         dx, dweight = torch.empty_like(x), x.new_empty(parts, len(weight))
         out = towards[0].contiguous()
-        call("unnorm", ANY_WIDTH, out.dtype, *x.shape, ctx.eps, parts, x, weight, out, dx, dweight)
+        call_kernel("unnorm", ANY_HEAD_DIM, out.dtype, *x.shape, ctx.eps, parts, x, weight, out, dx, dweight)
         return dx, dweight.sum(0), None, None
 
 
@@ -113,7 +113,7 @@ class _Turn(torch.autograd.Function):
         ctx.save_for_backward(x_NHD, weight_D, cosine, sine)
         ctx.eps = eps
         given = (n, heads, heads * width, eps, int(rounded), x_NHD, weight_D, cosine, sine)
-        call("turn_heads", width, x_NHD.dtype, *given, out)
+        call_kernel("turn_heads", width, x_NHD.dtype, *given, out)
         return out
 
     @staticmethod
@@ -123,7 +123,7 @@ class _Turn(torch.autograd.Function):
         parts = _parts(n)
         dx, dweight = torch.empty_like(x), None if weight is None else cosine.new_empty(parts, width)
         given = (n, heads, heads * width, ctx.eps, parts, x, weight, cosine, sine, towards[0].contiguous())
-        call("unturn_heads", width, x.dtype, *given, dx, dweight)
+        call_kernel("unturn_heads", width, x.dtype, *given, dx, dweight)
         return dx, None if dweight is None else dweight.sum(0), None, None, None, None
 
 
@@ -132,7 +132,7 @@ class _Gate(torch.autograd.Function):
     def forward(ctx: Any, gate_NC: Tensor, up_NC: Tensor) -> Tensor:
         out = torch.empty_like(gate_NC)
         ctx.save_for_backward(gate_NC, up_NC)
-        call("open_gate", ANY_WIDTH, out.dtype, out.numel(), gate_NC, up_NC, out)
+        call_kernel("open_gate", ANY_HEAD_DIM, out.dtype, out.numel(), gate_NC, up_NC, out)
         return out
 
     @staticmethod
@@ -140,7 +140,7 @@ class _Gate(torch.autograd.Function):
         opening, up = ctx.saved_tensors
         gradients = torch.empty_like(opening), torch.empty_like(up)
         given = (up.numel(), opening, up, towards[0].contiguous())
-        call("unopen_gate", ANY_WIDTH, up.dtype, *given, *gradients)
+        call_kernel("unopen_gate", ANY_HEAD_DIM, up.dtype, *given, *gradients)
         return gradients
 
 
@@ -150,7 +150,7 @@ class _ReadOut(torch.autograd.Function):
         results = [torch.empty(len(token_N)) for _ in range(3)]
         ctx.scale = 1.0 / temperature
         ctx.save_for_backward(logits_NV, token_N, results[2])
-        call("read_out", ANY_WIDTH, logits_NV.dtype, *logits_NV.shape, ctx.scale, logits_NV, token_N, *results)
+        call_kernel("read_out", ANY_HEAD_DIM, logits_NV.dtype, *logits_NV.shape, ctx.scale, logits_NV, token_N, *results)
         ctx.mark_non_differentiable(results[1])
         return results[0], results[1]
 
@@ -159,5 +159,5 @@ class _ReadOut(torch.autograd.Function):
         logits, token, spread = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         given = (*logits.shape, ctx.scale, logits, token, spread, towards[0].contiguous())
-        call("unread", ANY_WIDTH, logits.dtype, *given, gradient)
+        call_kernel("unread", ANY_HEAD_DIM, logits.dtype, *given, gradient)
         return gradient, None, None

@@ -18,7 +18,7 @@ from schoolhouse.types import SchoolError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOLERANCE = 1e-4
+LOGIT_TOLERANCE = 1e-4
 """Largest difference between a logit of the model's own forward and of ours that still counts as rounding."""
 
 _NOT_OURS = ("softcap", "s_aux", "position_bias")  # what some models ask of attention and memory.attend does not do
@@ -47,7 +47,7 @@ def _attend(
     return seen_NHD[None], None
 
 
-class Adapter(nn.Module):
+class HFAdapter(nn.Module):
     """A transformers model with the seam of `Decoder`: tokens [N] at positions [N] to hidden states [N, C]."""
 
     def __init__(self, inner: PreTrainedModel, shape: ModelConfig) -> None:
@@ -67,7 +67,7 @@ class Adapter(nn.Module):
         self.inner.save_pretrained(folder)
 
 
-def load_adapter(folder: Path) -> Adapter:
+def load_adapter(folder: Path) -> HFAdapter:
     """The model of a folder, whatever its family, in float32.
 
     Raises SchoolError for a folder that transformers cannot read whole, and for a model that does not give the same
@@ -91,16 +91,16 @@ def load_adapter(folder: Path) -> Adapter:
         adapter, apart = _compare(inner.eval())
     except Exception as error:  # the same
         raise SchoolError(f"{name} does not work with our attention ({type(error).__name__}: {error})") from error
-    if not apart <= TOLERANCE:
+    if not apart <= LOGIT_TOLERANCE:
         raise SchoolError(
-            f"{name} gives logits with our attention that differ by {apart:.2g} from its own (at most {TOLERANCE:g} "
+            f"{name} gives logits with our attention that differ by {apart:.2g} from its own (at most {LOGIT_TOLERANCE:g} "
             "is rounding): it scales, caps or hides something that we would silently leave out"
         )
     return adapter
 
 
 @torch.no_grad()
-def _compare(inner: PreTrainedModel) -> tuple[Adapter, float]:
+def _compare(inner: PreTrainedModel) -> tuple[HFAdapter, float]:
     """The adapter, and how far its logits lie from the model's own: packed, and token by token through slots.
 
     Two sequences of 16 tokens, so that one seeing the other is found. The head's output is magnified while comparing:
@@ -112,10 +112,10 @@ def _compare(inner: PreTrainedModel) -> tuple[Adapter, float]:
     own_STV = inner(tokens_ST, use_cache=False).logits
     inner.set_attn_implementation("schoolhouse")
 
-    prompts, whole = PackedAttention([8, 8], keep=True), PackedAttention([16, 16])
-    adapter = Adapter(inner, _shape(inner, keys=(1, 1, 1)))
+    prompts, whole = PackedAttention([8, 8], keep_kv=True), PackedAttention([16, 16])
+    adapter = HFAdapter(inner, _shape(inner, keys=(1, 1, 1)))
     adapter(tokens_ST[:, :8].flatten(), prompts.positions, prompts)
-    kept = prompts.kept
+    kept = prompts.kept_kv
     if not kept:
         raise SchoolError("it never asks for attention")
     adapter.config = _shape(inner, keys=(len(kept), kept[0][0].shape[1], kept[0][0].shape[3]))
@@ -153,5 +153,5 @@ def _shape(inner: PreTrainedModel, keys: tuple[int, int, int]) -> ModelConfig:
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=bool(config.tie_word_embeddings),
         model_type=inner.config.model_type,
-        window=min((bound for bound in bounds if bound), default=None),
+        sliding_window=min((bound for bound in bounds if bound), default=None),
     )

@@ -38,11 +38,11 @@ _FUNCTIONS = {
 """Arguments of each, the number of threads first: n a whole number, f a float, p a pointer."""
 _TYPES = {"n": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
 LANES = 16
-ANY_WIDTH = 64  # for what does not depend on it
+ANY_HEAD_DIM = 64  # for what does not depend on it
 
 
 @cache
-def kernel(width: int, dtype: torch.dtype) -> ctypes.CDLL | None:
+def load_kernels(width: int, dtype: torch.dtype) -> ctypes.CDLL | None:
     """The kernels for heads of this width; None where they cannot be compiled. SCHOOLHOUSE_NATIVE=0 does without it."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if os.environ.get("SCHOOLHOUSE_NATIVE") == "0" or not compiler:
@@ -89,9 +89,9 @@ def _compile(compiler: str, given: Sequence[str], library: Path) -> None:
         made.replace(library)
 
 
-def call(function: str, width: int, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
+def call_kernel(function: str, width: int, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
     """Run one of the `kernel`s that must be there. Tensors are passed as where their numbers begin, None as nowhere."""
-    library = kernel(width, dtype)
+    library = load_kernels(width, dtype)
     assert library
     plain = (x.data_ptr() if isinstance(x, Tensor) else x for x in arguments)
     getattr(library, function)(torch.get_num_threads(), *plain)

@@ -30,37 +30,37 @@ class PackedAttention:
     causal mask hides them. `keep=True` remembers the keys and values of each layer (to prefill slots from).
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", keep: bool = False) -> None:
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", keep_kv: bool = False) -> None:
         self.lengths = torch.as_tensor(lengths, device=device)
-        self.sequences, self.longest = len(lengths), max(lengths)
-        self.even = min(lengths) == self.longest
-        sequence_N = torch.repeat_interleave(torch.arange(self.sequences, device=device), self.lengths)
+        self.num_sequences, self.max_len = len(lengths), max(lengths)
+        self.equal_lengths = min(lengths) == self.max_len
+        sequence_N = torch.repeat_interleave(torch.arange(self.num_sequences, device=device), self.lengths)
         self.starts = F.pad(torch.cumsum(self.lengths, 0), (1, 0))  # [S + 1]
         self.positions = torch.arange(len(sequence_N), device=device) - self.starts[sequence_N]  # [N]
-        self.corner = sequence_N * self.longest + self.positions  # [N] place of token n in [S * T]
-        self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
+        self.padded_place = sequence_N * self.max_len + self.positions  # [N] place of token n in [S * T]
+        self.kept_kv: list[tuple[Tensor, Tensor]] | None = [] if keep_kv else None
 
-    def side_by_side(self, x_NKD: Tensor) -> Tensor:
+    def pad(self, x_NKD: Tensor) -> Tensor:
         """[N, K, D] -> [S, K, T, D]."""
-        if not self.even:
-            room = x_NKD.new_zeros(self.sequences * self.longest, *x_NKD.shape[1:])
-            x_NKD = room.index_copy(0, self.corner, x_NKD)
-        return x_NKD.view(self.sequences, self.longest, *x_NKD.shape[1:]).transpose(1, 2)
+        if not self.equal_lengths:
+            room = x_NKD.new_zeros(self.num_sequences * self.max_len, *x_NKD.shape[1:])
+            x_NKD = room.index_copy(0, self.padded_place, x_NKD)
+        return x_NKD.view(self.num_sequences, self.max_len, *x_NKD.shape[1:]).transpose(1, 2)
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         # float32 even under autocast: on CPUs without AMX, bfloat16 attention is 2 to 4 times slower; not so on GPUs
         dtype = v_NKD.dtype if v_NKD.is_cuda else torch.float32
         q_NHD, k_NKD, v_NKD = q_NHD.to(dtype), k_NKD.to(dtype), v_NKD.to(dtype)
-        k_SKTD, v_SKTD = self.side_by_side(k_NKD), self.side_by_side(v_NKD)
-        if self.kept is not None:
-            self.kept.append((k_SKTD, v_SKTD))
+        k_SKTD, v_SKTD = self.pad(k_NKD), self.pad(v_NKD)
+        if self.kept_kv is not None:
+            self.kept_kv.append((k_SKTD, v_SKTD))
         heads = q_NHD.shape[1]
         with torch.autocast(q_NHD.device.type, enabled=False):
             seen_SHTD = F.scaled_dot_product_attention(
-                self.side_by_side(q_NHD), _repeat_heads(k_SKTD, heads), _repeat_heads(v_SKTD, heads), is_causal=True
+                self.pad(q_NHD), _repeat_heads(k_SKTD, heads), _repeat_heads(v_SKTD, heads), is_causal=True
             )
         seen_NHD = seen_SHTD.transpose(1, 2).reshape(-1, *q_NHD.shape[1:])
-        return seen_NHD if self.even else seen_NHD[self.corner]
+        return seen_NHD if self.equal_lengths else seen_NHD[self.padded_place]
 
 
 class SlotKVCache:
@@ -77,35 +77,35 @@ class SlotKVCache:
 
     def __init__(
         self,
-        layers: int,
-        slots: int,
-        heads: int,
-        width: int,
+        num_layers: int,
+        num_slots: int,
+        num_kv_heads: int,
+        head_dim: int,
         prompt_capacity: int,
         capacity: int,
         max_prompts: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         """`room` tokens in each slot, behind a prompt of up to `prompt_room`; up to `prompts` distinct ones at once."""
-        max_prompts = slots if max_prompts is None else min(max_prompts, slots)
+        max_prompts = num_slots if max_prompts is None else min(max_prompts, num_slots)
         prompt_capacity += -prompt_capacity % _ALIGN
 
         def store(*sizes: int) -> list[Tensor]:
-            return [zeros(sizes, self.dtype, device) for _ in range(layers)]
+            return [lazy_zeros(sizes, self.dtype, device) for _ in range(num_layers)]
 
-        self.prompt_keys = store(max_prompts, heads, width, prompt_capacity)  # [P, K, D, T], as they are multiplied
-        self.prompt_values = store(max_prompts, heads, prompt_capacity, width)  # [P, K, T, D]
-        self._prepare(store, slots, heads, capacity, width)
+        self.prompt_keys = store(max_prompts, num_kv_heads, head_dim, prompt_capacity)  # [P, K, D, T], as they are multiplied
+        self.prompt_values = store(max_prompts, num_kv_heads, prompt_capacity, head_dim)  # [P, K, T, D]
+        self._allocate_slots(store, num_slots, num_kv_heads, capacity, head_dim)
         self.prompt_length = torch.zeros(max_prompts, dtype=torch.long, device=device)  # [P]
-        self.prompt_of = torch.zeros(slots, dtype=torch.long, device=device)  # [S]
-        self.lengths = torch.zeros(slots, dtype=torch.long, device=device)  # [S] tokens behind the prompt
+        self.prompt_of = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S]
+        self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] tokens behind the prompt
         self.prompt_names: list[Hashable] = []  # [P] of the prompts in use
-        self.slots, self.room, self.busy = slots, capacity, 0
-        self._rows = torch.arange(slots, device=device)
+        self.num_slots, self.capacity, self.busy = num_slots, capacity, 0
+        self._rows = torch.arange(num_slots, device=device)
 
-    def _prepare(self, store: Callable[..., list[Tensor]], slots: int, heads: int, room: int, width: int) -> None:
+    def _allocate_slots(self, allocate: Callable[..., list[Tensor]], num_slots: int, num_kv_heads: int, capacity: int, head_dim: int) -> None:
         """Make the stores for what slots say."""
-        self.keys, self.values = store(slots, heads, room, width), store(slots, heads, room, width)  # [S, K, T, D]
+        self.keys, self.values = allocate(num_slots, num_kv_heads, capacity, head_dim), allocate(num_slots, num_kv_heads, capacity, head_dim)  # [S, K, T, D]
 
     def _own(self) -> list[Tensor]:
         """What busy slots have said, of each store: a row for each slot."""
@@ -113,17 +113,17 @@ class SlotKVCache:
 
     @property
     def free(self) -> int:
-        return self.slots - self.busy
+        return self.num_slots - self.busy
 
-    def store_prompts(self, read: PackedAttention, names: Sequence[Hashable]) -> None:
+    def store_prompts(self, packed: PackedAttention, names: Sequence[Hashable]) -> None:
         """Keep prompts that were just read. `admit` next: `release` drops those that nobody goes on from."""
-        if read.kept is None:
+        if packed.kept_kv is None:
             raise ValueError("these prompts were not prefilled with keep=True")
-        places = slice(len(self.prompt_names), len(self.prompt_names) + read.sequences)
-        for layer, (k, v) in enumerate(read.kept):
-            self.prompt_keys[layer][places, :, :, : read.longest] = k.transpose(-1, -2)
-            self.prompt_values[layer][places, :, : read.longest] = v
-        self.prompt_length[places] = read.lengths
+        places = slice(len(self.prompt_names), len(self.prompt_names) + packed.num_sequences)
+        for layer, (k, v) in enumerate(packed.kept_kv):
+            self.prompt_keys[layer][places, :, :, : packed.max_len] = k.transpose(-1, -2)
+            self.prompt_values[layer][places, :, : packed.max_len] = v
+        self.prompt_length[places] = packed.lengths
         self.prompt_names += names
 
     def admit(self, names: Sequence[Hashable]) -> None:
@@ -135,9 +135,9 @@ class SlotKVCache:
         self.busy += len(names)
         self._seat()
 
-    def release(self, done: Tensor) -> Tensor:
+    def release(self, finished: Tensor) -> Tensor:
         """Slots that are `done` [busy] leave; gives the old places of those that stay, in their new order."""
-        order = _close_ranks(~done, [*self._own(), self.prompt_of, self.lengths])
+        order = _close_ranks(~finished, [*self._own(), self.prompt_of, self.lengths])
         self.busy = len(order)
         wanted = torch.bincount(self.prompt_of[: self.busy], minlength=len(self.prompt_names)) > 0
         if not bool(wanted.all()):
@@ -198,7 +198,7 @@ class SlotKVCache:
             return _merge(own, about_prompt).reshape(n, heads, width)
 
 
-def zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def lazy_zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Zeros that cost nothing until they are written to: on a CPU, memory that the system has not handed out yet."""
     if torch.device(device).type != "cpu":
         return torch.zeros(sizes, dtype=dtype, device=device)

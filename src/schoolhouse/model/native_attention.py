@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schoolhouse.model.cuda_graph import StaticHalfSlotKVCache, StaticSlotKVCache, use_cuda_graphs
-from schoolhouse.model.kernel_build import LANES, call, kernel
+from schoolhouse.model.cuda_graph import StaticBfloat16SlotKVCache, StaticSlotKVCache, use_cuda_graphs
+from schoolhouse.model.kernel_build import LANES, call_kernel, load_kernels
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
 
 _BLOCK = 16  # slots of one prompt that meet it together
 
 
 def best_attention(
-    head_width: int, dtype: torch.dtype, device: torch.device
+    head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[type[PackedAttention], type[SlotKVCache]]:
     """The quickest of this machine for a decoder that computes in `dtype`."""
     if use_cuda_graphs(device):
-        return PackedAttention, StaticHalfSlotKVCache if dtype == torch.bfloat16 else StaticSlotKVCache
-    if device.type != "cpu" or head_width % (2 * LANES) or not kernel(head_width, dtype):
+        return PackedAttention, StaticBfloat16SlotKVCache if dtype == torch.bfloat16 else StaticSlotKVCache
+    if device.type != "cpu" or head_dim % (2 * LANES) or not load_kernels(head_dim, dtype):
         return PackedAttention, SlotKVCache
-    return NativePackedAttention, NativeHalfSlotKVCache if dtype == torch.bfloat16 else NativeSlotKVCache
+    return NativePackedAttention, NativeBfloat16SlotKVCache if dtype == torch.bfloat16 else NativeSlotKVCache
 
 
 class NativePackedAttention(PackedAttention):
@@ -43,21 +43,21 @@ class NativePackedAttention(PackedAttention):
         self,
         lengths: Sequence[int],
         device: torch.device | str = "cpu",
-        keep: bool = False,
+        keep_kv: bool = False,
         prefixes: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        super().__init__(lengths, device, keep)
+        super().__init__(lengths, device, keep_kv)
         prefix_S2 = torch.tensor(prefixes or [(0, 0)] * len(lengths))
-        self.places = torch.cat((prefix_S2, self.starts[:-1, None], self.lengths[:, None]), 1)  # [S, 4]
+        self.spans = torch.cat((prefix_S2, self.starts[:-1, None], self.lengths[:, None]), 1)  # [S, 4]
         firsts = (prefix_S2[:, 1] == 0).nonzero()[:, 0]
-        self.families = torch.cat((firsts, torch.tensor([len(lengths)])))  # [F + 1]
+        self.group_starts = torch.cat((firsts, torch.tensor([len(lengths)])))  # [F + 1]
         self.positions = self.positions + torch.repeat_interleave(prefix_S2[:, 1], self.lengths)
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         q, k, v = (x.float().contiguous() for x in (q_NHD, k_NKD, v_NKD))
-        if self.kept is not None:
-            self.kept.append((self.side_by_side(k), self.side_by_side(v)))
-        return _Attention.apply(q, k, v, self.places, self.families)
+        if self.kept_kv is not None:
+            self.kept_kv.append((self.pad(k), self.pad(v)))
+        return _Attention.apply(q, k, v, self.spans, self.group_starts)
 
 
 class _Attention(torch.autograd.Function):
@@ -66,7 +66,7 @@ class _Attention(torch.autograd.Function):
         seen_NHD, spread_NH = torch.empty_like(q_NHD), q_NHD.new_empty(q_NHD.shape[:2])
         heads = (q_NHD.shape[1], k_NKD.shape[1])
         given = (len(places_S4), places_S4, *heads, q_NHD, k_NKD, v_NKD)
-        call("see", q_NHD.shape[2], torch.float32, *given, seen_NHD, spread_NH)
+        call_kernel("see", q_NHD.shape[2], torch.float32, *given, seen_NHD, spread_NH)
         ctx.save_for_backward(q_NHD, k_NKD, v_NKD, places_S4, families_F, seen_NHD, spread_NH)
         return seen_NHD
 
@@ -75,21 +75,21 @@ class _Attention(torch.autograd.Function):
         q, k, v, places, families, seen, spread = ctx.saved_tensors
         towards = [torch.empty_like(x) for x in (q, k, v)]
         given = (len(families) - 1, families, places, q.shape[1], k.shape[1], q, k, v, seen, spread)
-        call("unsee", q.shape[2], torch.float32, *given, gradients[0].contiguous(), *towards)
+        call_kernel("unsee", q.shape[2], torch.float32, *given, gradients[0].contiguous(), *towards)
         return *towards, None, None
 
 
 class NativeSlotKVCache(SlotKVCache):
     """`Slots`, attended by decode.c. What a slot reads does not depend on its neighbours, to the bit."""
 
-    def _prepare(self, store: Callable[..., list[Tensor]], slots: int, heads: int, room: int, width: int) -> None:
-        self.words = store(slots, -(-room // LANES), heads, 2, LANES * width)
-        if kernel(width, self.dtype) is None:
-            raise ValueError(f"there is no kernel for heads of {width} here: ask `best_memories`")
+    def _allocate_slots(self, allocate: Callable[..., list[Tensor]], num_slots: int, num_kv_heads: int, capacity: int, head_dim: int) -> None:
+        self.kv_tiles = allocate(num_slots, -(-capacity // LANES), num_kv_heads, 2, LANES * head_dim)
+        if load_kernels(head_dim, self.dtype) is None:
+            raise ValueError(f"there is no kernel for heads of {head_dim} here: ask `best_memories`")
 
     def _own(self) -> list[Tensor]:
         tiles = -(-int(self.lengths[: self.busy].max()) // LANES)
-        return [words[:, :tiles] for words in self.words]
+        return [words[:, :tiles] for words in self.kv_tiles]
 
     def _seat(self) -> None:
         prompt_S = self.prompt_of[: self.busy].numpy()
@@ -105,17 +105,17 @@ class NativeSlotKVCache(SlotKVCache):
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         q, k, v = (x.float().contiguous() for x in (q_NHD, k_NKD, v_NKD))
         seen = torch.empty_like(q)
-        prompt_keys, prompt_values, words = self.prompt_keys[layer], self.prompt_values[layer], self.words[layer]
+        prompt_keys, prompt_values, words = self.prompt_keys[layer], self.prompt_values[layer], self.kv_tiles[layer]
         tables = (torch.from_numpy(table) for table in (self._start, self._prompt, self._slot))
         sizes = (q.shape[1], k.shape[1], prompt_keys.shape[-1], words.shape[1] * LANES)
         stores = (prompt_keys, prompt_values, words)
         lengths = (self.prompt_length, self.lengths)
         given = (len(self._prompt), _BLOCK, *tables, *lengths, *sizes, q, k, v, *stores, seen)
-        call("attend", q.shape[2], self.dtype, *given)
+        call_kernel("attend", q.shape[2], self.dtype, *given)
         return seen
 
 
-class NativeHalfSlotKVCache(NativeSlotKVCache):
+class NativeBfloat16SlotKVCache(NativeSlotKVCache):
     """Keys and values kept in bfloat16, which is what a decoder that computes in bfloat16 makes."""
 
     dtype = torch.bfloat16

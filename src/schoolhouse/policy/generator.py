@@ -20,12 +20,12 @@ from schoolhouse.policy.slots import NextTurn, Request, SlotTable
 from schoolhouse.types import Rollout, SchoolError
 
 if TYPE_CHECKING:
-    from schoolhouse.model.hf_adapter import Adapter
+    from schoolhouse.model.hf_adapter import HFAdapter
 
 OnToken = Callable[[int, int, float], bool | None]
 """Called with (number of the rollout, token id, its log-probability) for each sampled token. True ends the turn."""
 
-StopsHere = Callable[[Sequence[int]], bool]
+StopMatcher = Callable[[Sequence[int]], bool]
 """Whether a turn ends with the last of the ids that it has so far."""
 
 
@@ -47,17 +47,17 @@ class RequestSource(Protocol):
 
 @torch.no_grad()
 def extend(
-    decoder: Decoder | Adapter,
+    decoder: Decoder | HFAdapter,
     rollouts: Sequence[Rollout],
     max_new_tokens: int | Sequence[int],
-    stop: Sequence[int],
-    version: int,
+    stop_ids: Sequence[int],
+    policy_version: int,
     *,
     params: SamplingParams = SamplingParams(),  # noqa: B008 (a plain tuple)
     slots: int = 512,
     max_total_tokens: int | None = None,
     next_turn: NextTurn | None = None,
-    stops_here: tuple[Tensor, StopsHere] | None = None,
+    stop_matcher: tuple[Tensor, StopMatcher] | None = None,
     logit_bias: Tensor | None = None,
     attention: tuple[type[PackedAttention], type[SlotKVCache]] = (PackedAttention, SlotKVCache),
     source: RequestSource | None = None,
@@ -100,10 +100,10 @@ def extend(
         return decoder.project(decoder(token_S, cache.begin_step(), cache))
 
     decode_step = GraphedStep(decode, cache) if isinstance(cache, StaticSlotKVCache) else decode
-    table = SlotTable(rollouts, limits, params, version, slots, capacity, config.max_seq_len, device)
+    table = SlotTable(rollouts, limits, params, policy_version, slots, capacity, config.max_seq_len, device)
     stop_V = torch.zeros(config.vocab_size, dtype=torch.bool, device=device)
-    stop_V[list(stop)] = True
-    maybe_V = None if stops_here is None else stops_here[0].to(device)
+    stop_V[list(stop_ids)] = True
+    maybe_V = None if stop_matcher is None else stop_matcher[0].to(device)
     done: dict[int, Rollout] = {}
     logits_SV: Tensor | None = None
     last: dict[tuple[int, ...], Tensor] = {}
@@ -137,9 +137,9 @@ def extend(
             rows = zip(table.owner[:busy], token_S.tolist(), logprob_S.tolist(), sampled_S.tolist(), strict=True)
             ends = [sampled and on_token(int(owner), token, logprob) for owner, token, logprob, sampled in rows]
             stopped_S |= torch.tensor([bool(end) for end in ends], device=device)
-        if stops_here is not None and maybe_V is not None:
+        if stop_matcher is not None and maybe_V is not None:
             for slot in (maybe_V[token_S] & sampled_S & ~stopped_S).nonzero()[:, 0].tolist():
-                stopped_S[slot] = stops_here[1](table.tokens[slot, : int(table.count[slot])].tolist())
+                stopped_S[slot] = stop_matcher[1](table.tokens[slot, : int(table.count[slot])].tolist())
         over_S = stopped_S | (sampled_S & (table.count[:busy] == table.limit[:busy]))
         for slot in over_S.nonzero()[:, 0].tolist():
             finished = table.finish_turn(slot, "stop" if bool(stopped_S[slot]) else "length", next_turn)
@@ -185,7 +185,7 @@ def _check(rollouts: Sequence[Rollout], limits: Sequence[int], max_seq_len: int,
 
 
 def _prefill(
-    decoder: Decoder | Adapter,
+    decoder: Decoder | HFAdapter,
     attention: type[PackedAttention],
     cache: SlotKVCache,
     prompts: Sequence[tuple[int, ...]],
@@ -199,7 +199,7 @@ def _prefill(
         del last[dropped]
     fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in last]
     if fresh:
-        packed = attention([len(prompt) for prompt in fresh], device=cache.lengths.device, keep=True)
+        packed = attention([len(prompt) for prompt in fresh], device=cache.lengths.device, keep_kv=True)
         tokens_N = torch.tensor([token for prompt in fresh for token in prompt], device=cache.lengths.device)
         hidden_NC = decoder(tokens_N, packed.positions, packed)
         cache.store_prompts(packed, fresh)

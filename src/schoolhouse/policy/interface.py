@@ -28,7 +28,7 @@ class Generator(Protocol):
         max_new_tokens: int | Sequence[int],
         *,
         temperature: float = 1.0,
-        stop_texts: Sequence[str] = (),
+        stop_strings: Sequence[str] = (),
         next_turn: Callable[[Rollout], tuple[Rollout, int] | None] | None = None,
         max_total_tokens: int | None = None,
         on_token: Callable[[int, int, float], bool | None] | None = None,

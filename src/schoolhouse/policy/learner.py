@@ -27,25 +27,25 @@ class Learner:
     step  number of updates so far
     """
 
-    def __init__(self, model: nn.Module, settings: Optimizer) -> None:
-        self.model, self.settings, self.step = model, settings, 0
+    def __init__(self, model: nn.Module, config: Optimizer) -> None:
+        self.model, self.config, self.step = model, config, 0
         self.reset()
 
     def reset(self) -> None:
         """Forget the moments of the gradient."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.settings.weight_decay},
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.config.weight_decay},
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        betas = (self.settings.adam_beta1, self.settings.adam_beta2)
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=self.settings.adam_eps, fused=True)
+        betas = (self.config.adam_beta1, self.config.adam_beta2)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=self.config.adam_eps, fused=True)
 
     def update(
         self,
         batches: Sequence[Batch],
         loss_fn: Loss,
-        score: Callable[[Batch], Scores],
+        score_fn: Callable[[Batch], Scores],
         learning_rate: float,
         max_grad_norm: float = 1.0,
         max_logprob_gap: float = math.inf,
@@ -62,7 +62,7 @@ class Learner:
         totals = {"loss": 0.0, "tokens": 0.0, "entropy": 0.0, "gap": 0.0, "gap_tokens": 0.0}
         batch_metrics: list[dict[str, float]] = []
         for batch in batches:
-            scores = score(batch)
+            scores = score_fn(batch)
             on_device = batch.to(scores.logprob.device)
             loss = (on_device.weight * loss_fn(on_device, scores)).sum()
             loss.backward()

@@ -22,7 +22,7 @@ from schoolhouse.algorithms.losses import Loss
 from schoolhouse.algorithms.packing import Batch, Scores, pack, pack_for_scoring, token_mean
 from schoolhouse.algorithms.settings import Optimizer
 from schoolhouse.data.chat import Conversation
-from schoolhouse.model.batch_invariant import InvariantPackedAttention, InvariantSlotKVCache, prepare
+from schoolhouse.model.batch_invariant import InvariantPackedAttention, InvariantSlotKVCache, make_batch_invariant
 from schoolhouse.model.checkpoint import load_decoder, save_decoder
 from schoolhouse.model.decoder import Decoder, ModelConfig, init_weights
 from schoolhouse.model.device import pick_device, pick_dtype
@@ -39,7 +39,7 @@ from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.types import Key, Precision, Problem, Rollout, SchoolError
 
 if TYPE_CHECKING:
-    from schoolhouse.model.hf_adapter import Adapter
+    from schoolhouse.model.hf_adapter import HFAdapter
 
 
 class RolloutScores(NamedTuple):
@@ -61,26 +61,26 @@ class Policy:
 
     def __init__(
         self,
-        decoder: Decoder | Adapter,
+        decoder: Decoder | HFAdapter,
         conversation: Conversation,
         precision: Precision = "auto",
         optimizer: Optimizer | None = None,
         activation_checkpointing: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        if conversation.tokenizer.size > decoder.config.vocab_size:
+        if conversation.tokenizer.vocab_size > decoder.config.vocab_size:
             raise SchoolError(
-                f"the tokenizer has {conversation.tokenizer.size} ids, the model only {decoder.config.vocab_size} "
+                f"the tokenizer has {conversation.tokenizer.vocab_size} ids, the model only {decoder.config.vocab_size} "
                 "(vocab_size in config.json): they do not belong together"
             )
         self.device = torch.device(device) if device is not None else pick_device()
         self.decoder = decoder.to(self.device)
         self.conversation = conversation
         self.dtype = pick_dtype(precision, self.device)
-        self.packed, self.slots = best_attention(decoder.config.head_dim, self.dtype, self.device)
+        self.packed_attention, self.slots = best_attention(decoder.config.head_dim, self.dtype, self.device)
         if precision == "exact":
-            prepare(self.decoder)
-            self.packed, self.slots = InvariantPackedAttention, InvariantSlotKVCache
+            make_batch_invariant(self.decoder)
+            self.packed_attention, self.slots = InvariantPackedAttention, InvariantSlotKVCache
         if isinstance(decoder, Decoder):
             decoder.activation_checkpointing = activation_checkpointing
         elif activation_checkpointing:
@@ -158,7 +158,7 @@ class Policy:
     @property
     def shares_prompts(self) -> bool:
         """Whether learning reads a prompt once for all rollouts that go on from it: an argument of `pack`."""
-        return self.packed is NativePackedAttention
+        return self.packed_attention is NativePackedAttention
 
     @property
     def max_seq_len(self) -> int:
@@ -175,14 +175,14 @@ class Policy:
         rollouts: Sequence[Rollout],
         max_new_tokens: int | Sequence[int],
         *,
-        stop: Sequence[int] | None = None,
+        stop_ids: Sequence[int] | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
-        slots: int = 512,
+        slot_cache: int = 512,
         thinking_budget: int | None = None,
-        stop_texts: Sequence[str] = (),
+        stop_strings: Sequence[str] = (),
         next_turn: NextTurn | None = None,
         max_total_tokens: int | None = None,
         logit_bias: Tensor | None = None,
@@ -199,8 +199,8 @@ class Policy:
         logit_bias       [V] added to all logits
         """
         stops_here = None
-        if stop_texts:
-            maybe, ended = self.conversation.stop_matcher(stop_texts)
+        if stop_strings:
+            maybe, ended = self.conversation.stop_matcher(stop_strings)
             maybe += [False] * (self.decoder.config.vocab_size - len(maybe))
             stops_here = torch.tensor(maybe), ended
         if thinking_budget is not None:
@@ -216,15 +216,15 @@ class Policy:
                 self.decoder,
                 rollouts,
                 max_new_tokens,
-                self.conversation.stop_ids if stop is None else stop,
+                self.conversation.stop_ids if stop_ids is None else stop_ids,
                 self.version,
                 params=SamplingParams(temperature, top_k, top_p, min_p),
-                slots=slots,
+                slots=slot_cache,
                 max_total_tokens=max_total_tokens,
                 next_turn=next_turn,
-                stops_here=stops_here,
+                stop_matcher=stops_here,
                 logit_bias=None if logit_bias is None else logit_bias.to(self.device),
-                attention=(self.packed, self.slots),
+                attention=(self.packed_attention, self.slots),
                 on_token=on_token,
                 progress=progress,
             )
@@ -235,7 +235,7 @@ class Policy:
         self,
         source: generator.RequestSource,
         slots: int,
-        context: int,
+        max_total_tokens: int,
         next_turn: NextTurn,
         on_token: generator.OnToken,
     ) -> None:
@@ -251,9 +251,9 @@ class Policy:
                 self.conversation.stop_ids,
                 self.version,
                 slots=slots,
-                max_total_tokens=context,
+                max_total_tokens=max_total_tokens,
                 next_turn=next_turn,
-                attention=(self.packed, self.slots),
+                attention=(self.packed_attention, self.slots),
                 source=source,
                 on_token=on_token,
             )
@@ -301,15 +301,15 @@ class Policy:
         trim_memory()
         return stats
 
-    def check_peak_memory(self, longest: int, microbatch_tokens: int) -> None:
+    def check_peak_memory(self, max_len: int, microbatch_tokens: int) -> None:
         """Learn from the heaviest micro-batch there can be, and forget it: what does not fit fails now, not later."""
-        longest = min(longest, self.max_seq_len)
-        unknown, full_mask = (math.nan,) * longest, (True,) * longest
-        row = Rollout(Problem("rehearsal", (), ""), Key(0, "rehearsal"), (0,) * longest, full_mask, unknown)
-        rows = [row] * max(1, microbatch_tokens // longest)
+        max_len = min(max_len, self.max_seq_len)
+        unknown, full_mask = (math.nan,) * max_len, (True,) * max_len
+        row = Rollout(Problem("rehearsal", (), ""), Key(0, "rehearsal"), (0,) * max_len, full_mask, unknown)
+        rows = [row] * max(1, microbatch_tokens // max_len)
         for batch in pack(rows, token_mean(rows), microbatch_tokens, prompts=False):
             self._batch_scores(batch, 1.0).logprob.sum().backward()
         self.decoder.zero_grad(set_to_none=True)
 
     def _batch_scores(self, batch: Batch, temperature: float) -> Scores:
-        return batch_scores(self.decoder, batch, self.packed, self.autocast(), self.device, temperature)
+        return batch_scores(self.decoder, batch, self.packed_attention, self.autocast(), self.device, temperature)

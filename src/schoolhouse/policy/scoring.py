@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from schoolhouse.algorithms.packing import Batch, Scores, share_prompts
+from schoolhouse.algorithms.packing import Batch, Scores
+from schoolhouse.algorithms.prompt_sharing import share_prompts
 from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.fused_ops import logprobs_and_entropy
 from schoolhouse.model.kv_cache import PackedAttention
@@ -20,14 +21,14 @@ from schoolhouse.model.native_attention import NativePackedAttention
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
-    from schoolhouse.model.hf_adapter import Adapter
+    from schoolhouse.model.hf_adapter import HFAdapter
 
 _CHUNK = 1 << 25  # logits held at once ...
 _ROWS = 256  # ... but of at least so many tokens: a product of few rows is slow
 
 
 def batch_scores(
-    decoder: Decoder | Adapter,
+    decoder: Decoder | HFAdapter,
     batch: Batch,
     attention: type[PackedAttention],
     autocast: AbstractContextManager[object],

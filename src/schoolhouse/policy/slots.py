@@ -45,13 +45,13 @@ class SlotTable:
         rollouts: Sequence[Rollout],
         max_new_tokens: Sequence[int],
         default_params: SamplingParams,
-        version: int,
-        slots: int,
+        policy_version: int,
+        num_slots: int,
         max_total_tokens: int,
         max_seq_len: int,
         device: torch.device,
     ) -> None:
-        self.default_params, self.version = default_params, version
+        self.default_params, self.version = default_params, policy_version
         self.max_total_tokens, self.max_seq_len = max_total_tokens, max_seq_len
         self.waiting = deque(range(len(rollouts)))
         self.num_requests = len(rollouts)
@@ -59,12 +59,12 @@ class SlotTable:
         self._prompt_tokens = dict(enumerate(map(len, rollouts)))
         self._limits, self._params = dict(enumerate(max_new_tokens)), dict[int, SamplingParams]()
         self._unread: dict[int, deque[int]] = {}  # context ids that the model has not read yet
-        self.tokens = torch.zeros(slots, max_total_tokens, dtype=torch.long, device=device)  # [S, max_total_tokens]
-        self.logprobs = torch.zeros(slots, max_total_tokens, device=device)  # [S, max_total_tokens]
-        self.count = torch.zeros(slots, dtype=torch.long, device=device)  # [S] tokens sampled
-        self.limit = torch.zeros(slots, dtype=torch.long, device=device)  # [S] tokens that may be sampled
-        self.owner = np.zeros(slots, dtype=np.int64)  # [S] number of the rollout in this slot
-        self.key_digest = np.zeros(slots, dtype=np.uint64)  # [S] digest of its key
+        self.tokens = torch.zeros(num_slots, max_total_tokens, dtype=torch.long, device=device)  # [S, max_total_tokens]
+        self.logprobs = torch.zeros(num_slots, max_total_tokens, device=device)  # [S, max_total_tokens]
+        self.count = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] tokens sampled
+        self.limit = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] tokens that may be sampled
+        self.owner = np.zeros(num_slots, dtype=np.int64)  # [S] number of the rollout in this slot
+        self.key_digest = np.zeros(num_slots, dtype=np.uint64)  # [S] digest of its key
 
     def add(self, requests: Sequence[Request]) -> None:
         """Queue more requests."""

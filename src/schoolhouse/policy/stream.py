@@ -12,7 +12,7 @@ from schoolhouse.policy.policy import Policy
 from schoolhouse.types import Key, Rollout, SchoolError
 
 
-class Stream:
+class RolloutStream:
     """(step, rollouts) for each step. Lag 0 is on-policy: sample, hand out, wait until the caller has updated.
 
     ask     the prefixes of a step
@@ -26,16 +26,16 @@ class Stream:
     def __init__(
         self,
         policy: Policy,
-        ask: Callable[[int], Sequence[Rollout]],
-        act: Callable[[Policy, Sequence[Rollout]], list[Rollout]],
+        make_prompts: Callable[[int], Sequence[Rollout]],
+        sample: Callable[[Policy, Sequence[Rollout]], list[Rollout]],
         lag: int = 0,
         ref_policy: Policy | None = None,
     ) -> None:
         self.policy, self.lag, self.beside = policy, lag, ref_policy
-        self._ask, self._act = ask, act
+        self._ask, self._act = make_prompts, sample
         self._waiting: deque[tuple[int, list[Rollout]]] = deque()
 
-    def over(self, steps: range) -> Iterator[tuple[int, list[Rollout]]]:
+    def iter_steps(self, steps: range) -> Iterator[tuple[int, list[Rollout]]]:
         """Hand out the steps, those that wait first: a stream that was saved goes on where it stopped."""
         for step in steps[len(self._waiting) :]:
             self._waiting.append((step, self._act(self.policy, self._ask(step))))
@@ -49,8 +49,8 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         waiting = [(step, [_said(rollout) for rollout in rollouts]) for step, rollouts in self._waiting]
-        beside = {"beside": self.beside.decoder.state_dict()} if self.beside else {}
-        return {**self.policy.state_dict(), **({"waiting": waiting} if waiting else {}), **beside}
+        ref_policy = {"beside": self.beside.decoder.state_dict()} if self.beside else {}
+        return {**self.policy.state_dict(), **({"waiting": waiting} if waiting else {}), **ref_policy}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state)

@@ -1,11 +1,11 @@
-"""The data engine: search finds what plain sampling does not; what is verified teaches the next model; and so on.
+"""Expert iteration: search finds answers that plain sampling misses, verified answers train the next model, repeat.
 
-Expert iteration (Anthony et al. 2017, arXiv 1705.08439) with any search of `school solve` as the expert. Every next
-model starts from the base, and learns from verified answers with the thoughts that led to them, and from fresh worked
-examples, which keep it from narrowing to what it already says (Shumailov et al. 2024, Nature 631). Each loop measures
-what plain sampling can do, and which answers, rare ones among them, are still found.
+Anthony et al. 2017, arXiv 1705.08439, with any search of `school solve` as the expert. Every next model starts from the
+base. It learns from verified answers with their thoughts, and from fresh demonstrations, which keep it from narrowing
+to its own outputs (Shumailov et al. 2024, Nature 631). Each loop measures plain sampling, and how many of the right
+answers, rare ones among them, are still found.
 
-What was kept stands in lessons/000001.jsonl of the run folder, in rows that `jsonl:` reads.
+The kept answers are in kept/000001.jsonl of the run folder, in rows that `jsonl:` reads.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def fine_tune(c: Config, policy: Policy, examples: Sequence[Demonstration], fres
         batch = random.choices(examples, k=c.batch_size - num_fresh)
         batch += fresh.demonstrations(loop * updates + update, num_fresh) if fresh else []
         keys = [Key(c.seed, "engine", loop * updates + update, i) for i in range(len(batch))]
-        rollouts = policy.conversation.demonstrate_all(batch, keys)
+        rollouts = policy.conversation.demonstration_rollouts(batch, keys)
         losses.append(supervised_update(policy, rollouts, c.optimizer, update, updates, c.microbatch_tokens)["loss"])
     return {"loss": fmean(losses), "fresh": num_fresh * updates, "trained_rollouts": len(examples)}
 

@@ -51,7 +51,7 @@ from schoolhouse.config import BaseConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.evaluate import evaluate
 from schoolhouse.policy.policy import Policy
-from schoolhouse.policy.stream import Stream
+from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.grading import grade, timing
 from schoolhouse.tasks.registry import open_task
@@ -75,7 +75,7 @@ class Config(BaseConfig):
     group_size: int = Field(16, gt=1)
     """G: rollouts of one problem. At least 2, or nothing can be compared."""
     num_minibatches: int = Field(1, gt=0)
-    """Optimizer steps on the rollouts of one step, each on its share of the groups. 1 is on-policy: nothing is clipped."""
+    """Optimizer steps on the rollouts of one step, each on its share of the groups. 1 is on-policy: no clipping."""
     num_epochs: int = Field(1, gt=0)
     """Times that the rollouts of one step are learned from."""
     max_policy_lag: int = Field(0, ge=0)
@@ -141,9 +141,9 @@ def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
 
     policy.check_peak_memory(max(map(len, make_prompts(run.step))) + c.sampling.max_new_tokens, c.microbatch_tokens)
     synced_reference = reference if c.loss.ref_model_sync_steps else None
-    stream = run.restore(Stream(policy, make_prompts, rollout, c.max_policy_lag, synced_reference))
+    stream = run.restore(RolloutStream(policy, make_prompts, rollout, c.max_policy_lag, synced_reference))
 
-    for step, rollouts in run.steps(stream.over(range(run.step, c.steps)), save=stream, every=c.save_every):
+    for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
         if c.eval.every and step and step % c.eval.every == 0:  # of the policy as it is before this step
             began = time.monotonic()
             result = evaluate(
@@ -268,7 +268,7 @@ def make_columns(
 def minibatches(
     groups: Sequence[Group], weight: TokenWeight, columns: Columns, count: int
 ) -> list[tuple[list[Rollout], TokenWeight, Columns]]:
-    """Whole groups, dealt in turn. Weights are multiplied by the number of parts, so that each part is a mean itself."""
+    """Whole groups, dealt in turn. Weights are multiplied by the number of parts: each part is a mean itself."""
     rollouts = rollouts_of(groups)
     group_of = [at for at, group in enumerate(groups) for _ in group.rollouts]
     count = min(count, len(groups))

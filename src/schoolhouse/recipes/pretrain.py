@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from schoolhouse.algorithms.settings import Optimizer
 from schoolhouse.config import BaseConfig
 from schoolhouse.data.chat import Conversation
-from schoolhouse.data.corpus import bits_per_byte, chunks, stream, text_file, text_rollouts, token_stream
+from schoolhouse.data.corpus import bits_per_byte, chunks, row_source, split_text_file, text_rollouts, token_stream
 from schoolhouse.data.tokenizer import Tokenizer, train_tokenizer
 from schoolhouse.model.decoder import ModelConfig
 from schoolhouse.policy.policy import Policy
@@ -103,7 +103,7 @@ class Config(BaseConfig):
 
 def pretrain(c: Config, run: Run) -> None:
     task = open_task(c.task, c.seed) if c.task else None
-    train, held_out = text_file(c.text, c.held_out) if c.text else ([], _documents(task, _HELD_OUT, 64))
+    train, held_out = split_text_file(c.text, c.held_out) if c.text else ([], _documents(task, _HELD_OUT, 64))
     run.track_files(c.text, *(task.files if task else ()))
     newest = run.latest_checkpoint()
     if newest:
@@ -111,7 +111,7 @@ def pretrain(c: Config, run: Run) -> None:
     else:
         tokenizer = Tokenizer.load(c.tokenizer) if c.tokenizer else train_tokenizer(_sample(train, task), c.vocab_size)
         policy = Policy.create(
-            c.model.to_config(tokenizer.size),
+            c.model.to_config(tokenizer.vocab_size),
             Conversation(tokenizer),
             c.seed,
             c.precision,
@@ -119,13 +119,13 @@ def pretrain(c: Config, run: Run) -> None:
             c.activation_checkpointing,
         )
     tokenizer = policy.conversation.tokenizer
-    corpus = stream(train if task is None else task.pretraining_text, tokenizer, c.seq_len, c.seed)
+    corpus = row_source(train if task is None else task.pretraining_text, tokenizer, c.seq_len, c.seed)
 
     for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):
         rollouts = text_rollouts(corpus.rows(step, c.batch_size), c.seed, step)
         if task and c.demos_per_batch:
             keys = [Key(c.seed, "worked", step, i) for i in range(c.demos_per_batch)]
-            rollouts += policy.conversation.demonstrate_all(task.demonstrations(step, c.demos_per_batch), keys)
+            rollouts += policy.conversation.demonstration_rollouts(task.demonstrations(step, c.demos_per_batch), keys)
         stats = supervised_update(policy, rollouts, c.optimizer, step, c.steps, c.microbatch_tokens, prompts=False)
         if (step + 1) % c.eval_every == 0 or step + 1 == c.steps:
             stats["held_out_bits_per_byte"] = evaluate_text(policy, held_out, c.seq_len)

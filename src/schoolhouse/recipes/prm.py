@@ -1,12 +1,12 @@
-"""Reward models: a judge that says a mark behind each step that is right, or behind a solution whose answer is.
+"""Process and outcome reward models: a label token behind each right step, or behind a solution with a right answer.
 
-Process supervision: Lightman et al. 2023, arXiv 2305.20050. Its labels come from people (`data`, in PRM800K's format),
-from the task's own rules (`exact`), or from how sampled continuations end (`hard`, `soft`: Math-Shepherd, Wang et al.
-2023, arXiv 2312.08935). `outcome` labels whole solutions by their answer (Cobbe et al. 2021, arXiv 2110.14168), and so
-does `implicit`, whose judge is the likelihood of what was said (Yuan et al. 2024, arXiv 2412.01981).
+Process supervision: Lightman et al. 2023, arXiv 2305.20050. Labels come from a file (`data`, in PRM800K's format), from
+the task's own rules (`exact`, `strict`), or from how sampled continuations end (`hard`, `soft`: Math-Shepherd, Wang et
+al. 2023, arXiv 2312.08935). `outcome` labels whole solutions by their answer (Cobbe et al. 2021, arXiv 2110.14168), and
+so does `implicit`, whose reward is the likelihood of the solution itself (Yuan et al. 2024, arXiv 2412.01981).
 
-The generator's solutions are labelled once, before the first update; a run that goes on makes the same ones again.
-What was labelled stands in labels.jsonl of the run folder, in PRM800K's format.
+The generator's solutions are labelled once, before the first update; a resumed run makes the same ones again. They are
+in labels.jsonl of the run folder, in PRM800K's format.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ from schoolhouse.reward_models.examples import (
 )
 from schoolhouse.reward_models.implicit import BETA
 from schoolhouse.reward_models.prm import LabelPlaces, check_same_tokenizer
-from schoolhouse.reward_models.step_labels import LabelledSolution, label_by_continuations, label_by_rules, write_prm800k
+from schoolhouse.reward_models.step_labels import (
+    LabelledSolution,
+    label_by_continuations,
+    label_by_rules,
+    write_prm800k,
+)
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.grading import grade

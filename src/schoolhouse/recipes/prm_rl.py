@@ -1,13 +1,13 @@
-"""Practice with a judge of steps beside the verdict on the answer: process advantages, and the form that gets hacked.
+"""RL with a process reward model beside the reward of the answer: process advantages, and the form that gets hacked.
 
-Setlur et al. 2024, arXiv 2410.08146 (PAV): a step is praised for its progress, by how much it changed the chance that
-the answer will be right, on top of the outcome: every token of step i learns from A_outcome + alpha (v_i - v_{i-1}).
-Progress telescopes: saying more good-looking steps earns nothing. Summing the judge's grades (`raw`) rewards every step
-for itself, and a policy learns to say many (DeepSeek-R1 gave such rewards up: arXiv 2501.12948, section 4.2).
+Setlur et al. 2024, arXiv 2410.08146 (PAV): the reward of a step is its progress, the change of the chance that the
+answer will be right, on top of the outcome: every token of step i learns from A_outcome + alpha (v_i - v_{i-1}).
+Progress telescopes: more good-looking steps earn nothing. A sum of step rewards (`raw`) rewards every step for itself,
+and a policy learns to write many (DeepSeek-R1 gave such rewards up: arXiv 2501.12948, section 4.2).
 
-What a state is worth is what the grades of all steps so far make together (`aggregate`): the product, where the judge
-says whether steps are right behind right ones, the last, where it grades states (`school train process_reward --labels
-soft`). P problems, G rollouts of a problem.
+The value of a state is computed from the grades of all steps so far (`step_aggregation`): their product for a model
+that grades steps, the last for one that grades states (`school train prm --labels soft`).
+P problems a step, G rollouts a problem.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from schoolhouse.config import BaseConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.data.steps import graded_step_ends
 from schoolhouse.policy.policy import Policy
-from schoolhouse.policy.stream import Stream
+from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.reward_models.prm import (
     OUTCOME_LABELS,
     RewardModel,
@@ -92,8 +92,8 @@ def prm_rl(c: Config, run: Run) -> None:
     def sample(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G]
         return policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
 
-    stream = run.restore(Stream(policy, make_prompts, sample))
-    for step, sampled in run.steps(stream.over(range(run.step, c.steps)), save=stream, every=c.save_every):
+    stream = run.restore(RolloutStream(policy, make_prompts, sample))
+    for step, sampled in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
         groups = grade(sampled, task, conversation.parse_completion)
         graded = drop_ungraded(groups)
         rollouts = rollouts_of(graded)

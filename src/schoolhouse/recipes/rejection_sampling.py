@@ -1,10 +1,10 @@
 """Rejection sampling, and fine-tuning on what was kept: DeepSeek-R1's third stage, and its distillation.
 
-Guo et al. 2025, arXiv 2501.12948, sections 2.3.3 and 2.4. A teacher answers each problem several times; answers that
-are right, ended by themselves and kept to one language are what the student learns from, as if a person had worked
-them. The student may be a smaller model (distillation), or the base the teacher was made from (rejection sampling).
+Guo et al. 2025, arXiv 2501.12948, sections 2.3.3 and 2.4. A teacher answers each problem several times. The student
+learns from answers that are right, complete and in one language, as if they were demonstrations. The student may be a
+smaller model (distillation), or the base that the teacher was made from (rejection sampling).
 
-What was kept stands in kept.jsonl of the run folder, in rows that `jsonl:` reads.
+The kept answers are in kept.jsonl of the run folder, in rows that `jsonl:` reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
 from schoolhouse.algorithms.settings import Optimizer, Sampling
 from schoolhouse.config import BaseConfig, suggest
 from schoolhouse.data.prompts import prompt_groups
-from schoolhouse.data.scripts import share_in
+from schoolhouse.data.scripts import script_share
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.randomness import python_random
@@ -79,7 +79,7 @@ def rejection_sampling(c: Config, run: Run) -> None:
     for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):
         batch = python_random(Key(c.seed, "distill", step)).choices(demonstrations, k=c.batch_size)
         keys = [Key(c.seed, "distill", step, i) for i in range(c.batch_size)]
-        rollouts = policy.conversation.demonstrate_all(batch, keys)
+        rollouts = policy.conversation.demonstration_rollouts(batch, keys)
         stats = supervised_update(policy, rollouts, c.optimizer, step, c.steps, c.microbatch_tokens)
         run.record(step, **stats, **(counts if step == 0 else {}))
 
@@ -115,7 +115,7 @@ def sample_teacher(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
             counts[reason or "kept"] += 1
     rewards = [verdict.reward for verdict in grade_all(cases, task)]  # of what is kept, as it is written down
     counts["kept_wrong"] = sum(reward is None or reward < 1.0 for reward in rewards)
-    counts["kept_mixed"] = sum(bool(c.script) and share_in(kept.thought or "", c.script) < 1.0 for _, kept in cases)
+    counts["kept_mixed"] = sum(bool(c.script) and script_share(kept.thought or "", c.script) < 1.0 for _, kept in cases)
     return rows, dict(counts)
 
 
@@ -132,7 +132,7 @@ def _drop_reason(
         return "dropped_broken"  # half a character
     if c.script and not thought.strip():
         return "dropped_no_thought"  # an empty thought is in no script
-    if c.script and share_in(thought, c.script) < 1.0:
+    if c.script and script_share(thought, c.script) < 1.0:
         return "dropped_mixed"
     if texts in known:
         return "dropped_duplicate"

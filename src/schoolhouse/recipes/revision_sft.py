@@ -1,12 +1,12 @@
-"""Fine-tuning on pairs of attempts: the ways to teach self-correction that SCoRe is compared with.
+"""Fine-tuning on pairs of attempts: the baselines that SCoRe is compared with.
 
 Kumar et al. 2024, arXiv 2409.12917, section 4. STaR: the model attempts each problem twice, and pairs whose wrong first
-attempt was mended are kept (Zelikman et al. 2022). Pair-SFT: a wrong attempt is followed by a right one at the same
-problem, of which there are far more (Welleck et al. 2022, arXiv 2211.00053). With `keep_right` right attempts that are
-followed by a right one are kept too, as many as there are mended ones: the paper's D+.
+attempt was corrected are kept (Zelikman et al. 2022). Pair-SFT: a right attempt is put behind a wrong one at the same
+problem; there are far more of these (Welleck et al. 2022, arXiv 2211.00053). With `keep_correct`, right attempts that
+are followed by a right one are kept too, as many as there are corrected ones: the paper's D+.
 
-Only second attempts are learned: the first ones are what they answer. All pairs are the starting model's own, made
-before the first update; a run that goes on makes the same ones again.
+Only second attempts are learned; the first ones are their context. All pairs are the starting model's own, made before
+the first update; a resumed run makes the same ones again.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def pair_up(group: Group, conversation: Conversation, instruction: str) -> list[
     for at, (rollout, reward) in enumerate(graded if right else []):
         others = [other for other in right if other is not rollout] or right
         tokens = others[at % len(others)].last_turn()
-        begun = conversation.follow_up(rollout, request)
+        begun = conversation.append_messages(rollout, request)
         second = begun.append_sampled(tokens, (NAN,) * len(tokens), "stop", rollout.policy_version)
         pairs.append(Pair(second, reward, 1.0))
     return pairs

@@ -1,9 +1,9 @@
-"""SCoRe: learn to correct oneself, by reinforcement over two attempts at the same problem.
+"""SCoRe: learn self-correction by reinforcement over two attempts at the same problem.
 
-Kumar et al. 2024, arXiv 2409.12917. An attempt, a fixed request to look again (which tells nothing), a second attempt.
-Stage I praises the second attempt alone while a strong KL penalty holds the first to the model it started as: rewarded
-at once, the two would become the same. Stage II praises both, and the second by what it changed: r2 + alpha (r2 - r1).
-With first_stage 0 and alpha 0 it is plain reinforcement over two turns.
+Kumar et al. 2024, arXiv 2409.12917. An attempt, a fixed request to look again (without a hint), a second attempt.
+Stage I rewards the second attempt alone, while a strong KL penalty holds the first to the starting model: rewarded at
+once, the two would become the same. Stage II rewards both, and the second by its change: r2 + alpha (r2 - r1).
+With stage1_steps 0 and alpha 0 it is plain reinforcement learning over two turns.
 
 P problems a step, G rollouts a problem, T tokens of a rollout.
 """
@@ -24,7 +24,7 @@ from schoolhouse.config import BaseConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.two_attempts import Attempts, first_attempts, two_attempts
 from schoolhouse.policy.policy import Policy
-from schoolhouse.policy.stream import Stream
+from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.grading import grade
 from schoolhouse.tasks.registry import open_task
@@ -76,8 +76,8 @@ def self_correction(c: Config, run: Run) -> None:
     def sample(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G] rollouts of two turns
         return two_attempts(policy, prompts, c.sampling.max_new_tokens, c.sampling.temperature, c.instruction)
 
-    stream = run.restore(Stream(policy, make_prompts, sample))
-    for step, rollouts in run.steps(stream.over(range(run.step, c.steps)), save=stream, every=c.save_every):
+    stream = run.restore(RolloutStream(policy, make_prompts, sample))
+    for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
         second = grade(rollouts, task, conversation.parse_completion)
         first = grade(first_attempts(rollouts), task, conversation.parse_completion)
         attempts = Attempts.of(first, second, conversation.parse_completion)

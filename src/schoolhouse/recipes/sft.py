@@ -42,5 +42,5 @@ def sft(c: Config, run: Run) -> None:
     for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):
         demonstrations = task.demonstrations(step, c.batch_size)
         keys = [Key(c.seed, "sft", step, i) for i in range(len(demonstrations))]
-        rollouts = policy.conversation.demonstrate_all(demonstrations, keys)
+        rollouts = policy.conversation.demonstration_rollouts(demonstrations, keys)
         run.record(step, **supervised_update(policy, rollouts, c.optimizer, step, c.steps, c.microbatch_tokens))

@@ -1,11 +1,12 @@
-"""STaR: think, keep the thoughts that led to a right answer, learn from them, begin again.
+"""STaR: sample thoughts, keep those that led to a right answer, learn from them, repeat.
 
-Zelikman et al. 2022, arXiv 2203.14465. What fails is tried once more with the answer as a hint (rationalization), and
-learned as if there had been no hint. Every loop starts from the same base model, so that faults do not pile up.
-With `samples` > 1, temperature 0.7 and no rationalization: expert iteration (ReST-EM, Singh et al. 2023, 2312.06585).
+Zelikman et al. 2022, arXiv 2203.14465. A failed problem is sampled once more with the answer as a hint
+(rationalization), and learned as if there had been no hint. Every loop starts from the same base model, so that errors
+do not pile up. With samples_per_prompt > 1, temperature 0.7 and no rationalization it is ReST-EM (Singh et al. 2023,
+arXiv 2312.06585).
 
-Where the paper prompts with a few worked examples, a small model cannot learn from its prompt: here they are part of
-what each loop learns from (with a hint too, where failures get one), and loop 0 learns from them alone.
+The paper prompts with a few demonstrations. A small model cannot learn from its prompt: here they are part of the
+training data of each loop (with a hint too, where failures get one), and loop 0 learns from them alone.
 """
 
 from __future__ import annotations
@@ -144,4 +145,4 @@ def _without_hint(policy: Policy, rollout: Rollout) -> Rollout:
 
 def _demo_rollouts(c: Config, policy: Policy, demos: Sequence[Demonstration]) -> list[Rollout]:
     keys = [Key(c.seed, "star example", 0, i) for i in range(len(demos))]
-    return policy.conversation.demonstrate_all(demos, keys) if demos else []
+    return policy.conversation.demonstration_rollouts(demos, keys) if demos else []

@@ -93,7 +93,7 @@ def insert_label_tokens(
 
 def check_same_tokenizer(first: Conversation, second: Conversation, first_name: str, second_name: str) -> None:
     """Raises SchoolError where two models do not cut text in the same way: ids of the one mean nothing to the other."""
-    if first.tokenizer.vocabulary != second.tokenizer.vocabulary:
+    if first.tokenizer.vocab != second.tokenizer.vocab:
         raise SchoolError(f"{first_name} and {second_name} have other tokenizers: train the judge from a model with the same one")
 
 

@@ -26,7 +26,7 @@ def check_machine(folder: Path = Path()) -> Iterator[Finding]:
     """Look at this machine and at the disk that `folder` is on. Takes seconds: torch is loaded, kernels built."""
     import torch
 
-    from schoolhouse.model.kernel_build import ANY_WIDTH, kernel
+    from schoolhouse.model.kernel_build import ANY_HEAD_DIM, load_kernels
     from schoolhouse.policy.policy import pick_device, pick_dtype
 
     machine = environment()
@@ -40,7 +40,7 @@ def check_machine(folder: Path = Path()) -> Iterator[Finding]:
         yield Finding("GPU", f"{torch.cuda.get_device_name(device)}, {_size(memory)}")
     else:
         yield Finding("GPU", "none; everything runs on the processor")
-    built = kernel(ANY_WIDTH, torch.float32) is not None
+    built = load_kernels(ANY_HEAD_DIM, torch.float32) is not None
     yield Finding(
         "compiled kernels",
         "built: sampling and learning take one pass over memory where torch takes many" if built else "none",

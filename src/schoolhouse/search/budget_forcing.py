@@ -40,7 +40,7 @@ def budget_force(
     where `wait` may not fit between the bounds.
     """
     say = policy.conversation
-    word, end_mark = say.tokenizer.encode(wait_text), len(say.tokenizer.encode(END_THINK, markup=True))
+    word, end_mark = say.tokenizer.encode(wait_text), len(say.tokenizer.encode(END_THINK, parse_special=True))
     if min_think and not word:
         raise SchoolError("`wait` is empty: give the word that makes a thought go on")
     if min_think and min_think + len(word) - 1 > max_think:
@@ -77,7 +77,7 @@ def max_forced_tokens(conversation: Conversation, max_think: int, answer_tokens:
 
     Every end that is taken back is followed by a word of a token or more.
     """
-    end_mark = len(conversation.tokenizer.encode(END_THINK, markup=True))
+    end_mark = len(conversation.tokenizer.encode(END_THINK, parse_special=True))
     return max_think + (max_think + 1) * end_mark + answer_tokens
 
 
@@ -107,7 +107,7 @@ def revise(
     request = (Message("user", instruction),)
     chains = [[rollout] for rollout in extend(policy, prompts, max_new_tokens, temperature)]
     for _ in range(rounds - 1):
-        asked = [policy.conversation.follow_up(chain[-1], request) for chain in chains]
+        asked = [policy.conversation.append_messages(chain[-1], request) for chain in chains]
         fits = [at for at, prefix in enumerate(asked) if len(prefix) + max_new_tokens <= policy.max_seq_len]
         said = extend(policy, [asked[at] for at in fits], max_new_tokens, temperature)
         for at, rollout in zip(fits, said, strict=True):

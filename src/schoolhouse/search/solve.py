@@ -20,18 +20,18 @@ from schoolhouse.data.chat import Conversation
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.implicit import ImplicitRewardModel
 from schoolhouse.reward_models.prm import LabelPlaces, RewardModel, StepAggregation, check_same_tokenizer
-from schoolhouse.search.budget_forcing import max_forced_tokens, revise, budget_force
+from schoolhouse.search.budget_forcing import budget_force, max_forced_tokens, revise
 from schoolhouse.search.thoughts import (
+    ExactValue,
+    Generator,
     LookaheadValue,
     PromptedValue,
     RandomValue,
-    VoteValue,
-    ExactValue,
-    Generator,
     RewardModelValue,
     ThoughtProposer,
     ThoughtSampler,
     ValueFn,
+    VoteValue,
     search_costs,
 )
 from schoolhouse.search.tree import Answered, Node, Tree, breadth_first, depth_first, explore

@@ -18,7 +18,7 @@ from schoolhouse.data.chat import Conversation
 from schoolhouse.data.steps import steps
 from schoolhouse.policy.interface import Generator
 from schoolhouse.randomness import python_random
-from schoolhouse.search.tree import Answered, Costs, Node, Candidate
+from schoolhouse.search.tree import Answered, Candidate, Costs, Node
 from schoolhouse.tasks.base import Task
 from schoolhouse.types import Key, Problem, Rollout, SchoolError
 
@@ -100,7 +100,7 @@ class ThoughtSampler:
         return Answered(offers, sum(len(after) - len(before) for before, after in pairs))
 
     def _text(self, before: Rollout, after: Rollout) -> str:
-        return self.policy.conversation.tokenizer.decode(after.tokens[len(before) :], skip_special=True).strip()
+        return self.policy.conversation.tokenizer.decode(after.tokens[len(before) :], skip_special_tokens=True).strip()
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class ThoughtProposer:
         return extend(self.policy, prefixes, room, temperature)
 
     def _answer(self, before: Rollout, after: Rollout) -> Candidate | None:
-        text = self.policy.conversation.tokenizer.decode(after.tokens[len(before) :], skip_special=True).strip()
+        text = self.policy.conversation.tokenizer.decode(after.tokens[len(before) :], skip_special_tokens=True).strip()
         return Candidate(after, text, True, after.tokens[after.turns[0] :]) if after.finish_reason == "stop" else None
 
     def _thoughts(self, rollout: Rollout, told: Sequence[str], lists: Sequence[Rollout]) -> list[Candidate]:
@@ -380,9 +380,9 @@ def extend(
     rollouts: Sequence[Rollout],
     max_new_tokens: int | Sequence[int],
     temperature: float,
-    stop_texts: Sequence[str] = (),
+    stop_strings: Sequence[str] = (),
 ) -> list[Rollout]:
     """`Policy.extend`, of nothing too."""
     if not rollouts:
         return []
-    return policy.extend(rollouts, max_new_tokens, temperature=temperature, stop_texts=stop_texts)
+    return policy.extend(rollouts, max_new_tokens, temperature=temperature, stop_strings=stop_strings)

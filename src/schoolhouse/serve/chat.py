@@ -55,7 +55,7 @@ def chat(
                 asked = policy.conversation.prompt_rollout(Problem("chat", (Message("user", line),), ""), key)
                 talks += 1
             else:
-                asked = policy.conversation.follow_up(talk, [Message("user", line)])
+                asked = policy.conversation.append_messages(talk, [Message("user", line)])
             try:
                 talk = _answer(policy, asked, length, temperature, console)
             except SchoolError as error:

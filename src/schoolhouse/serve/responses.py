@@ -65,8 +65,8 @@ def _ids(say: Conversation, prompt: str | list[int]) -> tuple[int, ...]:
     tokenizer = say.tokenizer
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
-    elif any(not 0 <= one < tokenizer.size for one in prompt):
-        raise Unfit(f"`prompt` holds an id that is none of the model's {tokenizer.size}", "prompt")
+    elif any(not 0 <= one < tokenizer.vocab_size for one in prompt):
+        raise Unfit(f"`prompt` holds an id that is none of the model's {tokenizer.vocab_size}", "prompt")
     else:
         ids = prompt
     return tuple(ids) or (tokenizer.eos_id,)  # nothing at all: as texts begin
@@ -143,7 +143,7 @@ def _listed(say: Conversation, told: Sequence[TokenLogprob | Piece]) -> Json:
     for text in texts:
         offsets.append(offsets[-1] + len(text))
     # a text may be that of several ids (pieces of characters): the likelier comes first and stays
-    tops = [{say.tokenizer.decode([i]): p for i, p in reversed(one.top)} if one.top else None for one in told]
+    tops = [{say.tokenizer.decode([i]): p for i, p in reversed(one.top_logprobs)} if one.top_logprobs else None for one in told]
     return {
         "tokens": texts,
         "token_logprobs": [one.logprob for one in told],
@@ -200,7 +200,7 @@ async def chat_deltas(say: Conversation, c: ChatRequest, ticket: Ticket) -> Asyn
         pieces = [piece for piece in some if isinstance(piece, Piece)]
         ended = next((one for one in some if isinstance(one, Rollout)), None)
         heard = [one for piece in pieces for one in hearing.push(piece.token)]
-        heard += hearing.end() if ended else []
+        heard += hearing.flush() if ended else []
         for part, text in heard:
             delta[_NAMES[part]] = delta.get(_NAMES[part], "") + cuts[part].pass_on(text)
         if ended:
@@ -222,7 +222,7 @@ async def completion_deltas(say: Conversation, c: CompletionRequest, ticket: Tic
         pieces = [one for one in some if isinstance(one, Piece) and one.token not in say.stop_ids]
         ended = next((one for one in some if isinstance(one, Rollout)), None)
         text = cut.pass_on("".join(decoding.push(piece.token) for piece in pieces))
-        text += cut.pass_on(decoding.rest(), last=True) if ended else ""
+        text += cut.pass_on(decoding.flush(), last=True) if ended else ""
         if text or (c.logprobs is not None and pieces):
             logprobs = {"logprobs": _listed(say, pieces)} if c.logprobs is not None else {}
             yield {"text": text, **logprobs, "finish_reason": None}

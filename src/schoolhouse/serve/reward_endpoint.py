@@ -69,7 +69,7 @@ def opinion(judge: RewardModel, messages: Sequence[Said]) -> dict[str, Any]:
     say = judge.policy.conversation
     *before, last = (said.message for said in messages)
     problem = Problem("judged", tuple(before), "")
-    rollout = say.demonstrate(Demonstration(problem, last.thought, last.content), Key(0, "judged"))
+    rollout = say.demonstration_rollout(Demonstration(problem, last.thought, last.content), Key(0, "judged"))
     ends = label_positions(say, rollout, judge.delimiter, judge.label_places)
     if len(rollout) + len(ends) > judge.policy.max_seq_len:
         raise Unfit(

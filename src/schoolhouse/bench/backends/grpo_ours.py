@@ -22,7 +22,7 @@ prefixes = asked(work["prompts"], samples)
 
 
 def run() -> dict:
-    rollouts = policy.extend(prefixes, lengths, stop=())
+    rollouts = policy.extend(prefixes, lengths, stop_ids=())
     verdicts = tuple(Verdict(float(g % 2)) for g in range(samples))
     families = [tuple(rollouts[at : at + samples]) for at in range(0, len(rollouts), samples)]
     groups = [Group(family[0].problem, family, verdicts) for family in families]

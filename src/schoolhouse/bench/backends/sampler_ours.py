@@ -16,7 +16,7 @@ lengths = [length for wanted in work["lengths"] for length in wanted]
 
 
 def run() -> dict:
-    rollouts = policy.extend(prefixes, lengths, stop=())
+    rollouts = policy.extend(prefixes, lengths, stop_ids=())
     assert [len(r) - len(q) for r, q in zip(rollouts, prefixes, strict=True)] == lengths
     return {"tokens": sum(lengths)}
 
