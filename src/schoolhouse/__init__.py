@@ -5,7 +5,7 @@ The public names of the library. They are loaded when they are first used, so th
     from schoolhouse import Policy, Task, Problem, Verdict, Rollout, Group
 
 Data types: `Problem`, `Message`, `Completion`, `Demonstration`, `Verdict`, `Rollout`, `Group`, `Key`, `Batch`, `Scores`.
-Policies: `Policy` with its verbs extend, score and update, `Conversation`, `prompt_groups`, `Stream`.
+Policies: `Policy` with its verbs extend, score and update, `Conversation`, `prompt_groups`, `RolloutStream`.
 Tasks: `Task`, `open_task`, `grade`, `answer_match`, `audit_task`.
 Algorithms: `group_advantage` and other functions from groups to rows, losses, `pack` and token weights.
 Runs and configs: `Run`, `BaseConfig` and the groups that recipes share, `load_recipe`, `evaluate`.
@@ -34,7 +34,7 @@ _PUBLIC = {
     "algorithms.settings": "Advantage Eval Optimizer PolicyLoss Rewards RolloutSampling Sampling",
     "policy.interface": "Generator",
     "policy.policy": "Policy",
-    "policy.stream": "Stream",
+    "policy.stream": "RolloutStream",
     "policy.supervised": "supervised_update",
     "tasks.answer_match": "answer_match",
     "tasks.audit": "audit_task",
@@ -69,11 +69,11 @@ __all__ = [
     "Rewards",
     "Rollout",
     "RolloutSampling",
+    "RolloutStream",
     "Run",
     "Sampling",
     "SchoolError",
     "Scores",
-    "Stream",
     "Task",
     "TokenWeight",
     "Tokenizer",

@@ -1,5 +1,7 @@
-"""Is it the policy gradient? On a toy small enough to enumerate (claims/harness/toy.py): the mean of an estimator must
-lie within 3 standard errors of the exact gradient, parameter by parameter, and those known to be biased must not.
+"""Is it the policy gradient? On a task small enough to enumerate (claims/harness/gradient_check.py).
+
+The mean of an estimator must lie within 3 standard errors of the exact gradient in each parameter. The means of
+estimators that are known to be biased must not.
 """
 
 import numpy as np
@@ -30,68 +32,68 @@ def on_policy() -> list[Group]:
 
 @pytest.fixture(scope="module")
 def off_policy() -> list[Group]:
-    """Drawn by a sampler whose logits are a little off: quantised weights, other kernels."""
+    """Drawn by a sampler whose logits are a little off, as with quantised weights or other kernels."""
     return sample(TABLE + NOISE, 2)
 
 
 @pytest.fixture(scope="module")
-def uncorrected(off_policy) -> Tensor:
+def uncorrected(off_policy: list[Group]) -> Tensor:
     return estimate(off_policy, policy_gradient(), sequence_sum, baseline="none", scale="none")
 
 
-def test_reinforce_is_the_policy_gradient(on_policy):
+def test_reinforce_is_the_policy_gradient(on_policy: list[Group]):
     estimates = estimate(on_policy, policy_gradient(), sequence_sum, baseline="none", scale="none")
     assert furthest(estimates, exact_gradient()) < 3
 
 
-def test_rloo_is_the_policy_gradient(on_policy):
-    objective = clipped_surrogate(on_policy=True)
-    estimates = estimate(on_policy, objective, sequence_sum, baseline="leave_one_out", scale="none")
+def test_rloo_is_the_policy_gradient(on_policy: list[Group]):
+    loss_fn = clipped_surrogate(on_policy=True)
+    estimates = estimate(on_policy, loss_fn, sequence_sum, baseline="leave_one_out", scale="none")
     assert furthest(estimates, exact_gradient()) < 3
 
 
-def test_dr_grpo_is_the_policy_gradient_up_to_a_constant(on_policy):
-    objective = clipped_surrogate(on_policy=True)
-    estimates = estimate(on_policy, objective, lambda scope: constant(scope, LONGEST), baseline="mean", scale="none")
+def test_dr_grpo_is_the_policy_gradient_up_to_a_constant(on_policy: list[Group]):
+    loss_fn = clipped_surrogate(on_policy=True)
+    estimates = estimate(on_policy, loss_fn, lambda scope: constant(scope, LONGEST), baseline="mean", scale="none")
     assert furthest(estimates * LONGEST, exact_gradient() * (G - 1) / G) < 3
     assert furthest(estimates * LONGEST, exact_gradient()) > 3
 
 
-def test_dividing_by_the_deviation_is_biased(on_policy):
-    """GRPO's scale is no constant: no multiple of the exact gradient fits."""
-    objective = clipped_surrogate(on_policy=True)
-    estimates = estimate(on_policy, objective, sequence_sum, baseline="mean", scale="group_std")
+def test_dividing_by_the_deviation_is_biased(on_policy: list[Group]):
+    """GRPO's scale is no constant, so no multiple of the exact gradient fits."""
+    loss_fn = clipped_surrogate(on_policy=True)
+    estimates = estimate(on_policy, loss_fn, sequence_sum, baseline="mean", scale="group_std")
     truth = exact_gradient()
     multiple = estimates.mean(0) @ truth / (truth @ truth)
     assert furthest(estimates, multiple * truth) > 5
 
 
-def test_dividing_by_the_length_is_biased(on_policy):
-    objective = clipped_surrogate(on_policy=True)
-    estimates = estimate(on_policy, objective, sequence_mean, baseline="leave_one_out", scale="none")
+def test_dividing_by_the_length_is_biased(on_policy: list[Group]):
+    loss_fn = clipped_surrogate(on_policy=True)
+    estimates = estimate(on_policy, loss_fn, sequence_mean, baseline="leave_one_out", scale="none")
     truth = exact_gradient()
     multiple = estimates.mean(0) @ truth / (truth @ truth)
     assert furthest(estimates, multiple * truth) > 5
 
 
-def test_another_sampler_uncorrected_is_biased(uncorrected):
+def test_another_sampler_without_correction_is_biased(uncorrected: Tensor):
     assert furthest(uncorrected, exact_gradient()) > 5
 
 
-def test_another_sampler_with_sequence_importance_is_the_policy_gradient(off_policy):
-    objective = importance_corrected(policy_gradient(), level="product", on_policy=True)
-    estimates = estimate(off_policy, objective, sequence_sum, baseline="none", scale="none")
+def test_another_sampler_with_sequence_importance_weights_is_the_policy_gradient(off_policy: list[Group]):
+    loss_fn = importance_corrected(policy_gradient(), level="product", on_policy=True)
+    estimates = estimate(off_policy, loss_fn, sequence_sum, baseline="none", scale="none")
     assert furthest(estimates, exact_gradient()) < 3
 
 
-def test_token_importance_is_less_biased_than_none(off_policy, uncorrected):
-    objective = importance_corrected(policy_gradient(), level="token", on_policy=True)
-    estimates = estimate(off_policy, objective, sequence_sum, baseline="none", scale="none")
+def test_token_importance_weights_are_less_biased_than_none(off_policy: list[Group], uncorrected: Tensor):
+    loss_fn = importance_corrected(policy_gradient(), level="token", on_policy=True)
+    estimates = estimate(off_policy, loss_fn, sequence_sum, baseline="none", scale="none")
     truth = exact_gradient()
     assert (estimates.mean(0) - truth).norm() < 0.95 * (uncorrected.mean(0) - truth).norm()
 
 
-def test_the_toy_covers_every_reply():
-    chances = np.array([float(token_logprob(TABLE, reply).sum().exp()) for reply in REPLIES])
+def test_the_enumeration_covers_every_completion():
+    chances = np.array([float(token_logprob(TABLE, completion).sum().exp()) for completion in REPLIES])
     assert len(REPLIES) == 40
     assert chances.sum() == pytest.approx(1.0)

@@ -1,6 +1,7 @@
-"""Objectives: truth tables, published numbers, and exactly nothing where nobody wrote."""
+"""Losses: truth tables, published numbers, and exactly 0 outside the loss mask."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 from schoolhouse.algorithms.losses import (
+    ImportanceLevel,
+    KLEstimator,
     Loss,
     add_penalty,
     cispo,
@@ -20,10 +23,10 @@ from schoolhouse.algorithms.losses import (
     ratio_stats,
     token_bce,
 )
-from schoolhouse.algorithms.packing import Batch, Scores, pack, sequence_mean, sequence_sum
+from schoolhouse.algorithms.packing import Batch, Scores, TokenWeight, pack, sequence_mean, sequence_sum
 from schoolhouse.types import NAN, Key, Problem, Rollout, SchoolError
 
-EVERY = {
+LOSSES = {
     "likelihood": negative_log_likelihood(),
     "policy_gradient": policy_gradient(),
     "grpo": clipped_surrogate(0.2, 0.2),
@@ -37,7 +40,7 @@ EVERY = {
     "k2": kl_penalty("k2"),
     "k3": kl_penalty("k3"),
     "k3 with ratio": kl_penalty("k3", ratio="token"),
-    "mark": token_bce(),
+    "token_bce": token_bce(),
     "implicit": implicit_prm(0.5),
     "sum": add_penalty(clipped_surrogate(), 0.04, kl_penalty()),
     "tis": importance_corrected(clipped_surrogate(), cap=2.0),
@@ -45,45 +48,49 @@ EVERY = {
 }
 
 
-def packed(*replies: int, weigh=sequence_mean, **numbers: list[float]) -> Batch:
-    """Sequences of a prompt of 2 and these replies; columns are given at written tokens, nan elsewhere."""
+LEVELS: tuple[ImportanceLevel, ...] = ("token", "sequence")
+Aggregation = Callable[[Sequence[Rollout]], TokenWeight]
+
+
+def packed(*lengths: int, aggregation: Aggregation = sequence_mean, **values: list[float]) -> Batch:
+    """Sequences of a prompt of 2 and completions of these lengths; columns hold these values in the loss mask, else nan."""
     rollouts = [
         Rollout(
             Problem("p", (), ""), Key(0, "t", 0, 0, i), (1,) * (2 + n), (False,) * 2 + (True,) * n, (NAN,) * (2 + n)
         )
-        for i, n in enumerate(replies)
+        for i, n in enumerate(lengths)
     ]
-    (batch,) = pack(rollouts, weigh(rollouts))
+    (batch,) = pack(rollouts, aggregation(rollouts))
     columns = {}
-    for name, values in numbers.items():
+    for name, row in values.items():
         columns[name] = torch.full((len(batch.tokens),), NAN)
-        columns[name][batch.loss_mask] = torch.tensor(values)
+        columns[name][batch.loss_mask] = torch.tensor(row)
     return replace(batch, columns=columns)
 
 
-def apply(objective: Loss, batch: Batch, logprob: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and d(weight x loss) at every token, and the gradient at the written ones divided by their weight."""
-    given = torch.full((len(batch.tokens),), NAN)
-    given[batch.loss_mask] = torch.tensor(logprob)
-    given.requires_grad_()
-    loss = objective(batch, Scores(given, given.detach()))
-    (gradient,) = torch.autograd.grad((batch.weight * loss).sum(), given)
+def apply(loss_fn: Loss, batch: Batch, logprob: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and d(weight x loss) at every token, and the gradient in the loss mask divided by its weight."""
+    logprob_N = torch.full((len(batch.tokens),), NAN)
+    logprob_N[batch.loss_mask] = torch.tensor(logprob)
+    logprob_N.requires_grad_()
+    loss = loss_fn(batch, Scores(logprob_N, logprob_N.detach()))
+    (gradient,) = torch.autograd.grad((batch.weight * loss).sum(), logprob_N)
     return loss.detach(), gradient, (gradient / batch.weight)[batch.loss_mask]
 
 
-def at_ratio(objective: Loss, advantage: float, ratio: float) -> tuple[float, float]:
-    """Loss of a single written token with pi/pi_old = ratio, and the coefficient of grad log pi in ascent."""
+def at_ratio(loss_fn: Loss, advantage: float, ratio: float) -> tuple[float, float]:
+    """Loss of a single token with pi/pi_old = ratio, and the coefficient of grad log pi in ascent."""
     batch = packed(1, advantage=[advantage], old=[-1.0])
-    loss, _, gradient = apply(objective, batch, [-1.0 + math.log(ratio)])
+    loss, _, gradient = apply(loss_fn, batch, [-1.0 + math.log(ratio)])
     return float(loss[batch.loss_mask]), -float(gradient)
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_loss_and_gradient_are_zero_where_nobody_wrote_even_among_nans(name):
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_gradient_are_zero_outside_the_loss_mask_even_among_nans(name: str):
     column = [-1.0, -2.0, -0.5]
-    numbers = {"old": column, "reference": column, "sampled": column, "target": [1.0, 0.0, 0.25]}
-    batch = packed(1, 2, advantage=[1.0, -1.0, 0.5], **numbers)
-    loss, gradient, _ = apply(EVERY[name], batch, [-1.1, -1.9, -0.6])
+    columns = {"old": column, "reference": column, "sampled": column, "target": [1.0, 0.0, 0.25]}
+    batch = packed(1, 2, advantage=[1.0, -1.0, 0.5], **columns)
+    loss, gradient, _ = apply(LOSSES[name], batch, [-1.1, -1.9, -0.6])
     assert loss.shape == batch.weight.shape
     assert loss[~batch.loss_mask].tolist() == [0.0] * 4
     assert gradient[~batch.loss_mask].tolist() == [0.0] * 4
@@ -92,7 +99,7 @@ def test_loss_and_gradient_are_zero_where_nobody_wrote_even_among_nans(name):
 
 
 @pytest.mark.parametrize("target, p", [(1.0, 0.8), (0.0, 0.8), (0.25, 0.6)])
-def test_a_mark_costs_the_cross_entropy_of_its_truth(target: float, p: float):
+def test_token_bce_is_the_cross_entropy_with_the_target(target: float, p: float):
     batch = packed(1, target=[target])
     loss, _, gradient = apply(token_bce(), batch, [math.log(p)])
     assert float(loss[batch.loss_mask]) == pytest.approx(
@@ -102,51 +109,51 @@ def test_a_mark_costs_the_cross_entropy_of_its_truth(target: float, p: float):
 
 
 def test_an_implicit_reward_is_beta_times_the_log_ratio_of_the_whole_sequence():
-    """beta .5, ratios e^1 and e^1: r = 1, sigma(1) = .731; a right solution costs -log .731, a wrong one -log .269."""
-    numbers = {"target": [1.0, 1.0, 0.0, 0.0], "reference": [-2.0, -2.0, -2.0, -2.0]}
-    batch = packed(2, 2, **numbers)
+    """beta .5, ratios e^1 and e^1: r = 1, sigma(1) = .731; the loss is -log .731 if right, -log .269 if wrong."""
+    columns = {"target": [1.0, 1.0, 0.0, 0.0], "reference": [-2.0, -2.0, -2.0, -2.0]}
+    batch = packed(2, 2, **columns)
     loss, _, gradient = apply(implicit_prm(0.5), batch, [-1.0] * 4)
     right = 1 / (1 + math.exp(-1))
-    wanted = [-math.log(right)] * 2 + [-math.log(1 - right)] * 2
-    assert loss[batch.loss_mask].tolist() == pytest.approx(wanted, rel=1e-5)
-    # beta (sigma(r) - target), once for each of the two tokens that hold the loss
+    expected = [-math.log(right)] * 2 + [-math.log(1 - right)] * 2
+    assert loss[batch.loss_mask].tolist() == pytest.approx(expected, rel=1e-5)
+    # beta (sigma(r) - target), once for each of the two tokens that have the loss
     assert gradient.tolist() == pytest.approx([right - 1] * 2 + [right] * 2, rel=1e-4)
 
 
-def test_a_mark_that_is_sure_and_wrong_is_unlearned():
-    """d/dlog p is p / (1 - p): a push against the mark's logit that does not fade as it becomes certain."""
+def test_token_bce_unlearns_a_label_token_that_is_certain_and_wrong():
+    """d/dlog p is p / (1 - p): the push against the token's logit does not fade as it becomes certain."""
     gradients = [float(apply(token_bce(), packed(1, target=[0.0]), [log])[2]) for log in (-1e-3, -5e-7)]
     assert gradients == [pytest.approx(999.5, rel=1e-3), pytest.approx(1e6, rel=1e-2)]
 
 
-def test_a_mark_that_is_certain_stays_finite():
+def test_token_bce_of_probability_1_stays_finite():
     loss, _, gradient = apply(token_bce(), packed(1, target=[0.0]), [0.0])
     assert torch.isfinite(loss).all()
     assert torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", ["policy_gradient", "grpo", "gspo", "rloo", "cispo"])
-def test_advantage_zero_is_a_gradient_of_exactly_zero(name):
+def test_advantage_zero_is_a_gradient_of_exactly_zero(name: str):
     batch = packed(1, 2, advantage=[0.0] * 3, old=[-1.0, -2.0, -0.5])
-    _, gradient, _ = apply(EVERY[name], batch, [-1.1, -1.9, -0.6])
+    _, gradient, _ = apply(LOSSES[name], batch, [-1.1, -1.9, -0.6])
     assert not gradient.any()
 
 
 @pytest.mark.parametrize(
     "advantage, ratio, coefficient",
     [
-        (1.0, 1.3, 0.0),  # already praised enough
+        (1.0, 1.3, 0.0),  # likely enough already
         (1.0, 0.7, 0.7),  # live
-        (-1.0, 0.7, 0.0),  # already blamed enough
+        (-1.0, 0.7, 0.0),  # unlikely enough already
         (-1.0, 1.3, -1.3),  # live,
         (-1.0, 50.0, -50.0),  # and unbounded
         (1.0, 1.1, 1.1),
         (-1.0, 0.9, -0.9),
     ],
 )
-def test_clip_truth_table(advantage, ratio, coefficient):
-    _, got = at_ratio(clipped_surrogate(0.2, 0.2), advantage, ratio)
-    assert got == pytest.approx(coefficient, rel=1e-5)
+def test_clip_truth_table(advantage: float, ratio: float, coefficient: float):
+    _, found = at_ratio(clipped_surrogate(0.2, 0.2), advantage, ratio)
+    assert found == pytest.approx(coefficient, rel=1e-5)
 
 
 def test_clip_higher_moves_only_the_upper_bound():
@@ -163,7 +170,7 @@ def test_dual_clip_bounds_the_unbounded_corner():
 
 @pytest.mark.parametrize("ratio, coefficient", [(0.1, 0.1), (1.1, 1.1), (1.2, 1.2), (7.0, 1.28)])
 @pytest.mark.parametrize("advantage", [1.0, -0.5])
-def test_cispo_drops_no_token(advantage, ratio, coefficient):
+def test_cispo_drops_no_token(advantage: float, ratio: float, coefficient: float):
     assert at_ratio(cispo(0.28), advantage, ratio)[1] == pytest.approx(coefficient * advantage, rel=1e-5)
 
 
@@ -189,13 +196,13 @@ def test_product_ratio_makes_the_sequence_one_action():
     assert gradient[batch.loss_mask].tolist() == pytest.approx([-0.5] + [-2 * math.exp(0.4) / 2] * 3)
 
 
-@pytest.mark.parametrize("weigh", [sequence_mean, sequence_sum])
-def test_first_update_of_grpo_is_reinforce(weigh):
+@pytest.mark.parametrize("aggregation", [sequence_mean, sequence_sum])
+def test_first_update_of_grpo_is_reinforce(aggregation: Aggregation):
     advantage, logprob = [1.0, -0.5, -0.5, -0.5], [-1.0, -0.3, -2.0, -4.0]
-    batch = packed(1, 3, weigh=weigh, advantage=advantage, old=logprob)
+    batch = packed(1, 3, aggregation=aggregation, advantage=advantage, old=logprob)
     expected = apply(policy_gradient(), batch, logprob)[1]
-    for objective in (clipped_surrogate(), clipped_surrogate(on_policy=True), cispo(0.2)):
-        torch.testing.assert_close(apply(objective, batch, logprob)[1], expected, rtol=1e-5, atol=0)
+    for loss_fn in (clipped_surrogate(), clipped_surrogate(on_policy=True), cispo(0.2)):
+        torch.testing.assert_close(apply(loss_fn, batch, logprob)[1], expected, rtol=1e-5, atol=0)
 
 
 def test_on_policy_needs_no_old_column():
@@ -218,20 +225,20 @@ def test_on_policy_needs_no_old_column():
         ("k3", -1.0, 0.367879),
     ],
 )
-def test_kl_values(estimator, d, value):
+def test_kl_values(estimator: KLEstimator, d: float, value: float):
     batch = packed(1, reference=[-2.0 + d])
     loss, _, _ = apply(kl_penalty(estimator), batch, [-2.0])
     assert float(loss[batch.loss_mask]) == pytest.approx(value, abs=1e-6)
 
 
 @pytest.mark.parametrize("d", [0.1, -0.1, 1.0, -1.0])
-def test_kl_gradient_coefficients_in_ascent(d):
+def test_kl_gradient_coefficients_in_ascent(d: float):
     batch = packed(1, reference=[-2.0 + d])
     beta = 0.04
 
-    def coefficient(estimator, ratio=None) -> float:
-        objective = add_penalty(negative_log_likelihood(), beta, kl_penalty(estimator, ratio, on_policy=True))
-        return -float(apply(objective, batch, [-2.0])[2]) - 1.0  # without likelihood's own
+    def coefficient(estimator: KLEstimator, ratio: ImportanceLevel | None = None) -> float:
+        loss_fn = add_penalty(negative_log_likelihood(), beta, kl_penalty(estimator, ratio, on_policy=True))
+        return -float(apply(loss_fn, batch, [-2.0])[2]) - 1.0  # without that of the likelihood
 
     assert coefficient("k1") == pytest.approx(-beta, abs=1e-6)
     assert coefficient("k2") == pytest.approx(beta * d, abs=1e-6)
@@ -239,44 +246,45 @@ def test_kl_gradient_coefficients_in_ascent(d):
     assert coefficient("k3", ratio="token") == pytest.approx(beta * d, abs=1e-6)
 
 
-def test_kl_times_the_ratio():
+def test_the_kl_penalty_can_be_multiplied_by_the_ratio():
     batch = packed(2, reference=[-2.0, -1.0], old=[-1.5, -0.5])
     plain, _, _ = apply(kl_penalty("k3"), batch, [-1.0, -2.0])
-    for level, log_ratio in (("token", [0.5, -1.5]), ("sequence", [-0.5, -0.5])):
+    log_ratios: dict[ImportanceLevel, list[float]] = {"token": [0.5, -1.5], "sequence": [-0.5, -0.5]}
+    for level, log_ratio in log_ratios.items():
         weighted, _, _ = apply(kl_penalty("k3", ratio=level), batch, [-1.0, -2.0])
         torch.testing.assert_close(weighted, plain * torch.tensor([0.0, 0.0, *log_ratio]).exp())
 
 
-def test_corrected_weighs_tokens_up_to_the_cap():
+def test_importance_weights_of_tokens_are_capped():
     batch = packed(2, advantage=[1.0, 1.0], old=[-1.0, -1.0], sampled=[-1.5, -3.0])
     _, _, gradient = apply(importance_corrected(policy_gradient(), cap=2.0), batch, [-1.0, -1.0])
     assert (-gradient).tolist() == pytest.approx([math.exp(0.5), 2.0])
 
 
-def test_what_lies_above_the_cap_can_be_masked():
+def test_importance_weights_above_the_cap_can_be_masked():
     batch = packed(2, advantage=[1.0, 1.0], old=[-1.0, -1.0], sampled=[-1.5, -3.0])
     _, _, gradient = apply(importance_corrected(policy_gradient(), cap=2.0, mask=True), batch, [-1.0, -1.0])
     assert (-gradient).tolist() == pytest.approx([math.exp(0.5), 0.0])
 
 
-def test_corrected_weighs_sequences_by_the_product():
+def test_importance_weights_of_sequences_are_products():
     batch = packed(1, 2, advantage=[1.0] * 3, sampled=[-1.0, -1.5, -0.7])
-    objective = importance_corrected(policy_gradient(), level="product", on_policy=True)
-    _, _, gradient = apply(objective, batch, [-1.2, -1.0, -1.0])
+    loss_fn = importance_corrected(policy_gradient(), level="product", on_policy=True)
+    _, _, gradient = apply(loss_fn, batch, [-1.2, -1.0, -1.0])
     assert (-gradient).tolist() == pytest.approx([math.exp(-0.2)] + [math.exp(0.2)] * 2)
 
 
-def test_a_clip_at_the_level_of_sequences_is_counted_there():
-    """Two tokens of one sequence, up by 2 and down by 2: in the mean nothing has changed."""
+def test_ratio_stats_count_a_clip_of_sequences_by_sequences():
+    """Two tokens of one sequence, one twice and one half as likely: the geometric mean is 1."""
     batch = packed(2, advantage=[1.0, 1.0], old=[-1.0, -1.0])
     logprob = torch.full((4,), NAN)
     logprob[batch.loss_mask] = torch.tensor([-1.0, -1.0]) + torch.tensor([2.0, 0.5]).log()
-    told = {level: ratio_stats(batch, Scores(logprob, logprob), 0.2, 0.2, level) for level in ("token", "sequence")}
-    assert [told[level]["clip_frac_high"] for level in told] == [0.5, 0.0]
-    assert told["token"]["ratio"] == told["sequence"]["ratio"] == pytest.approx(1.25)
+    tokens, sequence = (ratio_stats(batch, Scores(logprob, logprob), 0.2, 0.2, level) for level in LEVELS)
+    assert (tokens["clip_frac_high"], sequence["clip_frac_high"]) == (0.5, 0.0)
+    assert tokens["ratio"] == sequence["ratio"] == pytest.approx(1.25)
 
 
-def test_ratio_stats_counts_what_the_clip_removed():
+def test_ratio_stats_count_tokens_whose_gradient_the_clip_removes():
     ratios = [1.5, 0.5, 0.5, 0.5, 1.0, 1.5, 1.5, 1.5]
     old = [-1.0] * 8
     batch = packed(8, advantage=[1.0, 1.0, -1.0, -1.0, -1.0, -1.0, 1.0, 1.0], old=old)

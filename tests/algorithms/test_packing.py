@@ -1,4 +1,4 @@
-"""Packing: every number lands at its token, denominators are global, and empty or full masks are refused."""
+"""Packing: every number stands at its token, denominators are global, and empty or full masks are refused."""
 
 from dataclasses import replace
 
@@ -24,24 +24,24 @@ from schoolhouse.types import NAN, Key, Problem, Rollout, SchoolError
 PROBLEM = Problem("p1", (), "1")
 
 
-def rollout(prompt: int, reply: int, sample: int = 0) -> Rollout:
-    """Ids tell which rollout and token they are: 1000 * sample + place."""
+def rollout(prompt: int, completion: int, sample: int = 0) -> Rollout:
+    """A rollout whose ids name it and the index of each token: 1000 * sample + index."""
     return Rollout(
         PROBLEM,
         Key(0, "test", 0, 0, sample),
-        tuple(1000 * sample + t for t in range(prompt + reply)),
-        (False,) * prompt + (True,) * reply,
-        (NAN,) * prompt + (-0.5,) * reply,
+        tuple(1000 * sample + t for t in range(prompt + completion)),
+        (False,) * prompt + (True,) * completion,
+        (NAN,) * prompt + (-0.5,) * completion,
     )
 
 
 THREE = [rollout(2, 3, 0), rollout(1, 1, 1), rollout(4, 2, 2)]
 shapes = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 9)), min_size=1, max_size=12).filter(
-    lambda pairs: any(reply for _, reply in pairs)
+    lambda pairs: any(completion for _, completion in pairs)
 )
 
 
-def test_columns_of_a_batch_read_like_the_picture():
+def test_a_batch_holds_sequences_end_to_end_shortest_first():
     (batch,) = pack(THREE, sequence_mean(THREE), advantage=[[0, 0, 7, 7, 7], [0, 8], [0, 0, 0, 0, 9, 9]])
     assert batch.tokens.tolist() == [1000, 1001, 0, 1, 2, 3, 4, 2000, 2001, 2002, 2003, 2004, 2005]
     assert batch.positions.tolist() == [0, 1, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5]
@@ -64,13 +64,13 @@ def test_weights_of_lengths_2_and_8():
 
 @given(shapes, st.integers(1, 40))
 @pytest.mark.fault("accumulation changes the loss")
-def test_cutting_keeps_every_token_once_and_the_weights(pairs, budget):
+def test_cutting_keeps_every_token_once_and_the_weights(pairs: list[tuple[int, int]], budget: int):
     rollouts = [rollout(p, r, i) for i, (p, r) in enumerate(pairs)]
     rows = [[float(t) for t in r.tokens] for r in rollouts]
     batches = pack(rollouts, token_mean(rollouts), budget, same=rows)
     assert sum(float(b.weight.sum()) for b in batches) == pytest.approx(1.0, abs=1e-5)
-    said = [t for b in batches for t in b.tokens[b.loss_mask].tolist()]
-    assert sorted(said) == sorted(t for r in rollouts for t, w in zip(r.tokens, r.loss_mask, strict=True) if w)
+    trained = [t for b in batches for t in b.tokens[b.loss_mask].tolist()]
+    assert sorted(trained) == sorted(t for r in rollouts for t, w in zip(r.tokens, r.loss_mask, strict=True) if w)
     for batch in batches:
         assert torch.equal(batch["same"], batch.tokens.float())
         assert torch.equal(batch.tokens % 1000, batch.positions)
@@ -78,14 +78,14 @@ def test_cutting_keeps_every_token_once_and_the_weights(pairs, budget):
 
 
 @given(shapes, st.integers(1, 40))
-def test_pack_whole_says_where_each_sequence_came_from(pairs, budget):
+def test_pack_for_scoring_gives_the_index_of_each_sequence(pairs: list[tuple[int, int]], budget: int):
     rollouts = [rollout(p, r, i) for i, (p, r) in enumerate(pairs)]
-    seen = {}
+    found = {}
     for members, batch in pack_for_scoring(rollouts, budget):
         for i, tokens in zip(members, batch.tokens.split(batch.lengths), strict=True):
-            seen[i] = tuple(tokens.tolist())
+            found[i] = tuple(tokens.tolist())
         assert float(batch.weight.sum()) == 0.0
-    assert seen == {i: r.tokens for i, r in enumerate(rollouts)}
+    assert found == {i: r.tokens for i, r in enumerate(rollouts)}
 
 
 def test_denominators_stay_when_rollouts_are_left_out_before_packing():
@@ -93,7 +93,7 @@ def test_denominators_stay_when_rollouts_are_left_out_before_packing():
     assert float(batch.weight.sum()) == pytest.approx(3 / 6)
 
 
-def test_the_first_token_is_never_learned_because_nothing_predicts_it():
+def test_the_first_token_is_never_trained_because_nothing_predicts_it():
     whole = Rollout(PROBLEM, Key(0, "test"), (5, 6, 7), (True,) * 3, (NAN,) * 3)
     (batch,) = pack([whole], token_mean([whole]), prompts=False)
     assert num_targets(whole) == 2
@@ -102,17 +102,18 @@ def test_the_first_token_is_never_learned_because_nothing_predicts_it():
 
 
 def test_without_leaves_out_a_rollout_altogether():
-    (batch,) = pack(THREE, without(token_mean(THREE), [THREE[0]]), mark=[[i] * len(r) for i, r in enumerate(THREE)])
+    index = [[i] * len(r) for i, r in enumerate(THREE)]
+    (batch,) = pack(THREE, without(token_mean(THREE), [THREE[0]]), index=index)
     assert batch.lengths == (2, 6)
-    assert set(batch["mark"].tolist()) == {1, 2}
+    assert set(batch["index"].tolist()) == {1, 2}
     assert float(batch.weight.max()) == pytest.approx(1 / 6)
 
 
 def test_rows_may_be_arrays():
     rows = [np.arange(len(r), dtype=np.float64) for r in THREE]
-    (batch,) = pack(THREE, token_mean(THREE), place=rows)
-    assert torch.equal(batch["place"], batch.positions.float())
-    assert batch["place"].dtype == torch.float32
+    (batch,) = pack(THREE, token_mean(THREE), index=rows)
+    assert torch.equal(batch["index"], batch.positions.float())
+    assert batch["index"].dtype == torch.float32
 
 
 def test_a_long_rollout_is_a_batch_of_its_own():
@@ -120,7 +121,7 @@ def test_a_long_rollout_is_a_batch_of_its_own():
     assert [b.lengths for b in pack(rollouts, token_mean(rollouts), microbatch_tokens=10)] == [(4, 4), (52,)]
 
 
-def test_to_a_device_takes_everything_along():
+def test_to_moves_all_tensors_and_columns():
     (batch,) = pack(THREE, token_mean(THREE), advantage=[[0.0] * len(r) for r in THREE])
     moved = batch.to("meta")
     tensors = (moved.tokens, moved.positions, moved.sequence, moved.loss_mask, moved.weight, moved["advantage"])
@@ -134,7 +135,7 @@ def test_a_missing_column_is_named_with_those_packed():
 
 
 @pytest.mark.fault("mask all zero")
-def test_nothing_written_is_refused():
+def test_rollouts_without_a_token_to_learn_are_refused():
     with pytest.raises(SchoolError, match="nothing to learn from.*2 rollouts"):
         pack([rollout(3, 0), rollout(2, 0)], lambda r: 1.0)
 
@@ -145,13 +146,13 @@ def test_no_rollouts_at_all_are_refused():
 
 
 @pytest.mark.fault("mask all zero")
-def test_everything_left_out_is_refused():
+def test_rollouts_that_are_all_left_out_are_refused():
     with pytest.raises(SchoolError, match="all 3 rollouts were left out"):
         pack(THREE, without(token_mean(THREE), THREE))
 
 
 @pytest.mark.fault("mask all one")
-def test_an_all_written_conversation_is_refused():
+def test_a_loss_mask_that_covers_the_prompts_is_refused():
     with pytest.raises(SchoolError, match="prompts included"):
         pack([rollout(0, 3)], lambda r: 1.0)
 
@@ -179,35 +180,35 @@ def test_a_missing_row_is_refused():
         pack(THREE, token_mean(THREE), advantage=[[0.0] * 5, [0.0] * 2])
 
 
-# --- prompts that stand once
+# --- shared prompts
 
 
-def answer(prompt: int, length: int, reply: int, sample: int) -> Rollout:
-    """A reply to prompt number `prompt`, of `length` tokens."""
-    told = rollout(length, reply, sample)
-    return replace(told, tokens=tuple(range(100 * prompt, 100 * prompt + length)) + told.tokens[length:])
+def completion_of(prompt: int, length: int, completion: int, sample: int) -> Rollout:
+    """A completion of prompt number `prompt`, which has `length` tokens."""
+    other = rollout(length, completion, sample)
+    return replace(other, tokens=tuple(range(100 * prompt, 100 * prompt + length)) + other.tokens[length:])
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=12), st.integers(1, 120))
-def test_a_shared_batch_holds_every_token_once_and_all_find_theirs(asked, budget):
+def test_a_shared_prompt_stands_once_and_every_token_is_found(pairs: list[tuple[int, int]], budget: int):
     lengths = (16, 17, 30, 15)  # of each prompt; the last is too short to share
-    rollouts = [answer(p, lengths[p], reply, i) for i, (p, reply) in enumerate(asked)]
+    rollouts = [completion_of(p, lengths[p], length, i) for i, (p, length) in enumerate(pairs)]
     batches = pack(rollouts, token_mean(rollouts), budget, share_prompts=True)
     assert sum(len(batch.lengths) for batch in batches) == len(rollouts)
     for batch in batches:
-        once = share_prompts(batch)
-        assert torch.equal(batch.tokens[once.kept][once.place], batch.tokens)
-        asked_here = [int(first) // 100 for first in batch.tokens[batch.positions == 0]]
-        there = sum(lengths[p] for p in set(asked_here) - {3}) + 15 * asked_here.count(3)
-        assert len(once.kept) == there + int(batch.loss_mask.sum()) == sum(once.lengths)
-        assert len(once.kept) <= budget or len(batch.lengths) == 1
-        begun = np.cumsum((0, *once.lengths[:-1]))
-        for (start, length), own in zip(once.prefixes, begun, strict=True):
-            assert length == 0 or start + length <= own
+        shared = share_prompts(batch)
+        assert torch.equal(batch.tokens[shared.kept][shared.place], batch.tokens)
+        prompts = [int(first) // 100 for first in batch.tokens[batch.positions == 0]]
+        prompt_tokens = sum(lengths[p] for p in set(prompts) - {3}) + 15 * prompts.count(3)
+        assert len(shared.kept) == prompt_tokens + int(batch.loss_mask.sum()) == sum(shared.lengths)
+        assert len(shared.kept) <= budget or len(batch.lengths) == 1
+        starts = np.cumsum((0, *shared.lengths[:-1]))
+        for (prefix, length), start in zip(shared.prefixes, starts, strict=True):
+            assert length == 0 or prefix + length <= start
 
 
 def test_neighbours_with_other_prompts_share_nothing():
-    rollouts = [answer(0, 20, 2, 0), answer(1, 20, 2, 1)]
+    rollouts = [completion_of(0, 20, 2, 0), completion_of(1, 20, 2, 1)]
     (batch,) = pack(rollouts, token_mean(rollouts), share_prompts=True)
     assert share_prompts(batch).prefixes == ((0, 0), (0, 0))
     assert len(share_prompts(batch).kept) == 44

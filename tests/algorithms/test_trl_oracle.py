@@ -1,12 +1,13 @@
-"""TRL 1.16 as an oracle: from the same replies and rewards, the same advantages, loss and gradient to 1e-5.
+"""TRL 1.16 as an oracle: from the same completions and rewards, the same advantages, loss and gradient to 1e-5.
 
-TRL's own trainers sample, judge and score (their real methods, on a tiny random Qwen3); then the weights are moved, so
-that ratios leave 1 and the clip is active, and both sides take the loss and its gradient with respect to every weight.
+TRL's own trainers sample, grade and score (their real methods, on a tiny random Qwen3). Then the weights are moved, so
+that ratios leave 1 and the clip is active. Both sides compute the loss and its gradient with respect to every weight.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -37,25 +38,26 @@ from schoolhouse.algorithms.packing import (
     token_mean,
 )
 from schoolhouse.algorithms.reward_shaping import kl_in_reward
-from schoolhouse.types import NAN, Group, Key, Problem, Rollout, Verdict
+from schoolhouse.types import NAN, Group, Key, Problem, Rollout
+from tiny_groups import verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and its dependencies' own
 
 G, LONGEST = 4, 12
 PROMPTS = ["ab", "cdabc"]
-REWARDS = [1.0, 0.0, None, 0.25, 0.0, 1.0, 0.0, 0.0]  # one could not be judged
+REWARDS = [1.0, 0.0, None, 0.25, 0.0, 1.0, 0.0, 0.0]  # one is ungraded
 
-Weights = Callable[[list[Rollout]], TokenWeight]
+Aggregation = Callable[[list[Rollout]], TokenWeight]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One algorithm in both languages."""
+    """One algorithm, as options of TRL and as parts of ours."""
 
     trl: dict[str, Any]
-    objective: Loss
-    weigh: Weights
-    credit: dict[str, Any] = field(default_factory=dict)
+    loss_fn: Loss
+    aggregation: Aggregation
+    advantage: dict[str, Any] = field(default_factory=dict)
     level: ImportanceLevel = "token"
 
 
@@ -82,13 +84,13 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def trl():
-    """The package, imported once (it takes its time); without it these tests are skipped."""
+def trl() -> Any:
+    """The package, imported once, as it is slow. Without it these tests are skipped."""
     return pytest.importorskip("trl", reason="the oracle is TRL; it comes with the extra `dev`")
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -98,13 +100,13 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", eos_token="<eos>")
 
 
-def trainer_of(trainer: type, config: type, tokenizer, folder, **options) -> Any:
-    """A real trainer around a tiny random model, its policy moved away from its reference."""
+def make_trainer(cls: type, config: type, tokenizer: Any, folder: Path, **options: Any) -> Any:
+    """A real trainer around a tiny random model, whose policy is moved away from its reference."""
     from datasets import Dataset
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
-    shape = Qwen3Config(
+    model_config = Qwen3Config(
         vocab_size=10,
         hidden_size=16,
         intermediate_size=32,
@@ -116,8 +118,8 @@ def trainer_of(trainer: type, config: type, tokenizer, folder, **options) -> Any
         eos_token_id=1,
         pad_token_id=0,
     )
-    Qwen3ForCausalLM(shape).save_pretrained(folder)  # TRL loads its reference from where the policy came from
-    made = trainer(
+    Qwen3ForCausalLM(model_config).save_pretrained(folder)  # TRL loads its reference from the folder of the policy
+    trainer = cls(
         model=Qwen3ForCausalLM.from_pretrained(folder),
         reward_funcs=lambda completions, **_: REWARDS,
         args=config(
@@ -135,10 +137,10 @@ def trainer_of(trainer: type, config: type, tokenizer, folder, **options) -> Any
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
         processing_class=tokenizer,
     )
-    made.current_gradient_accumulation_steps = 1
-    made.model.train()
-    move(made.model, 0.02)
-    return made
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    move(trainer.model, 0.02)
+    return trainer
 
 
 def move(model: torch.nn.Module, distance: float) -> None:
@@ -152,17 +154,17 @@ def sample(trainer: Any) -> dict[str, Tensor]:
 
 
 def groups_of(sampled: dict[str, Tensor]) -> list[Group]:
-    """TRL's padded batch as our groups."""
+    """TRL's padded batch as groups."""
     rollouts = []
     for i in range(len(REWARDS)):
         prompt = sampled["prompt_ids"][i][sampled["prompt_mask"][i].bool()].tolist()
-        reply = sampled["completion_ids"][i][sampled["completion_mask"][i].bool()].tolist()
+        completion = sampled["completion_ids"][i][sampled["completion_mask"][i].bool()].tolist()
         key = Key(0, "oracle", 0, i // G, i % G)
-        begun = Rollout(
+        prefix = Rollout(
             Problem(PROMPTS[i // G], (), ""), key, tuple(prompt), (False,) * len(prompt), (NAN,) * len(prompt)
         )
-        rollouts.append(begun.append_sampled(reply, [NAN] * len(reply), "stop", 0))
-    verdicts = [Verdict(r, "" if r is not None else "could not judge") for r in REWARDS]
+        rollouts.append(prefix.append_sampled(completion, [NAN] * len(completion), "stop", 0))
+    verdicts = [verdict(reward) for reward in REWARDS]
     return [
         Group(rollouts[i].problem, tuple(rollouts[i : i + G]), tuple(verdicts[i : i + G]))
         for i in range(0, len(rollouts), G)
@@ -170,64 +172,69 @@ def groups_of(sampled: dict[str, Tensor]) -> list[Group]:
 
 
 def rows_of(rollouts: list[Rollout], padded: Tensor) -> list[list[float]]:
-    """A padded row per completion as rows that stand at their tokens; nan in the prompt, where TRL has no number."""
+    """Padded rows of completions as rows [T] of rollouts, with nan in the prompt, where TRL has no number."""
     rows = []
     for rollout, row in zip(rollouts, padded.tolist(), strict=True):
-        written = sum(rollout.loss_mask)
-        rows.append([NAN] * (len(rollout) - written) + row[:written])
+        length = sum(rollout.loss_mask)
+        rows.append([NAN] * (len(rollout) - length) + row[:length])
     return rows
 
 
 def logprob_of(model: torch.nn.Module, tokens: Tensor) -> Tensor:
-    """Log-probability of each token of one sequence; nan at the first. [T]"""
+    """Log-probability of each token of one sequence, nan at the first. [T]"""
     logprob = model(tokens[None]).logits[0, :-1].log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
     return torch.cat([torch.full((1,), NAN), logprob])
 
 
-def loss_and_gradient(model: torch.nn.Module, batches: list[Batch], objective: Loss) -> tuple[Tensor, list[Tensor]]:
-    """What `Policy.update` sums, through the same model that TRL trains."""
+def loss_and_gradient(model: torch.nn.Module, batches: list[Batch], loss_fn: Loss) -> tuple[Tensor, Tensor]:
+    """The sum of `Policy.update` and its gradient, through the same model that TRL trains."""
     loss = torch.zeros(())
     for batch in batches:
         logprob = torch.cat([logprob_of(model, tokens) for tokens in batch.tokens.split(batch.lengths)])
-        loss = loss + (batch.weight * objective(batch, Scores(logprob, logprob.detach()))).sum()
-    return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters())))
+        loss = loss + (batch.weight * loss_fn(batch, Scores(logprob, logprob.detach()))).sum()
+    return loss.detach(), flat(torch.autograd.grad(loss, list(model.parameters())))
 
 
-def assert_equal(trainer: Any, sampled: dict[str, Tensor], batches: list[Batch], objective: Loss) -> None:
-    theirs = trainer._compute_loss(trainer.model, sampled)
-    their_gradient = torch.autograd.grad(theirs, list(trainer.model.parameters()))
-    ours, our_gradient = loss_and_gradient(trainer.model, batches, objective)
-    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
-    whole = torch.cat([g.flatten() for g in their_gradient])
-    assert whole.norm() > 1e-3
-    torch.testing.assert_close(torch.cat([g.flatten() for g in our_gradient]), whole, rtol=1e-5, atol=1e-5)
+def assert_equal(trainer: Any, sampled: dict[str, Tensor], batches: list[Batch], loss_fn: Loss) -> None:
+    trl_loss = trainer._compute_loss(trainer.model, sampled)
+    trl_gradient = flat(torch.autograd.grad(trl_loss, list(trainer.model.parameters())))
+    loss, gradient = loss_and_gradient(trainer.model, batches, loss_fn)
+    torch.testing.assert_close(loss, trl_loss.detach(), rtol=1e-5, atol=1e-6)
+    assert trl_gradient.norm() > 1e-3
+    torch.testing.assert_close(gradient, trl_gradient, rtol=1e-5, atol=1e-5)
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 @pytest.mark.parametrize("beta, corrected", [(0.0, False), (0.1, False), (0.1, True)])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.fault("estimators disagree")
-def test_loss_and_gradient_equal_those_of_grpo_trainer(trl, tokenizer, tmp_path, name, beta, corrected):
-    """`corrected` is TRL's default for the KL term; without it the term is GRPO's own."""
+def test_loss_and_gradient_equal_those_of_grpo_trainer(
+    trl: Any, tokenizer: Any, tmp_path: Path, name: str, beta: float, corrected: bool
+):
+    """`corrected` is TRL's default for the KL term. Without it the term is GRPO's own."""
     case = CASES[name]
     options = {"beta": beta, "use_bias_correction_kl": corrected, **case.trl}
-    trainer = trainer_of(trl.GRPOTrainer, trl.GRPOConfig, tokenizer, tmp_path, **options)
+    trainer = make_trainer(trl.GRPOTrainer, trl.GRPOConfig, tokenizer, tmp_path, **options)
     sampled = sample(trainer)
     move(trainer.model, 0.05)
 
     groups = groups_of(sampled)
     rollouts = rollouts_of(groups)
-    advantage = group_advantage(groups, **case.credit)
+    advantage = group_advantage(groups, **case.advantage)
     assert [row[-1] for row in advantage] == pytest.approx(sampled["advantages"].tolist(), rel=1e-5, abs=1e-6)
     rows: dict[str, Any] = {"advantage": advantage, "old": rows_of(rollouts, sampled["old_per_token_logps"])}
-    objective = case.objective
+    loss_fn = case.loss_fn
     if beta:
         rows["reference"] = rows_of(rollouts, sampled["ref_per_token_logps"])
-        objective = add_penalty(objective, beta, kl_penalty("k3", ratio=case.level if corrected else None))
-    batches = pack(rollouts, case.weigh(rollouts), microbatch_tokens=40, **rows)
+        loss_fn = add_penalty(loss_fn, beta, kl_penalty("k3", ratio=case.level if corrected else None))
+    batches = pack(rollouts, case.aggregation(rollouts), microbatch_tokens=40, **rows)
     assert len(batches) > 1
-    assert len({sum(rollout.loss_mask) for rollout in rollouts}) > 2, "replies should differ in length"
+    assert len({sum(rollout.loss_mask) for rollout in rollouts}) > 2, "completions should differ in length"
     assert_clip_is_active(trainer.model, batches)
-    assert_equal(trainer, sampled, batches, objective)
+    assert_equal(trainer, sampled, batches, loss_fn)
 
 
 def assert_clip_is_active(model: torch.nn.Module, batches: list[Batch]) -> None:
@@ -242,9 +249,9 @@ def assert_clip_is_active(model: torch.nn.Module, batches: list[Batch]) -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 @pytest.mark.fault("estimators disagree")
-def test_loss_and_gradient_equal_those_of_rloo_trainer(trl, tokenizer, tmp_path, beta):
-    """TRL's RLOO clips the ratio of the whole reply, and charges KL in the reward."""
-    trainer = trainer_of(trl.RLOOTrainer, trl.RLOOConfig, tokenizer, tmp_path, beta=beta)
+def test_loss_and_gradient_equal_those_of_rloo_trainer(trl: Any, tokenizer: Any, tmp_path: Path, beta: float):
+    """TRL's RLOO clips the ratio of the whole completion, and subtracts KL from the reward."""
+    trainer = make_trainer(trl.RLOOTrainer, trl.RLOOConfig, tokenizer, tmp_path, beta=beta)
     sampled = sample(trainer)
 
     groups = groups_of(sampled)
@@ -259,24 +266,24 @@ def test_loss_and_gradient_equal_those_of_rloo_trainer(trl, tokenizer, tmp_path,
 
     move(trainer.model, 0.02)
     batches = pack(rollouts, sequence_mean(rollouts), microbatch_tokens=40, advantage=advantage, old=old)
-    objective = clipped_surrogate(0.2, 0.2, level="product")
+    loss_fn = clipped_surrogate(0.2, 0.2, level="product")
     unclipped = clipped_surrogate(1.0, 1e9, level="product")
     assert (
-        loss_and_gradient(trainer.model, batches, objective)[0]
-        > loss_and_gradient(trainer.model, batches, unclipped)[0]
+        loss_and_gradient(trainer.model, batches, loss_fn)[0] > loss_and_gradient(trainer.model, batches, unclipped)[0]
     )
-    assert_equal(trainer, sampled, batches, objective)
+    assert_equal(trainer, sampled, batches, loss_fn)
 
 
-def test_rloo_on_fresh_rollouts_is_reinforce_on_the_sum_of_log_probabilities(trl, tokenizer, tmp_path):
-    """The two ways to write RLOO agree where recipes use it: on the first update on fresh rollouts."""
-    trainer = trainer_of(trl.RLOOTrainer, trl.RLOOConfig, tokenizer, tmp_path, beta=0.0)
+def test_rloo_on_fresh_rollouts_is_reinforce_on_the_sum_of_log_probabilities(trl: Any, tokenizer: Any, tmp_path: Path):
+    """The two forms of RLOO agree where recipes use it: in the first update on fresh rollouts."""
+    trainer = make_trainer(trl.RLOOTrainer, trl.RLOOConfig, tokenizer, tmp_path, beta=0.0)
     groups = groups_of(sample(trainer))
     rollouts = rollouts_of(groups)
     advantage = group_advantage(groups, baseline="leave_one_out", scale="none")
     gradients = []
-    for weigh, level in ((sequence_sum, "token"), (sequence_mean, "product")):
-        batches = pack(rollouts, weigh(rollouts), advantage=advantage)
-        objective = clipped_surrogate(level=level, on_policy=True)
-        gradients.append(torch.cat([g.flatten() for g in loss_and_gradient(trainer.model, batches, objective)[1]]))
+    forms: list[tuple[Aggregation, ImportanceLevel]] = [(sequence_sum, "token"), (sequence_mean, "product")]
+    for aggregation, level in forms:
+        batches = pack(rollouts, aggregation(rollouts), advantage=advantage)
+        loss_fn = clipped_surrogate(level=level, on_policy=True)
+        gradients.append(loss_and_gradient(trainer.model, batches, loss_fn)[1])
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,7 @@ import pytest
 
 import tiny_claim
 from schoolhouse.claims.harness import page, runner
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Outcome, Results, Scale, Step, verdict
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Outcome, Results, Scale, Step, verdict
 from schoolhouse.cli.claims import claim as command
 from schoolhouse.types import SchoolError
 
@@ -37,7 +37,7 @@ def lessons(model: Step) -> Step:
     return Step("sft", {"model": model, "task": TASK, "steps": 1, "batch_size": 4})
 
 
-EXAM = Exam(task=TASK, problems=2, samples=2, length=4)
+EXAM = Evaluation(task=TASK, problems=2, samples=2, max_new_tokens=4)
 
 
 def a_claim(judge: Any = lambda results: [Check("must hold", "it", "1", True)]) -> Claim:

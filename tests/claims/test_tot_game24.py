@@ -40,7 +40,7 @@ def spec(tmp_path: Path) -> str:
 
 def take(spec: str, sure: Sequence[str]) -> dict[str, Any]:
     sayer = Sayer(sure, Conversation(train_tokenizer(["Can 2 4 6 make 24? sure impossible"], 300)))
-    return Positions(task=spec, length=16).take(cast(Policy, sayer), 0)["overall"]
+    return Positions(task=spec, max_new_tokens=16).take(cast(Policy, sayer), 0)["overall"]
 
 
 def test_who_always_says_impossible_knows_nothing_of_what_can_be_reached(spec: str):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from live_server import listening
+from schoolhouse.search.solve import parse
 
 TASK = "school:chain?steps=2&styles=full=100"
 QUESTION = "Start at 7. Add 5. Take 3."
@@ -70,6 +71,15 @@ def test_a_search_shows_its_cost(tab, url: str):
     tab.page.get_by_label("Search").select_option("vote?samples=16")
     ask(tab)
     tab.page.get_by_text("16 answers").wait_for()
+
+
+def test_the_server_knows_every_search_that_the_page_offers(tab, url: str):
+    reply = {"data": [{"id": "a", "max_model_len": 128, "judge": "a reward model"}]}
+    tab.page.route("**/v1/models?*", lambda route: route.fulfill(json=reply))
+    tab.page.goto(url)
+    names = tab.page.get_by_label("Search").locator("option").evaluate_all("(options) => options.map((o) => o.value)")
+    assert [parse(name).kind for name in names if name] == [name.partition("?")[0] for name in names if name]
+    assert len(names) == 6
 
 
 def test_a_vote_in_the_arena_reaches_the_leaderboard(tab, url: str):

@@ -1,4 +1,4 @@
-"""A policy that says what a function tells it to, cut into tokens as a real one would say it; and a small game."""
+"""A policy whose completions a function writes, cut into tokens as a real policy samples them; and a small game."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from schoolhouse.tasks.game24 import Game24
 from schoolhouse.types import Key, Rollout
 
 Reply = Callable[[str, str, Key], str]
-"""(the question, what the policy said of its turn so far, key) -> what it says next, markup and all."""
+"""(the question, the text of the turn so far, key) -> what follows in the turn, special tokens and all."""
 
 
-class Scripted:
+class ScriptedPolicy:
     max_seq_len = 400
 
     def __init__(self, folder: Path, reply: Reply) -> None:
@@ -25,34 +25,32 @@ class Scripted:
     def extend(
         self,
         rollouts: Sequence[Rollout],
-        length: int | Sequence[int],
+        max_new_tokens: int | Sequence[int],
         *,
         temperature: float = 1.0,
         stop_strings: Sequence[str] = (),
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
         self.calls.append(len(rollouts))
-        lengths = [length] * len(rollouts) if isinstance(length, int) else length
-        return [self._said(rollout, most, stop_strings) for rollout, most in zip(rollouts, lengths, strict=True)]
+        limits = [max_new_tokens] * len(rollouts) if isinstance(max_new_tokens, int) else max_new_tokens
+        return [self._extend_one(rollout, limit, stop_strings) for rollout, limit in zip(rollouts, limits, strict=True)]
 
-    def _said(self, rollout: Rollout, length: int, stop_texts: Sequence[str]) -> Rollout:
-        say = self.conversation
-        begun = say.tokenizer.decode(rollout.tokens[rollout.turns[-1] :]) if rollout.finish_reason == "prefill" else ""
+    def _extend_one(self, rollout: Rollout, max_new_tokens: int, stop_strings: Sequence[str]) -> Rollout:
+        tokenizer, stop_ids = self.conversation.tokenizer, self.conversation.stop_ids
+        begun = tokenizer.decode(rollout.tokens[rollout.turns[-1] :]) if rollout.finish_reason == "prefill" else ""
         question = rollout.problem.messages[-1].content
-        ids = say.tokenizer.encode(self.reply(question, begun, rollout.key), parse_special=True)
-        ended = next((i + 1 for i, token in enumerate(ids) if token in say.stop_ids), len(ids) + 1)
-        for text in stop_texts:
-            ended = min(
-                ended, next((i for i in range(1, len(ids) + 1) if text in say.tokenizer.decode(ids[:i])), ended)
-            )
-        finish = "stop" if ended <= min(length, len(ids)) else "length"
-        ids = ids[: min(length, ended)]
+        ids = tokenizer.encode(self.reply(question, begun, rollout.key), parse_special=True)
+        end = next((i + 1 for i, token in enumerate(ids) if token in stop_ids), len(ids) + 1)
+        for text in stop_strings:
+            end = min(end, next((i for i in range(1, len(ids) + 1) if text in tokenizer.decode(ids[:i])), end))
+        finish = "stop" if end <= min(max_new_tokens, len(ids)) else "length"
+        ids = ids[: min(max_new_tokens, end)]
         return rollout.append_sampled(ids, [-0.1] * len(ids), finish, 0)
 
 
 @pytest.fixture
-def scripted(tmp_path: Path) -> Callable[[Reply], Scripted]:
-    return lambda reply: Scripted(tmp_path / "model", reply)
+def scripted(tmp_path: Path) -> Callable[[Reply], ScriptedPolicy]:
+    return lambda reply: ScriptedPolicy(tmp_path / "model", reply)
 
 
 @pytest.fixture

@@ -1,11 +1,21 @@
-"""Ways through trees, on a scripted tree whose best answer, node counts and costs are known."""
+"""Strategies on a scripted tree whose best answer, node counts and costs are known."""
 
 from collections.abc import Sequence
 from math import inf, nan
 
 import pytest
 
-from schoolhouse.search.tree import Answered, Candidate, Costs, Node, Tree, breadth_first, depth_first, explore
+from schoolhouse.search.tree import (
+    Candidate,
+    Costs,
+    Expansion,
+    Node,
+    Tree,
+    Valuation,
+    breadth_first,
+    depth_first,
+    explore,
+)
 
 CHILDREN = {
     "": ["a", "b", "c"],
@@ -19,8 +29,8 @@ CHILDREN = {
     "ca": ["ca!"],
     "cb": ["cb!"],
 }
-WORTH = {"a": 0.9, "b": 0.5, "c": 0.1, "aa": 0.2, "ab": 0.3, "ba": 0.8, "bb": 0.1, "ca": 1.0, "cb": 0.0}
-WORTH |= {"aa!": 0.2, "ab!": 0.3, "ba!": 0.8, "bb!": 0.1, "ca!": 1.0, "cb!": 0.0}
+VALUES = {"a": 0.9, "b": 0.5, "c": 0.1, "aa": 0.2, "ab": 0.3, "ba": 0.8, "bb": 0.1, "ca": 1.0, "cb": 0.0}
+VALUES |= {"aa!": 0.2, "ab!": 0.3, "ba!": 0.8, "bb!": 0.1, "ca!": 1.0, "cb!": 0.0}
 COSTS = Costs(expand=10, value=2, max_children=3)
 
 
@@ -32,188 +42,182 @@ class Script:
         self.valued: list[str] = []
         self.batches: list[int] = []
 
-    def expand(self, nodes: Sequence[Node]) -> list[Answered]:
+    def expand(self, nodes: Sequence[Node]) -> list[Expansion]:
         self.batches.append(len(nodes))
         self.expanded += [node.state for node in nodes]
-        offers = [[Candidate(s, s, s.endswith("!"), s) for s in CHILDREN.get(node.state, ())] for node in nodes]
-        return [Answered(offered, 10) for offered in offers]
+        texts = [CHILDREN.get(node.state, ()) for node in nodes]
+        return [Expansion([Candidate(s, s, s.endswith("!"), s) for s in children], 10) for children in texts]
 
-    def value(self, nodes: Sequence[Node]) -> list[Answered]:
+    def value(self, nodes: Sequence[Node]) -> list[Valuation]:
         self.valued += [node.state for node in nodes]
-        return [Answered(WORTH[node.state], 2) for node in nodes]
+        return [Valuation(VALUES[node.state], 2) for node in nodes]
 
 
-def tree(budget: float = inf) -> Tree:
-    return Tree(Node(""), budget)
+def constant(value: float, tokens: int = 2):
+    return lambda nodes: [Valuation(value, tokens) for _ in nodes]
 
 
-def fates(found: Tree, fate: str) -> set[str]:
-    return {node.state for node in found.nodes if node.status == fate}
+def new_tree(budget: float = inf) -> Tree:
+    return Tree(Node(""), budget, COSTS)
 
 
-def test_breadth_1_is_greedy_and_misses_the_best():
-    found, script = tree(), Script()
-    explore([found], [breadth_first(found, 1, 3, COSTS)], script.expand, script.value)
+def states(tree: Tree, status: str) -> set[str]:
+    return {node.state for node in tree.nodes if node.status == status}
+
+
+def test_beam_width_1_is_greedy_and_misses_the_best():
+    tree, script = new_tree(), Script()
+    explore([tree], [breadth_first(tree, 1, 3)], script.expand, script.value)
     assert script.expanded == ["", "a", "ab"]
-    assert [node.state for node in found.answers] == ["ab!"]
-    assert fates(found, "dropped") == {"b", "c", "aa"}
+    assert [node.state for node in tree.answers] == ["ab!"]
+    assert states(tree, "dropped") == {"b", "c", "aa"}
 
 
-def test_breadth_2_keeps_the_two_best_of_a_level():
-    found, script = tree(), Script()
-    explore([found], [breadth_first(found, 2, 3, COSTS)], script.expand, script.value)
+def test_beam_width_2_keeps_the_two_best_of_a_level():
+    tree, script = new_tree(), Script()
+    explore([tree], [breadth_first(tree, 2, 3)], script.expand, script.value)
     assert script.expanded == ["", "a", "b", "ba", "ab"]
-    assert [node.state for node in found.answers] == ["ba!", "ab!"]
-    assert [node.state for node in found.answers[0].path] == ["b", "ba", "ba!"]
+    assert [node.state for node in tree.answers] == ["ba!", "ab!"]
+    assert [node.state for node in tree.answers[0].path] == ["b", "ba", "ba!"]
 
 
-def test_breadth_3_finds_the_optimum_at_the_known_count_of_nodes_and_tokens():
-    found, script = tree(), Script()
-    explore([found], [breadth_first(found, 3, 3, COSTS)], script.expand, script.value)
-    assert found.answers[0].state == "ca!"
-    assert (len(script.expanded), len(found.nodes), found.tokens) == (7, 12, 7 * 10 + 12 * 2)
-    assert found.stop_reason == "answered"
+def test_beam_width_3_finds_the_optimum_at_the_known_count_of_nodes_and_tokens():
+    tree, script = new_tree(), Script()
+    explore([tree], [breadth_first(tree, 3, 3)], script.expand, script.value)
+    assert tree.answers[0].state == "ca!"
+    assert (len(script.expanded), len(tree.nodes), tree.tokens) == (7, 12, 7 * 10 + 12 * 2)
+    assert tree.stop_reason == "answered"
 
 
-def test_apart_every_subtree_keeps_its_own_best():
-    found, script = tree(), Script()
-    explore([found], [breadth_first(found, 3, 3, COSTS, independent_subtrees=True)], script.expand, script.value)
+def test_independent_subtrees_keep_the_best_child_of_each():
+    tree, script = new_tree(), Script()
+    explore([tree], [breadth_first(tree, 3, 3, independent_subtrees=True)], script.expand, script.value)
     assert script.expanded == ["", "a", "b", "c", "ca", "ba", "ab"]
-    assert {node.state for node in found.answers} == {"ab!", "ba!", "ca!"}
+    assert {node.state for node in tree.answers} == {"ab!", "ba!", "ca!"}
 
 
 def test_depth_first_goes_to_the_best_child_and_comes_back():
-    found, script = tree(), Script()
-    explore([found], [depth_first(found, 0.4, 3, COSTS)], script.expand, script.value)
+    tree, script = new_tree(), Script()
+    explore([tree], [depth_first(tree, 0.4, 3)], script.expand, script.value)
     assert script.expanded == ["", "a", "b", "ba"]
-    assert found.answers[0].state == "ba!"
-    assert found.stop_reason == "answered"
+    assert tree.answers[0].state == "ba!"
+    assert tree.stop_reason == "answered"
 
 
-def test_depth_first_takes_equals_in_the_order_they_came():
-    found, script = tree(), Script()
-    alike = [depth_first(found, 0.0, 3, COSTS, max_expansions=3, num_answers=99)]
-    explore([found], alike, script.expand, lambda nodes: [Answered(1.0, 2) for _ in nodes])
+def test_depth_first_takes_equal_children_in_order_of_creation():
+    tree, script = new_tree(), Script()
+    strategy = depth_first(tree, 0.0, 3, max_expansions=3, num_answers=99)
+    explore([tree], [strategy], script.expand, constant(1.0))
     assert script.expanded == ["", "a", "aa"]
 
 
-def test_depth_first_goes_past_an_answer_that_is_worth_nothing():
-    """As the paper's DFS does: it goes on where a value is above the threshold (0), not where it is at it."""
-    found, script = tree(), Script()
-    explore(
-        [found], [depth_first(found, 0.0, 3, COSTS)], script.expand, lambda nodes: [Answered(0.0, 2) for _ in nodes]
-    )
-    assert (found.stop_reason, found.answers) == ("the tree died out", [])
+def test_depth_first_continues_past_an_answer_of_value_zero():
+    """As the paper's DFS does: it continues where a value is above the threshold (0), not where it is equal to it."""
+    tree, script = new_tree(), Script()
+    explore([tree], [depth_first(tree, 0.0, 3)], script.expand, constant(0.0))
+    assert (tree.stop_reason, tree.answers) == ("the tree died out", [])
 
 
 @pytest.mark.parametrize(
-    ("depth", "end"),
+    ("depth", "reason"),
     [(2, "2 thoughts deep"), (3, "its answers are worth nothing"), (9, "its answers are worth nothing")],
 )
-def test_answers_that_are_all_worth_nothing_are_called_so(depth: int, end: str):
-    found, script = tree(), Script()
-    worthless = breadth_first(found, 2, depth, COSTS)
-    explore([found], [worthless], script.expand, lambda nodes: [Answered(0.0, 2) for _ in nodes])
-    assert found.stop_reason == end
+def test_the_stop_reason_tells_that_all_answers_have_value_zero(depth: int, reason: str):
+    tree, script = new_tree(), Script()
+    explore([tree], [breadth_first(tree, 2, depth)], script.expand, constant(0.0))
+    assert tree.stop_reason == reason
 
 
-def test_what_nobody_has_an_opinion_of_is_not_worth_nothing():
-    found, script = tree(), Script()
-    explore(
-        [found], [breadth_first(found, 2, 3, COSTS)], script.expand, lambda nodes: [Answered(nan, 2) for _ in nodes]
-    )
-    assert found.stop_reason == "answered"
+def test_an_unknown_value_is_not_zero():
+    tree, script = new_tree(), Script()
+    explore([tree], [breadth_first(tree, 2, 3)], script.expand, constant(nan))
+    assert tree.stop_reason == "answered"
 
 
-def test_depth_first_prunes_exactly_what_is_not_above_the_threshold():
-    found, script = tree(), Script()
-    explore([found], [depth_first(found, 0.4, 3, COSTS, num_answers=99)], script.expand, script.value)
-    assert fates(found, "pruned") == {n.state for n in found.nodes if n.value <= 0.4} == {"c", "aa", "ab", "bb"}
+def test_depth_first_prunes_exactly_the_values_that_are_not_above_the_threshold():
+    tree, script = new_tree(), Script()
+    explore([tree], [depth_first(tree, 0.4, 3, num_answers=99)], script.expand, script.value)
+    assert states(tree, "pruned") == {n.state for n in tree.nodes if n.value <= 0.4} == {"c", "aa", "ab", "bb"}
 
 
-def test_a_tree_that_dies_out_says_so():
-    found, script = tree(), Script()
-    explore([found], [depth_first(found, 2.0, 3, COSTS)], script.expand, script.value)
-    assert (found.stop_reason, found.answers) == ("the tree died out", [])
+def test_the_stop_reason_tells_that_a_tree_died_out():
+    tree, script = new_tree(), Script()
+    explore([tree], [depth_first(tree, 2.0, 3)], script.expand, script.value)
+    assert (tree.stop_reason, tree.answers) == ("the tree died out", [])
 
 
-def test_a_search_gives_up_after_the_most_thoughts_it_may_expand():
-    found, script = tree(), Script()
-    explore([found], [depth_first(found, 0.0, 3, COSTS, max_expansions=2, num_answers=99)], script.expand, script.value)
+def test_a_search_gives_up_after_its_most_expansions():
+    tree, script = new_tree(), Script()
+    explore([tree], [depth_first(tree, 0.0, 3, max_expansions=2, num_answers=99)], script.expand, script.value)
     assert len(script.expanded) == 2
-    assert found.stop_reason == "gave up after 2 thoughts"
+    assert tree.stop_reason == "gave up after 2 thoughts"
 
 
 @pytest.mark.parametrize("budget", [0, 15, 16, 40, 64, 80, 1000])
-def test_no_budget_is_overrun(budget: int):
-    for way in (breadth_first, depth_first):
-        found, script = tree(budget), Script()
-        steps = way(found, 3, 3, COSTS) if way is breadth_first else way(found, 0.0, 3, COSTS, num_answers=99)
-        explore([found], [steps], script.expand, script.value)
-        assert found.tokens <= budget
+def test_no_strategy_exceeds_the_budget(budget: int):
+    for make in (lambda tree: breadth_first(tree, 3, 3), lambda tree: depth_first(tree, 0.0, 3, num_answers=99)):
+        tree, script = new_tree(budget), Script()
+        explore([tree], [make(tree)], script.expand, script.value)
+        assert tree.tokens <= budget
 
 
-def test_a_budget_too_small_for_one_thought_says_so():
-    found, script = tree(15), Script()
-    explore([found], [breadth_first(found, 3, 3, COSTS)], script.expand, script.value)
-    assert found.stop_reason == "the budget of 15 tokens does not pay for one more thought"
+def test_the_stop_reason_tells_that_a_budget_is_too_small_for_one_thought():
+    tree, script = new_tree(15), Script()
+    explore([tree], [breadth_first(tree, 3, 3)], script.expand, script.value)
+    assert tree.stop_reason == "the budget of 15 tokens does not pay for one more thought"
     assert script.expanded == []
 
 
-def test_a_budget_that_pays_for_some_keeps_the_best_of_them():
-    found, script = tree(16 + 16), Script()
-    explore([found], [breadth_first(found, 3, 3, COSTS)], script.expand, script.value)
+def test_a_budget_for_part_of_a_level_goes_to_its_best_nodes():
+    tree, script = new_tree(16 + 16), Script()
+    explore([tree], [breadth_first(tree, 3, 3)], script.expand, script.value)
     assert script.expanded == ["", "a"]
 
 
-def test_what_went_on_before_is_neither_valued_nor_kept_again():
-    def expand(nodes: Sequence[Node]) -> list[Answered]:
-        return [Answered([Candidate("x", "x", dedup_key="x"), Candidate("y", "y", dedup_key="x")], 1) for _ in nodes]
+def test_a_thought_of_an_earlier_level_is_neither_valued_nor_kept_again():
+    def expand(nodes: Sequence[Node]) -> list[Expansion]:
+        return [Expansion([Candidate("x", "x", dedup_key="x"), Candidate("y", "y", dedup_key="x")], 1) for _ in nodes]
 
-    def value(nodes: Sequence[Node]) -> list[Answered]:
-        return [Answered(1.0, 1) for _ in nodes]
-
-    found = tree()
-    explore([found], [breadth_first(found, 5, 2, COSTS)], expand, value)
-    assert [node.status for node in found.nodes] == ["expanded", "repeat", "repeat", "repeat"]
-    assert found.tokens == 1 + 2 + 1
-    assert found.stop_reason == "the tree died out"
+    tree = new_tree()
+    explore([tree], [breadth_first(tree, 5, 2)], expand, constant(1.0, tokens=1))
+    assert [node.status for node in tree.nodes] == ["expanded", "duplicate", "duplicate", "duplicate"]
+    assert tree.tokens == 1 + 2 + 1
+    assert tree.stop_reason == "the tree died out"
 
 
 @pytest.mark.parametrize("first", ["false", "true"])
-def test_of_thoughts_that_are_one_the_best_stays(first: str):
-    """A false way to the same numbers must not hide the true one, whichever was thought first."""
+def test_of_equal_thoughts_the_one_with_the_best_value_stays(first: str):
+    """A false way to the same numbers must not hide the true one, whichever comes first."""
     lines = [first, "true" if first == "false" else "false"]
 
-    def expand(nodes: Sequence[Node]) -> list[Answered]:
-        return [Answered([Candidate(line, line, dedup_key="6 9 13") for line in lines], 1) for _ in nodes]
+    def expand(nodes: Sequence[Node]) -> list[Expansion]:
+        return [Expansion([Candidate(line, line, dedup_key="6 9 13") for line in lines], 1) for _ in nodes]
 
-    def value(nodes: Sequence[Node]) -> list[Answered]:
-        return [Answered(float(node.state == "true"), 0) for node in nodes]
+    def value(nodes: Sequence[Node]) -> list[Valuation]:
+        return [Valuation(float(node.state == "true"), 0) for node in nodes]
 
-    for way in (breadth_first, depth_first):
-        found = tree()
-        steps = way(found, 5, 1, COSTS) if way is breadth_first else way(found, 0.5, 1, COSTS)
-        explore([found], [steps], expand, value)
-        assert fates(found, "open") == {"true"}
-
-
-def test_a_value_that_nobody_can_tell_ranks_last():
-    def value(nodes: Sequence[Node]) -> list[Answered]:
-        return [Answered(nan if node.state == "a" else WORTH[node.state], 0) for node in nodes]
-
-    found, script = tree(), Script()
-    explore([found], [breadth_first(found, 2, 1, COSTS)], script.expand, value)
-    assert fates(found, "open") == {"b", "c"}
+    for make in (lambda tree: breadth_first(tree, 5, 1), lambda tree: depth_first(tree, 0.5, 1)):
+        tree = new_tree()
+        explore([tree], [make(tree)], expand, value)
+        assert states(tree, "open") == {"true"}
 
 
-def test_all_problems_wishes_are_answered_in_one_batch():
-    forest, script = [tree(), tree(), tree()], Script()
-    explore(forest, [breadth_first(one, 2, 3, COSTS) for one in forest], script.expand, script.value)
+def test_an_unknown_value_ranks_last():
+    def value(nodes: Sequence[Node]) -> list[Valuation]:
+        return [Valuation(nan if node.state == "a" else VALUES[node.state], 0) for node in nodes]
+
+    tree, script = new_tree(), Script()
+    explore([tree], [breadth_first(tree, 2, 1)], script.expand, value)
+    assert states(tree, "open") == {"b", "c"}
+
+
+def test_the_requests_of_all_problems_are_served_in_one_batch():
+    trees, script = [new_tree(), new_tree(), new_tree()], Script()
+    explore(trees, [breadth_first(tree, 2, 3) for tree in trees], script.expand, script.value)
     assert script.batches == [3, 6, 6]
 
 
-def test_searches_that_end_at_different_times_do_not_wait_for_each_other():
-    forest, script = [tree(), tree(20)], Script()
-    explore(forest, [breadth_first(one, 1, 3, COSTS) for one in forest], script.expand, script.value)
-    assert [len(one.nodes) for one in forest] == [6, 3]
+def test_a_search_that_ends_early_does_not_stop_the_others():
+    trees, script = [new_tree(), new_tree(20)], Script()
+    explore(trees, [breadth_first(tree, 1, 3) for tree in trees], script.expand, script.value)
+    assert [len(tree.nodes) for tree in trees] == [6, 3]

@@ -14,7 +14,7 @@ def said(policy: Any, *answers: str) -> list[Rollout]:
     say = policy.conversation
     told = []
     for at, answer in enumerate(answers):
-        ids = say.tokenizer.encode(f"<think></think>{answer}<|im_end|>", markup=True)
+        ids = say.tokenizer.encode(f"<think></think>{answer}<|im_end|>", parse_special=True)
         told.append(
             say.prompt_rollout(PROBLEM, Key(0, "t", 0, 0, at)).append_sampled(ids, [-0.1] * len(ids), "stop", 0)
         )

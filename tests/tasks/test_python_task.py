@@ -93,9 +93,9 @@ def test_the_files_beside_it_can_be_imported(tmp_path: Path) -> None:
         (TASK + "class Other(Echo): pass", "", "has Echo, Other; say which: python:.*mine.py:Echo"),
         ("x = 1", "", "no subclass of Task and no reward function: f\\(prompts"),
         ("def f(a): return 1", ":f", "`f` is neither a subclass of Task nor a reward function"),
-        ("def f(:", "", "mine.py cannot be run: SyntaxError.*line 1"),
-        ("import absent_module", "", "mine.py cannot be run: ModuleNotFoundError"),
-        ("raise SystemExit(2)", "", "mine.py cannot be run: SystemExit"),
+        ("def f(:", "", "mine.py:1 cannot be run: SyntaxError.*line 1"),
+        ("import absent_module", "", "mine.py:1 cannot be run: ModuleNotFoundError"),
+        ("raise SystemExit(2)", "", "mine.py:1 cannot be run: SystemExit"),
         (
             TASK.replace('name = "echo"', "name = 'e'\n    def __post_init__(self): 1 / 0"),
             "",

@@ -75,8 +75,8 @@ def _sampling(policy: Policy, run: Callable[[], object]) -> dict[str, float]:
         return call
 
     run()
-    slots, sample = policy.slots, generator.sample_each
-    policy.slots = type("Timed", (slots,), {"attend": timed("attention", slots.attend)})
+    slots, sample = policy.slot_cache, generator.sample_each
+    policy.slot_cache = type("Timed", (slots,), {"attend": timed("attention", slots.attend)})
     setattr(generator, "sample_each", timed("choice of tokens", sample))  # noqa: B010
     linear = [module for module in policy.decoder.modules() if isinstance(module, torch.nn.Linear)]
     for module in linear:
@@ -86,7 +86,7 @@ def _sampling(policy: Policy, run: Callable[[], object]) -> dict[str, float]:
         run()
         whole = time.perf_counter() - start
     finally:
-        policy.slots = slots
+        policy.slot_cache = slots
         setattr(generator, "sample_each", sample)  # noqa: B010
         for module in linear:
             del module.forward

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, told
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Json, Results, Scale, told
 from schoolhouse.claims.harness.models import chains, only_tiny
 from schoolhouse.policy.policy import Policy
 from schoolhouse.search.budget_forcing import budget_force
@@ -20,7 +20,7 @@ WAIT = " check "
 RISE, STILL = 0.03, 0.02
 
 
-class Forced(Exam):
+class Forced(Evaluation):
     """Answers with thoughts of at least so many tokens: share right, share of thoughts within bounds, their length."""
 
     least: tuple[int, ...] = LEAST
@@ -33,7 +33,7 @@ class Forced(Exam):
         for least in self.least:
             keys = [(p, Key(seed, "forced", 0, i, g)) for i, p in enumerate(exam) for g in range(self.samples)]
             asked = [say.prompt_rollout(problem, key) for problem, key in keys]
-            spent = budget_force(policy, asked, least, self.most, self.length, WAIT, self.temperature)
+            spent = budget_force(policy, asked, least, self.most, self.max_new_tokens, WAIT, self.temperature)
             said = [one.rollout for one in spent]
             scores = [
                 v.reward or 0.0 for group in verdicts_of(said, task, say.parse_completion) for v in group.verdicts
@@ -47,7 +47,7 @@ class Forced(Exam):
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    asked = {"forced": Forced(task=TASK, problems=100, samples=8, length=24)}
+    asked = {"forced": Forced(task=TASK, problems=100, samples=8, max_new_tokens=24)}
     return {
         "long": Arm(
             chains(seed, 1000, styles="full=60,self_check=20,self_correct=20", lengths="2-6"),

@@ -23,7 +23,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
         "optimizer.learning_rate": RATE,
         "save_every": STEPS,
         "task": GOALS.task,
-        "sampling.max_new_tokens": GOALS.length,
+        "sampling.max_new_tokens": GOALS.max_new_tokens,
     }
     dapo = {
         "preset": "dapo",
@@ -80,7 +80,7 @@ CLAIM = Claim(
     id="clip_higher",
     paper="Yu et al. 2025, arXiv 2503.14476, section 3.1",
     sentence="Clipping less above than below keeps entropy from collapsing",
-    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most {GOALS.length} tokens in every arm; {UPDATES} "
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most {GOALS.max_new_tokens} tokens in every arm; {UPDATES} "
     "updates, or one",
     premise="something is cut above at all",
     rule=f"with {UPDATES} updates a step mean entropy over the second half is higher in every seed; with one update "

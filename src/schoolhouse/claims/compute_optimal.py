@@ -8,12 +8,12 @@ from typing import Any
 
 from schoolhouse.claims.harness import chain_reward_models
 from schoolhouse.claims.harness.chain_reward_models import TASK
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, told
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Json, Results, Scale, told
 from schoolhouse.claims.harness.models import only_tiny
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.prm import RewardModel
 from schoolhouse.search.solve import Search, solve
-from schoolhouse.search.thoughts import RewardModelValue
+from schoolhouse.search.values import RewardModelValue
 from schoolhouse.tasks.grading import grade as verdicts_of
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key
@@ -32,7 +32,7 @@ BINS, TRUST = 5, 20
 """Fifths of difficulty; in each a strategy's share counts beside so many problems that fare as all do with it."""
 
 
-class Strategies(Exam):
+class Strategies(Evaluation):
     """Which problems each strategy solves within each budget, and how easy the judge holds them for (0 to 1)."""
 
     budgets: Mapping[int, int] = BUDGETS
@@ -50,7 +50,7 @@ class Strategies(Exam):
         looks = [
             say.prompt_rollout(p, Key(seed, "look", 0, i, g)) for i, p in enumerate(exam) for g in range(self.looks)
         ]
-        opinions = [0.0 if v != v else v for v in judge(generator.extend(looks, self.length))]
+        opinions = [0.0 if v != v else v for v in judge(generator.extend(looks, self.max_new_tokens))]
         ease = [fmean(opinions[i * self.looks : (i + 1) * self.looks]) for i in range(len(exam))]
         right: dict[str, dict[str, list[float]]] = {}
         asked = [say.prompt_rollout(problem, Key(seed, "strategies", 0, i, 0)) for i, problem in enumerate(exam)]
@@ -96,7 +96,7 @@ def _expected(right: Sequence[float], seen: Sequence[int], everywhere: Sequence[
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     process = chain_reward_models.arms(seed)["process"]
-    asked = {"strategies": Strategies(task=TASK, problems=1000, samples=1, length=SAID)}
+    asked = {"strategies": Strategies(task=TASK, problems=1000, samples=1, max_new_tokens=SAID)}
     return {"process": Arm(process.step, asked, "the judge of steps of claim prm", process.beside)}
 
 

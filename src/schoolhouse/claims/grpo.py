@@ -21,7 +21,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only(scale, "tiny", "gpu")
     large = scale == "gpu"
     start, exam = (long_chains(seed), EIGHTS) if large else (chains(seed), CHAINS)
-    more = {"task": exam.task, "sampling.max_new_tokens": exam.length, **QUICK} if large else {}
+    more = {"task": exam.task, "sampling.max_new_tokens": exam.max_new_tokens, **QUICK} if large else {}
     ways: dict[str, tuple[Mapping[str, Any], str]] = {
         name: ({"preset": name}, f"like: {name}") for name in (LARGE_MEMBERS if large else MEMBERS)
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, Step, told
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Json, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars, learning
 from schoolhouse.claims.harness.models import CHAINS, TONGUES, chains, mixed_share, only_tiny, practice
 from schoolhouse.data.scripts import count_scripts
@@ -21,7 +21,7 @@ STEPS = 68
 counted first, one seed ended at .978."""
 
 
-class Tongues(Exam):
+class Tongues(Evaluation):
     """How thoughts are written: `target`, words in the script; `mixed`, thoughts in several; `worded`, in any."""
 
     script: str = TARGET
@@ -32,7 +32,7 @@ class Tongues(Exam):
             for i, problem in enumerate(open_task(self.task, seed).eval_problems(self.problems))
             for g in range(self.samples)
         ]
-        said = policy.extend(asked, self.length, temperature=self.temperature)
+        said = policy.extend(asked, self.max_new_tokens, temperature=self.temperature)
         counts = [count_scripts(policy.conversation.parse_completion(rollout).thought or "") for rollout in said]
         words = [count for count in counts if count]
         target = sum(count[self.script] for count in words) / max(1, sum(count.total() for count in words))
@@ -58,7 +58,7 @@ def longer(start: Step, seed: int, steps: int = STEPS, **changes: object) -> Ste
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     start = chains(seed, languages=TONGUES)
-    asked = {"exam": CHAINS, "tongues": Tongues(task=CHAINS.task, problems=100, samples=8, length=CHAINS.length)}
+    asked = {"exam": CHAINS, "tongues": Tongues(task=CHAINS.task, problems=100, samples=8, max_new_tokens=CHAINS.max_new_tokens)}
     return {
         "start": Arm(start, asked, f"worked examples in {TONGUES}"),
         "plain": Arm(longer(start, seed), asked, "practice for right answers"),

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, told
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Results, Scale, told
 from schoolhouse.claims.harness.figures import course, learning
 from schoolhouse.claims.harness.models import chains, mixed_share, only_tiny, practice
 
-EASY = Exam(task="school:chain?steps=3", problems=200, samples=8, length=128)
+EASY = Evaluation(task="school:chain?steps=3", problems=200, samples=8, max_new_tokens=128)
 RATIO, APART, LAST = 1.2, 0.03, 10
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "own_length": ("loss over the answer's own length: GRPO", {"loss.aggregation": "sequence_mean"}),
@@ -21,7 +21,7 @@ ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     start = chains(seed, styles="filler=50,full=50")
-    free = {"task": EASY.task, "sampling.max_new_tokens": EASY.length, "advantage.scale_rewards": "none", "steps": 30}
+    free = {"task": EASY.task, "sampling.max_new_tokens": EASY.max_new_tokens, "advantage.scale_rewards": "none", "steps": 30}
     return {
         "start": Arm(start, {"exam": EASY}, "half of its lessons ramble on and guess"),
         **{

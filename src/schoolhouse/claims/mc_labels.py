@@ -20,7 +20,7 @@ JUDGES = ("exact", "hard", "soft")
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    asked = {"labels": Agreement(task=TASK, problems=50, samples=4, length=LENGTH, counts=COUNTS)}
+    asked = {"labels": Agreement(task=TASK, problems=50, samples=4, max_new_tokens=LENGTH, counts=COUNTS)}
     found = chain_reward_models.arms(seed)
     rules = replace(
         found["process"], step=chain_reward_models.verifier(seed, "exact", **FEW), about="labels by the rules"

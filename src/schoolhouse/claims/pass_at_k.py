@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import course
 from schoolhouse.claims.harness.models import GOALS, countdowns, only_tiny, practice, reader
 
-MANY = Exam(task=GOALS.task, problems=50, samples=256, length=GOALS.length)
+MANY = Evaluation(task=GOALS.task, problems=50, samples=256, max_new_tokens=GOALS.max_new_tokens)
 SECOND_THOUGHTS = {
     "said": "tokens",
     "reflects": "share that says a word of second thoughts (again, check, ...)",
@@ -29,7 +29,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     def practised(start: Step) -> Step:
         long = {"steps": STEPS, "save_every": STEPS, "optimizer.learning_rate": RATE}
         return practice(
-            start, seed, preset="grpo", task=GOALS.task, **{"sampling.max_new_tokens": GOALS.length}, **long
+            start, seed, preset="grpo", task=GOALS.task, **{"sampling.max_new_tokens": GOALS.max_new_tokens}, **long
         )
 
     return {
@@ -96,7 +96,7 @@ CLAIM = Claim(
     id="pass_at_k",
     paper="Yue et al. 2025, arXiv 2504.13837",
     sentence="Practice makes the likely surer: pass@1 rises, what 256 tries reach rises less or falls",
-    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most {GOALS.length} tokens; exams of {MANY.problems} "
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most {GOALS.max_new_tokens} tokens; exams of {MANY.problems} "
     "problems x 256 answers",
     premise=f"the base solves {LEAST} at first try: practice needs something to make likelier",
     rule=f"pass@1 rises by more than {RISE} in every seed from either start, and pass@256 by less than pass@1 in the "

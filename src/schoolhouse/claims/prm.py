@@ -19,7 +19,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     found = chain_reward_models.arms(seed)
     process = found["process"]
-    other = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, delimiter="\n")}
+    other = {"picks": Picks(task=TASK, problems=100, samples=256, max_new_tokens=LENGTH, delimiter="\n")}
     names = ("process", "outcome", "shuffled")
     lost = Arm(process.step, other, "the judge of steps, asked where another task's steps would end", process.beside)
     return {**{name: found[name] for name in names}, "other_delimiter": lost}

@@ -21,13 +21,13 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     start, little = chains(seed, languages=TONGUES), chains(seed, languages=TONGUES, small=True)
     base = start.config["model"]
     teacher = consistent(start, seed, STEPS)
-    tongues = Tongues(task=CHAINS.task, problems=100, samples=8, length=CHAINS.length)
+    tongues = Tongues(task=CHAINS.task, problems=100, samples=8, max_new_tokens=CHAINS.max_new_tokens)
     asked = {"exam": CHAINS, "tongues": tongues}
     harvest: dict[str, Any] = {
         "teacher": teacher,
         "task": CHAINS.task,
         "script": TARGET,
-        "sampling.max_new_tokens": CHAINS.length,
+        "sampling.max_new_tokens": CHAINS.max_new_tokens,
         "seed": seed,
     }
     harvest |= {

@@ -7,12 +7,12 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars
 from schoolhouse.claims.harness.models import only_tiny
 
 TASK = "school:longhand?digits=1-5"
-SUMS = Exam(task=TASK, problems=200, samples=1, length=150, temperature=0)
+SUMS = Evaluation(task=TASK, problems=200, samples=1, max_new_tokens=150, temperature=0)
 DIGITS = range(1, 6)
 LOOPS, UPDATES, RATE = 8, 16, 5e-4
 FINAL, LESS, HALF = 0.85, 0.10, 0.5

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, Step, told
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Json, Results, Scale, Step, told
 from schoolhouse.claims.harness.models import only_tiny
 from schoolhouse.eval.evaluate import evaluate
 from schoolhouse.policy.policy import Policy
@@ -33,7 +33,7 @@ SEARCHES: Mapping[str, str] = {
 }
 
 
-class Searched(Exam):
+class Searched(Evaluation):
     """An exam sat by a search: `solved`, and `tokens` a problem, those of its lists and values included."""
 
     search: str
@@ -41,12 +41,12 @@ class Searched(Exam):
     def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
         task = open_task(self.task, seed)
         searcher = SearchGenerator(policy, task, parse(self.search, inf))
-        sat = evaluate(searcher, task, self.problems, 1, self.length, seed=seed)
+        sat = evaluate(searcher, task, self.problems, 1, self.max_new_tokens, seed=seed)
         tokens = fmean(found.tokens for found in searcher.results)
         return {"overall": {"solved": sat.overall["pass_at_1"].value, "tokens": tokens}}
 
 
-class Positions(Exam):
+class Positions(Evaluation):
     """What the solver says, the likeliest, of every three numbers that the exam's puzzles lead to: how many of those
     that reach 24 it calls `sure`, and of those that do not `impossible`. Apart for numbers that puzzles of practice
     lead to as well (`met`, and their share), which lessons may have shown, and for the others (`new`)."""
@@ -58,7 +58,7 @@ class Positions(Exam):
         asked = sorted({move.left for left in task.held_out for move in moves(left)})
         about = [task.value_prompt(replace(task.eval_problems(1)[0], info={"left": left}), []) for left in asked]
         prefixes = [say.prompt_rollout(one, Key(seed, "positions", 0, at)) for at, one in enumerate(about) if one]
-        said = policy.extend(prefixes, self.length, temperature=0.0)
+        said = policy.extend(prefixes, self.max_new_tokens, temperature=0.0)
         words = [say.parse_completion(rollout).answer.strip() for rollout in said]
         overall = {}
         for name, truth in (("sure", True), ("impossible", False)):
@@ -111,10 +111,10 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
         "sft", {"model": Step("pretrain", text), **taught, "optimizer.learning_rate": 2e-3, "save_every": 500}
     )
     asked = {
-        name: Searched(task=task, problems=100, samples=1, length=128, search=search)
+        name: Searched(task=task, problems=100, samples=1, max_new_tokens=128, search=search)
         for name, search in SEARCHES.items()
     }
-    positions = {"positions": Positions(task=task, length=16)}
+    positions = {"positions": Positions(task=task, max_new_tokens=16)}
     return {
         "solver": Arm(
             solver, {**asked, **positions}, "taught whole solutions, next moves and values by an exact solver"

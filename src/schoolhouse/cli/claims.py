@@ -134,10 +134,10 @@ def compare(words: Sequence[str]) -> None:
     if c is None:
         return
     from schoolhouse.claims.harness import comparison
-    from schoolhouse.claims.harness.claim import Exam, Outcome, Results
+    from schoolhouse.claims.harness.claim import Evaluation, Outcome, Results
     from schoolhouse.claims.harness.runner import run_arm
 
-    exam = Exam(task=c.task, problems=c.problems, samples=c.samples, length=c.length)
+    exam = Evaluation(task=c.task, problems=c.problems, samples=c.samples, max_new_tokens=c.length)
     names = [name for name in c.recipes.split(",") if name]
     found: dict[str, dict[int, Outcome]] = {}
     planned = {seed: comparison.arms(names, c.model, exam, c.budget, seed) for seed in range(c.seeds)}

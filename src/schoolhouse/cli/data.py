@@ -1,4 +1,4 @@
-"""`school task` and `school tokens`: look at problems and at tokens."""
+"""`school task` and `school tokens`: show the problems of a task, and how a text is split into tokens."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from schoolhouse.types import Problem, SchoolError
 
 class Tokens(BaseConfig):
     text: str
-    """What to cut."""
+    """Text to split."""
     model: Path
-    """Folder of a model or of a run (the tokenizer is all that is read)."""
+    """Folder of a model or of a run. Only the tokenizer is read."""
     markup: bool = False
-    """Read <think> and its like as markup, not as text."""
+    """Read <think> and similar tags as special tokens, not as text."""
 
 
-def tokens(words: Sequence[str]) -> None:
+def tokens(args: Sequence[str]) -> None:
     """school tokens TEXT --model MODEL"""
-    c = parse_options(Tokens, words, "school tokens TEXT --model MODEL", ("text",))
+    c = parse_options(Tokens, args, "school tokens TEXT --model MODEL", ("text",))
     if c is None:
         return
     from rich.console import Console
@@ -40,19 +40,19 @@ class Task(BaseConfig):
     show: int = Field(3, gt=0)
     """How many problems to print."""
     eval: bool = False
-    """Print held-out problems instead of practice."""
+    """Print held-out problems instead of training problems."""
     demos: bool = False
-    """Print worked examples instead of practice."""
+    """Print demonstrations instead of training problems."""
     check: bool = False
-    """Judge every reference answer (must be right) and what must not pass for one: a perturbed, an empty, a cut one."""
+    """Grade every reference answer, which must pass, and wrong answers, which must fail: perturbed, empty, cut off."""
     limit: int | None = Field(None, gt=0)
     """Check this many problems instead of all."""
     seed: int = 0
 
 
-def task(words: Sequence[str]) -> None:
+def task(args: Sequence[str]) -> None:
     """school task NAME [--show N] [--check]"""
-    c = parse_options(Task, words, "school task NAME [--show N] [--eval] [--demos] [--check [--limit N]]", ("name",))
+    c = parse_options(Task, args, "school task NAME [--show N] [--eval] [--demos] [--check [--limit N]]", ("name",))
     if c is None:
         return
     from schoolhouse.tasks.audit import audit_task
@@ -60,15 +60,18 @@ def task(words: Sequence[str]) -> None:
 
     opened = open_task(c.name, c.seed)
     if c.check:
-        with progress_bar(f"checking {c.name}") as tell:
-            audit_task = audit_task(opened, c.limit, tell)
-        print(audit_task)
-        if not audit_task.passed:
-            raise SchoolError(f"{c.name} misjudges {len(audit_task.failures):,} of its own answers: do not train on it")
+        with progress_bar(f"checking {c.name}") as report:
+            audit = audit_task(opened, c.limit, report)
+        print(audit)
+        if not audit.passed:
+            raise SchoolError(
+                f"{c.name} grades {len(audit.failures):,} of its own answers wrongly: correct its verifier or its "
+                "references before you train on it"
+            )
     elif c.demos:
-        for lesson in opened.demonstrations(0, c.show):
-            _print_problem(lesson.problem, f"by hand: {lesson.style}" if lesson.style else "")
-            print(f"assistant: <think>{lesson.thought or ''}</think>{lesson.answer}\n")
+        for demo in opened.demonstrations(0, c.show):
+            _print_problem(demo.problem, f"style: {demo.style}" if demo.style else "")
+            print(f"assistant: <think>{demo.thought or ''}</think>{demo.answer}\n")
     else:
         for problem in opened.eval_problems(c.show) if c.eval else opened.train_problems(0, c.show):
             _print_problem(problem)

@@ -1,4 +1,4 @@
-"""`school evaluate`, `school solve`."""
+"""`school evaluate` and `school solve`: the accuracy of a model on a task, and one problem solved with a search."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ class Evaluate(BaseConfig):
     task: str = "school"
     """school[:families], gym:NAME, jsonl:PATH, python:PATH.py[:name]."""
     problems: int | None = Field(200, gt=0)
-    """Held-out problems to answer; none: all of them."""
+    """Held-out problems; none: all of them."""
     samples: int = Field(8, gt=0)
-    """Answers to each problem."""
+    """Completions for each problem."""
     max_new_tokens: int | None = Field(None, gt=0)
-    """Tokens an answer may take, thinking included; none: what the model can read, at most 512."""
+    """Tokens of a completion, thinking included; none: the context length of the model, at most 512."""
     temperature: float = Field(1.0, ge=0)
     seed: int = 0
     search: str = ""
-    """Think longer (docs/search.md), with options as in "vote?samples=32" or "tot?breadth=1&thoughts=propose"."""
+    """Search method (docs/search.md), with options as in "vote?samples=32" or "tot?beam_width=1&thoughts=propose"."""
     budget: float = Field(inf, gt=0)
-    """Tokens a search may spend on one problem, its judges' included."""
+    """Tokens that a search may sample for one problem, those of its value functions included."""
     save: Path | None = None
-    """File for the result problem by problem, as JSON."""
+    """File for the results of each problem, as JSON."""
 
 
-def evaluate(words: Sequence[str]) -> None:
+def evaluate(args: Sequence[str]) -> None:
     """school evaluate MODEL --task TASK"""
-    c = parse_options(Evaluate, words, "school evaluate MODEL --task TASK", ("model",))
+    c = parse_options(Evaluate, args, "school evaluate MODEL --task TASK", ("model",))
     if c is None:
         return
-    from schoolhouse.eval.evaluate import evaluate as sit
+    from schoolhouse.eval.evaluate import evaluate as evaluate_policy
     from schoolhouse.policy.policy import Policy
     from schoolhouse.tasks.registry import open_task
 
@@ -52,17 +52,18 @@ def evaluate(words: Sequence[str]) -> None:
     if c.search:
         from schoolhouse.search.solve import SearchGenerator, parse
 
-        ours = sorted(c.model_fields_set & {"samples", "temperature", "max_new_tokens"})
-        if ours:
-            named = " and ".join(f"--{name}" for name in ours)
-            raise SchoolError(f"a search has options of its own: instead of {named} write them behind `?` in --search")
+        ignored = sorted(c.model_fields_set & {"samples", "temperature", "max_new_tokens"})
+        if ignored:
+            names = " and ".join(f"--{name}" for name in ignored)
+            raise SchoolError(f"a search has its own options: instead of {names} write them behind `?` in --search")
         searcher = SearchGenerator(policy, task, parse(c.search, c.budget))
-        result = sit(searcher, task, c.problems, 1, searcher.search.max_new_tokens, searcher.search.temperature, c.seed)
+        search = searcher.search
+        result = evaluate_policy(searcher, task, c.problems, 1, search.max_new_tokens, search.temperature, c.seed)
         print(result)
         print(searcher.summary())
         saved = searcher.to_json()
     else:
-        result = sit(policy, task, c.problems, c.samples, c.max_new_tokens, c.temperature, c.seed)
+        result = evaluate_policy(policy, task, c.problems, c.samples, c.max_new_tokens, c.temperature, c.seed)
         print(result)
     if c.save:
         atomic_write(c.save, to_json({**result.to_json(records=True), **saved}, 2) + "\n")
@@ -72,56 +73,55 @@ class Solve(BaseConfig):
     model: Path
     """Folder of a model, or of a run: its newest checkpoint."""
     problem: str
-    """What is to be solved."""
+    """Text of the problem."""
     task: str = ""
-    """The task it is of, which knows what a step is and what may be asked about one."""
+    """Task of the problem. It defines the steps of a solution and the prompts of a tree search."""
     search: str = "vote?samples=16"
-    """Any of docs/search.md, with options as in "vote?samples=32" or "tot?breadth=1&thoughts=propose"."""
+    """Search method (docs/search.md), with options as in "vote?samples=32" or "tot?beam_width=1&thoughts=propose"."""
     budget: float = Field(inf, gt=0)
-    """Tokens it may spend, its judges' included."""
+    """Tokens that the search may sample, those of its value functions included."""
     show: bool = False
     """Print the tree of thoughts, or the votes."""
     page: Path | None = None
-    """File for the tree as a page (.html)."""
+    """File for the tree as a web page (.html)."""
     seed: int = 0
 
 
-def solve(words: Sequence[str]) -> None:
+def solve(args: Sequence[str]) -> None:
     """school solve MODEL "problem" --search tot --show"""
     usage = 'school solve MODEL "problem" [--task TASK] [--search tot] [--show] [--page FILE.html]'
-    c = parse_options(Solve, words, usage, ("model", "problem"))
+    c = parse_options(Solve, args, usage, ("model", "problem"))
     if c is None:
         return
     from rich.console import Console
 
     from schoolhouse.policy.policy import Policy
     from schoolhouse.search.render import draw, html_page
-    from schoolhouse.search.solve import TREES, parse
+    from schoolhouse.search.solve import TREE_KINDS, parse
     from schoolhouse.search.solve import solve as search
     from schoolhouse.tasks.answer_match import extract
     from schoolhouse.tasks.base import Task
     from schoolhouse.tasks.registry import open_task
 
-    how, task = parse(c.search, c.budget), open_task(c.task, c.seed) if c.task else Task()
-    if c.page and how.kind not in TREES:
-        raise SchoolError(f"`{how.kind}` grows no tree: choose --search tot, dfs, beam or dvts for a page")
+    settings, task = parse(c.search, c.budget), open_task(c.task, c.seed) if c.task else Task()
+    if c.page and settings.kind not in TREE_KINDS:
+        raise SchoolError(f"`{settings.kind}` has no tree for --page: choose --search tot, dfs, beam or dvts")
     if c.page:
         c.page.parent.mkdir(parents=True, exist_ok=True)
     policy = Policy.load(c.model)
-    (found,) = search(
-        policy, task, [policy.conversation.prompt_rollout(task.make_problem(c.problem), Key(c.seed, "solve"))], how
-    )
-    reply = policy.conversation.parse_completion(found.rollout) if found.rollout else None
-    answer = (extract(reply)[0] or reply.answer.strip()) if reply else ""
-    if c.page:  # before anything is shown: a reader may close the pipe
-        atomic_write(c.page, html_page(found, answer))
+    prompt = policy.conversation.prompt_rollout(task.make_problem(c.problem), Key(c.seed, "solve"))
+    (result,) = search(policy, task, [prompt], settings)
+    completion = policy.conversation.parse_completion(result.rollout) if result.rollout else None
+    answer = (extract(completion)[0] or completion.answer.strip()) if completion else ""
+    if c.page:  # before anything is printed: a reader may close the pipe
+        atomic_write(c.page, html_page(result, answer))
     console = Console(highlight=False)
-    if c.show and found.tree:
-        console.print(draw(found))
+    if c.show and result.tree:
+        console.print(draw(result))
     if c.show:
-        for text, count in found.votes:
+        for text, count in result.votes:
             console.print(f"{count:4d} x {text}", markup=False)
     console.print(answer or "no answer", style="bold", markup=False)
-    console.print(f"{found.tokens:,} tokens; {found.stop_reason}", style="dim", markup=False)
+    console.print(f"{result.tokens:,} tokens; {result.stop_reason}", style="dim", markup=False)
     if c.page:
         console.print(f"the tree is in {c.page}", style="dim", markup=False)

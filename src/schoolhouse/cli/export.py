@@ -1,8 +1,8 @@
-"""`school export`: a model as a folder that others can use, with a card that says where it comes from.
+"""`school export`: a model as a folder that other programs can use, with a model card that describes its training.
 
-hf    Hugging Face format: transformers, vLLM and this package open it
+hf    Hugging Face format, for transformers, vLLM and this package
 gguf  one file for llama.cpp, in float32
-int8  the same with matrices in blocks of 32 numbers of 8 bits (Q8_0): a quarter of the size
+int8  the same with matrices in 8 bits, in blocks of 32 numbers (Q8_0): a quarter of the size
 """
 
 from __future__ import annotations
@@ -34,22 +34,23 @@ class Export(BaseConfig):
     model: Path
     """Folder of a model, or of a run: its newest checkpoint."""
     to: Path
-    """Folder to write; it must not hold anything yet."""
+    """Folder to write. It must be new or empty."""
     format: Literal["hf", "gguf", "int8"] = "hf"
+    """hf: Hugging Face; gguf: llama.cpp in float32; int8: llama.cpp in 8 bits."""
     licence: str = "apache-2.0"
-    """Of the weights, for the card."""
+    """Licence of the weights, for the model card."""
 
 
-def export(words: Sequence[str]) -> None:
+def export(args: Sequence[str]) -> None:
     """school export MODEL --to DIR"""
-    c = parse_options(Export, words, "school export MODEL --to DIR [--format hf|gguf|int8]", ("model",))
+    c = parse_options(Export, args, "school export MODEL --to DIR [--format hf|gguf|int8]", ("model",))
     if c is None:
         return
     source = resolve_model(c.model)
     if not source.is_dir():
-        raise SchoolError(f"{c.model} is not a folder; a model is a local folder in Hugging Face format")
+        raise SchoolError(f"{c.model} is not a folder; a model is a local folder in Hugging Face format, or a run folder")
     if c.to.exists() and any(c.to.iterdir() if c.to.is_dir() else [c.to]):
-        raise SchoolError(f"{c.to} is there already: give a folder that is empty or new")
+        raise SchoolError(f"{c.to} is not empty: give a new folder with --to")
     c.to.mkdir(parents=True, exist_ok=True)
     if c.format == "hf":
         for path in (source / name for name in (*FILES, *(shard.name for shard in source.glob("*.safetensors*")))):
@@ -61,8 +62,3 @@ def export(words: Sequence[str]) -> None:
     for path in sorted(c.to.iterdir()):
         print(f"{path.stat().st_size:>12,}  {path}")
 
-
-# --- the card
-
-
-# --- GGUF

@@ -1,4 +1,4 @@
-"""The commands that listen: `school chat`, `school serve` for clients of OpenAI's API, `school board` for eyes."""
+"""Commands that serve: `school chat`, `school serve` (OpenAI-compatible API) and `school board` (web page of runs)."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ class Chat(BaseConfig):
     model: Path
     """Folder of a model, or of a run: its newest checkpoint."""
     max_new_tokens: int = Field(512, gt=0)
-    """Tokens an answer may take, thinking included."""
+    """Tokens of an answer, thinking included."""
     temperature: float = Field(0.7, ge=0)
-    """0 always says what is likeliest."""
+    """Logits are divided by this; 0 takes the likeliest token."""
     web: bool = False
-    """Talk on a local web page instead, with votes, searches, probabilities and blind duels."""
+    """Chat on a local web page instead, with searches, token probabilities and an arena for two models."""
     port: int = Field(8000, ge=1, le=65535)
-    """Of that page."""
+    """Port of that page."""
     seed: int = 0
 
 
-def chat(words: Sequence[str]) -> None:
+def chat(args: Sequence[str]) -> None:
     """school chat MODEL [--web]"""
-    c = parse_options(Chat, words, "school chat MODEL [--web]", ("model",))
+    c = parse_options(Chat, args, "school chat MODEL [--web]", ("model",))
     if c is None:
         return
     if c.web:
         if c.model_fields_set & {"max_new_tokens", "temperature"}:
-            raise SchoolError("--max_new_tokens and --temperature are for the terminal: the page has sliders for them")
+            raise SchoolError("--max_new_tokens and --temperature apply to the terminal only: set them on the page, or leave out --web")
         listen(Serve(model=c.model, port=c.port, seed=c.seed))
         return
     from schoolhouse.policy.policy import Policy
@@ -45,61 +45,61 @@ def chat(words: Sequence[str]) -> None:
     talk(Policy.load(c.model), c.max_new_tokens, c.temperature, seed=c.seed)
 
 
-def serve(words: Sequence[str]) -> None:
+def serve(args: Sequence[str]) -> None:
     """school serve MODEL [--port 8000] [--key KEY]"""
-    c = parse_options(Serve, words, "school serve MODEL [--port 8000] [--key KEY]", ("model",))
+    c = parse_options(Serve, args, "school serve MODEL [--port 8000] [--key KEY]", ("model",))
     if c is not None:
         listen(c)
 
 
 def listen(c: Serve) -> None:
-    """Answer until Ctrl-C, or until the process is told to end."""
+    """Serve until Ctrl-C or SIGTERM."""
     from schoolhouse.serve.lazy_start import run
 
     served: list[Any] = []
 
     def build() -> Any:
-        from schoolhouse.serve.server import Served, build_app  # imports torch: the page does not wait for it
+        from schoolhouse.serve.server import Served, build_app  # imports torch: the port answers before that
 
         served.append(Served(c))
         print("the model is loaded", flush=True)
         return build_app(served[0])
 
-    place, door = f"http://{c.host}:{c.port}", bind_socket(c.host, c.port)
-    print(f"{place}/v1 for clients, {place} for people (Ctrl-C ends it)", flush=True)
-    run(c, build, lambda: served[0].shelf.close(), door)
+    address, listener = f"http://{c.host}:{c.port}", bind_socket(c.host, c.port)
+    print(f"API: {address}/v1, web page: {address} (Ctrl-C stops the server)", flush=True)
+    run(c, build, lambda: served[0].shelf.close(), listener)
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises SchoolError where the port cannot be had."""
+    """A listening socket. Raises SchoolError if the port is not available."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise SchoolError(f"{host}:{port} cannot be had ({error.strerror}): choose another --port or --host") from None
+        raise SchoolError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host") from None
 
 
 class Board(BaseConfig):
     folder: Path = Path("runs")
-    """Folder that holds runs, in folders inside it too."""
+    """Folder with runs, at any depth."""
     host: str = "127.0.0.1"
-    """Address to listen on; only this machine reaches the board unless it is another."""
+    """Address to listen on. The default is reachable from this machine only."""
     port: int = Field(8100, ge=1, le=65535)
     claims: Path | None = None
-    """Folder with results of claims."""
+    """Folder with the results of claims."""
 
 
-def board(words: Sequence[str]) -> None:
+def board(args: Sequence[str]) -> None:
     """school board [FOLDER] [--port 8100]"""
-    c = parse_options(Board, words, "school board [FOLDER] [--port 8100] [--claims docs/claims]", ("folder",))
+    c = parse_options(Board, args, "school board [FOLDER] [--port 8100] [--claims docs/claims]", ("folder",))
     if c is None:
         return
     if not c.folder.is_dir():
-        raise SchoolError(f"{c.folder} is not a folder; give the one that holds your runs")
+        raise SchoolError(f"{c.folder} is not a folder; give the folder with your runs")
     import uvicorn
 
     from schoolhouse.board.app import build_app
 
-    door = bind_socket(c.host, c.port)
-    print(f"{c.folder} is shown at http://{c.host}:{c.port} (Ctrl-C ends it)", flush=True)
-    uvicorn.Server(uvicorn.Config(build_app(c.folder, c.host, c.claims), log_level="warning")).run(sockets=[door])
+    listener = bind_socket(c.host, c.port)
+    print(f"board of {c.folder}: http://{c.host}:{c.port} (Ctrl-C stops it)", flush=True)
+    uvicorn.Server(uvicorn.Config(build_app(c.folder, c.host, c.claims), log_level="warning")).run(sockets=[listener])

@@ -1,7 +1,8 @@
 """One decoder for Llama, Qwen2, Qwen3 and Mistral, with Hugging Face parameter names.
 
-The model knows neither masks nor caches nor modes: tokens and positions come in packed, [N], and whatever the queries
-may look at is the memory's business (see memory.py). A checkpoint needs no conversion because the names are theirs.
+Tokens and positions come in packed, [N]. The decoder has no masks, caches or modes: an attention context decides which
+keys a query attends to (kv_cache.py has those for training and for sampling). Checkpoints need no conversion, since the
+parameter names are the same.
 N tokens of a batch, C width, H query heads, K key heads, D head width, V vocabulary.
 """
 
@@ -20,14 +21,14 @@ from schoolhouse.types import SchoolError
 
 
 class AttentionContext(Protocol):
-    """What a query may look at. Takes the new keys and values of this layer, gives what the queries read."""
+    """Attention of one forward pass: takes the new queries, keys and values of a layer, gives the attention output."""
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The numbers of a decoder, under the names that a Hugging Face config.json uses."""
+    """The configuration of a decoder, under the names of a Hugging Face config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -43,7 +44,7 @@ class ModelConfig:
     model_type: str = "qwen3"
     qkv_bias: bool = False
     qk_norm: bool = True
-    sliding_window: int | None = None  # a sliding window: longer sequences are refused, shorter ones do not notice it
+    sliding_window: int | None = None  # sequences longer than the window are refused; it does not change shorter ones
 
     @property
     def max_seq_len(self) -> int:
@@ -61,26 +62,26 @@ _SIZES = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
     "max_position_embeddings rms_norm_eps tie_word_embeddings"
 ).split()
-_NEEDED = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
-_SILENT = set(  # keys that change nothing of what a forward pass computes
+_REQUIRED = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
+_IGNORED = set(  # keys that do not change what a forward pass computes
     "architectures attention_dropout bos_token_id eos_token_id pad_token_id initializer_range use_cache dtype "
     "torch_dtype transformers_version _name_or_path max_window_layers model_type id2label label2id is_decoder".split()
 )
 
 
 def parse_model_config(config: Mapping[str, object], source: str = "config.json") -> ModelConfig:
-    """Read a Hugging Face config. Every key that this decoder does not implement is refused by name."""
-    kind = str(config.get("model_type"))
-    if kind not in ARCHITECTURES:
-        raise SchoolError(f"{source}: model_type `{kind}` is not one of {', '.join(ARCHITECTURES)}")
-    bias, norm = ARCHITECTURES[kind]
+    """Read a Hugging Face config from the file `source`. A key that this decoder does not implement is an error."""
+    model_type = str(config.get("model_type"))
+    if model_type not in ARCHITECTURES:
+        raise SchoolError(f"{source}: model_type `{model_type}` is not one of {', '.join(ARCHITECTURES)}")
+    qkv_bias, qk_norm = ARCHITECTURES[model_type]
     for key in ("rope_parameters", "rope_scaling"):  # the second is how transformers 4 wrote it
         rope = config.get(key) or {}
         if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type", "default")) != "default":
             raise SchoolError(f"{source}: `{key}: {rope}` is not implemented; only rope_type `default` is")
-        if more := rope.keys() - {"rope_type", "type", "rope_theta"}:
-            raise SchoolError(f"{source}: `{key}` sets {', '.join(sorted(map(str, more)))}, which is not implemented")
-    must = {  # keys with the only value that this decoder computes
+        if unknown := rope.keys() - {"rope_type", "type", "rope_theta"}:
+            raise SchoolError(f"{source}: `{key}` sets {', '.join(sorted(map(str, unknown)))}, which is not implemented")
+    required_values = {  # keys with the only value that this decoder implements
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -88,39 +89,43 @@ def parse_model_config(config: Mapping[str, object], source: str = "config.json"
         "use_sliding_window": False,
         "partial_rotary_factor": 1.0,
     }
-    known = {*_SIZES, *_SILENT, *must, "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "layer_types"}
+    other_keys = {"rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "layer_types"}
+    known_keys = {*_SIZES, *_IGNORED, *required_values, *other_keys}
     for key, value in config.items():
-        if key not in known:
-            raise SchoolError(f"{source}: key `{key}` (value {value!r}) is not implemented by our {kind} decoder")
-        if key in must and value != must[key]:
-            raise SchoolError(f"{source}: `{key}: {value}` is not implemented; only {must[key]!r} is")
-    layers = config.get("layer_types") or []
-    window = config.get("sliding_window") if kind == "mistral" else None
-    if isinstance(layers, list) and any(kind_of != "full_attention" for kind_of in layers):
-        raise SchoolError(f"{source}: layer_types {sorted(set(layers))} is not implemented; only full_attention is")
+        if key not in known_keys:
+            raise SchoolError(f"{source}: key `{key}` (value {value!r}) is not implemented by our {model_type} decoder")
+        if key in required_values and value != required_values[key]:
+            raise SchoolError(f"{source}: `{key}: {value}` is not implemented; only {required_values[key]!r} is")
+    layer_types = config.get("layer_types") or []
+    if isinstance(layer_types, list) and any(layer_type != "full_attention" for layer_type in layer_types):
+        raise SchoolError(
+            f"{source}: layer_types {sorted(set(layer_types))} is not implemented; only full_attention is"
+        )
     for key in _SIZES:
         value = config.get(key)
-        if value is None and key in _NEEDED:
+        if value is None and key in _REQUIRED:
             raise SchoolError(f"{source}: key `{key}` is missing")
-        if value is not None and (not isinstance(value, (int, float)) or value < 0 or (key in _NEEDED and value < 1)):
-            raise SchoolError(f"{source}: `{key}: {value!r}` is no number that a model can have")
-    width, heads = int(str(config["hidden_size"])), int(str(config["num_attention_heads"]))
+        smallest = 1 if key in _REQUIRED else 0
+        if value is not None and (not isinstance(value, (int, float)) or value < smallest):
+            raise SchoolError(f"{source}: `{key}: {value!r}` should be a number of at least {smallest}")
+    hidden_size, num_heads = int(str(config["hidden_size"])), int(str(config["num_attention_heads"]))
     sizes = {key: config[key] for key in _SIZES if config.get(key) is not None}
-    defaults = {"num_key_value_heads": heads, "head_dim": width // heads, "tie_word_embeddings": False}
+    defaults = {"num_key_value_heads": num_heads, "head_dim": hidden_size // num_heads, "tie_word_embeddings": False}
     ropes = [config.get("rope_parameters") or {}, config.get("rope_scaling") or {}, config]  # transformers' order
     theta = next((rope["rope_theta"] for rope in ropes if isinstance(rope, Mapping) and "rope_theta" in rope), 10_000.0)
+    sliding_window = config.get("sliding_window") if model_type == "mistral" else None
     return ModelConfig(
         **{**defaults, **sizes},  # ty: ignore[invalid-argument-type]
         rope_theta=float(str(theta)),
-        model_type=kind,
-        qkv_bias=bias,
-        qk_norm=norm,
-        sliding_window=int(str(window)) if window else None,
+        model_type=model_type,
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
+        sliding_window=int(str(sliding_window)) if sliding_window else None,
     )
 
 
 def model_config_to_json(config: ModelConfig) -> dict[str, object]:
-    """The config.json that transformers reads."""
+    """The contents of a config.json that transformers reads."""
     sizes = {key: value for key, value in asdict(config).items() if key in _SIZES}
     architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[config.model_type]
     window = {"sliding_window": config.sliding_window} if config.model_type == "mistral" else {}
@@ -157,11 +162,11 @@ class Attention(nn.Module):
         self.qk_norm, self.eps = config.qk_norm, config.rms_norm_eps
 
     def forward(self, x_NC: Tensor, rotation: tuple[Tensor, Tensor], context: AttentionContext, layer: int) -> Tensor:
-        heads = (x_NC.shape[0], -1, self.head_dim)
-        q, k, v = self.q_proj(x_NC).view(heads), self.k_proj(x_NC).view(heads), self.v_proj(x_NC).view(heads)
+        by_head = (x_NC.shape[0], -1, self.head_dim)
+        q, k, v = self.q_proj(x_NC).view(by_head), self.k_proj(x_NC).view(by_head), self.v_proj(x_NC).view(by_head)
         q_weight, k_weight = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else (None, None)
         q = fused_ops.apply_rotary(q, rotation, q_weight, self.eps)
-        k = fused_ops.apply_rotary(k, rotation, k_weight, self.eps, rounded=True)
+        k = fused_ops.apply_rotary(k, rotation, k_weight, self.eps, round_output=True)
         return self.o_proj(context.attend(layer, q, k, v).flatten(1))
 
 
@@ -192,7 +197,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Embedding, blocks and final norm: what Hugging Face calls `model`."""
+    """Embedding, blocks and final norm: the part that Hugging Face calls `model`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -202,23 +207,24 @@ class Backbone(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens [N] at positions [N] to hidden states [N, C]; `project` takes hidden states to logits [., V]."""
+    """Maps tokens [N] at positions [N] to hidden states [N, C]; `project` maps hidden states to logits [., V].
+
+    activation_checkpointing  keep the input of each block alone and compute the block again in the backward pass
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = (
-            False  # activation checkpointing: keep what enters a block, compute its inside again
-        )
+        self.activation_checkpointing = False
         self.model = Backbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext) -> Tensor:
-        half = torch.arange(0, self.config.head_dim, 2, device=tokens_N.device, dtype=torch.float32)
-        speed = 1.0 / self.config.rope_theta ** (half / self.config.head_dim)
-        angle = (positions_N[:, None].float() * speed)[:, None]  # [N, 1, D / 2]
+        dims = torch.arange(0, self.config.head_dim, 2, device=tokens_N.device, dtype=torch.float32)
+        frequency = 1.0 / self.config.rope_theta ** (dims / self.config.head_dim)
+        angle = (positions_N[:, None].float() * frequency)[:, None]  # [N, 1, D / 2]
         rotation = (angle.cos(), angle.sin())
         x_NC = self.model.embed_tokens(tokens_N)
         for layer, block in enumerate(self.model.layers):
@@ -233,18 +239,18 @@ class Decoder(nn.Module):
 
 
 def init_weights(decoder: Decoder, generator: torch.Generator) -> None:
-    """Random weights: standard deviation 1/sqrt(C), what adds to the residual stream smaller by sqrt(2L).
+    """Random weights with standard deviation 1/sqrt(C); projections into the residual stream smaller by sqrt(2L).
 
-    (The second is GPT-2's scaling, Radford et al. 2019.) The embedding is drawn at 0.02, so that a tied head starts
-    near the uniform distribution.
+    The smaller ones follow GPT-2 (Radford et al. 2019). Embedding and head have 0.02, so that the model starts near the
+    uniform distribution.
     """
-    shape = decoder.config
+    config = decoder.config
     with torch.no_grad():
         for name, weight in decoder.named_parameters():
             if weight.dim() == 1:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
-            std = 0.02 if "embed" in name or "lm_head" in name else shape.hidden_size**-0.5
+            std = 0.02 if "embed" in name or "lm_head" in name else config.hidden_size**-0.5
             if name.endswith(("o_proj.weight", "down_proj.weight")):
-                std /= (2 * shape.num_hidden_layers) ** 0.5
+                std /= (2 * config.num_hidden_layers) ** 0.5
             weight.normal_(0.0, std, generator=generator)

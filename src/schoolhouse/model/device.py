@@ -1,4 +1,4 @@
-"""Where a model computes, and in which number type."""
+"""The device that a model computes on, and the number type of its matrix products."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What a decoder computes of each row alone: norms, rotations, gates, and log-probabilities out of logits.
+"""Operations on single rows: RMSNorm, rotary embedding, SwiGLU, log-probabilities and sampling from logits.
 
-In one pass each where the kernels can be compiled (policy/kernels), else by torch, operation by operation: a pass over
-rows that left the cache costs as much as a small product. Both compute the same, up to rounding.
+Where the C kernels can be compiled (model/kernels), each is one pass over memory. Elsewhere torch computes it, operation
+by operation: a pass over rows that have left the cache costs as much as a small matrix product. Both give the same
+result up to rounding.
 N tokens of a batch, C width, H heads, D head width, V vocabulary.
 """
 
@@ -15,45 +16,46 @@ from torch import Tensor
 
 from schoolhouse.model.kernel_build import ANY_HEAD_DIM, LANES, call_kernel, load_kernels
 
-_ROWS = 64  # rows whose gradients of a weight are summed together: sums do not depend on the number of threads
-_KINDS = (torch.float32, torch.bfloat16)
+_ROWS_PER_PART = 64  # rows whose weight gradients are summed together: sums do not depend on the number of threads
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def rms_norm(x_NC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
-    """Root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467), in the number type of products."""
-    kind = _of_products(x_NC)
-    if x_NC.dtype != torch.float32 or not _native(x_NC, kind):
+    """Root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467), in the number type of matrix products."""
+    dtype = _matmul_dtype(x_NC)
+    if x_NC.dtype != torch.float32 or not _has_kernel(x_NC, dtype):
         return F.rms_norm(x_NC.float(), weight_C.shape, weight_C, eps)
-    return _Norm.apply(x_NC.contiguous(), weight_C, eps, kind)
+    return _RMSNorm.apply(x_NC.contiguous(), weight_C, eps, dtype)
 
 
 def apply_rotary(
-    x_NHD: Tensor, rotation: tuple[Tensor, Tensor], weight_D: Tensor | None, eps: float, rounded: bool = False
+    x_NHD: Tensor, rotation: tuple[Tensor, Tensor], weight_D: Tensor | None, eps: float, round_output: bool = False
 ) -> Tensor:
-    """Heads of queries or keys: normed where there is a weight, then rotated (Su et al. 2021, arXiv 2104.09864).
+    """Rotate heads of queries or keys (Su et al. 2021, arXiv 2104.09864), normed first where there is a weight.
 
-    Halves convention; `rotation` is cosines and sines, [N, 1, D / 2]. `rounded` to what products made, so that the
-    sampler can keep it as that: in float32 all the same where a kernel computes it.
+    The pairs are the two halves of a head, as in Hugging Face models. `rotation` is cosines and sines, [N, 1, D / 2].
+    `round_output` rounds the result to the number type of x, so that the KV cache stores keys without further rounding.
+    A kernel gives float32 in both cases.
     """
-    if _native(x_NHD, x_NHD.dtype, x_NHD.shape[-1]):
-        return _Turn.apply(x_NHD.contiguous(), weight_D, *rotation, eps, rounded)
+    if _has_kernel(x_NHD, x_NHD.dtype, x_NHD.shape[-1]):
+        return _Rotary.apply(x_NHD.contiguous(), weight_D, *rotation, eps, round_output)
     x = x_NHD if weight_D is None else F.rms_norm(x_NHD.float(), weight_D.shape, weight_D, eps)
     (left, right), (cosine, sine) = x.chunk(2, dim=-1), rotation
-    turned = torch.cat((left * cosine - right * sine, right * cosine + left * sine), dim=-1)
-    return turned.to(x_NHD.dtype) if rounded else turned
+    rotated = torch.cat((left * cosine - right * sine, right * cosine + left * sine), dim=-1)
+    return rotated.to(x_NHD.dtype) if round_output else rotated
 
 
 def swiglu(gate_NC: Tensor, up_NC: Tensor) -> Tensor:
     """silu(gate) x up (Shazeer 2020, arXiv 2002.05202)."""
-    if not _native(gate_NC, gate_NC.dtype):
+    if not _has_kernel(gate_NC, gate_NC.dtype):
         return F.silu(gate_NC) * up_NC
-    return _Gate.apply(gate_NC.contiguous(), up_NC.contiguous())
+    return _SwiGLU.apply(gate_NC.contiguous(), up_NC.contiguous())
 
 
 def logprobs_and_entropy(logits_NV: Tensor, token_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability of one token of each row of logits, and the entropy of the row (which has no gradient)."""
-    if _native(logits_NV, logits_NV.dtype):
-        return _ReadOut.apply(logits_NV.contiguous(), token_N.contiguous(), temperature)
+    if _has_kernel(logits_NV, logits_NV.dtype):
+        return _LogProbs.apply(logits_NV.contiguous(), token_N.contiguous(), temperature)
     logprob_NV = (logits_NV.float() / temperature).log_softmax(-1)
     with torch.no_grad():
         entropy = -(logprob_NV.exp() * logprob_NV).sum(-1)
@@ -61,103 +63,108 @@ def logprobs_and_entropy(logits_NV: Tensor, token_N: Tensor, temperature: float)
 
 
 def sample_fused(logits_SV: Tensor, uniform_S: Tensor, temperature: float) -> tuple[Tensor, Tensor] | None:
-    """A token of each slot's distribution at this point, and its log-probability; None where there is no kernel."""
-    if not _native(logits_SV, logits_SV.dtype):
+    """A token for each row, by its uniform number, and the token's log-probability; None where there is no kernel."""
+    if not _has_kernel(logits_SV, logits_SV.dtype):
         return None
     logits_SV, token_S = logits_SV.contiguous(), torch.empty(len(logits_SV), dtype=torch.long)
     logprob_S, uniform_S = torch.empty(len(logits_SV)), uniform_S.double().contiguous()
-    given = (*logits_SV.shape, 1.0 / temperature, logits_SV, uniform_S, token_S, logprob_S)
-    call_kernel("draw", ANY_HEAD_DIM, logits_SV.dtype, *given)
+    inputs = (*logits_SV.shape, 1.0 / temperature, logits_SV, uniform_S)
+    call_kernel("sample_tokens", ANY_HEAD_DIM, logits_SV.dtype, *inputs, token_S, logprob_S)
     return token_S, logprob_S
 
 
-def _of_products(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    """The number type of matrix products with x: that of autocast where it is on."""
+    device_type = x.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
 
 
-def _native(x: Tensor, kind: torch.dtype, width: int = ANY_HEAD_DIM) -> bool:
-    return x.device.type == "cpu" and kind in _KINDS and width % (2 * LANES) == 0 and load_kernels(width, kind) is not None
+def _has_kernel(x: Tensor, dtype: torch.dtype, head_dim: int = ANY_HEAD_DIM) -> bool:
+    supported = x.device.type == "cpu" and dtype in _KERNEL_DTYPES and head_dim % (2 * LANES) == 0
+    return supported and load_kernels(head_dim, dtype) is not None
 
 
-def _parts(rows: int) -> int:
-    return max(1, rows // _ROWS)
+def _num_parts(rows: int) -> int:
+    return max(1, rows // _ROWS_PER_PART)
 
 
-class _Norm(torch.autograd.Function):
+class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NC: Tensor, weight_C: Tensor, eps: float, kind: torch.dtype) -> Tensor:
-        out = torch.empty_like(x_NC, dtype=kind)
+    def forward(ctx: Any, x_NC: Tensor, weight_C: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        out = torch.empty_like(x_NC, dtype=dtype)
         ctx.save_for_backward(x_NC, weight_C)
         ctx.eps = eps
-        call_kernel("norm", ANY_HEAD_DIM, kind, *x_NC.shape, eps, x_NC, weight_C, out)
+        call_kernel("rms_norm_forward", ANY_HEAD_DIM, dtype, *x_NC.shape, eps, x_NC, weight_C, out)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        parts = _parts(len(x))
-        dx, dweight = torch.empty_like(x), x.new_empty(parts, len(weight))
-        out = towards[0].contiguous()
-        call_kernel("unnorm", ANY_HEAD_DIM, out.dtype, *x.shape, ctx.eps, parts, x, weight, out, dx, dweight)
-        return dx, dweight.sum(0), None, None
+        num_parts = _num_parts(len(x))
+        grad_x, grad_weight = torch.empty_like(x), x.new_empty(num_parts, len(weight))
+        grad_out = grad_outputs[0].contiguous()
+        inputs = (*x.shape, ctx.eps, num_parts, x, weight, grad_out)
+        call_kernel("rms_norm_backward", ANY_HEAD_DIM, grad_out.dtype, *inputs, grad_x, grad_weight)
+        return grad_x, grad_weight.sum(0), None, None
 
 
-class _Turn(torch.autograd.Function):
+class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_NHD: Tensor, weight_D: Tensor | None, cosine: Tensor, sine: Tensor, eps: float, rounded: bool
+        ctx: Any, x_NHD: Tensor, weight_D: Tensor | None, cosine: Tensor, sine: Tensor, eps: float, round_output: bool
     ) -> Tensor:
-        n, heads, width = x_NHD.shape
+        n, heads, head_dim = x_NHD.shape
         out = torch.empty_like(x_NHD, dtype=torch.float32)
         ctx.save_for_backward(x_NHD, weight_D, cosine, sine)
         ctx.eps = eps
-        given = (n, heads, heads * width, eps, int(rounded), x_NHD, weight_D, cosine, sine)
-        call_kernel("turn_heads", width, x_NHD.dtype, *given, out)
+        inputs = (n, heads, heads * head_dim, eps, int(round_output), x_NHD, weight_D, cosine, sine)
+        call_kernel("rotary_forward", head_dim, x_NHD.dtype, *inputs, out)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, cosine, sine = ctx.saved_tensors
-        n, heads, width = x.shape
-        parts = _parts(n)
-        dx, dweight = torch.empty_like(x), None if weight is None else cosine.new_empty(parts, width)
-        given = (n, heads, heads * width, ctx.eps, parts, x, weight, cosine, sine, towards[0].contiguous())
-        call_kernel("unturn_heads", width, x.dtype, *given, dx, dweight)
-        return dx, None if dweight is None else dweight.sum(0), None, None, None, None
+        n, heads, head_dim = x.shape
+        num_parts = _num_parts(n)
+        grad_x, grad_weight = torch.empty_like(x), None if weight is None else cosine.new_empty(num_parts, head_dim)
+        grad_out = grad_outputs[0].contiguous()
+        inputs = (n, heads, heads * head_dim, ctx.eps, num_parts, x, weight, cosine, sine, grad_out)
+        call_kernel("rotary_backward", head_dim, x.dtype, *inputs, grad_x, grad_weight)
+        return grad_x, None if grad_weight is None else grad_weight.sum(0), None, None, None, None
 
 
-class _Gate(torch.autograd.Function):
+class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_NC: Tensor, up_NC: Tensor) -> Tensor:
         out = torch.empty_like(gate_NC)
         ctx.save_for_backward(gate_NC, up_NC)
-        call_kernel("open_gate", ANY_HEAD_DIM, out.dtype, out.numel(), gate_NC, up_NC, out)
+        call_kernel("swiglu_forward", ANY_HEAD_DIM, out.dtype, out.numel(), gate_NC, up_NC, out)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor | None, ...]:
-        opening, up = ctx.saved_tensors
-        gradients = torch.empty_like(opening), torch.empty_like(up)
-        given = (up.numel(), opening, up, towards[0].contiguous())
-        call_kernel("unopen_gate", ANY_HEAD_DIM, up.dtype, *given, *gradients)
-        return gradients
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+        inputs = (up.numel(), gate, up, grad_outputs[0].contiguous())
+        call_kernel("swiglu_backward", ANY_HEAD_DIM, up.dtype, *inputs, grad_gate, grad_up)
+        return grad_gate, grad_up
 
 
-class _ReadOut(torch.autograd.Function):
+class _LogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, token_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        results = [torch.empty(len(token_N)) for _ in range(3)]
+        logprob, entropy, logsumexp = (torch.empty(len(token_N)) for _ in range(3))
         ctx.scale = 1.0 / temperature
-        ctx.save_for_backward(logits_NV, token_N, results[2])
-        call_kernel("read_out", ANY_HEAD_DIM, logits_NV.dtype, *logits_NV.shape, ctx.scale, logits_NV, token_N, *results)
-        ctx.mark_non_differentiable(results[1])
-        return results[0], results[1]
+        ctx.save_for_backward(logits_NV, token_N, logsumexp)
+        inputs = (*logits_NV.shape, ctx.scale, logits_NV, token_N)
+        call_kernel("logprobs_forward", ANY_HEAD_DIM, logits_NV.dtype, *inputs, logprob, entropy, logsumexp)
+        ctx.mark_non_differentiable(entropy)
+        return logprob, entropy
 
     @staticmethod
-    def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor | None, ...]:
-        logits, token, spread = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        given = (*logits.shape, ctx.scale, logits, token, spread, towards[0].contiguous())
-        call_kernel("unread", ANY_HEAD_DIM, logits.dtype, *given, gradient)
-        return gradient, None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        logits, token, logsumexp = ctx.saved_tensors
+        grad_logits = torch.empty_like(logits)
+        inputs = (*logits.shape, ctx.scale, logits, token, logsumexp, grad_outputs[0].contiguous())
+        call_kernel("logprobs_backward", ANY_HEAD_DIM, logits.dtype, *inputs, grad_logits)
+        return grad_logits, None, None

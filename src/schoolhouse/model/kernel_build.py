@@ -1,4 +1,4 @@
-"""C kernels, compiled once on the machine that runs them; where there is no compiler there are none."""
+"""C kernels, compiled once on each machine. Without a compiler there are none, and torch computes instead."""
 
 from __future__ import annotations
 
@@ -18,80 +18,87 @@ import torch
 from torch import Tensor
 
 _FOLDER = Path(__file__).with_name("kernels")
-_SOURCES = tuple(str(_FOLDER / name) for name in ("decode.c", "packed.c", "readout.c", "rows.c"))
-_OPTIONS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-lm")
-_TARGETS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",))
-_FUNCTIONS = {
-    "attend": "nnnppppp" + "nnnn" + "ppppppp",
-    "see": "nnpnnppppp",
-    "unsee": "nnppnnppppppppp",
-    "read_out": "nnnfppppp",
-    "unread": "nnnfppppp",
-    "draw": "nnnfpppp",
-    "norm": "nnnfppp",
-    "unnorm": "nnnfnppppp",
-    "turn_heads": "nnnnfnppppp",
-    "unturn_heads": "nnnnfnppppppp",
-    "open_gate": "nnppp",
-    "unopen_gate": "nnppppp",
+_SOURCES = tuple(
+    str(_FOLDER / name) for name in ("decode_attention.c", "packed_attention.c", "logprobs.c", "fused_ops.c")
+)
+_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-lm")
+_TARGET_FLAGS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",))
+"""Tried in this order, until the compiler accepts one."""
+_SIGNATURES = {
+    "decode_attention": "nnnppppp" + "nnnn" + "ppppppp",
+    "attention_forward": "nnpnnppppp",
+    "attention_backward": "nnppnnppppppppp",
+    "logprobs_forward": "nnnfppppp",
+    "logprobs_backward": "nnnfppppp",
+    "sample_tokens": "nnnfpppp",
+    "rms_norm_forward": "nnnfppp",
+    "rms_norm_backward": "nnnfnppppp",
+    "rotary_forward": "nnnnfnppppp",
+    "rotary_backward": "nnnnfnppppppp",
+    "swiglu_forward": "nnppp",
+    "swiglu_backward": "nnppppp",
 }
-"""Arguments of each, the number of threads first: n a whole number, f a float, p a pointer."""
-_TYPES = {"n": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
+"""Arguments of each kernel, the number of threads first: n an integer, f a float, p a pointer."""
+_CTYPES = {"n": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
+
 LANES = 16
-ANY_HEAD_DIM = 64  # for what does not depend on it
+"""Numbers of a vector in the kernels. A head is as wide as a multiple of two vectors."""
+
+ANY_HEAD_DIM = 64
+"""The head width for kernels that do not use one."""
 
 
 @cache
-def load_kernels(width: int, dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels for heads of this width; None where they cannot be compiled. SCHOOLHOUSE_NATIVE=0 does without it."""
+def load_kernels(head_dim: int, dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The kernels for heads of this width; None where they cannot be compiled, or where SCHOOLHOUSE_NATIVE=0 is set."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if os.environ.get("SCHOOLHOUSE_NATIVE") == "0" or not compiler:
         return None
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
         sources = [path.read_text() for path in sorted(_FOLDER.iterdir()) if path.suffix in (".c", ".h")]
-        made_of = "\n".join((*sources, version, _processor(), *_OPTIONS))
-        stored = "uint16_t" if dtype == torch.bfloat16 else "float"
-        name = f"kernels-{width}-{stored}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+        fingerprint = "\n".join((*sources, version, _processor_features(), *_FLAGS))
+        c_type = "uint16_t" if dtype == torch.bfloat16 else "float"
+        name = f"kernels-{head_dim}-{c_type}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.so"
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "schoolhouse"
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():
-            _compile(compiler, (f"-DWIDTH={width}", f"-DSTORED={stored}"), folder / name)
-        library = ctypes.CDLL(str(folder / name))  # torch is loaded already: both use its OpenMP, and so its threads
+            _compile(compiler, (f"-DHEAD_DIM={head_dim}", f"-DDTYPE={c_type}"), folder / name)
+        library = ctypes.CDLL(str(folder / name))  # torch is loaded already: the kernels share its OpenMP threads
     except (OSError, subprocess.CalledProcessError):
         return None
-    for function, types in _FUNCTIONS.items():
-        declared = getattr(library, function)
-        declared.restype = None
-        declared.argtypes = [_TYPES[kind] for kind in types]
+    for function_name, signature in _SIGNATURES.items():
+        function = getattr(library, function_name)
+        function.restype = None
+        function.argtypes = [_CTYPES[letter] for letter in signature]
     return library
 
 
-def _processor() -> str:
-    """What code for this very processor depends on: a home folder may be shared with another."""
+def _processor_features() -> str:
+    """What -march=native depends on. The cache may lie in a home folder that several machines share."""
     try:
-        about = Path("/proc/cpuinfo").read_text()
+        cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor()
-    return "\n".join(sorted(set(re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", about, re.MULTILINE))))
+    return "\n".join(sorted(set(re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", cpuinfo, re.MULTILINE))))
 
 
-def _compile(compiler: str, given: Sequence[str], library: Path) -> None:
-    """Write the library whole or not at all. Raises CalledProcessError."""
+def _compile(compiler: str, defines: Sequence[str], library: Path) -> None:
+    """Write the library atomically. Raises CalledProcessError."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        made = Path(folder) / library.name
-        for target in _TARGETS:
-            command = [compiler, *target, *given, *_SOURCES, "-o", str(made), *_OPTIONS]
-            tried = subprocess.run(command, capture_output=True, check=False)
-            if tried.returncode == 0:
+        compiled = Path(folder) / library.name
+        for target_flags in _TARGET_FLAGS:
+            command = [compiler, *target_flags, *defines, *_SOURCES, "-o", str(compiled), *_FLAGS]
+            result = subprocess.run(command, capture_output=True, check=False)
+            if result.returncode == 0:
                 break
-        tried.check_returncode()
-        made.replace(library)
+        result.check_returncode()
+        compiled.replace(library)
 
 
-def call_kernel(function: str, width: int, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
-    """Run one of the `kernel`s that must be there. Tensors are passed as where their numbers begin, None as nowhere."""
-    library = load_kernels(width, dtype)
+def call_kernel(function_name: str, head_dim: int, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
+    """Run a kernel that `load_kernels` has found. Tensors are passed as pointers to their data, None as NULL."""
+    library = load_kernels(head_dim, dtype)
     assert library
     plain = (x.data_ptr() if isinstance(x, Tensor) else x for x in arguments)
-    getattr(library, function)(torch.get_num_threads(), *plain)
+    getattr(library, function_name)(torch.get_num_threads(), *plain)

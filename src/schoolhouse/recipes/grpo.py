@@ -133,7 +133,7 @@ def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
 
     def make_prompts(step: int, attempt: int = 0) -> list[Rollout]:  # [P*G]
         problems = task.train_problems(step * (1 + c.dynamic_sampling) + attempt, c.prompts_per_step)
-        keys = {"seed": c.seed, "purpose": "practice", "step": step, "first": attempt * c.prompts_per_step}
+        keys = {"seed": c.seed, "purpose": "practice", "step": step, "first_problem": attempt * c.prompts_per_step}
         return prompt_groups(conversation, problems, c.group_size, **keys)
 
     def rollout(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G]

@@ -1,8 +1,8 @@
-"""Thinking as long as told, and thinking again: budget forcing and sequential revision.
+"""Thoughts of a given length, and repeated attempts: budget forcing and sequential revision.
 
-Budget forcing: Muennighoff et al. 2025, arXiv 2501.19393 (s1). A thought that ends too early loses its end and gets a
-word that makes it go on; one that runs too long is closed. Sequential revision: Snell et al. 2024, arXiv 2408.03314:
-further attempts, each of which reads those before it.
+Budget forcing: Muennighoff et al. 2025, arXiv 2501.19393 (s1). The end of a thought that is too short is removed, and a
+word is appended that makes the thought continue. A thought that is too long is closed. Sequential revision: Snell et
+al. 2024, arXiv 2408.03314: further attempts, each of which reads the attempts before it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import END_THINK
 from schoolhouse.policy.interface import Generator
-from schoolhouse.search.thoughts import Generator, extend
+from schoolhouse.search.thoughts import extend
 from schoolhouse.types import REVISION_REQUEST, Message, Rollout, SchoolError
 
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """An answer, and the tokens that were sampled for it: those that were taken back too."""
+    """An answer, and the tokens that were sampled for it, removed ones included."""
 
     rollout: Rollout
     tokens: int
@@ -34,65 +34,70 @@ def budget_force(
     wait_text: str = "Wait",
     temperature: float = 1.0,
 ) -> list[BudgetResult]:
-    """One answer to each, with a thought of `least` to `most` tokens (`wait` counts) and at most `answer` behind it.
+    """One answer of at most `answer_tokens` to each prompt, behind a thought of `min_think` to `max_think` tokens.
 
-    The thought is opened for the policy; an end of the turn within it is taken for an early end. Raises SchoolError
-    where `wait` may not fit between the bounds.
+    `wait_text` counts as part of the thought. The thought is opened by a prefill. A turn that ends within the thought
+    counts as an early end of the thought. Raises SchoolError where `wait_text` may not fit between the bounds.
     """
-    say = policy.conversation
-    word, end_mark = say.tokenizer.encode(wait_text), len(say.tokenizer.encode(END_THINK, parse_special=True))
-    if min_think and not word:
-        raise SchoolError("`wait` is empty: give the word that makes a thought go on")
-    if min_think and min_think + len(word) - 1 > max_think:
+    conversation = policy.conversation
+    wait_ids = conversation.tokenizer.encode(wait_text)
+    if min_think and not wait_ids:
+        raise SchoolError("`wait_text` is empty: give a word that makes a thought continue, such as `Wait`")
+    if min_think and min_think + len(wait_ids) - 1 > max_think:
         raise SchoolError(
-            f"`wait` takes {len(word)} tokens: let there be as many between `least` {min_think} and `most` {max_think}"
+            f"`wait_text` takes {len(wait_ids)} tokens, which do not fit between `min_think` {min_think} and "
+            f"`max_think` {max_think}: raise `max_think` to {min_think + len(wait_ids) - 1}, or lower `min_think`"
         )
-    going = {at: BudgetResult(say.prefill_thought(prefix, ""), 0) for at, prefix in enumerate(prompts)}
-    done: dict[int, BudgetResult] = {}
-    while going:
-        room = [max_think - say.thought_length(spent.rollout) + end_mark for spent in going.values()]
-        said = extend(policy, [spent.rollout for spent in going.values()], room, temperature, (END_THINK,))
-        after: dict[int, BudgetResult] = {}
-        for (at, before), rollout in zip(going.items(), said, strict=True):
-            spent = BudgetResult(rollout, before.tokens + len(rollout) - len(before.rollout))
-            start, end, closed = say.thought_span(rollout)
-            thought = min(end, start + max_think)
-            if thought - start < min_think and thought - start + len(word) <= max_think:
-                after[at] = replace(spent, rollout=_cut(rollout, thought).prefill(word))
-            elif closed and thought == end:
-                done[at] = spent
+    end_tokens = len(conversation.tokenizer.encode(END_THINK, parse_special=True))
+    thinking = {at: BudgetResult(conversation.prefill_thought(prompt, ""), 0) for at, prompt in enumerate(prompts)}
+    thought: dict[int, BudgetResult] = {}
+    while thinking:
+        room = [max_think - conversation.thought_length(result.rollout) + end_tokens for result in thinking.values()]
+        prefixes = [result.rollout for result in thinking.values()]
+        extended = extend(policy, prefixes, room, temperature, (END_THINK,))
+        still_thinking: dict[int, BudgetResult] = {}
+        for (at, before), rollout in zip(thinking.items(), extended, strict=True):
+            result = BudgetResult(rollout, before.tokens + len(rollout) - len(before.rollout))
+            start, end, closed = conversation.thought_span(rollout)
+            end_of_thought = min(end, start + max_think)
+            length = end_of_thought - start
+            if length < min_think and length + len(wait_ids) <= max_think:
+                still_thinking[at] = replace(result, rollout=_cut(rollout, end_of_thought).prefill(wait_ids))
+            elif closed and end_of_thought == end:
+                thought[at] = result
             else:
-                done[at] = replace(spent, rollout=say.close_thought(_cut(rollout, thought)))
-        going = after
-    return _answered(policy, [done[at] for at in range(len(prompts))], answer_tokens, temperature)
+                thought[at] = replace(result, rollout=conversation.close_thought(_cut(rollout, end_of_thought)))
+        thinking = still_thinking
+    return _answer(policy, [thought[at] for at in range(len(prompts))], answer_tokens, temperature)
 
 
 def _cut(rollout: Rollout, end: int) -> Rollout:
-    """Up to there, within its last turn, even where nothing is left of it (a prompt that opens the thought)."""
+    """The rollout up to `end`. Its last turn stays open, even where nothing of it is left."""
     return replace(rollout.truncate(end), turns=rollout.turns)
 
 
 def max_forced_tokens(conversation: Conversation, max_think: int, answer_tokens: int) -> int:
-    """The most tokens that a thought of at most `most` and its answer can take, with ends that are taken back.
+    """The most tokens that a forced thought and its answer can take, removed ends included.
 
-    Every end that is taken back is followed by a word of a token or more.
+    Every removed end is followed by a word of at least one token.
     """
-    end_mark = len(conversation.tokenizer.encode(END_THINK, parse_special=True))
-    return max_think + (max_think + 1) * end_mark + answer_tokens
+    end_tokens = len(conversation.tokenizer.encode(END_THINK, parse_special=True))
+    return max_think + (max_think + 1) * end_tokens + answer_tokens
 
 
-def _answered(policy: Generator, spent: Sequence[BudgetResult], answer: int, temperature: float) -> list[BudgetResult]:
-    """What stands behind the thought, said to its end."""
-    stop = policy.conversation.stop_ids
-    late = [at for at, one in enumerate(spent) if one.rollout.tokens[-1] not in stop]
-    begun = [
-        spent[at].rollout if spent[at].rollout.finish_reason == "prefill" else spent[at].rollout.prefill(())
-        for at in late
-    ]
-    whole = list(spent)
-    for at, before, after in zip(late, begun, extend(policy, begun, answer, temperature), strict=True):
-        whole[at] = BudgetResult(after, spent[at].tokens + len(after) - len(before))
-    return whole
+def _answer(
+    policy: Generator, results: Sequence[BudgetResult], answer_tokens: int, temperature: float
+) -> list[BudgetResult]:
+    """The results, each with the answer behind its thought."""
+    stop_ids = policy.conversation.stop_ids
+    unanswered = [at for at, result in enumerate(results) if result.rollout.tokens[-1] not in stop_ids]
+    rollouts = [results[at].rollout for at in unanswered]
+    prefixes = [rollout if rollout.finish_reason == "prefill" else rollout.prefill(()) for rollout in rollouts]
+    answered = list(results)
+    extended = extend(policy, prefixes, answer_tokens, temperature)
+    for at, before, after in zip(unanswered, prefixes, extended, strict=True):
+        answered[at] = BudgetResult(after, results[at].tokens + len(after) - len(before))
+    return answered
 
 
 def revise(
@@ -103,13 +108,13 @@ def revise(
     temperature: float = 1.0,
     instruction: str = REVISION_REQUEST,
 ) -> list[list[Rollout]]:
-    """`rounds` attempts at each problem, every one behind those before it; fewer where the model has no room."""
+    """`rounds` attempts at each problem, each behind the attempts before it; fewer where the model has no room."""
     request = (Message("user", instruction),)
     chains = [[rollout] for rollout in extend(policy, prompts, max_new_tokens, temperature)]
     for _ in range(rounds - 1):
-        asked = [policy.conversation.append_messages(chain[-1], request) for chain in chains]
-        fits = [at for at, prefix in enumerate(asked) if len(prefix) + max_new_tokens <= policy.max_seq_len]
-        said = extend(policy, [asked[at] for at in fits], max_new_tokens, temperature)
-        for at, rollout in zip(fits, said, strict=True):
+        next_prompts = [policy.conversation.append_messages(chain[-1], request) for chain in chains]
+        fitting = [at for at, prompt in enumerate(next_prompts) if len(prompt) + max_new_tokens <= policy.max_seq_len]
+        attempts = extend(policy, [next_prompts[at] for at in fitting], max_new_tokens, temperature)
+        for at, rollout in zip(fitting, attempts, strict=True):
             chains[at].append(rollout)
     return chains

@@ -1,15 +1,33 @@
-"""Think longer about problems: one interface for all searches, counted in sampled tokens, the judges' included.
+"""Search at inference time: one interface for all searches, counted in sampled tokens, those of values included.
 
-`Search` says how; `solve` runs it for many problems at once and gives what it found for each. `Searcher` sits an exam
-with it, in the place of a policy.
+`Search` holds the options, `parse` reads them from a spec such as "tot?beam_width=1", and `solve` searches for answers
+to many problems at once. `SearchGenerator` stands in the place of a policy, so that a search can be evaluated.
+
+A strategy of your own is one generator function in a file of yours. It takes the tree of one problem and yields
+requests; `grow` (search/tree.py) yields the usual two, for children and for their values. Best-first search:
+
+    from schoolhouse.search.tree import Strategy, Tree, grow, rank
+
+    def best_first(tree: Tree, max_expansions: int = 20) -> Strategy:
+        frontier = [tree.root]
+        for _ in range(max_expansions):
+            if tree.answers or not frontier:
+                return
+            frontier.sort(key=rank)
+            frontier += yield from grow(tree, [frontier.pop(0)])
+
+`--search "my_search.py?thoughts=propose&max_expansions=30"` runs it. Parameters behind the tree are options of the
+strategy. All other options are those of `Search`: where thoughts and their values come from, and how the answer is
+selected. The search ends before a request that may overrun the budget.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isnan
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
 
@@ -17,104 +35,129 @@ from pydantic import Field, ValidationError
 
 from schoolhouse.config import BaseConfig, parse_query, suggest
 from schoolhouse.data.chat import Conversation
+from schoolhouse.policy.interface import Generator
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.implicit import ImplicitRewardModel
 from schoolhouse.reward_models.prm import LabelPlaces, RewardModel, StepAggregation, check_same_tokenizer
 from schoolhouse.search.budget_forcing import budget_force, max_forced_tokens, revise
-from schoolhouse.search.thoughts import (
+from schoolhouse.search.thoughts import ThoughtProposer, ThoughtSampler
+from schoolhouse.search.tree import Node, Strategy, Tree, Valuation, breadth_first, depth_first, explore
+from schoolhouse.search.user_strategy import is_strategy_file, load_strategy, run_user_strategy, strategy_options
+from schoolhouse.search.values import (
     ExactValue,
-    Generator,
     LookaheadValue,
     PromptedValue,
     RandomValue,
     RewardModelValue,
-    ThoughtProposer,
-    ThoughtSampler,
     ValueFn,
     VoteValue,
     search_costs,
 )
-from schoolhouse.search.tree import Answered, Node, Tree, breadth_first, depth_first, explore
 from schoolhouse.search.vote import weighted_vote
 from schoolhouse.tasks.base import Task
 from schoolhouse.types import Rollout, SchoolError
 
-Kind = Literal["sample", "vote", "weighted_vote", "best_of_n", "force", "revise", "tot", "dfs", "beam", "dvts"]
+NamedKind = Literal[
+    "sample", "vote", "weighted_vote", "best_of_n", "budget_force", "revise", "tot", "dfs", "beam", "dvts"
+]
+Kind = NamedKind | Literal["python"]
 
-
-TREES: frozenset[Kind] = frozenset({"tot", "dfs", "beam", "dvts"})
+TREE_KINDS: frozenset[Kind] = frozenset({"tot", "dfs", "beam", "dvts", "python"})
 """Searches that grow a tree."""
 
 
 class Search(BaseConfig):
-    """How to think longer.
+    """Options of a search.
 
     sample, vote   one answer; the most frequent of several (self-consistency, Wang et al. 2022, arXiv 2203.11171)
-    weighted_vote, best_of_n  of several answers that of the largest worth in all; the one worth most
-    force          one answer with a thought of `least` to `most` tokens (budget forcing)
+    weighted_vote, best_of_n  of several answers the one with the largest total value; the one with the best value
+    budget_force   one answer behind a thought of `min_think` to `max_think` tokens
     revise         `samples` attempts, each behind those before it, and the most frequent answer
     tot, dfs       Tree of Thoughts, breadth first and depth first
-    beam, dvts     several samples of each step, of which the best go on; each in a subtree of its own
+    beam, dvts     several samples of each step, of which the best continue; the same in separate subtrees
+    python         a strategy of the user's, in `file`
     """
 
     kind: Kind = "sample"
+    file: str = ""
+    """python: PATH.py[:NAME] of the strategy."""
+    options: Mapping[str, Any] = {}
+    """python: options of the strategy itself."""
     beam_width: int = Field(5, gt=0)
     """Thoughts kept of each level."""
     depth: int = Field(16, gt=0)
     """Levels of the tree, the answer's included: a thought of more steps is never answered."""
     samples: int = Field(5, gt=0)
-    """Answers to vote among; or samples of each step, or lines read of each list of proposals."""
+    """Answers to vote among; samples of each step; or lines read of each list of proposals."""
     thoughts: Literal["sample", "propose"] = "sample"
-    """Let the policy go on by itself, or ask it what may come next."""
-    values: str = "ask"
-    """Who says what a thought is worth: the policy, about each (ask) or which is best (vote), the task's rules (exact,
-    an oracle), a die (random, a control), or the reward model in a folder."""
+    """Next thoughts: sampled steps of the policy, or steps that it lists when asked."""
+    values: str = "prompt"
+    """Values of thoughts: the policy's, asked about each (prompt) or which is best (vote); the task's rules (exact, an
+    oracle); random numbers (random, a control); or those of the reward model in a folder."""
     label_places: LabelPlaces = "steps"
-    """Behind what that reward model was trained to judge: steps, or the end of a solution."""
+    """Where that reward model was trained to label: behind steps, or at the end of a solution."""
     reference_model: str = ""
-    """Folder of the model that it was trained from, if it is an implicit one (labels: implicit)."""
+    """Folder of the model that an implicit reward model was trained from (labels: implicit)."""
     step_aggregation: StepAggregation = "product"
-    """How its grades of steps become one: product or min for labels of steps, last for values of states."""
+    """From step rewards to one value: product or min for labels of steps, last for values of states."""
     value_samples: int = Field(3, gt=0)
-    """Times a thought's worth is asked."""
+    """Times the policy is asked for a value."""
     lookahead: int = Field(0, ge=0)
-    """Judge a thought by where the likeliest steps lead, so many of them later."""
+    """Value a thought by the state so many of the most likely steps later."""
     threshold: float = 0.0
-    """dfs: thoughts not worth more are pruned."""
+    """dfs: thoughts whose value is not above it are pruned."""
     selection: Literal["best", "vote"] = "best"
-    """Of several answers the one worth most, or that of the largest worth in all."""
+    """Of several answers the one with the best value, or the one with the largest total value."""
     step_tokens: int = Field(32, gt=0)
-    """Tokens of one step, where it is sampled."""
+    """Tokens of one sampled step."""
     proposal_tokens: int = Field(256, gt=0)
     """Tokens of a list of proposals."""
     num_proposals: int = Field(1, gt=0)
-    """Lists of proposals asked for behind each thought; what several of them say is one thought."""
+    """Lists of proposals for each thought; a thought that several of them name counts once."""
     max_new_tokens: int = Field(128, gt=0)
-    """Tokens of a whole answer (sample, vote); of what stands behind the last step (trees)."""
+    """Tokens of a whole answer (sample, vote); of the answer behind the last step (trees)."""
     min_think: int = Field(0, ge=0)
     max_think: int = Field(64, gt=0)
-    """force: tokens of a thought."""
+    """budget_force: tokens of a thought."""
     wait_text: str = "Wait"
-    """force: the word that makes it go on."""
+    """budget_force: the word that makes a thought continue."""
     temperature: float = Field(0.7, ge=0)
     budget: float = Field(inf, gt=0)
-    """Tokens that may be sampled for one problem, judges included. A search never goes over it."""
+    """Tokens that may be sampled for one problem, those of values included. A search never exceeds it."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What the search was read from: a run refuses to continue with other files."""
+        return (load_strategy(self.file)[0],) if self.kind == "python" else ()
 
 
-def parse(spec: str, budget: float = inf) -> Search:
-    """The search that `KIND[?OPTION=VALUE&...]` names: "tot", "vote?samples=32", "tot?breadth=1&values=random".
+_FIXED = ("kind", "file", "options", "budget")
 
-    Raises SchoolError naming what is unknown, with the nearest, or out of range.
+
+def parse(spec: str, budget: float = inf, *, allow_files: bool = True) -> Search:
+    """The search that `KIND[?OPTION=VALUE&...]` names: "tot", "vote?samples=32", "my_search.py?depth=4&samples=8".
+
+    allow_files  False where the spec comes from a stranger: a Python file is refused, and not looked at
+    Raises SchoolError naming what is unknown, with the nearest name, or out of range.
     """
     kind, _, query = spec.partition("?")
     given = parse_query(f"search `{spec}`", query)
+    config: dict[str, Any] = {"kind": kind}
+    own: dict[str, Any] = {}
+    if is_strategy_file(kind):
+        if not allow_files:
+            raise SchoolError(f"search `{spec}`: a Python file cannot be used here; give one of {_names(NamedKind)}")
+        own = strategy_options(kind, given)
+        config = {"kind": "python", "file": kind, "options": own}
+    elif kind not in get_args(NamedKind):
+        raise SchoolError(f"unknown search `{kind}`{suggest(kind, get_args(NamedKind))}")
+    given = {name: value for name, value in given.items() if name not in own}
+    names = [name for name in Search.model_fields if name not in _FIXED]
     for name in given:
-        if name not in Search.model_fields or name in ("kind", "budget"):
-            raise SchoolError(f"search `{spec}`: unknown option `{name}`{suggest(name, [*Search.model_fields])}")
-    if kind not in get_args(Kind):
-        raise SchoolError(f"unknown search `{kind}`{suggest(kind, get_args(Kind))}")
+        if name not in names:
+            raise SchoolError(f"search `{spec}`: unknown option `{name}`{suggest(name, names)}")
     try:
-        return Search.model_validate({"kind": kind, "budget": budget, **given})
+        return Search.model_validate({"budget": budget, **config, **given})
     except ValidationError as error:
         first = error.errors()[0]
         raise SchoolError(f"search `{spec}`: `{first['loc'][0]}`: {first['msg'].lower()}") from None
@@ -125,10 +168,10 @@ class SearchResult:
     """What a search found for one problem.
 
     rollout  the answer; None where there is none
-    tokens   sampled in all, the judges' included
-    end      why the search ended, in words
+    tokens   that were sampled in all, those of values included
+    stop_reason  why the search ended, in words
     tree     of its thoughts, where it grew one
-    votes    how many answers there were of each kind, the most frequent first
+    votes    each distinct answer with its count, the most frequent first
     """
 
     rollout: Rollout | None
@@ -141,43 +184,35 @@ class SearchResult:
 def solve(
     policy: Generator, task: Task, prompts: Sequence[Rollout], search: Search, value_fn: ValueFn | None = None
 ) -> list[SearchResult]:
-    """Search for an answer to each problem (a prefix that asks it, `Conversation.begin`), all at once.
+    """Search for an answer to each problem (`Conversation.prompt_rollout` makes its prompt), all at once.
 
-    judge  says what thoughts are worth, in the place of `search.values`
-
+    value_fn  values of thoughts, instead of `search.values`
     Raises SchoolError where the task cannot do what the search needs, or the budget does not pay for one answer.
     """
-    if search.kind in ("force", "revise"):
-        return _longer(policy, prompts, search)
-    if search.kind in ("sample", "vote", "weighted_vote", "best_of_n"):
-        return _voted(policy, task, prompts, search, value_fn)
-    value = _values(policy, task, search, value_fn)
-    expand: ThoughtSampler | ThoughtProposer
-    if search.thoughts == "propose":
-        expand = ThoughtProposer(policy, task, search.samples, search.proposal_tokens, search.max_new_tokens, search.temperature, search.num_proposals)
-    else:
-        expand = ThoughtSampler(policy, task, search.samples, search.step_tokens, search.max_new_tokens, search.temperature)
-    trees = [Tree(Node(prefix), search.budget) for prefix in prompts]
-    price = search_costs(expand, value)
-    if search.kind == "dfs":
-        ways = [depth_first(tree, search.threshold, search.depth, price) for tree in trees]
-    else:
-        apart = search.kind == "dvts"
-        if apart and expand.max_children < search.beam_width:
-            raise SchoolError(
-                f"dvts begins with {expand.max_children} thoughts, so it cannot keep {search.beam_width} subtrees apart: set "
-                "`samples` to `breadth` or more"
-            )
-        ways = [breadth_first(tree, search.beam_width, search.depth, price, apart) for tree in trees]
-    explore(trees, ways, expand, value)
-    return [_chosen(policy, tree, search.selection) for tree in trees]
+    match search.kind:
+        case "budget_force":
+            return _force_budget(policy, prompts, search)
+        case "revise":
+            return _revise(policy, prompts, search)
+        case "sample" | "vote" | "weighted_vote" | "best_of_n":
+            return _sample_and_select(policy, task, prompts, search, value_fn)
+    value = _with_lookahead(policy, task, search, value_fn or _value_fn(policy, task, search))
+    expand = _thought_source(policy, task, search)
+    if search.kind == "dvts" and expand.max_children < search.beam_width:
+        raise SchoolError(
+            f"dvts begins with {expand.max_children} thoughts, so it cannot keep {search.beam_width} subtrees apart: "
+            "set `samples` to `beam_width` or more"
+        )
+    trees = [Tree(Node(prompt), search.budget, search_costs(expand, value)) for prompt in prompts]
+    explore(trees, [_strategy(tree, search) for tree in trees], expand, value)
+    return [_select_answer(policy, tree, search.selection) for tree in trees]
 
 
 @dataclass
 class SearchGenerator:
-    """Sits an exam in the place of a policy: what it says to a problem is what the search finds.
+    """Stands in the place of a policy: its completion of a prompt is the answer that the search finds.
 
-    `length` and `temperature` of the exam are the search's own business. `found` holds what was found last.
+    `results` holds the results of the last call.
     """
 
     policy: Generator
@@ -201,37 +236,49 @@ class SearchGenerator:
         progress: Callable[[int], None] | None = None,
         **_: Any,
     ) -> list[Rollout]:
-        """An answer to each problem; an empty one where the search found none. The search has its own parameters."""
+        """An answer to each prompt, empty where the search found none. Sampling parameters are those of the search."""
         self.results = solve(self.policy, self.task, rollouts, self.search)
         if progress:
             progress(len(rollouts))
         pairs = zip(rollouts, self.results, strict=True)
-        return [found.rollout or asked.append_sampled((), (), "length", 0) for asked, found in pairs]
+        return [result.rollout or prompt.append_sampled((), (), "length", 0) for prompt, result in pairs]
 
     def to_json(self) -> dict[str, Any]:
-        """The search, and what it cost and how it ended, problem by problem."""
-        ends = [{"tokens": found.tokens, "end": found.stop_reason} for found in self.results]
+        """The search and, problem by problem, its tokens and why it ended."""
+        results = [{"tokens": result.tokens, "stop_reason": result.stop_reason} for result in self.results]
         budget = None if self.search.budget == inf else self.search.budget
-        return {"search": {**self.search.model_dump(mode="json"), "budget": budget}, "searches": ends}
+        return {"search": {**self.search.model_dump(mode="json"), "budget": budget}, "search_results": results}
 
     def summary(self) -> str:
-        """What the last search cost, and how it ended, in words."""
-        tokens = [found.tokens for found in self.results]
-        ends = Counter(found.stop_reason for found in self.results)
-        told = ", ".join(f"{count} x {end}" for end, count in ends.most_common())
-        return f"{self.search.kind}: {fmean(tokens):,.0f} tokens a problem (at most {max(tokens):,}); {told}"
+        """Tokens of the last search, and how often it ended for which reason, in words."""
+        tokens = [result.tokens for result in self.results]
+        reasons = Counter(result.stop_reason for result in self.results)
+        counts = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+        name = self.search.file or self.search.kind
+        return f"{name}: {fmean(tokens):,.0f} tokens a problem (at most {max(tokens):,}); {counts}"
 
 
-def _values(policy: Generator, task: Task, search: Search, judge: ValueFn | None) -> ValueFn:
-    worth = judge or _judge(policy, task, search)
+# --- the parts of a tree search
+
+
+def _thought_source(policy: Generator, task: Task, search: Search) -> ThoughtSampler | ThoughtProposer:
+    answer_tokens, temperature = search.max_new_tokens, search.temperature
+    if search.thoughts == "propose":
+        sizes = (search.samples, search.proposal_tokens, answer_tokens)
+        return ThoughtProposer(policy, task, *sizes, temperature, search.num_proposals)
+    return ThoughtSampler(policy, task, search.samples, search.step_tokens, answer_tokens, temperature)
+
+
+def _with_lookahead(policy: Generator, task: Task, search: Search, value_fn: ValueFn) -> ValueFn:
     if not search.lookahead:
-        return worth
-    return LookaheadValue(ThoughtSampler(policy, task, 1, search.step_tokens, search.max_new_tokens, 0.0), worth, search.lookahead)
+        return value_fn
+    sampler = ThoughtSampler(policy, task, 1, search.step_tokens, search.max_new_tokens, 0.0)
+    return LookaheadValue(sampler, value_fn, search.lookahead)
 
 
-def _judge(policy: Generator, task: Task, search: Search) -> ValueFn:
+def _value_fn(policy: Generator, task: Task, search: Search) -> ValueFn:
     match search.values:
-        case "ask":
+        case "prompt":
             return PromptedValue(policy, task, search.value_samples, temperature=search.temperature)
         case "vote":
             return VoteValue(policy, task, search.value_samples, temperature=search.temperature)
@@ -239,74 +286,100 @@ def _judge(policy: Generator, task: Task, search: Search) -> ValueFn:
             return ExactValue(policy.conversation, task)
         case "random":
             return RandomValue()
-    judge = Policy.load(search.values)
-    check_same_tokenizer(policy.conversation, judge.conversation, "the policy", f"the judge {search.values}")
+    model = Policy.load(search.values)
+    check_same_tokenizer(policy.conversation, model.conversation, "the policy", f"the reward model {search.values}")
     if search.reference_model:
-        chosen = {"aggregate": search.step_aggregation} if "aggregate" in search.model_fields_set else {}
-        return RewardModelValue(ImplicitRewardModel(judge, Policy.load(search.reference_model), task.delimiter, **chosen))
-    return RewardModelValue(RewardModel(judge, task.delimiter, search.label_places, search.step_aggregation))
+        set_by_user = "step_aggregation" in search.model_fields_set
+        aggregation = {"step_aggregation": search.step_aggregation} if set_by_user else {}
+        reference = Policy.load(search.reference_model)
+        return RewardModelValue(ImplicitRewardModel(model, reference, task.delimiter, **aggregation))
+    return RewardModelValue(RewardModel(model, task.delimiter, search.label_places, search.step_aggregation))
 
 
-def _chosen(policy: Generator, tree: Tree, choose: str) -> SearchResult:
+def _strategy(tree: Tree, search: Search) -> Strategy:
+    match search.kind:
+        case "python":
+            return run_user_strategy(search.file, tree, search.options)
+        case "dfs":
+            return depth_first(tree, search.threshold, search.depth)
+    return breadth_first(tree, search.beam_width, search.depth, independent_subtrees=search.kind == "dvts")
+
+
+def _select_answer(policy: Generator, tree: Tree, selection: str) -> SearchResult:
     answers = tree.answers
     if not answers:
         return SearchResult(None, tree.tokens, tree.stop_reason, tree)
     rollouts = [node.state for node in answers]
     winner, votes = weighted_vote(policy.conversation, rollouts, [node.value for node in answers])
-    best = rollouts[0] if choose == "best" else rollouts[winner]
+    best = rollouts[0] if selection == "best" else rollouts[winner]
     return SearchResult(best, tree.tokens, tree.stop_reason, tree, votes)
 
 
-def _longer(policy: Generator, prefixes: Sequence[Rollout], search: Search) -> list[SearchResult]:
-    """One long thought, or a chain of attempts. Raises SchoolError where the budget might not pay for it."""
-    forced = max_forced_tokens(policy.conversation, search.max_think, search.max_new_tokens)
-    price = forced if search.kind == "force" else search.samples * search.max_new_tokens
-    if price > search.budget:
-        raise SchoolError(f"{search.kind} may take {price} tokens, the budget is {search.budget:g}: lower its lengths")
-    if search.kind == "force":
-        bounds = (search.min_think, search.max_think, search.max_new_tokens)
-        spent = budget_force(policy, prefixes, *bounds, wait_text=search.wait_text, temperature=search.temperature)
-        return [SearchResult(one.rollout, one.tokens, "one answer") for one in spent]
-    found = []
-    for prefix, chain in zip(
-        prefixes, revise(policy, prefixes, search.samples, search.max_new_tokens, search.temperature), strict=True
-    ):
-        winner, votes = weighted_vote(policy.conversation, chain)
-        tokens = sum(chain[-1].loss_mask[len(prefix) :])
-        found.append(SearchResult(chain[winner], tokens, f"{len(chain)} attempts", votes=votes))
-    return found
+# --- searches without a tree
 
 
-def _voted(
-    policy: Generator, task: Task, prefixes: Sequence[Rollout], search: Search, judge: ValueFn | None
-) -> list[SearchResult]:
-    """Whole answers, as many as the budget pays for: the most frequent, that of the largest worth, or the best one."""
-    count, judged = 1 if search.kind == "sample" else search.samples, search.kind in ("weighted_vote", "best_of_n")
-    value = (judge or _judge(policy, task, search)) if judged else None
-    price = search.max_new_tokens + (value.max_tokens if value else 0)
-    paid = count if search.budget == inf else min(count, int(search.budget // price))
-    if not paid:
+def _check_budget(search: Search, max_tokens: int) -> None:
+    if max_tokens > search.budget:
         raise SchoolError(
-            f"a budget of {search.budget:g} tokens does not pay for one answer of {price}: raise it, or lower `length`"
+            f"{search.kind} may take {max_tokens} tokens, the budget is {search.budget:g}: raise it, or lower "
+            "`max_new_tokens` and the other lengths of the search"
         )
-    asked = [
-        replace(prefix, key=prefix.key._replace(sample=prefix.key.sample * paid + g))
-        for prefix in prefixes
-        for g in range(paid)
+
+
+def _force_budget(policy: Generator, prompts: Sequence[Rollout], search: Search) -> list[SearchResult]:
+    _check_budget(search, max_forced_tokens(policy.conversation, search.max_think, search.max_new_tokens))
+    bounds = (search.min_think, search.max_think, search.max_new_tokens)
+    forced = budget_force(policy, prompts, *bounds, wait_text=search.wait_text, temperature=search.temperature)
+    return [SearchResult(result.rollout, result.tokens, "one answer") for result in forced]
+
+
+def _revise(policy: Generator, prompts: Sequence[Rollout], search: Search) -> list[SearchResult]:
+    _check_budget(search, search.samples * search.max_new_tokens)
+    results = []
+    chains = revise(policy, prompts, search.samples, search.max_new_tokens, search.temperature)
+    for prompt, chain in zip(prompts, chains, strict=True):
+        winner, votes = weighted_vote(policy.conversation, chain)
+        tokens = sum(chain[-1].loss_mask[len(prompt) :])
+        results.append(SearchResult(chain[winner], tokens, f"{len(chain)} attempts", votes=votes))
+    return results
+
+
+def _sample_and_select(
+    policy: Generator, task: Task, prompts: Sequence[Rollout], search: Search, value_fn: ValueFn | None
+) -> list[SearchResult]:
+    """Whole answers, as many as the budget pays for: the most frequent, or that of the largest total or best value."""
+    wanted = 1 if search.kind == "sample" else search.samples
+    value = None
+    if search.kind in ("weighted_vote", "best_of_n"):
+        value = value_fn or _value_fn(policy, task, search)
+    cost = search.max_new_tokens + (value.max_tokens if value else 0)
+    count = wanted if search.budget == inf else min(wanted, int(search.budget // cost))
+    if not count:
+        raise SchoolError(
+            f"a budget of {search.budget:g} tokens does not pay for one answer of {cost}: raise it, or lower "
+            "`max_new_tokens`"
+        )
+    repeated = [
+        replace(prompt, key=prompt.key._replace(sample=prompt.key.sample * count + g))
+        for prompt in prompts
+        for g in range(count)
     ]
-    said = policy.extend(asked, search.max_new_tokens, temperature=search.temperature)
-    worth = value([Node(rollout) for rollout in said]) if value else [Answered(1.0, 0) for _ in said]
-    found = []
-    for at, prefix in enumerate(prefixes):
-        mine = slice(at * paid, (at + 1) * paid)
-        few, worths = said[mine], [each.found for each in worth[mine]]
-        winner, votes = weighted_vote(policy.conversation, few, worths)
-        if search.kind == "best_of_n":
-            ended = [
-                policy.conversation.parse_completion(one).complete for one in few
-            ]  # who is cut off has less to be graded
-            winner = max(range(paid), key=lambda i: (ended[i], -inf if isnan(worths[i]) else worths[i]))
-        short = "" if paid == count else f"; the budget paid for {paid} of {count}"
-        tokens = sum(len(rollout) - len(prefix) for rollout in few) + sum(each.tokens for each in worth[mine])
-        found.append(SearchResult(few[winner], tokens, f"{len(few)} answers{short}", votes=votes))
-    return found
+    completions = policy.extend(repeated, search.max_new_tokens, temperature=search.temperature)
+    valuations = value([Node(rollout) for rollout in completions]) if value else [Valuation(1.0, 0)] * len(completions)
+    shortened = "" if count == wanted else f"; the budget paid for {count} of {wanted}"
+    results = []
+    for at, prompt in enumerate(prompts):
+        own = slice(at * count, (at + 1) * count)
+        answers, values = completions[own], [valuation.value for valuation in valuations[own]]
+        winner, votes = weighted_vote(policy.conversation, answers, values)
+        if search.kind == "best_of_n":  # a truncated answer has fewer steps, and so an easier product
+            complete = [policy.conversation.parse_completion(answer).complete for answer in answers]
+            winner = max(range(count), key=lambda i: (complete[i], -inf if isnan(values[i]) else values[i]))
+        tokens = sum(len(answer) - len(prompt) for answer in answers)
+        tokens += sum(valuation.tokens for valuation in valuations[own])
+        results.append(SearchResult(answers[winner], tokens, f"{count} answers{shortened}", votes=votes))
+    return results
+
+
+def _names(literal: Any) -> str:
+    return ", ".join(get_args(literal))

@@ -16,8 +16,8 @@ from math import inf, nan
 from typing import Any, Literal, NamedTuple
 
 Status = Literal["open", "expanded", "answer", "dropped", "pruned", "duplicate"]
-"""`dropped`: others had better values; `pruned`: not above the threshold; `duplicate`: the same thought stands elsewhere
-in the tree."""
+"""`dropped`: others had better values; `pruned`: its value is not above the threshold; `duplicate`: the same thought
+stands elsewhere in the tree."""
 
 
 class Candidate(NamedTuple):
@@ -133,7 +133,9 @@ def explore(trees: Sequence[Tree], strategies: Sequence[Strategy], expand: Expan
     while requests:
         results: dict[int, list[Any]] = {at: [] for at in requests}
         for action, serve in (("expand", expand), ("value", value)):
-            wanted = [(at, node) for at, request in requests.items() if request.action == action for node in request.nodes]
+            wanted = [
+                (at, node) for at, request in requests.items() if request.action == action for node in request.nodes
+            ]
             if not wanted:
                 continue
             for (at, _), (result, tokens) in zip(wanted, serve([node for _, node in wanted]), strict=True):
@@ -143,7 +145,7 @@ def explore(trees: Sequence[Tree], strategies: Sequence[Strategy], expand: Expan
 
 
 def breadth_first(tree: Tree, beam_width: int, depth: int, independent_subtrees: bool = False) -> Strategy:
-    """Level by level, keeping the `beam_width` best nodes of each: Tree of Thoughts' BFS; with sampled steps, beam search.
+    """Level by level, keeping the `beam_width` best nodes: Tree of Thoughts' BFS; with sampled steps, beam search.
 
     independent_subtrees  below the first level every kept node keeps its own best child: diverse verifier tree search
     Answers are not expanded, and take no place in the beam.
@@ -173,9 +175,7 @@ def breadth_first(tree: Tree, beam_width: int, depth: int, independent_subtrees:
         tree.stop_reason = outcome(tree, f"{depth} thoughts deep" if frontier else "")
 
 
-def depth_first(
-    tree: Tree, threshold: float, depth: int, max_expansions: int = 100, num_answers: int = 1
-) -> Strategy:
+def depth_first(tree: Tree, threshold: float, depth: int, max_expansions: int = 100, num_answers: int = 1) -> Strategy:
     """The best child first; back to earlier nodes where a branch ends. A child not above `threshold` is pruned.
 
     max_expansions  nodes expanded before the search gives up

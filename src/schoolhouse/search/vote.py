@@ -1,4 +1,4 @@
-"""Voting: self-consistency (Wang et al. 2022, arXiv 2203.11171), plain or weighted by what answers are worth."""
+"""Voting: self-consistency (Wang et al. 2022, arXiv 2203.11171), plain or weighted by the values of answers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from schoolhouse.types import Rollout
 def weighted_vote(
     conversation: Conversation, rollouts: Sequence[Rollout], values: Sequence[float] | None = None
 ) -> tuple[int, tuple[tuple[str, int], ...]]:
-    """The index of the winner, and how many answers there were of each kind (as first written), most frequent first.
+    """The index of the winner, and each distinct answer (as first written) with its count, most frequent first.
 
-    Every answer counts what it is worth (1 without `worth`, 0 where nobody can tell); of those that agree with the
-    winner the one worth most is given. No answer never wins where there is any. Of equals the first wins.
+    An answer weighs its value: 1 without `values`, 0 where the value is unknown. Of the rollouts that agree with the
+    winning answer, the one with the largest value wins. A missing answer wins only where all are missing. Of equals the
+    first wins.
     """
-    weights = [1.0] * len(rollouts) if values is None else [0.0 if isnan(w) else w for w in values]
-    replies = [conversation.parse_completion(rollout) for rollout in rollouts]
-    ballots = [normalized_answer(reply) for reply in replies]
+    weights = [1.0] * len(rollouts) if values is None else [0.0 if isnan(value) else value for value in values]
+    completions = [conversation.parse_completion(rollout) for rollout in rollouts]
+    answers = [normalized_answer(completion) for completion in completions]
     totals: dict[Hashable, float] = {}
-    for one, weight in zip(ballots, weights, strict=True):
-        if one is not None:
-            totals[one] = totals.get(one, 0.0) + weight
-    best = max(totals, key=lambda one: totals[one], default=None)
-    winner = max((i for i, one in enumerate(ballots) if one == best), key=lambda i: weights[i])
-    votes = [(extract(replies[ballots.index(one)])[0] or "", ballots.count(one)) for one in totals]
-    return winner, tuple(sorted(votes, key=lambda pair: -pair[1]))
+    for answer, weight in zip(answers, weights, strict=True):
+        if answer is not None:
+            totals[answer] = totals.get(answer, 0.0) + weight
+    best = max(totals, key=lambda answer: totals[answer], default=None)
+    winner = max((i for i, answer in enumerate(answers) if answer == best), key=lambda i: weights[i])
+    votes = [(extract(completions[answers.index(answer)])[0] or "", answers.count(answer)) for answer in totals]
+    return winner, tuple(sorted(votes, key=lambda vote: -vote[1]))

@@ -35,7 +35,7 @@ class Piece(NamedTuple):
 
     token: int
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 class Full(SchoolError):

@@ -155,7 +155,7 @@ def _listed(say: Conversation, told: Sequence[TokenLogprob | Piece]) -> Json:
 def _likely(say: Conversation, piece: Piece) -> Json:
     return {
         **_one(say, piece.token, piece.logprob),
-        "top_logprobs": [_one(say, token, logprob) for token, logprob in piece.top],
+        "top_logprobs": [_one(say, token, logprob) for token, logprob in piece.top_logprobs],
     }
 
 

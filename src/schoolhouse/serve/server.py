@@ -25,7 +25,7 @@ from schoolhouse.policy.logprobs import TokenLogprob, token_logprobs
 from schoolhouse.reward_models.prm import check_same_tokenizer
 from schoolhouse.search import render
 from schoolhouse.search.solve import Search, parse, solve
-from schoolhouse.search.thoughts import RewardModelValue
+from schoolhouse.search.values import RewardModelValue
 from schoolhouse.serve.api_schema import MOST_SPENT, Asked, ChatRequest, CompletionRequest, Unfit
 from schoolhouse.serve.auth import Guard, told
 from schoolhouse.serve.batch_engine import Closed, Desk, Full, Listened, Piece, Ticket, aside

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +15,7 @@ from schoolhouse.config import suggest
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.dataset_task import DatasetTask
 from schoolhouse.tasks.jsonl import read_rows
+from schoolhouse.tasks.user_file import load_module
 from schoolhouse.types import Completion, Problem, SchoolError, Verdict
 
 TRL = "f(prompts, completions, **kwargs) -> list of floats, as in TRL"
@@ -33,7 +31,7 @@ def open_python(rest: str, seed: int = 0, **options: str) -> Task:
     """
     file, separator, name = rest.partition(".py:")
     path = Path(file + ".py" if separator else rest)
-    module = _load(path)
+    module = load_module(path, "python:PATH.py or python:PATH.py:NAME")
     found = _choose(module, path, name)
     if isinstance(found, type):
         return _open_class(found, path, seed, options)
@@ -41,27 +39,6 @@ def open_python(rest: str, seed: int = 0, **options: str) -> Task:
 
 
 # ---- the file
-
-
-def _load(path: Path) -> ModuleType:
-    """Runs a file as a module of its own, with the files beside it importable."""
-    if not path.is_file():
-        raise SchoolError(f"there is no file {path}; write python:PATH.py or python:PATH.py:NAME")
-    place = path.resolve()
-    if str(place.parent) not in sys.path:
-        sys.path.append(str(place.parent))
-    name = f"schoolhouse_user_{place.stem}_{hashlib.blake2b(str(place).encode(), digest_size=4).hexdigest()}"
-    spec = importlib.util.spec_from_file_location(name, place)
-    if spec is None or spec.loader is None:
-        raise SchoolError(f"{path} is no Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise SchoolError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    return module
 
 
 def _choose(module: ModuleType, path: Path, name: str) -> Any:

@@ -277,7 +277,7 @@ function slider(label, key, options, format) {
 const checkbox = (label, key) => h("label", { class: "check wide" },
   h("input", { type: "checkbox", checked: state[key], onchange: (event) => { state[key] = event.target.checked; } }), label);
 
-const SEARCHES = [["", "None"], ["vote?samples=16", "Majority vote of 16"], ["force?least=32&most=96", "Budget forcing: think 32 to 96 tokens"], ["revise?samples=3", "Sequential revision: 3 attempts"]];
+const SEARCHES = [["", "None"], ["vote?samples=16", "Majority vote of 16"], ["budget_force?min_think=32&max_think=96", "Budget forcing: think 32 to 96 tokens"], ["revise?samples=3", "Sequential revision: 3 attempts"]];
 const REWARD_SEARCHES = [["best_of_n?samples=16&values=judge", "Best of 16 by reward"], ["weighted_vote?samples=16&values=judge", "Vote of 16, weighted by reward"]];
 
 // The models of the arena differ where there are two: choosing the other one swaps them.

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from schoolhouse.algorithms.groups import rollouts_of
-from schoolhouse.claims.harness.claim import Arm, Exam, Json, Step
+from schoolhouse.claims.harness.claim import Arm, Evaluation, Json, Step
 from schoolhouse.claims.harness.models import chains
 from schoolhouse.eval.reward_model_eval import auc, best_of_n, first_error_f1, vote_of_n
 from schoolhouse.policy.policy import Policy
@@ -30,7 +30,7 @@ FEW: Mapping[str, Any] = {"num_prompts": 1000, "sampling.temperature": 1.0, "con
 """Of solutions labelled by continuations, which are dear. What a warm sampler says is lost too early to tell much."""
 
 
-class Picks(Exam):
+class Picks(Evaluation):
     """A judge picks among the answers of the generator (the model `beside`).
 
     `best_N` how often its best of N is right, `vote_N` and `weighted_N` the most frequent one and that of the largest
@@ -47,7 +47,7 @@ class Picks(Exam):
         keys = [(p, Key(seed, "picks", 0, i, g)) for i, p in enumerate(problems) for g in range(self.samples)]
         asked = [say.prompt_rollout(problem, key) for problem, key in keys]
         groups = verdicts_of(
-            generator.extend(asked, self.length, temperature=self.temperature), task, say.parse_completion
+            generator.extend(asked, self.max_new_tokens, temperature=self.temperature), task, say.parse_completion
         )
         said = rollouts_of(groups)
         delimiter = self.delimiter or task.delimiter
@@ -69,7 +69,7 @@ class Picks(Exam):
         return {"overall": overall}
 
 
-class Agreement(Exam):
+class Agreement(Evaluation):
     """What continuations of a policy say of its own steps, beside the task's rules.
 
     `auc_N` how often a right step has the larger share of N continuations that end right; `any_N` how often "any of N
@@ -82,12 +82,12 @@ class Agreement(Exam):
         task, say = open_task(self.task, seed), policy.conversation
         exam = task.eval_problems(self.problems)
         keys = [(p, Key(seed, "agreement", 0, i, g)) for i, p in enumerate(exam) for g in range(self.samples)]
-        said = policy.extend([say.prompt_rollout(p, key) for p, key in keys], self.length, temperature=self.temperature)
+        said = policy.extend([say.prompt_rollout(p, key) for p, key in keys], self.max_new_tokens, temperature=self.temperature)
         said = [rollout for rollout in said if rollout.finish_reason == "stop"]
         exact = label_by_rules(task, say, said)
         overall: Json = {}
         for n in self.counts:
-            values, _ = label_by_continuations(policy, task, said, n, self.length)
+            values, _ = label_by_continuations(policy, task, said, n, self.max_new_tokens)
             pairs = [
                 (label, value)
                 for one, other in zip(exact, values, strict=True)
@@ -167,8 +167,8 @@ def verifier(seed: int, labels: str, **changes: Any) -> Step:
 
 def arms(seed: int) -> Mapping[str, Arm]:
     """The judges that claims share: of steps by the rules, of answers, and of what continuations say."""
-    steps = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH)}
-    whole = {"picks": Picks(task=TASK, problems=100, samples=256, length=LENGTH, where="end")}
+    steps = {"picks": Picks(task=TASK, problems=100, samples=256, max_new_tokens=LENGTH)}
+    whole = {"picks": Picks(task=TASK, problems=100, samples=256, max_new_tokens=LENGTH, where="end")}
     beside = {"generator": generator(seed)}
     return {
         "process": Arm(verifier(seed, "exact"), steps, "labels of steps by the task's rules", beside),

@@ -51,23 +51,23 @@ class Measure(Protocol):
     `beside` are other models that it needs, those of the arm.
     """
 
-    def take(self, policy: Policy, seed: int, **beside: Policy) -> Json: ...
+    def run(self, policy: Policy, seed: int, **beside: Policy) -> Json: ...
 
     def model_dump(self, *, mode: str) -> Json: ...
 
 
-class Exam(BaseConfig):
+class Evaluation(BaseConfig):
     """Answers to held-out problems, the same for every arm and seed."""
 
     task: str
     problems: int = Field(200, gt=0)
     samples: int = Field(8, gt=0)
-    length: int = Field(128, gt=0)
+    max_new_tokens: int = Field(128, gt=0)
     temperature: float = Field(1.0, ge=0)
 
     def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
         task = open_task(self.task, seed)
-        sat = evaluate(policy, task, self.problems, self.samples, self.length, self.temperature, seed)
+        sat = evaluate(policy, task, self.problems, self.samples, self.max_new_tokens, self.temperature, seed)
         return sat.to_json(records=True)
 
 

@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 
 from schoolhouse.algorithms.settings import PRESETS
-from schoolhouse.claims.harness.claim import Arm, Exam, Json, Results, Step, told
+from schoolhouse.claims.harness.claim import Arm, Evaluation, Json, Results, Step, told
 from schoolhouse.claims.harness.figures import learning
 from schoolhouse.claims.harness.runner import fingerprint
 from schoolhouse.config import suggest
@@ -31,13 +31,13 @@ def budget(text: str) -> tuple[float, float]:
     return inf, amount * {"s": 1, "m": 60, "h": 3600}[unit]
 
 
-def arms(names: Sequence[str], model: Path, exam: Exam, limit: str, seed: int) -> dict[str, Arm]:
+def arms(names: Sequence[str], model: Path, exam: Evaluation, limit: str, seed: int) -> dict[str, Arm]:
     """`start`, the model as it is, and an arm for each relative of GRPO or `star`. Raises SchoolError for others."""
     if not resolve_model(model).is_dir():
         raise SchoolError(f"{model} is not a folder; a model is a local folder in Hugging Face format")
     tokens, seconds = budget(limit)
     made = {"start": Arm(model, {"exam": exam}, "as it is")}
-    common = {"model": str(model), "task": exam.task, "seed": seed, "sampling.max_new_tokens": exam.length}
+    common = {"model": str(model), "task": exam.task, "seed": seed, "sampling.max_new_tokens": exam.max_new_tokens}
     for name in names:
         if name not in (*PRESETS, "star"):
             raise SchoolError(f"there is no recipe `{name}` to compare{suggest(name, [*PRESETS, 'star'])}")
@@ -49,7 +49,7 @@ def arms(names: Sequence[str], model: Path, exam: Exam, limit: str, seed: int) -
     return made
 
 
-def write(results: Results, exam: Exam, limit: str, folder: Path) -> str:
+def write(results: Results, exam: Evaluation, limit: str, folder: Path) -> str:
     """compare.json, compare.md and compare.png in `folder`; gives the page."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ def write(results: Results, exam: Exam, limit: str, folder: Path) -> str:
     return text
 
 
-def _page(rows: Sequence[Json], exam: Exam, limit: str, seeds: int) -> str:
+def _page(rows: Sequence[Json], exam: Evaluation, limit: str, seeds: int) -> str:
     lines = [
         "# Comparison",
         "",

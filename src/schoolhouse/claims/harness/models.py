@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from schoolhouse.claims.harness.claim import Check, Exam, Results, Scale, Step
+from schoolhouse.claims.harness.claim import Check, Evaluation, Results, Scale, Step
 from schoolhouse.types import SchoolError
 
-CHAINS = Exam(task="school:chain?steps=4", problems=200, samples=8, length=64)
+CHAINS = Evaluation(task="school:chain?steps=4", problems=200, samples=8, max_new_tokens=64)
 """Held-out chains of four operations."""
 
-EIGHTS = Exam(task="school:chain?steps=8", problems=200, samples=8, length=80)
+EIGHTS = Evaluation(task="school:chain?steps=8", problems=200, samples=8, max_new_tokens=80)
 """Held-out chains of eight operations: more than a large model does without a thought."""
 
-GOALS = Exam(task="school:countdown?count=3", problems=200, samples=8, length=192)
+GOALS = Evaluation(task="school:countdown?count=3", problems=200, samples=8, max_new_tokens=192)
 """Held-out countdowns of three numbers: many ways to be right, and no answer can be guessed."""
 
 
@@ -157,7 +157,7 @@ def practice(start: Step, seed: int, **changes: object) -> Step:
             "task": CHAINS.task,
             "seed": seed,
             "steps": 45,
-            "sampling.max_new_tokens": CHAINS.length,
+            "sampling.max_new_tokens": CHAINS.max_new_tokens,
             "optimizer.learning_rate": 1e-4,
             "eval.every": 9,
             "eval.problems": 100,

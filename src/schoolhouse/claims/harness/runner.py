@@ -216,7 +216,7 @@ def _measured(
     if not taken or taken.get("weights", weights) != weights:  # a step that was made anew has its old name
         others = {what: Policy.load(do(step, folder)) for what, step in beside.items()}
         began = time.monotonic()
-        found = measure.take(Policy.load(model), seed, **others)
+        found = measure.run(Policy.load(model), seed, **others)
         path.parent.mkdir(parents=True, exist_ok=True)
         seconds = round(time.monotonic() - began, 3)
         row = {**found, "asked": asked, "weights": weights, "code": source_digest(), "seconds": seconds}

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from schoolhouse.claims.harness.chain_reward_models import LENGTH, TASK, generator
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars, course
 from schoolhouse.claims.harness.models import only_tiny
 
@@ -24,7 +24,7 @@ ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
-    start, exam = generator(seed), {"exam": Exam(task=TASK, problems=200, samples=8, length=LENGTH)}
+    start, exam = generator(seed), {"exam": Evaluation(task=TASK, problems=200, samples=8, max_new_tokens=LENGTH)}
     config = {
         "model": start,
         "task": TASK,
@@ -86,7 +86,7 @@ def draw(results: Results, picture: Any) -> None:
 
 
 CLAIM = Claim(
-    id="engine",
+    id="expert_iteration",
     paper="Anthony et al. 2017, arXiv 1705.08439; Singh et al. 2023, arXiv 2312.06585",
     sentence="Search finds what plain sampling does not, and learning it makes plain sampling better, loop after loop",
     budget=f"{LOOPS} loops; {LESSONS} more answers and 150 updates in each, from the same base, a fifth of it fresh",

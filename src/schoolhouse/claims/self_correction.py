@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from schoolhouse.algorithms.groups import rollouts_of
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Json, Results, Scale, Step, told
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Json, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import bars, course
 from schoolhouse.claims.harness.models import chains, only_tiny, practice
 from schoolhouse.eval.two_attempts import Attempts, first_attempts, two_attempts
@@ -21,7 +21,7 @@ DELTA, WORSE = 0.03, 0.01
 TUNED = ("star_pairs", "pair_sft")
 
 
-class TwoAttempts(Exam):
+class TwoAttempts(Evaluation):
     """Both attempts at held-out problems, and what a second one is worth to those that were wrong first: `repair` by
     looking at their own, `resample` by simply trying anew, `shuffled` by looking at a first one at another problem.
     """
@@ -34,10 +34,10 @@ class TwoAttempts(Exam):
             keys = [(p, Key(seed, purpose, 0, i, g)) for i, p in enumerate(exam) for g in range(self.samples)]
             return [say.prompt_rollout(problem, key) for problem, key in keys]
 
-        both = two_attempts(policy, asked("two attempts"), self.length, self.temperature)
+        both = two_attempts(policy, asked("two attempts"), self.max_new_tokens, self.temperature)
         first = verdicts_of(first_attempts(both), task, say.parse_completion)
         second = verdicts_of(both, task, say.parse_completion)
-        anew = policy.extend(asked("anew"), self.length, temperature=self.temperature)
+        anew = policy.extend(asked("anew"), self.max_new_tokens, temperature=self.temperature)
         # everybody looks at what was said first to the next problem
         words = [rollout.last_turn() for rollout in rollouts_of(first)]
         others = words[self.samples :] + words[: self.samples]
@@ -47,7 +47,7 @@ class TwoAttempts(Exam):
             )
             for prefix, said in zip(asked("shuffled"), others, strict=True)
         ]
-        after = policy.extend(borrowed, self.length, temperature=self.temperature)
+        after = policy.extend(borrowed, self.max_new_tokens, temperature=self.temperature)
         tries = {"repair": second, "resample": verdicts_of(anew, task, say.parse_completion)}
         tries["shuffled"] = verdicts_of(after, task, say.parse_completion)
         shares = {name: _right_where_wrong(first, groups) for name, groups in tries.items()}
@@ -68,7 +68,7 @@ def _right_where_wrong(first: Sequence[Group], then: Sequence[Group]) -> float:
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     start = chains(seed, steps=2000, revision_percent=50)
-    asked = {"two": TwoAttempts(task=TASK, problems=200, samples=8, length=LENGTH)}
+    asked = {"two": TwoAttempts(task=TASK, problems=200, samples=8, max_new_tokens=LENGTH)}
     config: dict[str, Any] = {
         "model": start,
         "task": TASK,
@@ -164,7 +164,7 @@ def draw(results: Results, picture: Any) -> None:
 
 
 CLAIM = Claim(
-    id="score",
+    id="self_correction",
     paper="Kumar et al. 2024, arXiv 2409.12917",
     sentence="Reinforcement over two attempts in two stages teaches a model to correct itself",
     budget="25,600 attempts in each arm: 50 steps of 16 problems x 16 rollouts of two attempts; 100 steps of one; "

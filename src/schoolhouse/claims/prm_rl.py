@@ -7,11 +7,11 @@ from math import inf
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Exam, Results, Scale, Step, told
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Results, Scale, Step, told
 from schoolhouse.claims.harness.figures import course
 from schoolhouse.claims.harness.models import chains, mixed_share, only_tiny
 
-EXAM = Exam(task="school:chain?steps=6&lines=1", problems=200, samples=8, length=96)
+EXAM = Evaluation(task="school:chain?steps=6&lines=1", problems=200, samples=8, max_new_tokens=96)
 HANDS = "systematic_error=70,filler=30"
 """A start with usual mistakes, which a judge of steps can point at, and idle words, which a sum of grades may pay."""
 JUDGED: Mapping[str, Any] = {"num_prompts": 1000, "samples_per_prompt": 4, "sampling.temperature": 1.3, "steps": 500}
@@ -28,8 +28,8 @@ FORMS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     only_tiny(scale)
     start, exam = chains(seed, 1500, styles=HANDS, lengths="2-6", lines=True), {"exam": EXAM}
-    made = {"model": start, "generator": start, "task": EXAM.task, "sampling.max_new_tokens": EXAM.length, "seed": seed}
-    config = {"model": start, "task": EXAM.task, "seed": seed, "sampling.max_new_tokens": EXAM.length}
+    made = {"model": start, "generator": start, "task": EXAM.task, "sampling.max_new_tokens": EXAM.max_new_tokens, "seed": seed}
+    config = {"model": start, "task": EXAM.task, "seed": seed, "sampling.max_new_tokens": EXAM.max_new_tokens}
     config |= {"steps": STEPS, "save_every": STEPS}
     arms = {"start": Arm(start, exam, "fine-tuned on worked chains")}
     arms["judge"] = Arm(Step("prm", {**made, "labels": "strict", **JUDGED}), {}, "that grades for progress")
@@ -91,7 +91,7 @@ def draw(results: Results, picture: Any) -> None:
 
 
 CLAIM = Claim(
-    id="step_rewards",
+    id="prm_rl",
     paper="Setlur et al. 2024, arXiv 2410.08146",
     sentence="With a judge of steps at hand, practice for progress needs fewer samples than practice for answers; sums "
     "of grades are hacked",

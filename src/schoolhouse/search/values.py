@@ -1,0 +1,216 @@
+"""Values of thoughts: what decides which nodes of a tree are kept.
+
+The policy itself, asked about each thought (`PromptedValue`) or which of several is best (`VoteValue`); a reward model
+(`RewardModelValue`); the task's own rules (`ExactValue`, an oracle); random numbers (`RandomValue`, a control); or any
+of these some steps later (`LookaheadValue`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from math import isnan, nan
+from typing import Protocol
+
+from schoolhouse.data.chat import Conversation
+from schoolhouse.data.steps import steps
+from schoolhouse.policy.interface import Generator
+from schoolhouse.randomness import python_random
+from schoolhouse.search.thoughts import ThoughtProposer, ThoughtSampler, extend, repeat_prompt
+from schoolhouse.search.tree import Costs, Node, Valuation
+from schoolhouse.tasks.base import Task
+from schoolhouse.types import Rollout
+
+
+class ValueFn(Protocol):
+    """Values nodes. One node takes at most `max_tokens` sampled tokens."""
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Valuation]: ...
+
+
+def search_costs(expand: ThoughtSampler | ThoughtProposer, value: ValueFn) -> Costs:
+    return Costs(expand.max_tokens, value.max_tokens, expand.max_children)
+
+
+@dataclass(frozen=True)
+class PromptedValue:
+    """Asks the policy for the value of each thought, `samples` times, and sums its answers.
+
+    The same question about the same problem is asked once. The value of an answer is that of the thought before it.
+    """
+
+    policy: Generator
+    task: Task
+    samples: int = 3
+    max_new_tokens: int = 16
+    temperature: float = 0.7
+    cache: dict[Hashable, float] = field(default_factory=dict)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.samples * self.max_new_tokens
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Valuation]:
+        conversation, task = self.policy.conversation, self.task
+        thoughts = [_last_thought(node) for node in nodes]
+        questions = [
+            task.value_prompt(thought.state.problem, steps(conversation, thought.state, task.delimiter))
+            if thought
+            else None
+            for thought in thoughts
+        ]
+        keys = [(node.state.key.problem, q and q.messages) for node, q in zip(nodes, questions, strict=True)]
+        fresh: dict[Hashable, list[Rollout]] = {}
+        for node, question, key in zip(nodes, questions, keys, strict=True):
+            if question and key not in self.cache and key not in fresh:
+                fresh[key] = repeat_prompt(conversation, question, node.state.key, "value", self.samples)
+        prompts = [(key, prompt) for key, key_prompts in fresh.items() for prompt in key_prompts]
+        replies = extend(self.policy, [prompt for _, prompt in prompts], self.max_new_tokens, self.temperature)
+        tokens: dict[Hashable, int] = {}
+        for (key, prompt), reply in zip(prompts, replies, strict=True):
+            value = task.parse_value(conversation.parse_completion(reply).answer)
+            self.cache[key] = self.cache.get(key, 0.0) + (value or 0.0)
+            tokens[key] = tokens.get(key, 0) + len(reply) - len(prompt)
+        return [
+            Valuation(self.cache[key], tokens.pop(key, 0)) if question else Valuation(nan, 0)
+            for question, key in zip(questions, keys, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class VoteValue:
+    """Asks the policy which of several thoughts is best, `samples` times: a value is a share of the votes.
+
+    Yao et al. 2023, section 3: vote across states. All thoughts about one problem stand for election, each of them
+    once. Where there are more than `ballot_size`, they are split into ballots of nearly equal size. The value of an
+    answer is that of the thought before it.
+    """
+
+    policy: Generator
+    task: Task
+    samples: int = 5
+    max_new_tokens: int = 8
+    temperature: float = 0.7
+    ballot_size: int = 8
+
+    @property
+    def max_tokens(self) -> int:
+        return self.samples * self.max_new_tokens
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Valuation]:
+        conversation, task = self.policy.conversation, self.task
+        thoughts = [_last_thought(node) for node in nodes]
+        texts = [steps(conversation, node.state, task.delimiter) if node else [] for node in thoughts]
+        elections: dict[Hashable, dict[Hashable, list[int]]] = {}  # problem -> thought -> indices of its nodes
+        for at, node in enumerate(nodes):
+            if thoughts[at]:
+                own_key = not node.is_answer and node.dedup_key is not None
+                thought = node.dedup_key if own_key else tuple(texts[at])
+                elections.setdefault(node.state.key.problem, {}).setdefault(thought, []).append(at)
+        values, tokens = [nan] * len(nodes), [0] * len(nodes)
+        prompts: list[tuple[Sequence[list[int]], Rollout]] = []
+        for candidates in elections.values():
+            for ballot in _split_evenly(list(candidates.values()), self.ballot_size):
+                state = nodes[ballot[0][0]].state
+                question = task.vote_prompt(state.problem, [texts[indices[0]] for indices in ballot])
+                if question:
+                    repeated = repeat_prompt(conversation, question, state.key, "vote", self.samples)
+                    prompts += [(ballot, prompt) for prompt in repeated]
+        replies = extend(self.policy, [prompt for _, prompt in prompts], self.max_new_tokens, self.temperature)
+        for (ballot, prompt), reply in zip(prompts, replies, strict=True):
+            chosen = task.parse_vote(conversation.parse_completion(reply).answer)
+            tokens[ballot[0][0]] += len(reply) - len(prompt)
+            for place, indices in enumerate(ballot):
+                for at in indices:
+                    values[at] = (0.0 if isnan(values[at]) else values[at]) + (place == chosen) / self.samples
+        return [Valuation(value, count) for value, count in zip(values, tokens, strict=True)]
+
+
+@dataclass(frozen=True)
+class ExactValue:
+    """The task's own rules: 1 for a thought without an error in it or before it, else 0. An oracle, for tests.
+
+    An answer is graded by itself: it may be wrong behind correct thoughts. A whole completion needs both to be correct.
+    """
+
+    conversation: Conversation
+    task: Task
+    max_tokens: int = 0
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Valuation]:
+        return [Valuation(self._value(node), 0) for node in nodes]
+
+    def _value(self, node: Node) -> float:
+        rollout, completion = node.state, self.conversation.parse_completion(node.state)
+        ended = node.is_answer or completion.complete
+        if ended and self.task.grade(rollout.problem, completion).reward != 1.0:
+            return 0.0
+        if node.is_answer:
+            return 1.0
+        labels = self.task.step_labels(rollout.problem, steps(self.conversation, rollout, self.task.delimiter))
+        return float(min(labels, default=1 if ended else -1) > -1)
+
+
+@dataclass(frozen=True)
+class RandomValue:
+    """A control: a random number for each thought, always the same for the same thought."""
+
+    max_tokens: int = 0
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Valuation]:
+        keys = [node.state.key._replace(purpose="random value") for node in nodes]
+        return [Valuation(python_random(key).random(), 0) for key in keys]
+
+
+@dataclass(frozen=True)
+class RewardModelValue:
+    """A reward model's value of all steps so far. Each call counts as one token."""
+
+    reward_model: Callable[[Sequence[Rollout]], list[float]]
+    max_tokens: int = 1
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Valuation]:
+        return [Valuation(value, 1) for value in self.reward_model([node.state for node in nodes])]
+
+
+@dataclass(frozen=True)
+class LookaheadValue:
+    """The value of a thought `steps` most likely steps later: lookahead (Snell et al. 2024, arXiv 2408.03314).
+
+    sampler  extends by one step, at temperature 0
+    """
+
+    sampler: ThoughtSampler
+    value_fn: ValueFn
+    steps: int
+
+    @property
+    def max_tokens(self) -> int:
+        return self.steps * self.sampler.max_tokens + self.value_fn.max_tokens
+
+    def __call__(self, nodes: Sequence[Node]) -> list[Valuation]:
+        later, tokens = list(nodes), [0] * len(nodes)
+        for _ in range(self.steps):
+            unanswered = [at for at, node in enumerate(later) if not node.is_answer]
+            for at, expansion in zip(unanswered, self.sampler([later[at] for at in unanswered]), strict=True):
+                tokens[at] += expansion.tokens
+                for candidate in expansion.candidates:
+                    later[at] = Node(candidate.state, candidate.text, later[at], candidate.is_answer)
+        valuations = self.value_fn(later)
+        return [Valuation(value, before + cost) for before, (value, cost) in zip(tokens, valuations, strict=True)]
+
+
+def _last_thought(node: Node) -> Node | None:
+    """The thought whose value counts: that before an answer; None for an answer without a thought."""
+    if not node.is_answer:
+        return node
+    return node.parent if node.parent and node.parent.parent else None
+
+
+def _split_evenly(thoughts: Sequence[list[int]], max_size: int) -> list[Sequence[list[int]]]:
+    """The fewest parts of at most `max_size`, of nearly equal size."""
+    num_parts = -(-len(thoughts) // max_size)
+    return [thoughts[i::num_parts] for i in range(num_parts)]
