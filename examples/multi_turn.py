@@ -46,7 +46,7 @@ def play(policy: Policy, prompts: list[Rollout]) -> list[Rollout]:
         if number == secret or len(ended.turns) == TURNS:
             return None
         hint = "That is no number." if number is None else "Higher." if number < secret else "Lower."
-        return policy.conversation.follow_up(ended, [Message("user", hint)]), TOKENS
+        return policy.conversation.append_messages(ended, [Message("user", hint)]), TOKENS
 
     return policy.extend(prompts, TOKENS, next_turn=environment, max_total_tokens=TURNS * (TOKENS + 40))
 
@@ -61,7 +61,7 @@ for step in range(int(rest[0]) if rest else 20):
         Group(rollouts[at].problem, tuple(rollouts[at : at + 8]), tuple(verdicts[at : at + 8]))
         for at in range(0, len(rollouts), 8)
     ]
-    print(f"step {step}: won {sum(v.reward > 0 for v in verdicts)} of {len(verdicts)}")
+    print(f"step {step}: won {sum(bool(v.reward) for v in verdicts)} of {len(verdicts)}")
     if signal := drop_constant_reward_groups(groups):
         advantage = group_advantage(signal, scale="none")
         batches = pack(rollouts_of(signal), token_mean(rollouts), advantage=advantage)

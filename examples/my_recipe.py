@@ -40,7 +40,7 @@ class Config(BaseConfig):
 
 
 def best_of_group(groups: list[Group]) -> list[list[float]]:
-    """Advantage 1 for the rollouts with the best reward of their group, 0 for the others. A row [T] for each rollout."""
+    """Advantage 1 for the rollouts with the best reward of their group, else 0. A row [T] for each rollout."""
     rows = []
     for group in groups:
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):

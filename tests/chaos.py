@@ -1,10 +1,10 @@
-"""Kill runs at random instants, let them go on, and see that they end in the same bits as one that was never stopped.
+"""Kill runs at random times, resume them, and compare them with runs that were never stopped: the bits must be equal.
 
     python tests/chaos.py --kills 50 --seed 1
 
-Three pipelines, each with all stages; every kill is a process of its own that is started, killed with SIGKILL at an
-instant drawn evenly over the time that the whole pipeline works, started again, and compared when it has finished:
-weights, metrics and rollouts of every stage. Stops at the first difference and leaves both folders.
+There are three pipelines with all stages. For each kill a pipeline is started in its own process, killed with SIGKILL
+at a time that is uniform over its duration, resumed, and compared when it has finished: weights, metrics and rollouts
+of every stage. Stops at the first difference and keeps both folders.
 """
 
 from __future__ import annotations
@@ -32,46 +32,49 @@ class Even(Task):
         return [self.problem(f"{step}-{i}", step + i) for i in range(count)]
 
     def eval_problems(self, count=None):
-        return [self.problem(f"exam-{i}", i) for i in range(count or 4)]
+        return [self.problem(f"eval-{i}", i) for i in range(count or 4)]
 
     def problem(self, name, number):
         return Problem(name, (Message("user", f"Say {number}."),), str(number))
 
     def grade(self, problem, completion):
-        said = len(completion.thought or "") + len(reply.answer)
-        return Verdict(float(said % 2), parts={"length": float(said)})
+        length = len(completion.thought or "") + len(completion.answer)
+        return Verdict(float(length % 2), parts={"length": float(length)})
 """
 
-STAGES = """
-exam: {{task: "school:facts", problems: 4, samples: 2, length: 12}}
+STAGE_NAMES = ("pretrain", "sft", "grpo")
+
+PIPELINE = """
+eval: {{task: "school:facts", problems: 4, samples: 2, max_new_tokens: 12}}
 stages:
-  - name: textbook
+  - name: pretrain
     recipe: pretrain
     config:
       task: "school:facts"
       steps: 10
       save_every: 4
-      test_every: 5
-      batch: 8
-      context: 48
-      vocabulary: 300
-      model: {{width: 64, layers: 2, heads: 2, key_heads: 1, head_dim: 32, inner: 64, longest: 128}}
-      recompute: {recompute}
-  - name: lessons
+      eval_every: 5
+      batch_size: 8
+      seq_len: 48
+      vocab_size: 300
+      model: {{hidden_size: 64, num_layers: 2, num_heads: 2, num_kv_heads: 1, head_dim: 32, intermediate_size: 64}}
+      model.max_seq_len: 128
+      activation_checkpointing: {activation_checkpointing}
+  - name: sft
     recipe: sft
-    config: {{model: "stage:textbook", task: "school:facts", steps: 14, save_every: 5, precision: {precision}}}
-  - name: practice
+    config: {{model: "stage:pretrain", task: "school:facts", steps: 14, save_every: 5, precision: {precision}}}
+  - name: grpo
     recipe: grpo
     config:
-      model: "stage:lessons"
+      model: "stage:sft"
       task: "{task}"
       steps: 9
       save_every: 2
-      problems: 4
-      samples: 4
-      length: 16
+      prompts_per_step: 4
+      group_size: 4
+      sampling.max_new_tokens: 16
       precision: {precision}
-      {switches}
+      {options}
 """
 
 SHAPES = {
@@ -79,103 +82,105 @@ SHAPES = {
         "activation_checkpointing": "false",
         "precision": "auto",
         "task": "python:{even}",
-        "switches": "exam_every: 4",
+        "options": ["eval.every: 4"],
     },
-    "behind": {
+    "policy lag": {
         "activation_checkpointing": "true",
         "precision": "float32",
         "task": "python:{even}",
-        "switches": "{lag: 2, kl: 0.05, correction: token}",
+        "options": ["max_policy_lag: 2", "loss.kl_coef: 0.05", "loss.importance_correction: token"],
     },
-    "many updates": {
+    "minibatches": {
         "activation_checkpointing": "false",
         "precision": "exact",
         "task": "school:facts",
-        "switches": "{updates: 2, dynamic_sampling: 1, brevity: 0.1, temperature: 1.5}",
+        "options": ["num_minibatches: 2", "dynamic_sampling: 1", "rewards.length: 0.1", "sampling.temperature: 1.5"],
     },
 }
+"""Kinds of runs, by what is special about them. The first two are graded by worker processes."""
 
 
-def write(folder: Path) -> dict[str, Path]:
-    """The pipelines, a file each."""
+def write_pipelines(folder: Path) -> dict[str, Path]:
+    """A file for each shape."""
     (folder / "even.py").write_text(VERIFIER)
     files = {}
-    for name, values in SHAPES.items():
-        switches = values["switches"].strip("{}").replace(", ", "\n      ")
-        told = {**values, "task": values["task"].format(even=folder / "even.py"), "switches": switches}
+    for name, shape in SHAPES.items():
+        task = str(shape["task"]).format(even=folder / "even.py")
+        text = PIPELINE.format(**{**shape, "task": task, "options": "\n      ".join(shape["options"])})
         files[name] = folder / f"{name.replace(' ', '-')}.yaml"
-        files[name].write_text(STAGES.format(**told))
+        files[name].write_text(text)
     return files
 
 
 def start(file: Path, folder: Path) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-m", "schoolhouse", "run", str(file), "--dir", str(folder)]
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "schoolhouse", "run", str(file), "--dir", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def working(process: subprocess.Popen[bytes], folder: Path) -> bool:
-    """Wait until the run has begun; False where the process ended before."""
+def wait_for_start(process: subprocess.Popen[bytes], folder: Path) -> bool:
+    """Wait until the first stage has begun; False if the process ended before."""
     while process.poll() is None:
-        if (folder / "textbook").exists():
+        if (folder / STAGE_NAMES[0]).exists():
             return True
         time.sleep(0.002)
     return False
 
 
 def finish(file: Path, folder: Path) -> float:
-    """Run (on) to the end; gives the seconds of work."""
+    """Start or resume a pipeline and wait for its end; gives the seconds since its first stage began."""
     process = start(file, folder)
-    working(process, folder)
+    wait_for_start(process, folder)
     began = time.monotonic()
-    _, said = process.communicate()
+    _, stderr = process.communicate()
     if process.returncode:
-        raise SystemExit(f"{folder} did not finish (exit code {process.returncode}):\n{said.decode()}")
+        raise SystemExit(f"{folder} did not finish (exit code {process.returncode}):\n{stderr.decode()}")
     return time.monotonic() - began
 
 
-def state(folder: Path) -> str:
-    """Where a killed run stood, from what it left behind."""
-    stages = [path for path in (folder / name for name in ("textbook", "lessons", "practice")) if is_run(path)]
+def progress(folder: Path) -> str:
+    """How far a killed pipeline got, from its files."""
+    stages = [path for path in (folder / name for name in STAGE_NAMES) if is_run(path)]
     if not stages:
         return "before the first stage"
     stage = stages[-1]
     if list((stage / "checkpoints").glob("*.partial")):
-        return f"{stage.name}, while a checkpoint was written or removed"
+        return f"{stage.name}, while a checkpoint was written or deleted"
     if (stage / "evaluation.json").exists():
-        return f"{stage.name}, after its exam"
-    metrics, saved = read_metrics(stage), list_checkpoints(stage / "checkpoints")
-    return f"{stage.name}, {len(metrics)} steps recorded, {int(saved[-1].name) if saved else 0} saved"
+        return f"{stage.name}, after its evaluation"
+    metrics, checkpoints = read_metrics(stage), list_checkpoints(stage / "checkpoints")
+    saved = int(checkpoints[-1].name) if checkpoints else 0
+    return f"{stage.name}, {len(metrics)} steps recorded, {saved} saved"
 
 
 def main(kills: int, seed: int) -> int:
-    draw, folder = random.Random(seed), Path(tempfile.mkdtemp(prefix="school-chaos-"))
-    files = write(folder)
-    whole, seconds = {}, {}
+    rng, folder = random.Random(seed), Path(tempfile.mkdtemp(prefix="school-chaos-"))
+    files = write_pipelines(folder)
+    uninterrupted, seconds = {}, {}
     for name, file in files.items():
-        whole[name] = folder / f"{file.stem}-whole"
-        seconds[name] = finish(file, whole[name])
-        print(f"{name}: {seconds[name]:.1f} s when nothing stops it", flush=True)
-    hit = 0
+        uninterrupted[name] = folder / f"{file.stem}-uninterrupted"
+        seconds[name] = finish(file, uninterrupted[name])
+        print(f"{name}: {seconds[name]:.1f} s without a kill", flush=True)
+    killed = 0
     for kill in range(1, kills + 1):
         name = [*files][kill % len(files)]
-        mine, instant = folder / f"{files[name].stem}-{kill}", draw.uniform(0.0, seconds[name])
-        process = start(files[name], mine)
-        if working(process, mine):
-            time.sleep(instant)
+        run, delay = folder / f"{files[name].stem}-{kill}", rng.uniform(0.0, seconds[name])
+        process = start(files[name], run)
+        if wait_for_start(process, run):
+            time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        ended = process.returncode != -signal.SIGKILL
-        hit += not ended
-        where = "it had finished just before" if ended else state(mine)
-        finish(files[name], mine)
-        differing = compare(whole[name], mine)
-        told = f"kill {kill:3} of {kills}  {name:12}  at {instant:5.2f} s  {where}"
-        print(f"{told}: {'the same bits' if not differing else 'DIFFERENT'}", flush=True)
+        finished = process.returncode != -signal.SIGKILL
+        killed += not finished
+        place = "finished before the kill" if finished else progress(run)
+        finish(files[name], run)
+        differing = compare(uninterrupted[name], run)
+        line = f"kill {kill:3} of {kills}  {name:12}  at {delay:5.2f} s  {place}"
+        print(f"{line}: {'the same bits' if not differing else 'DIFFERENT'}", flush=True)
         if differing:
-            print("\n".join(differing) + f"\nboth are kept: {whole[name]} and {mine}")
+            print("\n".join(differing) + f"\nboth are kept: {uninterrupted[name]} and {run}")
             return 1
-        shutil.rmtree(mine)
-    print(f"{kills} of {kills} ended in identical bits ({hit} were killed at work, {kills - hit} had just finished)")
+        shutil.rmtree(run)
+    print(f"{kills} of {kills} ended in identical bits ({killed} were killed, {kills - killed} had finished before)")
     shutil.rmtree(folder)
     return 0
 

@@ -1,4 +1,4 @@
-"""What holds for every test: nothing is fetched, one thread a process, the same examples on every run."""
+"""Settings of all tests: no downloads, one thread per process, the same examples on every run."""
 
 import os
 
@@ -13,34 +13,35 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, databas
 settings.load_profile("repeatable")
 
 
-# --- the fault matrix: `pytest -m fault` proves it and prints it (tests/faults.py has the rows)
+# --- the fault matrix: `pytest -m fault` proves its rows and prints it (tests/faults.py has the rows)
 
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
+import pluggy
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from faults import FAULTS, markdown
 
 
-def rows(item: pytest.Item) -> list[str]:
+def fault_rows(item: pytest.Item) -> list[str]:
     return [str(name) for mark in item.iter_markers("fault") for name in mark.args]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for name in rows(item):
+        for name in fault_rows(item):
             if name not in FAULTS:
-                raise pytest.UsageError(f"{item.nodeid}: `{name}` is no row of tests/faults.py")
+                raise pytest.UsageError(f"{item.nodeid}: tests/faults.py has no row `{name}`")
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item):
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pluggy.Result[pytest.TestReport], None]:
     report = (yield).get_result()
-    report.user_properties += [("fault", name) for name in rows(item)] if report.when == "call" else []
+    report.user_properties += [("fault", name) for name in fault_rows(item)] if report.when == "call" else []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -57,41 +58,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(f"{proved} of {len(FAULTS)} rows proved by {sum(passed.values())} tests")
 
 
-# --- a tiny model that knows the form of a task
-
-MODEL = {
-    "hidden_size": 32,
-    "num_layers": 1,
-    "num_heads": 1,
-    "num_kv_heads": 1,
-    "head_dim": 32,
-    "intermediate_size": 64,
-    "max_seq_len": 256,
-}
+# --- a tiny model that has seen the demonstrations of a task
 
 
 @pytest.fixture(scope="session")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a model that was shown a task's worked examples for sixty updates; one for each task."""
+def sft_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a model after sixty updates on the demonstrations of a task. Each task's model is made once."""
     from schoolhouse.recipes import pretrain, sft
-    from schoolhouse.runs.run import Run
+    from tiny_runs import TINY, train
 
-    made: dict[str, Path] = {}
+    models: dict[str, Path] = {}
 
-    def teach(task: str) -> Path:
-        if task not in made:
-            folder, shape = tmp_path_factory.mktemp("taught"), pretrain.Model(**MODEL)
-            book = pretrain.Config.of(
-                task=task.partition("&")[0], model=shape, vocab_size=300, steps=3, batch_size=4, seq_len=32
-            )
-            with Run.open(folder / "book", book, "pretrain") as run:
-                pretrain.pretrain(book, run)
-            lessons = sft.Config.of(
-                model=str(run.model), task=task, steps=60, batch_size=16, **{"optimizer.learning_rate": 1e-2}
-            )
-            with Run.open(folder / "lessons", lessons, "sft") as run:
-                sft.sft(lessons, run)
-            made[task] = run.model
-        return made[task]
+    def model(task: str) -> Path:
+        if task not in models:
+            folder, text = tmp_path_factory.mktemp("sft_model"), task.partition("&")[0]
+            c = pretrain.Config.of(task=text, model=TINY, vocab_size=300, steps=3, batch_size=4, seq_len=32)
+            base = str(train(folder / "base", c).model)
+            c = sft.Config.of(model=base, task=task, steps=60, batch_size=16, **{"optimizer.learning_rate": 1e-2})
+            models[task] = train(folder / "sft", c).model
+        return models[task]
 
-    return teach
+    return model

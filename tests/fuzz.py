@@ -1,9 +1,9 @@
-"""Damage files at random and open them: what cannot be read must be refused with a SchoolError, and nothing may crash.
+"""Damage files at random and open them: each must be read, or refused with a SchoolError; nothing may crash.
 
     python tests/fuzz.py --minutes 60 --seed 1
 
-Configs, data rows, chat templates, replies, model folders and run folders; each begins as a good one, of which some
-bytes are changed, cut out or doubled. Prints what was tried; stops at the first crash and keeps the files.
+Configs, data rows, chat templates, completions, model folders and run folders. In a valid one, some bytes are changed,
+deleted or doubled. Prints the number of tries; stops at the first crash and keeps the files.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ PIECES += [b"null", b"nan", b"1e999", b"-1", b"9" * 40, b"{{", b"{%", b"%}", b"<
 PIECES += [b"!!python/object"]
 
 
-def damage(good: bytes, draw: random.Random) -> bytes:
+def damage(valid: bytes, rng: random.Random) -> bytes:
     """A few changes at random places."""
-    bad = bytearray(good)
-    for _ in range(draw.choice((1, 1, 1, 2, 3, 8))):
-        at, end = sorted(draw.randint(0, len(bad)) for _ in range(2))
-        match draw.randrange(6):
+    damaged = bytearray(valid)
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        at, end = sorted(rng.randint(0, len(damaged)) for _ in range(2))
+        match rng.randrange(6):
             case 0:
-                bad[at : at + 1] = bytes([draw.randrange(256)])
+                damaged[at : at + 1] = bytes([rng.randrange(256)])
             case 1:
-                del bad[at : min(end, at + draw.choice((1, 5, 50, 5000)))]
+                del damaged[at : min(end, at + rng.choice((1, 5, 50, 5000)))]
             case 2:
-                bad[at:at] = draw.choice(PIECES)
+                damaged[at:at] = rng.choice(PIECES)
             case 3:
-                bad[at:at] = bad[at : min(end, at + 200)]
+                damaged[at:at] = damaged[at : min(end, at + 200)]
             case 4:
-                del bad[at:]
-            case 5 if bad:
-                bad[min(at, len(bad) - 1)] ^= 1 << draw.randrange(8)
-    return bytes(bad)
+                del damaged[at:]
+            case 5 if damaged:
+                damaged[min(at, len(damaged) - 1)] ^= 1 << rng.randrange(8)
+    return bytes(damaged)
 
 
 class Steps(BaseConfig):
@@ -66,7 +66,7 @@ class Steps(BaseConfig):
 
 
 class Weights:
-    """Something small for a run to keep."""
+    """A small state for a run to save."""
 
     def save(self, folder: Path) -> None:
         (folder / "weights").write_bytes(b"weights")
@@ -79,57 +79,58 @@ class Weights:
 
 
 class Targets:
-    """Each opens one kind of damaged thing in `folder`."""
+    """Each method opens one kind of damaged input in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        words = "the quick brown fox jumps over a lazy dog while 12 and 30 are 42 " * 20
-        self.tokenizer = train_tokenizer([words], 300)
+        text = "the quick brown fox jumps over a lazy dog while 12 and 30 are 42 " * 20
+        self.tokenizer = train_tokenizer([text], 300)
         conversation = Conversation(self.tokenizer)
         self.template = conversation.template.encode()
-        Policy.create(ModelConfig(300, 16, 16, 1, 1, 1, 16, 64), conversation).save(folder / "good-model")
+        Policy.create(ModelConfig(300, 16, 16, 1, 1, 1, 16, 64), conversation).save(folder / "valid-model")
         config = Steps()
-        with Run.open(folder / "good-run", config, "fuzz") as run:
+        with Run.open(folder / "valid-run", config, "fuzz") as run:
             for step in run.steps(range(3), Weights(), every=1):
                 run.record(step, loss=1.0 / (1 + step))
 
-    def config(self, draw: random.Random) -> None:
-        text = b"model: runs/lessons\ntask: school:chain\nsteps: 20\nlearning_rate: 2e-4\nbaseline: mean\nlag: 0\n"
+    def config(self, rng: random.Random) -> None:
+        text = b"model: runs/sft\ntask: school:chain\nsteps: 20\noptimizer.learning_rate: 2e-4\n"
+        text += b"advantage: {baseline: mean}\nmax_policy_lag: 0\n"
         path = self.folder / "config.yaml"
-        path.write_bytes(damage(text, draw))
+        path.write_bytes(damage(text, rng))
         load(grpo.Config, path, [])
 
-    def rows(self, draw: random.Random) -> None:
+    def rows(self, rng: random.Random) -> None:
         rows: list[dict[str, Any]] = [
             {"question": f"What is {i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(30)
         ]
         rows += [{"prompt": [{"role": "user", "content": "Say yes."}], "reference": "yes"}]
         path = self.folder / "rows.jsonl"
-        path.write_bytes(damage("".join(json.dumps(row) + "\n" for row in rows).encode(), draw))
+        path.write_bytes(damage("".join(json.dumps(row) + "\n" for row in rows).encode(), rng))
         task = open_jsonl(str(path))
         for problem in task.train_problems(0, 4):
             task.grade(problem, Completion(None, r"\boxed{4}")) if task.in_process else None
 
-    def template_text(self, draw: random.Random) -> None:
-        template = damage(self.template, draw).decode(errors="replace")
+    def template_text(self, rng: random.Random) -> None:
+        template = damage(self.template, rng).decode(errors="replace")
         Conversation(self.tokenizer, template)
 
-    def reply(self, draw: random.Random) -> None:
-        good = rb"So we get \boxed{\frac{1}{2}} and <answer>1,234.5\text{ cm}^2</answer> or 50\%."
-        text = damage(good, draw).decode(errors="replace")
+    def completion(self, rng: random.Random) -> None:
+        valid = rb"So we get \boxed{\frac{1}{2}} and <answer>1,234.5\text{ cm}^2</answer> or 50\%."
+        text = damage(valid, rng).decode(errors="replace")
         for reference in ("12", r"\frac{1}{2}", r"50\%", "Paris", r"10\text{ cm}"):
             answer_match(Completion(None, text), reference)
 
-    def model(self, draw: random.Random) -> None:
-        folder = self._copy("good-model")
-        path = draw.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
-        path.write_bytes(damage(path.read_bytes(), draw)) if draw.random() < 0.95 else path.unlink()
+    def model(self, rng: random.Random) -> None:
+        folder = self._copy("valid-model")
+        path = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+        path.write_bytes(damage(path.read_bytes(), rng)) if rng.random() < 0.95 else path.unlink()
         Policy.load(folder)
 
-    def run(self, draw: random.Random) -> None:
-        folder = self._copy("good-run")
-        path = draw.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
-        path.write_bytes(damage(path.read_bytes(), draw)) if draw.random() < 0.95 else path.unlink()
+    def run(self, rng: random.Random) -> None:
+        folder = self._copy("valid-run")
+        path = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+        path.write_bytes(damage(path.read_bytes(), rng)) if rng.random() < 0.95 else path.unlink()
         if not check(folder):
             inspect(folder)
         with Run.open(folder, Steps(), "fuzz") as run:
@@ -142,15 +143,15 @@ class Targets:
         return Path(shutil.copytree(self.folder / name, folder))
 
 
-NAMES = ("config", "rows", "template_text", "reply", "model", "run")
+NAMES = ("config", "rows", "template_text", "completion", "model", "run")
 
 
-def attempt(target: Callable[[random.Random], None], draw: random.Random) -> str:
-    """Whether what was damaged was read all the same, or refused. Anything else is a crash, and raised."""
+def attempt(target: Callable[[random.Random], None], rng: random.Random) -> str:
+    """Whether a damaged input was read or refused. Any other error is a crash, and raised."""
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            target(draw)
+            target(rng)
     except SchoolError:
         return "refused"
     return "read"
@@ -159,11 +160,11 @@ def attempt(target: Callable[[random.Random], None], draw: random.Random) -> str
 def main(minutes: float, seed: int) -> int:
     folder = Path(tempfile.mkdtemp(prefix="school-fuzz-"))
     targets, counts = Targets(folder), Counter()
-    end, round_ = time.monotonic() + 60 * minutes, 0
+    end, round_number = time.monotonic() + 60 * minutes, 0
     while time.monotonic() < end:
-        round_ += 1
+        round_number += 1
         for name in NAMES:
-            case = f"{seed}-{round_}-{name}"
+            case = f"{seed}-{round_number}-{name}"
             try:
                 counts[name, attempt(getattr(targets, name), random.Random(case))] += 1
             except Exception as error:
@@ -171,7 +172,7 @@ def main(minutes: float, seed: int) -> int:
                 raise
     for name in NAMES:
         refused, read = counts[name, "refused"], counts[name, "read"]
-        print(f"{name:14} {refused:8,} refused with a reason, {read:8,} read all the same")
+        print(f"{name:14} {refused:8,} refused with a reason, {read:8,} read")
     print(f"{sum(counts.values()):,} damaged files in {minutes:g} minutes, no crash (seed {seed})")
     shutil.rmtree(folder)
     return 0

@@ -1,4 +1,4 @@
-"""Run folders made by hand, line by line, as a run writes them."""
+"""Run folders with the files of a run, written without training."""
 
 from __future__ import annotations
 
@@ -7,39 +7,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from schoolhouse.runs.manifest import FORMAT
+
 Json = dict[str, Any]
 
 
-def line(problem: str, sample: int, score: float | None, said: int = 3, **more: Any) -> Json:
+def rollout_row(problem: str, sample: int, reward: float | None, num_sampled: int = 3, **more: Any) -> Json:
     """One rollout, with a prompt of two tokens."""
     return {
         "problem": problem,
         "family": "f",
         "question": f"what is {problem}?",
         "sample": sample,
-        "reward": score,
-        "reason": "" if score is not None else "over its clock",
+        "reward": reward,
+        "reason": "" if reward is not None else "timeout",
         "reward_parts": {},
         "finish_reason": "stop",
         "policy_version": 0,
         "thought": "so",
-        "answer": str(score),
-        "tokens": [1, 2, *range(3, 3 + said)],
-        "sampled_spans": [[2, 2 + said]],
-        "logprob": [-0.5] * said,
+        "answer": str(reward),
+        "tokens": [1, 2, *range(3, 3 + num_sampled)],
+        "sampled_spans": [[2, 2 + num_sampled]],
+        "logprob": [-0.5] * num_sampled,
         **more,
     }
 
 
-def grown(problem: str, text: str = "13-9=4") -> Json:
-    """A tree of three thoughts: one led to the answer, one was dropped."""
-    thoughts = [
-        {"text": text, "value": 60.0, "fate": "expanded", "parent": None, "taken": True},
-        {"text": "13+9=22", "value": None, "fate": "dropped", "parent": None, "taken": False},
-        {"text": "24", "value": None, "fate": "answer", "parent": 0, "taken": True},
+def tree_row(problem: str, text: str = "13-9=4") -> Json:
+    """A search tree of three nodes: a thought on the path to the answer, a dropped thought, the answer."""
+    nodes = [
+        {"text": text, "value": 60.0, "status": "expanded", "parent": None, "chosen": True},
+        {"text": "13+9=22", "value": None, "status": "dropped", "parent": None, "chosen": False},
+        {"text": "24", "value": None, "status": "answer", "parent": 0, "chosen": True},
     ]
-    told = {"question": f"what is {problem}?", "right": True, "tokens": 1234, "end": "answered"}
-    return {**told, "votes": [], "tree": thoughts}
+    return {
+        "question": f"what is {problem}?",
+        "correct": True,
+        "tokens": 1234,
+        "stop_reason": "answered",
+        "votes": [],
+        "tree": nodes,
+    }
 
 
 def write_run(
@@ -49,7 +57,7 @@ def write_run(
     (folder / "rollouts").mkdir(parents=True)
     settings = {"model": "m", "task": "t", "seed": 0, "steps": 4, **config}
     (folder / "config.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items()))
-    manifest = {"recipe": "grpo", "state": "finished", "seconds": 12.0, "step": 4, "versions": {}}
+    manifest = {"format": FORMAT, "recipe": "grpo", "state": "finished", "seconds": 12.0, "step": 4, "versions": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     metrics = [
         {"step": s, "reward": s / 4, "sampled_tokens": 10, "groups": 2, "groups_with_signal": 1} for s in range(4)
@@ -66,19 +74,26 @@ def write_run(
     return folder
 
 
-STEPS = {
-    0: [line("a", 0, 0.0, 5), line("a", 1, 1.0, 2), line("b", 0, 0.0, 9), line("b", 1, 0.0, 4)],
-    1: [line("a", 0, 1.0, 3), line("a", 1, 1.0, 7), line("c", 0, None, 6, finish_reason="length")],
+ROLLOUTS = {
+    0: [
+        rollout_row("a", 0, 0.0, 5),
+        rollout_row("a", 1, 1.0, 2),
+        rollout_row("b", 0, 0.0, 9),
+        rollout_row("b", 1, 0.0, 4),
+    ],
+    1: [rollout_row("a", 0, 1.0, 3), rollout_row("a", 1, 1.0, 7), rollout_row("c", 0, None, 6, finish_reason="length")],
 }
 
 
-def keep_model(run: Path, step: int) -> None:
-    """A checkpoint of a run: a tiny model with weights of its own."""
+def write_checkpoint(run: Path, step: int) -> None:
+    """Add a checkpoint to a run: a tiny model, whose weights depend on the step."""
     from schoolhouse.data.chat import Conversation
     from schoolhouse.data.tokenizer import train_tokenizer
     from schoolhouse.model.decoder import ModelConfig
     from schoolhouse.policy.policy import Policy
 
-    say = Conversation(train_tokenizer(["1+1=2"], 300))
-    policy = Policy.create(ModelConfig(say.tokenizer.vocab_size, 16, 16, 1, 1, 1, 16, 64), say, step, "float32")
+    conversation = Conversation(train_tokenizer(["1+1=2"], 300))
+    policy = Policy.create(
+        ModelConfig(conversation.tokenizer.vocab_size, 16, 16, 1, 1, 1, 16, 64), conversation, step, "float32"
+    )
     policy.save(run / "checkpoints" / f"{step:06d}")

@@ -1,4 +1,4 @@
-"""A short version of `make chaos`: one kill of each shape of run."""
+"""A short version of `make chaos`: one kill for each shape of run."""
 
 import pytest
 

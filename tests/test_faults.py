@@ -17,7 +17,7 @@ def test_the_page_holds_every_row(row: str) -> None:
 
 def test_a_row_without_a_test_is_seen() -> None:
     first, second, *_ = FAULTS
-    told = markdown({first: (2, 2), second: (1, 2)}).splitlines()
-    assert told[2].endswith("| 2 of 2 |")
-    assert told[3].endswith("| 1 of 2 |")
-    assert all(line.endswith("| NONE |") for line in told[4:])
+    lines = markdown({first: (2, 2), second: (1, 2)}).splitlines()
+    assert lines[2].endswith("| 2 of 2 |")
+    assert lines[3].endswith("| 1 of 2 |")
+    assert all(line.endswith("| NONE |") for line in lines[4:])

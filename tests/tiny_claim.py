@@ -1,11 +1,11 @@
-"""A claim of one arm, by name: other processes can be told of it."""
+"""A claim of one arm, in a module, so that other processes can import it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, Step
 
-SHAPE = {
+MODEL = {
     "hidden_size": 32,
     "num_layers": 1,
     "num_heads": 1,
@@ -17,11 +17,11 @@ SHAPE = {
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
-    book = {"task": "school:facts", "seed": seed, "model": SHAPE, "vocab_size": 300}
-    return {"start": Arm(Step("pretrain", {**book, "steps": 2, "batch_size": 4, "seq_len": 32}), {})}
+    config = {"task": "school:facts", "seed": seed, "model": MODEL, "vocab_size": 300, "steps": 2, "batch_size": 4}
+    return {"start": Arm(Step("pretrain", {**config, "seq_len": 32}), {})}
 
 
-def judge(results: Results) -> Sequence[Check]:
+def check(results: Results) -> Sequence[Check]:
     return [Check("must hold", "it", "1", True)]
 
 
@@ -29,4 +29,4 @@ def draw(results: Results, picture: Any) -> None:
     picture.subplots()
 
 
-CLAIM = Claim("tiny", "Somebody 2020", "It helps.", "none", "none", "it holds", arms, judge, draw)
+CLAIM = Claim("tiny", "Author 2020", "It helps.", "none", "none", "it holds", arms, check, draw)

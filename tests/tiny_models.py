@@ -1,4 +1,4 @@
-"""Tiny decoders, prompts and a tokenizer for the tests of this folder. All float32, all on one thread."""
+"""Tiny decoders, prompts and a tokenizer for tests of the model and the policy. All float32, all on one thread."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_shape() -> Callable[..., ModelConfig]:
-    """A shape of two layers; changes by name."""
+def tiny_config() -> Callable[..., ModelConfig]:
+    """The config of a model with two layers; keywords replace its values."""
 
     def make(**changes: Any) -> ModelConfig:
-        numbers: dict[str, Any] = {
+        values: dict[str, Any] = {
             "vocab_size": 61,
             "hidden_size": 32,
             "intermediate_size": 48,
@@ -39,17 +39,17 @@ def tiny_shape() -> Callable[..., ModelConfig]:
             "max_position_embeddings": 128,
             "tie_word_embeddings": False,
         }
-        return ModelConfig(**{**numbers, **changes})
+        return ModelConfig(**{**values, **changes})
 
     return make
 
 
 @pytest.fixture(scope="session")
-def tiny_decoder(tiny_shape: Callable[..., ModelConfig]) -> Callable[..., Decoder]:
-    """A random decoder that has opinions: what it attends to changes what it says."""
+def tiny_decoder(tiny_config: Callable[..., ModelConfig]) -> Callable[..., Decoder]:
+    """A random decoder with large embeddings, so that attention visibly changes its logits."""
 
     def make(seed: int = 0, **changes: Any) -> Decoder:
-        decoder = Decoder(tiny_shape(**changes))
+        decoder = Decoder(tiny_config(**changes))
         init_weights(decoder, torch.Generator().manual_seed(seed))
         with torch.no_grad():
             decoder.model.embed_tokens.weight.mul_(20)
@@ -60,7 +60,7 @@ def tiny_decoder(tiny_shape: Callable[..., ModelConfig]) -> Callable[..., Decode
 
 
 @pytest.fixture(scope="session")
-def asked() -> Callable[..., list[Rollout]]:
+def make_prompts() -> Callable[..., list[Rollout]]:
     """Prompts as rollouts, one for each list of ids; the i-th is sample i."""
 
     def make(prompts: Sequence[Sequence[int]], seed: int = 0) -> list[Rollout]:
@@ -79,6 +79,6 @@ def conversation() -> Conversation:
 
 
 @pytest.fixture
-def policy(conversation: Conversation, tiny_shape: Callable[..., ModelConfig]) -> Policy:
+def policy(conversation: Conversation, tiny_config: Callable[..., ModelConfig]) -> Policy:
     """A fresh policy, the same for every test."""
-    return Policy.create(tiny_shape(vocab_size=conversation.tokenizer.vocab_size), conversation, precision="float32")
+    return Policy.create(tiny_config(vocab_size=conversation.tokenizer.vocab_size), conversation, precision="float32")

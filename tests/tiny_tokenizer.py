@@ -7,7 +7,7 @@ import pytest
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import Tokenizer, train_tokenizer
 
-SAID = [
+TEXTS = [
     "Emily buys 3 apples and 2 oranges; each orange costs $2; the total is $13.\n",
     "What does an apple cost? 13 - 4 = 9, and 9 / 3 = 3, so an apple costs 3.\n\nThat is right.\n",
     "the cat and the other cat think about the end of the text <| |> im_end think\n",
@@ -16,7 +16,7 @@ SAID = [
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(SAID * 4, 400)
+    return train_tokenizer(TEXTS * 4, 400)
 
 
 @pytest.fixture(scope="session")

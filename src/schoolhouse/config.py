@@ -47,7 +47,9 @@ class BaseConfig(BaseModel):
 
         Raises SchoolError naming every mistake.
         """
-        return build(cls, Source(values, {}))
+        paths = [tuple(key.split(".")) for key, _ in leaf_fields(cls)]
+        locations = {path[:end]: config_name(cls) for path in paths for end in range(1, len(path) + 1)}
+        return build(cls, Source(expand_dotted(values), locations))
 
     @classmethod
     def preset_values(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -358,7 +360,8 @@ def _unknown_key(cls: type[BaseModel], path: KeyPath) -> str:
     """The message for a key that no model has; a key of another group is suggested by its whole name."""
     *outer, last = path
     name = ".".join((config_name(cls), *map(str, outer)))
-    known = sorted({key for model in _models_at(cls, outer) for key in (*model.model_fields, *dict(leaf_fields(model)))})
+    models = _models_at(cls, outer)
+    known = sorted({key for model in models for key in (*model.model_fields, *dict(leaf_fields(model)))})
     elsewhere = [key for key, _ in leaf_fields(cls) if key.rpartition(".")[2] == last]
     return f"unknown key `{last}` in {name}{suggest(str(last), elsewhere or known)}"
 

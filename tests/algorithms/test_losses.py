@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ Aggregation = Callable[[Sequence[Rollout]], TokenWeight]
 
 
 def packed(*lengths: int, aggregation: Aggregation = sequence_mean, **values: list[float]) -> Batch:
-    """Sequences of a prompt of 2 and completions of these lengths; columns hold these values in the loss mask, else nan."""
+    """Prompts of 2 tokens with completions of these lengths. Columns hold `values` in the loss mask, nan elsewhere."""
     rollouts = [
         Rollout(
             Problem("p", (), ""), Key(0, "t", 0, 0, i), (1,) * (2 + n), (False,) * 2 + (True,) * n, (NAN,) * (2 + n)
@@ -88,7 +89,7 @@ def at_ratio(loss_fn: Loss, advantage: float, ratio: float) -> tuple[float, floa
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_and_gradient_are_zero_outside_the_loss_mask_even_among_nans(name: str):
     column = [-1.0, -2.0, -0.5]
-    columns = {"old": column, "reference": column, "sampled": column, "target": [1.0, 0.0, 0.25]}
+    columns: dict[str, Any] = {"old": column, "reference": column, "sampled": column, "target": [1.0, 0.0, 0.25]}
     batch = packed(1, 2, advantage=[1.0, -1.0, 0.5], **columns)
     loss, gradient, _ = apply(LOSSES[name], batch, [-1.1, -1.9, -0.6])
     assert loss.shape == batch.weight.shape
@@ -110,7 +111,7 @@ def test_token_bce_is_the_cross_entropy_with_the_target(target: float, p: float)
 
 def test_an_implicit_reward_is_beta_times_the_log_ratio_of_the_whole_sequence():
     """beta .5, ratios e^1 and e^1: r = 1, sigma(1) = .731; the loss is -log .731 if right, -log .269 if wrong."""
-    columns = {"target": [1.0, 1.0, 0.0, 0.0], "reference": [-2.0, -2.0, -2.0, -2.0]}
+    columns: dict[str, Any] = {"target": [1.0, 1.0, 0.0, 0.0], "reference": [-2.0, -2.0, -2.0, -2.0]}
     batch = packed(2, 2, **columns)
     loss, _, gradient = apply(implicit_prm(0.5), batch, [-1.0] * 4)
     right = 1 / (1 + math.exp(-1))

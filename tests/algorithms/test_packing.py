@@ -1,7 +1,5 @@
 """Packing: every number stands at its token, denominators are global, and empty or full masks are refused."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,6 @@ from schoolhouse.algorithms.packing import (
     token_mean,
     without,
 )
-from schoolhouse.algorithms.prompt_sharing import share_prompts
 from schoolhouse.types import NAN, Key, Problem, Rollout, SchoolError
 
 PROBLEM = Problem("p1", (), "1")
@@ -178,37 +175,3 @@ def test_a_row_of_the_wrong_length_is_named():
 def test_a_missing_row_is_refused():
     with pytest.raises(SchoolError, match='"advantage" has 2 rows for 3 rollouts'):
         pack(THREE, token_mean(THREE), advantage=[[0.0] * 5, [0.0] * 2])
-
-
-# --- shared prompts
-
-
-def completion_of(prompt: int, length: int, completion: int, sample: int) -> Rollout:
-    """A completion of prompt number `prompt`, which has `length` tokens."""
-    other = rollout(length, completion, sample)
-    return replace(other, tokens=tuple(range(100 * prompt, 100 * prompt + length)) + other.tokens[length:])
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=12), st.integers(1, 120))
-def test_a_shared_prompt_stands_once_and_every_token_is_found(pairs: list[tuple[int, int]], budget: int):
-    lengths = (16, 17, 30, 15)  # of each prompt; the last is too short to share
-    rollouts = [completion_of(p, lengths[p], length, i) for i, (p, length) in enumerate(pairs)]
-    batches = pack(rollouts, token_mean(rollouts), budget, share_prompts=True)
-    assert sum(len(batch.lengths) for batch in batches) == len(rollouts)
-    for batch in batches:
-        shared = share_prompts(batch)
-        assert torch.equal(batch.tokens[shared.kept][shared.place], batch.tokens)
-        prompts = [int(first) // 100 for first in batch.tokens[batch.positions == 0]]
-        prompt_tokens = sum(lengths[p] for p in set(prompts) - {3}) + 15 * prompts.count(3)
-        assert len(shared.kept) == prompt_tokens + int(batch.loss_mask.sum()) == sum(shared.lengths)
-        assert len(shared.kept) <= budget or len(batch.lengths) == 1
-        starts = np.cumsum((0, *shared.lengths[:-1]))
-        for (prefix, length), start in zip(shared.prefixes, starts, strict=True):
-            assert length == 0 or prefix + length <= start
-
-
-def test_neighbours_with_other_prompts_share_nothing():
-    rollouts = [completion_of(0, 20, 2, 0), completion_of(1, 20, 2, 1)]
-    (batch,) = pack(rollouts, token_mean(rollouts), share_prompts=True)
-    assert share_prompts(batch).prefixes == ((0, 0), (0, 0))
-    assert len(share_prompts(batch).kept) == 44

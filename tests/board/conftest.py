@@ -1,4 +1,4 @@
-"""Runs to look at, with an index of their own."""
+"""Run folders for the board, and a cache folder of their own for the index."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     """Makes a run with these rollouts, by step."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def make(name: str = "run", steps: dict[int, list[Json]] | None = None, **config: Any) -> Path:
-        return write_run(tmp_path / "runs" / name, steps, **config)
+    def make(name: str = "run", rollouts: dict[int, list[Json]] | None = None, **config: Any) -> Path:
+        return write_run(tmp_path / "runs" / name, rollouts, **config)
 
     return make

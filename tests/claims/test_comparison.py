@@ -1,4 +1,4 @@
-"""`school compare`: the same budget for all, what is unknown is refused, and a page that says what came of it."""
+"""`school compare`: the same budget for all arms; unknown names are refused; the page shows every arm."""
 
 import json
 from math import inf
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny_claim
 from schoolhouse.claims.harness import comparison, runner
 from schoolhouse.claims.harness.claim import Step
 from schoolhouse.cli.claims import compare
@@ -13,17 +14,16 @@ from schoolhouse.runs import pipeline
 from schoolhouse.runs.run import read_metrics
 from schoolhouse.types import SchoolError
 
-MODEL = {
-    "hidden_size": 32,
-    "num_layers": 1,
-    "num_heads": 1,
-    "num_kv_heads": 1,
-    "head_dim": 32,
-    "intermediate_size": 32,
-    "max_seq_len": 128,
-}
-BOOK = Step(
-    "pretrain", {"task": "school:facts", "model": MODEL, "vocab_size": 300, "steps": 2, "batch_size": 4, "seq_len": 32}
+PRETRAINED = Step(
+    "pretrain",
+    {
+        "task": "school:facts",
+        "model": tiny_claim.MODEL,
+        "vocab_size": 300,
+        "steps": 2,
+        "batch_size": 4,
+        "seq_len": 32,
+    },
 )
 
 
@@ -32,34 +32,37 @@ BOOK = Step(
     [("90s", (inf, 90)), ("20m", (inf, 1200)), ("1.5h", (inf, 5400)), ("500k", (5e5, inf)), ("2M", (2e6, inf))],
 )
 def test_budgets(text: str, expected: tuple[float, float]):
-    assert comparison.budget(text) == expected
+    assert comparison.parse_budget(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "20", "m", "0m", "-5s", "20 minutes"])
-def test_what_is_no_budget_is_refused(text: str):
+def test_an_invalid_budget_is_refused(text: str):
     with pytest.raises(SchoolError, match="write a time such as 90s"):
-        comparison.budget(text)
+        comparison.parse_budget(text)
 
 
-def test_two_relatives_are_compared_within_a_budget_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    model = runner.do(BOOK, tmp_path / "made")
-    words = f"--recipes ours,star --model {model} --task school:facts --budget 1k --seeds 2 --length 4 --problems 3"
-    compare([*words.split(), "--samples", "2", "--dir", str(tmp_path / "it")])
-    found = json.loads((tmp_path / "it" / "compare.json").read_text())
-    assert [row["arm"] for row in found["arms"]] == ["start", "ours", "star"]
-    assert [len(row["by_seed"]) for row in found["arms"]] == [2, 2, 2]
-    assert found["arms"][0]["gain"] is None
-    for run in (tmp_path / "it" / "steps").iterdir():
+def test_two_recipes_are_compared_within_a_budget_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = runner.run_step(PRETRAINED, tmp_path / "start")
+    folder = tmp_path / "it"
+    args = f"--recipes ours,star --model {model} --task school:facts --budget 1k --seeds 2 --max_new_tokens 4"
+    compare([*args.split(), "--problems", "3", "--samples", "2", "--dir", str(folder)])
+    record = json.loads((folder / "compare.json").read_text())
+    assert [row["arm"] for row in record["arms"]] == ["start", "ours", "star"]
+    assert [len(row["by_seed"]) for row in record["arms"]] == [2, 2, 2]
+    assert record["arms"][0]["gain"] is None
+    runs = list((folder / "steps").iterdir())
+    assert len(runs) == 4
+    for run in runs:
         tokens = [row["sampled_tokens"] for row in read_metrics(run) if "sampled_tokens" in row]
         assert sum(tokens) >= 1000 > sum(tokens[:-1])
         updates = {row["updates"] for row in read_metrics(run) if "updates" in row}
-        assert len(updates) <= 1  # star's would grow beyond all bounds, loop after loop
-    assert (tmp_path / "it" / "compare.png").read_bytes().startswith(b"\x89PNG")
+        assert len(updates) <= 1  # those of star would grow without end, loop after loop
+    assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "| star | " in capsys.readouterr().out
 
 
-def test_a_run_that_ended_by_tokens_is_repeated_to_where_it_ended_and_one_by_a_clock_is_not(tmp_path: Path):
-    model = runner.do(BOOK, tmp_path / "made")
+def test_a_run_with_a_token_budget_can_be_repeated_and_one_with_a_time_budget_cannot(tmp_path: Path):
+    model = runner.run_step(PRETRAINED, tmp_path / "steps")
     config = {
         "model": str(model),
         "task": "school:facts",
@@ -68,12 +71,12 @@ def test_a_run_that_ended_by_tokens_is_repeated_to_where_it_ended_and_one_by_a_c
         "group_size": 2,
         "sampling.max_new_tokens": 4,
     }
-    made = runner.do(Step("grpo", config, tokens=40), tmp_path / "made")
-    pipeline.repeat_run(made, tmp_path / "again")
-    assert read_metrics(tmp_path / "again") == read_metrics(made)
-    timed = runner.do(Step("grpo", config, seconds=1e-3), tmp_path / "made")
-    with pytest.raises(SchoolError, match="ended by a clock"):
-        pipeline.repeat_run(timed, tmp_path / "never")
+    by_tokens = runner.run_step(Step("grpo", config, max_tokens=40), tmp_path / "steps")
+    pipeline.repeat_run(by_tokens, tmp_path / "again")
+    assert read_metrics(tmp_path / "again") == read_metrics(by_tokens)
+    by_time = runner.run_step(Step("grpo", config, max_seconds=1e-3), tmp_path / "steps")
+    with pytest.raises(SchoolError, match=r"ended after a budget of 0\.001 s"):
+        pipeline.repeat_run(by_time, tmp_path / "never")
 
 
 def test_an_unknown_recipe_or_model_is_refused_before_anything_runs(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""What is exported opens elsewhere, says the same, and says where it comes from."""
+"""An exported model loads elsewhere, gives the same completions, and has a card that describes its training."""
 
 import json
 import shutil
@@ -22,40 +22,40 @@ gguf = pytest.importorskip("gguf")
 
 
 @pytest.fixture(scope="module")
-def run(taught: Callable[[str], Path]) -> Path:
+def run(sft_model: Callable[[str], Path]) -> Path:
     """The run folder of a tiny model that was pretrained and fine-tuned."""
-    return taught("school:chain?steps=2&styles=full=100").parents[1]
+    return sft_model("school:chain?steps=2&styles=full=100").parents[1]
 
 
 def greedy(policy: Policy) -> tuple[int, ...]:
-    asked = policy.conversation.prompt_rollout(Problem("p", (Message("user", "Start at 7. Add 5."),), ""), Key(0, "t"))
-    return policy.extend([asked], 24, temperature=0.0)[0].tokens
+    prompt = policy.conversation.prompt_rollout(Problem("p", (Message("user", "Start at 7. Add 5."),), ""), Key(0, "t"))
+    return policy.extend([prompt], 24, temperature=0.0)[0].tokens
 
 
 def test_a_folder_opens_in_transformers_and_here(run: Path, tmp_path: Path):
     transformers: Any = pytest.importorskip("transformers")
     assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 0
-    ours = greedy(Policy.load(tmp_path / "out", "float32"))
-    assert ours == greedy(Policy.load(run, "float32"))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokens = greedy(Policy.load(tmp_path / "out", "float32"))
+    assert tokens == greedy(Policy.load(run, "float32"))
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     messages = [{"role": "user", "content": "Start at 7. Add 5."}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():
-        said = theirs.generate(**ids, max_new_tokens=24, do_sample=False)
-    assert tuple(said[0].tolist())[: len(ours)] == ours
+        generated = reference.generate(**ids, max_new_tokens=24, do_sample=False)
+    assert tuple(generated[0].tolist())[: len(tokens)] == tokens
 
 
-def test_a_card_tells_the_way_a_model_came(run: Path, tmp_path: Path):
+def test_a_card_describes_the_training(run: Path, tmp_path: Path):
     main(["export", str(run), "--to", str(tmp_path / "out"), "--licence", "mit"])
     text = (tmp_path / "out" / "README.md").read_text()
     assert text.startswith('---\nlicense: "mit"\n')
-    assert text.index("1. **pretrain** (book)") < text.index("2. **sft** (lessons)")
-    assert "learning_rate: 0.01" in text
+    assert text.index("1. **pretrain** (base)") < text.index("2. **sft** (sft)")
+    assert '"learning_rate": 0.01' in text
     assert str(tmp_path.parent) not in text  # no path of this machine
 
 
-def test_a_card_tells_no_path_wherever_it_stands(run: Path, tmp_path: Path):
+def test_a_card_shows_no_path_of_the_machine(run: Path, tmp_path: Path):
     copy = shutil.copytree(run, tmp_path / "copy")
     config = read_config(copy / "config.yaml")
     config |= {"task": "jsonl:/home/me/private/data.jsonl?holdout=none", "text": ["/home/me/book.txt", "and/or"]}
@@ -66,12 +66,12 @@ def test_a_card_tells_no_path_wherever_it_stands(run: Path, tmp_path: Path):
     assert "and/or" in text
 
 
-def test_the_card_of_a_checkpoint_tells_the_exams_up_to_it(run: Path, tmp_path: Path):
+def test_the_card_of_a_checkpoint_shows_the_evaluation_before_it(run: Path, tmp_path: Path):
     copy = shutil.copytree(run, tmp_path / "copy")
     newest = sorted((copy / "checkpoints").iterdir())[-1]
-    exams = [{"step": int(newest.name) + more, "exam": {"overall": {"pass_at_1": 0.25 + more}}} for more in (0, 1)]
+    rows = [{"step": int(newest.name) + more, "eval": {"overall": {"pass_at_1": 0.25 + more}}} for more in (0, 1)]
     with (copy / "metrics.jsonl").open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in exams) + '{"torn": "exam')
+        file.write("".join(json.dumps(row) + "\n" for row in rows) + '{"torn": "eval')
     assert "| pass_at_1 | 0.25 |" in evaluation(newest)
     assert "| pass_at_1 | 1.25 |" in evaluation(copy)
 
@@ -83,46 +83,47 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
     return {tensor.name: numbers(tensor) for tensor in gguf.GGUFReader(path).tensors}
 
 
-@pytest.mark.parametrize("form, apart", [("gguf", 0.0), ("int8", 0.02)])
-def test_one_file_holds_the_same_numbers(run: Path, tmp_path: Path, form: str, apart: float):
+@pytest.mark.parametrize("form, tolerance", [("gguf", 0.0), ("int8", 0.02)])
+def test_a_gguf_file_has_the_same_numbers(run: Path, tmp_path: Path, form: str, tolerance: float):
     assert main(["export", str(run), "--to", str(tmp_path / "out"), "--format", form]) == 0
     (path,) = (tmp_path / "out").glob("*.gguf")
     found = tensors(path)
     weights = read_weights(resolve_model(run))
-    there = {
+    names = {
         "token_embd.weight": "model.embed_tokens.weight",
         "blk.0.attn_q.weight": "model.layers.0.self_attn.q_proj.weight",
         "blk.0.attn_q_norm.weight": "model.layers.0.self_attn.q_norm.weight",
         "blk.0.ffn_down.weight": "model.layers.0.mlp.down_proj.weight",
         "output_norm.weight": "model.norm.weight",
     }
-    for theirs, ours in there.items():
-        assert np.abs(found[theirs] - weights[ours].numpy()).max() <= apart * np.abs(weights[ours].numpy()).max()
+    for gguf_name, name in names.items():
+        difference = np.abs(found[gguf_name] - weights[name].numpy()).max()
+        assert difference <= tolerance * np.abs(weights[name].numpy()).max()
     assert len(found) == len(weights)
 
 
 @pytest.mark.parametrize("form", ["gguf", "int8"])
-def test_llama_cpp_reads_the_file_and_says_the_same(run: Path, tmp_path: Path, form: str):
+def test_llama_cpp_gives_the_same_completion(run: Path, tmp_path: Path, form: str):
     llama: Any = pytest.importorskip("xllamacpp", reason="no llama.cpp: pip install xllamacpp")
     main(["export", str(run), "--to", str(tmp_path / "out"), "--format", form])
     (file,) = (tmp_path / "out").glob("*.gguf")
-    given = llama.CommonParams()
-    given.model.path, given.n_ctx, given.n_parallel, given.warmup, given.verbosity = str(file), 128, 1, False, -1
-    given.cpuparams.n_threads = given.cpuparams_batch.n_threads = 1
-    server = llama.Server(given)
+    params = llama.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.verbosity = str(file), 128, 1, False, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    server = llama.Server(params)
     policy = Policy.load(run, "float32")
     question = Message("user", "Start at 7. Add 5.")
     prompt = policy.conversation.prompt((question,))
-    asked = {"max_tokens": 24, "sampling.temperature": 0.0, "logprobs": 1, "top_logprobs": 1}
-    found = server.handle_chat_completions({"messages": [question._asdict()], **asked, "logprobs": True})
-    said = [one["id"] for one in found["choices"][0]["logprobs"]["content"]]
+    request = {"max_tokens": 24, "temperature": 0.0, "logprobs": True, "top_logprobs": 1}
+    found = server.handle_chat_completions({"messages": [question._asdict()], **request})
+    sampled = [entry["id"] for entry in found["choices"][0]["logprobs"]["content"]]
     assert found["usage"]["prompt_tokens"] == len(prompt)
     if form == "gguf":  # the template, the tokenizer and every number are the same
-        assert prompt + tuple(said) == greedy(policy)
-    assert len(said) == 24 or said[-1] in policy.conversation.stop_ids
+        assert prompt + tuple(sampled) == greedy(policy)
+    assert len(sampled) == 24 or sampled[-1] in policy.conversation.stop_ids
 
 
-def test_one_file_holds_the_tokenizer(run: Path, tmp_path: Path):
+def test_a_gguf_file_has_the_tokenizer(run: Path, tmp_path: Path):
     main(["export", str(run), "--to", str(tmp_path / "out"), "--format", "gguf"])
     (path,) = (tmp_path / "out").glob("*.gguf")
     reader, tokenizer = gguf.GGUFReader(path), Policy.load(run).conversation.tokenizer
@@ -133,9 +134,9 @@ def test_one_file_holds_the_tokenizer(run: Path, tmp_path: Path):
     assert "add_generation_prompt" in reader.get_field("tokenizer.chat_template").contents()
 
 
-def test_what_is_there_is_not_written_over(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_existing_files_are_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "note").write_text("mine")
     assert main(["export", str(run), "--to", str(tmp_path)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "nowhere"), "--to", str(tmp_path / "out")]) == 2
     assert "is not a folder" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Words are told by the script of their letters; numbers and signs have no language."""
+"""Words are counted by the script of their letters; numbers and signs have no language."""
 
 import pytest
 from hypothesis import given
@@ -27,7 +27,7 @@ def test_words_by_script(text: str, expected: dict[str, int]):
 
 def test_the_share_of_a_language():
     assert script_share("seven+五=two", "latin") == pytest.approx(2 / 3)
-    assert script_share("7+5=12", "latin") == 1.0  # formulas are in every language
+    assert script_share("7+5=12", "latin") == 1.0  # formulas belong to every language
 
 
 @given(st.text())

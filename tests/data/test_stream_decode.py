@@ -1,6 +1,4 @@
-"""Heard piece by piece, a reply is what it is when it is read as a whole."""
-
-from pathlib import Path
+"""A completion decoded piece by piece equals the one parsed as a whole."""
 
 import pytest
 from hypothesis import given, settings
@@ -26,20 +24,21 @@ OPENED = QWEN.replace(
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n",
 )
 TOKENIZER = train_tokenizer(["what is 3 and 4? it is 7.\n\n ü 漢字 🙂"] * 4, 300)
-SAY = {
-    name: Conversation(TOKENIZER, template) for name, template in (("ours", None), ("qwen", QWEN), ("opened", OPENED))
+CONVERSATIONS = {
+    name: Conversation(TOKENIZER, template)
+    for name, template in (("default", None), ("qwen", QWEN), ("opened", OPENED))
 }
 
 
-def heard(say: Conversation, ids: list[int]) -> tuple[str, str]:
-    hearing, parts = StreamDecoder(say), {"thought": "", "answer": ""}
-    for piece in [piece for token in ids for piece in hearing.push(token)] + hearing.flush():
-        assert piece.text
-        parts[piece.part] += piece.text
+def streamed(conversation: Conversation, ids: list[int]) -> tuple[str, str]:
+    decoder, parts = StreamDecoder(conversation), {"thought": "", "answer": ""}
+    for delta in [delta for token in ids for delta in decoder.push(token)] + decoder.flush():
+        assert delta.text
+        parts[delta.part] += delta.text
     return parts["thought"], parts["answer"]
 
 
-@pytest.mark.parametrize("name", [*SAY])
+@pytest.mark.parametrize("name", [*CONVERSATIONS])
 @pytest.mark.parametrize(
     "text",
     [
@@ -53,38 +52,34 @@ def heard(say: Conversation, ids: list[int]) -> tuple[str, str]:
         "",
     ],
 )
-def test_pieces_are_the_whole(name: str, text: str):
-    say = SAY[name]
+def test_the_pieces_are_the_parsed_completion(name: str, text: str):
+    conversation = CONVERSATIONS[name]
     ids = TOKENIZER.encode(text, parse_special=True)
-    finish = "stop" if ids and ids[-1] in say.stop_ids else "length"
-    reply = say.parse_completion(
-        say.prompt_rollout(PROBLEM, Key(0, "t")).append_sampled(ids, [0.0] * len(ids), finish, 0)
-    )
-    assert heard(say, ids) == (reply.thought or "", reply.answer)
+    finish = "stop" if ids and ids[-1] in conversation.stop_ids else "length"
+    prompt = conversation.prompt_rollout(PROBLEM, Key(0, "t"))
+    completion = conversation.parse_completion(prompt.append_sampled(ids, [0.0] * len(ids), finish, 0))
+    assert streamed(conversation, ids) == (completion.thought or "", completion.answer)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(["<think>", "</think>", "\n", " ", "7", "漢", "🙂", "it is"]), max_size=8))
-def test_whatever_is_said_the_pieces_are_the_whole(words: list[str]):
+def test_the_pieces_of_any_text_are_the_parsed_completion(words: list[str]):
     words = words[words.index("<think>") :] if "<think>" in words else words  # nothing before a thought
-    for say in SAY.values():
+    for conversation in CONVERSATIONS.values():
         ids = TOKENIZER.encode("".join(words), parse_special=True)
-        reply = say.parse_completion(
-            say.prompt_rollout(PROBLEM, Key(0, "t")).append_sampled(ids, [0.0] * len(ids), "length", 0)
-        )
-        thought, answer = heard(say, ids)
-        assert answer == reply.answer
-        assert thought == (reply.thought or "")
+        prompt = conversation.prompt_rollout(PROBLEM, Key(0, "t"))
+        completion = conversation.parse_completion(prompt.append_sampled(ids, [0.0] * len(ids), "length", 0))
+        thought, answer = streamed(conversation, ids)
+        assert answer == completion.answer
+        assert thought == (completion.thought or "")
 
 
-def test_a_character_is_given_when_it_is_whole():
-    decoding = TextDecoder(TOKENIZER)
-    pieces = [decoding.push(token) for token in TOKENIZER.encode("a🦉b")]
+def test_a_character_is_returned_once_it_is_complete():
+    decoder = TextDecoder(TOKENIZER)
+    pieces = [decoder.push(token) for token in TOKENIZER.encode("a🦉b")]
     assert "".join(pieces) == "a🦉b"
     assert all("\ufffd" not in piece for piece in pieces)
 
 
-def test_a_model_without_marks_answers(tmp_path: Path):
-    say = SAY["ours"]
-    ids = TOKENIZER.encode("it is 7")
-    assert heard(say, ids) == ("", "it is 7")
+def test_text_without_tags_is_an_answer():
+    assert streamed(CONVERSATIONS["default"], TOKENIZER.encode("it is 7")) == ("", "it is 7")

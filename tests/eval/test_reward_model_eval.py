@@ -1,4 +1,4 @@
-"""How good a judge is, on numbers worked by hand."""
+"""Metrics of reward models, on numbers worked by hand."""
 
 import math
 from itertools import combinations
@@ -20,12 +20,12 @@ def test_auc_counts_pairs():
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.lists(st.integers(0, 5), min_size=1, max_size=8))
-def test_auc_is_the_share_of_pairs_in_order(right: list[int], wrong: list[int]):
-    pairs = [(a > b) + 0.5 * (a == b) for a in right for b in wrong]
-    assert auc(right, wrong) == pytest.approx(fmean(pairs))
+def test_auc_is_the_share_of_pairs_in_order(correct: list[int], incorrect: list[int]):
+    pairs = [(a > b) + 0.5 * (a == b) for a in correct for b in incorrect]
+    assert auc(correct, incorrect) == pytest.approx(fmean(pairs))
 
 
-def test_f1_wants_the_very_step_and_no_false_alarm():
+def test_f1_needs_the_exact_step_and_no_false_alarm():
     assert first_error_f1([2, None], [2, None]) == 1.0
     assert first_error_f1([1, None], [2, None]) == 0.0
     assert first_error_f1([2, 0, None, 1], [2, 1, None, None]) == 0.5
@@ -36,11 +36,12 @@ def test_f1_wants_the_very_step_and_no_false_alarm():
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=1, max_size=7), st.data())
 def test_best_of_n_is_the_mean_over_all_choices(answers: list[tuple[bool, int]], data: st.DataObject):
     n = data.draw(st.integers(1, len(answers)))
-    shares = []
-    for few in combinations(answers, n):
-        best = max(worth for _, worth in few)
-        shares.append(fmean(right for right, worth in few if worth == best))
-    assert best_of_n([r for r, _ in answers], [w for _, w in answers], n) == pytest.approx(fmean(shares))
+    accuracies = []
+    for choice in combinations(answers, n):
+        best = max(value for _, value in choice)
+        accuracies.append(fmean(correct for correct, value in choice if value == best))
+    correct, values = zip(*answers, strict=True)
+    assert best_of_n(correct, values, n) == pytest.approx(fmean(accuracies))
 
 
 def test_best_of_more_than_there_are_is_an_error():
@@ -49,8 +50,8 @@ def test_best_of_more_than_there_are_is_an_error():
 
 
 def test_votes_are_counted_in_blocks_and_may_be_weighted():
-    ballots, right = ["a", "b", "b", "a", None, "a"], [True, False, False, True, False, True]
-    assert vote_of_n(ballots, right, 3) == 0.5
-    assert vote_of_n(ballots, right, 3, [0.9, 0.1, 0.2, 0.1, 0.9, 0.1]) == 1.0
-    assert vote_of_n(ballots, right, 2) == pytest.approx((0.5 + 0.5 + 1.0) / 3)
+    answers, correct = ["a", "b", "b", "a", None, "a"], [True, False, False, True, False, True]
+    assert vote_of_n(answers, correct, 3) == 0.5
+    assert vote_of_n(answers, correct, 3, [0.9, 0.1, 0.2, 0.1, 0.9, 0.1]) == 1.0
+    assert vote_of_n(answers, correct, 2) == pytest.approx((0.5 + 0.5 + 1.0) / 3)
     assert vote_of_n([None, None], [False, False], 2) == 0.0

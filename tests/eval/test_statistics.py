@@ -1,4 +1,4 @@
-"""Estimators against published numbers, exact enumeration and their own promises."""
+"""Estimators against published numbers, exact enumeration and their own guarantees."""
 
 import math
 from itertools import combinations
@@ -27,31 +27,31 @@ def test_pass_at_k_gives_the_published_numbers(k: int, expected: float) -> None:
 
 
 @given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
-def test_pass_at_k_is_the_share_of_all_choices_of_k_that_hold_a_right_one(ncki: tuple[int, int, int]) -> None:
-    n, c, k = ncki
-    chosen = list(combinations([True] * c + [False] * (n - c), k))
-    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, chosen)) / len(chosen))
+def test_pass_at_k_is_the_share_of_all_choices_of_k_with_a_correct_one(counts: tuple[int, int, int]) -> None:
+    n, c, k = counts
+    choices = list(combinations([True] * c + [False] * (n - c), k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, choices)) / len(choices))
 
 
 @pytest.mark.parametrize("n, c, k", [(4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0)])
-def test_pass_at_k_refuses_what_cannot_be(n: int, c: int, k: int) -> None:
+def test_pass_at_k_refuses_impossible_counts(n: int, c: int, k: int) -> None:
     with pytest.raises(ValueError, match="pass@"):
         pass_at_k(n, c, k)
 
 
 @pytest.mark.parametrize(
-    "answers, right, expected",
+    "answers, correct, expected",
     [
         (["7", "7", "8"], [True, True, False], 1.0),
         (["7", "8", "8"], [True, False, False], 0.0),
-        (["7", "8"], [True, False], 0.5),  # a tie is broken by a fair lot
+        (["7", "8"], [True, False], 0.5),  # a tie: the mean of both
         (["7", "8", "9"], [True, False, False], 1 / 3),
-        ([None, None, "7"], [False, False, True], 1.0),  # what cannot be read never wins
+        ([None, None, "7"], [False, False, True], 1.0),  # no answer never wins
         ([None, None], [False, False], 0.0),
     ],
 )
-def test_maj_at_k_counts_the_most_frequent_answer(answers: list, right: list[bool], expected: float) -> None:
-    assert maj_at_k(answers, right) == pytest.approx(expected)
+def test_maj_at_k_counts_the_most_frequent_answer(answers: list, correct: list[bool], expected: float) -> None:
+    assert maj_at_k(answers, correct) == pytest.approx(expected)
 
 
 @given(st.lists(st.sampled_from(["1", "2", "3", None]), min_size=1), st.randoms())
@@ -60,7 +60,7 @@ def test_maj_at_k_does_not_depend_on_the_order(answers: list, random) -> None:
     assert maj_at_k(answers, [a == "1" for a in answers]) == maj_at_k(shuffled, [a == "1" for a in shuffled])
 
 
-def test_a_bootstrap_is_repeatable_and_another_key_draws_otherwise() -> None:
+def test_a_bootstrap_is_repeatable_and_another_key_gives_another_interval() -> None:
     values = np.random.default_rng(0).random(30).tolist()
     assert bootstrap(values, KEY) == bootstrap(values, KEY)
     assert bootstrap(values, KEY) != bootstrap(values, Key(1, "test"))
@@ -68,13 +68,13 @@ def test_a_bootstrap_is_repeatable_and_another_key_draws_otherwise() -> None:
 
 def test_a_bootstrap_interval_is_that_of_the_normal_approximation_for_many_problems() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, 1000)
-    found, half = bootstrap(values.tolist(), KEY), 1.96 * values.std() / math.sqrt(1000)
-    assert found.value == pytest.approx(values.mean())
-    assert found.low == pytest.approx(values.mean() - half, abs=0.02)
-    assert found.high == pytest.approx(values.mean() + half, abs=0.02)
+    estimate, half = bootstrap(values.tolist(), KEY), 1.96 * values.std() / math.sqrt(1000)
+    assert estimate.value == pytest.approx(values.mean())
+    assert estimate.low == pytest.approx(values.mean() - half, abs=0.02)
+    assert estimate.high == pytest.approx(values.mean() + half, abs=0.02)
 
 
-def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_a_95_percent_interval_covers_the_truth_that_often() -> None:
     random = np.random.default_rng(0)
     covered = 0
     for i in range(200):
@@ -88,16 +88,15 @@ def test_weights_make_a_mean_over_tokens_of_means_over_problems() -> None:
 
 
 def test_a_problem_of_weight_zero_does_not_count_whatever_its_value() -> None:
-    found = bootstrap([1.0, math.nan], KEY, [2, 0])
-    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert bootstrap([1.0, math.nan], KEY, [2, 0]) == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("values, weights", [([], None), ([1.0, 2.0], [0, 0])])
-def test_nothing_to_estimate_from_is_nan_and_no_zero(values: list[float], weights: list[int] | None) -> None:
+def test_nothing_to_estimate_from_is_nan_and_not_zero(values: list[float], weights: list[int] | None) -> None:
     assert all(math.isnan(number) for number in bootstrap(values, KEY, weights))
 
 
-def test_all_wrong_is_no_certainty() -> None:
+def test_all_wrong_is_not_certain() -> None:
     assert bootstrap_share([0.0] * 100, KEY) == (0.0, 0.0, pytest.approx(0.03699, abs=1e-4))
     assert bootstrap_share([1.0] * 100, KEY) == (1.0, pytest.approx(1 - 0.03699, abs=1e-4), 1.0)
 
@@ -106,13 +105,13 @@ def test_wilson_gives_the_textbook_interval() -> None:
     assert wilson(8, 10) == (0.8, pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
 
 
-def test_pairing_takes_out_how_hard_the_problems_are() -> None:
-    hardness = np.random.default_rng(0).random(100)
-    before = {str(i): float(h) * 0.8 for i, h in enumerate(hardness)}
+def test_pairing_removes_the_difficulty_of_the_problems() -> None:
+    difficulty = np.random.default_rng(0).random(100)
+    before = {str(i): float(d) * 0.8 for i, d in enumerate(difficulty)}
     after = {problem: share + 0.1 for problem, share in before.items()}
-    found = paired_difference(before, after, KEY)
-    assert found.low == pytest.approx(0.1)
-    assert found.high == pytest.approx(0.1)
+    gain = paired_difference(before, after, KEY)
+    assert gain.low == pytest.approx(0.1)
+    assert gain.high == pytest.approx(0.1)
 
 
 def test_other_problems_cannot_be_compared() -> None:

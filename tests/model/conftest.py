@@ -1,3 +1,3 @@
-"""Tiny decoders, prompts and a tokenizer for the tests of this folder."""
+"""The fixtures of tiny_models.py: tiny decoders, prompts and a tokenizer."""
 
 from tiny_models import *  # noqa: F403

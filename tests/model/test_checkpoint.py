@@ -1,4 +1,4 @@
-"""A model folder with something wrong is refused by the name of what is wrong."""
+"""Errors in a model folder name the file and what is wrong; good folders load as they were saved."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from schoolhouse.types import SchoolError
 
 @pytest.fixture
 def folder(policy, tmp_path):
-    """A whole model folder, to be damaged."""
+    """A complete model folder, for a test to damage."""
     policy.save(tmp_path / "model")
     return tmp_path / "model"
 
@@ -24,68 +24,66 @@ def rewrite_config(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def refused(folder, pattern):
+def load_error(folder, pattern):
     with pytest.raises(SchoolError, match=pattern) as error:
         Policy.load(folder)
     return str(error.value)
 
 
 @pytest.mark.fault("checkpoint is no model")
-def test_the_whole_folder_loads(folder, policy):
-    again = Policy.load(folder, precision="float32")
-    for (name, weight), (same, other) in zip(
-        policy.decoder.named_parameters(), again.decoder.named_parameters(), strict=True
-    ):
-        assert name == same
-        assert torch.equal(weight, other)
-    assert again.conversation.stop_ids == policy.conversation.stop_ids
+def test_a_complete_folder_loads_as_it_was_saved(folder, policy):
+    loaded = Policy.load(folder, precision="float32")
+    weights, loaded_weights = (dict(each.decoder.named_parameters()) for each in (policy, loaded))
+    assert list(weights) == list(loaded_weights)
+    assert all(torch.equal(weights[name], loaded_weights[name]) for name in weights)
+    assert loaded.conversation.stop_ids == policy.conversation.stop_ids
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    assert str(folder / name) in refused(folder, "is missing")
+    assert str(folder / name) in load_error(folder, "is missing")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: "", lambda text: text + "}"])
 def test_damaged_json_is_named(folder, name, damage):
     (folder / name).write_text(damage((folder / name).read_text()))
-    assert str(folder / name) in refused(folder, "copy it again")
+    assert str(folder / name) in load_error(folder, "copy it again")
 
 
-def test_bytes_that_are_no_text_are_named(folder):
+def test_a_file_that_is_not_utf8_is_named(folder):
     (folder / "config.json").write_bytes(b"\xff\xfe{}")
-    assert str(folder / "config.json") in refused(folder, "not valid JSON")
+    assert str(folder / "config.json") in load_error(folder, "not valid JSON")
 
 
-def test_json_that_is_no_object_is_named(tmp_path):
+def test_json_that_is_not_an_object_is_named(tmp_path):
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(SchoolError, match=r"config.json should hold a JSON object, not list"):
         read_json(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("left", [0.0, 0.001, 0.5, 0.999])
-def test_truncated_weights_are_named(folder, left):
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_weights_are_named(folder, fraction):
     path = folder / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * left)])
-    assert str(path) in refused(folder, "truncated or damaged")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
+    assert str(path) in load_error(folder, "truncated or damaged")
 
 
-def test_no_folder_is_not_taken_for_a_name_to_fetch(tmp_path):
-    refused(tmp_path / "someone" / "their-model", "is not a folder")
+def test_a_missing_folder_is_not_taken_for_a_hub_name(tmp_path):
+    load_error(tmp_path / "organization" / "model", "is not a folder")
 
 
-def test_a_tokenizer_with_more_ids_than_the_model_is_refused(folder, policy, tiny_shape, tmp_path):
-    size = policy.conversation.tokenizer.size
-    other = Policy.create(tiny_shape(vocab_size=size), policy.conversation, precision="float32")
-    other.save(tmp_path / "smaller")
-    weights = load_file(tmp_path / "smaller" / "model.safetensors")
+def test_a_tokenizer_with_more_ids_than_the_model_is_an_error(policy, tiny_config, tmp_path):
+    size = policy.conversation.tokenizer.vocab_size
+    smaller = tmp_path / "smaller"
+    Policy.create(tiny_config(vocab_size=size), policy.conversation, precision="float32").save(smaller)
+    weights = load_file(smaller / "model.safetensors")
     cut = {name: w[: size - 9] if w.shape[0] == size else w for name, w in weights.items()}
-    save_file({name: w.contiguous() for name, w in cut.items()}, tmp_path / "smaller" / "model.safetensors")
-    rewrite_config(tmp_path / "smaller", vocab_size=size - 9)
-    refused(tmp_path / "smaller", f"tokenizer has {size} ids, the model only {size - 9}.*vocab_size")
+    save_file({name: w.contiguous() for name, w in cut.items()}, smaller / "model.safetensors")
+    rewrite_config(smaller, vocab_size=size - 9)
+    load_error(smaller, f"tokenizer has {size} ids, the model only {size - 9}.*vocab_size")
 
 
 @pytest.mark.parametrize(
@@ -100,12 +98,12 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(folder, policy, tin
 )
 def test_weights_that_do_not_fit_the_config_are_named(folder, changes, pattern):
     rewrite_config(folder, **changes)
-    assert str(folder) in refused(folder, pattern)
+    assert str(folder) in load_error(folder, pattern)
 
 
-def test_a_config_key_that_we_do_not_implement_is_named_with_its_file(folder):
+def test_an_unsupported_config_key_is_named_with_its_file(folder):
     rewrite_config(folder, final_logit_softcapping=30.0)
-    assert str(folder / "config.json") in refused(folder, "final_logit_softcapping")
+    assert str(folder / "config.json") in load_error(folder, "final_logit_softcapping")
 
 
 # --- shards
@@ -125,39 +123,39 @@ def sharded(folder):
     return folder
 
 
-def test_shards_make_the_same_model(sharded, policy):
-    again = Policy.load(sharded, precision="float32")
-    ours, theirs = policy.decoder.state_dict(), again.decoder.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+def test_shards_load_as_the_same_model(sharded, policy):
+    loaded = Policy.load(sharded, precision="float32")
+    weights, loaded_weights = policy.decoder.state_dict(), loaded.decoder.state_dict()
+    assert all(torch.equal(weights[name], loaded_weights[name]) for name in weights)
 
 
 def test_a_missing_shard_is_named(sharded):
     (sharded / "b.safetensors").unlink()
-    assert str(sharded / "b.safetensors") in refused(sharded, "is missing")
+    assert str(sharded / "b.safetensors") in load_error(sharded, "is missing")
 
 
-def test_a_shard_without_its_weights_is_found(sharded):
+def test_a_shard_without_its_weights_is_an_error(sharded):
     shutil.copy(sharded / "a.safetensors", sharded / "b.safetensors")
-    refused(sharded, "missing")
+    load_error(sharded, "missing")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
 def test_a_damaged_index_is_named(sharded, text):
     (sharded / "model.safetensors.index.json").write_text(text)
-    refused(sharded, "model.safetensors.index.json")
+    load_error(sharded, "model.safetensors.index.json")
 
 
-# --- what is written
+# --- saving
 
 
 def test_weights_in_bfloat16_are_read_as_float32(tiny_decoder, tmp_path):
     decoder = tiny_decoder()
     save_decoder(decoder, tmp_path, eos_id=0, pad_id=0)
-    halves = {name: weight.bfloat16() for name, weight in load_file(tmp_path / "model.safetensors").items()}
-    save_file(halves, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    bfloat16_weights = {name: weight.bfloat16() for name, weight in load_file(tmp_path / "model.safetensors").items()}
+    save_file(bfloat16_weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     for name, weight in load_decoder(tmp_path).named_parameters():
         assert weight.dtype == torch.float32
-        assert torch.equal(weight, halves[name].float())
+        assert torch.equal(weight, bfloat16_weights[name].float())
 
 
 @pytest.mark.parametrize("tied", [True, False])

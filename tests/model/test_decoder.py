@@ -1,4 +1,4 @@
-"""Our decoder is theirs: same names, same logits, both ways; what it does not implement it refuses by name."""
+"""The decoder and transformers load each other's checkpoints with the same logits. Unsupported keys are errors."""
 
 import json
 import os
@@ -34,71 +34,71 @@ CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Q
 
 
 def logits_of(decoder, tokens):
-    memory = PackedAttention([len(tokens)])
+    packed = PackedAttention([len(tokens)])
     with torch.no_grad():
-        return decoder.project(decoder(torch.tensor(tokens), memory.positions, memory))
+        return decoder.project(decoder(torch.tensor(tokens), packed.positions, packed))
 
 
-def small_shape(family: str = "qwen3", **changes) -> ModelConfig:
-    bias, norm = ARCHITECTURES[family]
+def small_config(model_type: str = "qwen3", **changes) -> ModelConfig:
+    qkv_bias, qk_norm = ARCHITECTURES[model_type]
     sizes: dict[str, Any] = {**SMALL, "head_dim": 12, **changes}
-    return ModelConfig(**sizes, model_type=family, qkv_bias=bias, qk_norm=norm)
+    return ModelConfig(**sizes, model_type=model_type, qkv_bias=qkv_bias, qk_norm=qk_norm)
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_checkpoint_written_by_transformers_gives_the_same_logits(tmp_path, family, tied):
+def test_a_checkpoint_of_transformers_gives_the_same_logits(tmp_path, model_type, tied):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = getattr(transformers, f"{CLASSES[family]}Config")(**SMALL, tie_word_embeddings=tied)
-    theirs = getattr(transformers, f"{CLASSES[family]}ForCausalLM")(config).eval()
-    with torch.no_grad():  # biases start at zero, norms at one: move them, or a missing one would not be seen
-        for weight in theirs.parameters():
+    config = getattr(transformers, f"{CLASSES[model_type]}Config")(**SMALL, tie_word_embeddings=tied)
+    hf_model = getattr(transformers, f"{CLASSES[model_type]}ForCausalLM")(config).eval()
+    with torch.no_grad():  # biases start at 0 and norms at 1: change them, or a missing one would not be noticed
+        for weight in hf_model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
-    theirs.save_pretrained(tmp_path)
+    hf_model.save_pretrained(tmp_path)
 
     tokens = torch.randint(0, 61, (19,)).tolist()
     with torch.no_grad():
-        expected = theirs(torch.tensor([tokens])).logits[0]
+        expected = hf_model(torch.tensor([tokens])).logits[0]
     assert (logits_of(load_decoder(tmp_path), tokens) - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("tied", [True, False])
-def test_transformers_opens_what_we_write_with_the_same_logits(tmp_path, family, tied):
+def test_transformers_loads_a_saved_decoder_with_the_same_logits(tmp_path, model_type, tied):
     transformers = pytest.importorskip("transformers")
-    ours = Decoder(small_shape(family, tie_word_embeddings=tied))
-    init_weights(ours, torch.Generator().manual_seed(1))
-    save_decoder(ours, tmp_path, eos_id=0, pad_id=1)
+    decoder = Decoder(small_config(model_type, tie_word_embeddings=tied))
+    init_weights(decoder, torch.Generator().manual_seed(1))
+    save_decoder(decoder, tmp_path, eos_id=0, pad_id=1)
 
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     tokens = torch.randint(0, 61, (23,)).tolist()
     with torch.no_grad():
-        expected = theirs(torch.tensor([tokens])).logits[0]
-    assert type(theirs).__name__ == f"{CLASSES[family]}ForCausalLM"
-    assert (logits_of(ours, tokens) - expected).abs().max() < 1e-5
+        expected = hf_model(torch.tensor([tokens])).logits[0]
+    assert type(hf_model).__name__ == f"{CLASSES[model_type]}ForCausalLM"
+    assert (logits_of(decoder, tokens) - expected).abs().max() < 1e-5
 
 
-def test_packed_sequences_do_not_see_each_other():
-    ours = Decoder(small_shape())
-    init_weights(ours, torch.Generator().manual_seed(2))
+def test_packed_sequences_do_not_attend_to_each_other():
+    decoder = Decoder(small_config())
+    init_weights(decoder, torch.Generator().manual_seed(2))
     sequences = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
-    memory = PackedAttention([len(s) for s in sequences])
+    packed = PackedAttention([len(s) for s in sequences])
     with torch.no_grad():
-        together = ours(torch.tensor([t for s in sequences for t in s]), memory.positions, memory)
+        together = decoder(torch.tensor([t for s in sequences for t in s]), packed.positions, packed)
     start = 0
     for sequence in sequences:
         alone = PackedAttention([len(sequence)])
         with torch.no_grad():
-            expected = ours(torch.tensor(sequence), alone.positions, alone)
+            expected = decoder(torch.tensor(sequence), alone.positions, alone)
         assert torch.allclose(together[start : start + len(sequence)], expected, atol=1e-6)
         start += len(sequence)
 
 
-def test_the_future_is_hidden():
-    ours = Decoder(small_shape())
-    init_weights(ours, torch.Generator().manual_seed(3))
-    assert torch.allclose(logits_of(ours, [1, 2, 3, 4])[:3], logits_of(ours, [1, 2, 3, 60])[:3], atol=1e-6)
+def test_later_tokens_do_not_change_earlier_logits():
+    decoder = Decoder(small_config())
+    init_weights(decoder, torch.Generator().manual_seed(3))
+    assert torch.allclose(logits_of(decoder, [1, 2, 3, 4])[:3], logits_of(decoder, [1, 2, 3, 60])[:3], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -113,36 +113,36 @@ def test_the_future_is_hidden():
         ("layer_types", ["sliding_attention", "full_attention"]),
     ],
 )
-def test_a_config_key_it_does_not_implement_is_refused_by_name(key, value):
-    config = {**model_config_to_json(small_shape("llama")), key: value}
+def test_an_unsupported_config_value_is_an_error_that_names_the_key(key, value):
+    config = {**model_config_to_json(small_config("llama")), key: value}
     with pytest.raises(SchoolError, match=key):
         parse_model_config(config)
 
 
-def test_the_shape_survives_its_config():
-    for family in ARCHITECTURES:
-        shape = small_shape(family, rope_theta=5e5)
-        assert parse_model_config(json.loads(json.dumps(model_config_to_json(shape)))) == shape
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_a_config_comes_back_from_json(model_type):
+    config = small_config(model_type, rope_theta=5e5)
+    assert parse_model_config(json.loads(json.dumps(model_config_to_json(config)))) == config
 
 
 @pytest.mark.parametrize(
-    "where",
+    "rope_keys",
     [
         {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5},
         {"rope_parameters": None, "rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
     ],
 )
-def test_the_rope_is_found_wherever_transformers_looks(where):
-    assert parse_model_config({**model_config_to_json(small_shape("llama")), **where}).rope_theta == 5e5
+def test_rope_theta_is_found_wherever_transformers_looks(rope_keys):
+    assert parse_model_config({**model_config_to_json(small_config("llama")), **rope_keys}).rope_theta == 5e5
 
 
-def test_a_rope_that_says_more_is_refused():
-    config = model_config_to_json(small_shape("llama"))
+def test_an_unsupported_rope_parameter_is_an_error():
+    config = model_config_to_json(small_config("llama"))
     with pytest.raises(SchoolError, match="`rope_parameters` sets factor"):
         parse_model_config({**config, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "factor": 2.0}})
 
 
-def test_an_older_config_with_plain_rope_theta_is_understood():
-    config = model_config_to_json(small_shape("llama"))
+def test_an_older_config_with_plain_rope_theta_is_read():
+    config = model_config_to_json(small_config("llama"))
     del config["rope_parameters"]
     assert parse_model_config({**config, "rope_theta": 123.0, "rope_scaling": None}).rope_theta == 123.0

@@ -1,4 +1,4 @@
-"""The compiled kernel sees what memory.py's torch sees, through groups of any size, releases and refills."""
+"""The C kernels compute what torch computes in kv_cache.py, through blocks of any size, releases and refills."""
 
 import shutil
 import subprocess
@@ -18,113 +18,115 @@ from schoolhouse.model.native_attention import (
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 HEADS = [(3, 3), (4, 2), (6, 1)]  # query and key heads
-WIDTH = 32
+HEAD_DIM = 32
 
 
-def bfloat16(x):
-    """Rounded, as a decoder that computes in bfloat16 makes keys and values."""
+def rounded(x):
+    """Rounded to bfloat16, as a decoder that computes in bfloat16 makes keys and values."""
     return x.bfloat16().float()
 
 
-def filled(kind, lengths, sizes, key_heads, seed=0):
-    """Slots with prompts of these lengths, `sizes` slots of each."""
+def filled_cache(cache_class, lengths, sizes, kv_heads, seed=0):
+    """A cache with prompts of these lengths, and `sizes` slots of each."""
     generator = torch.Generator().manual_seed(seed)
-    memory = kind(1, sum(sizes), key_heads, WIDTH, prompt_capacity=max(lengths), capacity=40)
-    read = PackedAttention(lengths, keep_kv=True)
-    k, v = (bfloat16(torch.randn(sum(lengths), key_heads, WIDTH, generator=generator)) for _ in range(2))
-    read.attend(0, torch.zeros(sum(lengths), key_heads, WIDTH), k, v)
-    memory.store_prompts(read, list(range(len(lengths))))
-    memory.admit([name for name, size in enumerate(sizes) for _ in range(size)])
-    return memory
+    cache = cache_class(1, sum(sizes), kv_heads, HEAD_DIM, prompt_capacity=max(lengths), capacity=40)
+    packed = PackedAttention(lengths, keep_kv=True)
+    k, v = (rounded(torch.randn(sum(lengths), kv_heads, HEAD_DIM, generator=generator)) for _ in range(2))
+    packed.attend(0, torch.zeros(sum(lengths), kv_heads, HEAD_DIM), k, v)
+    cache.store_prompts(packed, list(range(len(lengths))))
+    cache.admit([name for name, size in enumerate(sizes) for _ in range(size)])
+    return cache
 
 
-def step(memory, heads, key_heads, generator):
-    n = memory.busy
-    q = torch.randn(n, heads, WIDTH, generator=generator)
-    k, v = (bfloat16(torch.randn(n, key_heads, WIDTH, generator=generator)) for _ in range(2))
-    positions = memory.begin_step()
-    seen = memory.attend(0, q, k, v)
-    memory.end_step()
-    return positions, seen
+def random_step(cache, heads, kv_heads, generator):
+    n = cache.busy
+    q = torch.randn(n, heads, HEAD_DIM, generator=generator)
+    k, v = (rounded(torch.randn(n, kv_heads, HEAD_DIM, generator=generator)) for _ in range(2))
+    positions = cache.begin_step()
+    out = cache.attend(0, q, k, v)
+    cache.end_step()
+    return positions, out
 
 
-@pytest.mark.parametrize("kind", [NativeSlotKVCache, NativeBfloat16SlotKVCache])
-@pytest.mark.parametrize("heads, key_heads", HEADS)
-def test_the_kernel_sees_what_torch_sees(kind, heads, key_heads):
+@pytest.mark.parametrize("cache_class", [NativeSlotKVCache, NativeBfloat16SlotKVCache])
+@pytest.mark.parametrize("heads, kv_heads", HEADS)
+def test_decode_attention_equals_that_of_torch(cache_class, heads, kv_heads):
     lengths, sizes = [70, 1, 33, 16], [20, 1, 3, 16]
-    ours, theirs = (filled(cls, lengths, sizes, key_heads) for cls in (kind, SlotKVCache))
-    one, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
-    leave = torch.Generator().manual_seed(2)
+    native, reference = (filled_cache(each, lengths, sizes, kv_heads) for each in (cache_class, SlotKVCache))
+    native_generator, reference_generator = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    release_generator = torch.Generator().manual_seed(2)
     for i in range(36):
-        place, seen = step(ours, heads, key_heads, one)
-        expected_place, expected = step(theirs, heads, key_heads, other)
-        assert torch.equal(place, expected_place)
-        assert torch.allclose(seen, expected, atol=2e-6)
+        positions, out = random_step(native, heads, kv_heads, native_generator)
+        expected_positions, expected = random_step(reference, heads, kv_heads, reference_generator)
+        assert torch.equal(positions, expected_positions)
+        assert torch.allclose(out, expected, atol=2e-6)
         if i % 7 == 3:
-            done = torch.rand(ours.busy, generator=leave) < 0.3
-            assert torch.equal(ours.release(done), theirs.release(done))
+            finished = torch.rand(native.busy, generator=release_generator) < 0.3
+            assert torch.equal(native.release(finished), reference.release(finished))
         if i == 20:
-            for memory in (ours, theirs):
-                memory.admit([memory.prompt_names[0]] * memory.free)
+            for cache in (native, reference):
+                cache.admit([cache.prompt_names[0]] * cache.free)
 
 
-def test_a_slot_does_not_notice_its_neighbours():
-    def seen(sizes):
-        memory, generator, rows = filled(NativeBfloat16SlotKVCache, [70, 33], sizes, 2), torch.Generator(), []
+def test_the_result_of_a_slot_does_not_depend_on_other_slots():
+    def first_slot(sizes):
+        cache, generator, rows = filled_cache(NativeBfloat16SlotKVCache, [70, 33], sizes, 2), torch.Generator(), []
         for i in range(20):
-            q, k, v = (torch.randn(h, WIDTH, generator=generator.manual_seed(i)) for h in (4, 2, 2))
-            memory.begin_step()
-            rows.append(memory.attend(0, *(x.expand(memory.busy, -1, -1) for x in (q, k, v)))[0])
-            memory.end_step()
+            q, k, v = (torch.randn(h, HEAD_DIM, generator=generator.manual_seed(i)) for h in (4, 2, 2))
+            cache.begin_step()
+            rows.append(cache.attend(0, *(x.expand(cache.busy, -1, -1) for x in (q, k, v)))[0])
+            cache.end_step()
         return torch.stack(rows)
 
-    assert torch.equal(seen([1, 1]), seen([19, 5]))
+    assert torch.equal(first_slot([1, 1]), first_slot([19, 5]))
 
 
-@pytest.mark.parametrize("heads, key_heads", HEADS)
+@pytest.mark.parametrize("heads, kv_heads", HEADS)
 @pytest.mark.parametrize("lengths", [[1], [70], [5, 64, 1, 129, 33]])
-def test_packed_sequences_and_their_gradient_are_those_of_torch(heads, key_heads, lengths):
+def test_packed_attention_and_its_gradient_equal_those_of_torch(heads, kv_heads, lengths):
     torch.manual_seed(0)
     n = sum(lengths)
-    inputs = [torch.randn(n, h, WIDTH, requires_grad=True) for h in (heads, key_heads, key_heads)]
-    towards = torch.randn(n, heads, WIDTH)
+    inputs = [torch.randn(n, h, HEAD_DIM, requires_grad=True) for h in (heads, kv_heads, kv_heads)]
+    grad_out = torch.randn(n, heads, HEAD_DIM)
     results = []
-    for kind in (NativePackedAttention, PackedAttention):
-        seen = kind(lengths).attend(0, *inputs)
-        results.append([seen, *torch.autograd.grad(seen, inputs, towards)])
-    for ours, theirs in zip(*results, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5)
+    for attention_class in (NativePackedAttention, PackedAttention):
+        out = attention_class(lengths).attend(0, *inputs)
+        results.append([out, *torch.autograd.grad(out, inputs, grad_out)])
+    for native, expected in zip(*results, strict=True):
+        assert torch.allclose(native, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("heads, key_heads", HEADS)
-def test_a_prompt_that_is_there_once_is_seen_by_its_whole_family(heads, key_heads):
+@pytest.mark.parametrize("heads, kv_heads", HEADS)
+def test_all_sequences_of_a_group_attend_to_the_prompt_that_is_stored_once(heads, kv_heads):
     torch.manual_seed(0)
-    # (prompt, answers): the first answer of a family stands behind the prompt itself
-    families = [(37, [5, 64, 1]), (1, [3, 3]), (70, [33])]
-    compact, prefixes, source, start = [], [], [], 0
-    for prompt, answers in families:
-        first = start
-        for i, answer in enumerate(answers):
-            own = answer if i else prompt + answer
-            compact.append(own)
-            prefixes.append((first, prompt) if i else (0, 0))
-            source += [*range(first, first + prompt), *range(start if i else first + prompt, start + own)]
-            start += own
-    inputs = [torch.randn(start, h, WIDTH, requires_grad=True) for h in (heads, key_heads, key_heads)]
-    shared = NativePackedAttention(compact, prefixes=prefixes)
-    seen = shared.attend(0, *inputs)
-    unrolled = PackedAttention([prompt + answer for prompt, answers in families for answer in answers])
-    expected = unrolled.attend(0, *(x[source] for x in inputs))
-    assert torch.equal(shared.positions[source], unrolled.positions)
-    assert torch.allclose(seen[source], expected, atol=1e-5)
-    towards = torch.randn_like(expected)
-    gathered = torch.zeros_like(seen).index_add(0, torch.tensor(source), towards)
-    ours, theirs = (torch.autograd.grad(x, inputs, t) for x, t in ((seen, gathered), (expected, towards)))
-    for one, other in zip(ours, theirs, strict=True):
-        assert torch.allclose(one, other, atol=3e-5)
+    # (prompt tokens, completion tokens): the first completion of a group stands behind the prompt itself
+    groups = [(37, [5, 64, 1]), (1, [3, 3]), (70, [33])]
+    lengths, prefixes, source, start = [], [], [], 0
+    for prompt, completions in groups:
+        group_start = start
+        for i, completion in enumerate(completions):
+            length = completion if i else prompt + completion
+            lengths.append(length)
+            prefixes.append((group_start, prompt) if i else (0, 0))
+            own_start = start if i else group_start + prompt
+            source += [*range(group_start, group_start + prompt), *range(own_start, start + length)]
+            start += length
+    inputs = [torch.randn(start, h, HEAD_DIM, requires_grad=True) for h in (heads, kv_heads, kv_heads)]
+    shared = NativePackedAttention(lengths, prefixes=prefixes)
+    out = shared.attend(0, *inputs)
+    unshared = PackedAttention([prompt + completion for prompt, completions in groups for completion in completions])
+    expected = unshared.attend(0, *(x[source] for x in inputs))
+    assert torch.equal(shared.positions[source], unshared.positions)
+    assert torch.allclose(out[source], expected, atol=1e-5)
+    grad_expected = torch.randn_like(expected)
+    grad_out = torch.zeros_like(out).index_add(0, torch.tensor(source), grad_expected)
+    gradients = torch.autograd.grad(out, inputs, grad_out)
+    expected_gradients = torch.autograd.grad(expected, inputs, grad_expected)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        assert torch.allclose(gradient, expected_gradient, atol=3e-5)
 
 
-def test_the_best_memories_fit_the_head_and_the_number_type():
+def test_the_best_attention_depends_on_the_head_width_the_number_type_and_the_device():
     assert best_attention(64, torch.bfloat16, CPU) == (NativePackedAttention, NativeBfloat16SlotKVCache)
     assert best_attention(64, torch.float32, CPU) == (NativePackedAttention, NativeSlotKVCache)
     assert best_attention(48, torch.float32, CPU) == (PackedAttention, SlotKVCache)
@@ -133,12 +135,12 @@ def test_the_best_memories_fit_the_head_and_the_number_type():
 
 @pytest.mark.parametrize("setting", ["CC=false", "CC=no-such-compiler", "SCHOOLHOUSE_NATIVE=0"])
 @pytest.mark.fault("no compiler, no GPU")
-def test_without_a_compiler_torch_attends(setting, tmp_path):
+def test_without_a_compiler_torch_computes_attention(setting, tmp_path):
     code = (
-        "import torch; from schoolhouse.model.native_attention import best_memories; "
-        "print(best_memories(64, torch.float32, torch.device('cpu'))[1].__name__)"
+        "import torch; from schoolhouse.model.native_attention import best_attention; "
+        "print(best_attention(64, torch.float32, torch.device('cpu'))[1].__name__)"
     )
-    words = ["env", setting, f"XDG_CACHE_HOME={tmp_path}", sys.executable, "-c", code]
-    said = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "Slots"
+    command = ["env", setting, f"XDG_CACHE_HOME={tmp_path}", sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "SlotKVCache"
     assert not list(tmp_path.rglob("*.so"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from live_server import listening
-from sample_runs import STEPS, grown, keep_model, line, write_run
+from live_server import running_server
+from sample_runs import ROLLOUTS, rollout_row, tree_row, write_checkpoint, write_run
 
 EVIL = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
 CLAIMS = Path(__file__).parents[2] / "docs" / "claims"
@@ -17,15 +17,15 @@ CLAIMS = Path(__file__).parents[2] / "docs" / "claims"
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A board of ordinary runs, and one in which every text is an attack."""
     folder = tmp_path_factory.mktemp("board")
-    one = write_run(folder / "runs" / "one", STEPS, [grown("a")])
-    keep_model(one, 2)
-    keep_model(one, 4)
-    write_run(folder / "runs" / "two", STEPS, seed=1)
-    write_run(folder / "runs" / "unindexed", STEPS, seed=2)
-    bad = line(EVIL, 0, None, question=EVIL, thought=EVIL, answer=EVIL, reason=EVIL, finish_reason=EVIL)
-    write_run(folder / "runs" / "<b onclick=x>bad", {0: [bad]}, [grown(EVIL, EVIL)], task=EVIL)
+    one = write_run(folder / "runs" / "one", ROLLOUTS, [tree_row("a")])
+    write_checkpoint(one, 2)
+    write_checkpoint(one, 4)
+    write_run(folder / "runs" / "two", ROLLOUTS, seed=1)
+    write_run(folder / "runs" / "unindexed", ROLLOUTS, seed=2)
+    bad = rollout_row(EVIL, 0, None, question=EVIL, thought=EVIL, answer=EVIL, reason=EVIL, finish_reason=EVIL)
+    write_run(folder / "runs" / "<b onclick=x>bad", {0: [bad]}, [tree_row(EVIL, EVIL)], task=EVIL)
     cache = {"XDG_CACHE_HOME": str(folder / "cache")}
-    with listening("board", str(folder / "runs"), "--claims", str(CLAIMS), environment=cache) as board:
+    with running_server("board", str(folder / "runs"), "--claims", str(CLAIMS), environment=cache) as board:
         yield board.url
 
 
@@ -35,7 +35,7 @@ def test_from_the_list_to_a_sample_token_by_token(tab, url: str):
     tab.page.locator(".plot canvas").nth(1).wait_for()
     tab.page.get_by_role("link", name="Rollouts").click()
     tab.page.locator("tr.opens").nth(6).wait_for()
-    tab.page.get_by_label("Correctness").select_option("wrong")
+    tab.page.get_by_label("Correctness").select_option("incorrect")
     tab.page.get_by_text("3 rollouts").wait_for()
     tab.page.locator("tr.opens").first.focus()
     tab.page.keyboard.press("Enter")
@@ -68,7 +68,7 @@ def test_from_a_point_of_a_curve_to_its_samples(tab, url: str):
     tab.page.mouse.move(box["x"] + 2, box["y"] + 40)
     tab.page.mouse.click(box["x"] + 2, box["y"] + 40)
     tab.page.get_by_text("4 rollouts").wait_for()
-    assert re.search(r"first=0&last=0", tab.page.url)
+    assert re.search(r"min_step=0&max_step=0", tab.page.url)
 
 
 def test_a_search_tree_unfolds_along_the_path_taken(tab, url: str):
@@ -76,9 +76,9 @@ def test_a_search_tree_unfolds_along_the_path_taken(tab, url: str):
     tab.page.get_by_role("link", name="Search trees").click()
     tab.page.locator("tr.opens").first.click()
     tab.page.get_by_text("1,234 tokens, 3 thoughts; answered").wait_for()
-    tab.page.locator(".tree .taken").get_by_text("24").wait_for()
+    tab.page.locator(".tree .chosen").get_by_text("24").wait_for()
     tab.page.locator(".tree summary").first.click()
-    tab.page.locator(".tree .taken").get_by_text("24").wait_for(state="hidden")
+    tab.page.locator(".tree .chosen").get_by_text("24").wait_for(state="hidden")
 
 
 def test_two_runs_side_by_side_and_the_difference_of_their_configs(tab, url: str):
@@ -89,7 +89,7 @@ def test_two_runs_side_by_side_and_the_difference_of_their_configs(tab, url: str
     tab.page.get_by_label("Seeds of one config").select_option("1")
     tab.page.get_by_text("one and 1 more").first.wait_for()
     tab.page.goto(f"{url}/#/difference?name=one&name=two")
-    tab.page.get_by_text("seed: 0 there, 1 now").wait_for()
+    tab.page.get_by_text("seed: 0 -> 1").wait_for()
 
 
 def test_seeds_are_joined_where_they_are_and_not_by_number(tab, url: str):
@@ -143,7 +143,7 @@ def test_a_late_answer_is_not_drawn_over_the_current_view(tab, url: str):
 
 def test_a_run_that_does_not_exist(tab, url: str):
     tab.page.goto(f"{url}/#/run?name=nothing")
-    tab.page.get_by_text("there is no run `nothing` here").wait_for()
+    tab.page.get_by_text("unknown run `nothing`").wait_for()
     assert len(tab.console) == 1  # the browser itself notes the 404
     tab.console.clear()
 
@@ -165,6 +165,6 @@ def test_the_header_tells_which_page_and_which_view(tab, url: str):
 
 
 def test_an_empty_folder_says_how_to_begin(tab, tmp_path: Path):
-    with listening("board", str(tmp_path)) as empty:
+    with running_server("board", str(tmp_path)) as empty:
         tab.page.goto(empty.url)
         tab.page.get_by_text("No runs in this folder yet").wait_for()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from live_server import listening
+from live_server import running_server
 from schoolhouse.search.solve import parse
 
 TASK = "school:chain?steps=2&styles=full=100"
@@ -13,10 +13,10 @@ QUESTION = "Start at 7. Add 5. Take 3."
 
 
 @pytest.fixture(scope="module")
-def url(taught: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    run = taught(TASK).parents[1]
+def url(sft_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    run = sft_model(TASK).parents[1]
     votes = tmp_path_factory.mktemp("votes") / "votes.jsonl"
-    with listening("serve", str(run), "--votes", str(votes), ready="/health") as server:
+    with running_server("serve", str(run), "--votes", str(votes), ready_path="/health") as server:
         yield server.url
 
 
@@ -74,7 +74,7 @@ def test_a_search_shows_its_cost(tab, url: str):
 
 
 def test_the_server_knows_every_search_that_the_page_offers(tab, url: str):
-    reply = {"data": [{"id": "a", "max_model_len": 128, "judge": "a reward model"}]}
+    reply = {"data": [{"id": "a", "max_model_len": 128, "reward_model": "a reward model"}]}
     tab.page.route("**/v1/models?*", lambda route: route.fulfill(json=reply))
     tab.page.goto(url)
     names = tab.page.get_by_label("Search").locator("option").evaluate_all("(options) => options.map((o) => o.value)")
@@ -242,9 +242,11 @@ def test_an_unknown_address_shows_the_chat(tab, url: str):
     tab.page.get_by_label("Thinking budget: unlimited").wait_for()
 
 
-def test_an_answer_has_a_reward_for_each_step(tab, taught: Callable[[str], Path]):
-    model = str(taught(TASK))
-    with listening("serve", model, "--judge", model, "--task", "school:chain", ready="/health") as server:
+def test_an_answer_has_a_reward_for_each_step(tab, sft_model: Callable[[str], Path]):
+    model = str(sft_model(TASK))
+    with running_server(
+        "serve", model, "--reward_model", model, "--task", "school:chain", ready_path="/health"
+    ) as server:
         open_chat(tab, server.url, 48)
         ask(tab)
         tab.page.get_by_text("Reward: ").click()
@@ -256,14 +258,14 @@ def test_an_answer_has_a_reward_for_each_step(tab, taught: Callable[[str], Path]
         tab.page.get_by_text("total reward").first.wait_for()
         tab.page.get_by_role("button", name="New chat").click()
         tab.page.get_by_label("Samples").fill("1")
-        tab.page.get_by_label("Search").select_option("best_of_n?samples=16&values=judge")
+        tab.page.get_by_label("Search").select_option("best_of_n?samples=16&values=reward_model")
         ask(tab)
         tab.page.get_by_text("16 answers").wait_for()
         assert tab.page.locator(".error").count() == 0
 
 
-def test_the_api_key_is_typed_once(tab, taught: Callable[[str], Path]):
-    with listening("serve", str(taught(TASK)), "--key", "open sesame", ready="/health") as locked:
+def test_the_api_key_is_typed_once(tab, sft_model: Callable[[str], Path]):
+    with running_server("serve", str(sft_model(TASK)), "--api_key", "open sesame", ready_path="/health") as locked:
         dialogs = []
         tab.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.accept("open sesame")))
         open_chat(tab, locked.url, 16)
@@ -275,8 +277,8 @@ def test_the_api_key_is_typed_once(tab, taught: Callable[[str], Path]):
     tab.console.clear()  # the browser itself notes a 401
 
 
-def test_a_missing_api_key_is_an_error_on_the_page(tab, taught: Callable[[str], Path]):
-    with listening("serve", str(taught(TASK)), "--key", "open sesame", ready="/health") as locked:
+def test_a_missing_api_key_is_an_error_on_the_page(tab, sft_model: Callable[[str], Path]):
+    with running_server("serve", str(sft_model(TASK)), "--api_key", "open sesame", ready_path="/health") as locked:
         tab.page.on("dialog", lambda dialog: dialog.dismiss())
         tab.page.goto(locked.url)
         tab.page.get_by_text("the API key is missing or wrong").wait_for()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from live_server import listening
+from live_server import running_server
 
 RUN = "document.title='broken'"
 ATTACK = (
@@ -53,7 +53,7 @@ def assert_nothing_was_parsed(tab: Any) -> None:
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of both pages: an empty board, which serves the files of the chat page too."""
-    with listening("board", str(tmp_path_factory.mktemp("empty"))) as board:
+    with running_server("board", str(tmp_path_factory.mktemp("empty"))) as board:
         yield board.url
 
 
@@ -92,14 +92,14 @@ def test_a_page_lets_no_string_be_parsed_as_html(tab: Any, url: str, page: str):
 
 MESSAGE = {"content": ATTACK, "reasoning_content": ATTACK}
 TOKEN = {"token": ATTACK, "logprob": -1.0, "top_logprobs": [{"token": ATTACK, "logprob": -1.0}]}
-NODE = {"text": ATTACK, "value": 1.0, "fate": ATTACK, "taken": True}
-MODELS = {"data": [{"id": name, "max_model_len": 512, "judge": ATTACK} for name in (ATTACK, f"{ATTACK} 2")]}
-RATING = {"name": ATTACK, "strength": 1000.0, "low": 900.0, "high": 1100.0, "duels": 3}
+NODE = {"text": ATTACK, "value": 1.0, "status": ATTACK, "chosen": True}
+MODELS = {"data": [{"id": name, "max_model_len": 512, "reward_model": ATTACK} for name in (ATTACK, f"{ATTACK} 2")]}
+RATING = {"name": ATTACK, "rating": 1000.0, "low": 900.0, "high": 1100.0, "num_battles": 3}
 CHAT = {
     "/v1/models": MODELS,
     "/v1/chat/completions": events({"delta": {"reasoning_content": ATTACK}}, {"delta": {"content": ATTACK}}),
     "/v1/completions": events({"text": ATTACK}),
-    "/api/opinion": {"grade": 0.5, "steps": [{"text": ATTACK, "grade": 0.1}]},
+    "/api/reward": {"reward": 0.5, "steps": [{"text": ATTACK, "reward": 0.1}]},
     "/api/leaderboard": [RATING],
     "/api/votes": {"votes": 1},
 }
@@ -155,7 +155,7 @@ def test_samples_and_their_votes(tab: Any, url: str):
 
 
 def test_a_search_and_its_tree(tab: Any, url: str):
-    search = {"tokens": 5, "end": ATTACK, "votes": [[ATTACK, 2]], "tree": [{**NODE, "parent": None}]}
+    search = {"tokens": 5, "stop_reason": ATTACK, "votes": [[ATTACK, 2]], "tree": [{**NODE, "parent": None}]}
     open_chat(tab, url, **{"chat/completions": {"choices": [{"message": MESSAGE}], "search": search}})
     tab.page.get_by_label("Search").select_option("vote?samples=16")
     ask(tab)
@@ -198,35 +198,43 @@ def test_an_error_of_the_server(tab: Any, url: str, path: str):
 
 # --- board
 
-ROW = {"name": ATTACK, "recipe": ATTACK, "state": ATTACK, "done": 1, "of": 2, "seconds": 3, "result": ATTACK}
+ROW = {
+    "name": ATTACK,
+    "recipe": ATTACK,
+    "state": ATTACK,
+    "steps_done": 1,
+    "steps_total": 2,
+    "seconds": 3,
+    "result": ATTACK,
+}
 ROLLOUT = {
-    **{"step": 0, "problem": ATTACK, "question": ATTACK, "reward": 0.0, "mean": 0.0, "reason": ATTACK},
+    **{"step": 0, "problem": ATTACK, "question": ATTACK, "reward": 0.0, "group_mean": 0.0, "reason": ATTACK},
     **{"thought": ATTACK, "answer": ATTACK, "finish_reason": ATTACK},
 }
-SAMPLE = {**ROLLOUT, "advantage": 0.5, "pieces": [[ATTACK, ATTACK, -1.0], [ATTACK, "answer", -1.0]]}
+SAMPLE = {**ROLLOUT, "advantage": 0.5, "tokens": [[ATTACK, ATTACK, -1.0], [ATTACK, "answer", -1.0]]}
 CHECK = {"kind": ATTACK, "text": ATTACK, "found": ATTACK, "holds": True}
 CLAIM = {
     **{"claim": "claim", "verdict": ATTACK, "sentence": ATTACK, "paper": ATTACK, "seeds": [0], "rule": ATTACK},
     "checks": [CHECK],
 }
-TREE = {"question": ATTACK, "right": True, "tokens": 5, "end": ATTACK}
+TREE = {"question": ATTACK, "correct": True, "tokens": 5, "stop_reason": ATTACK}
 BOARD = {
     "/api/runs": [ROW],
     "/api/run?": {
         **ROW,
-        **{"config": {ATTACK: ATTACK}, "machine": {ATTACK: ATTACK}, "metrics": [ATTACK], "advice": [ATTACK]},
-        **{"signal": ATTACK, "rollouts": True, "trees": [1]},
+        **{"config": {ATTACK: ATTACK}, "environment": {ATTACK: ATTACK}, "metrics": [ATTACK], "advice": [ATTACK]},
+        **{"group_summary": ATTACK, "has_rollouts": True, "tree_steps": [1]},
     },
     "/api/curves": [{"name": ATTACK, "x": [0, 1], "y": {ATTACK: [0.0, 1.0]}}],
-    "/api/rollouts": {"ready": True, "count": 1, "page": 0, "per_page": 50, "rows": [ROLLOUT]},
+    "/api/rollouts": {"indexed": True, "total": 1, "page": 0, "per_page": 50, "rows": [ROLLOUT]},
     "/api/group": {
-        **{"ready": True, "rows": [SAMPLE]},
-        "across": [{"step": 0, "mean": 0.5}, {"step": 1, "mean": 0.5}],
+        **{"indexed": True, "rows": [SAMPLE]},
+        "history": [{"step": 0, "mean_reward": 0.5}, {"step": 1, "mean_reward": 0.5}],
     },
     "/api/trees": {"steps": [1], "rows": [{**TREE, "thoughts": 1}]},
     "/api/tree?": {**TREE, "tree": [{**NODE, "parent": None}, {**NODE, "parent": 0}]},
     "/api/claims": [CLAIM],
-    "/api/difference": [ATTACK],
+    "/api/config_diff": [ATTACK],
 }
 FIGURE = Path(__file__).parents[2] / "docs" / "board" / "tree.png"
 VIEWS = {

@@ -1,4 +1,4 @@
-"""A door: rollouts that come while others are being extended are extended as if they had been alone."""
+"""A request source: rollouts that arrive while others are being extended get the same tokens as alone."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from schoolhouse.policy.slots import Request
 from schoolhouse.types import Rollout
 
 PROMPTS = [[5, 9, 13, 2], [60], [44, 3, 21, 8, 30, 7, 7], [1, 2], [5, 9, 13, 2]]
-WAYS = [
+PARAMS = [
     SamplingParams(),
     SamplingParams(0.0),
     SamplingParams(0.5, top_k=5),
@@ -21,61 +21,64 @@ WAYS = [
 ]
 
 
-class Waves:
-    """Lets one more in every second step."""
+class SlowSource:
+    """Gives one request in every second step, and records the rest."""
 
-    def __init__(self, waiting: Sequence[Request]) -> None:
-        self.waiting, self.steps = list(waiting), 0
-        self.left: dict[int, Rollout] = {}
-        self.seen: dict[int, list[int]] = {}
-        self.most = 0
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests, self.steps = list(requests), 0
+        self.finished: dict[int, Rollout] = {}
+        self.likeliest: dict[int, list[int]] = {}
+        self.max_busy = 0
 
     def new_requests(self, busy: bool) -> Sequence[Request] | None:
         self.steps += 1
         if self.steps % 2:
             return []
-        return [self.waiting.pop(0)] if self.waiting else None
+        return [self.requests.pop(0)] if self.requests else None
 
     def on_logits(self, owners: np.ndarray, logits_SV: torch.Tensor) -> None:
-        self.most = max(self.most, len(owners))
+        self.max_busy = max(self.max_busy, len(owners))
         for owner, logits in zip(owners.tolist(), logits_SV, strict=True):
-            self.seen.setdefault(owner, []).append(int(logits.argmax()))
+            self.likeliest.setdefault(owner, []).append(int(logits.argmax()))
 
     def on_finished(self, number: int, rollout: Rollout) -> None:
-        self.left[number] = rollout
+        self.finished[number] = rollout
 
 
 @pytest.fixture
-def waves(asked) -> Waves:
-    return Waves([Request(one, 12, way) for one, way in zip(asked(PROMPTS), WAYS, strict=True)])
+def source(make_prompts) -> SlowSource:
+    return SlowSource(
+        [Request(prompt, 12, params) for prompt, params in zip(make_prompts(PROMPTS), PARAMS, strict=True)]
+    )
 
 
-@pytest.mark.parametrize("slots", [2, 8])
-def test_who_comes_later_says_what_it_would_say_alone(tiny_decoder, asked, waves: Waves, slots: int):
+@pytest.mark.parametrize("num_slots", [2, 8])
+def test_a_later_request_gets_the_same_tokens_as_alone(tiny_decoder, make_prompts, source, num_slots):
     decoder = tiny_decoder()
-    assert extend(decoder, [], [], (4,), 0, slots=slots, max_total_tokens=40, source=waves) == []
-    for at, (rollout, way) in enumerate(zip(asked(PROMPTS), WAYS, strict=True)):
-        (alone,) = extend(decoder, [rollout], 12, (4,), 0, params=way)
-        assert waves.left[at].tokens == alone.tokens
-        assert waves.left[at].logprob[len(rollout) :] == pytest.approx(alone.logprob[len(rollout) :], abs=1e-5)
-    assert 1 < waves.most <= slots
+    assert extend(decoder, [], [], (4,), 0, num_slots=num_slots, max_total_tokens=40, source=source) == []
+    for number, (prompt, params) in enumerate(zip(make_prompts(PROMPTS), PARAMS, strict=True)):
+        (alone,) = extend(decoder, [prompt], 12, (4,), 0, params=params)
+        served = source.finished[number]
+        assert served.tokens == alone.tokens
+        assert served.logprob[len(prompt) :] == pytest.approx(alone.logprob[len(prompt) :], abs=1e-5)
+    assert 1 < source.max_busy <= num_slots
 
 
-def test_logits_are_shown_before_they_are_drawn_from(tiny_decoder, waves: Waves):
-    extend(tiny_decoder(), [], [], (4,), 0, slots=8, max_total_tokens=40, source=waves)
-    greedy = waves.left[1]
-    assert tuple(waves.seen[1]) == greedy.tokens[len(PROMPTS[1]) :]
+def test_on_logits_is_called_before_each_token_is_sampled(tiny_decoder, source):
+    extend(tiny_decoder(), [], [], (4,), 0, num_slots=8, max_total_tokens=40, source=source)
+    greedy = source.finished[1]
+    assert tuple(source.likeliest[1]) == greedy.tokens[len(PROMPTS[1]) :]
 
 
-def test_a_turn_ends_where_its_listener_says_so(tiny_decoder, waves: Waves):
-    """A client that leaves, or a text that ends an answer: the others go on."""
-    heard: dict[int, int] = {}
+def test_on_token_ends_one_turn_while_the_others_continue(tiny_decoder, source):
+    """As when a client disconnects."""
+    counts: dict[int, int] = {}
 
-    def hear(owner: int, token: int, logprob: float) -> bool:
-        heard[owner] = heard.get(owner, 0) + 1
-        return owner == 2 and heard[owner] == 3
+    def on_token(number: int, token: int, logprob: float) -> bool:
+        counts[number] = counts.get(number, 0) + 1
+        return number == 2 and counts[number] == 3
 
-    extend(tiny_decoder(), [], [], (), 0, slots=8, max_total_tokens=40, source=waves, on_token=hear)
-    said = {at: len(one) - len(PROMPTS[at]) for at, one in waves.left.items()}
-    assert said == {0: 12, 1: 12, 2: 3, 3: 12, 4: 12}
-    assert waves.left[2].finish_reason == "stop"
+    extend(tiny_decoder(), [], [], (), 0, num_slots=8, max_total_tokens=40, source=source, on_token=on_token)
+    new_tokens = {number: len(rollout) - len(PROMPTS[number]) for number, rollout in source.finished.items()}
+    assert new_tokens == {0: 12, 1: 12, 2: 3, 3: 12, 4: 12}
+    assert source.finished[2].finish_reason == "stop"

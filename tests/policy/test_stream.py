@@ -1,4 +1,4 @@
-"""The stream hands out rollouts as many updates old as it was asked to, also after a run was stopped and goes on."""
+"""The stream gives rollouts that are `lag` updates old, also after a run was stopped and resumed."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,88 +11,110 @@ from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.types import SchoolError
 
 
-def act(policy, prefixes):
-    return [rollout.append_sampled([1], [-0.5], "stop", policy.version) for rollout in prefixes]
+def sample(policy, prompts):
+    return [prompt.append_sampled([1], [-0.5], "stop", policy.version) for prompt in prompts]
 
 
-def versions_handed_out(stream, steps):
-    """For each step handed out: (step, version that sampled it, version at that moment). An update after each."""
-    seen = []
-    for step, (rollout,) in stream.over(steps):
+def versions_by_step(stream, steps):
+    """For each step: (step, version that sampled it, version when it was given). An update follows each."""
+    versions = []
+    for step, (rollout,) in stream.iter_steps(steps):
         assert rollout.tokens[0] == step
-        seen.append((step, rollout.policy_version, stream.policy.version))
+        versions.append((step, rollout.policy_version, stream.policy.version))
         stream.policy.version += 1
-    return seen
+    return versions
 
 
-def counting() -> Any:
-    """A policy of which only the version is asked, and which remembers it."""
+def version_only_policy() -> Any:
+    """A policy with a version and nothing else, which can be saved."""
     policy = SimpleNamespace(version=0, state_dict=lambda: {"version": policy.version})
     policy.load_state_dict = lambda state: setattr(policy, "version", state["version"])
     return policy
 
 
+@pytest.fixture
+def make_stream(make_prompts):
+    """A stream whose prompt in each step is the number of the step."""
+
+    def make(lag, sample=sample):
+        return RolloutStream(version_only_policy(), lambda step: make_prompts([[step]]), sample, lag)
+
+    return make
+
+
 @pytest.mark.parametrize("lag", [0, 1, 2, 10])
-def test_with_a_lag_rollouts_are_so_many_updates_old(asked, lag):
-    stream = RolloutStream(counting(), lambda step: asked([[step]]), act, lag)
-    assert versions_handed_out(stream, range(6)) == [(step, max(0, step - lag), step) for step in range(6)]
+def test_rollouts_are_lag_updates_old(make_stream, lag):
+    assert versions_by_step(make_stream(lag), range(6)) == [(step, max(0, step - lag), step) for step in range(6)]
 
 
-def test_without_lag_nothing_is_sampled_before_the_caller_asks(asked):
-    acted = []
+def test_with_lag_0_a_step_is_sampled_when_the_caller_asks_for_it(make_stream, make_prompts):
+    sampled = []
 
-    def note(policy, prefixes):
-        acted.append(prefixes)
-        return list(prefixes)
+    def record(policy, prompts):
+        sampled.append(prompts)
+        return list(prompts)
 
-    handed = RolloutStream(counting(), lambda step: asked([[step]]), note).iter_steps(range(9))
-    next(handed)
-    assert acted == [asked([[0]])]
-    next(handed)
-    assert acted == [asked([[0]]), asked([[1]])]
+    steps = make_stream(0, record).iter_steps(range(9))
+    next(steps)
+    assert sampled == [make_prompts([[0]])]
+    next(steps)
+    assert sampled == [make_prompts([[0]]), make_prompts([[1]])]
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3, 10])
 @pytest.mark.parametrize("stop", [1, 4, 6])
 @pytest.mark.fault("killed with rollouts waiting")
-def test_a_stream_that_was_saved_hands_out_the_very_same(asked, tmp_path, lag, stop):
-    def new():
-        return RolloutStream(counting(), lambda step: asked([[step]]), act, lag)
-
-    whole = [rollouts for _, rollouts in new().over(range(6))]
-    first, kept = new(), []
-    for step, rollouts in first.over(range(6)):
-        kept.append(rollouts)
+def test_a_resumed_stream_gives_the_same_rollouts(make_stream, tmp_path, lag, stop):
+    uninterrupted = [rollouts for _, rollouts in make_stream(lag).iter_steps(range(6))]
+    first, given = make_stream(lag), []
+    for step, rollouts in first.iter_steps(range(6)):
+        given.append(rollouts)
         if step == stop - 1:
             break
     torch.save(first.state_dict(), tmp_path / "state")
-    second = new()
-    second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    kept += [rollouts for _, rollouts in second.over(range(stop, 6))]
-    assert repr(kept) == repr(whole)  # nan is not equal to itself
+    resumed = make_stream(lag)
+    resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    given += [rollouts for _, rollouts in resumed.iter_steps(range(stop, 6))]
+    assert repr(given) == repr(uninterrupted)  # NaN is not equal to itself
 
 
-def test_a_task_that_asks_otherwise_than_before_is_noticed(asked):
-    stream = RolloutStream(counting(), lambda step: asked([[step]]), act, 1)
+@pytest.mark.parametrize("change", ["length of the prompt", "id of the problem"])
+def test_a_task_with_other_prompts_than_before_is_an_error(make_stream, make_prompts, change):
+    stream = make_stream(1)
     next(stream.iter_steps(range(6)))
     state = stream.state_dict()
-    other = RolloutStream(counting(), lambda step: asked([[step, step]]), act, 1)
+
+    def other_prompts(step):
+        if change == "length of the prompt":
+            return make_prompts([[step, step]])
+        return [replace(prompt, problem=replace(prompt.problem, id="q")) for prompt in make_prompts([[step]])]
+
+    other = RolloutStream(version_only_policy(), other_prompts, sample, 1)
     with pytest.raises(SchoolError, match="step 1 than when the run was saved"):
         other.load_state_dict(state)
 
-    def renamed(step):
-        return [replace(prefix, problem=replace(prefix.problem, id="q")) for prefix in asked([[step]])]
 
-    with pytest.raises(SchoolError, match="step 1 than when the run was saved"):  # as long, and another problem
-        RolloutStream(counting(), renamed, act, 1).load_state_dict(state)
+def test_a_rollout_of_several_turns_comes_back_with_its_key(make_stream):
+    def sample_two_turns(policy, prompts):
+        first_turns = sample(policy, prompts)
+        return [rollout.append_context([7]).append_sampled([1], [-0.5], "stop", 0) for rollout in first_turns]
 
-
-def test_a_rollout_of_several_turns_comes_back_with_its_key(asked):
-    def twice(policy, prefixes):
-        return [rollout.append_context([7]).append_sampled([1], [-0.5], "stop", 0) for rollout in act(policy, prefixes)]
-
-    stream = RolloutStream(counting(), lambda step: asked([[step]]), twice, 1)
+    stream = make_stream(1, sample_two_turns)
     next(stream.iter_steps(range(6)))
-    again = RolloutStream(counting(), lambda step: asked([[step]]), twice, 1)
-    again.load_state_dict(stream.state_dict())
-    assert repr(again._waiting) == repr(stream._waiting)
+    resumed = make_stream(1, sample_two_turns)
+    resumed.load_state_dict(stream.state_dict())
+    assert stream._pending
+    assert repr(resumed._pending) == repr(stream._pending)
+
+
+def test_the_weights_of_the_reference_are_saved_too(make_prompts, tiny_decoder):
+    def stream_with_reference(seed):
+        reference: Any = SimpleNamespace(decoder=tiny_decoder(seed))
+        return RolloutStream(version_only_policy(), lambda step: make_prompts([[step]]), sample, 0, reference)
+
+    stream, resumed = stream_with_reference(0), stream_with_reference(1)
+    resumed.load_state_dict(stream.state_dict())
+    assert stream.ref_policy is not None
+    assert resumed.ref_policy is not None
+    weights, resumed_weights = stream.ref_policy.decoder.state_dict(), resumed.ref_policy.decoder.state_dict()
+    assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)

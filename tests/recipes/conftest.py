@@ -1,4 +1,4 @@
-"""What tests of recipes begin with: a way to stop a run."""
+"""An interruption for tests of resumed runs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from schoolhouse.policy.policy import Policy
 
 
 @pytest.fixture
-def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
-    """Does something, and stops it at the second update of a policy."""
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """Call a function, and interrupt it at the second update of a policy."""
 
-    def stop(work: Callable[[], Any]) -> None:
-        update, done = Policy.update, []
+    def interrupt(function: Callable[[], Any]) -> None:
+        update, finished = Policy.update, []
 
-        def tired(*args: Any) -> Any:
-            if done:
+        def update_once(*args: Any) -> Any:
+            if finished:
                 raise KeyboardInterrupt
-            done.append(1)
+            finished.append(1)
             return update(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Policy, "update", tired)
+            patch.setattr(Policy, "update", update_once)
             with pytest.raises(KeyboardInterrupt):
-                work()
+                function()
 
-    return stop
+    return interrupt

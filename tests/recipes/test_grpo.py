@@ -1,8 +1,9 @@
-"""What one step of practice hands on: every switch of the config, in its place."""
+"""One step of GRPO: every key of the config, and what it changes."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -10,182 +11,279 @@ import torch
 from schoolhouse.algorithms.advantages import group_advantage, uses_group_baseline
 from schoolhouse.algorithms.groups import drop_constant_reward_groups, rollouts_of
 from schoolhouse.algorithms.losses import policy_gradient
+from schoolhouse.algorithms.packing import Batch
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import grpo
 from schoolhouse.recipes.grpo import Config
-from schoolhouse.runs.run import Run
-from schoolhouse.types import NAN, Group, Key, Problem, Rollout, Verdict
+from schoolhouse.types import Group, Rollout, Verdict
+from tiny_groups import group
+from tiny_runs import train
 
 TASK = "school:facts"
+REWARDS = [(1.0, 0.0, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 1.0)]
+GROUPS = [group(*rewards, problem=problem) for problem, rewards in enumerate(REWARDS)]
+"""Four groups, of which one carries no signal. Completions have 1, 2 and 3 tokens; the sampler's logprob is -1."""
+
+SftModel = Callable[[str], Path]
 
 
-def group(at: int, *scores: float, finish: Any = "stop") -> Group:
-    problem = Problem(f"p{at}", (), "1")
-    rollouts = tuple(
-        Rollout(
-            problem,
-            Key(0, "t", 0, at, g),
-            (1, *[2] * (g + 2)),
-            (False, *[True] * (g + 2)),
-            (NAN, *[-0.5] * (g + 2)),
-            (1,),
-            finish,
-        )
-        for g in range(len(scores))
-    )
-    return Group(problem, rollouts, tuple(map(Verdict, scores)))
+class Update(NamedTuple):
+    """The arguments of one `Policy.update`."""
+
+    batches: Sequence[Batch]
+    rate: float
+    temperature: float
+    max_logprob_gap: float
+    metrics_fn: Any
+
+    def column(self, name: str) -> list[float]:
+        """A column in the loss mask, of all batches."""
+        return [value for batch in self.batches for value in batch[name][batch.loss_mask].tolist()]
+
+    @property
+    def weight(self) -> float:
+        return sum(float(batch.weight.sum()) for batch in self.batches)
+
+    @property
+    def num_rollouts(self) -> int:
+        return sum(len(batch.lengths) for batch in self.batches)
 
 
-GROUPS = [group(0, 1.0, 0.0, 0.0), group(1, 1.0, 1.0, 0.0), group(2, 1.0, 1.0, 1.0), group(3, 0.0, 0.0, 1.0)]
-
-
-class Recorder:
-    """A policy that only remembers what it is asked, and at which temperature."""
+class RecordingPolicy:
+    """A test double of a policy: one log-probability for every token, and a record of each call."""
 
     shares_prompts = False
 
     def __init__(self, logprob: float) -> None:
-        self.logprob, self.heat, self.steps = logprob, list[float](), list[Any]()
+        self.logprob, self.score_temperatures, self.updates = logprob, list[float](), list[Update]()
 
     def score(self, rollouts: list[Rollout], temperature: float) -> list[Any]:
-        self.heat.append(temperature)
-        return [SimpleNamespace(logprob=torch.full((len(r),), self.logprob)) for r in rollouts]
+        self.score_temperatures.append(temperature)
+        return [SimpleNamespace(logprob=torch.full((len(rollout),), self.logprob)) for rollout in rollouts]
 
     def update(
-        self, batches: Any, objective: Any, rate: float, clip: float, heat: float, limit: float, watch: Any
-    ) -> Any:
-        self.heat.append(heat)
-        self.steps.append((batches, rate, clip, limit, watch))
-        return {"logprob_gap": 0.0}
+        self,
+        batches: Sequence[Batch],
+        loss_fn: Any,
+        rate: float,
+        max_grad_norm: float,
+        temperature: float,
+        max_logprob_gap: float,
+        metrics_fn: Any,
+    ) -> dict[str, float]:
+        self.updates.append(Update(batches, rate, temperature, max_logprob_gap, metrics_fn))
+        return {"logprob_gap": float(len(self.updates))}
 
 
-def learned(groups: list[Group] = GROUPS, **keys: Any) -> tuple[Config, Recorder, Recorder]:
-    c = Config.of(model="m", **{"sampling.temperature": 0.7}, **{"sampling.max_new_tokens": 8}, **keys)
-    policy, reference = Recorder(-0.4), Recorder(-0.9)
-    grpo.learn(c, cast(Any, policy), cast(Any, reference), policy_gradient(), groups, 0.003)
-    return c, policy, reference
+def learn(
+    groups: Sequence[Group] = GROUPS, /, **keys: Any
+) -> tuple[Config, RecordingPolicy, RecordingPolicy, dict[str, Any]]:
+    """The config of one step of learning, its policy, its reference and its metrics."""
+    c = Config.of(model="m", **{"sampling.temperature": 0.7, "sampling.max_new_tokens": 8, **keys})
+    policy, reference = RecordingPolicy(-0.5), RecordingPolicy(-0.75)
+    stats = grpo.learn(c, cast(Any, policy), cast(Any, reference), policy_gradient(), groups, 0.003)
+    return c, policy, reference, stats
 
 
-@pytest.mark.parametrize("aggregate", ["token_mean", "sequence_mean", "constant"])
-@pytest.mark.parametrize("updates", [1, 2])
-def test_weights_are_a_mean_over_the_whole_step_in_each_part(aggregate: str, updates: int):
-    """The group that agrees carries no gradient, and counts in the denominator."""
-    _, policy, _ = learned(
-        **{"loss.aggregation": aggregate}, num_minibatches=updates, **{"loss.kl_coef": 0.1}
-    )  # a KL penalty trains all groups
-    whole = {
+def updates_of(groups: Sequence[Group] = GROUPS, /, **keys: Any) -> list[Update]:
+    return learn(groups, **keys)[1].updates
+
+
+# --- weights, advantages, columns
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum", "constant"])
+@pytest.mark.parametrize("num_minibatches", [1, 2])
+def test_weights_of_each_minibatch_are_a_mean_over_the_whole_step(aggregation: str, num_minibatches: int):
+    """The group of equal rewards has no gradient, and still counts in the denominator."""
+    keys = {"loss.aggregation": aggregation}
+    num_tokens = 4 * (1 + 2 + 3)
+    expected = {
         "token_mean": 1.0,
         "sequence_mean": 1.0,
-        "constant": sum(len(r) - 1 for r in rollouts_of(GROUPS)) / (12 * 8),
-    }
-    totals = [sum(float(batch.weight.sum()) for batch in batches) for batches, *_ in policy.steps]
-    assert sum(totals) / updates == pytest.approx(whole[aggregate])
-    _, policy, _ = learned(**{"loss.aggregation": aggregate})
-    told = sum(float(batch.weight.sum()) for batch in policy.steps[0][0])
-    assert told == pytest.approx(whole[aggregate] * 3 / 4)
+        "sequence_sum": num_tokens / 12,
+        "constant": num_tokens / (12 * 8),
+    }[aggregation]
+    updates = updates_of(num_minibatches=num_minibatches, **keys, **{"loss.kl_coef": 0.1})  # KL trains all groups
+    assert len(updates) == num_minibatches
+    assert [update.weight for update in updates] == pytest.approx([expected] * num_minibatches)
+    (update,) = updates_of(**keys)
+    assert update.weight == pytest.approx(expected * 3 / 4)
 
 
-def test_a_constant_of_ones_own_divides():
-    sums = [
-        sum(
-            float(b.weight.sum())
-            for b in learned(**{"loss.aggregation": "constant"}, **{"loss.divisor": n})[1].steps[0][0]
-        )
-        for n in (8, 16)
-    ]
-    assert sums[0] == pytest.approx(2 * sums[1])
+def test_the_divisor_of_the_aggregation_constant_can_be_set():
+    keys = {"loss.aggregation": "constant"}
+    weights = [updates_of(**keys, **{"loss.divisor": divisor})[0].weight for divisor in (8, 16)]
+    assert weights[0] == pytest.approx(2 * weights[1])
+    assert weights[0] == pytest.approx(updates_of(**keys)[0].weight)  # 0: sampling.max_new_tokens, 8
 
 
-def test_advantages_are_those_of_the_whole_step_and_weakened():
-    for keys in (
+@pytest.mark.parametrize(
+    "keys",
+    [
         {"advantage.baseline": "mean", "advantage.scale_rewards": "batch_std"},
         {"advantage.baseline": "batch_mean", "advantage.scale_rewards": "batch_std", "advantage.negative_scale": 0.25},
         {"advantage.scale_rewards": "group_std", "advantage.std_ddof": 0, "advantage.std_eps": 0.5},
-    ):
-        c, policy, _ = learned(**cast(Any, keys))
-        signal = drop_constant_reward_groups(GROUPS) if uses_group_baseline(c.advantage.baseline) else GROUPS
-        expected = group_advantage(
-            signal,
-            c.advantage.baseline,
-            c.advantage.scale_rewards,
-            c.advantage.std_eps,
-            c.advantage.std_ddof,
-            scope=GROUPS,
-        )
-        wanted = sorted(
-            round(float(a[-1]) * (c.advantage.negative_scale if a[-1] < 0 else 1.0), 5) for a in expected for _ in a[1:]
-        )
-        found = sorted(
-            round(a, 5) for batch in policy.steps[0][0] for a in batch["advantage"][batch.loss_mask].tolist()
-        )
-        assert found == wanted
+    ],
+)
+def test_advantages_are_those_of_the_whole_step_and_negatives_are_scaled(keys: dict[str, Any]):
+    c, policy, *_ = learn(**keys)
+    a = c.advantage
+    signal = drop_constant_reward_groups(GROUPS) if uses_group_baseline(a.baseline) else GROUPS
+    rows = group_advantage(signal, a.baseline, a.scale_rewards, a.std_eps, a.std_ddof, scope=GROUPS)
+    expected = [
+        advantage * (a.negative_scale if advantage < 0 else 1.0)
+        for row, rollout in zip(rows, rollouts_of(signal), strict=True)
+        for advantage, mask in zip(row, rollout.loss_mask, strict=True)
+        if mask
+    ]
+    assert sorted(policy.updates[0].column("advantage")) == pytest.approx(sorted(expected), abs=1e-5)
 
 
-def test_everything_is_scored_at_the_temperature_it_was_sampled_at():
-    _, policy, reference = learned(num_minibatches=2, **{"loss.kl_coef": 0.1})
-    assert {*policy.heat, *reference.heat} == {0.7}
-    assert len(reference.heat) == 1
-    (batches, rate, *_), *_ = policy.steps
-    assert rate == 0.003
-    batch = batches[0]
-    assert float(batch["old"][batch.loss_mask][0]) == pytest.approx(-0.4)
-    assert float(batch["reference"][batch.loss_mask][0]) == pytest.approx(-0.9)
+def test_rollouts_are_scored_and_learned_at_the_temperature_they_were_sampled_at():
+    _, policy, reference, _ = learn(**{"num_minibatches": 2, "loss.kl_coef": 0.1})
+    assert policy.score_temperatures == reference.score_temperatures == [0.7]
+    assert [update.temperature for update in policy.updates] == [0.7, 0.7]
 
 
-def test_with_a_lag_the_sampled_policy_is_the_old_one_unless_it_is_corrected():
-    _, policy, _ = learned(max_policy_lag=1)
-    (batch, *_), *_ = policy.steps[0]
-    assert set(batch["old"][batch.loss_mask].tolist()) == {-0.5}
-    _, policy, _ = learned(max_policy_lag=1, **{"loss.importance_correction": "token"})
-    (batch, *_), *_ = policy.steps[0]
-    assert batch["old"][batch.loss_mask].tolist() == pytest.approx([-0.4] * int(batch.loss_mask.sum()))
+def test_each_update_has_the_rate_and_the_columns_of_the_three_policies():
+    for update in updates_of(**{"num_minibatches": 2, "loss.kl_coef": 0.1}):
+        assert update.rate == 0.003
+        assert set(update.column("old")) == {-0.5}
+        assert set(update.column("reference")) == {-0.75}
+        assert set(update.column("sampled")) == {-1.0}
 
 
-def test_what_was_cut_off_can_be_masked():
-    cut = [group(0, 1.0, 0.0, finish="length"), group(1, 1.0, 0.0)]
-    _, policy, _ = learned(cut, **{"loss.mask_truncated": True})
-    assert sum(len(batch.lengths) for batch in policy.steps[0][0]) == 2
+def test_an_on_policy_step_scores_nothing_and_needs_no_old_column():
+    _, policy, reference, _ = learn()
+    assert policy.score_temperatures == reference.score_temperatures == []
+    assert policy.updates[0].batches[0].columns.keys() == {"advantage", "sampled"}
+    assert policy.updates[0].metrics_fn is None
 
 
-def test_the_objective_has_what_the_config_says(monkeypatch: pytest.MonkeyPatch):
-    seen: dict[str, Any] = {}
-    for name in ("clipped_surrogate", "cispo", "corrected", "kl_penalty"):
-        monkeypatch.setattr(grpo, name, lambda *a, _n=name, **k: seen.update({_n: (a, k)}) or policy_gradient())
-    grpo.make_loss(
-        Config.of(
-            model="m",
-            **{"loss.clip_low": 0.1},
-            **{"loss.clip_high": 0.3},
-            **{"loss.clip_ratio_c": 3.0},
-            num_minibatches=2,
-            **{"loss.importance_correction": "product"},
-            **{"loss.importance_correction_cap": 5.0},
-            **{"loss.importance_correction_mask": True},
-            **{"loss.kl_coef": 0.1},
-            **{"loss.kl_estimator": "k2"},
-        )
-    )
-    assert seen["clipped_surrogate"] == ((0.1, 0.3, "token", 3.0), {"on_policy": False})
-    assert seen["corrected"][0][1:] == ("product", 5.0, False, True)
-    assert seen["kl_penalty"] == (("k2",), {})
-    grpo.make_loss(Config.model_validate({"model": "m", "preset": "cispo"}))
-    assert seen["cispo"] == ((4.0,), {"on_policy": True})
+def test_with_a_policy_lag_the_sampler_is_the_old_policy():
+    (update,) = updates_of(max_policy_lag=1)
+    assert set(update.column("old")) == {-1.0}
 
 
-def practised(
-    taught: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, **keys: Any
-) -> list[tuple[Policy, list[Group], float]]:
-    """What `learn` is given in each step of a short run."""
-    seen = []
-    real = grpo.learn
+def test_with_a_policy_lag_and_importance_correction_the_old_policy_is_scored():
+    (update,) = updates_of(**{"max_policy_lag": 1, "loss.importance_correction": "token"})
+    assert set(update.column("old")) == {-0.5}
 
-    def learn(c: Any, policy: Any, reference: Any, objective: Any, groups: Any, rate: float) -> Any:
-        seen.append((policy, groups, rate))
-        return real(c, policy, reference, objective, groups, rate)
 
-    monkeypatch.setattr(grpo, "learn", learn)
-    given = {
+def test_truncated_rollouts_can_be_left_out_of_the_loss():
+    groups = [group(1.0, 0.0, finish_reason="length"), group(1.0, 0.0, problem=1)]
+    (update,) = updates_of(groups, **{"loss.mask_truncated": True})
+    assert update.num_rollouts == 2
+    assert updates_of(groups)[0].num_rollouts == 4
+
+
+def test_a_step_without_a_signal_is_no_update():
+    _, policy, _, stats = learn([group(1.0, 1.0), group(0.0, 0.0, problem=1)])
+    assert (policy.updates, stats) == ([], {})
+
+
+# --- epochs and minibatches
+
+
+def test_two_epochs_are_two_passes_over_all_rollouts_of_the_step():
+    updates = updates_of(**{"num_epochs": 2, "num_minibatches": 2, "loss.kl_coef": 0.1})
+    assert [update.num_rollouts for update in updates] == [6, 6, 6, 6]
+    passes = [
+        [sorted(token for batch in u.batches for token in batch.tokens.tolist()) for u in updates[i : i + 2]]
+        for i in (0, 2)
+    ]
+    assert passes[0] == passes[1]
+
+
+def test_two_epochs_are_not_on_policy_although_there_is_one_minibatch():
+    """The second pass is clipped against the policy before the first one, which is scored once."""
+    c, policy, *_ = learn(num_epochs=2)
+    assert not c.on_policy
+    assert policy.score_temperatures == [0.7]
+    assert [set(update.column("old")) for update in policy.updates] == [{-0.5}] * 2
+    assert all(update.metrics_fn is not None for update in policy.updates)
+
+
+@pytest.mark.parametrize("keys", [{"num_epochs": 2}, {"num_minibatches": 2}])
+def test_the_logprob_gap_is_checked_and_recorded_before_the_first_update_alone(keys: dict[str, Any]):
+    """Later the gap is what was learned since."""
+    _, policy, _, stats = learn(**{"max_logprob_gap": 0.2, **keys})
+    assert [update.max_logprob_gap for update in policy.updates] == [0.2, float("inf")]
+    assert stats["logprob_gap"] == 1.0
+
+
+def test_with_a_policy_lag_the_logprob_gap_is_not_checked():
+    assert [update.max_logprob_gap for update in updates_of(max_policy_lag=1)] == [float("inf")]
+
+
+@pytest.mark.parametrize(
+    ("keys", "on_policy"),
+    [({}, True), ({"num_epochs": 2}, False), ({"num_minibatches": 2}, False), ({"max_policy_lag": 1}, False)],
+)
+def test_on_policy_is_one_update_on_fresh_rollouts(keys: dict[str, Any], on_policy: bool):
+    assert Config.of(model="m", **keys).on_policy is on_policy
+
+
+# --- the loss
+
+
+def test_the_loss_has_the_settings_of_the_config(monkeypatch: pytest.MonkeyPatch):
+    calls: dict[str, Any] = {}
+    for name in ("clipped_surrogate", "cispo", "importance_corrected", "kl_penalty"):
+        monkeypatch.setattr(grpo, name, lambda *a, _n=name, **k: calls.update({_n: (a, k)}) or policy_gradient())
+    keys = {
+        "num_minibatches": 2,
+        "loss.clip_low": 0.1,
+        "loss.clip_high": 0.3,
+        "loss.clip_ratio_c": 3.0,
+        "loss.importance_correction": "product",
+        "loss.importance_correction_cap": 5.0,
+        "loss.importance_correction_mask": True,
+        "loss.kl_coef": 0.1,
+        "loss.kl_estimator": "k2",
+    }
+    grpo.make_loss(Config.of(model="m", **keys))
+    assert calls["clipped_surrogate"] == ((0.1, 0.3, "token", 3.0), {"on_policy": False})
+    assert calls["importance_corrected"][0][1:] == ("product", 5.0, False, True)
+    assert calls["kl_penalty"] == (("k2",), {})
+    grpo.make_loss(Config.of(model="m", preset="cispo"))
+    assert calls["cispo"] == ((4.0,), {"on_policy": True})
+
+
+def test_two_epochs_make_a_loss_that_needs_the_old_column(monkeypatch: pytest.MonkeyPatch):
+    calls: list[bool] = []
+    monkeypatch.setattr(grpo, "clipped_surrogate", lambda *_, on_policy: calls.append(on_policy))
+    for num_epochs in (1, 2):
+        grpo.make_loss(Config.of(model="m", num_epochs=num_epochs))
+    assert calls == [True, False]
+
+
+# --- short runs
+
+
+class Step(NamedTuple):
+    """The arguments of `grpo.learn` in one step of a run."""
+
+    policy: Policy
+    reference: Policy | None
+    groups: Sequence[Group]
+    rate: float
+
+
+def run_steps(sft_model: SftModel, folder: Path, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> list[Step]:
+    """The steps of a short run."""
+    steps, real_learn = list[Step](), grpo.learn
+
+    def recorded(c: Any, policy: Any, reference: Any, loss_fn: Any, groups: Any, rate: float) -> Any:
+        steps.append(Step(policy, reference, groups, rate))
+        return real_learn(c, policy, reference, loss_fn, groups, rate)
+
+    monkeypatch.setattr(grpo, "learn", recorded)
+    defaults = {
+        "model": str(sft_model(TASK)),
         "task": TASK,
+        "steps": 2,
         "prompts_per_step": 4,
         "group_size": 4,
         "sampling.max_new_tokens": 24,
@@ -193,63 +291,87 @@ def practised(
         "optimizer.warmup_steps": 0,
         "precision": "float32",
     }
-    c = Config.model_validate({"model": str(taught(TASK)), "steps": 2, **given, **keys})
-    with Run.open(folder, c, "grpo") as run:
-        grpo.grpo(c, run)
-    return seen
+    train(folder, Config.of(**{**defaults, **keys}))
+    return steps
 
 
-def test_kl_in_reward_is_towards_the_starting_model(taught: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """r - beta (log pi - log pi_ref), of the whole reply: what has become likelier costs."""
-    steps, told = [], grpo.kl_in_reward
+def test_kl_in_reward_is_towards_the_starting_model(
+    sft_model: SftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """r - beta (log pi - log pi_ref) of the whole completion: tokens that became likelier cost reward."""
+    calls, kl_in_reward = [], grpo.kl_in_reward
 
-    def note(groups: Any, now: Any, then: Any, beta: float) -> Any:
-        steps.append((rollouts_of(groups), now, then, beta))
-        return told(groups, now, then, beta)
+    def recorded(groups: Any, policy: Any, reference: Any, kl_coef: float) -> Any:
+        calls.append((rollouts_of(groups), policy, reference, kl_coef))
+        return kl_in_reward(groups, policy, reference, kl_coef)
 
-    monkeypatch.setattr(grpo, "kl_in_reward", note)
-    practised(
-        taught,
-        tmp_path,
-        monkeypatch,
-        **{"rewards.kl_coef": 0.5},
-        **{"sampling.temperature": 0.7},
-        **{"rewards.control": "random"},
-    )
-    start = Policy.load(taught(TASK), "float32")
-    for said, _, then, beta in steps:
-        assert beta == 0.5
-        expected = [scored.logprob.tolist() for scored in start.score(said, 0.7)]
-        assert all(a == pytest.approx(b, nan_ok=True, abs=1e-5) for a, b in zip(then, expected, strict=True))
-    apart = [
-        max(abs(a - b) for x, y in zip(now, then, strict=True) for a, b in zip(x, y, strict=True) if a == a)
-        for _, now, then, _ in steps
+    monkeypatch.setattr(grpo, "kl_in_reward", recorded)
+    keys = {"rewards.kl_coef": 0.5, "sampling.temperature": 0.7, "rewards.control": "random"}
+    run_steps(sft_model, tmp_path / "run", monkeypatch, **keys)
+    start = Policy.load(sft_model(TASK), "float32")
+    assert len(calls) == 2
+    for rollouts, _, reference, kl_coef in calls:
+        assert kl_coef == 0.5
+        expected = [scores.logprob.tolist() for scores in start.score(rollouts, 0.7)]
+        assert all(a == pytest.approx(b, nan_ok=True, abs=1e-5) for a, b in zip(reference, expected, strict=True))
+    distances = [
+        max(abs(a - b) for x, y in zip(policy, reference, strict=True) for a, b in zip(x, y, strict=True) if a == a)
+        for _, policy, reference, _ in calls
     ]
-    assert apart[0] < 1e-5 < 1e-3 < apart[1]
+    assert distances[0] < 1e-5 < 1e-3 < distances[1]
+
+
+@pytest.mark.parametrize("keys", [{"loss.kl_coef": 0.1}, {"rewards.kl_coef": 0.1}])
+def test_a_reference_never_builds_an_optimizer(
+    sft_model: SftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
+):
+    steps = run_steps(sft_model, tmp_path / "run", monkeypatch, **keys)
+    assert len(steps) == 2
+    for step in steps:
+        assert step.reference is not None
+        assert "learner" not in step.reference.__dict__
+        assert "learner" in step.policy.__dict__
+
+
+def test_without_a_kl_penalty_no_reference_is_loaded(
+    sft_model: SftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert [step.reference for step in run_steps(sft_model, tmp_path / "run", monkeypatch)] == [None, None]
+
+
+def test_two_epochs_of_a_run_are_two_updates_a_step(
+    sft_model: SftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (step,) = run_steps(
+        sft_model, tmp_path / "run", monkeypatch, steps=1, num_epochs=2, **{"rewards.control": "random"}
+    )
+    assert step.policy.version == 2
 
 
 @pytest.mark.fault("verifier hangs")
-def test_rollouts_that_could_not_be_judged_are_left_out(taught: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real = grpo.grade
+def test_ungraded_rollouts_are_left_out(sft_model: SftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    grade = grpo.grade
 
-    def judge(*given: Any) -> list[Group]:
-        return [Group(g.problem, g.rollouts, (Verdict(None, "clock"), *g.verdicts[1:])) for g in real(*given)]
+    def grade_all_but_first(*args: Any) -> list[Group]:
+        return [Group(one.problem, one.rollouts, (Verdict(None, "timeout"), *one.verdicts[1:])) for one in grade(*args)]
 
-    monkeypatch.setattr(grpo, "grade", judge)
-    for _, groups, _ in practised(taught, tmp_path, monkeypatch):
-        assert [len(g.rollouts) for g in groups] == [3] * 4
+    monkeypatch.setattr(grpo, "grade", grade_all_but_first)
+    steps = run_steps(sft_model, tmp_path / "run", monkeypatch)
+    assert [[len(one.rollouts) for one in step.groups] for step in steps] == [[3] * 4] * 2
 
 
-def test_manners_brevity_and_length_are_part_of_what_is_praised(
-    taught: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_format_length_and_overlong_rewards_are_part_of_the_shaped_reward(
+    sft_model: SftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     keys = {"rewards.format": 0.5, "rewards.length": 0.2, "rewards.overlong_buffer": 20}
-    for _, groups, _ in practised(taught, tmp_path, monkeypatch, **keys):
-        parts = {name for g in groups for verdict in g.verdicts for name in verdict.parts}
-        assert {"form", "overlong"} <= parts
-        assert any(v.reward not in (0.0, 0.5, 1.0, 1.5) for g in groups for v in g.verdicts)
+    steps = run_steps(sft_model, tmp_path / "run", monkeypatch, **keys)
+    assert len(steps) == 2
+    for step in steps:
+        parts = {name for one in step.groups for verdict in one.verdicts for name in verdict.parts}
+        assert {"format", "overlong"} <= parts
+        assert any(reward not in (0.0, 0.5, 1.0, 1.5) for one in step.groups for reward in one.rewards)
 
 
-def test_the_rate_follows_the_schedule(taught: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    rates = [rate for *_, rate in practised(taught, tmp_path, monkeypatch, **{"optimizer.warmup_steps": 2}, steps=3)]
-    assert rates == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])
+def test_the_learning_rate_follows_the_schedule(sft_model: SftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    steps = run_steps(sft_model, tmp_path / "run", monkeypatch, steps=3, **{"optimizer.warmup_steps": 2})
+    assert [step.rate for step in steps] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])

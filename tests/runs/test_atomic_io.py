@@ -30,7 +30,7 @@ FILL = """
 import resource, sys
 import torch
 from safetensors.torch import save_file
-from schoolhouse.runs.atomic_io import disk_is_full
+from schoolhouse.runs.atomic_io import is_disk_full
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
 weights = {"a": torch.zeros(200_000)}
 def by_handle():
@@ -38,16 +38,16 @@ def by_handle():
         torch.save(weights, file)
 for save in (lambda: save_file(weights, sys.argv[1] + "/m.safetensors"), by_handle):
     try: save()
-    except Exception as error: print(type(error).__name__, disk_is_full(error))
+    except Exception as error: print(type(error).__name__, is_disk_full(error))
 """
 
 
-def test_a_full_disk_is_told_from_what_libraries_say(tmp_path: Path) -> None:
+def test_a_full_disk_is_recognised_in_messages_of_libraries(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert [line.split()[-1] for line in done.stdout.splitlines()] == ["True", "True"], done
 
 
-def test_other_errors_are_no_full_disk() -> None:
+def test_other_errors_do_not_mean_a_full_disk() -> None:
     assert not is_disk_full(PermissionError(13, "Permission denied"))
     assert not is_disk_full(ValueError("full of mistakes"))
 
@@ -60,7 +60,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8))
-def test_json_is_strict_and_says_null_for_what_is_not_finite(value: object) -> None:
+def test_json_is_strict_and_has_null_for_numbers_that_are_not_finite(value: object) -> None:
     def expected(inner: object) -> object:
         if isinstance(inner, list):
             return [expected(each) for each in inner]
@@ -69,13 +69,15 @@ def test_json_is_strict_and_says_null_for_what_is_not_finite(value: object) -> N
     assert json.loads(to_json(value), parse_constant=pytest.fail) == expected(value)
 
 
-def test_json_takes_numpy_and_paths() -> None:
+def test_json_accepts_numpy_and_paths() -> None:
     found = json.loads(to_json({"a": np.float32(0.5), "b": np.arange(2), 3: Path("x")}))
     assert found == {"a": 0.5, "b": [0, 1], "3": "x"}
 
 
 @given(rows=st.lists(st.dictionaries(st.text(), st.integers(), max_size=2), min_size=1), cut=st.integers(1, 200))
-def test_a_torn_line_costs_no_other(rows: list[dict], cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_torn_last_line_leaves_the_others(
+    rows: list[dict], cut: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.getbasetemp() / "lines.jsonl"
     last = to_json(rows[-1]).encode()
     whole = "".join(to_json(row) + "\n" for row in rows[:-1]).encode()
@@ -108,7 +110,7 @@ def test_the_model_of_a_run_is_its_newest_complete_checkpoint(tmp_path: Path) ->
     assert resolve_model(tmp_path) == tmp_path / "checkpoints" / "1000000"
 
 
-class Kept:
+class State:
     def save(self, folder: Path) -> None:
         (folder / "a.txt").write_text("a")
         (folder / "b.txt").write_text("b")
@@ -119,7 +121,7 @@ class Kept:
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def test_all_of_a_checkpoint_is_on_disk_before_it_bears_its_name(
+def test_all_files_of_a_checkpoint_are_synced_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order, fsync, rename = [], os.fsync, Path.rename
@@ -134,22 +136,22 @@ def test_all_of_a_checkpoint_is_on_disk_before_it_bears_its_name(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "rename", renamed)
-    write_checkpoint(tmp_path / "000001", Kept(), {})
+    write_checkpoint(tmp_path / "000001", State(), {})
     at = order.index("-> 000001")
     assert {"a.txt", "b.txt", "trainer.pt"} <= {*order[:at]}
     assert order[at + 1 :] == [tmp_path.name]
 
 
 def test_a_changed_number_in_a_manifest_is_found(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "000001", Kept(), {"metrics_bytes": 100})
+    write_checkpoint(tmp_path / "000001", State(), {"metrics_bytes": 100})
     assert verify_checkpoint(tmp_path / "000001")["metrics_bytes"] == 100
-    told = tmp_path / "000001" / "manifest.json"
-    told.write_text(told.read_text().replace("100", "101"))
+    manifest = tmp_path / "000001" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("100", "101"))
     with pytest.raises(SchoolError, match="its content has changed"):
         verify_checkpoint(tmp_path / "000001")
 
 
-def test_a_run_of_several_stages_asks_which_one(tmp_path: Path) -> None:
+def test_the_folder_of_a_pipeline_names_its_stages(tmp_path: Path) -> None:
     for stage in ("pretrain", "sft"):
         (tmp_path / stage / "checkpoints" / "000010").mkdir(parents=True)
     with pytest.raises(SchoolError, match=r"several stages \(pretrain, sft\): give one, such as .*/sft"):

@@ -1,4 +1,4 @@
-"""Advice comes when something keeps a run from learning, in words that say what to do, and not before."""
+"""Advice appears when something keeps a run from learning, and only then."""
 
 import pytest
 
@@ -18,35 +18,39 @@ HEALTHY = {
 }
 
 
-def about(**changes):
+def advice_for(**changes):
     return diagnose([HEALTHY | changes] * WINDOW)
 
 
-def test_a_healthy_run_is_left_alone():
-    assert about() == {}
+def test_a_healthy_run_gets_no_advice():
+    assert advice_for() == {}
 
 
 @pytest.mark.parametrize(
     "name, changes, words",
     [
-        ("all_correct", {"all_correct": 6}, "every sample of 60 % of the problems was right: raise the difficulty"),
-        ("all_incorrect", {"all_incorrect": 8}, "every sample of 80 % of the problems was wrong"),
-        ("truncated", {"truncated": 40, "no_answer": 40}, "50 % of the answers were cut off at `length`"),
-        ("no_answer", {"no_answer": 44}, "55 % of the answers are empty"),
-        ("ungraded", {"ungraded": 8}, "10 % of the answers could not be judged"),
-        ("ungraded", {"ungraded": 80, "groups_ungraded": 10}, "not one answer could be judged"),
-        ("no_signal", {"groups_with_signal": 0}, "the weights do not move"),
-        ("logprob_gap", {"logprob_gap": 0.05}, "lie 0.050 apart"),
+        ("all_correct", {"all_correct": 6}, "all samples were correct for 60 % of the problems: raise the difficulty"),
+        ("all_incorrect", {"all_incorrect": 8}, "all samples were incorrect for 80 % of the problems"),
+        (
+            "truncated",
+            {"truncated": 40, "no_answer": 40},
+            "50 % of the completions were cut off",
+        ),
+        ("no_answer", {"no_answer": 44}, "55 % of the completions have no answer"),
+        ("ungraded", {"ungraded": 8}, "10 % of the completions could not be graded"),
+        ("ungraded", {"ungraded": 80, "groups_ungraded": 10}, "no completion could be graded"),
+        ("no_signal", {"groups_with_signal": 0}, "the weights do not change"),
+        ("logprob_gap", {"logprob_gap": 0.05}, "differ by 0.050"),
     ],
 )
 @pytest.mark.fault("reward does not rise", "no gradient")
-def test_what_is_wrong_is_said(name, changes, words):
-    found = about(**changes)
-    assert [*found] == [name]
-    assert words in found[name]
+def test_each_problem_has_its_advice(name, changes, words):
+    advice = advice_for(**changes)
+    assert [*advice] == [name]
+    assert words in advice[name]
 
 
-def test_nothing_is_said_of_few_steps_or_of_steps_without_practice():
+def test_few_steps_and_supervised_steps_give_no_advice():
     assert diagnose([HEALTHY | {"groups_with_signal": 0}] * (WINDOW - 1)) == {}
     assert diagnose([{"loss": 1.0}] * 50) == {}
 

@@ -1,4 +1,4 @@
-"""An estimate is measured: the run's own first steps, in a process of their own."""
+"""An estimate is measured in the first steps of the run, in another process."""
 
 import pytest
 
@@ -20,18 +20,18 @@ TINY = {
 
 def test_the_first_steps_are_measured():
     config = pretrain.Config.of(task="school", model=TINY, steps=1000, batch_size=2, seq_len=32, eval_every=1000)
-    made = estimate("pretrain", config)
-    assert made.steps == 1000
-    assert 0 < made.step_seconds < made.startup_seconds
-    assert 1e8 < made.peak_memory < 4e9
-    assert made.seconds == pytest.approx(made.startup_seconds + 999 * made.step_seconds)
-    assert "1000 steps" in str(made)
+    measured = estimate("pretrain", config)
+    assert measured.steps == 1000
+    assert 0 < measured.step_seconds < measured.startup_seconds
+    assert 1e8 < measured.peak_memory < 4e9
+    assert measured.seconds == pytest.approx(measured.startup_seconds + 999 * measured.step_seconds)
+    assert "1000 steps" in str(measured)
 
 
-def test_a_recipe_of_loops_is_measured_by_loops(tmp_path):
-    text = pretrain.Config.of(task="school:addition?digits=1", model=TINY, steps=2, batch_size=2, seq_len=32)
-    with Run.open(tmp_path, text, "pretrain") as run:
-        pretrain.pretrain(text, run)
+def test_a_recipe_with_loops_is_measured_by_loops(tmp_path):
+    base = pretrain.Config.of(task="school:addition?digits=1", model=TINY, steps=2, batch_size=2, seq_len=32)
+    with Run.open(tmp_path, base, "pretrain") as run:
+        pretrain.pretrain(base, run)
     config = star.Config.of(
         model=str(tmp_path),
         task="school:addition?digits=1",
@@ -40,28 +40,28 @@ def test_a_recipe_of_loops_is_measured_by_loops(tmp_path):
         updates_per_loop=1,
         **{"sampling.max_new_tokens": 8},
     )
-    made = estimate("star", config)
-    assert made.steps == 51  # loop 0 learns from worked examples alone
-    assert made.seconds == pytest.approx(made.startup_seconds + sum(1.1**later for later in range(50)) * made.step_seconds)
-    assert "each at most 1.1 times the one before" in str(made)
+    measured = estimate("star", config)
+    assert measured.steps == 51  # loop 0 learns from demonstrations only
+    assert measured.seconds == pytest.approx(
+        measured.startup_seconds + sum(1.1**later for later in range(50)) * measured.step_seconds
+    )
+    assert "each at most 1.1 times the one before" in str(measured)
 
 
-def test_what_fails_is_said_before_the_run():
+def test_an_error_in_the_first_steps_is_shown():
     config = grpo.Config.of(model="no/such/model")
     with pytest.raises(SchoolError, match=r"(?s)the first steps failed.*no/such/model"):
         estimate("grpo", config)
 
 
-def test_exams_on_the_way_cost_their_answers():
+def test_evaluations_count_by_their_completions():
     config = grpo.Config.of(
         model="m",
         steps=41,
         prompts_per_step=10,
         group_size=4,
-        **{"eval.every": 10},
-        **{"eval.problems": 50},
-        **{"eval.samples": 8},
+        **{"eval.every": 10, "eval.problems": 50, "eval.samples": 8},
     )
     assert _eval_steps(config, config.steps) == 4 * 10.0
-    assert _eval_steps(config.model_copy(update={"eval.every": 0}), 41) == 0.0
+    assert _eval_steps(config.model_copy(update={"eval": config.eval.model_copy(update={"every": 0})}), 41) == 0.0
     assert Estimate(11, 2.0, 0.5, 3.0, 0).seconds == 10.0

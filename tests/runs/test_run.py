@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from schoolhouse.config import BaseConfig
+from schoolhouse.runs.atomic_io import read_jsonl
 from schoolhouse.runs.run import Run, Stopped, read_metrics
 from schoolhouse.types import Completion, Group, Key, Message, Problem, Rollout, SchoolError, Verdict
 
@@ -29,7 +31,7 @@ class Config(BaseConfig):
 
 
 class Learner:
-    """The least that can be saved: a weight in two files, and a moment besides."""
+    """A minimal state: a weight in two files, and an optimizer moment."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.weight = json.loads((folder / "b.json").read_text())["weight"] if folder else 1.0
@@ -46,7 +48,7 @@ class Learner:
         (folder / "b.json").write_text(json.dumps({"weight": self.weight}))
 
     def between(self) -> None:
-        """Happens between the two files."""
+        """Called between the two files."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"moment": self.moment}
@@ -58,33 +60,35 @@ class Learner:
 PROBLEM = Problem("p1", (Message("user", "2+2?"),), "4", "sums")
 
 
-def group(step: int, *scores: float | None) -> Group:
+def group(step: int, *rewards: float | None) -> Group:
     rollouts = [
         Rollout(PROBLEM, Key(0, "t", step, 0, g), (5, 6), (False, True), (float("nan"), -0.5), (1,), "stop")
-        for g in range(len(scores))
+        for g in range(len(rewards))
     ]
-    return Group(PROBLEM, tuple(rollouts), tuple(Verdict(s, "" if s is not None else "broken") for s in scores))
+    return Group(
+        PROBLEM, tuple(rollouts), tuple(Verdict(reward, "" if reward is not None else "broken") for reward in rewards)
+    )
 
 
-def teach(
+def train(
     folder: Path,
     learner: type[Learner] = Learner,
     at: dict[int, Any] | None = None,
     each: Callable[[Run], None] = lambda run: None,
-    limits: dict[str, float] | None = None,
+    budget: dict[str, float] | None = None,
     **config: Any,
 ) -> Run:
-    """The toy recipe. `at` maps a step to what happens in the middle of it, `each` happens in all of them."""
+    """A toy recipe. `at` maps a step to a function that is called in the middle of it; `each` is for every step."""
     c = Config(**config)
     with Run.open(folder, c, "toy") as run:
-        run.set_budget(**(limits or {}))
-        learning = run.restore(learner(run.latest_checkpoint()))
-        for step in run.steps(range(run.step, c.steps), save=learning, every=2):
+        run.set_budget(**(budget or {}))
+        state = run.restore(learner(run.latest_checkpoint()))
+        for step in run.steps(range(run.step, c.steps), save=state, every=2):
             run.record(step, [group(step, 1.0, 0.0)])
             each(run)
             if at and step in at:
                 at[step]()
-            run.record(step, weight=learning.update(step, c.rate))
+            run.record(step, weight=state.update(step, c.rate))
     return run
 
 
@@ -92,7 +96,7 @@ SCRIPT = """
 import os, resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_run import Learner, Run, SchoolError, teach
+from test_run import Learner, Run, SchoolError, train
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -103,79 +107,77 @@ def in_another_process(code: str, folder: Path) -> subprocess.CompletedProcess[s
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What must not depend on whether a run was stopped: everything but the clock."""
-    kept = [folder / "metrics.jsonl", *folder.glob("rollouts/*"), *folder.glob("checkpoints/*/*")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+    """The files that do not depend on whether a run was stopped: all but the times."""
+    files = [folder / "metrics.jsonl", *folder.glob("rollouts/*"), *folder.glob("checkpoints/*/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The contents of a run that nothing happened to."""
+    """The contents of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    teach(folder)
+    train(folder)
     return contents(folder)
 
 
-# ---- a run that nothing happens to
+# ---- an uninterrupted run
 
 
-def test_a_run_leaves_everything_needed_to_read_and_repeat_it(tmp_path: Path) -> None:
-    run = teach(tmp_path / "run")
+def test_a_run_folder_has_everything_to_read_and_repeat_it(tmp_path: Path) -> None:
+    run = train(tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert run.finished
-    assert {"recipe": "toy", "seed": 0, "state": "finished", "step": STEPS}.items() <= manifest.items()
+    assert {"format": 1, "recipe": "toy", "seed": 0, "state": "finished", "step": STEPS}.items() <= manifest.items()
     assert {"versions", "code", "python", "platform", "processor", "started", "seconds"} <= manifest.keys()
     assert [row["step"] for row in read_metrics(run.folder)] == list(range(STEPS))
     assert len(list((run.folder / "rollouts").iterdir())) == STEPS
 
 
 def test_the_newest_two_checkpoints_are_kept_and_the_last_is_the_model(tmp_path: Path) -> None:
-    run = teach(tmp_path / "run")
+    run = train(tmp_path / "run")
     assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == ["000006", "000007"]
     assert run.model == run.folder / "checkpoints" / "000007"
     assert run.model_path("elsewhere") == run.model
 
 
-def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
-    teach(tmp_path / "run")
+def test_a_finished_run_does_no_step_again(tmp_path: Path) -> None:
+    train(tmp_path / "run")
     before = contents(tmp_path / "run")
-    again = teach(tmp_path / "run", at={step: lambda: pytest.fail("a step was done again") for step in range(STEPS)})
+    again = train(tmp_path / "run", at={step: lambda: pytest.fail("a step ran again") for step in range(STEPS)})
     assert again.finished
     assert contents(tmp_path / "run") == before
 
 
-def test_a_run_that_goes_on_under_other_circumstances_says_so_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def go_on() -> str:
+def test_resuming_in_a_changed_environment_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def resume() -> str:
         with pytest.raises(KeyError):
-            teach(tmp_path, at={6: lambda: {}["crash"]})
+            train(tmp_path, at={6: lambda: {}["crash"]})
         return capsys.readouterr().err
 
-    assert "since then changed" not in go_on() + go_on()
+    assert "changed environment" not in resume() + resume()
     path = tmp_path / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "versions": {**manifest["versions"], "torch": "1.0"}}))
-    told = go_on()
-    assert "goes on from step 6; since then changed:\n  versions.torch: 1.0 there, " in told
-    assert "so it may not end in the same bits" in told
-    assert "since then changed" not in go_on()
+    message = resume()
+    assert "resumes from step 6 in a changed environment:\n  versions.torch: 1.0 -> " in message
+    assert "may differ in their bits" in message
+    assert "changed environment" not in resume()
     assert [later["step"] for later in json.loads(path.read_text())["resumed_with"]] == [6]
 
 
-def test_what_a_step_records_stands_in_one_line(tmp_path: Path) -> None:
+def test_all_records_of_a_step_are_one_line_of_metrics(tmp_path: Path) -> None:
     with Run.open(tmp_path, Config(steps=1), "toy") as run:
         for step in run.steps([0], save=Learner()):
             run.record(step, loss=np.float32(0.5))
             run.record(step, eval={"pass_at_1": float("nan")})
         run.record(1, eval={"pass_at_1": 1.0})
     assert read_metrics(tmp_path) == [
-        {"step": 0, "loss": 0.5, "exam": {"pass_at_1": None}},
-        {"step": 1, "exam": {"pass_at_1": 1.0}},
+        {"step": 0, "loss": 0.5, "eval": {"pass_at_1": None}},
+        {"step": 1, "eval": {"pass_at_1": 1.0}},
     ]
 
 
-def test_a_recorded_group_is_accounted_for_and_written_down(tmp_path: Path) -> None:
+def test_a_recorded_group_is_counted_and_written_to_rollouts(tmp_path: Path) -> None:
     with Run.open(tmp_path, Config(steps=1), "toy") as run:
         for step, groups in run.steps([(0, [group(0, 1.0, None)])], save=Learner()):
             run.record(step, groups, parse=lambda rollout: Completion("hm", "4"))
@@ -188,33 +190,33 @@ def test_a_recorded_group_is_accounted_for_and_written_down(tmp_path: Path) -> N
     assert (second["sample"], second["reward"], second["reason"]) == (1, None, "broken")
 
 
-def test_logprobs_are_written_down_exactly(tmp_path: Path) -> None:
-    said = [float(x) for x in -np.random.default_rng(0).exponential(size=50).astype(np.float32)]
-    rollout = Rollout(PROBLEM, Key(0, "t"), tuple(range(50)), (True,) * 50, tuple(said))
+def test_logprobs_are_written_exactly(tmp_path: Path) -> None:
+    logprobs = [float(x) for x in -np.random.default_rng(0).exponential(size=50).astype(np.float32)]
+    rollout = Rollout(PROBLEM, Key(0, "t"), tuple(range(50)), (True,) * 50, tuple(logprobs))
     with Run.open(tmp_path, Config(), "toy") as run:
         run.record(0, [Group(PROBLEM, (rollout,), (Verdict(1.0),))])
     written = json.loads((tmp_path / "rollouts" / "000000.jsonl").read_text())["logprob"]
-    assert [np.float32(p) for p in written] == [np.float32(p) for p in said]
+    assert [np.float32(p) for p in written] == [np.float32(p) for p in logprobs]
 
 
 def test_steps_work_outside_the_main_thread(tmp_path: Path) -> None:
-    thread = threading.Thread(target=teach, args=(tmp_path / "run",))
+    thread = threading.Thread(target=train, args=(tmp_path / "run",))
     thread.start()
     thread.join()
     assert len(read_metrics(tmp_path / "run")) == STEPS
 
 
-# ---- a run that something happens to
+# ---- an interrupted run
 
 
 @pytest.mark.parametrize(
     "code",
     [
-        "teach(Path(sys.argv[2]), at={5: die})",
-        "teach(Path(sys.argv[2]), at={0: die})",
-        "Learner.between = lambda self: self.moment > 10 and die()\nteach(Path(sys.argv[2]))",
+        "train(Path(sys.argv[2]), at={5: die})",
+        "train(Path(sys.argv[2]), at={0: die})",
+        "Learner.between = lambda self: self.moment > 10 and die()\ntrain(Path(sys.argv[2]))",
         "Learner.state_dict = lambda self: {'moment': die() if self.moment > 10 else self.moment}\n"
-        "teach(Path(sys.argv[2]))",
+        "train(Path(sys.argv[2]))",
     ],
     ids=["in a step", "in the first step", "between two files of a checkpoint", "before the trainer state"],
 )
@@ -226,29 +228,29 @@ def test_a_killed_run_ends_in_the_same_bytes(code: str, tmp_path: Path, whole: d
     for checkpoint in folder.glob("checkpoints/[0-9]*"):
         complete = {path.name for path in checkpoint.iterdir()} == {"a.txt", "b.json", "trainer.pt", "manifest.json"}
         assert complete or checkpoint.suffix == ".partial"
-    teach(folder)
+    train(folder)
     assert contents(folder) == whole
 
 
 @pytest.mark.fault("torn line")
-def test_a_torn_last_line_of_the_metrics_is_done_again(tmp_path: Path, whole: dict[str, bytes]) -> None:
+def test_the_step_of_a_torn_last_line_is_done_again(tmp_path: Path, whole: dict[str, bytes]) -> None:
     def crash() -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        teach(tmp_path, at={5: crash})
+        train(tmp_path, at={5: crash})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "wei')
     with (tmp_path / "times.jsonl").open("a") as file:
         file.write('{"step": 5, "sec')
     assert len(read_metrics(tmp_path)) == 5
-    teach(tmp_path)
+    train(tmp_path)
     assert contents(tmp_path) == whole
 
 
 def test_time_adds_up_over_sessions(tmp_path: Path) -> None:
     with Run.open(tmp_path, Config(), "toy") as run:
-        run._earlier = 1000.0
+        run._earlier_seconds = 1000.0
         run.record(0, loss=1.0)
     with Run.open(tmp_path, Config(), "toy") as run:
         assert 1000 < run.seconds < 1100
@@ -260,10 +262,10 @@ def test_time_adds_up_over_sessions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_and_saves(number: int, tmp_path: Path, whole: dict[str, bytes]) -> None:
     with pytest.raises(Stopped, match="stopped after 4 steps; saved in .*000004"):
-        teach(tmp_path, at={3: lambda: os.kill(os.getpid(), number)})
+        train(tmp_path, at={3: lambda: os.kill(os.getpid(), number)})
     assert json.loads((tmp_path / "manifest.json").read_text())["state"] == "stopped"
     assert len(read_metrics(tmp_path)) == 4
-    teach(tmp_path)
+    train(tmp_path)
     assert contents(tmp_path) == whole
 
 
@@ -274,40 +276,40 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         pytest.fail("still running")
 
     with pytest.raises(KeyboardInterrupt) as stop:
-        teach(tmp_path, at={3: twice})
+        train(tmp_path, at={3: twice})
     assert not isinstance(stop.value, Stopped)
     assert len(read_metrics(tmp_path)) == 3
 
 
-def test_signals_are_given_back_after_the_steps(tmp_path: Path) -> None:
+def test_signal_handlers_are_restored_after_the_steps(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
-    teach(tmp_path)
+    train(tmp_path)
     assert signal.getsignal(signal.SIGINT) is before
 
 
-# ---- what is refused
+# ---- refusals
 
 
 @pytest.mark.fault("config changed")
-def test_another_config_is_refused_key_by_key(tmp_path: Path) -> None:
-    teach(tmp_path)
+def test_another_config_is_refused_with_every_changed_key(tmp_path: Path) -> None:
+    train(tmp_path)
     with pytest.raises(SchoolError) as refusal:
-        teach(tmp_path, rate=0.25, clip=(0.2, 0.3))
-    told = str(refusal.value)
-    assert "rate: 0.5 there, 0.25 now" in told
-    assert "clip.1: 0.28 there, 0.3 now" in told
-    assert "seed" not in told
-    assert "--dir" in told
+        train(tmp_path, rate=0.25, clip=(0.2, 0.3))
+    message = str(refusal.value)
+    assert "rate: 0.5 -> 0.25" in message
+    assert "clip.1: 0.28 -> 0.3" in message
+    assert "seed" not in message
+    assert "--dir" in message
 
 
-def test_a_run_that_never_took_a_step_may_change_its_mind(tmp_path: Path) -> None:
-    """What it was to start from was misspelt, say."""
+def test_a_run_without_a_finished_step_accepts_another_config(tmp_path: Path) -> None:
+    """For example after a misspelt path of the starting model."""
     with pytest.raises(ZeroDivisionError), Run.open(tmp_path, Config(rate=0.25), "toy"):
         _ = 1 / 0
-    assert teach(tmp_path).finished
+    assert train(tmp_path).finished
 
 
-def test_a_base_that_changed_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_base_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "model.safetensors").write_bytes(b"one")
     with Run.open(tmp_path / "run", Config(), "toy") as run:
@@ -320,55 +322,55 @@ def test_a_base_that_changed_is_noticed(tmp_path: Path) -> None:
         run.model_path(tmp_path / "base")
 
 
-def test_a_key_that_came_since_the_run_began_has_its_default_there(tmp_path: Path) -> None:
-    teach(tmp_path)
+def test_a_key_that_was_added_since_the_run_began_has_its_default(tmp_path: Path) -> None:
+    train(tmp_path)
     path = tmp_path / "config.yaml"
     path.write_text(path.read_text().replace("rate: 0.5\n", ""))
-    assert teach(tmp_path).finished
-    with pytest.raises(SchoolError, match="rate: 0.5 there, 0.25 now"):
-        teach(tmp_path, rate=0.25)
+    assert train(tmp_path).finished
+    with pytest.raises(SchoolError, match=r"rate: 0.5 -> 0.25"):
+        train(tmp_path, rate=0.25)
 
 
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
-    teach(tmp_path)
-    with pytest.raises(SchoolError, match="recipe: toy there, other now"):
+    train(tmp_path)
+    with pytest.raises(SchoolError, match=r"recipe: toy -> other"):
         Run.open(tmp_path, Config(), "other")
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(SchoolError, match="not a run folder"):
         Run.open(tmp_path, Config(), "toy")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SchoolError, match="is a file"):
         Run.open(tmp_path / "file", Config(), "toy")
 
 
-def test_a_run_killed_while_it_was_created_is_created_anew(tmp_path: Path) -> None:
-    teach(tmp_path / "run", steps=1)
+def test_a_run_killed_during_creation_is_created_again(tmp_path: Path) -> None:
+    train(tmp_path / "run", steps=1)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     shutil.rmtree(tmp_path / "run" / "rollouts")
     for name in ("config.yaml", "metrics.jsonl", "times.jsonl"):
         (tmp_path / "run" / name).unlink()
-    assert teach(tmp_path / "run", rate=0.25).finished
+    assert train(tmp_path / "run", rate=0.25).finished
 
 
 @pytest.mark.fault("two runs, one folder")
 def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
     with Run.open(tmp_path, Config(), "toy"):
         done = in_another_process(
-            "try: teach(Path(sys.argv[2]))\nexcept SchoolError as e: print(e); sys.exit(3)", tmp_path
+            "try: train(Path(sys.argv[2]))\nexcept SchoolError as e: print(e); sys.exit(3)", tmp_path
         )
     assert done.returncode == 3, done.stderr
     assert f"in use by process {os.getpid()}" in done.stdout
 
 
 @pytest.mark.parametrize(
-    "harm, told",
+    "damage, message",
     [
         (lambda path: path.unlink(), "is missing"),
         (lambda path: path.write_bytes(path.read_bytes()[:-3]), "is damaged"),
@@ -378,31 +380,31 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("name", ["b.json", "trainer.pt", "manifest.json"])
 @pytest.mark.fault("checkpoint damaged")
-def test_a_harmed_checkpoint_is_named(name: str, harm: Any, told: str, tmp_path: Path) -> None:
-    path = teach(tmp_path).model / name
-    harm(path)
+def test_a_damaged_checkpoint_file_is_named(name: str, damage: Any, message: str, tmp_path: Path) -> None:
+    path = train(tmp_path).model / name
+    damage(path)
     with pytest.raises(SchoolError) as refusal:
-        teach(tmp_path)
+        train(tmp_path)
     assert str(path) in str(refusal.value)
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
 
 
-def test_without_its_newest_checkpoint_a_stopped_run_goes_on_from_the_one_before(
+def test_without_its_newest_checkpoint_a_stopped_run_resumes_from_the_one_before(
     tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     with pytest.raises(Stopped):
-        teach(tmp_path, at={4: lambda: os.kill(os.getpid(), signal.SIGINT)})
+        train(tmp_path, at={4: lambda: os.kill(os.getpid(), signal.SIGINT)})
     shutil.rmtree(tmp_path / "checkpoints" / "000005")
-    teach(tmp_path)
+    train(tmp_path)
     assert contents(tmp_path) == whole
 
 
 def test_metrics_that_lost_lines_are_named(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        teach(tmp_path, at={4: lambda: os.kill(os.getpid(), signal.SIGINT)})
+        train(tmp_path, at={4: lambda: os.kill(os.getpid(), signal.SIGINT)})
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(SchoolError, match=r"metrics.jsonl has lost lines: it holds 0 bytes"):
-        teach(tmp_path)
+    with pytest.raises(SchoolError, match=r"metrics.jsonl has lost lines: it has 0 bytes"):
+        train(tmp_path)
 
 
 # ---- a full disk
@@ -413,24 +415,24 @@ def big(self, folder):  # the model grows, so that the disk fills up in the midd
     (folder / "a.txt").write_text("x" * int(200_000 * (1 + self.moment)))
 Learner.save = big
 resource.setrlimit(resource.RLIMIT_FSIZE, (AT_MOST, -1))
-try: teach(Path(sys.argv[2]))
+try: train(Path(sys.argv[2]))
 except SchoolError as e: print(e); sys.exit(3)
 """
 
 
 @pytest.mark.fault("disk full")
-def test_a_full_disk_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint_and_explains_how_to_resume(tmp_path: Path) -> None:
     done = in_another_process(FULL.replace("AT_MOST", "1_000_000"), tmp_path)
     assert done.returncode == 3, done.stderr
     assert "the disk is full" in done.stdout
     assert "000004 could not be written" in done.stdout
     assert "000002 is complete" in done.stdout
-    assert "goes on from step 2" in done.stdout
+    assert "resumes from step 2" in done.stdout
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000002"]
-    assert teach(tmp_path).finished
+    assert train(tmp_path).finished
 
 
-def test_a_small_disk_holds_one_checkpoint_rather_than_none(tmp_path: Path) -> None:
+def test_a_small_disk_keeps_one_checkpoint(tmp_path: Path) -> None:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a small disk needs root")
@@ -445,64 +447,112 @@ def test_a_small_disk_holds_one_checkpoint_rather_than_none(tmp_path: Path) -> N
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_metrics_that_do_not_fit_say_so(tmp_path: Path, whole: dict[str, bytes]) -> None:
+def test_metrics_that_do_not_fit_on_the_disk_are_named(tmp_path: Path, whole: dict[str, bytes]) -> None:
     code = """
 metrics = Path(sys.argv[2]) / "metrics.jsonl"
 def fill(): resource.setrlimit(resource.RLIMIT_FSIZE, (metrics.stat().st_size + 10, -1))
-try: teach(Path(sys.argv[2]), at={4: fill})
+try: train(Path(sys.argv[2]), at={4: fill})
 except SchoolError as e: print(e); sys.exit(3)
 """
     done = in_another_process(code, tmp_path)
     assert done.returncode == 3, done.stderr
     assert "metrics.jsonl could not be written" in done.stdout
-    assert "goes on from step 4" in done.stdout
-    teach(tmp_path)
+    assert "resumes from step 4" in done.stdout
+    train(tmp_path)
     assert contents(tmp_path) == whole
 
 
-def test_a_run_ends_when_its_budget_of_tokens_is_spent_and_goes_on_counting_after_a_stop(tmp_path):
+def test_a_token_budget_counts_across_a_stop(tmp_path):
     def die() -> None:
         raise RuntimeError
 
-    whole = teach(tmp_path / "whole", limits={"tokens": 5})  # two a step
+    whole = train(tmp_path / "whole", budget={"tokens": 5})  # two a step
     assert whole.finished
     assert [row["step"] for row in read_metrics(whole.folder)] == [0, 1, 2]
     with pytest.raises(RuntimeError):
-        teach(tmp_path / "cut", at={2: die}, limits={"tokens": 5})
-    assert contents(teach(tmp_path / "cut", limits={"tokens": 5}).folder) == contents(whole.folder)
+        train(tmp_path / "cut", at={2: die}, budget={"tokens": 5})
+    assert contents(train(tmp_path / "cut", budget={"tokens": 5}).folder) == contents(whole.folder)
 
 
-def test_a_run_that_had_spent_its_budget_when_it_was_killed_does_not_take_a_step_more(tmp_path, monkeypatch):
-    whole = teach(tmp_path / "whole", limits={"tokens": 5})
-    note = Run._note_state
+def test_a_run_killed_after_its_budget_was_reached_does_no_further_step(tmp_path, monkeypatch):
+    whole = train(tmp_path / "whole", budget={"tokens": 5})
+    set_state = Run._set_state
 
     def die(run: Run, state: str) -> None:
         if state == "finished":
             raise KeyboardInterrupt
-        note(run, state)
+        set_state(run, state)
 
-    monkeypatch.setattr(Run, "_note_state", die)
+    monkeypatch.setattr(Run, "_set_state", die)
     with pytest.raises(KeyboardInterrupt):
-        teach(tmp_path / "cut", limits={"tokens": 5})
+        train(tmp_path / "cut", budget={"tokens": 5})
     monkeypatch.undo()
-    again = teach(tmp_path / "cut", limits={"tokens": 5})
+    again = train(tmp_path / "cut", budget={"tokens": 5})
     assert again.finished
     assert contents(again.folder) == contents(whole.folder)
 
 
-def test_exams_do_not_count_in_a_budget_of_seconds(tmp_path):
-    def sit(run: Run) -> None:
-        run.log_timing(holdout=1000.0)
+def test_evaluations_do_not_count_in_a_budget_of_seconds(tmp_path):
+    def evaluate(run: Run) -> None:
+        run.log_timing(eval=1000.0)
 
-    assert len(read_metrics(teach(tmp_path / "aside", each=sit, limits={"seconds": 100}).folder)) == STEPS
-    assert len(read_metrics(teach(tmp_path / "none", limits={"seconds": 0}).folder)) == 1
+    assert len(read_metrics(train(tmp_path / "aside", each=evaluate, budget={"seconds": 100}).folder)) == STEPS
+    assert len(read_metrics(train(tmp_path / "none", budget={"seconds": 0}).folder)) == 1
 
 
-def test_what_depends_on_the_clock_stands_in_times_alone(tmp_path):
-    run = teach(
+def test_numbers_that_depend_on_the_clock_are_in_times_only(tmp_path):
+    run = train(
         tmp_path / "run", each=lambda run: run.log_timing(grading={"mean": 0.1, "slowest": 0.5}, eval=0.0), steps=1
     )
     (row,) = [json.loads(line) for line in (run.folder / "times.jsonl").read_text().splitlines()]
-    assert row["verdicts"] == {"mean": 0.1, "slowest": 0.5}
-    assert "exam" not in row
-    assert "verdicts" not in read_metrics(run.folder)[0]
+    assert row["grading"] == {"mean": 0.1, "slowest": 0.5}
+    assert "eval" not in row
+    assert "grading" not in read_metrics(run.folder)[0]
+
+
+def test_the_time_of_a_lazy_source_counts_as_sampling(tmp_path):
+    def source():
+        for step in range(2):
+            time.sleep(0.02)
+            yield step
+
+    with Run.open(tmp_path, Config(steps=2), "toy") as run:
+        for step in run.steps(source(), save=Learner()):
+            run.record(step, loss=1.0)
+    assert all(row["sampling"] >= 0.02 for row in read_jsonl(tmp_path / "times.jsonl"))
+    assert all("sampling" not in row for row in read_jsonl(train(tmp_path / "range").folder / "times.jsonl"))
+
+
+def test_the_seconds_of_a_timed_block_add_up_within_a_step(tmp_path):
+    with Run.open(tmp_path, Config(steps=2), "toy") as run:
+        for _ in run.steps(range(2), save=Learner()):
+            for _ in range(2):
+                with run.timed("learning"):
+                    time.sleep(0.01)
+    assert all(0.02 <= row["learning"] <= row["seconds"] for row in read_jsonl(tmp_path / "times.jsonl"))
+
+
+# ---- the format of run folders
+
+
+@pytest.mark.parametrize("number, words", [(None, "no format"), (0, "format 0"), (2, "format 2"), ("1", "format 1")])
+@pytest.mark.parametrize("state", ["stopped", "finished"])
+def test_a_run_of_another_format_is_refused_and_unchanged(
+    tmp_path: Path, number: object, words: str, state: str
+) -> None:
+    if state == "finished":
+        train(tmp_path)
+    else:
+        with pytest.raises(Stopped):
+            train(tmp_path, at={4: lambda: os.kill(os.getpid(), signal.SIGINT)})
+    path = tmp_path / "manifest.json"
+    manifest = {key: value for key, value in json.loads(path.read_text()).items() if key != "format"}
+    path.write_text(json.dumps(manifest if number is None else {**manifest, "format": number}))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.name != "lock"}
+    with pytest.raises(SchoolError) as refusal:
+        train(tmp_path)
+    assert str(refusal.value) == (
+        f"{path} has {words}, but this version of schoolhouse reads format 1: "
+        "start anew with another --dir, or use the version that made it"
+    )
+    assert {file: file.read_bytes() for file in before} == before

@@ -1,4 +1,4 @@
-"""Votes: the most frequent answer wins, or that of the largest worth in all."""
+"""Votes: the most frequent answer wins, or the one with the largest total value."""
 
 from collections.abc import Callable, Sequence
 from math import nan
@@ -10,20 +10,18 @@ from schoolhouse.types import Key, Problem, Rollout
 PROBLEM = Problem("p", (), "1")
 
 
-def said(policy: Any, *answers: str) -> list[Rollout]:
-    say = policy.conversation
-    told = []
+def completions(policy: Any, answers: Sequence[str]) -> list[Rollout]:
+    rollouts = []
     for at, answer in enumerate(answers):
-        ids = say.tokenizer.encode(f"<think></think>{answer}<|im_end|>", parse_special=True)
-        told.append(
-            say.prompt_rollout(PROBLEM, Key(0, "t", 0, 0, at)).append_sampled(ids, [-0.1] * len(ids), "stop", 0)
-        )
-    return told
+        ids = policy.conversation.tokenizer.encode(f"<think></think>{answer}<|im_end|>", parse_special=True)
+        prompt = policy.conversation.prompt_rollout(PROBLEM, Key(0, "t", 0, 0, at))
+        rollouts.append(prompt.append_sampled(ids, [-0.1] * len(ids), "stop", 0))
+    return rollouts
 
 
-def vote(scripted: Callable[..., Any], answers: Sequence[str], worth: Sequence[float] | None = None) -> Any:
+def vote(scripted: Callable[..., Any], answers: Sequence[str], values: Sequence[float] | None = None) -> Any:
     policy = scripted(lambda *_: "")
-    return weighted_vote(policy.conversation, said(policy, *answers), worth)
+    return weighted_vote(policy.conversation, completions(policy, answers), values)
 
 
 def test_the_most_frequent_answer_wins_however_it_is_written(scripted: Callable[..., Any]):
@@ -32,17 +30,17 @@ def test_the_most_frequent_answer_wins_however_it_is_written(scripted: Callable[
     assert [count for _, count in votes] == [2, 1, 1]
 
 
-def test_a_weighted_vote_sums_what_answers_are_worth(scripted: Callable[..., Any]):
-    answers, worth = ["\\boxed{7}", "\\boxed{12}", "\\boxed{12}"], [0.9, 0.3, 0.4]
-    assert vote(scripted, answers, worth)[0] == 0
-    assert vote(scripted, answers, [0.6, 0.3, 0.4])[0] == 2  # of those that agree the one worth most
+def test_a_weighted_vote_sums_the_values_of_equal_answers(scripted: Callable[..., Any]):
+    answers = ["\\boxed{7}", "\\boxed{12}", "\\boxed{12}"]
+    assert vote(scripted, answers, [0.9, 0.3, 0.4])[0] == 0
+    assert vote(scripted, answers, [0.6, 0.3, 0.4])[0] == 2  # of the two that agree, the one with the larger value
 
 
-def test_no_answer_never_wins_where_there_is_any(scripted: Callable[..., Any]):
+def test_a_missing_answer_wins_only_where_all_are_missing(scripted: Callable[..., Any]):
     assert vote(scripted, ["well", "well", "\\boxed{3}"])[0] == 2
     winner, votes = vote(scripted, ["well", "well"])
     assert (winner, votes) == (0, ())
 
 
-def test_a_worth_that_nobody_can_tell_counts_nothing(scripted: Callable[..., Any]):
+def test_an_unknown_value_weighs_nothing(scripted: Callable[..., Any]):
     assert vote(scripted, ["\\boxed{7}", "\\boxed{8}"], [nan, 0.1])[0] == 1

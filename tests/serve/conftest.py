@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from live_server import Listening, listening
+from live_server import RunningServer, running_server
 
 TASK = "school:chain?steps=2&styles=full=100"
 
 
 @pytest.fixture(scope="session")
-def model(taught: Callable[[str], Path]) -> Path:
-    return taught(TASK)
+def model(sft_model: Callable[[str], Path]) -> Path:
+    return sft_model(TASK)
 
 
 @pytest.fixture(scope="session")
-def server(model: Path) -> Iterator[Listening]:
-    with listening("serve", str(model), "--name", "tiny", "--queue", "12", "--slots", "4", ready="/health") as made:
-        yield made
+def server(model: Path) -> Iterator[RunningServer]:
+    """It samples 4 completions at once, and 12 more may wait."""
+    limits = ("--max_num_seqs", "4", "--max_queued_seqs", "12")
+    with running_server("serve", str(model), "--served_model_name", "tiny", *limits, ready_path="/health") as server:
+        yield server

@@ -1,4 +1,4 @@
-"""The desk: many ask at once, each hears what it would hear alone, and who leaves makes room."""
+"""The batch engine: sequences sampled together equal those sampled alone, and a cancelled one frees its slot."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -7,211 +7,215 @@ from typing import Any
 
 import pytest
 
+from schoolhouse.policy.logprobs import TokenLogprob
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.sampling import SamplingParams
-from schoolhouse.serve.batch_engine import Closed, Desk, Full, Listened, Piece, Ticket
+from schoolhouse.serve.batch_engine import BatchEngine, CancellablePolicy, EngineClosed, PendingRequest, QueueFull
 from schoolhouse.types import Key, Message, Problem, Rollout, SchoolError
 
 
 @pytest.fixture(scope="module")
-def policy(taught: Callable[[str], Path]) -> Policy:
-    return Policy.load(taught("school:chain?steps=2&styles=full=100"), "float32")
+def policy(sft_model: Callable[[str], Path]) -> Policy:
+    return Policy.load(sft_model("school:chain?steps=2&styles=full=100"), "float32")
 
 
 @pytest.fixture
-def desk(policy: Policy) -> Iterator[Desk]:
-    made = Desk(lambda: policy, slots=4, queue=4)
-    yield made
-    made.close()
+def engine(policy: Policy) -> Iterator[BatchEngine]:
+    engine = BatchEngine(lambda: policy, max_num_seqs=4, max_queued_seqs=4)
+    yield engine
+    engine.close()
 
 
-def prefix(policy: Policy, number: int, text: str = "Start at 7. Add 5. Take 3.") -> Rollout:
+def make_prompt(policy: Policy, number: int, text: str = "Start at 7. Add 5. Take 3.") -> Rollout:
     return policy.conversation.prompt_rollout(Problem(f"r{number}", (Message("user", text),), ""), Key(number, "t"))
 
 
-def ticket(policy: Policy, number: int, length: int = 24, **more: Any) -> Ticket:
-    return Ticket(prefix(policy, number), length, more.pop("drawing", SamplingParams()), **more)
+def make_request(policy: Policy, number: int, max_new_tokens: int = 24, **options: Any) -> PendingRequest:
+    sampling_params = options.pop("sampling_params", SamplingParams())
+    return PendingRequest(make_prompt(policy, number), max_new_tokens, sampling_params, **options)
 
 
-async def whole(one: Ticket) -> tuple[list[Piece], Rollout]:
-    pieces: list[Piece] = []
-    async for some in one.pieces():
-        for piece in some:
-            if isinstance(piece, Rollout):
-                return pieces, piece
-            pieces.append(piece)
-    raise AssertionError("a ticket ends with its rollout")
+async def read_all(request: PendingRequest) -> tuple[list[TokenLogprob], Rollout]:
+    tokens: list[TokenLogprob] = []
+    async for items in request.stream():
+        for item in items:
+            if isinstance(item, Rollout):
+                return tokens, item
+            tokens.append(item)
+    raise AssertionError("the stream ended without its rollout")
 
 
-def run(do: Callable[[], Awaitable[Any]]) -> Any:
-    return asyncio.run(asyncio.wait_for(do(), 60))  # type: ignore[arg-type]
+def run(test: Callable[[], Awaitable[Any]]) -> Any:
+    return asyncio.run(asyncio.wait_for(test(), 60))  # type: ignore[arg-type]
 
 
-def test_each_hears_what_it_would_hear_alone(policy: Policy, desk: Desk):
-    async def do() -> list[tuple[list[Piece], Rollout]]:
-        asked = [ticket(policy, n) for n in range(7)]
-        desk.ask(asked)
-        return await asyncio.gather(*map(whole, asked))
+def test_sequences_sampled_together_are_those_sampled_alone(policy: Policy, engine: BatchEngine):
+    async def sample() -> list[tuple[list[TokenLogprob], Rollout]]:
+        requests = [make_request(policy, number) for number in range(7)]
+        engine.submit(requests)
+        return await asyncio.gather(*map(read_all, requests))
 
-    for number, (pieces, rollout) in enumerate(run(do)):
-        (alone,) = policy.extend([prefix(policy, number)], 24)
+    for number, (tokens, rollout) in enumerate(run(sample)):
+        prompt = make_prompt(policy, number)
+        (alone,) = policy.extend([prompt], 24)
         assert rollout.tokens == alone.tokens
-        assert tuple(piece.token for piece in pieces) == alone.tokens[len(prefix(policy, number)) :]
+        assert tuple(token.token for token in tokens) == alone.tokens[len(prompt) :]
 
 
-def test_who_leaves_makes_room(policy: Policy, desk: Desk):
-    """Four that would talk for ever leave after their first token; the fifth gets a slot."""
+def test_a_cancelled_request_frees_its_slot(policy: Policy, engine: BatchEngine):
+    """All four slots are taken by long requests, which are cancelled; a fifth request then gets a slot."""
 
-    async def do() -> Rollout:
-        forever = [ticket(policy, n, 120, stop=("never",)) for n in range(4)]
-        desk.ask(forever)
-        for one in forever:
-            await one.ready.wait()
-            one.left = True
-        last = ticket(policy, 9, 3)
-        desk.ask([last])
-        return (await whole(last))[1]
+    async def sample() -> Rollout:
+        long_requests = [make_request(policy, number, 120, stop_texts=("never",)) for number in range(4)]
+        engine.submit(long_requests)
+        for request in long_requests:
+            await request.ready.wait()
+            request.cancelled = True
+        last = make_request(policy, 9, 3)
+        engine.submit([last])
+        return (await read_all(last))[1]
 
-    assert len(run(do).last_turn()) <= 3
+    assert len(run(sample).last_turn()) <= 3
 
 
-def test_a_text_ends_an_answer(policy: Policy, desk: Desk):
-    async def do() -> Rollout:
-        one = ticket(policy, 0, 40, stop=("=",), drawing=SamplingParams(0.0))
-        desk.ask([one])
-        return (await whole(one))[1]
+def test_a_stop_text_ends_a_completion(policy: Policy, engine: BatchEngine):
+    async def sample() -> Rollout:
+        request = make_request(policy, 0, 40, stop_texts=("=",), sampling_params=SamplingParams(0.0))
+        engine.submit([request])
+        return (await read_all(request))[1]
 
-    rollout = run(do)
+    rollout = run(sample)
     text = policy.conversation.tokenizer.decode(rollout.last_turn())
     assert text.endswith("=")
     assert text.count("=") == 1
 
 
-def test_a_thought_is_closed_when_its_budget_is_spent(policy: Policy, desk: Desk):
-    async def do() -> tuple[list[Piece], Rollout]:
-        one = Ticket(begun, 24, SamplingParams(0.0), think=3)
-        desk.ask([one])
-        return await whole(one)
+def test_a_thought_is_closed_at_its_budget(policy: Policy, engine: BatchEngine):
+    prompt = policy.conversation.prefill_thought(make_prompt(policy, 0), "7+5")
 
-    begun = policy.conversation.prefill_thought(prefix(policy, 0), "7+5")
-    pieces, rollout = run(do)
+    async def sample() -> tuple[list[TokenLogprob], Rollout]:
+        request = PendingRequest(prompt, 24, SamplingParams(0.0), thinking_budget=3)
+        engine.submit([request])
+        return await read_all(request)
+
+    tokens, rollout = run(sample)
     _, end, closed = policy.conversation.thought_span(rollout)
     assert closed
-    assert end == len(begun) + 3
-    assert tuple(piece.token for piece in pieces) == rollout.tokens[len(begun) :]
-    (alone,) = policy.extend([begun], 24, thinking_budget=3, temperature=0.0)
+    assert end == len(prompt) + 3
+    assert tuple(token.token for token in tokens) == rollout.tokens[len(prompt) :]
+    (alone,) = policy.extend([prompt], 24, thinking_budget=3, temperature=0.0)
     assert rollout.tokens == alone.tokens
 
 
-def test_the_likeliest_are_told(policy: Policy, desk: Desk):
-    async def do() -> list[Piece]:
-        one = ticket(policy, 0, 6, top=3, drawing=SamplingParams(0.0))
-        desk.ask([one])
-        return (await whole(one))[0]
+def test_the_likeliest_tokens_are_reported(policy: Policy, engine: BatchEngine):
+    async def sample() -> list[TokenLogprob]:
+        request = make_request(policy, 0, 6, top_logprobs=3, sampling_params=SamplingParams(0.0))
+        engine.submit([request])
+        return (await read_all(request))[0]
 
-    for piece in run(do):
-        assert len(piece.top) == 3
-        assert piece.top[0] == (piece.token, pytest.approx(piece.logprob, abs=1e-4))
-
-
-def test_the_queue_has_an_end_and_lets_nobody_in_by_halves(policy: Policy, desk: Desk):
-    async def do() -> None:
-        many = [ticket(policy, n, 40) for n in range(8)]
-        desk.ask(many)
-        with pytest.raises(Full, match="wait already"):
-            desk.ask([ticket(policy, 8)])
-        await asyncio.gather(*map(whole, many))
-        desk.ask([late := ticket(policy, 9)])
-        await whole(late)
-
-    run(do)
+    for token in run(sample):
+        assert len(token.top_logprobs) == 3
+        assert token.top_logprobs[0] == (token.token, pytest.approx(token.logprob, abs=1e-4))
 
 
-def test_more_than_can_ever_be_let_in_is_refused_for_good(policy: Policy, desk: Desk):
-    async def do() -> None:
-        desk.ask([ticket(policy, n) for n in range(desk.slots + desk.queue + 1)])
+def test_a_full_queue_refuses_a_request_and_accepts_it_later(policy: Policy, engine: BatchEngine):
+    async def sample() -> None:
+        requests = [make_request(policy, number, 40) for number in range(8)]
+        engine.submit(requests)
+        with pytest.raises(QueueFull, match="queue full .* of 4 waiting, 1 requested"):
+            engine.submit([make_request(policy, 8)])
+        await asyncio.gather(*map(read_all, requests))
+        engine.submit([late := make_request(policy, 9)])
+        await read_all(late)
 
-    with pytest.raises(SchoolError, match="may ask for 8 answers here, not 9") as refused:
-        run(do)
-    assert not isinstance(refused.value, Full)
+    run(sample)
 
 
-def test_what_is_wrong_with_one_ends_that_one_alone(policy: Policy, desk: Desk):
-    async def do() -> tuple[Rollout, Any]:
-        fine, broken = ticket(policy, 0), ticket(policy, 1, stop=("\ud800",))
-        desk.ask([fine, broken])
-        said, error = await asyncio.gather(whole(fine), whole(broken), return_exceptions=True)
-        assert not isinstance(said, BaseException)
-        return said[1], error
+def test_more_than_slots_and_queue_can_hold_is_an_error(policy: Policy, engine: BatchEngine):
+    async def sample() -> None:
+        capacity = engine.max_num_seqs + engine.max_queued_seqs
+        engine.submit([make_request(policy, number) for number in range(capacity + 1)])
 
-    said, error = run(do)
+    with pytest.raises(SchoolError, match="9 completions in one request, the limit is 8") as refused:
+        run(sample)
+    assert not isinstance(refused.value, QueueFull)
+
+
+def test_an_error_in_one_request_does_not_end_the_others(policy: Policy, engine: BatchEngine):
+    async def sample() -> tuple[Rollout, Any]:
+        valid, invalid = make_request(policy, 0), make_request(policy, 1, stop_texts=("\ud800",))
+        engine.submit([valid, invalid])
+        output, error = await asyncio.gather(read_all(valid), read_all(invalid), return_exceptions=True)
+        assert not isinstance(output, BaseException)
+        return output[1], error
+
+    rollout, error = run(sample)
     assert isinstance(error, SchoolError)
-    assert said.tokens == policy.extend([prefix(policy, 0)], 24)[0].tokens
-    assert desk.broken is None
+    assert rollout.tokens == policy.extend([make_prompt(policy, 0)], 24)[0].tokens
+    assert engine.error is None
 
 
-def test_who_is_not_listened_to_any_more_says_nothing(policy: Policy):
-    listened = Listened(policy)
-    (whole_,) = listened.extend([prefix(policy, 0)], 24)
-    assert whole_.tokens == policy.extend([prefix(policy, 0)], 24)[0].tokens
-    listened.leave()
-    with pytest.raises(Closed, match="nobody waits"):
-        listened.extend([prefix(policy, 0)], 24)
+def test_a_cancelled_policy_samples_nothing(policy: Policy):
+    cancellable = CancellablePolicy(policy)
+    (rollout,) = cancellable.extend([make_prompt(policy, 0)], 24)
+    assert rollout.tokens == policy.extend([make_prompt(policy, 0)], 24)[0].tokens
+    assert cancellable.max_seq_len == policy.max_seq_len
+    cancellable.cancel()
+    with pytest.raises(EngineClosed, match="client has disconnected"):
+        cancellable.extend([make_prompt(policy, 0)], 24)
 
 
-def test_what_is_being_said_ends_with_its_next_token_when_nobody_listens(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch
-):
-    listened, extend = Listened(policy), policy.extend
+def test_cancelling_ends_a_running_call_with_its_next_token(policy: Policy, monkeypatch: pytest.MonkeyPatch):
+    cancellable, extend = CancellablePolicy(policy), policy.extend
 
-    def left_at_the_first_token(*given: Any, on_token: Any, **named: Any) -> list[Rollout]:
-        def heard(*token: Any) -> bool:
-            listened.leave()
+    def cancel_at_the_first_token(*args: Any, on_token: Any, **options: Any) -> list[Rollout]:
+        def cancel_and_forward(*token: Any) -> bool:
+            cancellable.cancel()
             return on_token(*token)
 
-        return extend(*given, on_token=heard, **named)
+        return extend(*args, on_token=cancel_and_forward, **options)
 
-    monkeypatch.setattr(policy, "extend", left_at_the_first_token)
-    (said,) = listened.extend([prefix(policy, 0)], 24)
-    assert len(said) == len(prefix(policy, 0)) + 1
-
-
-def test_closing_finishes_what_runs(policy: Policy):
-    desk = Desk(lambda: policy, slots=2)
-
-    async def do() -> None:
-        asked = [ticket(policy, n, 24) for n in range(5)]
-        desk.ask(asked)
-        await asked[0].ready.wait()
-        closing = asyncio.to_thread(desk.close)
-        found = await asyncio.gather(closing, *map(whole, asked))
-        assert len(found) == 6
-        with pytest.raises(Closed, match="about to end"):
-            desk.ask([ticket(policy, 9)])
-
-    run(do)
+    monkeypatch.setattr(policy, "extend", cancel_at_the_first_token)
+    (rollout,) = cancellable.extend([make_prompt(policy, 0)], 24)
+    assert len(rollout) == len(make_prompt(policy, 0)) + 1
 
 
-def test_a_sampler_that_dies_is_heard_of(policy: Policy, monkeypatch: pytest.MonkeyPatch):
-    def dies(*_: Any) -> None:
+def test_closing_finishes_all_accepted_requests(policy: Policy):
+    engine = BatchEngine(lambda: policy, max_num_seqs=2)
+
+    async def sample() -> None:
+        requests = [make_request(policy, number, 24) for number in range(5)]
+        engine.submit(requests)
+        await requests[0].ready.wait()
+        closing = asyncio.to_thread(engine.close)
+        finished = await asyncio.gather(closing, *map(read_all, requests))
+        assert len(finished) == 6
+        with pytest.raises(EngineClosed, match="shutting down"):
+            engine.submit([make_request(policy, 9)])
+
+    run(sample)
+
+
+def test_a_sampler_that_dies_ends_every_request(policy: Policy, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any) -> None:
         raise RuntimeError("no more memory")
 
-    monkeypatch.setattr(Desk, "on_logits", dies)
-    desk = Desk(lambda: policy)
+    monkeypatch.setattr(BatchEngine, "on_logits", fail)
+    engine = BatchEngine(lambda: policy)
 
-    async def do() -> None:
-        desk.ask([one := ticket(policy, 0)])
-        with pytest.raises(Closed, match="no more memory"):
-            await whole(one)
-        with pytest.raises(Closed, match="no more memory"):
-            desk.ask([ticket(policy, 1)])
+    async def sample() -> None:
+        engine.submit([request := make_request(policy, 0)])
+        with pytest.raises(EngineClosed, match="no more memory"):
+            await read_all(request)
+        with pytest.raises(EngineClosed, match="no more memory"):
+            engine.submit([make_request(policy, 1)])
 
-    run(do)
+    run(sample)
 
 
-def test_a_model_that_cannot_be_loaded_is_told_at_once():
+def test_an_error_while_loading_is_raised_at_once():
     def load() -> Policy:
         raise SchoolError("no such folder")
 
     with pytest.raises(SchoolError, match="no such folder"):
-        Desk(load)
+        BatchEngine(load)

@@ -1,6 +1,6 @@
-"""An audit set: answers that try to be right without being it, and the verdict that each must get.
+"""Adversarial answers, and the reward that each must get.
 
-`score` null stands for "not right": wrong, or not judged because reading it would take for ever.
+`reward` null stands for "not correct": 0, or no reward because the comparison would take for ever.
 """
 
 import json
@@ -20,13 +20,14 @@ ROWS = [json.loads(line) for line in Path(__file__).with_name("adversarial.jsonl
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPool]:
     path = tmp_path_factory.mktemp("audit") / "audit.jsonl"
     path.write_text(json.dumps({"prompt": "?", "reference": r"\sqrt{2}"}) + "\n")
-    with WorkerPool(open_jsonl(str(path)), workers=1, clock=3.0) as pool:
+    with WorkerPool(open_jsonl(str(path)), num_workers=1, timeout=3.0) as pool:
         yield pool
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["about"].replace(" ", "-"))
 @pytest.mark.fault("verifier lies")
-def test_the_verdict_is_the_expected_one(pool: WorkerPool, row: dict) -> None:
+def test_the_reward_is_the_expected_one(pool: WorkerPool, row: dict) -> None:
     case = (Problem("audit", (), row["reference"]), Completion(row.get("thought"), row["answer"]))
     (verdict,) = pool.grade_all([case])
-    assert verdict.reward == row["score"] if row["score"] is not None else verdict.reward in (0.0, None), verdict.reason
+    expected = {row["reward"]} if row["reward"] is not None else {0.0, None}
+    assert verdict.reward in expected, verdict.reason

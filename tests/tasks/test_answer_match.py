@@ -1,4 +1,4 @@
-"""Finding the final answer, and comparing it by ourselves. What math-verify decides is in test_expressions.py."""
+"""Extracting the final answer and comparing it without math-verify; test_expressions.py has the rest."""
 
 from fractions import Fraction
 
@@ -7,24 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schoolhouse.tasks.answer_match import (
-    LONGEST_NUMBER,
+    MAX_NUMBER_CHARS,
     Number,
     answer_match,
-    decidable,
-    equal,
-    extract,
-    number,
-    perturb,
-    words,
+    compare_answers,
+    exactly_comparable,
+    extract_answer,
+    normalize_words,
+    parse_number,
+    perturb_answer,
 )
 from schoolhouse.types import Completion
 
 
-def found(text: str) -> str | None:
-    return extract(Completion(None, text))[0]
+def extracted(text: str) -> str | None:
+    return extract_answer(Completion(None, text))[0]
 
 
-# ---- finding
+# ---- extracting
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def found(text: str) -> str | None:
         (r"I put it in \boxed{}: \boxed{5}", "5"),
     ],
 )
-def test_the_marked_answer_is_found(text: str, answer: str) -> None:
-    assert found(text) == answer
+def test_the_marked_answer_is_extracted(text: str, answer: str) -> None:
+    assert extracted(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -80,16 +80,16 @@ def test_the_marked_answer_is_found(text: str, answer: str) -> None:
     ],
 )
 def test_what_marks_no_single_answer_is_refused(text: str, reason: str) -> None:
-    answer, why = extract(Completion(None, text))
+    answer, actual_reason = extract_answer(Completion(None, text))
     assert answer is None
-    assert reason in why
+    assert reason in actual_reason
 
 
-def test_the_thought_is_never_read() -> None:
+def test_an_answer_in_the_thought_does_not_count() -> None:
     assert answer_match(Completion(r"it is \boxed{5}", "no answer"), "5").reward == 0.0
 
 
-def test_a_reply_cut_off_after_its_answer_is_judged_on_it() -> None:
+def test_a_completion_cut_off_behind_its_answer_is_graded_by_it() -> None:
     assert answer_match(Completion(None, r"\boxed{5} and", complete=False), "5").reward == 1.0
     assert "cut off" in answer_match(Completion(None, r"it is \boxed{5", complete=False), "5").reason
 
@@ -102,13 +102,13 @@ balanced = st.recursive(
 
 
 @given(balanced, balanced, balanced)
-def test_any_balanced_content_is_found_whole(before: str, content: str, after: str) -> None:
-    assert found(f"{before}\\boxed{{x{content}x}}{after}") == f"x{content}x"
+def test_any_balanced_content_is_extracted_whole(before: str, content: str, after: str) -> None:
+    assert extracted(f"{before}\\boxed{{x{content}x}}{after}") == f"x{content}x"
 
 
 @given(st.lists(st.sampled_from([r"\boxed{", r"\boxed", "{", "}", "\\", "<answer>", "</answer>", "5", " "])))
 def test_extraction_never_fails(pieces: list[str]) -> None:
-    answer, reason = extract(Completion(None, "".join(pieces)))
+    answer, reason = extract_answer(Completion(None, "".join(pieces)))
     assert (answer is None) == bool(reason)
 
 
@@ -116,8 +116,8 @@ def test_extraction_never_fails(pieces: list[str]) -> None:
     "piece",
     [r"\boxed{", r"\boxed{5}", "<answer>", "<answer>5</answer>", r"<answer>\boxed{5}</answer>", "{", r"\boxed "],
 )
-def test_a_long_reply_is_read_in_linear_time(piece: str) -> None:
-    assert extract(Completion(None, piece * 50_000))[0] in ("5", None)
+def test_a_long_completion_is_parsed_in_linear_time(piece: str) -> None:
+    assert extract_answer(Completion(None, piece * 50_000))[0] in ("5", None)
 
 
 # ---- numbers
@@ -163,8 +163,8 @@ def test_a_long_reply_is_read_in_linear_time(piece: str) -> None:
         ("x = -5", -5),
     ],
 )
-def test_literal_numbers_are_read_exactly(text: str, value: Fraction | int) -> None:
-    assert number(text) == Number(Fraction(value))
+def test_literal_numbers_are_parsed_exactly(text: str, value: Fraction | int) -> None:
+    assert parse_number(text) == Number(Fraction(value))
 
 
 @pytest.mark.parametrize(
@@ -173,38 +173,38 @@ def test_literal_numbers_are_read_exactly(text: str, value: Fraction | int) -> N
         "", " ", "-", ".", "$", "%", "e5", "five", "5 cm", "1,23", "12,34", "1,2345", "1 1/2", r"1\frac{1}{2}", "1/0",
         r"\frac{1}{0}", "--5", "5-", "5..", "5,", "3+4", r"17\times 23", "17*23", "2^3", r"\sqrt{4}", "5!", "1e9999",
         "0x10", "1_000", "inf", "nan", "٣", "５", "²", "½", "(5)", "5 or 6", "5/2/1", "$5$6", "$5 and $6", "1.2.3",
-        "==5", "x=y=5", "9" * (LONGEST_NUMBER + 1),
+        "==5", "x=y=5", "9" * (MAX_NUMBER_CHARS + 1),
     ],
 )  # fmt: skip
 def test_nothing_else_is_a_literal_number(text: str) -> None:
-    assert number(text) is None
+    assert parse_number(text) is None
 
 
 @given(st.integers(), st.integers(-(10**9), 10**9))
 def test_integers_are_equal_when_they_are(a: int, difference: int) -> None:
-    assert equal(f"{a + difference:,}", str(a)).reward == float(difference == 0)
+    assert compare_answers(f"{a + difference:,}", str(a)).reward == float(difference == 0)
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=4), st.sampled_from(["{}", "${}", " {} ", "{}."]))
-def test_decimals_are_read_without_rounding(value, frame: str) -> None:
+def test_decimals_are_parsed_without_rounding(value, frame: str) -> None:
     text = format(value, "f")
-    read = number(frame.format(text))
-    assert read is not None
-    assert read.value == Fraction(text)
+    number = parse_number(frame.format(text))
+    assert number is not None
+    assert number.value == Fraction(text)
 
 
 @given(st.fractions(max_denominator=10**6))
 def test_fractions_have_many_spellings(value: Fraction) -> None:
     sign = "-" if value < 0 else ""
     tall = rf"{sign}\frac{{{3 * abs(value.numerator)}}}{{{3 * value.denominator}}}"
-    assert equal(tall, f"{value.numerator}/{value.denominator}").reward == 1.0
+    assert compare_answers(tall, f"{value.numerator}/{value.denominator}").reward == 1.0
 
 
 @given(st.text())
-def test_reading_never_fails(text: str) -> None:
-    number(text)
-    words(text)
-    assert equal(text, "5").reward in (0.0, 1.0)
+def test_parsing_never_fails(text: str) -> None:
+    parse_number(text)
+    normalize_words(text)
+    assert compare_answers(text, "5").reward in (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_reading_never_fails(text: str) -> None:
     ],
 )
 def test_what_only_looks_like_the_number_is_wrong(candidate: str, reference: str, reason: str) -> None:
-    verdict = equal(candidate, reference)
+    verdict = compare_answers(candidate, reference)
     assert verdict.reward == 0.0
     assert reason in verdict.reason
 
@@ -253,14 +253,14 @@ def test_what_only_looks_like_the_number_is_wrong(candidate: str, reference: str
     ],
 )
 def test_the_same_number_is_right(candidate: str, reference: str) -> None:
-    assert equal(candidate, reference).reward == 1.0
+    assert compare_answers(candidate, reference).reward == 1.0
 
 
 # ---- words
 
 
 @pytest.mark.parametrize(
-    ("candidate", "reference", "right"),
+    ("candidate", "reference", "equal"),
     [
         ("10 cm", r"10\text{ cm}", True),
         (r"10\,\text{cm}", r"10\text{ cm}", True),
@@ -272,12 +272,12 @@ def test_the_same_number_is_right(candidate: str, reference: str) -> None:
         ("5 apples", "5", False),
     ],
 )
-def test_a_unit_may_be_written_in_several_ways(candidate: str, reference: str, right: bool) -> None:
-    assert equal(candidate, reference).reward == float(right)
+def test_a_unit_has_several_spellings(candidate: str, reference: str, equal: bool) -> None:
+    assert compare_answers(candidate, reference).reward == float(equal)
 
 
 @pytest.mark.parametrize(
-    ("candidate", "reference", "right"),
+    ("candidate", "reference", "equal"),
     [
         ("paris", "Paris", True),
         ("Ice  Cream.", "ice cream", True),
@@ -294,21 +294,21 @@ def test_a_unit_may_be_written_in_several_ways(candidate: str, reference: str, r
         (r"\pi", "pi", False),
     ],
 )
-def test_words_are_compared_by_their_letters(candidate: str, reference: str, right: bool) -> None:
-    assert equal(candidate, reference).reward == float(right)
+def test_words_are_compared_by_their_letters(candidate: str, reference: str, equal: bool) -> None:
+    assert compare_answers(candidate, reference).reward == float(equal)
 
 
-# ---- expressions are not for this process
+# ---- expressions are compared in worker processes only
 
 
-def test_math_verify_is_never_asked_in_this_process() -> None:
-    assert not decidable(r"\sqrt{2}")
-    with pytest.raises(RuntimeError, match="pool"):
-        equal(r"\sqrt{3}", r"\sqrt{2}")
+def test_math_verify_is_never_called_in_this_process() -> None:
+    assert not exactly_comparable(r"\sqrt{2}")
+    with pytest.raises(RuntimeError, match="worker process"):
+        compare_answers(r"\sqrt{3}", r"\sqrt{2}")
 
 
 def test_the_same_spelling_needs_no_math_verify() -> None:
-    assert equal("x<5", "x < 5").reward == 1.0
+    assert compare_answers("x<5", "x < 5").reward == 1.0
 
 
 # ---- wrong answers
@@ -317,9 +317,9 @@ def test_the_same_spelling_needs_no_math_verify() -> None:
 @given(st.integers() | st.floats(-1e6, 1e6, allow_subnormal=False).map(lambda x: round(x, 3)))
 def test_a_perturbed_number_is_another_number(value: float) -> None:
     text = f"{value:,}"
-    if number(text) is None:  # 1e-05
+    if parse_number(text) is None:  # 1e-05
         return
-    assert number(perturb(text)) not in (None, number(text))
+    assert parse_number(perturb_answer(text)) not in (None, parse_number(text))
 
 
 @pytest.mark.parametrize(
@@ -328,10 +328,10 @@ def test_a_perturbed_number_is_another_number(value: float) -> None:
      ("False", "True"), ("NO", "YES"), ("Paris", "Parit"), ("z", "y"), (r"\pi", r"1+\pi"), ("x+2", "x+3")],
 )  # fmt: skip
 def test_a_wrong_answer_is_of_the_same_kind(reference: str, wrong: str) -> None:
-    assert perturb(reference) == wrong
+    assert perturb_answer(reference) == wrong
 
 
 def test_a_coarsely_wrong_number_is_far_off() -> None:
-    assert perturb("-12.345", coarse=True) == "-22.345"
-    assert perturb("0.97", coarse=True) == "1.97"
-    assert perturb("exp(x) + C", coarse=True) == "fxp(x) + C"
+    assert perturb_answer("-12.345", coarse=True) == "-22.345"
+    assert perturb_answer("0.97", coarse=True) == "1.97"
+    assert perturb_answer("exp(x) + C", coarse=True) == "fxp(x) + C"

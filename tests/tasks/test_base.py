@@ -1,4 +1,4 @@
-"""Opening tasks by name, judging in groups, and checking a task against itself."""
+"""Opening tasks by spec, grading in groups, and audits."""
 
 import re
 
@@ -12,7 +12,7 @@ from schoolhouse.types import Completion, Key, Message, Problem, Rollout, School
 
 
 class Sums(Task):
-    """Judged in process; `accepts` says what passes."""
+    """Graded in process; `accepts` decides what is correct."""
 
     name = "sums"
     in_process = True
@@ -26,8 +26,8 @@ class Sums(Task):
     def eval_problems(self, count: int | None = None) -> list[Problem]:
         return self.train_problems(-1, 10)[:count]
 
-    def grade(self, problem: Problem, reply: Completion) -> Verdict:
-        return Verdict(float(self.accepts(problem, reply.answer)))
+    def grade(self, problem: Problem, completion: Completion) -> Verdict:
+        return Verdict(float(self.accepts(problem, completion.answer)))
 
 
 # ---- opening
@@ -50,7 +50,7 @@ class Sums(Task):
         ("school?seed=4", "`seed` cannot be set after the `\\?`"),
     ],
 )
-def test_a_wrong_spec_is_answered_with_the_right_one(spec: str, message: str) -> None:
+def test_a_wrong_spec_gets_a_suggestion(spec: str, message: str) -> None:
     with pytest.raises(SchoolError, match=message):
         open_task(spec)
 
@@ -62,16 +62,16 @@ def test_an_option_may_hold_any_text() -> None:
     )
 
 
-@pytest.mark.parametrize("verb", ["draw", "worked", "pretraining_text"])
-def test_what_a_task_does_not_give_is_said(verb: str) -> None:
+@pytest.mark.parametrize("method", ["train_problems", "demonstrations", "pretraining_text"])
+def test_an_undefined_method_is_named_with_the_line_of_the_class(method: str) -> None:
     class Bare(Task):
         name = "bare"
 
-    with pytest.raises(SchoolError, match="task bare has no"):
-        getattr(Bare(), verb)(0, 1)
+    with pytest.raises(SchoolError, match=rf"task bare has no .*test_base.py:\d+: define Bare.{method}\(step, count\)"):
+        getattr(Bare(), method)(0, 1)
 
 
-# ---- judging
+# ---- grading
 
 
 def rollouts(*keys: tuple[int, int, int]) -> list[Rollout]:
@@ -82,11 +82,11 @@ def rollouts(*keys: tuple[int, int, int]) -> list[Rollout]:
 
 
 def test_rollouts_of_one_problem_are_one_group_in_order() -> None:
-    asked = rollouts((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 1, 0))
-    groups = grade(asked, Sums(), lambda rollout: Completion(None, f"\\boxed{{{rollout.key.sample}}}"))
+    all_rollouts = rollouts((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 1, 0))
+    groups = grade(all_rollouts, Sums(), lambda rollout: Completion(None, f"\\boxed{{{rollout.key.sample}}}"))
     assert [group.problem.id for group in groups] == ["0+0", "0+1", "1+0", "1+1"]
     assert [group.rewards for group in groups] == [(1.0, 0.0), (0.0, 1.0), (0.0,), (0.0,)]
-    assert [rollout for group in groups for rollout in group.rollouts] == asked
+    assert [rollout for group in groups for rollout in group.rollouts] == all_rollouts
 
 
 def test_different_problems_are_never_one_group() -> None:
@@ -95,62 +95,74 @@ def test_different_problems_are_never_one_group() -> None:
     assert len(grade([first, second], Sums(), lambda rollout: Completion(None, ""))) == 2
 
 
-def test_nothing_judged_is_no_groups() -> None:
+def test_no_rollouts_are_no_groups() -> None:
     assert grade([], Sums(), lambda rollout: Completion(None, "")) == []
 
 
 def test_an_exception_in_a_verifier_is_never_a_zero() -> None:
     (group,) = grade(rollouts((0, 0, 0)), Sums(lambda problem, answer: 1 / 0), lambda rollout: Completion(None, ""))
-    assert group.verdicts == (Verdict(None, "the verifier raised ZeroDivisionError: division by zero"),)
+    (verdict,) = group.verdicts
+    assert verdict.reward is None
+    assert re.fullmatch(r".*test_base.py:\d+: ZeroDivisionError: division by zero", verdict.reason)
 
 
-# ---- checking
+# ---- audits
 
 
 def test_a_sound_task_passes() -> None:
-    seen = []
-    audit = audit_task(Sums(), 40, lambda done, total: seen.append((done, total)))
+    progress = []
+    audit = audit_task(Sums(), 40, lambda done, total: progress.append((done, total)))
     assert audit.passed
-    assert (audit.judged, audit.references_right, audit.perturbed_wrong, audit.empty_wrong) == (40, 40, 40, 40)
-    assert (audit.truncated_wrong, audit.garbage_wrong) == (40, 40)
-    assert seen[-1] == (200, 200)
-    assert "40 of 40 references right" in str(audit)
+    assert (audit.num_problems, audit.references_correct, audit.perturbed_rejected, audit.empty_rejected) == (
+        40,
+        40,
+        40,
+        40,
+    )
+    assert (audit.truncated_rejected, audit.nonsense_rejected) == (40, 40)
+    assert progress[-1] == (200, 200)
+    assert "40 of 40 references correct" in str(audit)
 
 
 @pytest.mark.parametrize(
-    ("accepts", "count", "what"),
+    ("accepts", "count", "failure"),
     [
-        (lambda problem, answer: False, "references_right", "reference '.*' scored 0"),
-        (lambda problem, answer: answer[-2:-1].isdigit(), "perturbed_wrong", "perturbed '.*' scored 1"),
-        (lambda problem, answer: problem.reference in answer or not answer, "empty_wrong", "empty '' scored 1"),
-        (lambda problem, answer: f"{{{problem.reference}" in answer, "truncated_wrong", "truncated '.*' scored 1"),
-        (lambda problem, answer: "z" in answer or "}" in answer, "garbage_wrong", "nonsense '.*' scored 1"),
-        (lambda problem, answer: 1 / 0, "empty_wrong", "empty '' could not be judged: .* ZeroDivisionError"),
+        (lambda problem, answer: False, "references_correct", "reference '.*' got reward 0"),
+        (lambda problem, answer: answer[-2:-1].isdigit(), "perturbed_rejected", "perturbed '.*' got reward 1"),
+        (lambda problem, answer: problem.reference in answer or not answer, "empty_rejected", "empty '' got reward 1"),
+        (
+            lambda problem, answer: f"{{{problem.reference}" in answer,
+            "truncated_rejected",
+            "truncated '.*' got reward 1",
+        ),
+        (lambda problem, answer: "z" in answer or "}" in answer, "nonsense_rejected", "nonsense '.*' got reward 1"),
+        (lambda problem, answer: 1 / 0, "empty_rejected", "empty '' could not be graded: .*: ZeroDivisionError"),
     ],
 )
-def test_each_way_to_be_unsound_is_found(accepts, count: str, what: str) -> None:
+def test_each_kind_of_mistake_is_found(accepts, count: str, failure: str) -> None:
     audit = audit_task(Sums(accepts), 8)
     assert getattr(audit, count) == 0
     assert not audit.passed
-    assert any(re.search(what, said) for _, said in audit.failures)
+    assert any(re.search(failure, message) for _, message in audit.failures)
 
 
-def test_part_marks_for_a_wrong_answer_are_no_failure() -> None:
-    class Kind(Sums):
-        def verdict(self, problem: Problem, reply: Completion) -> Verdict:
-            return Verdict(max(0.1, super().grade(problem, reply).reward or 0.0))
+def test_partial_rewards_for_wrong_answers_are_no_failure() -> None:
+    class Partial(Sums):
+        def grade(self, problem: Problem, completion: Completion) -> Verdict:
+            return Verdict(max(0.1, super().grade(problem, completion).reward or 0.0))
 
-    assert audit_task(Kind(), 8).passed
+    assert Partial().grade(Sums().train_problems(0, 1)[0], Completion(None, "x")) == Verdict(0.1)
+    assert audit_task(Partial(), 8).passed
 
 
 def test_a_task_without_problems_cannot_be_checked() -> None:
     class Empty(Sums):
-        def problems(self, limit: int | None = None) -> list[Problem]:
+        def audit_problems(self, limit: int | None = None) -> list[Problem]:
             return []
 
     with pytest.raises(SchoolError, match="task sums has no problems"):
         audit_task(Empty())
 
 
-def test_a_task_without_end_is_sampled() -> None:
-    assert audit_task(Sums()).judged == 1_010
+def test_generated_problems_are_sampled() -> None:
+    assert audit_task(Sums()).num_problems == 1_010

@@ -33,6 +33,6 @@ def test_the_reward_functions_of_the_page_are_tasks(tmp_path: Path):
 
 def test_every_family_stands_on_the_page_with_its_dial():
     for family in FAMILIES.values():
-        for name, dial in family.dials.items():
+        for name, dial in family.difficulty.items():
             (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{family.name}` |")]
             assert f"| `{name}` {dial.default}" in row

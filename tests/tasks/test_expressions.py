@@ -1,4 +1,4 @@
-"""What math-verify decides, in worker processes, and what we do not let it decide."""
+"""Answers that math-verify compares, in worker processes, and answers that it must not decide."""
 
 import json
 import threading
@@ -24,7 +24,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(file: Path) -> Iterator[WorkerPool]:
-    with WorkerPool(open_jsonl(str(file))) as pool:  # not by its spec: this one travels pickled
+    with WorkerPool(open_jsonl(str(file))) as pool:  # without a spec: workers get the pickled task
         yield pool
 
 
@@ -81,19 +81,19 @@ def test_the_same_expression_is_right(pool: WorkerPool, candidate: str, referenc
         ("x" * 3_000, r"\sqrt{2}"),
     ],
 )
-def test_what_math_verify_lets_pass_is_wrong(pool: WorkerPool, candidate: str, reference: str) -> None:
+def test_answers_that_math_verify_alone_accepts_are_wrong(pool: WorkerPool, candidate: str, reference: str) -> None:
     assert verdict(pool, candidate, reference).reward == 0.0
 
 
 @pytest.mark.parametrize("thought", ["so 1.41", r"\boxed{\sqrt{2}}"])
-def test_a_thought_is_no_answer(pool: WorkerPool, thought: str) -> None:
+def test_an_answer_in_the_thought_does_not_count(pool: WorkerPool, thought: str) -> None:
     problem = Problem("p", (), r"\sqrt{2}")
-    (judged,) = pool.grade_all([(problem, Completion(thought, "no answer"))])
-    assert judged.reward == 0.0
+    (graded,) = pool.grade_all([(problem, Completion(thought, "no answer"))])
+    assert graded.reward == 0.0
 
 
-def test_a_giant_number_is_not_waited_for(file: Path) -> None:
-    with WorkerPool(open_jsonl(str(file)), clock=2.0) as pool:
+def test_a_giant_number_does_not_block_the_next_completion(file: Path) -> None:
+    with WorkerPool(open_jsonl(str(file)), timeout=2.0) as pool:
         giant, right = pool.grade_all(
             [
                 (Problem("p", (), r"\sqrt{2}"), Completion(None, r"\boxed{10^{10^{10}}}")),
@@ -104,24 +104,24 @@ def test_a_giant_number_is_not_waited_for(file: Path) -> None:
     assert right.reward == 1.0
 
 
-def test_it_works_whatever_thread_asks(pool: WorkerPool) -> None:
+def test_it_works_in_any_thread(pool: WorkerPool) -> None:
     # math-verify's own alarm raises outside the main thread: there it would make every answer wrong.
-    found: list[Verdict] = []
-    thread = threading.Thread(target=lambda: found.append(verdict(pool, "1+x^2", "x^2+1")))
+    verdicts: list[Verdict] = []
+    thread = threading.Thread(target=lambda: verdicts.append(verdict(pool, "1+x^2", "x^2+1")))
     thread.start()
     thread.join()
-    assert found == [Verdict(1.0)]
+    assert verdicts == [Verdict(1.0)]
 
 
-def test_an_unreadable_reference_is_nobodys_fault(pool: WorkerPool) -> None:
-    judged = verdict(pool, r"\sqrt{2}", r"\begin{cases} ? \\")
-    assert judged.reward is None
-    assert "cannot read the reference" in judged.reason
+def test_an_unreadable_reference_gives_no_reward(pool: WorkerPool) -> None:
+    graded = verdict(pool, r"\sqrt{2}", r"\begin{cases} ? \\")
+    assert graded.reward is None
+    assert "cannot read the reference" in graded.reason
 
 
-def test_mathematics_passes_its_check(file: Path) -> None:
+def test_expressions_pass_their_audit(file: Path) -> None:
     task = open_jsonl(str(file))
     audit = audit_task(task)
     worker_pool(task).close()
     assert audit.passed, str(audit)
-    assert audit.judged == 7
+    assert audit.num_problems == 7

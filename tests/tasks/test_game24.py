@@ -1,4 +1,4 @@
-"""The Game of 24: its solver, its file, what it accepts, and how single thoughts are rated."""
+"""The Game of 24: its solver, its file, its grades, and labels of single thoughts."""
 
 import re
 from fractions import Fraction
@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schoolhouse.tasks.audit import audit_task
-from schoolhouse.tasks.game24 import Game24, moves, reaches, read_thought, solution, told
+from schoolhouse.tasks.game24 import Game24, can_make_target, find_solution, format_numbers, next_moves, parse_thought
 from schoolhouse.tasks.registry import open_task
-from schoolhouse.tasks.school.countdown import evaluate
+from schoolhouse.tasks.school.countdown import evaluate_expression
 from schoolhouse.types import Completion, Problem, SchoolError
 
 PUZZLES = "Rank,Puzzles,AMT (s)\n1,1 1 4 6,4.4\n2,1 1 11 11,4.4\n3,4 9 10 13,5.0\n4,3 3 8 8,9.9\n"
 REAL = Path(__file__).parents[3] / "shared" / "data" / "game24.csv"
 
 
-def numbers(*given: int) -> tuple[Fraction, ...]:
-    return tuple(sorted(map(Fraction, given)))
+def numbers(*values: int) -> tuple[Fraction, ...]:
+    return tuple(sorted(map(Fraction, values)))
 
 
 @pytest.fixture
@@ -42,60 +42,60 @@ def by_numbers(game: Game24, text: str) -> Problem:
 
 
 @pytest.mark.parametrize(
-    "left, within", [((4, 9, 10, 13), True), ((3, 3, 8, 8), True), ((1, 1, 1, 1), False), ((24,), True)]
+    "left, reachable", [((4, 9, 10, 13), True), ((3, 3, 8, 8), True), ((1, 1, 1, 1), False), ((24,), True)]
 )
-def test_the_solver_knows_what_reaches_24(left: tuple[int, ...], within: bool):
-    assert reaches(numbers(*left)) is within
+def test_the_solver_knows_which_numbers_can_make_24(left: tuple[int, ...], reachable: bool):
+    assert can_make_target(numbers(*left)) is reachable
 
 
 @given(st.lists(st.integers(1, 13), min_size=4, max_size=4))
 def test_a_solution_is_an_expression_of_all_numbers_worth_24(left: list[int]):
-    if reaches(numbers(*left)):
-        way, text = solution(numbers(*left), Random(0))
-        value, used = evaluate(text)
-        assert (value, sorted(used), len(way)) == (24, sorted(left), 3)
+    if can_make_target(numbers(*left)):
+        moves, text = find_solution(numbers(*left), Random(0))
+        value, used = evaluate_expression(text)
+        assert (value, sorted(used), len(moves)) == (24, sorted(left), 3)
 
 
 def test_no_solution_is_an_error():
     with pytest.raises(ValueError, match="1 1 1 1 cannot make 24"):
-        solution(numbers(1, 1, 1, 1), Random(0))
+        find_solution(numbers(1, 1, 1, 1), Random(0))
 
 
 def test_moves_join_two_numbers_and_keep_the_rest():
-    told_ = {str(move) for move in moves(numbers(2, 6, 12))}
-    assert {"6*2=12 (12 12)", "12-6=6 (2 6)", "2/6=(1/3) (1/3 12)", "6/2=3 (3 12)"} <= told_
-    assert len(told_) == 15
+    moves = {str(move) for move in next_moves(numbers(2, 6, 12))}
+    assert {"6*2=12 (12 12)", "12-6=6 (2 6)", "2/6=(1/3) (1/3 12)", "6/2=3 (3 12)"} <= moves
+    assert len(moves) == 15
 
 
 @given(st.lists(st.integers(0, 13), min_size=2, max_size=4))
-def test_every_move_reads_as_what_it_was(left: list[int]):
-    for move in moves(numbers(*left)):
-        assert read_thought(str(move)) == (move.a, move.sign, move.b, move.result, move.left)
+def test_every_move_parses_as_itself(left: list[int]):
+    for move in next_moves(numbers(*left)):
+        assert parse_thought(str(move)) == (move.a, move.sign, move.b, move.result, move.left)
 
 
 @pytest.mark.parametrize(
     "text", ["", "13-9=4", "13-9 (4 4)", "13-9=x (4)", "12/1/2=24 (24)", "1+1=(1/0) (1)", "a+b=c (1)"]
 )
-def test_what_is_no_thought_is_not_read(text: str):
-    assert read_thought(text) is None
+def test_text_that_is_no_thought_is_not_parsed(text: str):
+    assert parse_thought(text) is None
 
 
 # --- the task
 
 
-def test_puzzles_of_the_exam_are_never_practised(game: Game24):
-    held = {problem.id for problem in game.eval_problems()}
-    assert held == {"game24:4 9 10 13", "game24:3 3 8 8"}
-    assert not held & {problem.id for problem in game.train_problems(0, 50)}
+def test_held_out_puzzles_are_never_trained_on(game: Game24):
+    held_out = {problem.id for problem in game.eval_problems()}
+    assert held_out == {"game24:4 9 10 13", "game24:3 3 8 8"}
+    assert not held_out & {problem.id for problem in game.train_problems(0, 50)}
 
 
-def test_practice_is_a_function_of_seed_and_step(game: Game24, path: Path):
+def test_training_problems_are_a_function_of_seed_and_step(game: Game24, path: Path):
     assert game.train_problems(3, 20) == Game24(path, holdout="3-4").train_problems(3, 20)
     assert game.train_problems(3, 20)[:5] == game.train_problems(3, 5)
 
 
 @pytest.mark.parametrize(
-    "answer, score, reason",
+    "answer, reward, reason",
     [
         ("(10-4)*(13-9)", 1.0, ""),
         ("(10-4)*(13-9)=24", 1.0, ""),
@@ -107,42 +107,42 @@ def test_practice_is_a_function_of_seed_and_step(game: Game24, path: Path):
         ("(10-4", 0.0, "not an expression"),
     ],
 )
-def test_an_answer_uses_each_number_once_and_makes_24(game: Game24, answer: str, score: float, reason: str):
+def test_an_answer_uses_each_number_once_and_makes_24(game: Game24, answer: str, reward: float, reason: str):
     verdict = game.grade(by_numbers(game, "4 9 10 13"), Completion("", f"\\boxed{{{answer}}}"))
-    assert verdict.reward == score
+    assert verdict.reward == reward
     assert verdict.reason.startswith(reason)
 
 
-def test_its_own_references_pass_and_what_must_not_does_not(game: Game24):
+def test_it_passes_its_audit(game: Game24):
     assert audit_task(game).passed
 
 
-def test_examples_are_of_the_kinds_asked_for_and_true(game: Game24):
-    lessons = game.demonstrations(0, 300)
-    assert {lesson.style for lesson in lessons} == {"solve", "next", "value", "vote"}
-    for lesson in lessons:
-        if lesson.style == "solve":
-            assert game.grade(lesson.problem, Completion(lesson.thought, lesson.answer)).reward == 1.0
-            assert game.step_labels(lesson.problem, (lesson.thought or "").split("\n")) == [1, 1, 1]
-        elif lesson.style == "next":
-            left = tuple(sorted(map(Fraction, re.findall(r"[\d/]+", lesson.problem.messages[0].content))))
-            assert game.parse_proposals(lesson.answer) == list(map(str, moves(left)))
-        elif lesson.style == "vote":
-            _, *listed = lesson.problem.messages[0].content.splitlines()
-            chosen = game.parse_vote(lesson.answer)
-            can = [reaches(tuple(map(Fraction, line.partition(": ")[2].split()))) for line in listed]
-            assert can == [at == chosen for at in range(len(listed))]
-            assert len(listed) <= 8
+def test_demonstrations_are_of_the_requested_kinds_and_correct(game: Game24):
+    demos = game.demonstrations(0, 300)
+    assert {demo.style for demo in demos} == {"solve", "next", "value", "vote"}
+    for demo in demos:
+        if demo.style == "solve":
+            assert game.grade(demo.problem, Completion(demo.thought, demo.answer)).reward == 1.0
+            assert game.step_labels(demo.problem, (demo.thought or "").split("\n")) == [1, 1, 1]
+        elif demo.style == "next":
+            left = tuple(sorted(map(Fraction, re.findall(r"[\d/]+", demo.problem.messages[0].content))))
+            assert game.parse_proposals(demo.answer) == list(map(str, next_moves(left)))
+        elif demo.style == "vote":
+            _, *lines = demo.problem.messages[0].content.splitlines()
+            chosen = game.parse_vote(demo.answer)
+            can = [can_make_target(tuple(map(Fraction, line.partition(": ")[2].split()))) for line in lines]
+            assert can == [i == chosen for i in range(len(lines))]
+            assert len(lines) <= 8
         else:
-            left = numbers_in(lesson.problem.messages[0].content)
-            assert lesson.answer == ("sure" if reaches(left) else "impossible")
+            left = numbers_in(demo.problem.messages[0].content)
+            assert demo.answer == ("sure" if can_make_target(left) else "impossible")
 
 
 def numbers_in(question: str) -> tuple[Fraction, ...]:
     return tuple(map(Fraction, question.removeprefix("Can ").removesuffix(" make 24?").split()))
 
 
-def test_thoughts_are_rated_one_by_one(game: Game24):
+def test_thoughts_are_labelled_one_by_one(game: Game24):
     problem = by_numbers(game, "4 9 10 13")
     assert game.step_labels(problem, ["13-9=4 (4 4 10)", "10-4=6 (4 6)", "6*4=24 (24)"]) == [1, 1, 1]
     assert game.step_labels(problem, ["13+10=23 (4 9 23)", "23+9=32 (4 32)"]) == [-1, -1]
@@ -152,16 +152,16 @@ def test_thoughts_are_rated_one_by_one(game: Game24):
     assert game.step_labels(problem, ["13/0=1 (1 4 9)"]) == [-1]
 
 
-def test_questions_about_thoughts_are_about_what_is_left(game: Game24):
+def test_prompts_about_thoughts_name_the_numbers_left(game: Game24):
     problem = by_numbers(game, "4 9 10 13")
-    asked = [game.propose_prompt(problem, []), game.value_prompt(problem, ["13-9=4 (4 4 10)"])]
-    said = [question.messages[0].content for question in asked if question]
-    assert said == ["What may be done with 4 9 10 13?", "Can 4 4 10 make 24?"]
+    prompts = [game.propose_prompt(problem, []), game.value_prompt(problem, ["13-9=4 (4 4 10)"])]
+    texts = [prompt.messages[0].content for prompt in prompts if prompt]
+    assert texts == ["What may be done with 4 9 10 13?", "Can 4 4 10 make 24?"]
     assert game.propose_prompt(problem, ["6*4=24 (24)"]) is None
     assert game.value_prompt(problem, ["nonsense"]) is None
 
 
-def test_answers_about_thoughts_are_read(game: Game24):
+def test_answers_about_thoughts_are_parsed(game: Game24):
     assert game.parse_proposals("13-9=4 (4 4 10)\nwell\n10-4=6 (6 9 13)") == ["13-9=4 (4 4 10)", "10-4=6 (6 9 13)"]
     assert [game.parse_value(word) for word in ("sure", " likely", "impossible", "maybe")] == [20.0, 1.0, 0.001, None]
 
@@ -172,12 +172,12 @@ def test_answers_about_thoughts_are_read(game: Game24):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("a,b\n1,2\n", ":1: the columns must be named"),
+        ("a,b\n1,2\n", ":1: the first line must name the columns `Rank` and `Puzzles`"),
         ("Rank,Puzzles\nx,1 1 4 6\n", ":2: `Rank` must be a whole number"),
         ("Rank,Puzzles\n1,1 1 4\n", ":2: 1 1 4 is no puzzle"),
         ("Rank,Puzzles\n1,1 1 1 1\n", ":2: 1 1 1 1 is no puzzle"),
         ("Rank,Puzzles\n1\n", ":2: `Rank` must be a whole number"),
-        ("Rank,Puzzles\n1,1 1 4 6\n", "no puzzle is left for practice or for the exam"),
+        ("Rank,Puzzles\n1,1 1 4 6\n", "holdout=901-1000 leaves no training puzzle or no eval puzzle"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, text: str, message: str):
@@ -190,11 +190,11 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, text: str, messag
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("game24", "give the file of puzzles"),
+        ("game24", "the file of puzzles is missing; write game24:PATH.csv"),
         ("game24:none.csv", "cannot read none.csv"),
         ("game24:{path}?holdouts=1-2", "unknown option `holdouts`; did you mean `holdout`"),
         ("game24:{path}?holdout=1", "must be a range of ranks such as 901-1000"),
-        ("game24:{path}?demos=solv", "unknown kind of lesson `solv`; did you mean `solve`"),
+        ("game24:{path}?demos=solv", "unknown kind of demonstration `solv`; did you mean `solve`"),
         ("game24:{path}?demos=solve=-1", "the weight of `solve` is `-1`"),
     ],
 )
@@ -203,17 +203,17 @@ def test_bad_options_are_refused(path: Path, spec: str, message: str):
         open_task(spec.format(path=path))
 
 
-def test_the_papers_puzzles_are_the_exam():
+def test_the_papers_puzzles_are_held_out():
     if not REAL.exists():
-        pytest.skip("the file of puzzles is not here")
+        pytest.skip("needs ../shared/data/game24.csv beside the repository")
     game = Game24(REAL)
-    assert (len(game.eval_problems()), len(game.practice)) == (100, 1262)
-    assert told(game.held_out[0]) == "4 5 6 10"
+    assert (len(game.eval_problems()), len(game.train_puzzles)) == (100, 1262)
+    assert format_numbers(game.eval_puzzles[0]) == "4 5 6 10"
 
 
-def test_pages_are_about_puzzles_of_practice_alone(game: Game24):
+def test_pages_are_about_training_puzzles_only(game: Game24):
     pages = game.pretraining_text(0, 20)
     assert pages == game.pretraining_text(0, 20)
     first = {line.removeprefix("With ").partition(" one may do")[0] for page in pages for line in page.splitlines()}
     fours = {left for left in first if len(left.split()) == 4}
-    assert fours == {told(left) for left in game.practice}
+    assert fours == {format_numbers(left) for left in game.train_puzzles}

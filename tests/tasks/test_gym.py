@@ -1,4 +1,4 @@
-"""Families of reasoning-gym, and the traps of their scorers."""
+"""Datasets of reasoning-gym, and the pitfalls of their scorers."""
 
 import importlib.util
 import subprocess
@@ -17,13 +17,13 @@ needs_gym = pytest.mark.skipif(
 )
 
 
-def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
     with pytest.raises(SchoolError, match=r"gym:chain_sum needs reasoning-gym: pip install 'schoolhouse\[gym\]'"):
         open_task("gym:chain_sum")
 
 
-def family(spec: str, seed: int = 0) -> Gym:
+def gym(spec: str, seed: int = 0) -> Gym:
     task = open_task(spec, seed)
     assert isinstance(task, Gym)
     return task
@@ -31,73 +31,76 @@ def family(spec: str, seed: int = 0) -> Gym:
 
 @needs_gym
 @pytest.mark.parametrize("spec", ["gym:chain_sum?size=20&min_terms=2&max_terms=3", "gym:decimal_arithmetic?size=20"])
-def test_a_family_passes_its_check(spec: str) -> None:
-    task = family(spec)
+def test_a_dataset_passes_its_audit(spec: str) -> None:
+    task = gym(spec)
     audit = audit_task(task)
     worker_pool(task).close()
     assert audit.passed, str(audit)
-    assert audit.judged == 20
+    assert audit.num_problems == 20
 
 
 @needs_gym
-def test_only_the_marked_answer_counts_and_only_in_full() -> None:
-    task = family("gym:chain_sum?size=5")
-    problem = task.problems()[0]
+def test_only_a_marked_answer_that_is_fully_correct_counts() -> None:
+    task = gym("gym:chain_sum?size=5")
+    problem = task.audit_problems()[0]
     for answer in (problem.reference, f"The answer is {problem.reference}", rf"\boxed{{about {problem.reference}}}"):
         assert task.grade(problem, Completion(None, answer)).reward == 0.0
     assert task.grade(problem, Completion(None, rf"so \boxed{{{problem.reference}}}.")).reward == 1.0
 
 
 @needs_gym
-def test_a_scorer_that_chokes_on_an_answer_calls_it_wrong() -> None:
-    task = family("gym:prime_factorization?size=5")
-    verdict = task.grade(task.problems()[0], Completion(None, r"\boxed{two times three}"))
+def test_an_answer_that_the_scorer_cannot_read_is_wrong() -> None:
+    task = gym("gym:prime_factorization?size=5")
+    verdict = task.grade(task.audit_problems()[0], Completion(None, r"\boxed{two times three}"))
     assert verdict.reward == 0.0
     assert "ValueError" in verdict.reason
 
 
 @needs_gym
-def test_a_family_that_takes_nonsense_fails_its_check() -> None:
-    task = family("gym:game_of_life_halting?size=3")
+def test_a_dataset_that_accepts_nonsense_fails_its_audit() -> None:
+    task = gym("gym:game_of_life_halting?size=3")
     audit = audit_task(task)
     worker_pool(task).close()
-    assert audit.references_right == 3
-    assert audit.garbage_wrong == 0
+    assert audit.references_correct == 3
+    assert audit.nonsense_rejected == 0
     assert "nonsense" in str(audit)
 
 
 @needs_gym
 @pytest.mark.parametrize("name", sorted(NO_ANSWER | HASH_DEPENDENT))
-def test_families_that_cannot_be_judged_or_repeated_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datasets_that_cannot_be_graded_or_reproduced_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     with pytest.raises(SchoolError, match=f"gym:{name} is refused"):
         open_task(f"gym:{name}")
 
 
 @needs_gym
-def test_a_family_that_depends_on_hashes_is_taken_when_they_are_fixed() -> None:
-    code = "from schoolhouse.tasks.base import open_task; print(open_task('gym:word_ladder?size=3').problems()[0].id)"
-    answers = {
+def test_a_dataset_that_depends_on_hashes_is_accepted_when_they_are_fixed() -> None:
+    code = (
+        "from schoolhouse.tasks.registry import open_task; "
+        "print(open_task('gym:word_ladder?size=3').audit_problems()[0].id)"
+    )
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": "0", "PYTHONPATH": ":".join(sys.path)}, check=True,
             capture_output=True, text=True,
         ).stdout
         for _ in range(2)
     }  # fmt: skip
-    assert len(answers) == 1
+    assert len(outputs) == 1
 
 
 @needs_gym
-def test_another_problem_under_the_same_number_is_not_judged() -> None:
-    problem = family("gym:chain_sum?size=5&min_digits=2").problems()[0]
-    verdict = family("gym:chain_sum?size=5").grade(problem, Completion(None, r"\boxed{1}"))
+def test_another_problem_with_the_same_index_is_not_graded() -> None:
+    problem = gym("gym:chain_sum?size=5&min_digits=2").audit_problems()[0]
+    verdict = gym("gym:chain_sum?size=5").grade(problem, Completion(None, r"\boxed{1}"))
     assert verdict.reward is None
-    assert "cannot be repeated" in verdict.reason
+    assert "cannot be reproduced" in verdict.reason
 
 
 @needs_gym
-def test_practice_and_exam_are_disjoint_and_the_exam_is_the_same_for_every_seed() -> None:
-    one, two = family("gym:gcd?size=200", 1), family("gym:gcd?size=200", 2)
+def test_train_and_eval_are_disjoint_and_eval_is_the_same_for_every_seed() -> None:
+    one, two = gym("gym:gcd?size=200", 1), gym("gym:gcd?size=200", 2)
     assert [p.id for p in one.eval_problems()] == [p.id for p in two.eval_problems()]
     assert one.train_problems(0, 8) != two.train_problems(0, 8)
     assert not {p.id for p in one.eval_problems()} & {p.id for p in one.train_problems(0, 200)}
@@ -107,12 +110,12 @@ def test_practice_and_exam_are_disjoint_and_the_exam_is_the_same_for_every_seed(
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("gym:chain_sums", "unknown family `chain_sums`; did you mean `chain_sum`"),
-        ("gym:", "unknown family ``"),
+        ("gym:chain_sums", "unknown dataset `chain_sums`; did you mean `chain_sum`"),
+        ("gym:", "unknown dataset ``"),
         ("gym:chain_sum?min_term=3", "unknown option `min_term`; did you mean `min_terms`"),
         ("gym:chain_sum?min_terms=0", "gym:chain_sum: min_terms must be positive"),
         ("gym:chain_sum?min_terms=few", "gym:chain_sum: "),
-        ("gym:chain_sum?holdout=most", "option `exam` is `most`"),
+        ("gym:chain_sum?holdout=most", "option `holdout` is `most`"),
     ],
 )
 def test_wrong_names_and_options_are_named(spec: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Problems from files: GSM8K-like, MATH-like and one's own."""
+"""Problems from files: as in GSM8K, as in MATH, and your own."""
 
 import json
 from collections import Counter
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from schoolhouse.tasks.audit import audit_task
-from schoolhouse.tasks.jsonl import INSTRUCTION, as_row, open_jsonl, read_rows
+from schoolhouse.tasks.jsonl import INSTRUCTION, demonstration_to_row, open_jsonl, read_rows
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Completion, Demonstration, Message, Problem, SchoolError
 
@@ -24,17 +24,17 @@ def numbers(tmp_path: Path, count: int = 100) -> Path:
     return write(tmp_path, *({"prompt": f"say {i}", "reference": i} for i in range(count)))
 
 
-# ---- shapes of rows
+# ---- formats of rows
 
 
 def test_a_row_like_gsm8k(tmp_path: Path) -> None:
     path = write(tmp_path, {"question": "How many?", "answer": "2 + 3 = <<2+3=5>>5 clips.\nThat is all.\n#### 1,005"})
     task = open_jsonl(str(path), holdout="none")
-    (problem,) = task.problems()
+    (problem,) = task.audit_problems()
     assert problem.messages == (Message("user", "How many?"),)
     assert problem.reference == "1,005"
-    (shown,) = task.demonstrations(0, 1)
-    assert (shown.problem, shown.thought, shown.answer) == (
+    (demo,) = task.demonstrations(0, 1)
+    assert (demo.problem, demo.thought, demo.answer) == (
         problem,
         "2 + 3 = 5 clips.\nThat is all.",
         r"\boxed{1,005}",
@@ -67,11 +67,14 @@ def test_a_prompt_may_be_a_conversation(tmp_path: Path) -> None:
     assert problem.messages == tuple(Message(role, content) for role, content in turns)
 
 
-def test_an_instruction_goes_after_the_question_and_changes_no_identity(tmp_path: Path) -> None:
+def test_an_instruction_follows_the_question_and_keeps_the_id(tmp_path: Path) -> None:
     path = numbers(tmp_path, 1)
-    (plain,), (asked,) = open_jsonl(str(path)).problems(), open_jsonl(str(path), instruct="boxed").problems()
-    assert asked.messages[-1].content == f"say 0\n{INSTRUCTION}"
-    assert asked.id == plain.id
+    (plain,), (instructed,) = (
+        open_jsonl(str(path)).audit_problems(),
+        open_jsonl(str(path), instruct="boxed").audit_problems(),
+    )
+    assert instructed.messages[-1].content == f"say 0\n{INSTRUCTION}"
+    assert instructed.id == plain.id
 
 
 def test_blank_lines_and_a_byte_order_mark_do_no_harm(tmp_path: Path) -> None:
@@ -99,8 +102,8 @@ GOOD = {"prompt": "q", "reference": "1"}
         ({"question": "q", "answer": None}, "`answer` is null; it must be text or a number"),
         ({"question": "q", "answer": True}, "`answer` is true"),
         ({"problem": "q", "solution": "no box"}, r"`solution` has no final answer; put it in \\boxed"),
-        ({"prompt": [], "reference": "1"}, "must end with a turn of the user"),
-        ({"prompt": [{"role": "assistant", "content": "x"}], "reference": "1"}, "must end with a turn of the user"),
+        ({"prompt": [], "reference": "1"}, "must end with a user turn"),
+        ({"prompt": [{"role": "assistant", "content": "x"}], "reference": "1"}, "must end with a user turn"),
         ({"prompt": [{"role": "robot", "content": "x"}], "reference": "1"}, "a turn of `prompt` is"),
         ({"prompt": ["x"], "reference": "1"}, "a turn of `prompt` is"),
     ],
@@ -135,17 +138,21 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [("holdot=all", "`holdot`; did you mean `holdout`"), ("holdout=al", "`al`; did you mean `all`"), ("instruct=yes", "`yes`")],
+    [
+        ("holdot=all", "`holdot`; did you mean `holdout`"),
+        ("holdout=al", "`al`; did you mean `all`"),
+        ("instruct=yes", "`yes`"),
+    ],
 )
 def test_wrong_options_are_named(tmp_path: Path, options: str, message: str) -> None:
     with pytest.raises(SchoolError, match=message):
         open_task(f"jsonl:{numbers(tmp_path)}?{options}")
 
 
-# ---- practice and exam
+# ---- train and eval
 
 
-def test_practice_goes_through_all_once_an_epoch_in_a_new_order(tmp_path: Path) -> None:
+def test_each_epoch_has_every_problem_once_in_a_new_order(tmp_path: Path) -> None:
     task = open_jsonl(str(numbers(tmp_path)), seed=3, holdout="none")
     epochs = [
         [p.reference for step in range(10) for p in task.train_problems(10 * epoch + step, 10)] for epoch in range(3)
@@ -154,7 +161,7 @@ def test_practice_goes_through_all_once_an_epoch_in_a_new_order(tmp_path: Path) 
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_practice_depends_on_seed_and_step_only(tmp_path: Path) -> None:
+def test_training_problems_depend_on_seed_and_step_only(tmp_path: Path) -> None:
     path = str(numbers(tmp_path))
     task = open_jsonl(path, seed=3)
     later = task.train_problems(7, 8)
@@ -164,82 +171,83 @@ def test_practice_depends_on_seed_and_step_only(tmp_path: Path) -> None:
 
 def test_an_epoch_may_end_within_a_step(tmp_path: Path) -> None:
     task = open_jsonl(str(numbers(tmp_path, 3)), holdout="none")
-    drawn = [p.reference for step in range(3) for p in task.train_problems(step, 5)]
-    assert Counter(drawn) == {"0": 5, "1": 5, "2": 5}
-    assert {*drawn[:3]} == {*drawn[3:6]} == {"0", "1", "2"}
+    references = [p.reference for step in range(3) for p in task.train_problems(step, 5)]
+    assert Counter(references) == {"0": 5, "1": 5, "2": 5}
+    assert {*references[:3]} == {*references[3:6]} == {"0", "1", "2"}
 
 
-def test_practice_and_exam_share_no_instance(tmp_path: Path) -> None:
+def test_train_and_eval_share_no_problem(tmp_path: Path) -> None:
     rows = [{"prompt": f"say  {i % 150}" if i < 150 else f"say {i % 150}", "reference": i % 150} for i in range(300)]
     task = open_jsonl(str(write(tmp_path, *rows)))
-    exam = {p.messages[0].content.split()[1] for p in task.eval_problems()}
-    practice = {p.messages[0].content.split()[1] for p in task.train_problems(0, 300)}
-    assert not exam & practice
-    assert len(exam | practice) == 150
-    assert 5 <= len(exam) <= 30
+    evaluated = {p.messages[0].content.split()[1] for p in task.eval_problems()}
+    trained = {p.messages[0].content.split()[1] for p in task.train_problems(0, 300)}
+    assert not evaluated & trained
+    assert len(evaluated | trained) == 150
+    assert 5 <= len(evaluated) <= 30
 
 
-def test_the_exam_is_the_same_for_every_seed_and_place(tmp_path: Path) -> None:
-    (tmp_path / "again").mkdir()
-    here = open_jsonl(str(numbers(tmp_path)), seed=1).eval_problems()
+def test_eval_is_the_same_for_every_seed_and_order(tmp_path: Path) -> None:
+    (tmp_path / "reversed").mkdir()
+    problems = open_jsonl(str(numbers(tmp_path)), seed=1).eval_problems()
     rows = [{"prompt": f"say {i}", "reference": i} for i in reversed(range(100))]
-    there = open_jsonl(str(write(tmp_path / "again", *rows)), seed=2).eval_problems()
-    assert {p.id for p in here} == {p.id for p in there}
-    assert open_jsonl(str(numbers(tmp_path))).eval_problems(3) == here[:3]
+    reversed_problems = open_jsonl(str(write(tmp_path / "reversed", *rows)), seed=2).eval_problems()
+    assert {p.id for p in problems} == {p.id for p in reversed_problems}
+    assert open_jsonl(str(numbers(tmp_path))).eval_problems(3) == problems[:3]
 
 
-def test_a_file_may_be_all_exam(tmp_path: Path) -> None:
+def test_a_file_may_be_all_eval(tmp_path: Path) -> None:
     task = open_jsonl(str(numbers(tmp_path)), holdout="all")
     assert len(task.eval_problems()) == 100
-    with pytest.raises(SchoolError, match="no problem is left for practice"):
+    with pytest.raises(SchoolError, match="has no training problems \\(100 are held out"):
         task.train_problems(0, 1)
 
 
-def test_a_file_without_exam_says_so(tmp_path: Path) -> None:
-    with pytest.raises(SchoolError, match=r"none of its 100 problems is kept for the exam; .*\?holdout=all"):
+def test_a_file_without_eval_problems_is_refused_for_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(SchoolError, match=r"none of its 100 problems is held out; .*\?holdout=all"):
         open_jsonl(str(numbers(tmp_path)), holdout="none").eval_problems()
 
 
-def test_worked_examples_are_of_the_train_split_only(tmp_path: Path) -> None:
+def test_demonstrations_are_of_the_train_split_only(tmp_path: Path) -> None:
     rows = [{"question": f"say {i}", "answer": f"it is {i}\n#### {i}"} for i in range(100)]
     task = open_jsonl(str(write(tmp_path, *rows)))
-    shown = {d.problem.id for d in task.demonstrations(0, 200)}
-    assert shown == {p.id for p in task.train_problems(0, 200)}
+    demonstrated = {d.problem.id for d in task.demonstrations(0, 200)}
+    assert demonstrated == {p.id for p in task.train_problems(0, 200)}
 
 
-def test_a_file_without_rationales_has_no_worked_examples(tmp_path: Path) -> None:
-    with pytest.raises(SchoolError, match="has no worked examples"):
+def test_a_file_without_solutions_has_no_demonstrations(tmp_path: Path) -> None:
+    with pytest.raises(SchoolError, match="has no demonstrations"):
         open_jsonl(str(numbers(tmp_path))).demonstrations(0, 1)
 
 
-# ---- judging
+# ---- grading
 
 
-def test_numbers_and_words_are_judged_in_process(tmp_path: Path) -> None:
+def test_numbers_and_words_are_graded_in_process(tmp_path: Path) -> None:
     assert open_jsonl(str(numbers(tmp_path))).in_process
     assert not open_jsonl(str(write(tmp_path, GOOD, {"prompt": "q", "reference": r"\pi"}))).in_process
 
 
-def test_a_final_answer_is_judged(tmp_path: Path) -> None:
+def test_a_final_answer_is_graded(tmp_path: Path) -> None:
     task = open_jsonl(str(numbers(tmp_path)))
-    (problem,) = task.problems(1)
+    (problem,) = task.audit_problems(1)
     assert task.grade(problem, Completion("whatever", r"\boxed{0}")).reward == 1.0
     assert task.grade(problem, Completion(None, "0")).reward == 0.0
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="needs ../shared/data/gsm8k_train.jsonl beside the repository")
-def test_gsm8k_passes_whole() -> None:
+def test_gsm8k_passes_its_audit() -> None:
     audit = audit_task(open_task(f"jsonl:{GSM8K}"))
-    assert (audit.judged, audit.references_right, audit.perturbed_wrong) == (7_473, 7_473, 7_473)
+    assert (audit.num_problems, audit.references_correct, audit.perturbed_rejected) == (7_473, 7_473, 7_473)
     assert audit.passed
 
 
-def test_a_worked_answer_comes_back_as_it_was_said(tmp_path: Path) -> None:
-    """Where many answers are right, the one that belongs to the thought is not the reference."""
-    asked = Problem("p", (Message("system", "Be short."), Message("user", "Make 24.")), "((11-1)+6)+8", "game24")
-    shown = Demonstration(asked, "11+6=17 17-1=16 16+8=24", "\\boxed{((11+6)-1)+8}", "search")
-    bare = Demonstration(asked, None, "\\boxed{3*8}", "search")
-    task = open_task(f"jsonl:{write(tmp_path, as_row(shown), as_row(bare))}?holdout=none")
-    found = {(d.problem.messages, d.thought, d.answer) for d in task.demonstrations(0, 2)}
-    assert found == {(asked.messages, d.thought, d.answer) for d in (shown, bare)}
-    assert task.train_problems(0, 1)[0].reference == asked.reference
+def test_a_stored_demonstration_comes_back_unchanged(tmp_path: Path) -> None:
+    """Where many answers are correct, the one of the demonstration is not the reference."""
+    problem = Problem("p", (Message("system", "Be short."), Message("user", "Make 24.")), "((11-1)+6)+8", "game24")
+    with_thought = Demonstration(problem, "11+6=17 17-1=16 16+8=24", "\\boxed{((11+6)-1)+8}", "search")
+    without_thought = Demonstration(problem, None, "\\boxed{3*8}", "search")
+    path = write(tmp_path, demonstration_to_row(with_thought), demonstration_to_row(without_thought))
+    task = open_task(f"jsonl:{path}?holdout=none")
+    loaded = {(d.problem.messages, d.thought, d.answer) for d in task.demonstrations(0, 2)}
+    assert loaded == {(problem.messages, d.thought, d.answer) for d in (with_thought, without_thought)}
+    assert task.train_problems(0, 1)[0].reference == problem.reference

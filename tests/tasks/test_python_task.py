@@ -1,6 +1,7 @@
-"""A user's own Python file: Tasks, and reward functions as TRL and verl call them."""
+"""A user's own Python file: tasks, and reward functions in TRL's and verl's signature. Mistakes name file and line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ class Echo(Task):
         return [Problem(f"{step}.{i}", (Message("user", self.word),), self.word) for i in range(count)]
 
     def eval_problems(self, count=None):
-        return [Problem("exam", (Message("user", self.word),), self.word)]
+        return [Problem("eval", (Message("user", self.word),), self.word)]
 
     def grade(self, problem, completion):
         return Verdict(float(completion.answer == "\\\\boxed{" + problem.reference + "}"))
@@ -49,22 +50,32 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def write(tmp_path: Path, text: str) -> Path:
+def write(tmp_path: Path, code: str) -> Path:
     path = tmp_path / "mine.py"
-    path.write_text(text)
+    path.write_text(code)
     return path
 
 
-def rewarded(tmp_path: Path, data: Path, text: str, answer: str = "x") -> Verdict:
-    """What a reward function says of one reply to the second problem, in this process."""
-    task = open_task(f"python:{write(tmp_path, text)}?data={data}")
-    return task.grade(task.problems()[1], Completion("thinking", answer))
+def graded_in_process(tmp_path: Path, data: Path, code: str, answer: str = "x") -> Verdict:
+    """The verdict of a reward function on one completion of the second problem, in this process."""
+    task = open_task(f"python:{write(tmp_path, code)}?data={data}")
+    return task.grade(task.audit_problems()[1], Completion("a thought", answer))
+
+
+def graded_in_worker(spec: str, *answers: str) -> list[Verdict]:
+    """Verdicts of a task on several completions of its first problem, by its worker processes."""
+    task = open_task(spec)
+    try:
+        problem = task.audit_problems(1)[0]
+        return grade_all([(problem, Completion(None, answer)) for answer in answers], task)
+    finally:
+        worker_pool(task).close()
 
 
 # ---- tasks
 
 
-def test_a_task_of_ones_own(tmp_path: Path) -> None:
+def test_a_users_own_task(tmp_path: Path) -> None:
     path = write(tmp_path, TASK)
     task = open_task(f"python:{path}:Echo?word=no", seed=4)
     assert task.train_problems(0, 2)[1].reference == "no"
@@ -75,130 +86,261 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     assert audit.passed, str(audit)
 
 
-def test_the_name_may_be_left_out_where_there_is_one(tmp_path: Path) -> None:
+def test_the_name_is_optional_where_a_file_has_one_task(tmp_path: Path) -> None:
     assert isinstance(open_task(f"python:{write(tmp_path, TASK)}"), Task)
 
 
-def test_the_files_beside_it_can_be_imported(tmp_path: Path) -> None:
+def test_files_in_the_same_folder_can_be_imported(tmp_path: Path) -> None:
     (tmp_path / "beside_mine.py").write_text("WORD = 'no'\n")
     path = write(tmp_path, TASK.replace('"yes"', "__import__('beside_mine').WORD"))
     assert open_task(f"python:{path}").train_problems(0, 1)[0].reference == "no"
 
 
 @pytest.mark.parametrize(
-    ("text", "rest", "message"),
+    ("code", "rest", "message"),
     [
-        (TASK, ":Ecko", "has no `Ecko`; did you mean `Echo`"),
-        (TASK, ":Echo?wrod=no", "Echo takes no option `wrod`; did you mean `word`"),
-        (TASK + "class Other(Echo): pass", "", "has Echo, Other; say which: python:.*mine.py:Echo"),
-        ("x = 1", "", "no subclass of Task and no reward function: f\\(prompts"),
-        ("def f(a): return 1", ":f", "`f` is neither a subclass of Task nor a reward function"),
-        ("def f(:", "", "mine.py:1 cannot be run: SyntaxError.*line 1"),
-        ("import absent_module", "", "mine.py:1 cannot be run: ModuleNotFoundError"),
-        ("raise SystemExit(2)", "", "mine.py:1 cannot be run: SystemExit"),
+        (TASK, ":Ecko", "mine.py has no `Ecko`; did you mean `Echo`"),
+        (TASK, ":Echo?wrod=no", "mine.py:6: Echo takes no option `wrod`; did you mean `word`"),
+        (TASK + "class Other(Echo): pass", "", "has Echo, Other; choose one: python:.*mine.py:Echo"),
         (
-            TASK.replace('name = "echo"', "name = 'e'\n    def __post_init__(self): 1 / 0"),
+            TASK.replace("    seed: int = 0\n", "").replace('str = "yes"', "str"),
             "",
-            "Echo cannot be made: Zero",
+            r"mine.py:6: Echo needs the option `word`: write .*Echo\?word=VALUE",
         ),
-        (TRL, "", r"needs problems: add \?data=PATH.jsonl"),
-        (TRL, "?dta=x.jsonl", "unknown option `dta`; did you mean `data`"),
+        ("x = 1", "", r"mine.py has no subclass of Task and no reward function: f\(prompts"),
+        ("def f(a): return 1", ":f", "mine.py:1: `f` is neither a subclass of Task nor a reward function"),
+        ("x = 1\ndef f(a): return 1", "", r"`f\(a\)` \(.*mine.py:2\) is neither a subclass of Task nor a reward"),
+        (TRL, "", r"mine.py: a reward function needs problems: add \?data=PATH.jsonl"),
+        (TRL, "?dta=x.jsonl", "mine.py: unknown option `dta`; did you mean `data`"),
     ],
 )
-def test_a_file_that_does_not_fit_is_told_why(tmp_path: Path, text: str, rest: str, message: str) -> None:
+def test_a_file_or_option_that_does_not_fit_is_named(tmp_path: Path, code: str, rest: str, message: str) -> None:
     with pytest.raises(SchoolError, match=message):
-        open_task(f"python:{write(tmp_path, text)}{rest}")
+        open_task(f"python:{write(tmp_path, code)}{rest}")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = 1\ndef f(:", "mine.py:2 cannot be run: SyntaxError.*line 2"),
+        ("x = 1\n\nimport absent_module", "mine.py:3 cannot be run: ModuleNotFoundError"),
+        ("raise SystemExit(2)", "mine.py:1 cannot be run: SystemExit: 2"),
+        ("def load(row):\n    return row['key']\nload({})", "mine.py:2 cannot be run: KeyError: 'key'"),
+        ("import json\n\njson.loads('{')", "mine.py:3 cannot be run: JSONDecodeError"),
+    ],
+)
+def test_an_exception_at_import_names_file_and_line(tmp_path: Path, code: str, message: str) -> None:
+    with pytest.raises(SchoolError, match=message):
+        open_task(f"python:{write(tmp_path, code)}")
+
+
+def test_an_exception_in_an_imported_file_of_the_user_names_both_lines(tmp_path: Path) -> None:
+    (tmp_path / "beside_broken.py").write_text("x = 1\ny = x / 0\n")
+    message = r"mine.py:2 cannot be run: .*beside_broken.py:2: ZeroDivisionError"
+    with pytest.raises(SchoolError, match=message):
+        open_task(f"python:{write(tmp_path, chr(10) + 'import beside_broken' + TASK)}")
+
+
+def test_an_exception_in_a_constructor_names_file_and_line(tmp_path: Path) -> None:
+    code = TASK.replace('name = "echo"', "name = 'e'\n    def __post_init__(self):\n        int(self.word)")
+    message = r"mine.py:12: Echo cannot be created: ValueError: invalid literal for int\(\)"
+    with pytest.raises(SchoolError, match=message):
+        open_task(f"python:{write(tmp_path, code)}")
+
+
+@pytest.mark.parametrize(
+    ("correct", "wrong", "message"),
+    [
+        (
+            "grade(self, problem, completion)",
+            "grade(self, completion)",
+            r"18: Echo.grade\(completion\) is called as grade",
+        ),
+        ("grade(self, problem, completion)", "grade(self, problem, completion, x)", r"grade\(problem, completion\)"),
+        ("eval_problems(self, count=None)", "eval_problems(self)", r"15: .* is called as eval_problems\(count=None\)"),
+        ("eval_problems(self, count=None)", "eval_problems(self, count)", r"15: Echo.eval_problems\(count\) is called"),
+        (
+            "train_problems(self, step, count)",
+            "train_problems(self, step)",
+            r"12: .* called as train_problems\(step, co",
+        ),
+    ],
+)
+def test_a_method_with_a_wrong_signature_names_file_and_line(
+    tmp_path: Path, correct: str, wrong: str, message: str
+) -> None:
+    code = TASK.replace(f"def {correct}", f"def {wrong}")
+    assert code != TASK
+    with pytest.raises(SchoolError, match=f"mine.py:.*{message}"):
+        open_task(f"python:{write(tmp_path, code)}")
+
+
+@pytest.mark.fault("verifier lies")
+def test_an_exception_in_grade_names_file_and_line(tmp_path: Path) -> None:
+    code = TASK.replace("        return Verdict(float", '        problem.info["level"]\n        return Verdict(float')
+    assert code != TASK
+    (verdict,) = graded_in_worker(f"python:{write(tmp_path, code)}", "x")
+    assert verdict.reward is None
+    assert re.fullmatch(r"\S*mine.py:19: KeyError: 'level'", verdict.reason)
+
+
+def test_a_result_that_is_no_verdict_names_file_and_line(tmp_path: Path) -> None:
+    code = TASK.replace("return Verdict(float(", "return (float(")
+    (verdict,) = graded_in_worker(f"python:{write(tmp_path, code)}", "x")
+    assert verdict.reward is None
+    assert re.search(r"mine.py:18: grade\(\) returned a float; return a Verdict", verdict.reason)
+
+
+def test_a_missing_method_names_file_and_line(tmp_path: Path) -> None:
+    code = TASK.partition("    def eval_problems")[0]
+    with pytest.raises(SchoolError, match=r"no eval problems: .*mine.py:6: define Echo.eval_problems\(count=None\)"):
+        open_task(f"python:{write(tmp_path, code)}").eval_problems()
+
+
+def test_a_missing_grade_is_a_reason_with_file_and_line(tmp_path: Path) -> None:
+    code = TASK.partition("    def grade")[0]
+    (verdict,) = graded_in_worker(f"python:{write(tmp_path, code)}", "x")
+    assert verdict.reward is None
+    assert re.search(r"mine.py:6: define Echo.grade\(problem, completion\)", verdict.reason)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SchoolError, match="there is no file .*absent.py"):
+    with pytest.raises(SchoolError, match="there is no file .*absent.py; write python:PATH.py"):
         open_task(f"python:{tmp_path}/absent.py:Echo")
 
 
 # ---- reward functions
 
 
-def test_a_reward_function_of_trl_judges_in_worker_processes(tmp_path: Path, data: Path) -> None:
+def test_a_reward_function_of_trl_grades_in_worker_processes(tmp_path: Path, data: Path) -> None:
     task = open_task(f"python:{write(tmp_path, TRL)}:reward?data={data}&holdout=none", seed=1)
     assert {p.reference for p in task.train_problems(0, 20)} == {str(i) for i in range(20)}
     audit = audit_task(task)
     worker_pool(task).close()
     assert audit.passed, str(audit)
-    assert audit.judged == 20
+    assert audit.num_problems == 20
 
 
-def test_trl_gets_the_columns_of_the_row_as_lists(tmp_path: Path, data: Path) -> None:
-    text = """
+def test_trl_functions_get_the_columns_of_the_row_as_lists(tmp_path: Path, data: Path) -> None:
+    code = """
 def f(prompts, completions, level, reference, **kwargs):
     assert prompts == ["say 1"] and completions == ["x"] and reference == ["1"], (prompts, completions, reference)
     assert kwargs == {"answer": ["1"]}, kwargs
     return [level[0] + 0.5]
 """
-    assert rewarded(tmp_path, data, text) == Verdict(1.5)
+    assert graded_in_process(tmp_path, data, code) == Verdict(1.5)
 
 
-def test_trl_gets_conversations_where_the_prompt_is_one(tmp_path: Path) -> None:
+def test_trl_functions_get_messages_where_the_prompt_is_conversational(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": [{"role": "user", "content": "hi"}], "reference": "1"}))
-    text = "def f(completions, prompts): return [len(completions[0][0]['content']) + len(prompts[0])]"
-    task = open_task(f"python:{write(tmp_path, text)}?data={data}")
-    assert task.grade(task.problems()[0], Completion(None, "four")).reward == 5.0
+    code = "def f(completions, prompts): return [len(completions[0][0]['content']) + len(prompts[0])]"
+    task = open_task(f"python:{write(tmp_path, code)}?data={data}")
+    assert task.grade(task.audit_problems()[0], Completion(None, "four")).reward == 5.0
 
 
 def test_trl_functions_may_be_coroutines(tmp_path: Path, data: Path) -> None:
-    assert rewarded(tmp_path, data, "async def f(completions, **kwargs): return [0.25]") == Verdict(0.25)
+    code = "async def f(completions, **kwargs): return [0.25]"
+    assert graded_in_process(tmp_path, data, code) == Verdict(0.25)
 
 
-def test_verl_gets_the_reply_without_its_thinking(tmp_path: Path, data: Path) -> None:
-    text = """
+def test_verl_functions_get_the_answer_without_the_thought(tmp_path: Path, data: Path) -> None:
+    code = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     assert (data_source, solution_str, extra_info) == ("data", "1", None)
     return {"score": solution_str == ground_truth, "length": len(solution_str), "note": "fine"}
 """
-    verdict = rewarded(tmp_path, data, text, "1")
+    verdict = graded_in_process(tmp_path, data, code, "1")
     assert (verdict.reward, dict(verdict.parts)) == (1.0, {"score": 1.0, "length": 1.0})
 
 
 @pytest.mark.parametrize(
     ("result", "reason"),
     [
-        ("[1.0, 0.0]", "returned 2 rewards for 1 completion"),
-        ("[]", "returned 0 rewards for 1 completion"),
-        ("[None]", "returned None"),
-        ("[float('nan')]", "'nan', which is not a finite number"),
-        ("[float('inf')]", "'inf', which is not a finite number"),
-        ("['1']", "'1', which is not a finite number"),
-        ("[{}]", "without `score`"),
+        ("[1.0, 0.0]", "f returned 2 rewards for 1 completion; return one reward per completion"),
+        ("[]", "f returned 0 rewards for 1 completion"),
+        ("0.5", "f returned a float; return a list with one reward per completion"),
+        ("None", "f returned a NoneType; return a list"),
+        ("[None]", "f returned None"),
+        ("[float('nan')]", "f returned 'nan', which is not a finite number"),
+        ("[float('inf')]", "f returned 'inf', which is not a finite number"),
+        ("['1']", "f returned '1', which is not a finite number"),
+        ("[{'value': 1}]", "f returned a dict without `score` (its keys: 'value')"),
     ],
 )
 @pytest.mark.fault("too few rewards")
-def test_what_is_no_reward_is_no_verdict(tmp_path: Path, data: Path, result: str, reason: str) -> None:
-    verdict = rewarded(tmp_path, data, f"def f(completions, **kwargs): return {result}")
+def test_a_result_that_is_no_reward_names_file_and_line(tmp_path: Path, data: Path, result: str, reason: str) -> None:
+    verdict = graded_in_process(tmp_path, data, f"\n\ndef f(completions, **kwargs): return {result}")
     assert verdict.reward is None
-    assert reason in verdict.reason
+    assert f"mine.py:3: {reason}" in verdict.reason
 
 
 def test_numbers_of_numpy_are_rewards(tmp_path: Path, data: Path) -> None:
-    text = "import numpy\ndef f(completions, **kwargs): return numpy.array([0.5], dtype=numpy.float32)"
-    assert rewarded(tmp_path, data, text) == Verdict(0.5)
+    code = "import numpy\ndef f(completions, **kwargs): return numpy.array([0.5], dtype=numpy.float32)"
+    assert graded_in_process(tmp_path, data, code) == Verdict(0.5)
 
 
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ("    return [1 / 0]", "mine.py:3: ZeroDivisionError: division by zero"),
+        ("    return [float(kwargs['anwser'][0])]", "mine.py:3: KeyError: 'anwser'"),
+        ("    import json\n    return [json.loads(completions[0])]", "mine.py:4: JSONDecodeError: "),
+        ("    return helper(completions)\ndef helper(x):\n    raise SystemExit('no')", "mine.py:5: SystemExit: no"),
+    ],
+)
 @pytest.mark.fault("verifier lies")
-def test_a_reward_function_that_raises_is_no_zero(tmp_path: Path, data: Path) -> None:
-    task = open_task(f"python:{write(tmp_path, 'def f(completions, **kwargs): return [1 / 0]')}?data={data}")
-    (verdict,) = grade_all([(task.problems()[0], Completion(None, "x"))], task)
-    worker_pool(task).close()
-    assert verdict == Verdict(None, "the verifier raised ZeroDivisionError: division by zero")
+def test_an_exception_in_a_reward_function_names_file_and_line(
+    tmp_path: Path, data: Path, body: str, place: str
+) -> None:
+    code = f"\ndef f(completions, **kwargs):\n{body}\n"
+    (verdict,) = graded_in_worker(f"python:{write(tmp_path, code)}:f?data={data}", "x")
+    assert verdict.reward is None
+    assert place in verdict.reason
 
 
-def test_a_column_that_the_data_lacks_is_named(tmp_path: Path, data: Path) -> None:
-    with pytest.raises(SchoolError, match="f needs `anwser`, which .*data.jsonl does not have; did you mean `answer`"):
-        open_task(f"python:{write(tmp_path, 'def f(completions, anwser, **kwargs): return [0.0]')}?data={data}")
+def test_an_exception_in_a_coroutine_names_file_and_line(tmp_path: Path, data: Path) -> None:
+    code = "import asyncio\nasync def f(completions, **kwargs):\n    await asyncio.sleep(0)\n    return [1 / 0]"
+    (verdict,) = graded_in_worker(f"python:{write(tmp_path, code)}?data={data}", "x")
+    assert verdict.reward is None
+    assert "mine.py:4: ZeroDivisionError" in verdict.reason
 
 
-def test_a_problem_of_another_file_is_judged_by_its_own_columns(tmp_path: Path, data: Path) -> None:
-    text = "def f(completions, level, **kwargs): return [float(level[0])]"
-    task = open_task(f"python:{write(tmp_path, text)}?data={data}")
-    assert (
-        task.grade(Problem("q", task.problems()[0].messages, "", info={"level": 9}), Completion(None, "")).reward == 9.0
-    )
+def test_the_file_is_named_as_a_path_below_the_working_directory(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "def f(completions, **kwargs): return [1 / 0]")
+    monkeypatch.chdir(tmp_path)
+    (verdict,) = graded_in_worker(f"python:mine.py?data={data}", "x")
+    assert verdict.reason == "mine.py:1: ZeroDivisionError: division by zero"
+
+
+def test_a_column_that_the_data_lacks_names_file_and_line(tmp_path: Path, data: Path) -> None:
+    code = "\ndef f(completions, anwser, **kwargs): return [0.0]"
+    message = "mine.py:2: f needs `anwser`, which row 1 of .*data.jsonl does not have; did you mean `answer`"
+    with pytest.raises(SchoolError, match=message):
+        open_task(f"python:{write(tmp_path, code)}?data={data}")
+
+
+def test_a_column_that_one_row_lacks_names_the_row(tmp_path: Path, data: Path) -> None:
+    data.write_text(data.read_text() + json.dumps({"prompt": "say x", "reference": "x"}) + "\n")
+    code = "def f(completions, level): return [0.0]"
+    with pytest.raises(SchoolError, match="mine.py:1: f needs `level`, which row 21 of .*data.jsonl does not have"):
+        open_task(f"python:{write(tmp_path, code)}?data={data}")
+
+
+def test_positional_only_parameters_are_refused(tmp_path: Path, data: Path) -> None:
+    code = "def f(completions, /, **kwargs): return [0.0]"
+    with pytest.raises(SchoolError, match="mine.py:1: f: `completions` is positional-only"):
+        open_task(f"python:{write(tmp_path, code)}?data={data}")
+
+
+def test_a_problem_of_another_file_is_graded_by_its_own_columns(tmp_path: Path, data: Path) -> None:
+    code = "def f(completions, level, **kwargs): return [float(level[0])]"
+    task = open_task(f"python:{write(tmp_path, code)}?data={data}")
+    other = Problem("q", task.audit_problems()[0].messages, "", info={"level": 9})
+    assert task.grade(other, Completion(None, "")).reward == 9.0
+    without_level = Problem("q", task.audit_problems()[0].messages, "")
+    verdict = task.grade(without_level, Completion(None, ""))
+    assert verdict.reward is None
+    assert "mine.py:1: f needs `level`, which problem q does not have" in verdict.reason

@@ -1,4 +1,4 @@
-"""Verifiers that hang, crash, raise, lie and leave, in real worker processes."""
+"""Verifiers that hang, crash, raise, exit and return nonsense, in real worker processes."""
 
 import multiprocessing
 import os
@@ -95,11 +95,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(file: Path) -> Iterator[WorkerPool]:
-    with WorkerPool(open_task(f"python:{file}"), clock=2.0, memory=200 << 20) as pool:
+    with WorkerPool(open_task(f"python:{file}"), timeout=2.0, memory_limit=200 << 20) as pool:
         yield pool
 
 
-def gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether a process ends within ten seconds (a zombie has ended)."""
     for _ in range(100):
         try:
@@ -111,7 +111,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_verdicts_come_in_order(pool: WorkerPool) -> None:
+def test_verdicts_are_in_order(pool: WorkerPool) -> None:
     answers = ["right" if i % 3 else "wrong" for i in range(100)]
     assert results(pool, *answers) == [(float(answer == "right"), "") for answer in answers]
 
@@ -133,7 +133,7 @@ def test_no_cases_no_verdicts(pool: WorkerPool) -> None:
         pytest.param("nan", "finite", marks=pytest.mark.fault("verifier returns NaN")),
         pytest.param("eat", "MemoryError", marks=pytest.mark.fault("verifier eats memory")),
         pytest.param("eat in C", "MemoryError", marks=pytest.mark.fault("verifier eats memory")),
-        ("bare", "returned a float"),
+        ("bare", r"unruly.py:10: grade() returned a float"),
         ("parts", "not made of numbers"),
         ("long", "ValueError: xxx"),
     ],
@@ -148,11 +148,11 @@ def test_a_failing_verifier_is_never_a_zero(pool: WorkerPool, answer: str, reaso
 
 def test_every_verdict_is_timed(pool: WorkerPool) -> None:
     results(pool, "right", "slow", "hang")
-    quick, slow, hung = pool.seconds
-    assert 0 < quick < 1 <= slow < 2 <= hung < 5
+    quick, slow, hanging = pool.seconds
+    assert 0 < quick < 1 <= slow < 2 <= hanging < 5
 
 
-def test_a_verdict_of_an_own_kind_arrives_as_a_plain_one(pool: WorkerPool) -> None:
+def test_a_verdict_of_a_subclass_arrives_as_a_plain_one(pool: WorkerPool) -> None:
     (verdict,) = pool.grade_all([case("strange")])
     assert verdict == Verdict(1.0, "", {"a": 1.0})
 
@@ -164,54 +164,54 @@ def test_a_worker_that_ends_while_idle_costs_no_verdict(pool: WorkerPool) -> Non
 
 
 @pytest.mark.fault("verifier hangs", "hang without a word")
-def test_a_worker_that_does_not_read_a_long_reply_is_given_up(file: Path) -> None:
-    with WorkerPool(open_task(f"python:{file}"), workers=1, clock=2.0) as pool:
+def test_a_worker_that_does_not_read_a_long_completion_is_given_up(file: Path) -> None:
+    with WorkerPool(open_task(f"python:{file}"), num_workers=1, timeout=2.0) as pool:
         assert results(pool, "stop") == [(1.0, "")]
         time.sleep(1.0)
-        began = time.monotonic()
+        start = time.monotonic()
         (verdict,) = pool.grade_all([case("x" * 1_000_000)])
-        assert (verdict.reward, time.monotonic() - began < 10) == (None, True)
+        assert (verdict.reward, time.monotonic() - start < 10) == (None, True)
         assert "no verdict within 2 s" in verdict.reason
         assert results(pool, "right" * 100_000, "right") == [(0.0, ""), (1.0, "")]
 
 
-def test_a_problem_that_cannot_be_sent_is_not_judged(pool: WorkerPool) -> None:
-    odd = Problem("p", (), "right", info={"f": lambda: 0})
-    sent = pool.grade_all([(odd, Completion(None, "right")), case("right")])
-    assert sent[0].reward is None
-    assert "cannot be sent" in sent[0].reason
-    assert sent[1].reward == 1.0
+def test_a_problem_that_cannot_be_sent_gets_no_reward(pool: WorkerPool) -> None:
+    unpicklable = Problem("p", (), "right", info={"f": lambda: 0})
+    verdicts = pool.grade_all([(unpicklable, Completion(None, "right")), case("right")])
+    assert verdicts[0].reward is None
+    assert "cannot be sent" in verdicts[0].reason
+    assert verdicts[1].reward == 1.0
 
 
-def test_what_a_verifier_started_is_killed_with_it(pool: WorkerPool, tmp_path: Path) -> None:
+def test_processes_of_a_verifier_are_killed_with_it(pool: WorkerPool, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     (verdict,) = pool.grade_all([case("child", str(pids))])
     assert verdict.reward is None
-    assert all(gone(int(pid)) for pid in pids.read_text().split())
+    assert all(has_ended(int(pid)) for pid in pids.read_text().split())
 
 
-def test_any_thread_may_ask(pool: WorkerPool) -> None:
-    found: dict[int, list[tuple[float | None, str]]] = {}
+def test_any_thread_may_grade(pool: WorkerPool) -> None:
+    by_thread: dict[int, list[tuple[float | None, str]]] = {}
     threads = [
-        threading.Thread(target=lambda i=i: found.update({i: results(pool, *["right", "wrong"][:: 1 - 2 * i])}))
+        threading.Thread(target=lambda i=i: by_thread.update({i: results(pool, *["right", "wrong"][:: 1 - 2 * i])}))
         for i in (0, 1)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {0: [(1.0, ""), (0.0, "")], 1: [(0.0, ""), (1.0, "")]}
+    assert by_thread == {0: [(1.0, ""), (0.0, "")], 1: [(0.0, ""), (1.0, "")]}
 
 
-def test_an_interrupted_round_leaves_nothing_behind(pool: WorkerPool) -> None:
+def test_an_interrupted_call_leaves_nothing_behind(pool: WorkerPool) -> None:
     def interrupt(done: int, total: int) -> None:
         if done:
             raise KeyboardInterrupt
 
-    results(pool, "slow", "slow")  # from here on both workers are there
+    results(pool, "slow", "slow")  # both workers have started now
     with pytest.raises(KeyboardInterrupt):
         pool.grade_all([case("right"), case("slow")], interrupt)
-    time.sleep(1.2)  # an answer that was under way would be there by now
+    time.sleep(1.2)  # a verdict of the interrupted call would have arrived by now
     assert results(pool, "right", "right") == [(1.0, ""), (1.0, "")]
 
 
@@ -229,11 +229,11 @@ def test_a_worker_does_not_outlive_a_killed_parent(file: Path, tmp_path: Path) -
     script.write_text(
         "from schoolhouse.tasks.grading import worker_pool\n"
         "from schoolhouse.tasks.registry import open_task\n"
-        "from schoolhouse.types import Problem, Reply\n"
+        "from schoolhouse.types import Completion, Problem\n"
         "if __name__ == '__main__':\n"
         f"    task = open_task('python:{file}')\n"
-        "    worker_pool(task).clock = 600\n"
-        f"    worker_pool(task).verdicts([(Problem('p', (), {str(pids)!r}), Reply(None, 'child'))])\n"
+        "    worker_pool(task).timeout = 600\n"
+        f"    worker_pool(task).grade_all([(Problem('p', (), {str(pids)!r}), Completion(None, 'child'))])\n"
     )
     parent = subprocess.Popen([sys.executable, script])
     while not (pids.exists() and len(pids.read_text().split()) == 2):
@@ -243,12 +243,12 @@ def test_a_worker_does_not_outlive_a_killed_parent(file: Path, tmp_path: Path) -
     parent.wait()
     worker, child = map(int, pids.read_text().split())
     try:
-        assert gone(worker)
+        assert has_ended(worker)
     finally:
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_verifier_that_cannot_start_stops_with_its_reason(tmp_path: Path) -> None:
+def test_a_warm_up_that_raises_is_an_error_with_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "late.py"
     path.write_text(
         "import multiprocessing\nfrom schoolhouse.tasks.base import Task\n"
@@ -256,12 +256,12 @@ def test_a_verifier_that_cannot_start_stops_with_its_reason(tmp_path: Path) -> N
     )
     with (
         WorkerPool(open_task(f"python:{path}")) as pool,
-        pytest.raises(SchoolError, match=r"late.*OSError: no such table"),
+        pytest.raises(SchoolError, match=r"late.*worker process: .*late.py:5: OSError: no such table"),
     ):
         pool.grade_all([case("right")])
 
 
-def test_a_process_that_dies_as_it_starts_is_no_verdict(tmp_path: Path) -> None:
+def test_a_process_that_dies_in_its_warm_up_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "dies.py"
     path.write_text(
         "import os\nfrom schoolhouse.tasks.base import Task\n"
@@ -271,7 +271,7 @@ def test_a_process_that_dies_as_it_starts_is_no_verdict(tmp_path: Path) -> None:
         pool.grade_all([case("right")])
 
 
-def test_a_task_that_cannot_travel_is_told_how() -> None:
+def test_a_task_that_cannot_be_pickled_is_an_error_with_advice() -> None:
     class Local(Task):
         name = "local"
 
@@ -279,7 +279,7 @@ def test_a_task_that_cannot_travel_is_told_how() -> None:
         WorkerPool(Local())
 
 
-def test_judge_uses_the_tasks_own_workers(file: Path) -> None:
+def test_grade_uses_the_tasks_own_workers(file: Path) -> None:
     problems = [Problem("a", (), "right"), Problem("b", (), "other")]
     rollouts = [Rollout(p, Key(0, "t", 0, i, g), (), (), ()) for i, p in enumerate(problems) for g in range(2)]
     task = open_task(f"python:{file}")

@@ -15,7 +15,7 @@ def has_format(conversation: Conversation, rollout: Rollout) -> bool:
     """The format reward (section 2.2.2): one thought, first of all, then one answer, and the end of the turn."""
     text = conversation.tokenizer.decode(rollout.last_turn())
     completion = conversation.parse_completion(rollout)
-    prompt_opens_thought = conversation.thought_marks[2]
+    prompt_opens_thought = conversation.thought_format.opened_by_prompt
     one_thought = [text.count(THINK), text.count(END_THINK)] == [0 if prompt_opens_thought else 1, 1]
     thought_first = prompt_opens_thought or text.lstrip().startswith(THINK)
     both_parts = all(part and part.strip() for part in (completion.thought, completion.answer))

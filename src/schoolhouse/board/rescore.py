@@ -1,7 +1,7 @@
-"""What a checkpoint of a run thinks of samples of the run: computed when somebody asks, so no run need record it.
+"""Log-probabilities and entropies of recorded samples under a checkpoint of their run, computed on request.
 
-At the checkpoint that sampled them it says where the policy was undecided; at a later one, what it has learned to say
-and to leave.
+Under the checkpoint that sampled them, the entropy shows where the policy was undecided. Under a later checkpoint, the
+log-probabilities show what it has learned since.
 """
 
 from __future__ import annotations
@@ -18,42 +18,48 @@ from schoolhouse.runs.atomic_io import list_checkpoints
 from schoolhouse.runs.manifest import read_config
 from schoolhouse.types import Key, Problem, Rollout, SchoolError
 
-Weight = list[float] | None
-"""[log-probability, entropy in nats] of a token that the policy wrote."""
+TokenScore = list[float] | None
+"""[log-probability, entropy in nats] of a sampled token; None for a token that was not sampled."""
 
-_one_at_a_time = Lock()
-
-
-def nearest(checkpoints: Sequence[int], version: int) -> int:
-    """The newest checkpoint that is no later than a version of the policy; the first where all are later.
-
-    checkpoints  in rising order, at least one
-    """
-    return checkpoints[max(0, bisect_right(checkpoints, version) - 1)]
+_rescoring = Lock()
 
 
-def checkpoints(run: Path) -> list[int]:
-    """Steps whose models a run has kept, in rising order."""
+def checkpoint_steps(run: Path) -> list[int]:
+    """Steps of the checkpoints that a run has kept, ascending."""
     return [int(folder.name) for folder in list_checkpoints(run / "checkpoints")]
 
 
-def weigh(run: Path, checkpoint: int, rows: Sequence[dict[str, Any]]) -> list[list[Weight]]:
-    """For each rollout a pair for each token, at the run's temperature. Raises SchoolError without such a model."""
+def nearest_checkpoint(steps: Sequence[int], policy_version: int) -> int:
+    """The last checkpoint that is not later than a policy version; the first one where all are later.
+
+    steps  ascending, at least one
+    """
+    return steps[max(0, bisect_right(steps, policy_version) - 1)]
+
+
+def rescore(run: Path, checkpoint: int, rows: Sequence[dict[str, Any]]) -> list[list[TokenScore]]:
+    """Scores of each token of each rollout, at the run's temperature. Raises SchoolError for a missing checkpoint."""
     folder = next((one for one in list_checkpoints(run / "checkpoints") if int(one.name) == checkpoint), None)
     if folder is None:
-        raise SchoolError(f"{run.name} has kept no checkpoint {checkpoint}")
-    temperature = read_config(run / "config.yaml").get("temperature", 1.0)
+        kept = ", ".join(map(str, checkpoint_steps(run))) or "none"
+        raise SchoolError(f"{run.name} has no checkpoint of step {checkpoint}; kept: {kept}")
     rollouts = [_rollout(row) for row in rows]
-    with _one_at_a_time:
+    with _rescoring:
         policy = _load(str(folder), folder.stat().st_mtime)
-        scored = policy.score(rollouts, float(temperature) or 1.0)
+        scored = policy.score(rollouts, _temperature(run))
     return [
         [
-            [round(float(p), 4), round(float(entropy), 4)] if written else None
-            for p, entropy, written in zip(scores.logprob, scores.entropy, rollout.loss_mask, strict=True)
+            [round(float(logprob), 4), round(float(entropy), 4)] if sampled else None
+            for logprob, entropy, sampled in zip(scores.logprob, scores.entropy, rollout.loss_mask, strict=True)
         ]
         for scores, rollout in zip(scored, rollouts, strict=True)
     ]
+
+
+def _temperature(run: Path) -> float:
+    """What the run samples with; 1 for greedy sampling and for a recipe without this option."""
+    sampling = read_config(run / "config.yaml").get("sampling") or {}
+    return float(sampling.get("temperature", 1.0)) or 1.0
 
 
 @lru_cache(1)
@@ -62,8 +68,8 @@ def _load(folder: str, changed: float) -> Policy:
 
 
 def _rollout(row: dict[str, Any]) -> Rollout:
-    tokens, written = row["tokens"], [False] * len(row["tokens"])
+    tokens, sampled = row["tokens"], [False] * len(row["tokens"])
     for start, end in row["sampled_spans"]:
-        written[start:end] = [True] * (end - start)
-    nowhere = Problem(row["problem"], (), "", "", "")
-    return Rollout(nowhere, Key(0, "weigh"), tuple(tokens), tuple(written), (float("nan"),) * len(tokens))
+        sampled[start:end] = [True] * (end - start)
+    problem = Problem(row["problem"], (), "", "", "")
+    return Rollout(problem, Key(0, "weigh"), tuple(tokens), tuple(sampled), (float("nan"),) * len(tokens))

@@ -1,7 +1,7 @@
-"""An index of a run's rollouts, so that a million of them can be filtered, sorted and paged in a moment.
+"""An SQLite index of a run's rollouts, so that a million of them can be filtered, sorted and paged quickly.
 
-What was said stays where it is, in rollouts/*.jsonl; the index knows where each line begins and what it is sorted by.
-It lives in the user's cache, is made by a process of its own while others look, and grows with the run.
+The text stays in rollouts/*.jsonl. The index holds the place of each line and the values to filter and sort by. It lies
+in the user's cache folder, is made by a separate process, and grows with the run.
 """
 
 from __future__ import annotations
@@ -20,232 +20,240 @@ from typing import Any, Literal, NamedTuple
 
 from schoolhouse.types import SchoolError
 
-Outcome = Literal["", "right", "wrong", "ungraded"]
-Order = Literal["step", "reward", "length", "spread"]
+Correctness = Literal["", "correct", "incorrect", "ungraded"]
+SortBy = Literal["step", "reward", "completion_tokens", "group_variance"]
 
-_VERSION = 3  # of the tables: an index of another one is not looked at
-_FEW = 300  # problems that are looked up one by one; where more match, rollouts are looked through in their order
-_COLUMNS = "step file start size problem sample reward length finish_reason mean spread count".split()
+_VERSION = 4  # of the tables: an index of another version is ignored
+_MAX_LISTED_PROBLEMS = 300  # problems that a query names one by one; where more match, it tests every rollout
+_COLUMNS = (
+    "step file start size problem sample reward completion_tokens finish_reason group_mean group_variance group_size"
+).split()
+_GROUP_COLUMNS = ("group_mean", "group_variance", "group_size")
 _SCHEMA = """
 create table if not exists files (name text primary key, size integer);
 create table if not exists rollouts (
-  step integer, file text, start integer, size integer, problem text, sample integer, reward real, length integer,
-  finish_reason text, mean real, spread real, count integer);
+  step integer, file text, start integer, size integer, problem text, sample integer, reward real,
+  completion_tokens integer, finish_reason text, group_mean real, group_variance real, group_size integer);
 create table if not exists problems (problem text primary key) without rowid;
 """
 _INDEXES = """
 create index if not exists by_step on rollouts (step, problem, sample);
 create index if not exists by_reward on rollouts (reward, step);
-create index if not exists by_length on rollouts (length, step);
-create index if not exists by_spread on rollouts (spread, step, problem, sample);
+create index if not exists by_completion_tokens on rollouts (completion_tokens, step);
+create index if not exists by_group_variance on rollouts (group_variance, step, problem, sample);
 create index if not exists by_problem on rollouts (problem, step);
 create index if not exists by_file on rollouts (file);
 """
 
 
-class Query(NamedTuple):
-    """Which rollouts, and in what order."""
+class RolloutQuery(NamedTuple):
+    """A filter of rollouts, and their order."""
 
-    first: int | None = None
-    last: int | None = None
-    outcome: Outcome = ""
+    min_step: int | None = None
+    max_step: int | None = None
+    correctness: Correctness = ""
     problem: str = ""
-    """A piece of the problem's id."""
+    """A part of the problem's id."""
     finish_reason: str = ""
-    least: float | None = None
-    most: float | None = None
-    """Bounds of the reward."""
-    order: Order = "step"
-    down: bool = True
+    min_reward: float | None = None
+    max_reward: float | None = None
+    sort_by: SortBy = "step"
+    descending: bool = True
 
 
-def place_of(run: Path) -> Path:
-    """Where the index of a run is kept."""
+def index_path(run: Path) -> Path:
+    """The file of a run's index."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "schoolhouse" / "board"
     return cache / f"{hashlib.blake2b(str(run.resolve()).encode(), digest_size=12).hexdigest()}-{_VERSION}.sqlite"
 
 
 def open_index(run: Path, write: bool = False) -> sqlite3.Connection | None:
-    """The index as far as it has been made; None where nobody has begun."""
-    place = place_of(run)
+    """The index, perhaps unfinished; None where there is none yet."""
+    path = index_path(run)
     if write:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    elif not place.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif not path.exists():
         return None
-    base = sqlite3.connect(place, timeout=30)
+    index = sqlite3.connect(path, timeout=30)
     if write:
-        base.execute("pragma journal_mode = wal")
-        base.execute("pragma synchronous = off")
-        base.executescript(_SCHEMA)
-    return base
+        index.execute("pragma journal_mode = wal")
+        index.execute("pragma synchronous = off")
+        index.executescript(_SCHEMA)
+    return index
 
 
-def stale(run: Path) -> list[Path]:
-    """Files of rollouts that have grown, come or gone since they were indexed."""
+def stale_files(run: Path) -> list[Path]:
+    """Rollout files that have grown, appeared or disappeared since they were indexed."""
     files = sorted((run / "rollouts").glob("*.jsonl"))
-    base = open_index(run)
-    if base is None:
+    index = open_index(run)
+    if index is None:
         return files
-    with closing(base):
+    with closing(index):
         try:
-            known = dict(base.execute("select name, size from files"))
+            indexed_sizes = dict(index.execute("select name, size from files"))
         except sqlite3.Error:
             return files
     sizes = {path: _size(path) for path in files}
-    gone = [run / "rollouts" / name for name in known.keys() - {path.name for path in files}]
-    return [path for path in files if known.get(path.name) != sizes[path]] + gone
+    deleted = [run / "rollouts" / name for name in indexed_sizes.keys() - {path.name for path in files}]
+    return [path for path in files if indexed_sizes.get(path.name) != sizes[path]] + deleted
 
 
 def _size(path: Path) -> int | None:
-    """None: there is no such file (any more)."""
+    """None: the file does not exist."""
     with suppress(FileNotFoundError):
         return path.stat().st_size
     return None
 
 
-def make(run: Path) -> int:
-    """Bring the index up to date; gives the number of rollouts it knows. Damaged lines are left out."""
-    base = open_index(run, write=True)
-    assert base is not None
-    with closing(base):
-        known = {name for (name,) in base.execute("select name from files")}
-        for path in stale(run):
+def update_index(run: Path) -> int:
+    """Bring the index up to date. Returns its number of rollouts. Damaged lines are skipped."""
+    index = open_index(run, write=True)
+    assert index is not None
+    with closing(index):
+        indexed = {name for (name,) in index.execute("select name from files")}
+        for path in stale_files(run):
             size = _size(path)
-            with base:
-                if path.name in known:
-                    base.execute("delete from rollouts where file = ?", (path.name,))
+            with index:
+                if path.name in indexed:
+                    index.execute("delete from rollouts where file = ?", (path.name,))
                 if size is None:
-                    base.execute("delete from files where name = ?", (path.name,))
+                    index.execute("delete from files where name = ?", (path.name,))
                     continue
-                rows = _rows(path)
-                base.executemany(f"insert into rollouts values ({','.join('?' * len(_COLUMNS))})", rows)
+                rows = _index_rows(path)
+                index.executemany(f"insert into rollouts values ({','.join('?' * len(_COLUMNS))})", rows)
                 problems = dict.fromkeys(row[_COLUMNS.index("problem")] for row in rows)
-                base.executemany("insert or ignore into problems values (?)", [(name,) for name in problems])
-                base.execute("insert or replace into files values (?, ?)", (path.name, size))
-        base.executescript(_INDEXES)
-        return int(base.execute("select count(*) from rollouts").fetchone()[0])
+                index.executemany("insert or ignore into problems values (?)", [(problem,) for problem in problems])
+                index.execute("insert or replace into files values (?, ?)", (path.name, size))
+        index.executescript(_INDEXES)
+        return int(index.execute("select count(*) from rollouts").fetchone()[0])
 
 
-def _rows(path: Path) -> list[tuple[Any, ...]]:
-    """A row for each line that can be read, with the mean and the variance of its group's scores."""
+def _index_rows(path: Path) -> list[tuple[Any, ...]]:
+    """The values of `_COLUMNS` for each valid line of a rollout file."""
     start, step = 0, int(path.stem) if path.stem.isdecimal() else 0
-    found, scores = [], defaultdict[str, list[float]](list)
+    rows, rewards_by_problem = [], defaultdict[str, list[float]](list)
     with path.open("rb") as file:
         for line in file:
             with suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
-                said, problem, score = (
-                    sum(end - begin for begin, end in row["sampled_spans"]),
-                    str(row["problem"]),
-                    row["reward"],
-                )
-                found.append(
-                    (step, path.name, start, len(line), problem, int(row["sample"]), score, said, row["finish_reason"])
-                )
-                scores[problem] += [] if score is None else [float(score)]
+                problem, sample, reward = str(row["problem"]), int(row["sample"]), row["reward"]
+                tokens = sum(span_end - span_start for span_start, span_end in row["sampled_spans"])
+                rows.append((step, path.name, start, len(line), problem, sample, reward, tokens, row["finish_reason"]))
+                rewards_by_problem[problem] += [] if reward is None else [float(reward)]
             start += len(line)
-    about = {problem: _spread(of) for problem, of in scores.items()}
-    return [(*row, *about[row[4]]) for row in found]
+    group_stats = {problem: _group_stats(rewards) for problem, rewards in rewards_by_problem.items()}
+    return [(*row, *group_stats[row[_COLUMNS.index("problem")]]) for row in rows]
 
 
-def _spread(scores: Sequence[float]) -> tuple[float | None, float | None, int]:
-    """Mean, variance and number of the scores that could be judged."""
-    if not scores:
+def _group_stats(rewards: Sequence[float]) -> tuple[float | None, float | None, int]:
+    """Mean, variance and number of the rewards of a group."""
+    if not rewards:
         return None, None, 0
-    mean = fmean(scores)
-    return mean, fmean((score - mean) ** 2 for score in scores), len(scores)
+    mean = fmean(rewards)
+    return mean, fmean((reward - mean) ** 2 for reward in rewards), len(rewards)
 
 
-def count(run: Path, query: Query) -> int:
-    base = open_index(run)
-    if base is None:
+def count(run: Path, query: RolloutQuery) -> int:
+    """The number of rollouts that match."""
+    index = open_index(run)
+    if index is None:
         return 0
-    with closing(base):
-        where, values = _where(query, base)
-        return int(base.execute(f"select count(*) from rollouts {where}", values).fetchone()[0])
+    with closing(index):
+        condition, values = _condition(query, index)
+        return int(index.execute(f"select count(*) from rollouts {condition}", values).fetchone()[0])
 
 
-def find(run: Path, query: Query, start: int = 0, many: int = 50) -> list[dict[str, Any]]:
-    """A page of rollouts, as they stand in the run, with their step and the mean and variance of their group."""
-    base = open_index(run)
-    if base is None:
+def find(run: Path, query: RolloutQuery, offset: int = 0, limit: int = 50) -> list[dict[str, Any]]:
+    """A page of rollouts as the run recorded them, with their step and the statistics of their group."""
+    index = open_index(run)
+    if index is None:
         return []
-    way = "desc" if query.down else "asc"
-    columns = {"step": ("step", "problem", "sample"), "spread": ("spread", "step", "problem", "sample")}
-    order = ", ".join(f"{name} {way}" for name in columns.get(query.order, (query.order, "step")))
-    with closing(base):
-        where, values = _where(query, base)
-        return _matching(run, base, f"{where} order by {order} limit ? offset ?", (*values, many, start))
+    direction = "desc" if query.descending else "asc"
+    sort_columns = {
+        "step": ("step", "problem", "sample"),
+        "group_variance": ("group_variance", "step", "problem", "sample"),
+    }
+    order = ", ".join(f"{name} {direction}" for name in sort_columns.get(query.sort_by, (query.sort_by, "step")))
+    with closing(index):
+        condition, values = _condition(query, index)
+        return _select(run, index, f"{condition} order by {order} limit ? offset ?", (*values, limit, offset))
 
 
 def group(run: Path, step: int, problem: str) -> list[dict[str, Any]]:
     """All samples of one problem in one step."""
-    base = open_index(run)
-    if base is None:
+    index = open_index(run)
+    if index is None:
         return []
-    with closing(base):
-        return _matching(run, base, "where step = ? and problem = ? order by sample", (step, problem))
+    with closing(index):
+        return _select(run, index, "where step = ? and problem = ? order by sample", (step, problem))
 
 
-def across(run: Path, problem: str, most: int = 200) -> list[dict[str, Any]]:
-    """The same problem in all steps that asked it: mean score and length of its samples."""
-    base = open_index(run)
-    if base is None:
+def problem_history(run: Path, problem: str, limit: int = 200) -> list[dict[str, Any]]:
+    """One problem in all its steps: number, mean reward and mean length of its samples."""
+    index = open_index(run)
+    if index is None:
         return []
-    with closing(base):
-        asked = "select step, count(*), avg(reward), avg(length) from rollouts where problem = ? group by step limit ?"
-        return [
-            dict(zip(("step", "count", "mean", "length"), r, strict=True)) for r in base.execute(asked, (problem, most))
-        ]
+    means = "avg(reward), avg(completion_tokens)"
+    select = f"select step, count(*), {means} from rollouts where problem = ? group by step limit ?"
+    names = ("step", "samples", "mean_reward", "mean_completion_tokens")
+    with closing(index):
+        return [dict(zip(names, values, strict=True)) for values in index.execute(select, (problem, limit))]
 
 
-def _matching(run: Path, base: sqlite3.Connection, condition: str, values: Sequence[Any]) -> list[dict[str, Any]]:
-    names = "step, file, start, size, mean, spread, count"
-    found = base.execute(f"select {names} from rollouts {condition}", values).fetchall()
-    return [row for one in found if (row := _told(run, *one))]
+def _select(run: Path, index: sqlite3.Connection, condition: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    columns = ", ".join(("step", "file", "start", "size", *_GROUP_COLUMNS))
+    places = index.execute(f"select {columns} from rollouts {condition}", values).fetchall()
+    return [row for place in places if (row := _read_row(run, *place))]
 
 
-def _told(run: Path, step: int, file: str, start: int, size: int, *about: float | None) -> dict[str, Any] | None:
-    """None where the file has gone, or is another one, since it was indexed."""
+def _read_row(
+    run: Path, step: int, file: str, start: int, size: int, *group_stats: float | None
+) -> dict[str, Any] | None:
+    """The recorded rollout; None where its file was deleted or replaced since it was indexed."""
     try:
         with (run / "rollouts" / file).open("rb") as lines:
             lines.seek(start)
             row = json.loads(lines.read(size))
     except (FileNotFoundError, ValueError):
         return None
-    return {"step": step, **row, **dict(zip(("mean", "spread", "count"), about, strict=True))}
+    return {"step": step, **row, **dict(zip(_GROUP_COLUMNS, group_stats, strict=True))}
 
 
-def _where(query: Query, base: sqlite3.Connection) -> tuple[str, list[Any]]:
+def _condition(query: RolloutQuery, index: sqlite3.Connection) -> tuple[str, list[Any]]:
+    """The SQL condition of a query, and its values."""
     parts: list[str] = []
     values: list[Any] = []
     for text, value in (
-        ("step >= ?", query.first),
-        ("step <= ?", query.last),
-        ("reward >= ?", query.least),
-        ("reward <= ?", query.most),
+        ("step >= ?", query.min_step),
+        ("step <= ?", query.max_step),
+        ("reward >= ?", query.min_reward),
+        ("reward <= ?", query.max_reward),
         ("finish_reason = ?", query.finish_reason or None),
     ):
         if value is not None:
             parts.append(text)
             values.append(value)
     if query.problem:
-        asked = "select problem from problems where instr(problem, ?) > 0 limit ?"
-        names = [name for (name,) in base.execute(asked, (query.problem, 1 + _FEW))]
-        few = len(names) <= _FEW
-        parts.append(f"problem in ({','.join('?' * len(names))})" if few else "instr(problem, ?) > 0")
-        values += names if few else [query.problem]
-    if query.outcome:
-        parts.append({"right": "reward >= 1", "wrong": "reward < 1", "ungraded": "reward is null"}[query.outcome])
+        select = "select problem from problems where instr(problem, ?) > 0 limit ?"
+        problems = [name for (name,) in index.execute(select, (query.problem, 1 + _MAX_LISTED_PROBLEMS))]
+        listed = len(problems) <= _MAX_LISTED_PROBLEMS
+        parts.append(f"problem in ({','.join('?' * len(problems))})" if listed else "instr(problem, ?) > 0")
+        values += problems if listed else [query.problem]
+    if query.correctness:
+        conditions = {"correct": "reward >= 1", "incorrect": "reward < 1", "ungraded": "reward is null"}
+        parts.append(conditions[query.correctness])
     return (f"where {' and '.join(parts)}" if parts else ""), values
 
 
 def main() -> None:
     """Index one run: `python -m schoolhouse.board.rollout_index RUN`."""
     try:
-        make(Path(sys.argv[1]))
+        update_index(Path(sys.argv[1]))
     except (OSError, sqlite3.Error) as error:
-        raise SchoolError(f"no index of {sys.argv[1]} can be made: {error}") from error
+        path = index_path(Path(sys.argv[1]))
+        raise SchoolError(
+            f"cannot write {path}, the index of {sys.argv[1]}: {error}; free its place or disk"
+        ) from error
 
 
 if __name__ == "__main__":

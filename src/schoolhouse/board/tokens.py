@@ -1,4 +1,4 @@
-"""Rollouts token by token, for eyes: what each token says, who said it, how likely it was, what it earned."""
+"""Recorded rollouts token by token: text, type and log-probability of each token, and the rollout's advantage."""
 
 from __future__ import annotations
 
@@ -14,49 +14,58 @@ from schoolhouse.types import SchoolError
 
 Json = dict[str, Any]
 
+RAW_COLUMNS = ("tokens", "logprob", "sampled_spans")
+"""Columns of a recorded rollout that have an entry for each token."""
 
-def token_rows(run: Path, rows: Sequence[Json]) -> list[Json]:
-    """Each rollout with `pieces`: [text, kind, log-probability or None], and its `advantage`.
 
-    kind       prompt, thought, answer, given (said by others, or forced): what is not the policy's is never trained on
-    advantage  score less the group's mean: what every estimator of the group family begins with
+def without_raw_columns(row: Json) -> Json:
+    return {key: value for key, value in row.items() if key not in RAW_COLUMNS}
+
+
+def rows_with_tokens(run: Path, rows: Sequence[Json]) -> list[Json]:
+    """Each rollout with its `tokens` as [text, type, log-probability or None], and its `advantage`.
+
+    type       prompt, thought, answer, or context: the policy did not sample it, so it is never trained on
+    advantage  the reward less the mean reward of the group, before any scaling
     """
     tokenizer = _tokenizer(run)
-    told = []
-    for row in rows:
-        light = {key: value for key, value in row.items() if key not in ("tokens", "logprob", "sampled_spans")}
-        score, mean = row.get("reward"), row.get("mean")
-        advantage = None if score is None or mean is None else score - mean
-        told.append({**light, "advantage": advantage, "pieces": pieces(tokenizer, row)})
-    return told
+    return [
+        {**without_raw_columns(row), "advantage": _advantage(row), "tokens": token_triples(tokenizer, row)}
+        for row in rows
+    ]
 
 
-def pieces(tokenizer: Tokenizer | None, row: Json) -> list[list[Any]]:
-    """[text, kind, log-probability or None] of each token; without a tokenizer ids stand for words."""
-    written = [False] * len(row["tokens"])
+def _advantage(row: Json) -> float | None:
+    reward, group_mean = row.get("reward"), row.get("group_mean")
+    return None if reward is None or group_mean is None else reward - group_mean
+
+
+def token_triples(tokenizer: Tokenizer | None, row: Json) -> list[list[Any]]:
+    """[text, type, log-probability or None] of each token. Without a tokenizer the text is the id."""
+    sampled = [False] * len(row["tokens"])
     for start, end in row["sampled_spans"]:
-        written[start:end] = [True] * (end - start)
-    think = tokenizer.special_tokens.get(THINK) if tokenizer else None
-    end_think = tokenizer.special_tokens.get(END_THINK) if tokenizer else None
-    decoding = TextDecoder(tokenizer) if tokenizer else None
-    logprobs, found, thinking, begun = iter(row["logprob"]), [], False, False
-    for token, is_written in zip(row["tokens"], written, strict=True):
-        text = decoding.push(token) if decoding else f"{token} "
-        begun = begun or is_written
-        if not is_written:
-            kind = "given" if begun else "prompt"
-        elif token == think:
-            thinking, kind = True, "thought"
-        elif token == end_think:
-            thinking, kind = False, "thought"
+        sampled[start:end] = [True] * (end - start)
+    think_id = tokenizer.special_tokens.get(THINK) if tokenizer else None
+    end_think_id = tokenizer.special_tokens.get(END_THINK) if tokenizer else None
+    decoder = TextDecoder(tokenizer) if tokenizer else None
+    logprobs, triples, thinking, completion_begun = iter(row["logprob"]), [], False, False
+    for token, is_sampled in zip(row["tokens"], sampled, strict=True):
+        text = decoder.push(token) if decoder else f"{token} "
+        completion_begun = completion_begun or is_sampled
+        if not is_sampled:
+            token_type = "context" if completion_begun else "prompt"
+        elif token == think_id:
+            thinking, token_type = True, "thought"
+        elif token == end_think_id:
+            thinking, token_type = False, "thought"
         else:
-            kind = "thought" if thinking else "answer"
-        found.append([text, kind, next(logprobs, None) if is_written else None])
-    return found
+            token_type = "thought" if thinking else "answer"
+        triples.append([text, token_type, next(logprobs, None) if is_sampled else None])
+    return triples
 
 
 def _tokenizer(run: Path) -> Tokenizer | None:
-    """Of the run's newest checkpoint; None where there is none yet."""
+    """The tokenizer of the run's newest checkpoint; None where there is no checkpoint yet."""
     try:
         folder = resolve_model(run)
         return _load(str(folder)) if folder.is_dir() else None

@@ -10,17 +10,17 @@ from schoolhouse.runs.atomic_io import read_jsonl
 Json = dict[str, Any]
 
 
-def steps_of(folder: Path) -> list[int]:
-    """The steps of which there are trees, in order."""
-    return sorted(int(path.stem) for path in (folder / "trees").glob("*.jsonl") if path.stem.isdigit())
+def tree_steps(run: Path) -> list[int]:
+    """The steps with recorded trees, ascending."""
+    return sorted(int(path.stem) for path in (run / "trees").glob("*.jsonl") if path.stem.isdigit())
 
 
-def trees(folder: Path, step: int) -> list[Json]:
-    """The trees of a step, none where there are none. Raises SchoolError where the file is damaged."""
-    path = folder / "trees" / f"{step:06d}.jsonl"
+def read_trees(run: Path, step: int) -> list[Json]:
+    """The trees of a step; empty where it has none. Raises SchoolError for a damaged file."""
+    path = run / "trees" / f"{step:06d}.jsonl"
     return read_jsonl(path) if path.is_file() else []
 
 
-def summary(tree: Json) -> Json:
-    """A tree without its thoughts, of which only the number is told."""
+def tree_summary(tree: Json) -> Json:
+    """A recorded tree with the number of its thoughts in place of the thoughts."""
     return {**{key: value for key, value in tree.items() if key != "tree"}, "thoughts": len(tree["tree"])}

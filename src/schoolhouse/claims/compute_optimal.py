@@ -1,4 +1,4 @@
-"""How best to think longer depends on how hard a problem is: choose by difficulty, and nothing is lost."""
+"""The best search strategy depends on the difficulty of a problem: choosing it by difficulty loses nothing."""
 
 from __future__ import annotations
 
@@ -8,138 +8,149 @@ from typing import Any
 
 from schoolhouse.claims.harness import chain_reward_models
 from schoolhouse.claims.harness.chain_reward_models import TASK
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Json, Results, Scale, told
-from schoolhouse.claims.harness.models import only_tiny
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Json, Results, Scale, format_values
+from schoolhouse.claims.harness.models import require_tiny
+from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.prm import RewardModel
 from schoolhouse.search.solve import Search, solve
 from schoolhouse.search.values import RewardModelValue
-from schoolhouse.tasks.grading import grade as verdicts_of
+from schoolhouse.tasks.grading import grade
 from schoolhouse.tasks.registry import open_task
-from schoolhouse.types import Key
 
 BUDGETS = {384: 3, 512: 4, 1536: 8}
-"""Tokens a problem, and how many samples of each step a beam takes with so many."""
-SAID = 64
-"""Tokens an answer may take."""
+"""Tokens for a problem, and the samples of each step of a beam with that budget."""
+MAX_NEW_TOKENS = 64
 STRATEGIES: Mapping[str, dict[str, Any]] = {
-    "vote": {"kind": "vote", "samples": 24, "length": SAID},
-    "weighted_vote": {"kind": "weighted_vote", "samples": 24, "length": SAID},
-    "best_of_n": {"kind": "best_of_n", "samples": 24, "length": SAID},
-    "beam": {"kind": "beam", "breadth": 4, "depth": 7, "step": 8, "length": 12},
+    "vote": {"kind": "vote", "samples": 24, "max_new_tokens": MAX_NEW_TOKENS},
+    "weighted_vote": {"kind": "weighted_vote", "samples": 24, "max_new_tokens": MAX_NEW_TOKENS},
+    "best_of_n": {"kind": "best_of_n", "samples": 24, "max_new_tokens": MAX_NEW_TOKENS},
+    "beam": {"kind": "beam", "beam_width": 4, "depth": 7, "step_tokens": 8, "max_new_tokens": 12},
 }
-BINS, TRUST = 5, 20
-"""Fifths of difficulty; in each a strategy's share counts beside so many problems that fare as all do with it."""
+BINS, PRIOR_PROBLEMS = 5, 20
+"""Bins of difficulty. In each the accuracy of a strategy is estimated together with so many problems that are solved as
+often as all problems are."""
 
 
-class Strategies(Evaluation):
-    """Which problems each strategy solves within each budget, and how easy the judge holds them for (0 to 1)."""
+class SearchStrategies(Evaluation):
+    """The problems that each strategy solves within each budget, and their difficulty as the reward model sees it.
+
+    predicted_accuracy  of each problem: the mean value (0 to 1) of `graded_samples` answers
+    correct             by budget and strategy, for each problem
+    """
 
     budgets: Mapping[int, int] = BUDGETS
     strategies: Mapping[str, Mapping[str, Any]] = STRATEGIES
-    looks: int = 8
-    """Answers of which the judge's opinion tells how easy a problem is."""
+    graded_samples: int = 8
 
-    def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
-        generator, task = beside["generator"], open_task(self.task, seed)
-        say, exam, judge = (
-            generator.conversation,
-            task.eval_problems(self.problems),
-            RewardModel(policy, task.delimiter),
-        )
-        looks = [
-            say.prompt_rollout(p, Key(seed, "look", 0, i, g)) for i, p in enumerate(exam) for g in range(self.looks)
-        ]
-        opinions = [0.0 if v != v else v for v in judge(generator.extend(looks, self.max_new_tokens))]
-        ease = [fmean(opinions[i * self.looks : (i + 1) * self.looks]) for i in range(len(exam))]
-        right: dict[str, dict[str, list[float]]] = {}
-        asked = [say.prompt_rollout(problem, Key(seed, "strategies", 0, i, 0)) for i, problem in enumerate(exam)]
+    def run(self, policy: Policy, seed: int, **judged_models: Policy) -> Json:
+        generator, task = judged_models["generator"], open_task(self.task, seed)
+        conversation, problems = generator.conversation, task.eval_problems(self.problems)
+        reward_model = RewardModel(policy, task.delimiter)
+        prompts = prompt_groups(conversation, problems, self.graded_samples, seed=seed, purpose="look")
+        values = reward_model(generator.extend(prompts, self.max_new_tokens))
+        values = [0.0 if value != value else value for value in values]
+        per_problem = [values[i * self.graded_samples :][: self.graded_samples] for i in range(len(problems))]
+        correct: dict[str, dict[str, list[float]]] = {}
+        prompts = prompt_groups(conversation, problems, 1, seed=seed, purpose="strategies")
         for budget, samples in self.budgets.items():
             for name, options in self.strategies.items():
-                asked_for = {"samples": samples, **options, "budget": budget, "temperature": self.temperature}
-                search = Search.model_validate(asked_for)
-                found = solve(generator, task, asked, search, RewardModelValue(judge))
-                said = [one.rollout for one in found if one.rollout]
-                groups = verdicts_of(said, task, say.parse_completion)
-                scores = {g.problem.id: float((g.verdicts[0].reward or 0.0) >= 1.0) for g in groups}
-                right.setdefault(str(budget), {})[name] = [scores.get(problem.id, 0.0) for problem in exam]
-        return {"overall": {}, "ease": ease, "right": right}
+                defaults = {"samples": samples, "temperature": self.temperature}
+                search = Search.model_validate({**defaults, **options, "budget": budget})
+                results = solve(generator, task, prompts, search, RewardModelValue(reward_model))
+                rollouts = [result.rollout for result in results if result.rollout]
+                groups = grade(rollouts, task, conversation.parse_completion)
+                solved = {g.problem.id: float((g.verdicts[0].reward or 0.0) >= 1.0) for g in groups}
+                correct.setdefault(str(budget), {})[name] = [solved.get(problem.id, 0.0) for problem in problems]
+        return {"overall": {}, "predicted_accuracy": [fmean(few) for few in per_problem], "correct": correct}
 
 
-def places(ease: Sequence[float], bins: int = BINS) -> list[int]:
-    """The bin of each problem, the hardest 0, of nearly the same size."""
-    edges = [sorted(ease)[len(ease) * k // bins] for k in range(1, bins)]
-    return [sum(value >= edge for edge in edges) for value in ease]
+def difficulty_bins(predicted_accuracy: Sequence[float], bins: int = BINS) -> list[int]:
+    """The bin of each problem, 0 for the hardest. Bins have nearly the same size."""
+    edges = [sorted(predicted_accuracy)[len(predicted_accuracy) * k // bins] for k in range(1, bins)]
+    return [sum(value >= edge for edge in edges) for value in predicted_accuracy]
 
 
-def by_difficulty(ease: Sequence[float], right: Mapping[str, Sequence[float]], bins: int = BINS) -> tuple[float, float]:
-    """Share right when the strategy of each fifth of difficulty is chosen on the other half of the problems, and that
-    of the best strategy for all, which is chosen on the very half that it is tested on.
+def accuracy_by_difficulty(
+    predicted_accuracy: Sequence[float], correct: Mapping[str, Sequence[float]], bins: int = BINS
+) -> tuple[float, float]:
+    """Accuracy when the strategy is chosen for each bin of difficulty, and that of the best single strategy.
+
+    The first is chosen on one half of the problems and tested on the other. The second is chosen on the half that it is
+    tested on.
     """
-    where = places(ease, bins)
+    bin_of = difficulty_bins(predicted_accuracy, bins)
     chosen, fixed = [], []
     for half in (0, 1):
-        learn, test = [[i for i in range(len(ease)) if i % 2 == side] for side in (1 - half, half)]
+        train, test = [[i for i in range(len(bin_of)) if i % 2 == side] for side in (1 - half, half)]
         for place in range(bins):
-            seen = [i for i in learn if where[i] == place]
-            best = max(right, key=lambda name: _expected(right[name], seen, learn))
-            chosen += [right[best][i] for i in test if where[i] == place]
-        fixed.append(max(fmean(right[name][i] for i in test) for name in right))
+            seen = [i for i in train if bin_of[i] == place]
+            best = max(correct, key=lambda name: _estimated_accuracy(correct[name], seen, train))
+            chosen += [correct[best][i] for i in test if bin_of[i] == place]
+        fixed.append(max(fmean(correct[name][i] for i in test) for name in correct))
     return fmean(chosen), fmean(fixed)
 
 
-def _expected(right: Sequence[float], seen: Sequence[int], everywhere: Sequence[int]) -> float:
-    """What a strategy is expected to give in a bin: what was seen of it there, drawn towards what it gives to all."""
-    return (sum(right[i] for i in seen) + TRUST * fmean(right[i] for i in everywhere)) / (len(seen) + TRUST)
+def _estimated_accuracy(correct: Sequence[float], in_bin: Sequence[int], train: Sequence[int]) -> float:
+    """The accuracy of a strategy in a bin, shrunk towards its accuracy on all problems."""
+    prior = PRIOR_PROBLEMS * fmean(correct[i] for i in train)
+    return (sum(correct[i] for i in in_bin) + prior) / (len(in_bin) + PRIOR_PROBLEMS)
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
-    only_tiny(scale)
-    process = chain_reward_models.arms(seed)["process"]
-    asked = {"strategies": Strategies(task=TASK, problems=1000, samples=1, max_new_tokens=SAID)}
-    return {"process": Arm(process.step, asked, "the judge of steps of claim prm", process.beside)}
+    require_tiny(scale)
+    process = chain_reward_models.reward_model_arms(seed)["process"]
+    measures = {"strategies": SearchStrategies(task=TASK, problems=1000, samples=1, max_new_tokens=MAX_NEW_TOKENS)}
+    return {"process": Arm(process.step, measures, "the reward model of steps of claim prm", process.judged_models)}
 
 
-def _shares(results: Results) -> dict[int, list[tuple[float, float]]]:
-    """For each budget and seed what choosing by difficulty gives, and the best strategy for all."""
-    found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
-    return {budget: [by_difficulty(one["ease"], one["right"][str(budget)]) for one in found] for budget in BUDGETS}
+def _measured(results: Results) -> list[Json]:
+    """The measurement of each seed."""
+    return [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
 
 
-def _fifths(results: Results, budget: int, name: str) -> list[float]:
-    """Share right of a strategy in each fifth of difficulty, mean of seeds."""
+def _accuracies(results: Results) -> dict[int, list[tuple[float, float]]]:
+    """For each budget and seed: accuracy when chosen by difficulty, and of the best single strategy."""
+    return {
+        budget: [
+            accuracy_by_difficulty(one["predicted_accuracy"], one["correct"][str(budget)]) for one in _measured(results)
+        ]
+        for budget in BUDGETS
+    }
+
+
+def _accuracy_by_bin(results: Results, budget: int, strategy: str) -> list[float]:
+    """Accuracy of a strategy in each bin of difficulty, mean of seeds."""
     rows = []
-    for seed in results.seeds:
-        found = results.arms["process"][seed].measured["strategies"]
-        where, right = places(found["ease"]), found["right"][str(budget)][name]
-        rows.append([fmean(r for r, at in zip(right, where, strict=True) if at == place) for place in range(BINS)])
+    for one in _measured(results):
+        bin_of, correct = difficulty_bins(one["predicted_accuracy"]), one["correct"][str(budget)][strategy]
+        rows.append([fmean(c for c, at in zip(correct, bin_of, strict=True) if at == place) for place in range(BINS)])
     return [fmean(row[place] for row in rows) for place in range(BINS)]
 
 
-def judge(results: Results) -> Sequence[Check]:
+def check(results: Results) -> Sequence[Check]:
     checks = []
-    for budget, pairs in _shares(results).items():
+    for budget, pairs in _accuracies(results).items():
         chosen, fixed = fmean(pair[0] for pair in pairs), fmean(pair[1] for pair in pairs)
-        text = f"{budget} tokens: chosen by difficulty >= the best for all, mean of seeds"
+        text = f"{budget} tokens: chosen by difficulty >= the best single strategy, mean of seeds"
         checks.append(Check("must hold", text, f"{chosen:.3f} against {fixed:.3f}", chosen >= fixed - 1e-9))
         for name in STRATEGIES:
             text = f"{budget} tokens: {name}, from the hardest fifth to the easiest, mean of seeds"
-            checks.append(Check("reported", text, told(_fifths(results, budget, name)), True))
+            checks.append(Check("reported", text, format_values(_accuracy_by_bin(results, budget, name)), True))
     return checks
 
 
 def draw(results: Results, picture: Any) -> None:
     left, right = picture.subplots(1, 2)
-    found = [results.arms["process"][seed].measured["strategies"] for seed in results.seeds]
-    least = min(BUDGETS)
+    smallest = min(BUDGETS)
     for name in STRATEGIES:
-        shares = [fmean(fmean(one["right"][str(budget)][name]) for one in found) for budget in BUDGETS]
-        left.plot([*BUDGETS], shares, "o-", label=name)
-        right.plot(range(1, BINS + 1), _fifths(results, least, name), "o-", label=name)
-    chosen = [fmean(pair[0] for pair in pairs) for pairs in _shares(results).values()]
+        accuracies = [fmean(fmean(one["correct"][str(b)][name]) for one in _measured(results)) for b in BUDGETS]
+        left.plot([*BUDGETS], accuracies, "o-", label=name)
+        right.plot(range(1, BINS + 1), _accuracy_by_bin(results, smallest, name), "o-", label=name)
+    chosen = [fmean(pair[0] for pair in pairs) for pairs in _accuracies(results).values()]
     left.plot([*BUDGETS], chosen, "k--", label="by difficulty")
-    left.set(xscale="log", xlabel="tokens a problem", ylabel="share right", ylim=(0, 1.02))
-    right.set(xlabel="fifths of difficulty, the hardest first", title=f"{least} tokens", ylim=(0, 1.02))
+    left.set(xscale="log", xlabel="tokens for a problem", ylabel="accuracy", ylim=(0, 1.02))
+    right.set(xlabel="fifths of difficulty, the hardest first", title=f"{smallest} tokens", ylim=(0, 1.02))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -148,24 +159,24 @@ def draw(results: Results, picture: Any) -> None:
 CLAIM = Claim(
     id="compute_optimal",
     paper="Snell et al. 2024, arXiv 2408.03314",
-    sentence="The strategy that suits a problem's difficulty is at least as good as the best strategy for all",
-    budget=f"{', '.join(map(str, BUDGETS))} tokens a problem for each strategy, its judges "
-    "included; not counted, as in the paper: the 8 answers, and the judge's opinion of them, that tell how hard a "
-    "problem is",
+    sentence="The strategy that suits a problem's difficulty is at least as good as the best single strategy",
+    budget=f"{', '.join(map(str, BUDGETS))} tokens for a problem and strategy, those of the reward model "
+    "included; not counted, as in the paper: the 8 answers and their grades that measure how hard a problem is",
     premise="none",
     rule="at each budget the strategies chosen for each fifth of difficulty on one half of the problems are at least as"
-    " good on the other half as the best strategy there, in the mean of seeds",
+    " good on the other half as the best single strategy there, in the mean of seeds",
     arms=arms,
-    judge=judge,
+    check=check,
     draw=draw,
     notes=(
-        "Counted before with a half-taught generator, a beam of one size, 200 problems and no trust in what holds for "
-        "all: FAIL at all three budgets. Pilots with seed 0 fixed the budgets (where no strategy is best everywhere), "
-        "1,000 problems and how far a fifth is trusted.",
+        "Counted before with a generator that was trained less, a beam of one size, 200 problems, and without "
+        "shrinking the estimates of a fifth: FAIL at all three budgets. Pilots with seed 0 fixed the budgets (where no "
+        "strategy is best everywhere), 1,000 problems and the shrinkage.",
         "",
-        "Difficulty is read off eight graded answers that are not counted, as in the paper: some 340 tokens a problem "
-        "(the generator's answers take 42 in the mean), after which the best of eight alone is right .75 of the time "
-        "in the claim prm. Budgets are what is allowed: plans reckon with answers of 64 tokens, so best of N is 5, 7 "
-        "and 23 answers, and less is spent. No records of single problems are kept, so the gains have no intervals.",
+        "Difficulty is the mean grade of eight answers that are not counted, as in the paper: some 340 tokens a "
+        "problem (the generator's answers take 42 in the mean). With these the best of eight alone is correct .75 of "
+        "the time in the claim prm. Budgets are upper bounds: plans reckon with answers of 64 tokens, so best of N is "
+        "5, 7 and 23 answers, and fewer tokens are spent. Results of single problems are not stored, so the gains have "
+        "no intervals.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Dividing each answer's loss by its own length lets wrong answers grow long: Dr. GRPO's first bias."""
+"""Dr. GRPO's first bias: when the loss of each answer is divided by its own length, wrong answers grow long."""
 
 from __future__ import annotations
 
@@ -6,74 +6,83 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Results, Scale, told
-from schoolhouse.claims.harness.figures import course, learning
-from schoolhouse.claims.harness.models import chains, mixed_share, only_tiny, practice
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Results, Scale, format_values
+from schoolhouse.claims.harness.figures import plot_accuracy, plot_metric
+from schoolhouse.claims.harness.models import chain_model, grpo_step, require_tiny, signal_check
 
-EASY = Evaluation(task="school:chain?steps=3", problems=200, samples=8, max_new_tokens=128)
-RATIO, APART, LAST = 1.2, 0.03, 10
+CHAINS_OF_3 = Evaluation(task="school:chain?steps=3", problems=200, samples=8, max_new_tokens=128)
+MIN_RATIO, MAX_DIFFERENCE, LAST_STEPS = 1.2, 0.03, 10
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "own_length": ("loss over the answer's own length: GRPO", {"loss.aggregation": "sequence_mean"}),
-    "budget": ("loss over the same number for all: Dr. GRPO", {"loss.aggregation": "constant"}),
+    "sequence_mean": ("loss over the answer's own length: GRPO", {"loss.aggregation": "sequence_mean"}),
+    "constant": ("loss over the same number for all: Dr. GRPO", {"loss.aggregation": "constant"}),
 }
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
-    only_tiny(scale)
-    start = chains(seed, styles="filler=50,full=50")
-    free = {"task": EASY.task, "sampling.max_new_tokens": EASY.max_new_tokens, "advantage.scale_rewards": "none", "steps": 30}
+    require_tiny(scale)
+    start, measures = chain_model(seed, styles="filler=50,full=50"), {"eval": CHAINS_OF_3}
+    common = {
+        "task": CHAINS_OF_3.task,
+        "sampling.max_new_tokens": CHAINS_OF_3.max_new_tokens,
+        "advantage.scale_rewards": "none",
+        "steps": 30,
+    }
     return {
-        "start": Arm(start, {"exam": EASY}, "half of its lessons ramble on and guess"),
+        "start": Arm(start, measures, "half of its demonstrations are filler words and a guess"),
         **{
-            name: Arm(practice(start, seed, **free, **keys), {"exam": EASY}, about)
-            for name, (about, keys) in ARMS.items()
+            name: Arm(grpo_step(start, seed, {**common, **changes}), measures, about)
+            for name, (about, changes) in ARMS.items()
         },
     }
 
 
-def judge(results: Results) -> Sequence[Check]:
-    wrong = {name: [fmean(row[-LAST:]) for row in results.course(name, "completion_tokens_incorrect")] for name in ARMS}
-    right = {name: [fmean(row[-LAST:]) for row in results.course(name, "completion_tokens_correct")] for name in ARMS}
-    ratios = [a / b for a, b in zip(wrong["own_length"], wrong["budget"], strict=True)]
-    apart = results.gains("budget", "own_length")
+def check(results: Results) -> Sequence[Check]:
+    incorrect, correct = (
+        {arm: [fmean(curve[-LAST_STEPS:]) for curve in results.curves(arm, metric)] for arm in ARMS}
+        for metric in ("completion_tokens_incorrect", "completion_tokens_correct")
+    )
+    ratios = [a / b for a, b in zip(incorrect["sequence_mean"], incorrect["constant"], strict=True)]
+    difference = results.gains("constant", "sequence_mean")
     return [
-        mixed_share(results, "budget"),
+        signal_check(results, "constant"),
         Check(
             "premise",
-            f"pass@1 within {APART} of each other, mean of seeds",
-            told(apart, sign=True),
-            abs(fmean(apart)) <= APART,
+            f"pass@1 within {MAX_DIFFERENCE} of each other, mean of seeds",
+            format_values(difference, sign=True),
+            abs(fmean(difference)) <= MAX_DIFFERENCE,
         ),
         Check(
             "must hold",
-            f"tokens of wrong answers in the last {LAST} steps: {RATIO} times as many under own_length, each seed",
-            f"{told(wrong['own_length'], 1)} against {told(wrong['budget'], 1)}: {told(ratios, 2)}",
-            min(ratios) >= RATIO,
+            f"tokens of wrong answers in the last {LAST_STEPS} steps: {MIN_RATIO} times as many under sequence_mean, "
+            "each seed",
+            f"{format_values(incorrect['sequence_mean'], 1)} against {format_values(incorrect['constant'], 1)}: "
+            f"{format_values(ratios, 2)}",
+            min(ratios) >= MIN_RATIO,
         ),
         Check(
             "reported",
-            "tokens of right answers",
-            f"{told(right['own_length'], 1)} against {told(right['budget'], 1)}",
+            "tokens of correct answers",
+            f"{format_values(correct['sequence_mean'], 1)} against {format_values(correct['constant'], 1)}",
             True,
         ),
     ]
 
 
 def draw(results: Results, picture: Any) -> None:
-    one, two, three = picture.subplots(1, 3)
-    course(one, results, [*ARMS], "completion_tokens_incorrect", "tokens of wrong answers")
-    course(two, results, [*ARMS], "completion_tokens_correct", "tokens of right answers")
-    learning(three, results, [*ARMS])
+    left, middle, right = picture.subplots(1, 3)
+    plot_metric(left, results, [*ARMS], "completion_tokens_incorrect", "tokens of wrong answers")
+    plot_metric(middle, results, [*ARMS], "completion_tokens_correct", "tokens of correct answers")
+    plot_accuracy(right, results, [*ARMS])
 
 
 CLAIM = Claim(
     id="length_bias",
     paper="Liu et al. 2025, arXiv 2503.20783, section 3.1",
-    sentence="Under 1/length a long wrong answer is blamed less for each of its tokens, so wrong answers grow",
+    sentence="Under 1/length each token of a long wrong answer gets less of the blame, so wrong answers grow",
     budget="30 steps of 32 problems x 16 rollouts of at most 128 tokens in both arms",
-    premise="groups are mixed, and accuracy is the same",
+    premise="groups have mixed rewards, and accuracy is the same",
     rule="in every seed wrong answers are 1.2 times as long under 1/length as under a constant",
     arms=arms,
-    judge=judge,
+    check=check,
     draw=draw,
 )

@@ -1,4 +1,4 @@
-"""Grading the steps picks better answers than grading the end, and both better than counting votes."""
+"""A process reward model selects better answers than an outcome reward model, and both better than a vote."""
 
 from __future__ import annotations
 
@@ -7,61 +7,79 @@ from statistics import fmean
 from typing import Any
 
 from schoolhouse.claims.harness import chain_reward_models
-from schoolhouse.claims.harness.chain_reward_models import COUNTS, LENGTH, TASK, Picks
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
-from schoolhouse.claims.harness.models import only_tiny
+from schoolhouse.claims.harness.chain_reward_models import COUNTS, MAX_NEW_TOKENS, TASK, AnswerSelection
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, format_values
+from schoolhouse.claims.harness.models import require_tiny
 
-AUC, F1, NEAR = 0.9, 0.8, 0.05
-FROM = [n for n in COUNTS if n >= 8]
+MIN_AUC, MIN_F1, MAX_CONTROL_GAIN = 0.9, 0.8, 0.05
+LARGE_COUNTS = [n for n in COUNTS if n >= 8]
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
-    only_tiny(scale)
-    found = chain_reward_models.arms(seed)
-    process = found["process"]
-    other = {"picks": Picks(task=TASK, problems=100, samples=256, max_new_tokens=LENGTH, delimiter="\n")}
-    names = ("process", "outcome", "shuffled")
-    lost = Arm(process.step, other, "the judge of steps, asked where another task's steps would end", process.beside)
-    return {**{name: found[name] for name in names}, "other_delimiter": lost}
+    require_tiny(scale)
+    shared = chain_reward_models.reward_model_arms(seed)
+    process = shared["process"]
+    selection = AnswerSelection(task=TASK, problems=100, samples=256, max_new_tokens=MAX_NEW_TOKENS, delimiter="\n")
+    return {
+        **{name: shared[name] for name in ("process", "outcome", "shuffled")},
+        "other_delimiter": Arm(
+            process.step,
+            {"selection": selection},
+            "the process reward model, read where the steps of another task would end",
+            process.judged_models,
+        ),
+    }
 
 
-def judge(results: Results) -> Sequence[Check]:
-    def each(arm: str, metric: str) -> list[float]:
-        return results.each(arm, metric, "picks")
+def check(results: Results) -> Sequence[Check]:
+    def by_seed(arm: str, metric: str) -> list[float]:
+        return results.by_seed(arm, metric, "selection")
 
     def mean(arm: str, metric: str) -> float:
-        return fmean(each(arm, metric))
+        return fmean(by_seed(arm, metric))
 
-    one = each("process", "pass_at_1")
-    process, outcome = ([mean(arm, f"best_{n}") for n in FROM] for arm in ("process", "outcome"))
-    vote = [mean("process", f"vote_{n}") for n in FROM]
+    accuracy = by_seed("process", "pass_at_1")
+    process, outcome = ([mean(arm, f"best_{n}") for n in LARGE_COUNTS] for arm in ("process", "outcome"))
+    vote = [mean("process", f"vote_{n}") for n in LARGE_COUNTS]
     gaps = [a - b for a, b in zip(process, outcome, strict=True)]
     checks = [
-        Check("premise", "the generator is right .1 to .6 of the time", told(one), 0.1 <= min(one) <= max(one) <= 0.6),
+        Check(
+            "premise",
+            "the generator is correct .1 to .6 of the time",
+            format_values(accuracy),
+            0.1 <= min(accuracy) <= max(accuracy) <= 0.6,
+        ),
         Check(
             "must hold",
-            f"best of N = {', '.join(map(str, FROM))}: process >= outcome, mean of seeds",
-            f"{told(process)} against {told(outcome)}",
+            f"best of N = {', '.join(map(str, LARGE_COUNTS))}: process >= outcome, mean of seeds",
+            f"{format_values(process)} against {format_values(outcome)}",
             min(gaps) >= 0,
         ),
         Check(
             "must hold",
             "and outcome >= majority",
-            f"{told(outcome)} against {told(vote)}",
+            f"{format_values(outcome)} against {format_values(vote)}",
             all(a >= b for a, b in zip(outcome, vote, strict=True)),
         ),
-        Check("must hold", "the gap does not shrink from the first to the last", told(gaps), gaps[-1] >= gaps[0]),
+        Check(
+            "must hold",
+            "the gap does not shrink from the first N to the last",
+            format_values(gaps),
+            gaps[-1] >= gaps[0],
+        ),
     ]
-    for name, least in (("auc", AUC), ("f1", F1)):
-        found = each("process", name)
-        text = {"auc": "right steps above wrong ones (AUC)", "f1": "first wrong step found (F1)"}[name]
-        checks.append(Check("must hold", f"process: {text} above {least}, each seed", told(found), min(found) > least))
-    for name, about in (("shuffled", "labels dealt anew"), ("other_delimiter", "another delimiter")):
-        apart = [a - b for a, b in zip(each(name, "best_64"), one, strict=True)]
-        holds = max(apart) <= NEAR
-        checks.append(
-            Check("must fail", f"{about}: best of 64 at most {NEAR} above pass@1", told(apart, sign=True), holds)
-        )
+    step_metrics = {
+        "auc": ("correct steps above incorrect ones (AUC)", MIN_AUC),
+        "f1": ("first error found (F1)", MIN_F1),
+    }
+    for metric, (about, minimum) in step_metrics.items():
+        values = by_seed("process", metric)
+        text = f"process: {about} above {minimum}, each seed"
+        checks.append(Check("must hold", text, format_values(values), min(values) > minimum))
+    for arm, about in (("shuffled", "shuffled labels"), ("other_delimiter", "another delimiter")):
+        gains = [a - b for a, b in zip(by_seed(arm, "best_64"), accuracy, strict=True)]
+        text = f"{about}: best of 64 at most {MAX_CONTROL_GAIN} above pass@1"
+        checks.append(Check("must fail", text, format_values(gains, sign=True), max(gains) <= MAX_CONTROL_GAIN))
     return checks
 
 
@@ -69,44 +87,47 @@ def draw(results: Results, picture: Any) -> None:
     left, right = picture.subplots(1, 2)
     for arm in ("process", "outcome", "shuffled", "other_delimiter"):
         if arm in results.arms:
-            left.plot(COUNTS, [results.mean(arm, f"best_{n}", "picks") for n in COUNTS], "o-", label=f"best by {arm}")
+            accuracies = [results.mean(arm, f"best_{n}", "selection") for n in COUNTS]
+            left.plot(COUNTS, accuracies, "o-", label=f"best by {arm}")
     if "process" in results.arms:
-        left.plot(COUNTS, [results.mean("process", f"vote_{n}", "picks") for n in COUNTS], "k--", label="majority")
+        votes = [results.mean("process", f"vote_{n}", "selection") for n in COUNTS]
+        left.plot(COUNTS, votes, "k--", label="majority")
         names = ("auc", "f1")
-        right.bar(names, [results.mean("process", name, "picks") for name in names], color="0.8")
+        right.bar(names, [results.mean("process", name, "selection") for name in names], color="0.8")
         for at, name in enumerate(names):
-            values = results.each("process", name, "picks")
+            values = results.by_seed("process", name, "selection")
             right.plot([at] * len(values), values, "k.")
-    left.set(xscale="log", xlabel="N", ylabel="share right", ylim=(0, 1.02))
+    left.set(xscale="log", xlabel="N", ylabel="accuracy", ylim=(0, 1.02))
     left.grid(alpha=0.3)
     left.legend(fontsize=8)
-    right.set(ylim=(0, 1.02), title="single steps")
+    right.set(ylim=(0, 1.02), title="single steps, process reward model")
 
 
 CLAIM = Claim(
     id="prm",
     paper="Lightman et al. 2023, arXiv 2305.20050",
-    sentence="A judge of steps picks right answers more often than a judge of answers, and both than a vote",
-    budget="16,000 solutions labelled for each judge; 800 updates, for the judge of answers 1,600; 100 problems x 256 "
-    "answers to pick from",
-    premise="the generator is right .1 to .6 of the time",
+    sentence="A process reward model selects correct answers more often than an outcome reward model, and both than a "
+    "vote",
+    budget="16,000 labelled solutions for each reward model; 800 updates, for the outcome reward model 1,600; 100 "
+    "problems x 256 answers to select from",
+    premise="the generator is correct .1 to .6 of the time",
     rule="from N = 8 on process >= outcome >= majority in the mean of seeds, and the gap does not shrink; AUC of steps "
-    "above .9 and F1 of first errors above .8 in each seed; shuffled labels and another delimiter pick no better than "
-    "chance",
+    "above .9 and F1 of first errors above .8 in each seed; shuffled labels and another delimiter select no better "
+    "than chance",
     arms=arms,
-    judge=judge,
+    check=check,
     draw=draw,
+    failures=(
+        "With a delimiter that does not occur, the process reward model sees the answer alone. Its value there gains "
+        ".05 and .06 in two seeds, where .05 was allowed (read behind steps, it gains .61).",
+    ),
     notes=(
-        "What did not hold: asked with a delimiter that does not occur, the judge of steps sees the answer alone, "
-        "and what it says there is worth .05 and .06 in two seeds, where .05 was allowed (steps, asked rightly, are "
-        "worth .61).",
-        "",
-        "Counted twice before. With a generator that erred because it was half taught, and 8,000 solutions: FAIL "
-        "(generators of .11 to .59, and beyond N = 8 nobody beat the vote). With this one and 800 updates for every "
-        "judge: FAIL in two lines. The judge of answers picked .013 worse than a vote from 256, and its "
-        "loss was still falling (.49 to .43 in the last 200 updates) where that of the judge of steps had settled "
-        "(.01): whole solutions teach slower, so it has twice the updates now. And asked behind `=`, in the middle "
-        "of steps, the judge of steps picked .005 .068 -.008 better than chance: there it still knows whether what "
-        "came before was right.",
+        "Counted twice before. With a generator that made errors because it was trained less, and 8,000 solutions: "
+        "FAIL (generators of .11 to .59, and beyond N = 8 neither reward model was better than the vote). With this "
+        "generator and 800 updates for every reward model: FAIL in two lines. The outcome reward model selected .013 "
+        "worse than a vote from 256, and its loss was still falling (.49 to .43 in the last 200 updates) where that of "
+        "the process reward model had settled (.01). Labels of whole solutions teach more slowly, so it has twice the "
+        "updates now. The process reward model, read behind `=`, in the middle of steps, selected .005 .068 -.008 "
+        "better than chance: there it still knows whether the steps before were correct.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Praising progress teaches with fewer samples than praising the answer alone; summing grades teaches to talk on."""
+"""Rewards for progress need fewer samples than rewards for the answer alone; sums of step rewards are hacked."""
 
 from __future__ import annotations
 
@@ -7,115 +7,143 @@ from math import inf
 from statistics import fmean
 from typing import Any
 
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Results, Scale, Step, told
-from schoolhouse.claims.harness.figures import course
-from schoolhouse.claims.harness.models import chains, mixed_share, only_tiny
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Results, Scale, Step, format_values
+from schoolhouse.claims.harness.figures import plot_metric
+from schoolhouse.claims.harness.models import chain_model, require_tiny, signal_check
 
-EXAM = Evaluation(task="school:chain?steps=6&lines=1", problems=200, samples=8, max_new_tokens=96)
-HANDS = "systematic_error=70,filler=30"
-"""A start with usual mistakes, which a judge of steps can point at, and idle words, which a sum of grades may pay."""
-JUDGED: Mapping[str, Any] = {"num_prompts": 1000, "samples_per_prompt": 4, "sampling.temperature": 1.3, "steps": 500}
-STEPS, WINDOW = 45, 5
-FEWER, LONGER = 0.9, 1.3
-FORMS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
-    "outcome": ("the verdict on the answer alone", "strict", {"alpha": 0.0}),
-    "progress": ("and what each step changed", "strict", {"reward_form": "progress"}),
-    "raw": ("and the sum of grades, by a judge that holds idle words for right", "exact", {"reward_form": "raw"}),
+CHAINS_OF_6 = Evaluation(task="school:chain?steps=6&lines=1", problems=200, samples=8, max_new_tokens=96)
+STYLES = "systematic_error=70,filler=30"
+"""A start with systematic errors, which a reward model can detect, and filler words, which a sum of step rewards may
+reward."""
+REWARD_MODEL: Mapping[str, Any] = {
+    "num_prompts": 1000,
+    "samples_per_prompt": 4,
+    "sampling.temperature": 1.3,
+    "steps": 500,
 }
-"""What is rewarded, whose grades, and the form."""
+STEPS, WINDOW = 45, 5
+MAX_TOKEN_RATIO, MIN_STEP_RATIO = 0.9, 1.3
+ARMS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
+    "outcome": ("the reward of the answer alone", "strict", {"alpha": 0.0}),
+    "progress": ("and the change of value by each step", "strict", {"reward_form": "progress"}),
+    "raw": ("and the sum of step rewards, which count filler words as correct", "exact", {"reward_form": "raw"}),
+}
+"""What is rewarded, the labels of the reward model, and the config."""
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
-    only_tiny(scale)
-    start, exam = chains(seed, 1500, styles=HANDS, lengths="2-6", lines=True), {"exam": EXAM}
-    made = {"model": start, "generator": start, "task": EXAM.task, "sampling.max_new_tokens": EXAM.max_new_tokens, "seed": seed}
-    config = {"model": start, "task": EXAM.task, "seed": seed, "sampling.max_new_tokens": EXAM.max_new_tokens}
-    config |= {"steps": STEPS, "save_every": STEPS}
-    arms = {"start": Arm(start, exam, "fine-tuned on worked chains")}
-    arms["judge"] = Arm(Step("prm", {**made, "labels": "strict", **JUDGED}), {}, "that grades for progress")
-    for name, (about, labels, keys) in FORMS.items():
-        judge = Step("prm", {**made, "labels": labels, **JUDGED})
-        arms[name] = Arm(Step("prm_rl", {**config, "reward_model": judge, **keys}), exam, about)
-    return arms
+    require_tiny(scale)
+    start = chain_model(seed, 1500, styles=STYLES, lengths="2-6", lines=True)
+    measures = {"eval": CHAINS_OF_6}
+    common = {
+        "model": start,
+        "task": CHAINS_OF_6.task,
+        "sampling.max_new_tokens": CHAINS_OF_6.max_new_tokens,
+        "seed": seed,
+    }
+    reward_models = {
+        labels: Step("prm", {**common, "generator": start, "labels": labels, **REWARD_MODEL})
+        for labels in ("strict", "exact")
+    }
+    config = {**common, "steps": STEPS, "save_every": STEPS}
+    return {
+        "start": Arm(start, measures, "fine-tuned on demonstrations of chains"),
+        "reward_model": Arm(reward_models["strict"], {}, "whose values progress is measured by"),
+        **{
+            name: Arm(Step("prm_rl", {**config, "reward_model": reward_models[labels], **changes}), measures, about)
+            for name, (about, labels, changes) in ARMS.items()
+        },
+    }
 
 
-def smooth(values: Sequence[float]) -> list[float]:
-    """Means over windows of some steps."""
+def moving_average(values: Sequence[float]) -> list[float]:
+    """Means over windows of WINDOW steps."""
     return [fmean(values[at : at + WINDOW]) for at in range(len(values) - WINDOW + 1)]
 
 
 def tokens_until(results: Results, arm: str, goals: Sequence[float]) -> list[float]:
-    """Tokens sampled until the reward first reaches a goal, seed by seed; endless where it never does."""
-    found = []
-    rewards, spent = results.course(arm, "reward"), results.course(arm, "sampled_tokens")
-    for row, tokens, goal in zip(rewards, spent, goals, strict=True):
-        reached = next((at for at, value in enumerate(smooth(row)) if value >= goal), None)
-        found.append(inf if reached is None else sum(tokens[: reached + WINDOW]))
-    return found
+    """Tokens sampled until the reward first reaches a goal, for each seed; infinite where it never does."""
+    tokens = []
+    curves = zip(results.curves(arm, "reward"), results.curves(arm, "sampled_tokens"), goals, strict=True)
+    for rewards, sampled_tokens, goal in curves:
+        reached = next((at for at, value in enumerate(moving_average(rewards)) if value >= goal), None)
+        tokens.append(inf if reached is None else sum(sampled_tokens[: reached + WINDOW]))
+    return tokens
 
 
-def judge(results: Results) -> Sequence[Check]:
-    goals = [smooth(row)[-1] for row in results.course("outcome", "reward")]
-    own, less = tokens_until(results, "outcome", goals), tokens_until(results, "progress", goals)
-    ratios = [a / b for a, b in zip(less, own, strict=True)]
-    judges = [results.arms["judge"][seed].tokens for seed in results.seeds]
-    whole = [(a + more) / b for a, b, more in zip(less, own, judges, strict=True)]
-    said = {arm: [fmean(row[-WINDOW:]) for row in results.course(arm, "steps_said")] for arm in FORMS}
-    longer = [a / b for a, b in zip(said["raw"], said["outcome"], strict=True)]
+def check(results: Results) -> Sequence[Check]:
+    goals = [moving_average(rewards)[-1] for rewards in results.curves("outcome", "reward")]
+    outcome, progress = (tokens_until(results, arm, goals) for arm in ("outcome", "progress"))
+    ratios = [a / b for a, b in zip(progress, outcome, strict=True)]
+    extra = [results.arms["reward_model"][seed].sampled_tokens for seed in results.seeds]
+    total_ratios = [(a + more) / b for a, b, more in zip(progress, outcome, extra, strict=True)]
+    num_steps = {arm: [fmean(curve[-WINDOW:]) for curve in results.curves(arm, "num_steps")] for arm in ARMS}
+    step_ratios = [a / b for a, b in zip(num_steps["raw"], num_steps["outcome"], strict=True)]
     gains = results.gains("outcome", "raw")
-    graded = [[fmean(row[:WINDOW]), fmean(row[-WINDOW:])] for row in results.course("raw", "graded")]
+    step_rewards = [[fmean(curve[:WINDOW]), fmean(curve[-WINDOW:])] for curve in results.curves("raw", "step_reward")]
     return [
-        mixed_share(results, "outcome"),
+        signal_check(results, "outcome"),
         Check(
             "must hold",
-            f"progress: the outcome arm's last reward with at most {FEWER} of its tokens, mean of seeds",
-            f"{told(ratios, 2)}",
-            fmean(ratios) <= FEWER,
+            f"progress: the outcome arm's last reward with at most {MAX_TOKEN_RATIO} of its tokens, mean of seeds",
+            format_values(ratios, 2),
+            fmean(ratios) <= MAX_TOKEN_RATIO,
         ),
         Check(
             "must fail",
-            f"raw: {LONGER} times as many steps said at the end, and a lower pass@1, mean of seeds",
-            f"{told(longer, 2)}; {told(gains, sign=True)}",
-            fmean(longer) >= LONGER and fmean(gains) < 0,
+            f"raw: {MIN_STEP_RATIO} times as many steps in an answer at the end, and a lower pass@1, mean of seeds",
+            f"{format_values(step_ratios, 2)}; {format_values(gains, sign=True)}",
+            fmean(step_ratios) >= MIN_STEP_RATIO and fmean(gains) < 0,
         ),
-        Check("reported", "progress: the same, with the tokens that its judge learned from", told(whole, 2), True),
-        Check("reported", "raw: the judge's sum of grades, first to last", "; ".join(told(g, 2) for g in graded), True),
+        Check(
+            "reported",
+            "progress: the same, with the tokens of its reward model's training data",
+            format_values(total_ratios, 2),
+            True,
+        ),
+        Check(
+            "reported",
+            "raw: sum of step rewards, first to last",
+            "; ".join(format_values(pair, 2) for pair in step_rewards),
+            True,
+        ),
     ]
 
 
 def draw(results: Results, picture: Any) -> None:
     left, middle, right = picture.subplots(1, 3)
-    course(left, results, [*FORMS], "reward", "share right in practice")
-    course(middle, results, [*FORMS], "steps_said", "steps said")
-    course(right, results, [*FORMS], "graded", "sum of the judge's grades")
+    plot_metric(left, results, [*ARMS], "reward", "accuracy in training")
+    plot_metric(middle, results, [*ARMS], "num_steps", "steps in an answer")
+    plot_metric(right, results, [*ARMS], "step_reward", "sum of step rewards")
 
 
 CLAIM = Claim(
     id="prm_rl",
     paper="Setlur et al. 2024, arXiv 2410.08146",
-    sentence="With a judge of steps at hand, practice for progress needs fewer samples than practice for answers; sums "
-    "of grades are hacked",
-    budget=f"{STEPS} steps of 32 problems x 16 rollouts; what the judge learned from, 4,000 solutions and the rules' "
-    "word on their steps, is reported beside",
-    premise="groups are mixed",
-    rule=f"progress reaches the outcome arm's last reward with {FEWER} of its tokens in the mean of seeds; raw "
-    f"sums say {LONGER} times as many steps and are right less often",
+    sentence="With a process reward model RL for progress needs fewer samples than RL for answers; sums of step "
+    "rewards are hacked",
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts; the reward model's training data, 4,000 solutions with labels "
+    "of their steps by the rules, are reported apart",
+    premise="groups have mixed rewards",
+    rule=f"progress reaches the outcome arm's last reward with {MAX_TOKEN_RATIO} of its tokens in the mean of seeds; "
+    f"raw sums lead to {MIN_STEP_RATIO} times as many steps and to correct answers less often",
     arms=arms,
-    judge=judge,
+    check=check,
     draw=draw,
     notes=(
-        "Counted before with each grade as the worth of its state and with blanks between steps: FAIL in the second "
-        "line alone (progress .86 .93 .83 of the tokens, 1.00 1.07 .99 with the judge's; raw sums 1.01 1.00 1.00 times "
-        "as many steps). A judge of steps grades the step behind an error as if nothing had happened (.95 behind .02): "
-        "what grades so far make together is what a state is worth now. And idle words held no step that a judge could "
-        "be asked about, because a word and the blank before it are one token: steps are lines now, and the start is "
-        "taught for 1,500 updates instead of 900, after which it was right .145 of the time.",
+        "Counted before with each step reward as the value of its state and with blanks between steps: FAIL in the "
+        "second line alone (progress .86 .93 .83 of the tokens, 1.00 1.07 .99 with the reward model's; raw sums 1.01 "
+        "1.00 1.00 times as many steps). A process reward model grades the step after an error as if nothing had "
+        "happened (.95 after .02), so the product of the step rewards is now the value of a state. Filler words held "
+        "no step that could be graded, because a word and the blank before it are one token. So steps are lines now, "
+        "and the start has 1,500 updates instead of 900, after which it was correct .145 of the time.",
         "",
-        "The judge of progress holds idle words for wrong (`labels: strict`): then being right so far is near to a "
-        "value. The judge whose grades are summed holds them for right, as PRM800K's neutral labels are held.",
+        "The reward model of progress has filler words labelled as incorrect (`labels: strict`): the probability of no "
+        "error so far is then close to a value. The reward model of the raw sums has them labelled as correct, like "
+        "PRM800K's neutral labels.",
         "",
-        "Pilots with seed 0 fixed the judges and the start. With values by continuations (2,000 solutions, 8 behind "
-        "each step) progress was no quicker than the outcome alone (.66 and .63 right in the last five steps "
-        "of practice).",
+        "Pilots with seed 0 fixed the reward models and the start. With values by continuations (2,000 solutions, 8 "
+        "behind each step) progress was no faster than the outcome alone (.66 and .63 correct in the last five steps "
+        "of training).",
     ),
 )

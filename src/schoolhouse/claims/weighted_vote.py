@@ -1,4 +1,4 @@
-"""Votes weighted by a judge of steps are right at least as often as votes that all count the same."""
+"""Votes weighted by a reward model are correct at least as often as plain votes."""
 
 from __future__ import annotations
 
@@ -8,44 +8,46 @@ from typing import Any
 
 from schoolhouse.claims.harness import chain_reward_models
 from schoolhouse.claims.harness.chain_reward_models import COUNTS
-from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, told
-from schoolhouse.claims.harness.models import only_tiny
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Results, Scale, format_values
+from schoolhouse.claims.harness.models import require_tiny
 
-FROM = [n for n in COUNTS if n >= 4]
+REWARD_MODELS = ("process", "outcome", "shuffled")
+LARGE_COUNTS = [n for n in COUNTS if n >= 4]
+MAX_CONTROL_GAIN = 0.02
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
-    only_tiny(scale)
-    found = chain_reward_models.arms(seed)
-    return {name: found[name] for name in ("process", "outcome", "shuffled")}
+    require_tiny(scale)
+    shared = chain_reward_models.reward_model_arms(seed)
+    return {name: shared[name] for name in REWARD_MODELS}
 
 
-def judge(results: Results) -> Sequence[Check]:
-    def means(arm: str, kind: str) -> list[float]:
-        return [fmean(results.each(arm, f"{kind}_{n}", "picks")) for n in FROM]
+def check(results: Results) -> Sequence[Check]:
+    def means(arm: str, vote: str) -> list[float]:
+        return [fmean(results.by_seed(arm, f"{vote}_{n}", "selection")) for n in LARGE_COUNTS]
 
     plain = means("process", "vote")
     checks = []
     for arm in ("process", "outcome"):
         weighted = means(arm, "weighted")
         holds = all(a >= b for a, b in zip(weighted, plain, strict=True))
-        text = f"{arm}: N = {', '.join(map(str, FROM))}, weighted >= plain, mean of seeds"
-        checks.append(Check("must hold", text, f"{told(weighted)} against {told(plain)}", holds))
-    dealt = means("shuffled", "weighted")
-    text = "labels dealt anew: the weighted vote of 64 is at most .02 above the plain one"
-    gap = dealt[FROM.index(64)] - plain[FROM.index(64)]
-    checks.append(Check("must fail", text, f"{gap:+.3f}", gap <= 0.02))
+        text = f"{arm}: N = {', '.join(map(str, LARGE_COUNTS))}, weighted >= plain, mean of seeds"
+        checks.append(Check("must hold", text, f"{format_values(weighted)} against {format_values(plain)}", holds))
+    at = LARGE_COUNTS.index(64)
+    gain = means("shuffled", "weighted")[at] - plain[at]
+    text = f"shuffled labels: the weighted vote of 64 is at most {MAX_CONTROL_GAIN} above the plain one"
+    checks.append(Check("must fail", text, f"{gain:+.3f}", gain <= MAX_CONTROL_GAIN))
     return checks
 
 
 def draw(results: Results, picture: Any) -> None:
     axes = picture.subplots()
-    for arm in ("process", "outcome", "shuffled"):
+    for arm in REWARD_MODELS:
         if arm in results.arms:
-            axes.plot(COUNTS, [results.mean(arm, f"weighted_{n}", "picks") for n in COUNTS], "o-", label=arm)
+            axes.plot(COUNTS, [results.mean(arm, f"weighted_{n}", "selection") for n in COUNTS], "o-", label=arm)
     if "process" in results.arms:
-        axes.plot(COUNTS, [results.mean("process", f"vote_{n}", "picks") for n in COUNTS], "k--", label="plain")
-    axes.set(xscale="log", xlabel="N", ylabel="vote right", ylim=(0, 1.02))
+        axes.plot(COUNTS, [results.mean("process", f"vote_{n}", "selection") for n in COUNTS], "k--", label="plain")
+    axes.set(xscale="log", xlabel="N", ylabel="accuracy of the vote", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend()
 
@@ -53,12 +55,12 @@ def draw(results: Results, picture: Any) -> None:
 CLAIM = Claim(
     id="weighted_vote",
     paper="Snell et al. 2024, arXiv 2408.03314; Wang et al. 2023, arXiv 2312.08935",
-    sentence="Counting each answer for what a judge gives it makes a vote better",
-    budget="the judges of claim prm; 100 problems x 256 answers",
+    sentence="A vote gets better when each answer counts as much as a reward model values it",
+    budget="the reward models of claim prm; 100 problems x 256 answers",
     premise="none",
-    rule="weighted by the judge of steps or of answers, a vote of 4 and more is right at least as often as a plain one "
-    "in the mean of seeds; weighted by a judge of dealt labels it gains nothing",
+    rule="weighted by the process or the outcome reward model, a vote of 4 and more is correct at least as often as a "
+    "plain one in the mean of seeds; weighted by a reward model of shuffled labels it gains nothing",
     arms=arms,
-    judge=judge,
+    check=check,
     draw=draw,
 )

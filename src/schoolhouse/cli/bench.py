@@ -1,8 +1,9 @@
-"""`school bench`: speed beside a peer."""
+"""`school bench`: speed and memory compared with another library."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -11,45 +12,48 @@ from pydantic import Field
 from schoolhouse.cli.options import parse_options, progress_bar, take_option
 from schoolhouse.config import BaseConfig
 from schoolhouse.runs.atomic_io import atomic_write, to_json
+from schoolhouse.types import SchoolError
 
 
 class Bench(BaseConfig):
     kind: str
-    """Work to race in: sampler, learner, grpo, pretrain, server, search; or `study`, how our cost grows and where our
-    time goes; or `page`, docs/performance.md from the files in the folder that --json names."""
+    """Workload: sampler, learner, grpo, pretrain, server, search; or `profile`: how the cost of this package grows and
+    where its time goes; or `page`: write docs/performance.md from the files in the folder that --json names."""
     against: str = ""
-    """The peer to take turns with."""
+    """Library to compare with. Both run in turn."""
     size: str | None = None
-    """Of the model: 1M, 3M, 10M, 30M, 100M; 3M unless given, and for pretrain that of nanochat's CPU configuration."""
+    """Model size: 1M, 3M, 10M, 30M, 100M; none: 3M, and for pretrain that of nanochat's CPU configuration."""
     repeats: int = Field(3, gt=0)
     problems: int = Field(32, gt=0)
     samples: int = Field(16, gt=0)
-    """Answers to each problem."""
+    """Completions for each problem."""
     threads: int = Field(2, gt=0)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Number type of the peer: give it the one it is quicker in. Ours is what `school train` picks on this machine."""
+    """Number type of the other library: choose its faster one. This package uses that of `school train`."""
     python: Path | None = None
-    """Python of the environment that the peer lives in, if not this one."""
+    """Python of the environment in which the other library is installed; none: this one."""
     source: Path | None = None
-    """Checkout of a peer that is run from its own source."""
+    """Checkout of a library that is run from its source."""
     model: Path | None = None
-    """search: folder of a model that was taught the task, or of its run."""
+    """search: folder of a model that was trained on the task, or of its run."""
     task: str = ""
-    """search: what is solved, such as game24:PATH.csv."""
-    search: str = "tot?thoughts=propose&samples=32&lists=2&listed=560&length=64"
-    """search: how; the peer gives as many plain answers to each problem as --samples says."""
+    """search: task, such as game24:PATH.csv."""
+    search: str = "tot?thoughts=propose&samples=32&num_proposals=2&proposal_tokens=560&max_new_tokens=64"
+    """search: method. The other library gives --samples independent answers to each problem."""
 
 
-def bench(words: Sequence[str]) -> None:
+def bench(args: Sequence[str]) -> None:
     """school bench KIND --against PEER"""
-    file, words = take_option(words, "--json", "")
+    file, args = take_option(args, "--json", "")
     usage = "school bench KIND --against PEER [--size 3M] [--repeats 3] [--json FILE]"
-    c = parse_options(Bench, words, usage, ("kind",))
+    c = parse_options(Bench, args, usage, ("kind",))
     if c is None:
         return
     if file:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)  # before the race, which may take an hour
-    from schoolhouse.bench.benchmark import bench as measure
+        Path(file).parent.mkdir(parents=True, exist_ok=True)  # before the benchmark, which may take an hour
+    if find_spec("schoolhouse.bench") is None:
+        raise SchoolError("the benchmarks are not part of the installed package: run it from a checkout")
+    from schoolhouse.bench.benchmark import bench as run_benchmark
     from schoolhouse.bench.benchmark import table
     from schoolhouse.bench.page import write_page
     from schoolhouse.bench.profile import breakdown, curves
@@ -57,15 +61,15 @@ def bench(words: Sequence[str]) -> None:
     if c.kind == "page":
         write_page(Path(file or "runs/bench"), Path("docs/performance.md"))
         return
-    if c.kind == "study":
+    if c.kind == "profile":
         parts = [breakdown(size, c.threads) for size in ("3M", "30M")]
         text = to_json({"curves": curves(), "breakdown": parts[0] | parts[1]}, 2)
         print(text)
         if file:
             atomic_write(Path(file), text + "\n")
         return
-    with progress_bar(f"{c.kind}: ours and {c.against}") as tell:
-        result = measure(c.kind, c.against, c.size, c.model_dump(mode="json"), tell)
+    with progress_bar(f"{c.kind}: this package and {c.against}") as report:
+        result = run_benchmark(c.kind, c.against, c.size, c.model_dump(mode="json"), report)
     print(table(result))
     if file:
         atomic_write(Path(file), to_json(result, 2) + "\n")

@@ -1,17 +1,20 @@
-"""`school claim`: published effects put to the test. `school compare`: recipes side by side on a task of your own."""
+"""`school claim` tests published effects. `school compare` compares recipes on a task of the user's."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast, get_args
 
 from pydantic import Field
 
-from schoolhouse.claims.harness.claim import Scale
 from schoolhouse.cli.options import parse_options
-from schoolhouse.config import BaseConfig
+from schoolhouse.config import BaseConfig, suggest
 from schoolhouse.types import SchoolError
+
+if TYPE_CHECKING:
+    from schoolhouse.claims.harness.claim import Scale
 
 _USAGE = """usage: school claim list
        school claim run NAME [--seeds 3] [--scale tiny|small|gpu] [--arms a,b] [--dir FOLDER] [--results FOLDER]
@@ -20,19 +23,19 @@ _USAGE = """usage: school claim list
 
 class RunClaim(BaseConfig):
     name: str
-    """Which; `school claim list` names them."""
+    """Name of the claim; `school claim list` lists them."""
     seeds: int = Field(3, gt=0)
-    """0, 1, ...: every arm is trained anew with each."""
-    scale: Scale = "tiny"
-    """tiny: minutes on two cores; small, gpu: where a claim has them."""
+    """Number of seeds (0, 1, ...). Every arm is trained with each."""
+    scale: str = "tiny"
+    """tiny: minutes on two cores; small and gpu: only some claims have them."""
     arms: str = ""
-    """Only these, joined by commas: to look at, without a verdict."""
+    """Run only these arms, joined by commas, and print their numbers without a verdict."""
     jobs: int = Field(1, gt=0)
-    """Seeds side by side, each in a process of its own; small models get more done so than with more threads."""
+    """Seeds that run in parallel, each in its own process. For small models this is faster than more threads."""
     dir: Path = Path("runs/claims")
-    """Folder of the runs; what is done there is not done again, whichever claim it was for."""
+    """Folder of the runs. Finished runs in it are reused, by other claims too."""
     results: Path = Path("runs/claims/results")
-    """Folder for ID.json, ID.md, ID.png (ID_SCALE at other scales than tiny) and the table of all."""
+    """Folder for ID.json, ID.md, ID.png (ID_SCALE for other scales than tiny) and the table of all claims."""
 
 
 class Report(BaseConfig):
@@ -40,109 +43,122 @@ class Report(BaseConfig):
     """Folder of the results."""
 
 
-def claim(words: Sequence[str]) -> None:
+def claim(args: Sequence[str]) -> None:
     """school claim list | run NAME | report"""
-    what, rest = (words[0], list(words[1:])) if words else ("--help", [])
-    if what == "list":
+    subcommand, rest = (args[0], list(args[1:])) if args else ("--help", [])
+    if subcommand == "list":
         _list()
-    elif what == "run":
+    elif subcommand == "run":
         _run(rest)
-    elif what == "report":
+    elif subcommand == "report":
         c = parse_options(Report, rest, "school claim report [--results FOLDER]", ())
         if c is not None:
             from schoolhouse.claims.harness.page import write_pages
 
             if not any(c.results.glob("*.json")):
-                raise SchoolError(f"{c.results} holds no results; `school claim run NAME` makes them")
+                raise SchoolError(f"no results in {c.results}: run `school claim run NAME --results {c.results}` first")
             write_pages(c.results)
             print((c.results / "README.md").read_text(encoding="utf-8"))
-    elif what in ("-h", "--help"):
+    elif subcommand in ("-h", "--help"):
         print(_USAGE)
     else:
-        from schoolhouse.claims.harness.runner import find
+        from schoolhouse.claims.harness.runner import load_claim
 
-        raise SchoolError(f"did you mean `school claim run {find(what).id}`?\n{_USAGE}")
+        name = load_claim(subcommand).id
+        raise SchoolError(f"unknown subcommand `{subcommand}`; did you mean `school claim run {name}`?\n{_USAGE}")
 
 
 def _list() -> None:
-    from schoolhouse.claims.harness.runner import find, known
+    from schoolhouse.claims.harness.runner import claim_names, load_claim
 
-    for name in known():
-        found = find(name)
+    for name in claim_names():
+        listed = load_claim(name)
         try:
-            arms = f"arms: {', '.join(found.arms('tiny', 0))}"
-        except SchoolError as error:  # it needs a file that is not here, say
+            arms = f"arms: {', '.join(listed.arms('tiny', 0))}"
+        except SchoolError as error:  # such as a missing data file
             arms = str(error)
-        print(f"{name}: {found.sentence} ({found.paper})\n    {arms}")
+        print(f"{name}: {listed.sentence} ({listed.paper})\n    {arms}")
 
 
 def _numbers(overall: Mapping[str, object]) -> str:
-    """pass@1 where there is one, else all numbers."""
+    """pass@1 if it was measured, else all numbers."""
     chosen = {"pass_at_1": overall["pass_at_1"]} if "pass_at_1" in overall else overall
     return ", ".join(f"{name} {value:.3f}" for name, value in chosen.items() if isinstance(value, int | float))
 
 
-def _run(words: Sequence[str]) -> None:
-    c = parse_options(RunClaim, words, "school claim run NAME [--seeds 3] [--scale tiny] [--arms a,b]", ("name",))
+def _run(args: Sequence[str]) -> None:
+    c = parse_options(RunClaim, args, "school claim run NAME [--seeds 3] [--scale tiny] [--arms a,b]", ("name",))
     if c is None:
         return
-    from schoolhouse.claims.harness.page import guard, stem, told_verdict, write
-    from schoolhouse.claims.harness.runner import find, run_arms
+    from schoolhouse.claims.harness.page import check_overwrite, file_stem, verdict_label, write_record
+    from schoolhouse.claims.harness.runner import load_claim, run_arms
     from schoolhouse.policy.policy import pick_device
 
-    found = find(c.name)
-    found.arms(c.scale, 0)  # raises where there is no such scale, before anything is said
+    claim, scale = load_claim(c.name), _scale(c.scale)
+    claim.arms(scale, 0)  # raises for a scale that the claim does not have, before anything is printed
     chosen = [arm for arm in c.arms.split(",") if arm]
     if not chosen:
-        guard(found, c.seeds, c.scale, c.results)
-    if c.scale == "gpu" and pick_device().type == "cpu":
-        print("school: no GPU was found: large models will be trained on the processor", file=sys.stderr)
-    results = run_arms(found, c.seeds, c.scale, c.dir, chosen, c.jobs)
+        check_overwrite(claim, c.seeds, scale, c.results)
+    if scale == "gpu" and pick_device().type == "cpu":
+        print("school: no GPU was found; large models will be trained on the CPU", file=sys.stderr)
+    results = run_arms(claim, c.seeds, scale, c.dir, chosen, c.jobs)
     if chosen:
         for name, outcomes in results.arms.items():
             for seed, outcome in outcomes.items():
-                found_ = "; ".join(f"{what}: {_numbers(m.get('overall', {}))}" for what, m in outcome.measured.items())
-                print(f"{name}, seed {seed}: {found_}; {outcome.tokens:,} tokens sampled, {outcome.seconds:.0f} s")
+                numbers = "; ".join(
+                    f"{measure}: {_numbers(result.get('overall', {}))}" for measure, result in outcome.measured.items()
+                )
+                cost = f"{outcome.sampled_tokens:,} tokens sampled, {outcome.seconds:.0f} s"
+                print(f"{name}, seed {seed}: {numbers}; {cost}")
         return
-    record = write(found, results, c.scale, c.results)
-    print((c.results / f"{stem(record)}.md").read_text(encoding="utf-8"))
-    print(f"{stem(record)}: {told_verdict(record)}")
+    record = write_record(claim, results, scale, c.results)
+    print((c.results / f"{file_stem(record)}.md").read_text(encoding="utf-8"))
+    print(f"{file_stem(record)}: {verdict_label(record)}")
+
+
+def _scale(name: str) -> Scale:
+    from schoolhouse.claims.harness.claim import Scale  # imports torch: `school claim --help` does not wait for it
+
+    if name not in get_args(Scale):
+        raise SchoolError(f"unknown scale `{name}`{suggest(name, get_args(Scale))}")
+    return cast("Scale", name)
 
 
 class Compare(BaseConfig):
     recipes: str
-    """Joined by commas: grpo, dr_grpo, dapo, rloo, reinforce_pp, gspo, cispo, lite_ppo, reinforce, ours, star."""
+    """Recipes and presets, joined by commas:
+    grpo, dr_grpo, dapo, rloo, reinforce_pp, gspo, cispo, lite_ppo, reinforce, ours, star."""
     model: Path
-    """Folder of the model that all start from, or of a run."""
+    """Folder of the model that all arms start from, or of a run."""
     task: str = "school"
     """school[:families], gym:NAME, jsonl:PATH, python:PATH.py[:name]."""
     budget: str = "10m"
-    """Of each arm and seed: a time (90s, 20m, 1h), or tokens to sample (500k, 2M)."""
+    """Budget of each arm and seed: a time (90s, 20m, 1h), or a number of sampled tokens (500k, 2M)."""
     seeds: int = Field(3, gt=0)
-    length: int = Field(128, gt=0)
-    """Tokens an answer may take."""
+    max_new_tokens: int = Field(128, gt=0)
+    """Tokens of a completion."""
     problems: int = Field(200, gt=0)
-    """Held-out problems of the exam."""
+    """Held-out problems of the evaluation."""
     samples: int = Field(8, gt=0)
-    """Answers to each of them."""
+    """Completions for each of them."""
     dir: Path = Path("runs/compare")
 
 
-def compare(words: Sequence[str]) -> None:
+def compare(args: Sequence[str]) -> None:
     """school compare --recipes a,b --model MODEL --task TASK --budget 20m"""
-    c = parse_options(Compare, words, "school compare --recipes grpo,rloo --model MODEL --task TASK --budget 20m", ())
+    c = parse_options(Compare, args, "school compare --recipes grpo,rloo --model MODEL --task TASK --budget 20m", ())
     if c is None:
         return
     from schoolhouse.claims.harness import comparison
     from schoolhouse.claims.harness.claim import Evaluation, Outcome, Results
     from schoolhouse.claims.harness.runner import run_arm
 
-    exam = Evaluation(task=c.task, problems=c.problems, samples=c.samples, max_new_tokens=c.length)
+    evaluation = Evaluation(task=c.task, problems=c.problems, samples=c.samples, max_new_tokens=c.max_new_tokens)
     names = [name for name in c.recipes.split(",") if name]
-    found: dict[str, dict[int, Outcome]] = {}
-    planned = {seed: comparison.arms(names, c.model, exam, c.budget, seed) for seed in range(c.seeds)}
+    outcomes: dict[str, dict[int, Outcome]] = {}
+    planned = {seed: comparison.arms(names, c.model, evaluation, c.budget, seed) for seed in range(c.seeds)}
     for seed, arms in planned.items():
         for name, arm in arms.items():
             print(f"seed {seed}: {name}")
-            found.setdefault(name, {})[seed] = run_arm(arm, seed, c.dir.resolve())
-    print(comparison.write(Results(found), exam, c.budget, c.dir))
+            outcomes.setdefault(name, {})[seed] = run_arm(arm, seed, c.dir.resolve())
+    print(comparison.write(Results(outcomes), evaluation, c.budget, c.dir))

@@ -99,7 +99,7 @@ def solve(args: Sequence[str]) -> None:
     from schoolhouse.search.render import draw, html_page
     from schoolhouse.search.solve import TREE_KINDS, parse
     from schoolhouse.search.solve import solve as search
-    from schoolhouse.tasks.answer_match import extract
+    from schoolhouse.tasks.answer_match import extract_answer
     from schoolhouse.tasks.base import Task
     from schoolhouse.tasks.registry import open_task
 
@@ -112,7 +112,7 @@ def solve(args: Sequence[str]) -> None:
     prompt = policy.conversation.prompt_rollout(task.make_problem(c.problem), Key(c.seed, "solve"))
     (result,) = search(policy, task, [prompt], settings)
     completion = policy.conversation.parse_completion(result.rollout) if result.rollout else None
-    answer = (extract(completion)[0] or completion.answer.strip()) if completion else ""
+    answer = (extract_answer(completion)[0] or completion.answer.strip()) if completion else ""
     if c.page:  # before anything is printed: a reader may close the pipe
         atomic_write(c.page, html_page(result, answer))
     console = Console(highlight=False)

@@ -48,7 +48,7 @@ def export(args: Sequence[str]) -> None:
         return
     source = resolve_model(c.model)
     if not source.is_dir():
-        raise SchoolError(f"{c.model} is not a folder; a model is a local folder in Hugging Face format, or a run folder")
+        raise SchoolError(f"{c.model} is not a folder; give a run folder, or a model folder in Hugging Face format")
     if c.to.exists() and any(c.to.iterdir() if c.to.is_dir() else [c.to]):
         raise SchoolError(f"{c.to} is not empty: give a new folder with --to")
     c.to.mkdir(parents=True, exist_ok=True)
@@ -61,4 +61,3 @@ def export(args: Sequence[str]) -> None:
     atomic_write(c.to / "README.md", card(c.model, c.format, c.licence))
     for path in sorted(c.to.iterdir()):
         print(f"{path.stat().st_size:>12,}  {path}")
-

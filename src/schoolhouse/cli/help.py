@@ -67,8 +67,13 @@ def config_help(
     if large and not topic:
         lines += ["", "groups of keys:"]
         for name, model in groups.items():
-            lines.append(_format(f"--{name}.*", f"{len(dict(leaf_fields(model)))} keys: {_first_paragraph(model)}", width))
-        lines += ["", f"`{command} --help {next(iter(groups))}` shows the keys of one group, `--help all` shows all keys."]
+            lines.append(
+                _format(f"--{name}.*", f"{len(dict(leaf_fields(model)))} keys: {_first_paragraph(model)}", width)
+            )
+        lines += [
+            "",
+            f"`{command} --help {next(iter(groups))}` shows the keys of one group, `--help all` shows all keys.",
+        ]
     return "\n".join(lines)
 
 

@@ -14,146 +14,124 @@ from schoolhouse.types import SchoolError
 
 
 class Command(NamedTuple):
-    """A line of `school --help`, and where the command is: "module:function", called with the words after its name."""
+    """A command of `school`.
 
-    usage: str
+    summary  one line of `school --help`
+    target   "module:function", called with the arguments behind the name
+    resumes  whether the same command resumes after a stop
+    """
+
     summary: str
     target: str
     resumes: bool = False
-    """Whether the same command again goes on where it was stopped."""
 
 
-COMMANDS = {
-    "quickstart": Command(
-        "quickstart [--seed N] [--dir FOLDER]",
-        "from nothing to a model that thinks: all stages on this machine, with a report and a figure",
-        "schoolhouse.cli.train:quickstart",
-        resumes=True,
-    ),
-    "run": Command(
-        "run PIPELINE.yaml [--seed N] [--dir FOLDER]",
-        "the stages of a file of your own, as quickstart does",
-        "schoolhouse.cli.train:run",
-        resumes=True,
-    ),
-    "train": Command(
-        "train RECIPE [CONFIG.yaml] [--key value ...] [--dir FOLDER]",
-        "one recipe (`school train --help` lists them)",
-        "schoolhouse.cli.train:train",
-        resumes=True,
-    ),
-    "estimate": Command(
-        "estimate RECIPE [CONFIG.yaml] [--key value ...]",
-        "how much time and memory that run will take, from its first steps",
-        "schoolhouse.cli.train:estimate",
-    ),
-    "claim": Command(
-        "claim list | run NAME [--seeds 3] [--arms a,b] | report",
-        "a published effect beside the ablations that must fail, with a verdict by a rule written beforehand",
-        "schoolhouse.cli.claims:claim",
-        resumes=True,
-    ),
-    "compare": Command(
-        "compare --recipes grpo,rloo,star --model M --task T --budget 20m",
-        "recipes side by side on your task, with the same budget: a table with intervals and a figure",
-        "schoolhouse.cli.claims:compare",
-        resumes=True,
-    ),
-    "bench": Command(
-        "bench KIND --against PEER [--json FILE]",
-        "speed and memory beside a peer, in turns on the same work: sampler, learner, grpo, pretrain, server",
-        "schoolhouse.cli.bench:bench",
-    ),
-    "runs": Command("runs [FOLDER]", "the runs in a folder: state, progress, result", "schoolhouse.cli.runs:runs"),
-    "track": Command(
-        "track RUN --to trackio|wandb|tensorboard [--follow]",
-        "a run's numbers in the tracker that you already look at",
-        "schoolhouse.cli.track:track",
-    ),
-    "repeat": Command(
-        "repeat RUN [--dir FOLDER]",
-        "a finished run once more, and whether it came out in the same bits",
-        "schoolhouse.cli.runs:repeat",
-        resumes=True,
-    ),
-    "doctor": Command(
-        "doctor [FOLDER]",
-        "what this machine offers and lacks; whether run folders are whole",
-        "schoolhouse.cli.runs:doctor",
-    ),
-    "evaluate": Command(
-        "evaluate MODEL --task TASK",
-        "an exam: pass@1, pass@k, maj@k, thought length, each with its 95 % interval",
-        "schoolhouse.cli.evaluate:evaluate",
-    ),
-    "solve": Command(
-        'solve MODEL "problem" [--search tot] [--budget N] [--show] [--page FILE.html]',
-        "one problem, with as much thinking as asked for: votes, or a tree of thoughts to look at",
-        "schoolhouse.cli.evaluate:solve",
-    ),
-    "chat": Command(
-        "chat MODEL [--web]", "talk to a model, here or on a page; its thinking is dimmed", "schoolhouse.cli.serve:chat"
-    ),
-    "board": Command(
-        "board [FOLDER] [--port 8100]",
-        "runs as a local web page: curves, rollouts token by token, claims; live",
-        "schoolhouse.cli.serve:board",
-    ),
-    "serve": Command(
-        "serve MODEL [--port 8000] [--key KEY]",
-        "a model behind OpenAI's API: streaming, thinking apart, log-probabilities, search",
-        "schoolhouse.cli.serve:serve",
-    ),
-    "export": Command(
-        "export MODEL --to DIR [--format hf|gguf|int8]",
-        "a folder that others can use, with a card that says where the model comes from",
-        "schoolhouse.cli.export:export",
-    ),
-    "task": Command(
-        "task NAME [--show N] [--check]",
-        "look at a task's problems, or judge all its reference answers",
-        "schoolhouse.cli.data:task",
-    ),
-    "tokens": Command(
-        "tokens TEXT --model MODEL", "how a text is cut into tokens, in colour", "schoolhouse.cli.data:tokens"
-    ),
+GROUPS: dict[str, dict[str, Command]] = {
+    "train": {
+        "quickstart": Command(
+            "train a small model that reasons, from nothing: pretraining, SFT and RL, with a report",
+            "schoolhouse.cli.train:quickstart",
+            resumes=True,
+        ),
+        "train": Command(
+            "run one recipe, such as sft or grpo, or a recipe file of your own (my_recipe.py)",
+            "schoolhouse.cli.train:train",
+            resumes=True,
+        ),
+        "run": Command(
+            "run a pipeline: the stages of a YAML file, one after another",
+            "schoolhouse.cli.train:run",
+            resumes=True,
+        ),
+        "estimate": Command(
+            "measure how much time and memory a training run will take, in its first steps",
+            "schoolhouse.cli.train:estimate",
+        ),
+    },
+    "evaluate": {
+        "evaluate": Command(
+            "measure the accuracy of a model on a task: pass@1, pass@k, maj@k, with intervals",
+            "schoolhouse.cli.evaluate:evaluate",
+        ),
+        "solve": Command(
+            "solve one problem with a search: majority vote, tree of thoughts, ...",
+            "schoolhouse.cli.evaluate:solve",
+        ),
+    },
+    "serve": {
+        "chat": Command("chat with a model in the terminal, or on a web page (--web)", "schoolhouse.cli.serve:chat"),
+        "serve": Command("serve a model behind an OpenAI-compatible API", "schoolhouse.cli.serve:serve"),
+    },
+    "look": {
+        "runs": Command("list the runs in a folder: state, progress, result", "schoolhouse.cli.runs:runs"),
+        "board": Command(
+            "show runs on a local web page: curves, rollouts token by token, claims",
+            "schoolhouse.cli.serve:board",
+        ),
+        "track": Command("copy the metrics of a run to trackio, wandb or tensorboard", "schoolhouse.cli.track:track"),
+        "doctor": Command("check this machine, and whether run folders are intact", "schoolhouse.cli.runs:doctor"),
+        "task": Command("show the problems of a task, or check its verifier", "schoolhouse.cli.data:task"),
+        "tokens": Command("show how a text is split into tokens", "schoolhouse.cli.data:tokens"),
+    },
+    "measure": {
+        "claim": Command(
+            "test an effect from a paper, beside ablations that must fail, by a rule written beforehand",
+            "schoolhouse.cli.claims:claim",
+            resumes=True,
+        ),
+        "compare": Command(
+            "compare recipes on your task with the same budget", "schoolhouse.cli.claims:compare", resumes=True
+        ),
+        "repeat": Command(
+            "repeat a finished run and compare weights, metrics and rollouts bit by bit",
+            "schoolhouse.cli.runs:repeat",
+            resumes=True,
+        ),
+        "bench": Command("measure speed and memory against another library", "schoolhouse.cli.bench:bench"),
+    },
+    "ship": {
+        "export": Command(
+            "write a model folder with a model card, for Hugging Face or llama.cpp", "schoolhouse.cli.export:export"
+        ),
+    },
 }
+COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells do
-USER_ERRNOS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),  # what may not be written
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),  # paths that lead nowhere
-)
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+USER_ERRNOS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),  # a file cannot be written
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),  # a path is wrong
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit status: 0, 2 for what the user can mend, 130 when interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    command = COMMANDS.get(words[0]) if words else None
+    """Run one command; gives the exit status: 0, 2 for an error that the user can correct, 130 when interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    command = COMMANDS.get(args[0]) if args else None
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
+        if not args or args[0] in ("-h", "--help", "help"):
             print(help_text())
-        elif words[0] == "--version":
+        elif args[0] == "--version":
             print(__version__)
         elif command is None:
-            raise SchoolError(f"there is no command `{words[0]}`{_suggestion(words[0])}")
+            raise SchoolError(f"unknown command `{args[0]}`{_suggestion(args[0])}")
         else:
             module, _, function = command.target.partition(":")
-            getattr(import_module(module), function)(words[1:])
+            getattr(import_module(module), function)(args[1:])
         sys.stdout.flush()
-    except KeyboardInterrupt as stop:  # a run that could save itself says so
+    except KeyboardInterrupt as stop:  # a run that was saved has a message
         if debug:
             raise
-        print(f"\nschool: {str(stop) or 'stopped'}{_how_to_go_on(command, words)}", file=sys.stderr)
+        print(f"\nschool: {str(stop) or 'stopped'}{_resume_hint(command, args)}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `school ... | head`: nobody listens any more; keep the exit itself from complaining
+    except BrokenPipeError:  # `school ... | head`; devnull keeps Python from reporting the same error again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except (SchoolError, OSError) as error:
-        message = _mendable(error)
+        message = _user_message(error)
         if debug or message is None:
             raise
         print("school: error: " + message.replace("\n", "\n  "), file=sys.stderr)
@@ -162,22 +140,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def help_text() -> str:
-    """What `school --help` says."""
-    lines = [
-        "A one-room school for language models: textbooks, worked examples, practice, exams.",
+    """The output of `school --help`."""
+    lines = ["usage: school COMMAND ...", "", "Train language models to think before they answer, and measure them."]
+    for group, commands in GROUPS.items():
+        lines += ["", f"{group}:", *(f"  {name:11} {command.summary}" for name, command in commands.items())]
+    lines += [
         "",
-        "usage: school COMMAND ...",
-        "",
+        "`school COMMAND --help` explains a command, `school train RECIPE --help` lists the keys of a recipe.",
+        "`--debug` shows the traceback of an error, `school --version` the version.",
     ]
-    for command in COMMANDS.values():
-        lines += [f"  {command.usage}", f"      {command.summary}"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "`school COMMAND --help` explains one. --debug shows where an error came from, --version the version.",
-        ]
-    )
+    return "\n".join(lines)
 
 
 def _suggestion(word: str) -> str:
@@ -187,16 +159,16 @@ def _suggestion(word: str) -> str:
     return f"; did you mean `{close[0]}`?" if close else "; `school --help` lists them"
 
 
-def _how_to_go_on(command: Command | None, words: Sequence[str]) -> str:
+def _resume_hint(command: Command | None, args: Sequence[str]) -> str:
     if command is None or not command.resumes:
         return ""
     from shlex import join
 
-    return f"; the same command goes on from the last checkpoint:\n  {join(['school', *words])}"
+    return f"; the same command resumes from the last checkpoint:\n  {join(['school', *args])}"
 
 
-def _mendable(error: SchoolError | OSError) -> str | None:
-    """What to tell the user of an error; None where it is no fault of theirs."""
+def _user_message(error: SchoolError | OSError) -> str | None:
+    """The message for an error that the user can correct; None for a fault of this package."""
     if isinstance(error, SchoolError):
         return str(error)
     if error.errno in USER_ERRNOS:

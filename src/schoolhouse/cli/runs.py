@@ -1,4 +1,4 @@
-"""The commands that look after run folders: `school runs`, `school doctor`, `school repeat`."""
+"""Commands for run folders: `school runs`, `school doctor`, `school repeat`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 class Doctor(BaseConfig):
     folder: Path | None = None
-    """A run folder to look through as well."""
+    """A run folder, or a folder with runs, to check as well."""
 
 
-def doctor(words: Sequence[str]) -> None:
+def doctor(args: Sequence[str]) -> None:
     """school doctor [FOLDER]"""
-    c = parse_options(Doctor, words, "school doctor [FOLDER]", ("folder",))
+    c = parse_options(Doctor, args, "school doctor [FOLDER]", ("folder",))
     if c is None:
         return
     from schoolhouse.runs.doctor import check_machine
@@ -32,81 +32,83 @@ def doctor(words: Sequence[str]) -> None:
         print(f"{finding.topic:16}  {finding.result}" + (f"\n{'':16}  -> {finding.advice}" if finding.advice else ""))
     if c.folder is None:
         return
-    found = find_runs(c.folder)
-    if not found:
-        raise SchoolError(f"{c.folder} holds no run: a run folder has a config.yaml and a manifest.json")
-    wrong = 0
-    for folder in found:
-        harmed = check(folder)
-        wrong += bool(harmed)
+    folders = find_runs(c.folder)
+    if not folders:
+        raise SchoolError(f"no run in {c.folder}: a run folder has a config.yaml and a manifest.json")
+    damaged = 0
+    for folder in folders:
+        problems = check(folder)
+        damaged += bool(problems)
         print(f"\n{folder}")
-        if harmed:
-            print("\n".join(f"  {line}" for line in harmed))
+        if problems:
+            print("\n".join(f"  {problem}" for problem in problems))
         else:
-            seen = inspect(folder)
-            print(f"  whole; {_told(seen)}; recording and saving took {100 * seen.io_fraction:.1f} % of its time")
-            if seen.slowest_grading is not None:
-                print(f"  the slowest verdict took {seen.slowest_grading:.2g} s")
-    if wrong:
-        raise SchoolError(f"{wrong} of {len(found)} run folders need a look (above)")
+            status = inspect(folder)
+            print(
+                f"  intact; {_summary(status)}; recording and saving took {100 * status.io_fraction:.1f} % of its time"
+            )
+            if status.slowest_grading is not None:
+                print(f"  the slowest grading of a completion took {status.slowest_grading:.2g} s")
+    if damaged:
+        raise SchoolError(f"{damaged} of {len(folders)} run folders have problems (above)")
 
 
 class Runs(BaseConfig):
     folder: Path = Path("runs")
-    """Where to look, in folders inside it too."""
+    """Folder with runs, at any depth."""
 
 
-def runs(words: Sequence[str]) -> None:
+def runs(args: Sequence[str]) -> None:
     """school runs [FOLDER]"""
-    c = parse_options(Runs, words, "school runs [FOLDER]", ("folder",))
+    c = parse_options(Runs, args, "school runs [FOLDER]", ("folder",))
     if c is None:
         return
     from schoolhouse.runs.inspect import find_runs, inspect
 
-    found = find_runs(c.folder) if c.folder.is_dir() else []
-    if not found:
-        raise SchoolError(f"there is no run in {c.folder}; give the folder that holds them")
-    for folder in found:
+    folders = find_runs(c.folder) if c.folder.is_dir() else []
+    if not folders:
+        raise SchoolError(f"no run in {c.folder}; give the folder with your runs")
+    for folder in folders:
         try:
-            print(f"{folder}: {_told(inspect(folder))}")
+            print(f"{folder}: {_summary(inspect(folder))}")
         except SchoolError as error:
-            print(f"{folder}: damaged ({error})")
+            print(f"{folder}: unreadable ({error})")
 
 
-def _told(seen: RunStatus) -> str:
-    done, total = seen.steps
-    unit = "stages" if seen.recipe == "pipeline" else "steps"
-    of = f" of {total}" if total is not None else ""
-    words = f"{seen.recipe}, {seen.state}, {done}{of} {unit}, {duration(seen.seconds)}"
-    return words + (f", {seen.result}" if seen.result else "")
+def _summary(status: RunStatus) -> str:
+    """`grpo, finished, 80 of 80 steps, 2 min 5 s, reward 0.750`."""
+    done, total = status.steps
+    unit = "stages" if status.recipe == "pipeline" else "steps"
+    progress = f"{done} of {total} {unit}" if total is not None else f"{done} {unit}"
+    parts = [status.recipe, status.state, progress, duration(status.seconds), status.result]
+    return ", ".join(part for part in parts if part)
 
 
 class Repeat(BaseConfig):
     run: Path
-    """Folder of a run (or of a pipeline) that has finished."""
+    """Folder of a finished run or pipeline."""
     dir: Path | None = None
-    """Where to run it again; FOLDER-repeat unless given."""
+    """Folder of the repeated run; none: RUN-repeat."""
 
 
-def repeat(words: Sequence[str]) -> None:
+def repeat(args: Sequence[str]) -> None:
     """school repeat RUN [--dir FOLDER]"""
-    c = parse_options(Repeat, words, "school repeat RUN [--dir FOLDER]", ("run",))
+    c = parse_options(Repeat, args, "school repeat RUN [--dir FOLDER]", ("run",))
     if c is None:
         return
-    from schoolhouse.runs.atomic_io import read_json
     from schoolhouse.runs.inspect import compare, inspect
-    from schoolhouse.runs.manifest import environment_changes
-    from schoolhouse.runs.pipeline import repeat_run as again
+    from schoolhouse.runs.manifest import environment_changes, read_manifest
+    from schoolhouse.runs.pipeline import repeat_run
 
     state = inspect(c.run).state
     if state != "finished":
-        raise SchoolError(f"{c.run} is {state}, so there is nothing to compare with yet: let it finish first")
+        raise SchoolError(f"{c.run} is {state}: finish it first, then repeat it")
     folder = c.dir or c.run.resolve().with_name(f"{c.run.resolve().name}-repeat")
-    again(c.run, folder)
-    differing = compare(c.run, folder)
-    if not differing:
+    repeat_run(c.run, folder)
+    changed = compare(c.run, folder)
+    if not changed:
         print(f"the same bits: weights, metrics and rollouts of {c.run} and {folder}")
         return
-    around = environment_changes(*(read_json(one / "manifest.json") for one in (c.run, folder)))
-    reason = ["what differs around them:", *around] if around else ["and nothing that a manifest records differs"]
-    raise SchoolError("\n".join([f"{c.run} and {folder} are not the same:", *differing, *reason]))
+    environment = environment_changes(*(read_manifest(run / "manifest.json") for run in (c.run, folder)))
+    reason = ["changes of the environment:", *environment] if environment else ["the environments are the same"]
+    raise SchoolError("\n".join([f"{c.run} and {folder} differ:", *changed, *reason]))

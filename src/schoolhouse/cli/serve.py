@@ -11,7 +11,7 @@ from pydantic import Field
 
 from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig
-from schoolhouse.serve.settings import Serve
+from schoolhouse.serve.settings import ServerConfig
 from schoolhouse.types import SchoolError
 
 
@@ -36,8 +36,10 @@ def chat(args: Sequence[str]) -> None:
         return
     if c.web:
         if c.model_fields_set & {"max_new_tokens", "temperature"}:
-            raise SchoolError("--max_new_tokens and --temperature apply to the terminal only: set them on the page, or leave out --web")
-        listen(Serve(model=c.model, port=c.port, seed=c.seed))
+            raise SchoolError(
+                "--max_new_tokens and --temperature are for the terminal: set them on the page, or leave out --web"
+            )
+        listen(ServerConfig(model=c.model, port=c.port, seed=c.seed))
         return
     from schoolhouse.policy.policy import Policy
     from schoolhouse.serve.chat import chat as talk
@@ -46,28 +48,28 @@ def chat(args: Sequence[str]) -> None:
 
 
 def serve(args: Sequence[str]) -> None:
-    """school serve MODEL [--port 8000] [--key KEY]"""
-    c = parse_options(Serve, args, "school serve MODEL [--port 8000] [--key KEY]", ("model",))
+    """school serve MODEL [--port 8000] [--api_key KEY]"""
+    c = parse_options(ServerConfig, args, "school serve MODEL [--port 8000] [--api_key KEY]", ("model",))
     if c is not None:
         listen(c)
 
 
-def listen(c: Serve) -> None:
+def listen(c: ServerConfig) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     from schoolhouse.serve.lazy_start import run
 
-    served: list[Any] = []
+    servers: list[Any] = []
 
     def build() -> Any:
-        from schoolhouse.serve.server import Served, build_app  # imports torch: the port answers before that
+        from schoolhouse.serve.server import Server, build_app  # imports torch: the port answers before that
 
-        served.append(Served(c))
+        servers.append(Server(c))
         print("the model is loaded", flush=True)
-        return build_app(served[0])
+        return build_app(servers[0])
 
     address, listener = f"http://{c.host}:{c.port}", bind_socket(c.host, c.port)
     print(f"API: {address}/v1, web page: {address} (Ctrl-C stops the server)", flush=True)
-    run(c, build, lambda: served[0].shelf.close(), listener)
+    run(c, build, lambda: servers[0].close(), listener)
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -76,7 +78,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise SchoolError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host") from None
+        raise SchoolError(f"cannot listen on {host}:{port} ({error.strerror}): give another --port or --host") from None
 
 
 class Board(BaseConfig):

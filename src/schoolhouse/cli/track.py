@@ -1,7 +1,7 @@
-"""`school track`: the numbers of a run in the tracker that a team already looks at.
+"""`school track`: the metrics of a run in the tracker of a team.
 
-A process of its own reads the run folder, which stays the truth: whatever befalls a tracker, no run waits for it or
-fails with it. A run that was resumed repeats its steps in the same bits, so a step once told is never told again.
+A separate process reads the run folder. A run never waits for a tracker, and never fails because of one. A resumed run
+repeats its steps in the same bits, so a step that was logged once is not logged again.
 """
 
 from __future__ import annotations
@@ -23,97 +23,98 @@ from schoolhouse.runs.run import read_metrics
 from schoolhouse.types import SchoolError
 
 POLL_SECONDS = 2.0
-"""Seconds between looks at a run that is followed."""
+"""Seconds between reads of a run that is followed."""
 
 USAGE = "school track RUN --to trackio|wandb|tensorboard [--follow]"
 
-Tell = Callable[[int, Mapping[str, float]], None]
+LogFn = Callable[[int, Mapping[str, float]], None]
+"""Logs the metrics of one step."""
 
 
 class Track(BaseConfig):
     run: Path
-    """A run folder. What was told is noted in it, in tracked.TRACKER.json."""
+    """A run folder. Its file tracked.TRACKER.json holds the last step that was logged."""
     to: Literal["trackio", "wandb", "tensorboard"] = "trackio"
-    """Who is told. Each is installed by its own name (pip install trackio)."""
+    """Tracker. Each is installed by its own name (pip install trackio)."""
     project: str = "schoolhouse"
-    """What the tracker files it under."""
+    """Project in the tracker."""
     name: str = ""
-    """The run's name there, instead of its folder's."""
+    """Name of the run in the tracker; empty: that of its folder."""
     follow: bool = False
-    """Go on until the run ends."""
+    """Continue until the run ends."""
 
 
-def track(words: Sequence[str]) -> None:
+def track(args: Sequence[str]) -> None:
     """school track RUN --to trackio|wandb|tensorboard [--follow]"""
-    c = parse_options(Track, words, USAGE, ("run",))
+    c = parse_options(Track, args, USAGE, ("run",))
     if c is None:
         return
     if c.to == "tensorboard" and c.model_fields_set & {"project", "name"}:
-        raise SchoolError("tensorboard knows no projects and names: its files are in RUN/tensorboard")
+        raise SchoolError("tensorboard has no projects and names: leave out --project and --name (see RUN/tensorboard)")
     if not is_run(c.run):
         inside = ", ".join(map(str, find_runs(c.run)[:5])) if c.run.is_dir() else ""
-        raise SchoolError(f"{c.run} is not a run folder" + (f"; it holds {inside}" if inside else ""))
+        raise SchoolError(f"{c.run} is not a run folder" + (f"; runs in it: {inside}" if inside else ""))
     if not c.follow and not read_metrics(c.run):
-        raise SchoolError(f"{c.run} has no numbers yet; of a pipeline, track its stages, which are runs of their own")
-    noted = c.run / f"tracked.{c.to}.json"
-    known = read_json(noted) if noted.exists() else {}
-    place = known.setdefault(f"{c.project}/{c.name}", {"id": uuid4().hex[:8], "told": -1})
-    with TRACKERS[c.to](c, place["id"], read_config(c.run / "config.yaml")) as tell:
+        raise SchoolError(f"{c.run} has no metrics yet; of a pipeline, track the folders of its stages")
+    path = c.run / f"tracked.{c.to}.json"
+    tracked = read_json(path) if path.exists() else {}
+    entry = tracked.setdefault(f"{c.project}/{c.name}", {"id": uuid4().hex[:8], "last_step": -1})
+    with TRACKERS[c.to](c, entry["id"], read_config(c.run / "config.yaml")) as log:
         try:
-            follow(c, tell, place, lambda: atomic_write(noted, to_json(known, indent=2)))
+            follow(c, log, entry, lambda: atomic_write(path, to_json(tracked, indent=2)))
         finally:
-            atomic_write(noted, to_json(known, indent=2))
-    print(f"{c.to} was told of {c.run} up to step {place['told']}")
+            atomic_write(path, to_json(tracked, indent=2))
+    print(f"logged {c.run} to {c.to} up to step {entry['last_step']}")
 
 
-def follow(c: Track, tell: Tell, place: dict[str, Any], note: Callable[[], None]) -> None:
-    """Tell of every step behind `place`, once or until the run ends."""
+def follow(c: Track, log: LogFn, entry: dict[str, Any], save: Callable[[], None]) -> None:
+    """Log every step behind `last_step` of the entry, once or until the run ends."""
     while True:
-        ends = not c.follow or inspect(c.run).state != "running"  # looked at before reading: no last step is missed
+        last_pass = not c.follow or inspect(c.run).state != "running"  # before reading: no last step is missed
         for line in read_metrics(c.run):
-            if line["step"] > place["told"]:
+            if line["step"] > entry["last_step"]:
                 step = line.pop("step")
-                tell(step, flatten_numbers(line))
-                place["told"] = step
-        note()
-        if ends:
+                log(step, flatten_numbers(line))
+                entry["last_step"] = step
+        save()
+        if last_pass:
             return
         time.sleep(POLL_SECONDS)
 
 
 @contextmanager
-def _trackio(c: Track, identity: str, config: dict[str, Any]) -> Generator[Tell]:
-    tracker = _part("trackio")
-    name = c.name or f"{_name(c)}-{identity}"  # runs of one name are one run there
-    own = {"auto_log_cpu": False, "auto_log_gpu": False}  # they would be of this process, not of the run's
-    tracker.init(project=c.project, name=name, config=config, resume="allow", **own)
+def _trackio(c: Track, run_id: str, config: dict[str, Any]) -> Generator[LogFn]:
+    tracker = _import("trackio")
+    name = c.name or f"{_name(c)}-{run_id}"  # trackio joins runs of the same name
+    machine_metrics = {"auto_log_cpu": False, "auto_log_gpu": False}  # they would describe this process, not the run
+    tracker.init(project=c.project, name=name, config=config, resume="allow", **machine_metrics)
     try:
-        yield lambda step, told: tracker.log(dict(told), step=step)
+        yield lambda step, metrics: tracker.log(dict(metrics), step=step)
     finally:
         tracker.finish()
 
 
 @contextmanager
-def _wandb(c: Track, identity: str, config: dict[str, Any]) -> Generator[Tell]:
-    tracker = _part("wandb")
-    with tracker.init(project=c.project, name=_name(c), id=identity, resume="allow", config=config, dir=c.run) as run:
-        yield lambda step, told: run.log(dict(told), step=step)
+def _wandb(c: Track, run_id: str, config: dict[str, Any]) -> Generator[LogFn]:
+    tracker = _import("wandb")
+    with tracker.init(project=c.project, name=_name(c), id=run_id, resume="allow", config=config, dir=c.run) as run:
+        yield lambda step, metrics: run.log(dict(metrics), step=step)
 
 
 @contextmanager
-def _tensorboard(c: Track, _: str, config: dict[str, Any]) -> Generator[Tell]:
-    _part("tensorboard")
+def _tensorboard(c: Track, _: str, config: dict[str, Any]) -> Generator[LogFn]:
+    _import("tensorboard")
     with import_module("torch.utils.tensorboard").SummaryWriter(str(c.run / "tensorboard")) as writer:
         writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in config.items()))
 
-        def tell(step: int, told: Mapping[str, float]) -> None:
-            for name, value in told.items():
+        def log(step: int, metrics: Mapping[str, float]) -> None:
+            for name, value in metrics.items():
                 writer.add_scalar(name, value, step)
 
-        yield tell
+        yield log
 
 
-TRACKERS: Mapping[str, Callable[[Track, str, dict[str, Any]], AbstractContextManager[Tell]]] = {
+TRACKERS: Mapping[str, Callable[[Track, str, dict[str, Any]], AbstractContextManager[LogFn]]] = {
     "trackio": _trackio,
     "wandb": _wandb,
     "tensorboard": _tensorboard,
@@ -124,7 +125,7 @@ def _name(c: Track) -> str:
     return c.name or c.run.resolve().name
 
 
-def _part(name: str) -> Any:
+def _import(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:

@@ -5,33 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from schoolhouse.cli.options import parse_options, take_option, wants_help
-from schoolhouse.config import BaseConfig, load, print_help
+from schoolhouse.cli.help import print_help, wants_help
+from schoolhouse.cli.options import parse_options, take_option
+from schoolhouse.config import BaseConfig, load
 from schoolhouse.recipes import Recipe, load_recipe, recipe_names
 
 
-def train(words: Sequence[str]) -> None:
+def train(args: Sequence[str]) -> None:
     """school train RECIPE [CONFIG.yaml] [--key value ...] [--dir FOLDER]"""
-    folder, words = take_option(words, "--dir", "")
-    chosen = _recipe(words, "train", " [--dir FOLDER]")
+    folder, args = take_option(args, "--dir", "")
+    chosen = _recipe(args, "train", " [--dir FOLDER]")
     if chosen is None:
         return
     recipe, config = chosen
     folder = folder or f"runs/{Path(recipe.name).stem}"
 
-    from schoolhouse.runs.run import Run
+    from schoolhouse.runs.pipeline import open_run, train_recipe
 
-    with Run.open(Path(folder), config, recipe.name) as run:
+    with open_run(Path(folder), config, recipe) as run:
         if run.finished:
-            print(f"{folder} is finished already; give another folder with --dir for another run")
+            print(f"{folder} is already finished; give another folder with --dir for another run")
         else:
-            recipe.train(config, run)
-        print(f"the model is in {run.model}; talk to it: school chat {folder}")
+            train_recipe(run, recipe)
+        print(f"the model is in {run.model}; chat with it: school chat {folder}")
 
 
-def estimate(words: Sequence[str]) -> None:
+def estimate(args: Sequence[str]) -> None:
     """school estimate RECIPE [CONFIG.yaml] [--key value ...]"""
-    chosen = _recipe(words, "estimate", "")
+    chosen = _recipe(args, "estimate", "")
     if chosen is None:
         return
     from schoolhouse.runs.estimate import estimate as measure
@@ -39,17 +40,18 @@ def estimate(words: Sequence[str]) -> None:
     print(measure(chosen[0].name, chosen[1]))
 
 
-def _recipe(words: Sequence[str], command: str, more: str) -> tuple[Recipe, BaseConfig] | None:
-    """The recipe that the words name and its config; None after printing help."""
-    if not words or words[0] in ("-h", "--help"):
+def _recipe(args: Sequence[str], command: str, more: str) -> tuple[Recipe, BaseConfig] | None:
+    """The recipe that the arguments name, and its config; None after printing help."""
+    if not args or args[0] in ("-h", "--help"):
         print(f"usage: school {command} RECIPE [CONFIG.yaml] [--key value ...]{more}\n")
-        print(f"recipes: {', '.join(recipe_names())}, or the file of your own (my_recipe.py)")
-        print(f"`school {command} RECIPE --help` lists its keys")
+        print(f"recipes: {', '.join(recipe_names())}, or a recipe file of your own (my_recipe.py)")
+        print(f"`school {command} RECIPE --help` lists the keys of a recipe")
         return None
-    name, *rest = words
+    name, *rest = args
     recipe = load_recipe(name)
     if wants_help(rest):
-        print_help(recipe.config, f"school {command} {name} [CONFIG.yaml]{more}", recipe.about)
+        usage = f"[CONFIG.yaml] [--key value ...]{more}"
+        print_help(recipe.config, f"school {command} {name}", usage, recipe.about, rest)
         return None
     path = Path(rest.pop(0)) if rest and not rest[0].startswith("--") else None
     return recipe, load(recipe.config, path, rest)
@@ -57,11 +59,11 @@ def _recipe(words: Sequence[str], command: str, more: str) -> tuple[Recipe, Base
 
 class Pipeline(BaseConfig):
     pipeline: str
-    """File that lists the stages."""
+    """YAML file that lists the stages, or the name of a packaged pipeline."""
     seed: int | None = None
-    """Instead of the file's."""
+    """Seed; none: that of the file."""
     dir: Path | None = None
-    """Folder of the whole run; runs/NAME unless given."""
+    """Folder of the whole run; none: runs/NAME."""
 
 
 class Quickstart(BaseConfig):
@@ -70,9 +72,9 @@ class Quickstart(BaseConfig):
     """Folder of the whole run."""
 
 
-def run(words: Sequence[str]) -> None:
+def run(args: Sequence[str]) -> None:
     """school run PIPELINE.yaml [--seed N] [--dir FOLDER]"""
-    c = parse_options(Pipeline, words, "school run PIPELINE.yaml [--seed N] [--dir FOLDER]", ("pipeline",))
+    c = parse_options(Pipeline, args, "school run PIPELINE.yaml [--seed N] [--dir FOLDER]", ("pipeline",))
     if c is None:
         return
     from schoolhouse.runs.pipeline import run_pipeline
@@ -80,9 +82,9 @@ def run(words: Sequence[str]) -> None:
     run_pipeline(c.pipeline, c.seed, c.dir or Path("runs") / Path(c.pipeline).stem)
 
 
-def quickstart(words: Sequence[str]) -> None:
+def quickstart(args: Sequence[str]) -> None:
     """school quickstart [--seed N] [--dir FOLDER]"""
-    c = parse_options(Quickstart, words, "school quickstart [--seed N] [--dir FOLDER]", ())
+    c = parse_options(Quickstart, args, "school quickstart [--seed N] [--dir FOLDER]", ())
     if c is None:
         return
     from schoolhouse.runs.pipeline import run_pipeline

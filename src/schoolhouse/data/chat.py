@@ -1,16 +1,15 @@
 """Messages to token ids and spans, and back: the only place that knows a chat template.
 
-Three rules hold for every template, ours or a model's own:
+Three rules hold for every template:
 
-* Ids are spliced, never decoded and encoded again. A prompt is encoded once, the reply on its own behind it.
-* Only the template's own text becomes markup. `<|im_end|>` typed inside a message is ordinary text: while the template
-  is rendered a private character stands in its place, so that even a template which trims or searches its contents
-  cannot be fooled.
-* What the policy said is read off by the ids of `<think>` and `</think>`, not by searching text; only where a tokenizer
-  has no such ids does the first `<think>` of the text count.
+* Ids are appended, never decoded and encoded again. A prompt is encoded once, and the completion by itself.
+* Only the template's own text becomes special tokens. `<|im_end|>` typed inside a message is ordinary text: a private
+  character replaces it while the template is rendered. Templates that trim or search their contents are safe too.
+* A completion is parsed by the ids of `<think>` and `</think>`. Only where a tokenizer has no such ids does the first
+  `<think>` of the text count.
 
-Thoughts of earlier assistant turns are handed to the template, which keeps or drops them: ours keeps what it is given
-(a conversation only ever grows, so what was sampled stays the prefix of what comes next); Qwen3's keeps the last.
+Thoughts of earlier assistant turns are passed to the template, which keeps or drops them. The default template keeps
+them all, so sampled tokens stay the prefix of what comes next. Qwen3's template keeps the last one.
 """
 
 from __future__ import annotations
@@ -21,56 +20,54 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from schoolhouse.data.chat_template import DEFAULT_TEMPLATE, PLAIN_TEMPLATE, compile_template
 from schoolhouse.data.tokenizer import END_THINK, THINK, TURN_END, TURN_START, Tokenizer
 from schoolhouse.types import NAN, Completion, Demonstration, Key, Message, Problem, Rollout, SchoolError
 
-DEFAULT_TEMPLATE = """\
-{% for message in messages %}
-<|im_start|>{{ message.role }}
-{% if message.role == 'assistant' %}{{ '<think>' + (message.reasoning_content or '') + '</think>' }}{% endif %}
-{{ message.content + '<|im_end|>' }}
-{% endfor %}
-{% if add_generation_prompt %}
-<|im_start|>assistant
-{% endif %}
-"""
-"""Ours: compact on purpose, since a small model pays for every token. The policy writes `<think>` itself."""
+_ANSWER, _THOUGHT = "\ue0a0", "\ue0a1"  # placeholders while a template is inspected
 
-PLAIN_TEMPLATE = DEFAULT_TEMPLATE.replace("<|im_start|>", "").replace("'<|im_end|>'", "eos_token")
-"""For a model that brings neither a chat template nor our markup: a role in a line of its own, eos after each turn."""
 
-_A, _T = "\ue0a0", "\ue0a1"  # stand for an answer and a thought while a template is examined
+class ThoughtFormat(NamedTuple):
+    """How a template and a tokenizer write a thought.
+
+    start_id, end_id       of `<think>` and `</think>`; None where the tokenizer has no such token
+    opened_by_prompt       whether the generation prompt itself ends with `<think>`
+    before, after, between white space behind `<think>`, before `</think>`, and between `</think>` and the answer
+    """
+
+    start_id: int | None
+    end_id: int | None
+    opened_by_prompt: bool = False
+    before: str = ""
+    after: str = ""
+    between: str = ""
 
 
 class Conversation:
-    """A tokenizer with a chat template (`template`, or the tokenizer's own, or ours).
+    """A tokenizer with a chat template: `template`, or the tokenizer's own, or the default.
 
-    tokenizer   ids for text
-    template    jinja2 text
-    stop_ids    ids that end the assistant's turn
+    tokenizer       text to ids
+    template        jinja2 text
+    stop_ids        ids that end the assistant's turn
+    thought_format  how a thought is written
     Raises SchoolError for a template without an assistant turn, a generation prompt or an end of turn.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str | None = None) -> None:
-        ours = DEFAULT_TEMPLATE if {TURN_START, TURN_END} <= tokenizer.special_tokens.keys() else PLAIN_TEMPLATE
+        special_tokens = tokenizer.special_tokens
+        default = DEFAULT_TEMPLATE if {TURN_START, TURN_END} <= special_tokens.keys() else PLAIN_TEMPLATE
         self.tokenizer = tokenizer
-        self.template = template or tokenizer.chat_template or ours
-        self._compiled = _compile(self.template)
-        self._names = {
-            name: tokenizer.special_token(name) or "" for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-        }
-        self._marks = re.compile("|".join(map(re.escape, sorted(tokenizer.special_tokens, key=len, reverse=True))) or "(?!)")
-        self._think, self._end_think = tokenizer.special_tokens.get(THINK), tokenizer.special_tokens.get(END_THINK)
-        self._thought_in = ""  # "field": the template writes thoughts; "content": we do; "": it drops them
-        self._examine()
+        self.template = template or tokenizer.chat_template or default
+        self._compiled = compile_template(self.template)
+        names = ("bos_token", "eos_token", "unk_token", "pad_token")
+        self._template_variables = {name: tokenizer.special_token(name) or "" for name in names}
+        longest_first = sorted(special_tokens, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self.thought_format = ThoughtFormat(special_tokens.get(THINK), special_tokens.get(END_THINK))
+        self._thought_place = ""  # "field": the template writes thoughts; "content": we do; "": it drops them
+        self._inspect_template()
         self.prompt = lru_cache(4096)(self._prompt)
 
     @classmethod
@@ -88,65 +85,69 @@ class Conversation:
     # --- from messages to ids
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation, as a person may read it; with `prompt`, up to where the assistant starts."""
-        guards = self._guards(messages)
-        return _unguard(self._render(messages, add_generation_prompt, guards), guards)
+        """The text of a conversation; with `add_generation_prompt`, up to where the assistant starts."""
+        stand_ins = self._stand_ins(messages)
+        return _unmask(self._render(messages, add_generation_prompt, stand_ins), stand_ins)
 
     def _prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """Ids of a conversation up to where the assistant starts."""
-        guards = self._guards(messages)
-        return tuple(self._ids([(self._render(messages, True, guards), guards)])[0])
+        stand_ins = self._stand_ins(messages)
+        return tuple(self._encode_rendered([(self._render(messages, True, stand_ins), stand_ins)])[0])
 
     def prompt_rollout(self, problem: Problem, key: Key) -> Rollout:
-        """The prefix that asks `problem`: nothing in it is the policy's."""
+        """The prompt of a problem, with the loss mask False everywhere."""
         prompt = self.prompt(problem.messages)
         return Rollout(problem, key, prompt, (False,) * len(prompt), (NAN,) * len(prompt))
 
     def demonstration_rollout(self, demonstration: Demonstration, key: Key) -> Rollout:
-        """A worked example as a rollout: the reply is written, its end-of-turn id included, the prompt is not."""
+        """A demonstration as a rollout. The loss mask covers the completion with its end-of-turn id, not the prompt."""
         return self.demonstration_rollouts([demonstration], [key])[0]
 
     def demonstration_rollouts(self, demonstrations: Sequence[Demonstration], keys: Sequence[Key]) -> list[Rollout]:
-        """`demonstrate` for many at once. A thought of None is written like an empty one.
+        """`demonstration_rollout` for many at once. A thought of None is written like an empty one.
 
-        Raises SchoolError where the template does not continue its own prompt, drops the thought, never ends the turn,
-        or where the mask would be empty or full.
+        Raises SchoolError where the template does not continue its own prompt, drops the thought or never ends the
+        turn, and where the loss mask would be empty or full.
         """
-        texts = [self._asked_and_told(demonstration) for demonstration in demonstrations]
-        prompts = self._ids([(asked, guards) for asked, _, guards in texts])
-        replies = self._ids([(told, guards) for _, told, guards in texts])
-        return [self._taught(*each) for each in zip(demonstrations, keys, prompts, replies, strict=True)]
+        texts = [self._render_demonstration(demonstration) for demonstration in demonstrations]
+        prompts = self._encode_rendered([(prompt, stand_ins) for prompt, _, stand_ins in texts])
+        completions = self._encode_rendered([(completion, stand_ins) for _, completion, stand_ins in texts])
+        parts = zip(demonstrations, keys, prompts, completions, strict=True)
+        return [self._join_demonstration(*part) for part in parts]
 
-    def _asked_and_told(self, d: Demonstration) -> tuple[str, str, dict[str, str]]:
-        """The prompt, what the assistant writes behind it, and the guards of both."""
-        if d.thought and not self._thought_in:
+    def _render_demonstration(self, demonstration: Demonstration) -> tuple[str, str, dict[str, str]]:
+        """The text of the prompt, the text of the completion, and the stand-ins of both."""
+        problem = demonstration.problem
+        if demonstration.thought and not self._thought_place:
+            raise SchoolError(f"problem {problem.id}: the chat template drops thoughts; use a template that keeps them")
+        messages = (*problem.messages, Message("assistant", demonstration.answer, demonstration.thought))
+        stand_ins = self._stand_ins(messages)
+        prompt, whole = self._render(messages[:-1], True, stand_ins), self._render(messages, False, stand_ins)
+        if not whole.startswith(prompt):
+            pairs = enumerate(zip(prompt, whole, strict=False))
+            at = next((i for i, (left, right) in pairs if left != right), len(whole))
             raise SchoolError(
-                f"problem {d.problem.id}: the chat template drops thoughts; give a template that keeps them"
+                f"problem {problem.id}: the chat template does not continue its own generation prompt: the prompt has "
+                f"{prompt[at:][:60]!r} where a demonstration has {whole[at:][:60]!r} (after {prompt[:at][-40:]!r})"
             )
-        whole = (*d.problem.messages, Message("assistant", d.answer, d.thought))
-        guards = self._guards(whole)
-        asked, told = self._render(whole[:-1], True, guards), self._render(whole, False, guards)
-        if not told.startswith(asked):
-            at = next((i for i, (a, b) in enumerate(zip(asked, told, strict=False)) if a != b), len(told))
-            raise SchoolError(
-                f"problem {d.problem.id}: the chat template does not continue its own generation prompt: it asks with "
-                f"{asked[at:][:60]!r} where a worked example has {told[at:][:60]!r} (after {asked[:at][-40:]!r})"
-            )
-        return asked, told[len(asked) :], guards
+        return prompt, whole[len(prompt) :], stand_ins
 
-    def _taught(self, d: Demonstration, key: Key, prompt: list[int], reply: list[int]) -> Rollout:
-        end = next((i + 1 for i, token in enumerate(reply) if token in self.stop_ids), 0)
+    def _join_demonstration(
+        self, demonstration: Demonstration, key: Key, prompt: list[int], completion: list[int]
+    ) -> Rollout:
+        problem = demonstration.problem
+        end = next((i + 1 for i, token in enumerate(completion) if token in self.stop_ids), 0)
         if not end:
-            raise SchoolError(f"problem {d.problem.id}: the chat template does not end the assistant's turn")
+            raise SchoolError(f"problem {problem.id}: the chat template does not end the assistant's turn")
         if end == 1 or not prompt:
             raise SchoolError(
-                f"problem {d.problem.id}: the mask would be {'empty' if prompt else 'full'}: "
-                f"{len(prompt)} tokens are given and {end - 1} written before the end of the turn"
+                f"problem {problem.id}: the loss mask would be {'empty' if prompt else 'full'}: {len(prompt)} tokens "
+                f"of prompt and {end - 1} of completion before the end of the turn"
             )
         return Rollout(
-            d.problem,
+            problem,
             key,
-            (*prompt, *reply[:end]),
+            (*prompt, *completion[:end]),
             (False,) * len(prompt) + (True,) * end,
             (NAN,) * (len(prompt) + end),
             turns=(len(prompt),),
@@ -154,36 +155,37 @@ class Conversation:
         )
 
     def append_messages(self, rollout: Rollout, messages: Sequence[Message]) -> Rollout:
-        """What others say after the policy's turn, up to where it may speak again; a turn cut off is closed first."""
-        told = [Message("user", ""), Message("assistant", _A), *messages]
-        guards = self._guards(messages)
-        ids = self._ids([(self._render(told, True, guards).rpartition(_A)[2], guards)])[0]
+        """The rollout with messages of the user or a tool, up to the assistant's next turn.
+
+        A turn that was cut off is ended first.
+        """
+        placeholders = [Message("user", ""), Message("assistant", _ANSWER), *messages]
+        stand_ins = self._stand_ins(messages)
+        text = self._render(placeholders, True, stand_ins).rpartition(_ANSWER)[2]
+        ids = self._encode_rendered([(text, stand_ins)])[0]
         if rollout.tokens[-1] in self.stop_ids:
             ids = ids[1 + next(i for i, token in enumerate(ids) if token in self.stop_ids) :]
         return rollout.append_context(ids)
 
-    @property
-    def thought_marks(self) -> tuple[int | None, int | None, bool, tuple[str, ...]]:
-        """Ids of `<think>` and `</think>`, whether a prompt opens the thought itself, blanks around a thought."""
-        return self._think, self._end_think, self._thinking, self._blanks
-
     def close_thought(self, rollout: Rollout) -> Rollout:
-        """The same rollout if it has stopped thinking in its last turn, or never began; else with `</think>` forced."""
-        end = self.tokenizer.encode(END_THINK) if self._end_think is None else [self._end_think]
+        """The rollout with `</think>` prefilled where its last turn is inside a thought; else unchanged."""
+        end_id = self.thought_format.end_id
+        end = self.tokenizer.encode(END_THINK) if end_id is None else [end_id]
         return rollout.prefill(end) if self.is_thinking(rollout) else rollout
 
     def is_thinking(self, rollout: Rollout) -> bool:
-        said, complete = self._body(rollout)
-        if self._think is None or self._end_think is None:
-            _, opened, inside = self._around_think(said)
-            return bool(opened) and END_THINK not in inside and not complete
-        start, end = self._span(said, self._think, self._end_think)
-        return start is not None and end == len(said) and not complete
+        """Whether the last turn has opened a thought and neither closed it nor ended."""
+        ids, complete = self._last_turn(rollout)
+        if self._needs_text_search:
+            _, opened, rest = self._split_at_think(ids)
+            return bool(opened) and END_THINK not in rest and not complete
+        start, end = self._thought_bounds(ids)
+        return start is not None and end == len(ids) and not complete
 
     def stop_matcher(self, texts: Sequence[str]) -> tuple[list[bool], Callable[[Sequence[int]], bool]]:
-        """For each id whether it may complete one of these texts, and whether the last of some ids does."""
+        """For each id whether it may complete one of the stop texts, and a check whether a list of ids ends in one."""
         if not all(texts):
-            raise SchoolError("an empty text cannot end a turn: give at least one character")
+            raise SchoolError("a stop string is empty: give at least one character")
         last = {text[-1] for text in texts}
         words = [self.tokenizer.decode([token]) for token in range(self.tokenizer.vocab_size)]
         maybe = [not last.isdisjoint(word) or "\ufffd" in word for word in words]  # half a character may complete one
@@ -194,205 +196,190 @@ class Conversation:
         tail = self.tokenizer.decode(ids[-1 - max(len(text.encode()) for text in texts) :])
         return any(text in tail for text in texts)
 
-    # --- from ids to a reply
+    # --- from ids to a completion
 
     def parse_completion(self, rollout: Rollout) -> Completion:
-        """The policy's last turn. The first `<think>` and the first `</think>` after it count: tags typed later are
-        part of the answer. What stands before `<think>` is dropped; thinking that never ends leaves the answer empty.
+        """The last turn as thought and answer.
+
+        The first `<think>` and the first `</think>` after it count; later tags are part of the answer. Text before
+        `<think>` is dropped. A thought that is never closed leaves the answer empty.
         """
-        said, complete = self._body(rollout)
-        if self._think is None or self._end_think is None:
-            before, opened, inside = self._around_think(said)
+        ids, complete = self._last_turn(rollout)
+        if self._needs_text_search:
+            text, opened, rest = self._split_at_think(ids)
             if not opened:
-                return Completion(None, before, complete)
-            thought, closed, answer = inside.partition(END_THINK)
+                return Completion(None, text, complete)
+            thought, closed, answer = rest.partition(END_THINK)
         else:
-            start, end = self._span(said, self._think, self._end_think)
+            start, end = self._thought_bounds(ids)
             if start is None:
-                return Completion(None, self.tokenizer.decode(said), complete)
-            closed = end < len(said)
-            thought, answer = self.tokenizer.decode(said[start:end]), self.tokenizer.decode(said[end + 1 :])
-        before, after, between = self._blanks
+                return Completion(None, self.tokenizer.decode(ids), complete)
+            closed = end < len(ids)
+            thought, answer = self.tokenizer.decode(ids[start:end]), self.tokenizer.decode(ids[end + 1 :])
         if closed:
-            thought = thought.removesuffix(after)
-        return Completion(thought.removeprefix(before), answer.removeprefix(between), complete)
+            thought = thought.removesuffix(self.thought_format.after)
+        thought = thought.removeprefix(self.thought_format.before)
+        return Completion(thought, answer.removeprefix(self.thought_format.between), complete)
 
     def thought_length(self, rollout: Rollout) -> int:
-        """Tokens between `<think>` and `</think>` of the last turn: all that follow if never closed, 0 for none."""
+        """Tokens of the last turn's thought: all that follow `<think>` if it is never closed, 0 without a thought."""
         start, end, _ = self.thought_span(rollout)
         return end - start
 
     def thought_span(self, rollout: Rollout) -> tuple[int, int, bool]:
-        """Where the thought of the last turn starts and ends among the rollout's tokens, and whether it was closed."""
-        said, _ = self._body(rollout)
-        at = rollout.turns[-1] if rollout.turns else len(rollout)
-        if self._think is not None and self._end_think is not None:
-            start, end = self._span(said, self._think, self._end_think)
-            return (at, at, False) if start is None else (at + start, at + end, end < len(said))
-        start = 0 if self._thinking else self._tokens_until(THINK, said)
-        rest = said[start:]
+        """Start and end of the last turn's thought among the rollout's tokens, and whether it was closed."""
+        ids, _ = self._last_turn(rollout)
+        offset = rollout.turns[-1] if rollout.turns else len(rollout)
+        if not self._needs_text_search:
+            start, end = self._thought_bounds(ids)
+            return (offset, offset, False) if start is None else (offset + start, offset + end, end < len(ids))
+        start = 0 if self.thought_format.opened_by_prompt else self._tokens_until(THINK, ids)
+        rest = ids[start:]
         closed = END_THINK in self.tokenizer.decode(rest)
         end = self._tokens_until(END_THINK, rest) - len(self.tokenizer.encode(END_THINK)) if closed else len(rest)
-        return at + start, at + start + max(0, end), closed
+        return offset + start, offset + start + max(0, end), closed
 
     def prefill_thought(self, rollout: Rollout, text: str) -> Rollout:
-        """The rollout with words put into its thought, which is opened first where the policy's turn has not begun."""
+        """The rollout with text added to its thought. Where the turn has not begun, the thought is opened first."""
         if rollout.finish_reason not in ("open", "context"):
             return rollout.prefill(self.tokenizer.encode(text))
-        opening = [] if self._thinking else self.tokenizer.encode(THINK) if self._think is None else [self._think]
-        blank = "" if self._thinking else self._blanks[0]
-        return rollout.prefill([*opening, *self.tokenizer.encode(blank + text)])
+        if self.thought_format.opened_by_prompt:
+            return rollout.prefill(self.tokenizer.encode(text))
+        start_id = self.thought_format.start_id
+        opening = self.tokenizer.encode(THINK) if start_id is None else [start_id]
+        return rollout.prefill([*opening, *self.tokenizer.encode(self.thought_format.before + text)])
 
     def prefill_answer(self, rollout: Rollout, text: str) -> Rollout:
-        """The rollout with an answer put into its mouth, behind its thought, and the end of its turn."""
-        ids = self.tokenizer.encode(self._blanks[2] + text)
+        """The rollout with its thought closed, an answer behind it, and the end of the turn."""
+        ids = self.tokenizer.encode(self.thought_format.between + text)
         return self.close_thought(rollout).prefill([*ids, self.stop_ids[0]])
 
-    def _tokens_until(self, mark: str, ids: tuple[int, ...]) -> int:
-        """How many tokens it takes until the text holds `mark`; all when it never does."""
-        return bisect_left(range(len(ids)), True, key=lambda n: mark in self.tokenizer.decode(ids[:n]))
+    @property
+    def _needs_text_search(self) -> bool:
+        """Whether the tokenizer has no ids for `<think>` and `</think>`."""
+        return self.thought_format.start_id is None or self.thought_format.end_id is None
 
-    def _around_think(self, said: tuple[int, ...]) -> tuple[str, str, str]:
-        text = self.tokenizer.decode(said)
-        return ("", THINK, text) if self._thinking else text.partition(THINK)
+    def _tokens_until(self, tag: str, ids: tuple[int, ...]) -> int:
+        """How many tokens it takes until the text holds `tag`; all of them where it never does."""
+        return bisect_left(range(len(ids)), True, key=lambda n: tag in self.tokenizer.decode(ids[:n]))
 
-    def _body(self, rollout: Rollout) -> tuple[tuple[int, ...], bool]:
+    def _split_at_think(self, ids: tuple[int, ...]) -> tuple[str, str, str]:
+        """Text before the first `<think>`, the tag, text behind it; an empty tag where there is none."""
+        text = self.tokenizer.decode(ids)
+        return ("", THINK, text) if self.thought_format.opened_by_prompt else text.partition(THINK)
+
+    def _last_turn(self, rollout: Rollout) -> tuple[tuple[int, ...], bool]:
         """The last turn without its end-of-turn id, and whether it had one."""
         turn = rollout.last_turn()
         complete = bool(turn) and turn[-1] in self.stop_ids
         return (turn[:-1] if complete else turn), complete
 
-    def _span(self, said: tuple[int, ...], think: int, end_think: int) -> tuple[int | None, int]:
-        """Where the first thought starts (None: nowhere) and where its end mark stands (len(said): never closed)."""
-        if self._thinking:
+    def _thought_bounds(self, ids: tuple[int, ...]) -> tuple[int | None, int]:
+        """Start of the first thought (None: no thought) and place of its end tag (len(ids): never closed)."""
+        start_id, end_id, opened_by_prompt, *_ = self.thought_format
+        assert start_id is not None
+        assert end_id is not None
+        if opened_by_prompt:
             start = 0
-        elif think in said:
-            start = said.index(think) + 1
+        elif start_id in ids:
+            start = ids.index(start_id) + 1
         else:
-            return None, len(said)
-        return start, said.index(end_think, start) if end_think in said[start:] else len(said)
+            return None, len(ids)
+        return start, ids.index(end_id, start) if end_id in ids[start:] else len(ids)
 
     # --- the template
 
-    def _examine(self) -> None:
-        """Learn from one exchange what the template does. Raises SchoolError where it cannot serve."""
-        asked = [{"role": "user", "content": _T}]
-        answered = {"role": "assistant", "content": _A, "reasoning_content": _T * 2}
-        prompt, told = self._fill(asked, True), self._fill([*asked, answered], False)
-        if _A not in told:
-            raise SchoolError("the chat template has no assistant turn: what an assistant says does not appear in it")
-        follows = told.startswith(prompt) and prompt.rpartition(_T)[2] != told.rpartition(_A)[2]  # as behind [/INST]
-        if prompt == self._fill(asked, False) and not follows:
+    def _inspect_template(self) -> None:
+        """Learn from one exchange what the template does. Raises SchoolError for a template that cannot be used."""
+        question = [{"role": "user", "content": _THOUGHT}]
+        reply = {"role": "assistant", "content": _ANSWER, "reasoning_content": _THOUGHT * 2}
+        prompt, whole = self._render_jinja(question, True), self._render_jinja([*question, reply], False)
+        if _ANSWER not in whole:
+            raise SchoolError("the chat template has no assistant turn: it leaves out what an assistant writes")
+        continues = whole.startswith(prompt) and prompt.rpartition(_THOUGHT)[2] != whole.rpartition(_ANSWER)[2]
+        if prompt == self._render_jinja(question, False) and not continues:  # [/INST] needs no generation prompt
             raise SchoolError(
                 "the chat template has no generation prompt: `add_generation_prompt` changes nothing in it"
             )
-        tail = self.tokenizer.encode(told.rpartition(_A)[2], parse_special=True)
-        end = next((token for token in tail if token in self.tokenizer.added), None)
+        tail = self.tokenizer.encode(whole.rpartition(_ANSWER)[2], parse_special=True)
+        end = next((token for token in tail if token in self.tokenizer.added_tokens), None)
         if end is None:
             raise SchoolError("the chat template does not end the assistant's turn with a special token")
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((end, self.tokenizer.eos_id)))
-        generation = prompt.rpartition(_T)[2]
-        self._thinking = generation.rfind(THINK) > generation.rfind(END_THINK)  # the prompt itself opens the thought
-        if _T * 2 in told:
-            self._thought_in = "field"
+        generation_prompt = prompt.rpartition(_THOUGHT)[2]
+        opened_by_prompt = generation_prompt.rfind(THINK) > generation_prompt.rfind(END_THINK)
+        if _THOUGHT * 2 in whole:
+            self._thought_place = "field"
         else:
-            told = self._fill([*asked, {"role": "assistant", "content": f"{THINK}{_T * 2}{END_THINK}{_A}"}], False)
-            self._thought_in = "content" if _T * 2 in told and _A in told else ""
-        blanks = re.search(rf"{THINK}(\s*){_T * 2}(\s*){END_THINK}(\s*){_A}", told)
-        self._blanks: tuple[str, ...] = blanks.groups() if blanks else ("", "", "")
+            content = f"{THINK}{_THOUGHT * 2}{END_THINK}{_ANSWER}"
+            whole = self._render_jinja([*question, {"role": "assistant", "content": content}], False)
+            self._thought_place = "content" if _THOUGHT * 2 in whole and _ANSWER in whole else ""
+        blanks = re.search(rf"{THINK}(\s*){_THOUGHT * 2}(\s*){END_THINK}(\s*){_ANSWER}", whole)
+        start_id, end_id, *_ = self.thought_format
+        self.thought_format = ThoughtFormat(start_id, end_id, opened_by_prompt, *(blanks.groups() if blanks else ()))
 
-    def _render(self, messages: Sequence[Message], prompt: bool, guards: Mapping[str, str]) -> str:
-        return self._fill([self._plain(message, guards) for message in messages], prompt)
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, stand_ins: Mapping[str, str]) -> str:
+        return self._render_jinja([self._as_dict(message, stand_ins) for message in messages], add_generation_prompt)
 
-    def _plain(self, message: Message, guards: Mapping[str, str]) -> dict[str, str]:
-        """A message as templates want it, its markup guarded."""
+    def _as_dict(self, message: Message, stand_ins: Mapping[str, str]) -> dict[str, str]:
+        """A message as templates take it, with stand-ins for special tokens in it."""
         role, content, thought = message
-        if guards:
-            role, content = _guard(role, guards), _guard(content, guards)
-            thought = None if thought is None else _guard(thought, guards)
+        if stand_ins:
+            role, content = _mask(role, stand_ins), _mask(content, stand_ins)
+            thought = None if thought is None else _mask(thought, stand_ins)
         if thought is None or role != "assistant":
             return {"role": role, "content": content}
-        if self._thought_in == "content":
+        if self._thought_place == "content":
             return {"role": role, "content": f"{THINK}{thought}{END_THINK}{content}" if thought else content}
         return {"role": role, "content": content, "reasoning_content": thought}
 
-    def _fill(self, messages: list[dict[str, str]], prompt: bool) -> str:
+    def _render_jinja(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         try:
-            return self._compiled.render(messages=messages, add_generation_prompt=prompt, **self._names)
+            return self._compiled.render(
+                messages=messages, add_generation_prompt=add_generation_prompt, **self._template_variables
+            )
         except Exception as error:  # a template is code, and may raise anything
             raise SchoolError(f"the chat template refuses the conversation: {error}") from error
 
-    def _guards(self, messages: Sequence[Message]) -> dict[str, str]:
-        """A private character for each markup text, where any stands in the messages; else nothing."""
-        said = "\0".join(part for message in messages for part in message if part)
-        if not self._marks.search(said):
+    def _stand_ins(self, messages: Sequence[Message]) -> dict[str, str]:
+        """A private character for each special token, where the messages contain any; else nothing."""
+        text = "\0".join(part for message in messages for part in message if part)
+        if not self._special_pattern.search(text):
             return {}
-        marks = sorted(self.tokenizer.special_tokens, key=len, reverse=True)
-        taken = set(said)
-        free = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in taken)
-        return dict(zip(marks, free, strict=False))
+        longest_first = sorted(self.tokenizer.special_tokens, key=len, reverse=True)
+        used = set(text)
+        free = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in used)
+        return dict(zip(longest_first, free, strict=False))
 
-    def _ids(self, texts: Sequence[tuple[str, Mapping[str, str]]]) -> list[list[int]]:
-        """Ids of rendered texts: what is markup in them is the template's, for the contents' own is guarded."""
-        clean = iter(self.tokenizer.encode_batch([text for text, guards in texts if not guards], parse_special=True))
-        return [self._spliced(text, guards) if guards else next(clean) for text, guards in texts]
+    def _encode_rendered(self, texts: Sequence[tuple[str, Mapping[str, str]]]) -> list[list[int]]:
+        """Ids of rendered texts with their stand-ins. Special tokens in them are the template's own."""
+        unmasked = [text for text, stand_ins in texts if not stand_ins]
+        batch = iter(self.tokenizer.encode_batch(unmasked, parse_special=True))
+        return [self._encode_masked(text, stand_ins) if stand_ins else next(batch) for text, stand_ins in texts]
 
-    def _spliced(self, text: str, guards: Mapping[str, str]) -> list[int]:
-        """Ids of a guarded text, piece by piece between its markup."""
+    def _encode_masked(self, text: str, stand_ins: Mapping[str, str]) -> list[int]:
+        """Ids of a text with stand-ins, piece by piece between its special tokens."""
         ids: list[int] = []
         start, strip = 0, False
-        for mark in self._marks.finditer(text):
-            token = self.tokenizer.special_tokens[mark.group()]
-            piece = text[start : mark.start()]
-            ids += self._piece(piece.rstrip() if self.tokenizer.added[token].lstrip else piece, strip, guards)
-            ids.append(token)
-            start, strip = mark.end(), self.tokenizer.added[token].rstrip
-        return ids + self._piece(text[start:], strip, guards)
+        for found in self._special_pattern.finditer(text):
+            token = self.tokenizer.special_tokens[found.group()]
+            piece = text[start : found.start()]
+            piece = piece.rstrip() if self.tokenizer.added_tokens[token].lstrip else piece
+            ids += [*self._encode_piece(piece, strip, stand_ins), token]
+            start, strip = found.end(), self.tokenizer.added_tokens[token].rstrip
+        return ids + self._encode_piece(text[start:], strip, stand_ins)
 
-    def _piece(self, text: str, strip: bool, guards: Mapping[str, str]) -> list[int]:
-        return self.tokenizer.encode(_unguard(text.lstrip() if strip else text, guards))
+    def _encode_piece(self, text: str, strip: bool, stand_ins: Mapping[str, str]) -> list[int]:
+        return self.tokenizer.encode(_unmask(text.lstrip() if strip else text, stand_ins))
 
 
-def _guard(text: str, guards: Mapping[str, str]) -> str:
-    for mark, stand_in in guards.items():
-        text = text.replace(mark, stand_in)
+def _mask(text: str, stand_ins: Mapping[str, str]) -> str:
+    for special, stand_in in stand_ins.items():
+        text = text.replace(special, stand_in)
     return text
 
 
-def _unguard(text: str, guards: Mapping[str, str]) -> str:
-    for mark, stand_in in guards.items():
-        text = text.replace(stand_in, mark)
+def _unmask(text: str, stand_ins: Mapping[str, str]) -> str:
+    for special, stand_in in stand_ins.items():
+        text = text.replace(stand_in, special)
     return text
-
-
-class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`, which marks the assistant's words in some templates: passed over."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-@lru_cache(64)
-def _compile(template: str) -> jinja2.Template:
-    """A chat template under the conventions of transformers. There is no clock in it: the same messages give the same
-    ids on every day.
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    try:
-        return environment.from_string(template, globals={"raise_exception": _refuse})
-    except jinja2.TemplateSyntaxError as error:
-        raise SchoolError(f"chat template, line {error.lineno}: {error.message}") from error
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(value: object, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)

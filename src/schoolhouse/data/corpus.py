@@ -1,5 +1,6 @@
-"""Documents to rows of token ids for pretraining. The cursor is the step: `rows(step, count)` is a pure function of
-(seed, step), so a killed run continues with the very rows it would have seen.
+"""Documents to rows of token ids for pretraining.
+
+`rows(step, count)` is a pure function of seed and step: a killed run continues with the rows it would have seen.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from schoolhouse.randomness import numpy_random
 from schoolhouse.types import NAN, Key, Message, Problem, Rollout, SchoolError
 
 DocumentFn = Callable[[int, int], list[str]]
-"""(step, count) -> that many documents, the same ones whenever asked."""
+"""(step, count) -> that many documents. The same arguments give the same documents."""
 
-_MOST_TIMES = 3  # what is set aside may be so many times as much as was asked for, before another cut is tried
+_MAX_OVERSHOOT = 3  # a held-out part may be this many times larger than its share before another cut is tried
 _PIECE: int = 1 << 16  # characters encoded at once: long texts are cut where a line begins, between two tokens
 
 
 class RowSource(Protocol):
-    """Where pretraining gets its rows."""
+    """Source of pretraining rows."""
 
     def rows(self, step: int, count: int) -> list[list[int]]:
-        """`count` rows of `context` ids for this step."""
+        """`count` rows of `seq_len` ids for this step."""
         ...
 
 
@@ -43,16 +44,16 @@ class TextSplit(NamedTuple):
 
 
 class CorpusRows:
-    """Fixed text: its chunks in an order shuffled anew each epoch. Ask with the same `count` throughout a run."""
+    """Chunks of a fixed text, shuffled anew each epoch. `count` must stay the same throughout a run."""
 
     def __init__(self, ids: np.ndarray, seq_len: int, seed: int = 0) -> None:
-        """ids [n] int32, one stream with separators. Raises SchoolError when it does not fill a single row."""
-        self._ids, self._context, self._seed = ids, seq_len, seed
+        """ids [n] int32, one stream with separators. Raises SchoolError where it does not fill a single row."""
+        self._ids, self._seq_len, self._seed = ids, seq_len, seed
         self.size = (len(ids) - 1) // (seq_len - 1)
         """Rows of an epoch."""
         if self.size < 1:
             raise SchoolError(
-                f"the text has {len(ids)} tokens, fewer than one row of {seq_len}; give more, or a smaller context"
+                f"the text has {len(ids)} tokens, fewer than one row of {seq_len}; give more text, or a smaller seq_len"
             )
         self._order = lru_cache(2)(self._shuffled)
 
@@ -60,42 +61,46 @@ class CorpusRows:
         return numpy_random(Key(self._seed, "corpus", epoch)).permutation(self.size)
 
     def rows(self, step: int, count: int) -> list[list[int]]:
-        found = []
+        """Rows `step * count` to `(step + 1) * count` of the endless shuffled sequence."""
+        rows = []
         for i in range(step * count, (step + 1) * count):
-            start = int(self._order(i // self.size)[i % self.size]) * (self._context - 1)
-            found.append(self._ids[start : start + self._context].tolist())
-        return found
+            start = int(self._order(i // self.size)[i % self.size]) * (self._seq_len - 1)
+            rows.append(self._ids[start : start + self._seq_len].tolist())
+        return rows
 
 
 class GeneratedRows:
-    """Text written on demand: each step asks for as many documents as its rows need."""
+    """Rows of generated text: each step generates as many documents as its rows need."""
 
     def __init__(self, documents: DocumentFn, tokenizer: Tokenizer, seq_len: int) -> None:
-        self._documents, self._tokenizer, self._context = documents, tokenizer, seq_len
+        self._documents, self._tokenizer, self._seq_len = documents, tokenizer, seq_len
         sample = documents(0, 64)
         if not any(sample):
             raise SchoolError("the task's pretraining text is empty: there is nothing to pretrain on")
-        self._length = len(token_stream(sample, tokenizer)) / len(sample)
+        self._mean_length = len(token_stream(sample, tokenizer)) / len(sample)
 
     def rows(self, step: int, count: int) -> list[list[int]]:
-        needed = count * (self._context - 1) + 1
-        ask = int(1.1 * needed / self._length) + 1
-        while len(ids := token_stream(self._documents(step, ask), self._tokenizer)) < needed:
-            ask *= 2
-        return chunks(ids, self._context)[:count]
+        """The first `count` rows of this step's documents."""
+        num_tokens = count * (self._seq_len - 1) + 1
+        num_documents = int(1.1 * num_tokens / self._mean_length) + 1
+        while len(ids := token_stream(self._documents(step, num_documents), self._tokenizer)) < num_tokens:
+            num_documents *= 2
+        return chunks(ids, self._seq_len)[:count]
 
 
-def row_source(source: DocumentFn | Sequence[str], tokenizer: Tokenizer, seq_len: int, seed: int = 0) -> CorpusRows | GeneratedRows:
-    """Rows of `context` ids from documents at hand (the train part of `text_file`) or written on demand."""
+def row_source(
+    source: DocumentFn | Sequence[str], tokenizer: Tokenizer, seq_len: int, seed: int = 0
+) -> CorpusRows | GeneratedRows:
+    """Rows of `seq_len` ids from a list of documents, or from documents generated for each step."""
     if seq_len < 2:
-        raise SchoolError(f"a context of {seq_len} leaves no token to predict; it must be at least 2")
+        raise SchoolError(f"a seq_len of {seq_len} leaves no token to predict; it must be at least 2")
     if isinstance(source, Sequence):
         return CorpusRows(token_stream(source, tokenizer), seq_len, seed)
     return GeneratedRows(source, tokenizer, seq_len)
 
 
 def token_stream(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-    """All documents as one row of ids, int32: the separator before the first, between any two, and after the last."""
+    """All documents as one stream of ids, int32, with a separator before, between and after them."""
     separator = tokenizer.special_tokens.get(END_OF_TEXT, tokenizer.eos_id)
     pieces, ends = [], []
     for document in documents:
@@ -109,15 +114,16 @@ def token_stream(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def chunks(ids: Sequence[int] | np.ndarray, seq_len: int) -> list[list[int]]:
-    """Rows of up to `context` ids, each beginning with the last id of the one before: every id but the first of all is
-    predicted exactly once. The last row may be shorter.
+    """Rows of up to `seq_len` ids. Each begins with the last id of the one before.
+
+    So every id but the very first is predicted exactly once. The last row may be shorter.
     """
     ids = np.asarray(ids)
     return [ids[start : start + seq_len].tolist() for start in range(0, max(len(ids) - 1, 0), seq_len - 1)]
 
 
 def byte_count(documents: Sequence[str]) -> int:
-    """Bytes of documents in UTF-8: the denominator of bits per byte (separators cost bits, but are no bytes)."""
+    """Bytes of documents in UTF-8: the denominator of bits per byte. Separators are not counted."""
     return sum(len(document.encode()) for document in documents)
 
 
@@ -127,27 +133,30 @@ def bits_per_byte(nats: float, documents: Sequence[str]) -> float:
 
 
 def split_text_file(path: Path | str, held_out: float = 0.05) -> TextSplit:
-    """A .txt or .jsonl file (a row's "text"), or either as .gz, with about `held_out` of its bytes set aside.
+    """A .txt or .jsonl file (key `text`), or either as .gz, split so that about `held_out` of its bytes are held out.
 
-    Documents of a .txt are separated by <|endoftext|>. Several documents are set aside by a hash of their text, so that
-    two equal ones fall on the same side; of a single one the last paragraphs are. Raises SchoolError naming file, line.
+    Documents of a .txt are separated by <|endoftext|>. A document is held out by a hash of its text, so that equal ones
+    fall on the same side. Of a single document the last paragraphs are held out.
+    Raises SchoolError naming file and line.
     """
     if not 0 < held_out < 1:
-        raise SchoolError(f"held_out is the share of the text set aside: {held_out} does not lie between 0 and 1")
+        raise SchoolError(f"held_out is {held_out}; it is a share of the text and must lie between 0 and 1")
     documents = read_documents(path)
     if len(documents) == 1:
-        documents = _tail_apart(documents[0], held_out)
+        documents = _split_tail(documents[0], held_out)
         parts = TextSplit(documents[:1], documents[1:])
     else:
-        apart = _apart(documents, held_out)
-        parts = TextSplit([d for d in documents if _hash(d) not in apart], [d for d in documents if _hash(d) in apart])
+        chosen = _choose_held_out(documents, held_out)
+        parts = TextSplit(
+            [d for d in documents if _hash(d) not in chosen], [d for d in documents if _hash(d) in chosen]
+        )
     if not parts.train or not parts.held_out:
         raise SchoolError(f"{path} cannot be split: it needs two different documents, or one of several paragraphs")
     share = byte_count(parts.held_out) / byte_count(documents)
-    if share > max(_MOST_TIMES * held_out, 0.5):
+    if share > max(_MAX_OVERSHOOT * held_out, 0.5):
         raise SchoolError(
-            f"{path} cannot be split: its documents, or its paragraphs, are so large that {share:.0%} would be set "
-            f"aside where {held_out:.0%} are wanted; cut it into more documents"
+            f"{path} cannot be split: its documents, or its paragraphs, are so large that {share:.0%} would be held "
+            f"out instead of {held_out:.0%}; cut it into more documents"
         )
     return parts
 
@@ -157,39 +166,43 @@ def read_documents(path: Path | str) -> list[str]:
     path = Path(path)
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind not in ("txt", "jsonl"):
-        raise SchoolError(f"{path}: text is read from .txt, .jsonl, .txt.gz or .jsonl.gz")
+        raise SchoolError(f"{path}: text is read from .txt, .jsonl, .txt.gz or .jsonl.gz; rename or convert the file")
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
-            found = file.read().split(END_OF_TEXT) if kind == "txt" else list(_texts(path, file))
+            documents = file.read().split(END_OF_TEXT) if kind == "txt" else list(_jsonl_texts(path, file))
     except FileNotFoundError:
         raise SchoolError(f"{path} does not exist") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise SchoolError(f"{path} is no gzip file or is truncated ({error})") from error
+        raise SchoolError(f"{path} is no gzip file or is truncated ({error}); copy it again") from error
     except UnicodeDecodeError as error:
-        raise SchoolError(f"{path} is not UTF-8 text ({error.reason} near byte {error.start})") from error
+        raise SchoolError(
+            f"{path} is not UTF-8 text ({error.reason} near byte {error.start}); save it as UTF-8"
+        ) from error
     except OSError as error:
         raise SchoolError(f"{path} cannot be read: {error.strerror}") from error
-    found = [text for text in found if text.strip()]
-    if not found:
-        raise SchoolError(f"{path} is empty: there is nothing to read in it")
-    return found
+    documents = [text for text in documents if text.strip()]
+    if not documents:
+        raise SchoolError(f"{path} is empty; give a file with text")
+    return documents
 
 
-def _texts(path: Path, lines: Iterator[str]) -> Iterator[str]:
+def _jsonl_texts(path: Path, lines: Iterator[str]) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise SchoolError(f"{path}, line {number} is not JSON: {error.msg}") from error
+            raise SchoolError(f"{path}:{number}: not JSON ({error.msg}); each line must be one JSON object") from error
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise SchoolError(f'{path}, line {number} has no "text" that is a string (it has: {keys})')
+            raise SchoolError(f"{path}:{number}: `text` is missing or no string (the row has: {keys})")
         try:
             row["text"].encode()
         except UnicodeEncodeError as error:
-            raise SchoolError(f"{path}, line {number} holds half a character ({error.reason})") from error
+            raise SchoolError(
+                f"{path}:{number}: `text` holds a lone surrogate, half a character ({error.reason}); remove it"
+            ) from error
         yield row["text"]
 
 
@@ -197,11 +210,13 @@ def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
-def _apart(documents: list[str], share: float) -> set[bytes]:
-    """Hashes of the documents that make up `share` of all bytes, or a little more. One that alone is more than
-    _MOST_TIMES as much is not among them, as far as others make up the share."""
+def _choose_held_out(documents: list[str], share: float) -> set[bytes]:
+    """Hashes of documents that make up `share` of all bytes, or a little more.
+
+    A document larger than _MAX_OVERSHOOT times the share is left out where the others suffice.
+    """
     needed = share * byte_count(documents)
-    small = [document for document in documents if len(document.encode()) <= _MOST_TIMES * needed]
+    small = [document for document in documents if len(document.encode()) <= _MAX_OVERSHOOT * needed]
     chosen = set()
     for document in sorted(small if byte_count(small) >= needed else documents, key=_hash):
         chosen.add(_hash(document))
@@ -211,20 +226,21 @@ def _apart(documents: list[str], share: float) -> set[bytes]:
     return chosen
 
 
-def _tail_apart(text: str, share: float) -> list[str]:
-    """A text cut in two at the paragraph (or line) nearest before the last `share` of it; uncut when it has none."""
-    aim = int(len(text) * (1 - share))
+def _split_tail(text: str, share: float) -> list[str]:
+    """A text cut in two at the last paragraph or line before its last `share`; uncut where there is none."""
+    target = int(len(text) * (1 - share))
     for boundary in ("\n\n", "\n"):
-        at = text.rfind(boundary, 0, aim)
-        near = len(text) - at <= _MOST_TIMES * (len(text) - aim) or boundary == "\n"
+        at = text.rfind(boundary, 0, target)
+        near = len(text) - at <= _MAX_OVERSHOOT * (len(text) - target) or boundary == "\n"
         if at > 0 and near and text[:at].strip() and text[at:].strip():
             return [text[: at + len(boundary)], text[at + len(boundary) :]]
     return [text]
 
 
 def _pieces(text: str) -> list[str]:
-    """A text in pieces of about _PIECE characters, cut where a line begins with something visible: no token of a
-    byte-level BPE reaches across such a place.
+    """A text in pieces of about _PIECE characters, cut where a line begins with a visible character.
+
+    No token of a byte-level BPE reaches across such a place.
     """
     pieces, start = [], 0
     while len(text) - start > _PIECE:
@@ -237,9 +253,9 @@ def _pieces(text: str) -> list[str]:
 
 
 def text_rollouts(rows: Sequence[Sequence[int]], seed: int, step: int) -> list[Rollout]:
-    """Rows of text as rollouts that somebody wrote from the first token to the last."""
-    text = Problem("text", (Message("user", ""),), "")
+    """Rows of text as rollouts whose loss mask covers every token."""
+    problem = Problem("text", (Message("user", ""),), "")
     return [
-        Rollout(text, Key(seed, "text", step, i), tuple(row), (True,) * len(row), (NAN,) * len(row))
+        Rollout(problem, Key(seed, "text", step, i), tuple(row), (True,) * len(row), (NAN,) * len(row))
         for i, row in enumerate(rows)
     ]

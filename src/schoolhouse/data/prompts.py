@@ -1,4 +1,4 @@
-"""Prompts with the keys of their random numbers: G rollouts of each of P problems, group after group."""
+"""Prompts with the keys of their random numbers: G rollouts for each of P problems, group after group."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def prompt_groups(
 ) -> list[Rollout]:
     """The prompt of each problem `group_size` times, each with its own key. [P*G]
 
-    purpose  part of the key: what these rollouts are for
-    first    number of the first problem in its step
+    purpose        part of the key: what these rollouts are for
+    first_problem  number of the first problem in its step
     """
     return [
         conversation.prompt_rollout(problem, Key(seed, purpose, step, first_problem + i, g))

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 
-_WORD = re.compile(r"[^\W\d_]+")  # letters alone: numbers, signs and formulas have no language
+_LETTERS = re.compile(r"[^\W\d_]+")  # numbers, signs and formulas have no language
 
 
 def script_of(letter: str) -> str:
@@ -15,18 +15,18 @@ def script_of(letter: str) -> str:
 
 
 def count_scripts(text: str) -> Counter[str]:
-    """How many words of a text are in each script; a word goes by its first letter."""
-    return Counter(script_of(word[0]) for run in _WORD.findall(text) for word in _apart(run))
+    """Number of words of a text in each script. The first letter of a word decides."""
+    return Counter(script_of(word[0]) for run in _LETTERS.findall(text) for word in _split_by_script(run))
 
 
 def script_share(text: str, script: str) -> float:
-    """Share of the words that are in a script; 1 where there is no word at all: formulas are in every language."""
-    found = count_scripts(text)
-    return found[script] / found.total() if found else 1.0
+    """Share of the words that are in a script; 1 where there is no word: formulas belong to every language."""
+    counts = count_scripts(text)
+    return counts[script] / counts.total() if counts else 1.0
 
 
-def _apart(letters: str) -> list[str]:
-    """Letters in a row cut where the script changes; scripts without spaces count each letter as a word."""
+def _split_by_script(letters: str) -> list[str]:
+    """A run of letters cut where the script changes. In scripts without spaces each letter is a word."""
     words: list[str] = []
     for letter in letters:
         script = script_of(letter)

@@ -1,4 +1,4 @@
-"""Steps of a thought: where each ends, by the tokens as they were said."""
+"""Steps of a thought, and the token at which each ends."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from schoolhouse.types import Rollout
 def step_ends(conversation: Conversation, rollout: Rollout, delimiter: str) -> list[int]:
     """The index behind each complete step of the last turn's thought.
 
-    A step ends with the token that completes the delimiter; what stands behind the last one is a step where the thought
-    was closed. Blanks in front of a step belong to it, and make none alone.
+    A step ends with the token that completes the delimiter. Text behind the last delimiter is a step where the thought
+    was closed. Blanks in front of a step belong to it; blanks alone are no step.
     """
     start, end, closed = conversation.thought_span(rollout)
     ends = []
-    while more := _until(conversation, rollout.tokens[start:end], delimiter):
-        start += more
+    while length := _step_length(conversation, rollout.tokens[start:end], delimiter):
+        start += length
         ends.append(start)
     if closed and conversation.tokenizer.decode(rollout.tokens[start:end]).strip():
         ends.append(end)
@@ -26,12 +26,12 @@ def step_ends(conversation: Conversation, rollout: Rollout, delimiter: str) -> l
 
 
 def graded_step_ends(conversation: Conversation, rollout: Rollout, delimiter: str) -> list[int]:
-    """Where a judge of steps is asked: behind each complete step and, where the turn has ended, behind the answer.
+    """Where a process reward model grades: behind each complete step and, where the turn has ended, behind the answer.
 
-    The answer is a step too, the last one: a thought may be right as far as it goes, and what it says in the end not
-    follow from it, or be said too early.
+    The answer is the last step: a thought may be right while the answer does not follow from it, or comes too early.
     """
-    return step_ends(conversation, rollout, delimiter) + ([len(rollout)] if conversation.parse_completion(rollout).complete else [])
+    ends = step_ends(conversation, rollout, delimiter)
+    return [*ends, len(rollout)] if conversation.parse_completion(rollout).complete else ends
 
 
 def steps(conversation: Conversation, rollout: Rollout, delimiter: str) -> list[str]:
@@ -41,18 +41,18 @@ def steps(conversation: Conversation, rollout: Rollout, delimiter: str) -> list[
     return [conversation.tokenizer.decode(rollout.tokens[a:b]).strip() for a, b in zip(starts, ends, strict=False)]
 
 
-def _until(conversation: Conversation, ids: Sequence[int], delimiter: str) -> int:
-    """How many of these tokens it takes until their text, blanks in front aside, holds the delimiter; 0: it never does.
+def _step_length(conversation: Conversation, ids: Sequence[int], delimiter: str) -> int:
+    """Number of tokens up to the one that completes the delimiter, leading blanks aside; 0 where none does.
 
-    In strides that double, then by halves: who grows a tree asks this of every thought, and a thought may be long.
+    Doubles, then bisects: tree search calls this for every thought, and thoughts may be long.
     """
 
-    def holds(n: int) -> bool:
-        return delimiter in conversation.tokenizer.decode(ids[:n]).lstrip()
+    def contains_delimiter(length: int) -> bool:
+        return delimiter in conversation.tokenizer.decode(ids[:length]).lstrip()
 
     low, high = 0, 8
-    while not holds(high):
+    while not contains_delimiter(high):
         if high >= len(ids):
             return 0
         low, high = high, 2 * high
-    return bisect_left(range(min(high, len(ids))), True, low, key=holds)
+    return bisect_left(range(min(high, len(ids))), True, low, key=contains_delimiter)

@@ -1,4 +1,4 @@
-"""What is new in a reply with each token: the same text as `Conversation.read` gives in the end, piece by piece."""
+"""New text of a completion with each token: the same text as `Conversation.parse_completion`, piece by piece."""
 
 from __future__ import annotations
 
@@ -8,92 +8,93 @@ from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import Tokenizer
 
 Part = Literal["thought", "answer"]
-_HALF = "\ufffd"
+_REPLACEMENT = "\ufffd"  # stands for bytes that are no complete character
 
 
 class Delta(NamedTuple):
-    """Some more text of one part of a reply."""
+    """More text of one part of a completion."""
 
     part: Part
     text: str
 
 
 class TextDecoder:
-    """Text of a growing list of ids. A character is given when it is whole."""
+    """Text of a growing list of ids. A character is returned once it is complete."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._from = self._upto = 0
-        """Ids whose text has been given, and those before them that decoding needs to see."""
+        self._context_start = self._returned = 0  # ids that decoding must see again; ids whose text was returned
 
     def push(self, token: int) -> str:
+        """The new text that this token completes."""
         self._ids.append(token)
-        before = self._tokenizer.decode(self._ids[self._from : self._upto])
-        text = self._tokenizer.decode(self._ids[self._from :])
-        if text.endswith(_HALF) and len(self._ids) - self._upto < 4:  # bytes of a character that is not complete
+        before = self._tokenizer.decode(self._ids[self._context_start : self._returned])
+        text = self._tokenizer.decode(self._ids[self._context_start :])
+        if text.endswith(_REPLACEMENT) and len(self._ids) - self._returned < 4:  # bytes of an incomplete character
             return ""
-        self._from, self._upto = self._upto, len(self._ids)
+        self._context_start, self._returned = self._returned, len(self._ids)
         return text[len(before) :]
 
     def flush(self) -> str:
-        """What has not been given because it ends in half a character."""
-        before = self._tokenizer.decode(self._ids[self._from : self._upto])
-        return self._tokenizer.decode(self._ids[self._from :])[len(before) :]
+        """Text that was held back because it ends in half a character."""
+        before = self._tokenizer.decode(self._ids[self._context_start : self._returned])
+        return self._tokenizer.decode(self._ids[self._context_start :])[len(before) :]
 
 
 class StreamDecoder:
-    """Listens to one turn, token by token. The thought's blanks are dropped as `read` drops them.
+    """Decodes one turn token by token. Blanks around the thought are dropped as `parse_completion` drops them.
 
-    One thing differs: a turn that says something before it thinks has said it, and all that follows is its answer.
+    One difference: text before `<think>` has been returned already, so everything behind it is the answer.
     """
 
     def __init__(self, conversation: Conversation) -> None:
-        self._say = conversation
-        self._think, self._end_think, opened, self._blanks = conversation.thought_marks
-        self._part: Part | None = "thought" if opened else None
-        self._closed = False
-        self._decoding = TextDecoder(conversation.tokenizer)
-        self._begun, self._held = False, ""
+        self._conversation = conversation
+        self._format = conversation.thought_format
+        self._part: Part | None = "thought" if self._format.opened_by_prompt else None
+        self._after_thought = False
+        self._decoder = TextDecoder(conversation.tokenizer)
+        self._begun, self._held = False, ""  # whether this part has returned text; text that may be blanks to drop
 
     def push(self, token: int) -> list[Delta]:
-        """What this token adds."""
-        if token in self._say.stop_ids:
+        """The text that this token adds."""
+        if token in self._conversation.stop_ids:
             return []
-        if token == self._think and self._part is None:
-            self._next("thought")
+        if token == self._format.start_id and self._part is None:
+            self._start_part("thought")
             return []
-        if token == self._end_think and self._part == "thought":
-            last = self._told(self._decoding.flush(), closing=True)
-            self._next("answer")
+        if token == self._format.end_id and self._part == "thought":
+            last = self._deltas(self._decoder.flush(), closing=True)
+            self._start_part("answer")
             return last
         self._part = self._part or "answer"
-        return self._told(self._decoding.push(token))
+        return self._deltas(self._decoder.push(token))
 
     def flush(self) -> list[Delta]:
-        """What was held back, when the turn is over."""
-        return self._told(self._decoding.flush(), ending=True)
+        """Text that was held back, at the end of the turn."""
+        return self._deltas(self._decoder.flush(), ending=True)
 
-    def _next(self, part: Part) -> None:
-        self._part, self._decoding, self._begun, self._held = part, TextDecoder(self._say.tokenizer), False, ""
-        self._closed = part == "answer"
+    def _start_part(self, part: Part) -> None:
+        self._part, self._begun, self._held = part, False, ""
+        self._decoder = TextDecoder(self._conversation.tokenizer)
+        self._after_thought = part == "answer"
 
-    def _told(self, text: str, closing: bool = False, ending: bool = False) -> list[Delta]:
+    def _deltas(self, text: str, closing: bool = False, ending: bool = False) -> list[Delta]:
         part = self._part
         if part is None:
             return []
         text = self._held + text
         self._held = ""
-        lead = self._blanks[0] if part == "thought" else self._blanks[2] if self._closed else ""
+        prefix = self._format.before if part == "thought" else self._format.between if self._after_thought else ""
         if not self._begun:
-            if lead and not (closing or ending) and lead.startswith(text) and text != lead:
+            if prefix and not (closing or ending) and prefix.startswith(text) and text != prefix:
                 self._held = text
                 return []
-            self._begun, text = self._begun or bool(text), text.removeprefix(lead)
-        tail = self._blanks[1] if part == "thought" else ""
+            self._begun, text = bool(text), text.removeprefix(prefix)
+        suffix = self._format.after if part == "thought" else ""
         if closing:
-            text = text.removesuffix(tail)
-        elif tail and not ending:
-            keep = next((n for n in range(len(tail), 0, -1) if text.endswith(tail[:n])), 0)
-            text, self._held = (text[:-keep], text[-keep:]) if keep else (text, "")
+            text = text.removesuffix(suffix)
+        elif suffix and not ending:
+            held = next((n for n in range(len(suffix), 0, -1) if text.endswith(suffix[:n])), 0)
+            text, self._held = (text[:-held], text[-held:]) if held else (text, "")
         return [Delta(part, text)] if text else []

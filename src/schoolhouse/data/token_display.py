@@ -1,4 +1,4 @@
-"""How a text is cut into tokens, for the eye: `school tokens "text"`."""
+"""A text with its tokens in colours: `school tokens "text"`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from rich.text import Text
 from schoolhouse.data.tokenizer import Tokenizer
 
 _COLOURS = ("black on #a6d8ff", "black on #ffd59e")
-_MARKUP = "bold white on #7a3e9d"
+_SPECIAL = "bold white on #7a3e9d"
 _SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
 def show_tokens(text: str, tokenizer: Tokenizer, parse_special: bool = False) -> Text:
     """The text token by token in alternating colours, then the ids in the same colours, then the counts.
 
-    Blanks and line ends get a sign; bytes that are no character by themselves and invisible characters are written as
-    escapes. With `markup`, `<think>` and its like are read as markup and stand out.
+    Blanks and line ends get a sign. Incomplete and invisible characters are written as escapes. With `parse_special`,
+    `<think>` and its like are encoded as special tokens and stand out.
     """
     ids = tokenizer.encode(text, parse_special)
     styles = [
-        _MARKUP if parse_special and token in tokenizer.added else _COLOURS[i % len(_COLOURS)] for i, token in enumerate(ids)
+        _SPECIAL if parse_special and token in tokenizer.added_tokens else _COLOURS[i % len(_COLOURS)]
+        for i, token in enumerate(ids)
     ]
     shown = Text()
     for token, style in zip(ids, styles, strict=True):
-        said = token_bytes(token, tokenizer)
-        shown.append(printable(said), style)
-        if said.endswith(b"\n"):
+        data = token_bytes(token, tokenizer)
+        shown.append(printable(data), style)
+        if data.endswith(b"\n"):
             shown.append("\n")
     shown.append("\n\n")
     for token, style in zip(ids, styles, strict=True):
@@ -39,21 +40,21 @@ def show_tokens(text: str, tokenizer: Tokenizer, parse_special: bool = False) ->
 
 
 def printable(data: bytes) -> str:
-    """Bytes as text in which everything can be seen."""
+    """Bytes as text without invisible characters."""
     text = data.decode("utf-8", "backslashreplace")
     return "".join(_SIGNS.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
 
 
 def token_bytes(token: int, tokenizer: Tokenizer) -> bytes:
-    """The bytes one token stands for (of a tokenizer that is not byte-level: of its text)."""
-    written = tokenizer.id_to_token(token)
-    if token not in tokenizer.added and all(c in _BYTES for c in written):
-        return bytes(_BYTES[c] for c in written)
+    """The bytes of one token; where the tokenizer is not byte-level, the bytes of its text."""
+    text = tokenizer.id_to_token(token)
+    if token not in tokenizer.added_tokens and all(c in _BYTES for c in text):
+        return bytes(_BYTES[c] for c in text)
     return tokenizer.decode([token]).encode()
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters by which byte-level BPE writes bytes (GPT-2): visible Latin-1 itself, the rest from U+0100 on."""
+    """The characters that byte-level BPE uses for bytes (GPT-2): visible Latin-1 itself, the rest from U+0100 on."""
     visible_bytes = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible_bytes]
     return {chr(b): b for b in visible_bytes} | {chr(256 + n): b for n, b in enumerate(hidden)}

@@ -1,8 +1,8 @@
 """Text to token ids and back: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; over bytes as in GPT-2).
 
-Any text comes back unchanged. Digits stand alone, so that a number of n digits costs n tokens wherever it stands.
-*Markup* (`<|im_end|>`, `<think>`, ...) has ids of its own, which text can never produce: only who asks for
-`markup=True` gets them. Folders are in Hugging Face format, both ways.
+Any text comes back unchanged. Each digit is a token, so a number of n digits always costs n tokens. Special tokens
+(`<|im_end|>`, `<think>`, ...) have ids that ordinary text never produces: only `parse_special=True` gives them. Folders
+are read and written in Hugging Face format.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>
 THINK, END_THINK, PAD = "<think>", "</think>", "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, THINK, END_THINK, PAD)
 
-# A word with the blank or sign before it; one digit; a run of signs; line ends; blanks, all but the last before a word.
+# A word with the blank or sign before it; one digit; signs in a row; line ends; blanks, all but the last before a word.
 _WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-_LOOKS_LIKE_MARKUP = re.compile(r"\s*[<\[].*[>\]]\s*", re.DOTALL)
+_LOOKS_SPECIAL = re.compile(r"\s*[<\[].*[>\]]\s*", re.DOTALL)
 
 
 class Tokenizer:
-    """Ids for text. `config` is the content of tokenizer_config.json, kept so that a folder is written as it was read.
+    """Text to ids and back. `config` is the content of tokenizer_config.json: a folder is written as it was read.
 
-    size      ids run from 0 to size - 1
-    eos_id    ends a document
-    pad_id    never looked at
-    markup    {text: id} of everything that ordinary text must not produce
+    vocab_size      ids run from 0 to vocab_size - 1
+    eos_id          ends a document
+    pad_id          fills a batch; never read
+    special_tokens  {text: id} of every token that ordinary text must not produce
+    added_tokens    {id: token} of the same
     """
 
     def __init__(self, inner: Inner, config: dict[str, Any], chat_template: str | None = None) -> None:
@@ -47,35 +48,36 @@ class Tokenizer:
         self.vocab: dict[str, int] = inner.get_vocab()
         self.vocab_size = max(self.vocab.values()) + 1
         added_tokens = inner.get_added_tokens_decoder()
-        self.added: dict[int, AddedToken] = {
-            i: token for i, token in added_tokens.items() if token.special or _LOOKS_LIKE_MARKUP.fullmatch(token.content)
+        self.added_tokens: dict[int, AddedToken] = {
+            i: token for i, token in added_tokens.items() if token.special or _LOOKS_SPECIAL.fullmatch(token.content)
         }
-        self.special_tokens: dict[str, int] = {token.content: i for i, token in self.added.items()}
-        self._plain = _without(inner, set(self.added))
-        self.eos_id = self._id_named("eos_token", "the token that ends a document")
-        self.pad_id = self._id_named("pad_token", "padding") if self.special_token("pad_token") else self.eos_id
+        self.special_tokens: dict[str, int] = {token.content: i for i, token in self.added_tokens.items()}
+        self._plain = _without(inner, set(self.added_tokens))
+        self.eos_id = self._special_id("eos_token", "the token that ends a document")
+        self.pad_id = self._special_id("pad_token", "padding") if self.special_token("pad_token") else self.eos_id
 
     def special_token(self, name: str) -> str | None:
-        """The text of a token that the config names (`eos_token`, `bos_token`, ...): a string or {"content": ...}."""
+        """The text of `eos_token`, `bos_token`, ... in the config, where it is a string or {"content": ...}."""
         token = self.config.get(name)
         text = token.get("content") if isinstance(token, dict) else token
         return text if isinstance(text, str) else None
 
-    def _id_named(self, name: str, what: str) -> int:
+    def _special_id(self, name: str, purpose: str) -> int:
         text = self.special_token(name)
-        found = None if text is None else self._inner.token_to_id(text)
-        if found is None:
+        token_id = None if text is None else self._inner.token_to_id(text)
+        if token_id is None:
             raise SchoolError(
-                f"tokenizer_config.json: `{name}` ({what}) is {text!r}, which is no token of tokenizer.json"
+                f"tokenizer_config.json: `{name}` ({purpose}) is {text!r}, which is no token of tokenizer.json; "
+                "name one that is"
             )
-        return found
+        return token_id
 
     def encode(self, text: str, parse_special: bool = False) -> list[int]:
-        """Ids of a text. `<|im_end|>` in it is ordinary text, unless `markup` asks for the ids of markup."""
+        """Ids of a text. `<|im_end|>` in it is ordinary text unless `parse_special`."""
         return self.encode_batch([text], parse_special)[0]
 
     def encode_batch(self, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
-        """`encode` of many texts, in parallel. Raises SchoolError for a text with half a character (lone surrogate)."""
+        """`encode` for many texts, in parallel. Raises SchoolError for a lone surrogate (half a character)."""
         encoder = self._inner if parse_special else self._plain
         try:
             return [e.ids for e in encoder.encode_batch_fast(texts, add_special_tokens=False)]
@@ -84,15 +86,15 @@ class Tokenizer:
             if bad is None:
                 raise
             raise SchoolError(
-                f"half a character (a lone surrogate) cannot be encoded; it stands in {bad[:80]!r}"
+                f"a lone surrogate (half a character) cannot be encoded; remove it from {bad[:80]!r}"
             ) from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """Text of ids. Bytes that are no UTF-8 (half a character) become U+FFFD."""
+        """Text of ids. Bytes that are not UTF-8 (half a character) become U+FFFD."""
         return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def id_to_token(self, token_id: int) -> str:
-        """One token as the vocabulary writes it (byte-level alphabet: `Ġ` is a blank)."""
+        """One token as in the vocabulary (byte-level alphabet: `Ġ` is a blank)."""
         return self._inner.id_to_token(token_id) or ""
 
     def save(self, folder: Path | str, chat_template: str | None = None) -> None:
@@ -117,7 +119,7 @@ class Tokenizer:
         """
         folder = resolve_model(folder)
         path = folder / "tokenizer.json"
-        text = _read(path, "save the tokenizer once more with transformers' AutoTokenizer(...).save_pretrained")
+        text = _read(path, "save the tokenizer again with transformers' AutoTokenizer(...).save_pretrained")
         try:
             inner = Inner.from_str(text)
         except Exception as error:  # the library raises plain Exception
@@ -139,12 +141,13 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn `vocabulary` tokens from texts: the markup, all 256 bytes, and the most frequent pairs (fewer when the
-    texts have no more). The same texts give the same tokenizer.
+    """A byte-level BPE of `vocab_size` tokens: special tokens, all 256 bytes, and the most frequent pairs.
+
+    There are fewer where the texts have no more pairs. The same texts give the same tokenizer.
     """
-    least = 256 + len(SPECIAL_TOKENS)
-    if vocab_size < least:
-        raise SchoolError(f"a vocabulary of {vocab_size} is too small: bytes and markup alone take {least}")
+    minimum = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < minimum:
+        raise SchoolError(f"a vocab_size of {vocab_size} is too small: bytes and special tokens alone take {minimum}")
     inner = Inner(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -172,11 +175,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _without(inner: Inner, tokens: set[int]) -> Inner:
-    """A copy to which these added tokens are ordinary text."""
-    recipe = json.loads(inner.to_str())
-    recipe["added_tokens"] = [token for token in recipe["added_tokens"] if token["id"] not in tokens]
+    """A copy for which these added tokens are ordinary text."""
+    content = json.loads(inner.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] not in tokens]
     try:
-        return Inner.from_str(json.dumps(recipe))
+        return Inner.from_str(json.dumps(content))
     except Exception as error:  # the library raises plain Exception
         raise SchoolError(f"tokenizer.json is damaged ({error}); copy it again") from error
 

@@ -1,4 +1,4 @@
-"""An exam: held-out problems, several answers to each, and what can be said of them with a 95 % interval."""
+"""Evaluation: several answers to each held-out problem, and metrics with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Metrics = Mapping[str, Estimate]
-"""pass_at_1, pass_at_2, ... (powers of two), maj_at_K, score, thought_tokens, thought_tokens_right,
-thought_tokens_wrong, entropy, no_answer, truncated, ungraded. Nan where there was nothing to measure."""
+"""pass_at_1, pass_at_2, ... (powers of two), maj_at_K, reward, thought_tokens, thought_tokens_correct,
+thought_tokens_incorrect, entropy, no_answer, truncated, ungraded. Nan where there was nothing to measure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One problem of an exam and its n answers.
+    """One problem and its n answers.
 
-    scores          [n] None where it could not be judged
+    rewards         [n] None: ungraded
     thought_tokens  [n]
-    majority        accuracy of the most frequent answer
+    majority_accuracy  accuracy of the most frequent answer
     no_answer, truncated  how many of the n
-    tokens          sampled in all
+    sampled_tokens  in all
     surprisal       sum of -logprob of the sampled tokens, in nats
     """
 
@@ -48,17 +48,17 @@ class Record:
 
     @property
     def num_graded(self) -> int:
-        return sum(score is not None for score in self.rewards)
+        return sum(reward is not None for reward in self.rewards)
 
     @property
     def num_correct(self) -> int:
-        """How many answers got full marks."""
-        return sum(score is not None and score >= 1.0 for score in self.rewards)
+        """Answers with a reward of 1."""
+        return sum(map(_is_correct, self.rewards))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an exam gave. `print` it for the table; `records` hold every problem, for paired comparison."""
+    """The result of an evaluation. `print` shows the table; `records` hold every problem, for paired comparison."""
 
     task: str
     samples: int
@@ -78,17 +78,17 @@ class Evaluation:
         return captured.get().rstrip()
 
     def by_problem(self) -> dict[str, float]:
-        """Share of right answers of each problem that could be judged: for `paired_difference`."""
+        """Accuracy on each problem with a graded answer: for `paired_difference`."""
         return {record.problem: record.num_correct / record.num_graded for record in self.records if record.num_graded}
 
     def to_json(self, records: bool = False) -> dict[str, Any]:
         """Plain data: {"task": ..., "overall": {"pass_at_1": 0.5, "pass_at_1_interval": [0.4, 0.6], ...}, "families":
-        {name: the same}}, with `records` the problems one by one too."""
+        {name: the same}}, with `records` every problem too."""
         return {
             "task": self.task,
             "problems": len(self.records),
             "samples": self.samples,
-            "length": self.max_new_tokens,
+            "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
             "seed": self.seed,
             "overall": _metrics_to_json(self.overall),
@@ -107,28 +107,32 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Sit an exam: `samples` answers of up to `length` tokens to each of `problems` held-out problems (None: all).
+    """Sample and grade `samples` answers to each of `problems` held-out problems (None: all).
 
-    Without a `length` an answer may take what the model can read behind the longest prompt, at most 512 tokens.
-    The same problems and the same random numbers every time, so that two models can be compared pair by pair.
-    `progress` is told how many answers have just ended; without it a bar is shown.
-    Raises SchoolError where the task has no exam.
+    Problems and random numbers are the same every time, so that two models can be compared problem by problem.
+
+    max_new_tokens  of an answer; None: the room that the model has behind the longest prompt, at most 512 tokens
+    progress  called with the number of answers that have just ended; None: a progress bar
+    Raises SchoolError where the task has no held-out problems.
     """
-    exam = task.eval_problems(problems)
-    if not exam:
-        raise SchoolError(f"task {task.name} has an empty exam; give it problems to hold out")
-    asked = [
-        policy.conversation.prompt_rollout(problem, Key(seed, "evaluate", 0, i, g))
-        for i, problem in enumerate(exam)
+    held_out = task.eval_problems(problems)
+    if not held_out:
+        raise SchoolError(f"task {task.name} has no held-out problems: hold some out, or evaluate on 1 problem or more")
+    conversation = policy.conversation
+    prompts = [
+        conversation.prompt_rollout(problem, Key(seed, "evaluate", 0, i, g))
+        for i, problem in enumerate(held_out)
         for g in range(samples)
     ]
     if max_new_tokens is None:
-        max_new_tokens = max(1, min(512, policy.max_seq_len - max(map(len, asked))))
-    with show_progress("exam", len(asked), unit="answer") as advance:
+        max_new_tokens = max(1, min(512, policy.max_seq_len - max(map(len, prompts))))
+    with show_progress("evaluation", len(prompts), unit="answer") as advance:
         rollouts = policy.extend(
-            asked, max_new_tokens, temperature=temperature, progress=progress or (lambda more: advance(more, ""))
+            prompts,
+            max_new_tokens,
+            temperature=temperature,
+            progress=progress or (lambda num_ended: advance(num_ended, "")),
         )
-    conversation = policy.conversation
     records = tuple(_record(group, conversation) for group in grade(rollouts, task, conversation.parse_completion))
     return Evaluation(
         task.spec[0] if task.spec else task.name,
@@ -146,22 +150,26 @@ def evaluate(
 
 
 def summarise(records: Sequence[Record], samples: int, seed: int = 0) -> dict[str, Estimate]:
-    """The metrics of an exam with `samples` answers a problem. Problems are what chance drew: intervals are over them.
+    """The metrics of an evaluation with `samples` answers a problem. Intervals are over problems.
 
-    Answers that could not be judged count in no score; `ungraded` is their share.
+    Ungraded answers count in no reward and no accuracy; `ungraded` is their share.
     """
     key = Key(seed, "bootstrap")
-    judged = [record for record in records if record.num_graded]
+    graded = [record for record in records if record.num_graded]
 
-    def per_sample(counts: Sequence[float]) -> Estimate:
+    def share_of_samples(counts: Sequence[float]) -> Estimate:
         return bootstrap_share([count / samples for count in counts], key)
 
-    def mean_thought(wanted: Callable[[float | None], bool]) -> Estimate:
+    def mean_thought_tokens(counts_reward: Callable[[float | None], bool]) -> Estimate:
         chosen = [
-            [tokens for tokens, score in zip(record.thought_tokens, record.rewards, strict=True) if wanted(score)]
+            [
+                tokens
+                for tokens, reward in zip(record.thought_tokens, record.rewards, strict=True)
+                if counts_reward(reward)
+            ]
             for record in records
         ]
-        return bootstrap([sum(few) / max(1, len(few)) for few in chosen], key, [len(few) for few in chosen])
+        return bootstrap([sum(lengths) / max(1, len(lengths)) for lengths in chosen], key, [*map(len, chosen)])
 
     metrics: dict[str, Estimate] = {}
     k = 1
@@ -169,22 +177,24 @@ def summarise(records: Sequence[Record], samples: int, seed: int = 0) -> dict[st
         enough = [record for record in records if record.num_graded >= k]
         metrics[f"pass_at_{k}"] = bootstrap_share([pass_at_k(r.num_graded, r.num_correct, k) for r in enough], key)
         k *= 2
-    metrics[f"maj_at_{samples}"] = bootstrap_share([record.majority_accuracy for record in judged], key)
-    metrics["reward"] = bootstrap([math.fsum(filter(None, r.rewards)) / r.num_graded for r in judged], key)
-    metrics["thought_tokens"] = mean_thought(lambda score: True)
-    metrics["thought_tokens_right"] = mean_thought(lambda score: score is not None and score >= 1.0)
-    metrics["thought_tokens_wrong"] = mean_thought(lambda score: score is not None and score < 1.0)
+    metrics[f"maj_at_{samples}"] = bootstrap_share([record.majority_accuracy for record in graded], key)
+    metrics["reward"] = bootstrap([math.fsum(filter(None, r.rewards)) / r.num_graded for r in graded], key)
+    metrics["thought_tokens"] = mean_thought_tokens(lambda reward: True)
+    metrics["thought_tokens_correct"] = mean_thought_tokens(_is_correct)
+    metrics["thought_tokens_incorrect"] = mean_thought_tokens(lambda reward: reward is not None and reward < 1.0)
     metrics["entropy"] = bootstrap(
-        [record.surprisal / max(1, record.sampled_tokens) for record in records], key, [record.sampled_tokens for record in records]
+        [record.surprisal / max(1, record.sampled_tokens) for record in records],
+        key,
+        [record.sampled_tokens for record in records],
     )
-    metrics["no_answer"] = per_sample([record.no_answer for record in records])
-    metrics["truncated"] = per_sample([record.truncated for record in records])
-    metrics["ungraded"] = per_sample([len(record.rewards) - record.num_graded for record in records])
+    metrics["no_answer"] = share_of_samples([record.no_answer for record in records])
+    metrics["truncated"] = share_of_samples([record.truncated for record in records])
+    metrics["ungraded"] = share_of_samples([len(record.rewards) - record.num_graded for record in records])
     return metrics
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """The exam as a table: a line per family and one for all."""
+    """The evaluation as a table: a line for each family and one for all."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -194,12 +204,12 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         **({f"pass@{k}": f"pass_at_{k}"} if k > 1 else {}),
         **({f"maj@{evaluation.samples}": f"maj_at_{evaluation.samples}"} if evaluation.samples > 1 else {}),
         "thought": "thought_tokens",
-        "if right": "thought_tokens_right",
-        "if wrong": "thought_tokens_wrong",
+        "if correct": "thought_tokens_correct",
+        "if wrong": "thought_tokens_incorrect",
         "entropy": "entropy",
         "no answer": "no_answer",
-        "cut off": "truncated",
-        **({"not judged": "ungraded"} if evaluation.overall["ungraded"].value else {}),
+        "truncated": "truncated",
+        **({"ungraded": "ungraded"} if evaluation.overall["ungraded"].value else {}),
     }
     table = Table(
         title=f"{evaluation.task}: {len(evaluation.records)} problems, {evaluation.samples} answers each",
@@ -219,23 +229,29 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def _record(group: Group, conversation: Conversation) -> Record:
-    replies = [conversation.parse_completion(rollout) for rollout in group.rollouts]
-    ballots = [normalized_answer(reply) for reply in replies]
-    sampled = [p for r in group.rollouts for p, said in zip(r.logprob, r.loss_mask, strict=True) if said]
+    answers = [normalized_answer(conversation.parse_completion(rollout)) for rollout in group.rollouts]
+    logprobs = [
+        logprob
+        for rollout in group.rollouts
+        for logprob, sampled in zip(rollout.logprob, rollout.loss_mask, strict=True)
+        if sampled
+    ]
+    graded = [answer for answer, verdict in zip(answers, group.verdicts, strict=True) if verdict.reward is not None]
     return Record(
-        group.problem.id,
-        group.problem.family,
-        tuple(verdict.reward for verdict in group.verdicts),
-        tuple(conversation.thought_length(rollout) for rollout in group.rollouts),
-        maj_at_k(
-            [ballot for ballot, verdict in zip(ballots, group.verdicts, strict=True) if verdict.reward is not None],
-            [score >= 1.0 for score in group.rewards],
-        ),
-        sum(ballot is None for ballot in ballots),
-        sum(rollout.finish_reason == "length" for rollout in group.rollouts),
-        len(sampled),
-        -math.fsum(sampled),
+        problem=group.problem.id,
+        family=group.problem.family,
+        rewards=tuple(verdict.reward for verdict in group.verdicts),
+        thought_tokens=tuple(conversation.thought_length(rollout) for rollout in group.rollouts),
+        majority_accuracy=maj_at_k(graded, [_is_correct(reward) for reward in group.rewards]),
+        no_answer=sum(answer is None for answer in answers),
+        truncated=sum(rollout.finish_reason == "length" for rollout in group.rollouts),
+        sampled_tokens=len(logprobs),
+        surprisal=-math.fsum(logprobs),
     )
+
+
+def _is_correct(reward: float | None) -> bool:
+    return reward is not None and reward >= 1.0
 
 
 def _cell(estimate: Estimate, metric: str) -> str:

@@ -1,6 +1,6 @@
-"""What a pipeline reports: report.json, report.md and a figure in the manner of DeepSeek-R1's figure 2.
+"""The report of a pipeline: report.json, report.md and a figure like figure 2 of DeepSeek-R1.
 
-An exam here is the plain data that `Evaluation.to_json` gives, as it stands in evaluation.json and in metrics.jsonl.
+An evaluation here is the plain data of `Evaluation.to_json`, as it stands in evaluation.json and in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-_TOLD = ("pass_at_1", "pass_at_1_interval", "pass_at_8", "thought_tokens")
+_REPORTED = ("pass_at_1", "pass_at_1_interval", "pass_at_8", "thought_tokens")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage that has been done: what it recorded step by step, the exam after it, and how long it took."""
+    """A finished stage: its metrics step by step, the evaluation after it, and the seconds it took."""
 
     name: str
     metrics: Sequence[Mapping[str, Any]]
@@ -37,7 +37,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Curve:
-    """Reinforcement learning step by step: training reward, and exams by the number of steps done before them."""
+    """Reinforcement learning step by step: training reward by step, and evaluations by the steps done before them."""
 
     name: str
     reward: Mapping[int, float]
@@ -45,7 +45,7 @@ class Curve:
 
 
 def report_json(stages: Sequence[Stage], seconds: float, peak_memory_bytes: int, seed: int) -> Json:
-    """The content of report.json: pass@1, pass@8 and thought length after each stage, per family too."""
+    """The content of report.json: pass@1, pass@8 and thought length after each stage, for each family too."""
     return {
         "stages": _rows(stages),
         "seconds": seconds,
@@ -55,21 +55,26 @@ def report_json(stages: Sequence[Stage], seconds: float, peak_memory_bytes: int,
 
 
 def report_markdown(stages: Sequence[Stage], report: Json, figure: str | None, chat: str) -> str:
-    """The content of report.md. `figure` is the file name of the picture, `chat` the command to talk to the model."""
-    exam = stages[-1].evaluation
+    """The content of report.md.
+
+    figure  file name of the picture
+    chat    command to talk to the model
+    """
+    evaluation = stages[-1].evaluation
     lines = [
         "# Report",
         "",
         f"Seed {report['seed']}, {duration(report['seconds'])}, at most {report['peak_memory_bytes'] / 1e9:.2f} GB of "
-        f"memory. Exam after each stage: {exam['task']}, {exam['problems']} held-out problems, {exam['samples']} "
-        f"answers each at temperature {exam['temperature']:g}. Brackets are 95 % intervals over problems.",
+        f"memory. Evaluation after each stage: {evaluation['task']}, {evaluation['problems']} held-out problems, "
+        f"{evaluation['samples']} answers each at temperature {evaluation['temperature']:g}. Brackets are 95 % "
+        "intervals over problems.",
         "",
         "| stage | pass@1 | gain, paired by problem | pass@8 | thought tokens | time |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {row['name']} | {_interval(row)} | {_signed(gained)} | {_number(row['pass_at_8'])} "
+            f"| {row['name']} | {_interval(row)} | {_signed(gain)} | {_number(row['pass_at_8'])} "
             f"| {_number(row['thought_tokens'], 1)} | {duration(row['seconds'])} |"
-            for row, gained in zip(report["stages"], _gains(stages), strict=True)
+            for row, gain in zip(report["stages"], _gains(stages), strict=True)
         ),
         "",
         "## Families",
@@ -77,43 +82,47 @@ def report_markdown(stages: Sequence[Stage], report: Json, figure: str | None, c
         "| family | " + " | ".join(f"{stage.name}: pass@1 | thought" for stage in stages) + " |",
         "|---|" + "---|---|" * len(stages),
     ]
-    for family in exam["families"]:
+    for family in evaluation["families"]:
         cells = [row["families"].get(family, {}) for row in report["stages"]]
-        told = " | ".join(f"{_interval(cell)} | {_number(cell.get('thought_tokens'), 1)}" for cell in cells)
-        lines.append(f"| {family or '(none)'} | {told} |")
+        numbers = " | ".join(f"{_interval(cell)} | {_number(cell.get('thought_tokens'), 1)}" for cell in cells)
+        lines.append(f"| {family or '(none)'} | {numbers} |")
     if figure:
         lines += ["", f"![accuracy and thought length against steps]({figure})"]
     return "\n".join([*lines, "", f"Talk to the model: `{chat}`", ""])
 
 
-def gain(before: Json, after: Json) -> Estimate | None:
-    """How much pass@1 rose from one exam to another, over the problems that both could judge; None without records."""
-    first, second = (_by_problem(exam) for exam in (before, after))
-    both = first.keys() & second.keys()
-    if not both:
+def paired_gain(before: Json, after: Json) -> Estimate | None:
+    """The rise in pass@1 between two evaluations, over the problems graded in both; None without records."""
+    accuracy_before, accuracy_after = _accuracy_by_problem(before), _accuracy_by_problem(after)
+    in_both = accuracy_before.keys() & accuracy_after.keys()
+    if not in_both:
         return None
-    return paired_difference({p: first[p] for p in both}, {p: second[p] for p in both}, Key(0, "gain"))
+    return paired_difference(
+        {problem: accuracy_before[problem] for problem in in_both},
+        {problem: accuracy_after[problem] for problem in in_both},
+        Key(0, "gain"),
+    )
 
 
 def training_curves(stages: Sequence[Stage]) -> list[Curve]:
-    """The stages that practised for reward. The exam before such a stage and the one after it are its ends."""
-    found = []
+    """The stages that trained on rewards. A curve runs from the evaluation before its stage to the one after it."""
+    curves = []
     for i, stage in enumerate(stages):
         reward = {row["step"]: row["reward"] for row in stage.metrics if row.get("reward") is not None}
         if not reward:
             continue
-        exams = {row["step"]: row["eval"] for row in stage.metrics if "eval" in row}
+        during = {row["step"]: row["eval"] for row in stage.metrics if "eval" in row}
         ends = {max(reward) + 1: stage.evaluation} | ({min(reward): stages[i - 1].evaluation} if i else {})
-        own = {exam["task"] for exam in exams.values()}
-        ends = {step: exam for step, exam in ends.items() if not own or exam["task"] in own}  # others do not compare
-        found.append(Curve(stage.name, reward, dict(sorted({**ends, **exams}.items()))))
-    return found
+        tasks = {evaluation["task"] for evaluation in during.values()}  # results on other tasks cannot be compared
+        ends = {step: evaluation for step, evaluation in ends.items() if not tasks or evaluation["task"] in tasks}
+        curves.append(Curve(stage.name, reward, dict(sorted({**ends, **during}.items()))))
+    return curves
 
 
 def draw_figure(path: Path, curves: Sequence[Curve], dashed: Collection[str] = ()) -> None:
-    """A picture with a row per curve: accuracy on the left, thought length on the right, against steps.
+    """A picture with a row for each curve: accuracy on the left, thought length on the right, against steps.
 
-    `dashed` names the families where thinking does not pay.
+    dashed  names of the families where thinking does not pay
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -144,14 +153,14 @@ def stage_table(stages: Sequence[Stage]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("stage", title="exam after each stage", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table = Table("stage", title="evaluation after each stage", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for column in ("pass@1", "gain", "pass@8", "thought", "time"):
         table.add_column(column, justify="right", no_wrap=True)
-    for row, gained in zip(_rows(stages), _gains(stages), strict=True):
+    for row, gain in zip(_rows(stages), _gains(stages), strict=True):
         table.add_row(
             row["name"],
             _interval(row, 2),
-            _signed(gained, 2),
+            _signed(gain, 2),
             _number(row["pass_at_8"], 2),
             _number(row["thought_tokens"], 1),
             duration(row["seconds"]),
@@ -162,33 +171,35 @@ def stage_table(stages: Sequence[Stage]) -> Table:
 def write_report(
     folder: Path, stages: Sequence[Stage], report: Json, chat: str, dashed: Collection[str] = ()
 ) -> Path | None:
-    """Write report.json, report.md and, where there was practice, figure.png; gives the path of the figure."""
-    drawn = training_curves(stages)
-    figure = folder / "figure.png" if drawn else None
+    """Write report.json, report.md and, where a stage trained on rewards, figure.png; gives the path of the figure."""
+    curves = training_curves(stages)
+    figure = folder / "figure.png" if curves else None
     if figure:
-        draw_figure(figure, drawn, dashed)
+        draw_figure(figure, curves, dashed)
     atomic_write(folder / "report.json", to_json(report, 2) + "\n")
     atomic_write(folder / "report.md", report_markdown(stages, report, figure.name if figure else None, chat))
     return figure
 
 
 def _lines(axes: Axes, curve: Curve, metric: str, dashed: Collection[str]) -> None:
-    """One line per family, and a thick one for all with its interval."""
-    families = list(dict.fromkeys(name for exam in curve.evaluations.values() for name in exam["families"]))
+    """A line for each family, and a thick one with its interval for all of them."""
+    evaluations = curve.evaluations.items()
+    families = list(dict.fromkeys(name for _, evaluation in evaluations for name in evaluation["families"]))
     for number, name in enumerate(families if len(families) > 1 else []):
-        points = [(step, exam["families"].get(name, {}).get(metric)) for step, exam in curve.evaluations.items()]
-        known = [(step, value) for step, value in points if value is not None]
-        if not known:
+        points = [(step, evaluation["families"].get(name, {}).get(metric)) for step, evaluation in evaluations]
+        measured = [(step, value) for step, value in points if value is not None]
+        if not measured:
             continue
         style = "--" if name in dashed else "-"
         label = f"{name} (thinking does not pay)" if name in dashed else name
-        axes.plot(*zip(*known, strict=True), style, color=f"C{number}", marker=".", linewidth=1.2, label=label)
-    known = [(step, exam["overall"]) for step, exam in curve.evaluations.items() if exam["overall"].get(metric) is not None]
-    if not known:
+        axes.plot(*zip(*measured, strict=True), style, color=f"C{number}", marker=".", linewidth=1.2, label=label)
+    overalls = [(step, evaluation["overall"]) for step, evaluation in evaluations]
+    measured = [(step, overall) for step, overall in overalls if overall.get(metric) is not None]
+    if not measured:
         return
-    steps, values = [step for step, _ in known], [overall[metric] for _, overall in known]
+    steps, values = [step for step, _ in measured], [overall[metric] for _, overall in measured]
     axes.plot(steps, values, color="black", marker="o", markersize=4, linewidth=2, label="all")
-    low, high = zip(*(overall[f"{metric}_interval"] for _, overall in known), strict=True)
+    low, high = zip(*(overall[f"{metric}_interval"] for _, overall in measured), strict=True)
     axes.fill_between(steps, low, high, color="black", alpha=0.12, linewidth=0)
 
 
@@ -197,30 +208,33 @@ def _smooth(values: Sequence[float], width: int = 10) -> list[float]:
     return [sum(values[max(0, i + 1 - width) : i + 1]) / min(width, i + 1) for i in range(len(values))]
 
 
-def _by_problem(exam: Json) -> dict[str, float]:
-    judged = {r["problem"]: [s for s in r["scores"] if s is not None] for r in exam.get("records", ())}
-    return {problem: sum(s >= 1.0 for s in scores) / len(scores) for problem, scores in judged.items() if scores}
+def _accuracy_by_problem(evaluation: Json) -> dict[str, float]:
+    graded = {
+        record["problem"]: [reward for reward in record["rewards"] if reward is not None]
+        for record in evaluation.get("records", ())
+    }
+    return {problem: sum(r >= 1.0 for r in rewards) / len(rewards) for problem, rewards in graded.items() if rewards}
 
 
 def _rows(stages: Sequence[Stage]) -> list[Json]:
     return [
         {
             "name": stage.name,
-            **_told(stage.evaluation["overall"]),
+            **_reported(stage.evaluation["overall"]),
             "seconds": stage.seconds,
-            "families": {family: _told(metrics) for family, metrics in stage.evaluation["families"].items()},
+            "families": {family: _reported(metrics) for family, metrics in stage.evaluation["families"].items()},
         }
         for stage in stages
     ]
 
 
 def _gains(stages: Sequence[Stage]) -> list[Estimate | None]:
-    """The gain of each stage over the one before; the first has none."""
-    return [None, *(gain(before.evaluation, after.evaluation) for before, after in pairwise(stages))]
+    """The gain of each stage over the one before; None for the first."""
+    return [None, *(paired_gain(before.evaluation, after.evaluation) for before, after in pairwise(stages))]
 
 
-def _told(metrics: Mapping[str, Any]) -> Json:
-    return {name: metrics.get(name) for name in _TOLD}
+def _reported(metrics: Mapping[str, Any]) -> Json:
+    return {name: metrics.get(name) for name in _REPORTED}
 
 
 def _interval(row: Mapping[str, Any], digits: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""How good a judge is: does it tell right steps from wrong ones, find the first wrong one, pick a right answer?"""
+"""How good a reward model is at telling correct steps from wrong ones, finding the first error, picking an answer."""
 
 from __future__ import annotations
 
@@ -8,74 +8,78 @@ from collections.abc import Hashable, Sequence
 
 
 def auc(correct: Sequence[float], incorrect: Sequence[float]) -> float:
-    """How often what is right is graded above what is wrong; equal grades count half. nan where either is missing."""
+    """How often a correct one has a larger value than an incorrect one; equal values count half.
+
+    correct, incorrect  values of each kind; nan where either is empty
+    """
     if not correct or not incorrect:
         return math.nan
-    ranked = sorted([(grade, True) for grade in correct] + [(grade, False) for grade in incorrect])
-    wins, below, at = 0.0, 0, 0
-    while at < len(ranked):
-        end = at
-        while end < len(ranked) and ranked[end][0] == ranked[at][0]:
+    ranked = sorted([(value, True) for value in correct] + [(value, False) for value in incorrect])
+    wins, num_incorrect_below, start = 0.0, 0, 0
+    while start < len(ranked):
+        end = start
+        while end < len(ranked) and ranked[end][0] == ranked[start][0]:
             end += 1
-        same = [is_right for _, is_right in ranked[at:end]]
-        wins += sum(same) * (below + (len(same) - sum(same)) / 2)
-        below += len(same) - sum(same)
-        at = end
+        tied = [is_correct for _, is_correct in ranked[start:end]]
+        num_incorrect = len(tied) - sum(tied)
+        wins += sum(tied) * (num_incorrect_below + num_incorrect / 2)
+        num_incorrect_below += num_incorrect
+        start = end
     return wins / (len(correct) * len(incorrect))
 
 
 def first_error_f1(predicted: Sequence[int | None], actual: Sequence[int | None]) -> float:
-    """ProcessBench (Zheng et al. 2024, arXiv 2412.06559): the first wrong step is said exactly, or that there is none.
+    """ProcessBench (Zheng et al. 2024, arXiv 2412.06559): is the first wrong step found exactly, or that there is none?
 
-    The harmonic mean of the shares on solutions with and without an error; nan where either kind is missing.
+    The harmonic mean of the accuracies on solutions with and without an error; nan where either kind is missing.
     """
-    shares = []
-    for wanted in (True, False):
-        pairs = [(a, b) for a, b in zip(predicted, actual, strict=True) if (b is not None) is wanted]
+    accuracies = []
+    for has_error in (True, False):
+        pairs = [(a, b) for a, b in zip(predicted, actual, strict=True) if (b is not None) is has_error]
         if not pairs:
             return math.nan
-        shares.append(sum(a == b for a, b in pairs) / len(pairs))
-    return 2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0.0
+        accuracies.append(sum(a == b for a, b in pairs) / len(pairs))
+    return 2 * accuracies[0] * accuracies[1] / sum(accuracies) if sum(accuracies) else 0.0
 
 
 def best_of_n(correct: Sequence[bool], values: Sequence[float], n: int) -> float:
-    """How often the one worth most of n answers is right: the mean over all choices of n among those given.
+    """How often the answer with the largest value of n is correct: the mean over all choices of n of these answers.
 
-    Answers of the same worth are picked among by lot. Raises ValueError where there are fewer than n.
+    Answers of equal value are picked among at random. Raises ValueError where there are fewer than n.
     """
     total = len(correct)
     if not 1 <= n <= total:
         raise ValueError(f"n is {n}, there are {total} answers")
-    groups: dict[float, list[bool]] = defaultdict(list)
-    for is_right, one in zip(correct, values, strict=True):
-        groups[one].append(is_right)
-    expected, left, ways = 0.0, total, math.comb(total, n)
-    for one in sorted(groups, reverse=True):
-        same = groups[one]
-        # choices whose best is of this worth: those among what is left, without those that take none of it
-        share = (math.comb(left, n) - math.comb(left - len(same), n)) / ways
-        expected += share * sum(same) / len(same)
-        left -= len(same)
+    correct_by_value: dict[float, list[bool]] = defaultdict(list)
+    for is_correct, value in zip(correct, values, strict=True):
+        correct_by_value[value].append(is_correct)
+    expected, left, num_choices = 0.0, total, math.comb(total, n)
+    for value in sorted(correct_by_value, reverse=True):
+        tied = correct_by_value[value]
+        # choices whose best has this value: those from the answers left, without those that take none of this value
+        share = (math.comb(left, n) - math.comb(left - len(tied), n)) / num_choices
+        expected += share * sum(tied) / len(tied)
+        left -= len(tied)
     return expected
 
 
 def vote_of_n(
     answers: Sequence[Hashable | None], correct: Sequence[bool], n: int, weights: Sequence[float] | None = None
 ) -> float:
-    """How often the most frequent of n answers is right, or that of the largest worth in all: a mean over blocks of n.
+    """How often the most frequent of n answers is correct, or that of the largest total weight.
 
-    Ties are broken by a fair lot. What holds no answer has no vote.
+    The mean over consecutive blocks of n. A tie counts as the mean of its answers. A missing answer (None) has no vote.
     """
-    shares = []
+    accuracies = []
     for start in range(0, len(answers) - n + 1, n):
         totals: dict[Hashable, float] = defaultdict(float)
-        truth: dict[Hashable, bool] = {}
+        is_correct: dict[Hashable, bool] = {}
         for at in range(start, start + n):
-            ballot = answers[at]
-            if ballot is not None:
-                totals[ballot] += 1.0 if weights is None else weights[at]
-                truth[ballot] = correct[at]
+            answer = answers[at]
+            if answer is not None:
+                totals[answer] += 1.0 if weights is None else weights[at]
+                is_correct[answer] = correct[at]
         best = max(totals.values(), default=0.0)
-        tied = [truth[ballot] for ballot, total in totals.items() if total == best]
-        shares.append(sum(tied) / len(tied) if tied else 0.0)
-    return math.fsum(shares) / len(shares)
+        tied = [is_correct[answer] for answer, total in totals.items() if total == best]
+        accuracies.append(sum(tied) / len(tied) if tied else 0.0)
+    return math.fsum(accuracies) / len(accuracies)

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from schoolhouse.policy.interface import Generator
 from schoolhouse.types import REVISION_REQUEST, Completion, Group, Message, Rollout, SchoolError
 
+_TEMPLATE_TOKENS = 32
+"""Room for the chat template's own tokens around the request."""
+
 
 def two_attempts(
     policy: Generator,
@@ -16,29 +19,33 @@ def two_attempts(
     temperature: float = 1.0,
     instruction: str = REVISION_REQUEST,
 ) -> list[Rollout]:
-    """Two turns for each prompt, in a kept cache: an attempt, the instruction, another attempt.
+    """Two turns for each prompt, without prefilling again: an attempt, the instruction, another attempt.
 
     max_new_tokens  of each attempt
     """
-    request = (Message("user", instruction),)
+    conversation, request = policy.conversation, (Message("user", instruction),)
 
     def second_attempt(ended: Rollout) -> tuple[Rollout, int] | None:
-        return (policy.conversation.append_messages(ended, request), max_new_tokens) if len(ended.turns) == 1 else None
+        return (conversation.append_messages(ended, request), max_new_tokens) if len(ended.turns) == 1 else None
 
-    between = len(policy.conversation.tokenizer.encode(instruction)) + 32  # and the template's words around it
-    total = 2 * max_new_tokens + between
-    longest = max(map(len, prompts), default=0) + total
+    request_tokens = len(conversation.tokenizer.encode(instruction)) + _TEMPLATE_TOKENS
+    max_total_tokens = 2 * max_new_tokens + request_tokens
+    longest = max(map(len, prompts), default=0) + max_total_tokens
     if longest > policy.max_seq_len:
         raise SchoolError(
             f"two attempts may take {longest} tokens, the model reads {policy.max_seq_len}: lower max_new_tokens"
         )
     return policy.extend(
-        prompts, max_new_tokens, temperature=temperature, next_turn=second_attempt, max_total_tokens=total
+        prompts,
+        max_new_tokens,
+        temperature=temperature,
+        next_turn=second_attempt,
+        max_total_tokens=max_total_tokens,
     )
 
 
 def first_attempts(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The same rollouts up to where their first turn ended."""
+    """The same rollouts up to the end of their first turn."""
     return [_first_attempt(rollout) for rollout in rollouts]
 
 
@@ -50,11 +57,11 @@ def _first_attempt(rollout: Rollout) -> Rollout:
 
 @dataclass(frozen=True)
 class Attempts:
-    """Shares of all pairs of attempts that could be graded; nan-free: with none, all are 0.
+    """Shares of all pairs of attempts in which both are graded; without such pairs all are 0.
 
-    first, second   right
-    wrong_to_right  and right_to_wrong: second - first is their difference
-    changed         the final answer is another one
+    first, second   that are correct
+    wrong_to_right, right_to_wrong  second - first is their difference
+    changed         final answers that differ
     """
 
     first: float
@@ -68,25 +75,33 @@ class Attempts:
         return self.second - self.first
 
     @classmethod
-    def of(cls, first: Sequence[Group], second: Sequence[Group], parse: Callable[[Rollout], Completion]) -> Attempts:
-        """From the graded groups of both attempts. Raises ValueError where the identity of delta does not hold."""
+    def of(
+        cls, first: Sequence[Group], second: Sequence[Group], parse_completion: Callable[[Rollout], Completion]
+    ) -> Attempts:
+        """From the graded groups of both attempts. Raises ValueError where delta is not the difference it must be."""
         pairs = [
-            (a.reward >= 1.0, b.reward >= 1.0, parse(x).answer != parse(y).answer)
-            for one, other in zip(first, second, strict=True)
-            for x, y, a, b in zip(one.rollouts, other.rollouts, one.verdicts, other.verdicts, strict=True)
-            if a.reward is not None and b.reward is not None
+            (
+                first_verdict.reward >= 1.0,
+                second_verdict.reward >= 1.0,
+                parse_completion(first_rollout).answer != parse_completion(second_rollout).answer,
+            )
+            for first_group, second_group in zip(first, second, strict=True)
+            for first_rollout, second_rollout, first_verdict, second_verdict in zip(
+                first_group.rollouts, second_group.rollouts, first_group.verdicts, second_group.verdicts, strict=True
+            )
+            if first_verdict.reward is not None and second_verdict.reward is not None
         ]
         n = max(1, len(pairs))
-        found = cls(
-            sum(a for a, _, _ in pairs) / n,
-            sum(b for _, b, _ in pairs) / n,
-            sum(b and not a for a, b, _ in pairs) / n,
-            sum(a and not b for a, b, _ in pairs) / n,
-            sum(other for _, _, other in pairs) / n,
+        attempts = cls(
+            first=sum(a for a, _, _ in pairs) / n,
+            second=sum(b for _, b, _ in pairs) / n,
+            wrong_to_right=sum(b and not a for a, b, _ in pairs) / n,
+            right_to_wrong=sum(a and not b for a, b, _ in pairs) / n,
+            changed=sum(changed for _, _, changed in pairs) / n,
         )
-        if abs(found.delta - (found.wrong_to_right - found.right_to_wrong)) > 1e-9:
-            raise ValueError(f"delta is not wrong_to_right - right_to_wrong: {found}")
-        return found
+        if abs(attempts.delta - (attempts.wrong_to_right - attempts.right_to_wrong)) > 1e-9:
+            raise ValueError(f"delta is not wrong_to_right - right_to_wrong: {attempts}")
+        return attempts
 
     def to_json(self) -> dict[str, float]:
         return {**asdict(self), "delta": self.delta}

@@ -1,4 +1,4 @@
-"""Model folders in Hugging Face format: config.json, safetensors, tokenizer files. Reading names what is wrong."""
+"""Read and write model folders in Hugging Face format: config.json and safetensors. Errors name the damaged file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def read_json(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise SchoolError(f"{path} is missing: is {path.parent} a model folder in Hugging Face format?")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SchoolError(f"{path} is not valid JSON ({error}); it may be truncated: copy it again") from error
-    if not isinstance(found, dict):
-        raise SchoolError(f"{path} should hold a JSON object, not {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise SchoolError(f"{path} should hold a JSON object, not {type(value).__name__}")
+    return value
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_decoder(folder: Path) -> Decoder | HFAdapter:
-    """Our decoder with the weights of a folder, in float32; families it does not know go through the adapter."""
+    """The decoder of a model folder, in float32. Architectures that `Decoder` lacks go through the adapter."""
     config = read_json(folder / "config.json")
     if config.get("model_type") not in ARCHITECTURES:
         from schoolhouse.model.hf_adapter import load_adapter  # transformers takes seconds to import
@@ -63,18 +63,22 @@ def load_decoder(folder: Path) -> Decoder | HFAdapter:
     try:
         decoder = Decoder(parse_model_config(config, str(folder / "config.json")))
     except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError, ZeroDivisionError) as error:
-        raise SchoolError(f"{folder / 'config.json'} describes no model that can be built here: {error}") from error
+        raise SchoolError(f"{folder / 'config.json'} describes a model that cannot be built: {error}") from error
     weights = read_weights(folder)
     if decoder.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
-    have = dict(decoder.named_parameters())
-    missing, extra = sorted(have.keys() - weights.keys()), sorted(weights.keys() - have.keys())
-    if missing or extra:
-        raise SchoolError(f"{folder}: weights do not fit config.json; missing {missing[:4]}, unexpected {extra[:4]}")
-    for name, parameter in have.items():
+    parameters = dict(decoder.named_parameters())
+    missing, unexpected = sorted(parameters.keys() - weights.keys()), sorted(weights.keys() - parameters.keys())
+    if missing or unexpected:
+        raise SchoolError(
+            f"{folder}: weights do not fit config.json; missing {missing[:4]}, unexpected {unexpected[:4]}: "
+            "copy the folder again"
+        )
+    for name, parameter in parameters.items():
         if parameter.shape != weights[name].shape:
             raise SchoolError(
-                f"{folder}: `{name}` is {list(weights[name].shape)} in the file, {list(parameter.shape)} by config.json"
+                f"{folder}: `{name}` is {list(weights[name].shape)} in the file, {list(parameter.shape)} by "
+                "config.json: copy the folder again"
             )
         parameter.data.copy_(weights[name])
     return decoder
@@ -86,7 +90,12 @@ def save_decoder(decoder: Decoder | HFAdapter, folder: Path, eos_id: int | None,
     if not isinstance(decoder, Decoder):
         decoder.save(folder)
         return
-    config = {**model_config_to_json(decoder.config), "eos_token_id": eos_id, "pad_token_id": pad_id, "bos_token_id": None}
+    config = {
+        **model_config_to_json(decoder.config),
+        "eos_token_id": eos_id,
+        "pad_token_id": pad_id,
+        "bos_token_id": None,
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: parameter.detach().cpu().contiguous() for name, parameter in decoder.named_parameters()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

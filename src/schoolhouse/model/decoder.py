@@ -80,8 +80,10 @@ def parse_model_config(config: Mapping[str, object], source: str = "config.json"
         if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type", "default")) != "default":
             raise SchoolError(f"{source}: `{key}: {rope}` is not implemented; only rope_type `default` is")
         if unknown := rope.keys() - {"rope_type", "type", "rope_theta"}:
-            raise SchoolError(f"{source}: `{key}` sets {', '.join(sorted(map(str, unknown)))}, which is not implemented")
-    required_values = {  # keys with the only value that this decoder implements
+            raise SchoolError(
+                f"{source}: `{key}` sets {', '.join(sorted(map(str, unknown)))}, which is not implemented"
+            )
+    supported_values = {  # keys of which this decoder implements one value
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -90,12 +92,12 @@ def parse_model_config(config: Mapping[str, object], source: str = "config.json"
         "partial_rotary_factor": 1.0,
     }
     other_keys = {"rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "layer_types"}
-    known_keys = {*_SIZES, *_IGNORED, *required_values, *other_keys}
+    known_keys = {*_SIZES, *_IGNORED, *supported_values, *other_keys}
     for key, value in config.items():
         if key not in known_keys:
             raise SchoolError(f"{source}: key `{key}` (value {value!r}) is not implemented by our {model_type} decoder")
-        if key in required_values and value != required_values[key]:
-            raise SchoolError(f"{source}: `{key}: {value}` is not implemented; only {required_values[key]!r} is")
+        if key in supported_values and value != supported_values[key]:
+            raise SchoolError(f"{source}: `{key}: {value}` is not implemented; only {supported_values[key]!r} is")
     layer_types = config.get("layer_types") or []
     if isinstance(layer_types, list) and any(layer_type != "full_attention" for layer_type in layer_types):
         raise SchoolError(
@@ -158,7 +160,10 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
         if config.qk_norm:
-            self.q_norm, self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps), RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.q_norm, self.k_norm = (
+                RMSNorm(config.head_dim, config.rms_norm_eps),
+                RMSNorm(config.head_dim, config.rms_norm_eps),
+            )
         self.qk_norm, self.eps = config.qk_norm, config.rms_norm_eps
 
     def forward(self, x_NC: Tensor, rotation: tuple[Tensor, Tensor], context: AttentionContext, layer: int) -> Tensor:

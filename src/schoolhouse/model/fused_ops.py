@@ -1,6 +1,6 @@
 """Operations on single rows: RMSNorm, rotary embedding, SwiGLU, log-probabilities and sampling from logits.
 
-Where the C kernels can be compiled (model/kernels), each is one pass over memory. Elsewhere torch computes it, operation
+Each is one pass over memory where the C kernels can be compiled (model/kernels). Elsewhere torch computes it, operation
 by operation: a pass over rows that have left the cache costs as much as a small matrix product. Both give the same
 result up to rounding.
 N tokens of a batch, C width, H heads, D head width, V vocabulary.

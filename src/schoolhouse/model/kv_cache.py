@@ -1,6 +1,6 @@
-"""What queries may look at: `Packed` sequences for learning, `Slots` for sampling. The decoder knows neither.
+"""Attention contexts: `PackedAttention` for packed sequences, `SlotKVCache` for sampling. The decoder knows neither.
 
-N tokens of a batch, S sequences or slots, T tokens of the longest, H query heads, K key heads, D head width.
+N tokens of a batch, S sequences or slots, T tokens of the longest, P prompts, H query heads, K key heads, D head width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ALIGN = 32  # room for prompts is a multiple of this
+_ALIGN = 32  # the capacity for prompts is a multiple of this
 
 
 def _repeat_heads(x_SKTD: Tensor, heads: int) -> Tensor:
@@ -24,10 +24,10 @@ def _repeat_heads(x_SKTD: Tensor, heads: int) -> Tensor:
 
 
 class PackedAttention:
-    """Sequences end to end, each blind to the others and causal within itself. No token is padding.
+    """Causal attention within each of several sequences that lie end to end, without padding tokens.
 
-    Only inside attention are sequences laid side by side, [S, T]: the unused corners are behind every real token, so a
-    causal mask hides them. `keep=True` remembers the keys and values of each layer (to prefill slots from).
+    Attention itself works on padded sequences, [S, T]. Padding is always behind the real tokens, so a causal mask hides
+    it. `keep_kv=True` keeps the keys and values of each layer, to prefill slots from.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", keep_kv: bool = False) -> None:
@@ -37,15 +37,20 @@ class PackedAttention:
         sequence_N = torch.repeat_interleave(torch.arange(self.num_sequences, device=device), self.lengths)
         self.starts = F.pad(torch.cumsum(self.lengths, 0), (1, 0))  # [S + 1]
         self.positions = torch.arange(len(sequence_N), device=device) - self.starts[sequence_N]  # [N]
-        self.padded_place = sequence_N * self.max_len + self.positions  # [N] place of token n in [S * T]
+        self.padded_place = sequence_N * self.max_len + self.positions  # [N] place of each token in [S * T]
         self.kept_kv: list[tuple[Tensor, Tensor]] | None = [] if keep_kv else None
 
     def pad(self, x_NKD: Tensor) -> Tensor:
         """[N, K, D] -> [S, K, T, D]."""
         if not self.equal_lengths:
-            room = x_NKD.new_zeros(self.num_sequences * self.max_len, *x_NKD.shape[1:])
-            x_NKD = room.index_copy(0, self.padded_place, x_NKD)
+            padded = x_NKD.new_zeros(self.num_sequences * self.max_len, *x_NKD.shape[1:])
+            x_NKD = padded.index_copy(0, self.padded_place, x_NKD)
         return x_NKD.view(self.num_sequences, self.max_len, *x_NKD.shape[1:]).transpose(1, 2)
+
+    def unpad(self, x_SHTD: Tensor) -> Tensor:
+        """[S, H, T, D] -> [N, H, D]."""
+        x_NHD = x_SHTD.transpose(1, 2).reshape(-1, x_SHTD.shape[1], x_SHTD.shape[3])
+        return x_NHD if self.equal_lengths else x_NHD[self.padded_place]
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         # float32 even under autocast: on CPUs without AMX, bfloat16 attention is 2 to 4 times slower; not so on GPUs
@@ -56,24 +61,23 @@ class PackedAttention:
             self.kept_kv.append((k_SKTD, v_SKTD))
         heads = q_NHD.shape[1]
         with torch.autocast(q_NHD.device.type, enabled=False):
-            seen_SHTD = F.scaled_dot_product_attention(
+            out_SHTD = F.scaled_dot_product_attention(
                 self.pad(q_NHD), _repeat_heads(k_SKTD, heads), _repeat_heads(v_SKTD, heads), is_causal=True
             )
-        seen_NHD = seen_SHTD.transpose(1, 2).reshape(-1, *q_NHD.shape[1:])
-        return seen_NHD if self.equal_lengths else seen_NHD[self.padded_place]
+        return self.unpad(out_SHTD)
 
 
 class SlotKVCache:
-    """Preallocated keys and values of up to S growing sequences; the busy slots are always the first `busy`.
+    """A preallocated KV cache for up to S growing sequences. The busy slots are always the first `busy` ones.
 
-    Two stores a layer: each distinct prompt once, whoever goes on from it, and what each slot said since. A query looks
-    at both: at its prompt together with all slots of that prompt, as one matrix product, and at its own store alone.
-    The two looks are merged by their log-sum-exp. A slot that is done is filled with the last busy one, so that every
-    step works on a dense batch without copying. P prompts in use, M slots of the prompt that has most.
+    Each layer has two stores: the distinct prompts, and the tokens of each slot behind its prompt. Queries of all slots
+    with the same prompt attend to it together, as one matrix product. Each query attends to its own slot alone. The two
+    results are merged by their log-sum-exp. When a slot is released, the last busy slot moves into its place, so
+    that every step works on a dense batch.
     """
 
     dtype = torch.float32
-    """What keys and values are kept in."""
+    """The number type of stored keys and values."""
 
     def __init__(
         self,
@@ -86,39 +90,49 @@ class SlotKVCache:
         max_prompts: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`room` tokens in each slot, behind a prompt of up to `prompt_room`; up to `prompts` distinct ones at once."""
+        """Allocate all stores.
+
+        prompt_capacity  tokens of the longest prompt
+        capacity         tokens that a slot may add behind its prompt
+        max_prompts      distinct prompts at once; by default one for each slot
+        """
         max_prompts = num_slots if max_prompts is None else min(max_prompts, num_slots)
         prompt_capacity += -prompt_capacity % _ALIGN
 
-        def store(*sizes: int) -> list[Tensor]:
+        def allocate(*sizes: int) -> list[Tensor]:
             return [lazy_zeros(sizes, self.dtype, device) for _ in range(num_layers)]
 
-        self.prompt_keys = store(max_prompts, num_kv_heads, head_dim, prompt_capacity)  # [P, K, D, T], as they are multiplied
-        self.prompt_values = store(max_prompts, num_kv_heads, prompt_capacity, head_dim)  # [P, K, T, D]
-        self._allocate_slots(store, num_slots, num_kv_heads, capacity, head_dim)
+        # [P, K, D, T], transposed as the products read them, and [P, K, T, D]
+        self.prompt_keys = allocate(max_prompts, num_kv_heads, head_dim, prompt_capacity)
+        self.prompt_values = allocate(max_prompts, num_kv_heads, prompt_capacity, head_dim)
+        self._allocate_slots(allocate, num_slots, num_kv_heads, capacity, head_dim)
         self.prompt_length = torch.zeros(max_prompts, dtype=torch.long, device=device)  # [P]
-        self.prompt_of = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S]
+        self.prompt_of = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] place of each slot's prompt
         self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] tokens behind the prompt
         self.prompt_names: list[Hashable] = []  # [P] of the prompts in use
         self.num_slots, self.capacity, self.busy = num_slots, capacity, 0
-        self._rows = torch.arange(num_slots, device=device)
+        self._slot_range = torch.arange(num_slots, device=device)
 
-    def _allocate_slots(self, allocate: Callable[..., list[Tensor]], num_slots: int, num_kv_heads: int, capacity: int, head_dim: int) -> None:
-        """Make the stores for what slots say."""
-        self.keys, self.values = allocate(num_slots, num_kv_heads, capacity, head_dim), allocate(num_slots, num_kv_heads, capacity, head_dim)  # [S, K, T, D]
+    def _allocate_slots(
+        self, allocate: Callable[..., list[Tensor]], num_slots: int, num_kv_heads: int, capacity: int, head_dim: int
+    ) -> None:
+        """Allocate the stores for the tokens behind the prompts."""
+        self.keys = allocate(num_slots, num_kv_heads, capacity, head_dim)  # [S, K, T, D]
+        self.values = allocate(num_slots, num_kv_heads, capacity, head_dim)  # [S, K, T, D]
 
-    def _own(self) -> list[Tensor]:
-        """What busy slots have said, of each store: a row for each slot."""
-        return [store[:, :, : int(self.lengths[: self.busy].max())] for store in (*self.keys, *self.values)]
+    def _used_slot_stores(self) -> list[Tensor]:
+        """The part of each slot store that busy slots have filled, a row for each slot."""
+        used = int(self.lengths[: self.busy].max())
+        return [store[:, :, :used] for store in (*self.keys, *self.values)]
 
     @property
     def free(self) -> int:
         return self.num_slots - self.busy
 
     def store_prompts(self, packed: PackedAttention, names: Sequence[Hashable]) -> None:
-        """Keep prompts that were just read. `admit` next: `release` drops those that nobody goes on from."""
+        """Store prompts that were just read. Call `admit` next: `release` drops prompts that no slot uses."""
         if packed.kept_kv is None:
-            raise ValueError("these prompts were not prefilled with keep=True")
+            raise ValueError("the keys and values of these prompts are gone: read them with keep_kv=True")
         places = slice(len(self.prompt_names), len(self.prompt_names) + packed.num_sequences)
         for layer, (k, v) in enumerate(packed.kept_kv):
             self.prompt_keys[layer][places, :, :, : packed.max_len] = k.transpose(-1, -2)
@@ -127,129 +141,136 @@ class SlotKVCache:
         self.prompt_names += names
 
     def admit(self, names: Sequence[Hashable]) -> None:
-        """Fill the next slots: slot busy + i goes on from the prompt names[i]."""
+        """Fill the next free slots: slot busy + i continues the prompt names[i]."""
         place = {name: at for at, name in enumerate(self.prompt_names)}
-        new = slice(self.busy, self.busy + len(names))
-        self.prompt_of[new] = torch.tensor([place[name] for name in names], device=self.lengths.device)
-        self.lengths[new] = 0
+        admitted = slice(self.busy, self.busy + len(names))
+        self.prompt_of[admitted] = torch.tensor([place[name] for name in names], device=self.lengths.device)
+        self.lengths[admitted] = 0
         self.busy += len(names)
-        self._seat()
+        self._group_by_prompt()
 
     def release(self, finished: Tensor) -> Tensor:
-        """Slots that are `done` [busy] leave; gives the old places of those that stay, in their new order."""
-        order = _close_ranks(~finished, [*self._own(), self.prompt_of, self.lengths])
+        """Release the slots that are `finished` [busy]. Gives the old places of the others, in their new order."""
+        order = _compact(~finished, [*self._used_slot_stores(), self.prompt_of, self.lengths])
         self.busy = len(order)
-        wanted = torch.bincount(self.prompt_of[: self.busy], minlength=len(self.prompt_names)) > 0
-        if not bool(wanted.all()):
-            kept = _close_ranks(wanted, [*self.prompt_keys, *self.prompt_values, self.prompt_length])
-            place = torch.zeros_like(wanted, dtype=torch.long)
-            place[kept] = torch.arange(len(kept), device=place.device)
-            self.prompt_of[: self.busy] = place[self.prompt_of[: self.busy]]
+        used = torch.bincount(self.prompt_of[: self.busy], minlength=len(self.prompt_names)) > 0
+        if not bool(used.all()):
+            kept = _compact(used, [*self.prompt_keys, *self.prompt_values, self.prompt_length])
+            new_place = torch.zeros_like(used, dtype=torch.long)
+            new_place[kept] = torch.arange(len(kept), device=new_place.device)
+            self.prompt_of[: self.busy] = new_place[self.prompt_of[: self.busy]]
             self.prompt_names = [self.prompt_names[old] for old in kept.tolist()]
         if self.busy:
-            self._seat()
+            self._group_by_prompt()
         return order
 
-    def _seat(self) -> None:
-        """A table of prompts and their slots, [P, M]: each busy slot's rank, and who sits where (0 where nobody)."""
+    def _group_by_prompt(self) -> None:
+        """Make the table [P, M] of each prompt's slots, padded with slot 0, and each slot's column in it.
+
+        M slots of the prompt that has most.
+        """
         prompt_S = self.prompt_of[: self.busy]
         count_P = torch.bincount(prompt_S, minlength=len(self.prompt_names))
         order, start_P = torch.argsort(prompt_S, stable=True), torch.cumsum(count_P, 0) - count_P
-        self._rank = torch.empty_like(prompt_S)  # [S]
-        self._rank[order] = self._rows[: self.busy] - start_P[prompt_S[order]]
-        self._most = int(count_P.max())
-        self._sitter = torch.zeros(
-            len(self.prompt_names) * self._most, dtype=torch.long, device=prompt_S.device
-        )  # [P * M]
-        self._sitter[prompt_S * self._most + self._rank] = self._rows[: self.busy]
-        self._prompt_reach, self._prompt_hidden = _hidden(self.prompt_length[: len(self.prompt_names)])
+        self._column = torch.empty_like(prompt_S)  # [S]
+        self._column[order] = self._slot_range[: self.busy] - start_P[prompt_S[order]]
+        self._num_columns = int(count_P.max())
+        table_size = len(self.prompt_names) * self._num_columns
+        self._table = torch.zeros(table_size, dtype=torch.long, device=prompt_S.device)  # [P * M]
+        self._table[prompt_S * self._num_columns + self._column] = self._slot_range[: self.busy]
+        self._prompt_reach, self._prompt_mask = _length_mask(self.prompt_length[: len(self.prompt_names)])
 
     def begin_step(self) -> Tensor:
         """Call once a step, before the decoder: positions [busy] of the tokens about to be added."""
-        said = self.lengths[: self.busy]
-        self._reach, self._hidden = _hidden(said + 1)
-        return self.prompt_length[self.prompt_of[: self.busy]] + said
+        lengths = self.lengths[: self.busy]
+        self._reach, self._mask = _length_mask(lengths + 1)
+        return self.prompt_length[self.prompt_of[: self.busy]] + lengths
 
     def end_step(self) -> None:
         self.lengths[: self.busy] += 1
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         """One new token in each busy slot: N = busy."""
-        n, heads, width = q_NHD.shape
-        rows, place = self._rows[:n], self.lengths[:n]
-        self.keys[layer][rows, :, place] = k_NKD.float()
-        self.values[layer][rows, :, place] = v_NKD.float()
+        n, heads, head_dim = q_NHD.shape
+        slots, place = self._slot_range[:n], self.lengths[:n]
+        self.keys[layer][slots, :, place] = k_NKD.float()
+        self.values[layer][slots, :, place] = v_NKD.float()
         with torch.autocast(q_NHD.device.type, enabled=False):
-            # the H / K query heads of one key head side by side as rows of one product
-            q_SKgD = (q_NHD.float() * width**-0.5).view(n, k_NKD.shape[1], -1, width)
+            # the H / K query heads of one key head side by side, as rows of one product
+            q_SKgD = (q_NHD.float() * head_dim**-0.5).view(n, k_NKD.shape[1], -1, head_dim)
             own_keys, own_values = self.keys[layer][:n, :, : self._reach], self.values[layer][:n, :, : self._reach]
-            own = _look(q_SKgD, own_keys.transpose(-1, -2), own_values, self._hidden)
+            own = partial_attention(q_SKgD, own_keys.transpose(-1, -2), own_values, self._mask)
             prompts = len(self.prompt_names)
-            table = (prompts, self._most, *q_SKgD.shape[1:])
-            q_PKMD = q_SKgD[self._sitter].view(table).transpose(1, 2).flatten(2, 3)  # [P, K, M * H/K, D]
-            shared = _look(
+            table_shape = (prompts, self._num_columns, *q_SKgD.shape[1:])
+            q_PKMD = q_SKgD[self._table].view(table_shape).transpose(1, 2).flatten(2, 3)  # [P, K, M * H/K, D]
+            by_prompt = partial_attention(
                 q_PKMD,
                 self.prompt_keys[layer][:prompts, :, :, : self._prompt_reach],
                 self.prompt_values[layer][:prompts, :, : self._prompt_reach],
-                self._prompt_hidden,
+                self._prompt_mask,
             )
-            seat = (self.prompt_of[:n], slice(None), self._rank)
-            about_prompt = [x.unflatten(2, (self._most, -1))[seat] for x in shared]  # [S, K, H/K, .]
-            return _merge(own, about_prompt).reshape(n, heads, width)
+            cell = (self.prompt_of[:n], slice(None), self._column)
+            prompt = [x.unflatten(2, (self._num_columns, -1))[cell] for x in by_prompt]  # [S, K, H/K, .]
+            return merge_partial(own, prompt).reshape(n, heads, head_dim)
 
 
 def lazy_zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros that cost nothing until they are written to: on a CPU, memory that the system has not handed out yet."""
+    """Zeros that take no memory before the first write: on a CPU, the system hands out pages as they are touched."""
     if torch.device(device).type != "cpu":
         return torch.zeros(sizes, dtype=dtype, device=device)
-    plain = np.zeros(sizes, {2: np.uint16, 4: np.float32}[dtype.itemsize])
-    return torch.from_numpy(plain).view(dtype)
+    array = np.zeros(sizes, {2: np.uint16, 4: np.float32}[dtype.itemsize])
+    return torch.from_numpy(array).view(dtype)
 
 
 def trim_memory() -> None:
-    """Hand memory that was freed back to the system, where the C library keeps it for later (glibc).
+    """Give freed memory back to the system, where the C library (glibc) keeps it for reuse.
 
-    Sampling and learning free much and take turns: what one keeps, the other would have to have beside it.
+    Sampling and learning alternate, and both free much. Without this, each would hold its memory while the other runs.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
-def _hidden(lengths: Tensor) -> tuple[int, Tensor | None]:
-    """How far the longest row reaches, and -inf behind the end of shorter ones, [., 1, 1, T]; None: all the same."""
+def _length_mask(lengths: Tensor) -> tuple[int, Tensor | None]:
+    """The longest length, and a mask [., 1, 1, T] of -inf behind the end of shorter rows; None where all are equal."""
     longest = int(lengths.max())
     if int(lengths.min()) == longest:
         return longest, None
     behind = torch.arange(longest, device=lengths.device) >= lengths[:, None]
-    return longest, torch.zeros(behind.shape, device=lengths.device).masked_fill_(behind, float("-inf"))[:, None, None]
+    return longest, additive_mask(behind)
 
 
-def _look(q: Tensor, k_DT: Tensor, v: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention over one store, not yet divided: sum of e^(score - top) v, sum of e^(score - top), top."""
+def additive_mask(hidden: Tensor) -> Tensor:
+    """[., T] -> [., 1, 1, T]: -inf where `hidden` is True, to be added to attention scores."""
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))[:, None, None]
+
+
+def partial_attention(q: Tensor, k_DT: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention over one store, before the division: sum of e^(score - max) v, sum of e^(score - max), max."""
     score = q @ k_DT
-    if hidden is not None:
-        score += hidden
-    top = score.amax(-1, keepdim=True)
-    weight = score.sub_(top).exp_()
-    return weight @ v, weight.sum(-1, keepdim=True), top
+    if mask is not None:
+        score += mask
+    max_score = score.amax(-1, keepdim=True)
+    weight = score.sub_(max_score).exp_()
+    return weight @ v, weight.sum(-1, keepdim=True), max_score
 
 
-def _merge(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """Two looks as one softmax over both stores."""
-    top = torch.maximum(one[2], other[2])
-    a, b = (one[2] - top).exp_(), (other[2] - top).exp_()
+def merge_partial(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """Merge two partial attentions into one softmax over both stores."""
+    max_score = torch.maximum(one[2], other[2])
+    a, b = (one[2] - max_score).exp_(), (other[2] - max_score).exp_()
     return (one[0] * a + other[0] * b) / (one[1] * a + other[1] * b)
 
 
-def _close_ranks(stay: Tensor, stores: Sequence[Tensor]) -> Tensor:
-    """Move the last rows of each store into the holes; gives the old places of those that stay, in their new order."""
-    n = int(stay.sum())
-    old = torch.arange(len(stay), device=stay.device)
-    holes, movers = old[:n][~stay[:n]], old[n:][stay[n:]]
-    order = old[:n].clone()
-    order[holes] = movers
-    if len(holes):
+def _compact(keep: Tensor, stores: Sequence[Tensor]) -> Tensor:
+    """Move the last kept rows of each store into the gaps. Gives old places of kept rows, in their new order."""
+    n = int(keep.sum())
+    old_place = torch.arange(len(keep), device=keep.device)
+    gaps, movers = old_place[:n][~keep[:n]], old_place[n:][keep[n:]]
+    order = old_place[:n].clone()
+    order[gaps] = movers
+    if len(gaps):
         for store in stores:
-            store[holes] = store[movers]
+            store[gaps] = store[movers]
     return order

@@ -1,1 +1,1 @@
-"""The policy: what samples, scores and learns."""
+"""The policy: sampling, scoring and learning with one copy of the weights."""

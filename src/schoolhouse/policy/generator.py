@@ -1,12 +1,13 @@
-"""Generate: each distinct prefix is read once, then all rollouts grow together, one token a step.
+"""Sampling: each distinct prompt is prefilled once, then all rollouts grow together, one token a step.
 
-S slots busy in this step, V vocabulary. What a rollout samples depends on its key and the weights, not on the others.
+The tokens of a rollout depend on its key and the weights, not on the other rollouts.
+S busy slots of a step, P prompts, N tokens of a batch, C width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,23 +26,27 @@ if TYPE_CHECKING:
 OnToken = Callable[[int, int, float], bool | None]
 """Called with (number of the rollout, token id, its log-probability) for each sampled token. True ends the turn."""
 
-StopMatcher = Callable[[Sequence[int]], bool]
-"""Whether a turn ends with the last of the ids that it has so far."""
+
+class StopMatcher(NamedTuple):
+    """Ends a turn by its ids so far. `matches` is called only after an id for which `candidates` [V] is True."""
+
+    candidates: Tensor
+    matches: Callable[[Sequence[int]], bool]
 
 
 class RequestSource(Protocol):
-    """Where requests come from while others are being extended. They are numbered as they come, from 0."""
+    """Gives requests while earlier ones are being served. They are numbered in this order, from 0."""
 
     def new_requests(self, busy: bool) -> Sequence[Request] | None:
-        """New requests since the last step; None once the source is closed. May wait where no slot is `busy`."""
+        """New requests since the last step; None once the source is closed. May block while no slot is `busy`."""
         ...
 
     def on_logits(self, owners: np.ndarray, logits_SV: Tensor) -> None:
-        """The logits of a step before it is sampled, and the number of the rollout in each slot."""
+        """Called with the logits of each step before sampling. `owners` [S] are the numbers of the rollouts."""
         ...
 
     def on_finished(self, number: int, rollout: Rollout) -> None:
-        """A rollout is complete."""
+        """Called with each complete rollout."""
         ...
 
 
@@ -54,45 +59,47 @@ def extend(
     policy_version: int,
     *,
     params: SamplingParams = SamplingParams(),  # noqa: B008 (a plain tuple)
-    slots: int = 512,
+    num_slots: int = 512,
     max_total_tokens: int | None = None,
     next_turn: NextTurn | None = None,
-    stop_matcher: tuple[Tensor, StopMatcher] | None = None,
+    stop_matcher: StopMatcher | None = None,
     logit_bias: Tensor | None = None,
     attention: tuple[type[PackedAttention], type[SlotKVCache]] = (PackedAttention, SlotKVCache),
     source: RequestSource | None = None,
     on_token: OnToken | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
-    """Sample up to `max_new_tokens` after each prefix; a turn ends after an id in `stop`. Same order back.
+    """Sample up to `max_new_tokens` after each prefix. Gives the rollouts in the same order.
 
-    max_new_tokens    one number for all rollouts, or one for each
-    version           of the policy, which each rollout remembers
-    slots             rollouts that grow at once
-    next_turn         what a rollout goes on from when its turn ends, in its slot. Tokens that it adds are read one by
-                      one beside the slots that sample; the result is that of extending the rollout again
-    max_total_tokens  tokens that all turns behind the first prefix may take; with a `source` what each request may
-                      have, its prefix included
-    stops_here        ids [V] that may end a turn, and a function that says whether one does
+    max_new_tokens    of one turn: one number for all rollouts, or one for each
+    stop_ids          ids that end a turn
+    policy_version    stored in each rollout
+    num_slots         rollouts that grow at once
+    max_total_tokens  of all turns together, without the first prefix; with a `source`, of a whole rollout
+    next_turn         gives the prefix of the next turn when a turn ends. The rollout stays in its slot, and added
+                      context is read token by token while other slots sample. The result is that of a separate call
+    stop_matcher      ends a turn by its text
     logit_bias        [V] added to all logits
-    source            more requests, each with its own sampling parameters, until it closes; results go back to it
-    progress          called with the number of rollouts that just ended
+    attention         classes of the attention contexts for prefill and decoding
+    source            more requests, each with its own sampling parameters, until it closes. Its rollouts go to
+                      `source.on_finished` and are not returned
+    progress          called with the number of rollouts that just finished
     """
     config, device = decoder.config, next(decoder.parameters()).device
     limits = [max_new_tokens] * len(rollouts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     _check(rollouts, limits, config.max_seq_len, params.temperature)
-    slots = slots if source else min(slots, len(rollouts))
-    longest = max_total_tokens or config.max_seq_len if source else max(map(len, rollouts), default=0)
-    capacity = max(max(limits, default=0), max_total_tokens or 0, longest if source else 0)
-    packed, slot_cache = attention
+    num_slots = num_slots if source else min(num_slots, len(rollouts))
+    longest_prompt = max_total_tokens or config.max_seq_len if source else max(map(len, rollouts), default=0)
+    capacity = max(max(limits, default=0), max_total_tokens or 0, longest_prompt if source else 0)
+    packed_attention, slot_cache = attention
     cache = slot_cache(
         config.num_hidden_layers,
-        slots,
+        num_slots,
         config.num_key_value_heads,
         config.head_dim,
-        prompt_capacity=longest,
+        prompt_capacity=longest_prompt,
         capacity=capacity,
-        max_prompts=slots if source else len({r.tokens for r in rollouts}),
+        max_prompts=num_slots if source else len({r.tokens for r in rollouts}),
         device=device,
     )
 
@@ -100,13 +107,13 @@ def extend(
         return decoder.project(decoder(token_S, cache.begin_step(), cache))
 
     decode_step = GraphedStep(decode, cache) if isinstance(cache, StaticSlotKVCache) else decode
-    table = SlotTable(rollouts, limits, params, policy_version, slots, capacity, config.max_seq_len, device)
+    table = SlotTable(rollouts, limits, params, policy_version, num_slots, capacity, config.max_seq_len, device)
     stop_V = torch.zeros(config.vocab_size, dtype=torch.bool, device=device)
     stop_V[list(stop_ids)] = True
-    maybe_V = None if stop_matcher is None else stop_matcher[0].to(device)
-    done: dict[int, Rollout] = {}
+    candidate_V = None if stop_matcher is None else stop_matcher.candidates.to(device)
+    finished: dict[int, Rollout] = {}
     logits_SV: Tensor | None = None
-    last: dict[tuple[int, ...], Tensor] = {}
+    last_hidden: dict[tuple[int, ...], Tensor] = {}
 
     while table.waiting or cache.busy or source:
         requests = source.new_requests(bool(table.waiting or cache.busy)) if source else ()
@@ -115,10 +122,11 @@ def extend(
             if requests is None:
                 break
             continue
-        # Several prompts are read at once, since prefill pays in batches; a request to a server does not wait for that.
-        if table.waiting and cache.free >= (1 if source else max(1, slots // 4)):
-            logits_nV = _prefill(decoder, packed, cache, table.admit(cache.busy, cache.free), last)
-            logits_SV = logits_nV if logits_SV is None else torch.cat((logits_SV, logits_nV))
+        # Prefill is faster for several prompts at once, so it waits for free slots. Requests from a source do not wait.
+        if table.waiting and cache.free >= (1 if source else max(1, num_slots // 4)):
+            prompts = table.admit(cache.busy, cache.free)
+            new_logits_SV = _prefill(decoder, packed_attention, cache, prompts, last_hidden)
+            logits_SV = new_logits_SV if logits_SV is None else torch.cat((logits_SV, new_logits_SV))
         assert logits_SV is not None
         busy = cache.busy
         if logit_bias is not None:
@@ -131,28 +139,31 @@ def extend(
                 "the model's log-probabilities are not finite: there is NaN or infinity in its weights, or its "
                 "computation overflows; go back to an earlier checkpoint, or try precision float32"
             )
-        sampled_S = table.append(token_S, logprob_S)  # False where a token of the context was read instead
+        sampled_S = table.append(token_S, logprob_S)  # False where a token of added context was read instead
         stopped_S = stop_V[token_S] & sampled_S
         if on_token:
-            rows = zip(table.owner[:busy], token_S.tolist(), logprob_S.tolist(), sampled_S.tolist(), strict=True)
-            ends = [sampled and on_token(int(owner), token, logprob) for owner, token, logprob, sampled in rows]
+            columns = (table.owner[:busy], token_S.tolist(), logprob_S.tolist(), sampled_S.tolist())
+            ends = [
+                sampled and on_token(int(owner), token, logprob)
+                for owner, token, logprob, sampled in zip(*columns, strict=True)
+            ]
             stopped_S |= torch.tensor([bool(end) for end in ends], device=device)
-        if stop_matcher is not None and maybe_V is not None:
-            for slot in (maybe_V[token_S] & sampled_S & ~stopped_S).nonzero()[:, 0].tolist():
-                stopped_S[slot] = stop_matcher[1](table.tokens[slot, : int(table.count[slot])].tolist())
-        over_S = stopped_S | (sampled_S & (table.count[:busy] == table.limit[:busy]))
-        for slot in over_S.nonzero()[:, 0].tolist():
-            finished = table.finish_turn(slot, "stop" if bool(stopped_S[slot]) else "length", next_turn)
-            if finished is None:
-                over_S[slot] = False
+        if stop_matcher is not None and candidate_V is not None:
+            for slot in (candidate_V[token_S] & sampled_S & ~stopped_S).nonzero()[:, 0].tolist():
+                stopped_S[slot] = stop_matcher.matches(table.tokens[slot, : int(table.count[slot])].tolist())
+        finished_S = stopped_S | (sampled_S & (table.count[:busy] == table.limit[:busy]))
+        for slot in finished_S.nonzero()[:, 0].tolist():
+            rollout = table.finish_turn(slot, "stop" if bool(stopped_S[slot]) else "length", next_turn)
+            if rollout is None:
+                finished_S[slot] = False
             elif source:
-                source.on_finished(int(table.owner[slot]), finished)
+                source.on_finished(int(table.owner[slot]), rollout)
             else:
-                done[int(table.owner[slot])] = finished
-        if bool(over_S.any()):
+                finished[int(table.owner[slot])] = rollout
+        if bool(finished_S.any()):
             if progress:
-                progress(int(over_S.sum()))
-            order = cache.release(over_S)
+                progress(int(finished_S.sum()))
+            order = cache.release(finished_S)
             table.compact(order)
             token_S = token_S[order]
         if cache.busy:
@@ -160,7 +171,7 @@ def extend(
             cache.end_step()
         else:
             logits_SV = None
-    return [done[i] for i in sorted(done)]
+    return [finished[number] for number in sorted(finished)]
 
 
 def _check(rollouts: Sequence[Rollout], limits: Sequence[int], max_seq_len: int, temperature: float) -> None:
@@ -168,17 +179,16 @@ def _check(rollouts: Sequence[Rollout], limits: Sequence[int], max_seq_len: int,
         raise SchoolError(
             f"{len(limits)} values of `max_new_tokens` for {len(rollouts)} rollouts: give one number, or one for each"
         )
-    for rollout, length in zip(rollouts, limits, strict=True):
+    for rollout, limit in zip(rollouts, limits, strict=True):
         if not len(rollout):
+            raise SchoolError(f"a rollout of problem {rollout.problem.id} has no tokens to extend; give it a prompt")
+        if limit < 1:
+            raise SchoolError(f"`max_new_tokens` is {limit}: give at least 1")
+        if len(rollout) + limit > max_seq_len:
             raise SchoolError(
-                f"a rollout of problem {rollout.problem.id} has no tokens to go on from; give it a prompt"
-            )
-        if length < 1:
-            raise SchoolError(f"`max_new_tokens` is {length}: give at least 1")
-        if len(rollout) + length > max_seq_len:
-            raise SchoolError(
-                f"a prompt of {len(rollout)} tokens and {length} new ones make {len(rollout) + length}, but the model "
-                f"reads at most {max_seq_len}; lower `max_new_tokens` or train a model with a larger max_position_embeddings"
+                f"a prompt of {len(rollout)} tokens and {limit} new ones make {len(rollout) + limit}, but the model "
+                f"reads at most {max_seq_len}; lower `max_new_tokens`, or train a model with a larger "
+                "max_position_embeddings"
             )
     if temperature < 0:
         raise SchoolError(f"`temperature` is {temperature}: give 0 (the likeliest token) or more")
@@ -186,25 +196,26 @@ def _check(rollouts: Sequence[Rollout], limits: Sequence[int], max_seq_len: int,
 
 def _prefill(
     decoder: Decoder | HFAdapter,
-    attention: type[PackedAttention],
+    packed_attention: type[PackedAttention],
     cache: SlotKVCache,
     prompts: Sequence[tuple[int, ...]],
-    last: dict[tuple[int, ...], Tensor],
+    last_hidden: dict[tuple[int, ...], Tensor],
 ) -> Tensor:
-    """A slot for each prompt, and the logits [n, V] after it. A prompt in the cache is not read again.
+    """Put each prompt into a free slot, and give the logits [S, V] after it. Prompts in the cache are not read again.
 
-    `last` holds what the decoder makes of the last token of each prompt in the cache, [C].
+    last_hidden  of each prompt in the cache: the hidden state [C] of its last token
     """
-    for dropped in last.keys() - set(cache.prompt_names):
-        del last[dropped]
-    fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in last]
-    if fresh:
-        packed = attention([len(prompt) for prompt in fresh], device=cache.lengths.device, keep_kv=True)
-        tokens_N = torch.tensor([token for prompt in fresh for token in prompt], device=cache.lengths.device)
+    for dropped in last_hidden.keys() - set(cache.prompt_names):
+        del last_hidden[dropped]
+    new_prompts = [prompt for prompt in dict.fromkeys(prompts) if prompt not in last_hidden]
+    if new_prompts:
+        device = cache.lengths.device
+        packed = packed_attention([len(prompt) for prompt in new_prompts], device=device, keep_kv=True)
+        tokens_N = torch.tensor([token for prompt in new_prompts for token in prompt], device=device)
         hidden_NC = decoder(tokens_N, packed.positions, packed)
-        cache.store_prompts(packed, fresh)
-        last.update(zip(fresh, hidden_NC[torch.cumsum(packed.lengths, 0) - 1], strict=True))
+        cache.store_prompts(packed, new_prompts)
+        last_hidden.update(zip(new_prompts, hidden_NC[torch.cumsum(packed.lengths, 0) - 1], strict=True))
     cache.admit(prompts)
-    places = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompts))}
-    logits_PV = decoder.project(torch.stack([last[prompt] for prompt in places]))
-    return logits_PV[torch.tensor([places[prompt] for prompt in prompts], device=logits_PV.device)]
+    place = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompts))}
+    logits_PV = decoder.project(torch.stack([last_hidden[prompt] for prompt in place]))
+    return logits_PV[torch.tensor([place[prompt] for prompt in prompts], device=logits_PV.device)]

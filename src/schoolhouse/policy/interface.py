@@ -1,4 +1,7 @@
-"""What sampling code needs of a policy, so that tests and servers can stand in for one. Imports nothing heavy."""
+"""The interface that sampling code needs of a policy. Searches, servers and test doubles implement it too.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,7 @@ from schoolhouse.types import Rollout
 
 
 class Generator(Protocol):
-    """Extends rollouts: a `Policy`, a search that answers like one, or a scripted double.
-
-    `Policy.extend` documents the arguments.
-    """
+    """Extends rollouts. `Policy.extend` documents the arguments."""
 
     conversation: Conversation
 
@@ -34,5 +34,5 @@ class Generator(Protocol):
         on_token: Callable[[int, int, float], bool | None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
-        """Sample up to `max_new_tokens` after each prefix; rollouts come back in the same order."""
+        """Sample up to `max_new_tokens` after each prefix. Gives the rollouts in the same order."""
         ...

@@ -1,7 +1,4 @@
-"""The learner: one optimizer step on packed batches, and what happened in it.
-
-N tokens of a batch.
-"""
+"""The learner: one optimizer step on packed batches, and its metrics."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ from schoolhouse.algorithms.settings import Optimizer
 from schoolhouse.types import SchoolError
 
 MetricsFn = Callable[[Batch, Scores], dict[str, float]]
-"""More numbers of a batch: means over its "tokens", which are reported as means over all batches."""
+"""More metrics of a batch: means over its trained tokens, and the number of these as "tokens"."""
 
 
 class Learner:
-    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) for a model. Decay applies to matrices alone.
+    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) for a model. Weight decay applies to matrices alone.
 
     step  number of updates so far
     """
@@ -32,7 +29,7 @@ class Learner:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the moments of the gradient."""
+        """Start with fresh moments of the gradient."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.config.weight_decay},
@@ -51,12 +48,14 @@ class Learner:
         max_logprob_gap: float = math.inf,
         metrics_fn: MetricsFn | None = None,
     ) -> dict[str, Any]:
-        """One optimizer step on sum(weight x loss) over all batches: how they are cut changes memory, nothing else.
+        """One optimizer step on sum(weight x loss) over all batches. Gives its metrics.
 
-        score  computes log-probabilities of a batch with the model, with a graph for the gradient
+        The batches are gradient accumulation: to split rollouts otherwise changes memory and speed, not the result.
 
-        Raises SchoolError, before the weights are touched, when the gradient is not finite, and when sampler and
-        learner log-probabilities lie further apart than `max_logprob_gap` in the mean.
+        score_fn  gives log-probabilities of a batch, with a graph for the gradient
+
+        Raises SchoolError, before the weights change, when the gradient is not finite, or when log-probabilities of
+        sampler and learner differ by more than `max_logprob_gap` on average.
         """
         self.optimizer.zero_grad(set_to_none=True)
         totals = {"loss": 0.0, "tokens": 0.0, "entropy": 0.0, "gap": 0.0, "gap_tokens": 0.0}
@@ -69,48 +68,48 @@ class Learner:
             totals["loss"] += float(loss.detach())
             batch_metrics.append(metrics_fn(on_device, scores) if metrics_fn else {})
             _add_token_stats(totals, on_device, scores)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm))
-        if not math.isfinite(norm):
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm))
+        if not math.isfinite(grad_norm):
             raise SchoolError(
-                f"the gradient of update {self.step} is {norm}: nothing was changed; "
+                f"the gradient norm of update {self.step} is {grad_norm}; the weights were not changed: "
                 "lower the learning rate, or look at the rollouts and advantages of this step"
             )
         gap = totals["gap"] / max(totals["gap_tokens"], 1.0)
         if gap > max_logprob_gap:
             raise SchoolError(
-                f"sampler and learner log-probabilities lie {gap:.3g} apart in the mean before update {self.step} "
-                f"(max_logprob_gap {max_logprob_gap:g}): the rollouts are not the policy's own; nothing was changed; "
-                "try precision float32 or exact, and see that nothing writes into the weights between sampling and "
-                "learning"
+                f"log-probabilities of sampler and learner differ by {gap:.3g} on average before update {self.step} "
+                f"(max_logprob_gap {max_logprob_gap:g}): the rollouts were not sampled by these weights; the weights "
+                "were not changed; try precision float32 or exact, and check that nothing writes into the weights "
+                "between sampling and learning"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.step += 1
         tokens = max(totals["tokens"], 1.0)
-        stats = {"loss": totals["loss"], "grad_norm": norm, "entropy": totals["entropy"] / tokens}
-        stats["trained_tokens"] = tokens
+        metrics = {"loss": totals["loss"], "grad_norm": grad_norm, "entropy": totals["entropy"] / tokens}
+        metrics["trained_tokens"] = tokens
         if totals["gap_tokens"]:
-            stats["logprob_gap"] = gap
+            metrics["logprob_gap"] = gap
         names = batch_metrics[0].keys() - {"tokens"} if batch_metrics else ()
         means = {name: sum(row[name] * row["tokens"] for row in batch_metrics) / tokens for name in sorted(names)}
-        return stats | means
+        return metrics | means
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "version": self.step}
+        return {"optimizer": self.optimizer.state_dict(), "policy_version": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["version"]
+        self.step = state["policy_version"]
 
 
 def _add_token_stats(totals: dict[str, float], batch: Batch, scores: Scores) -> None:
-    """Entropy of the trained tokens, and how far sampler and learner log-probabilities lie apart."""
+    """Add entropy, and the difference between log-probabilities of sampler and learner, over the trained tokens."""
     trained = batch.weight > 0
     totals["tokens"] += float(trained.sum())
     totals["entropy"] += float(scores.entropy[trained].sum())
     if "sampled" in batch.columns:
-        apart = (scores.logprob.detach() - batch["sampled"])[trained].abs()
-        known = torch.isfinite(apart)
-        totals["gap"] += float(apart[known].sum())
+        difference = (scores.logprob.detach() - batch["sampled"])[trained].abs()
+        known = torch.isfinite(difference)
+        totals["gap"] += float(difference[known].sum())
         totals["gap_tokens"] += float(known.sum())

@@ -1,4 +1,7 @@
-"""How likely a policy finds each token of a text, and what it would rather have said."""
+"""Log-probabilities of the tokens of a text, and the likeliest tokens in each place.
+
+N tokens of a part of the text, C width, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,15 @@ import torch
 
 from schoolhouse.policy.policy import Policy
 
-_ROWS = 512  # tokens whose logits are held at once
+_CHUNK_TOKENS = 512  # tokens whose logits are in memory at once
 
 
 class TokenLogprob(NamedTuple):
-    """One token: its log-probability (None for the first, which follows nothing) and the likeliest in its place."""
+    """One token of a text.
+
+    logprob       None for the first token, which has nothing before it
+    top_logprobs  the likeliest tokens in its place: (id, log-probability)
+    """
 
     token: int
     logprob: float | None
@@ -22,18 +29,20 @@ class TokenLogprob(NamedTuple):
 
 @torch.no_grad()
 def token_logprobs(policy: Policy, tokens: Sequence[int], num_top: int = 1) -> list[TokenLogprob]:
-    """Log-probabilities of all tokens of one text, each after those before it."""
+    """The log-probability of each token of a text, given the tokens before it, with the `num_top` likeliest tokens."""
     ids = torch.tensor(list(tokens), device=policy.device)
     with policy.autocast():
-        memory = policy.packed_attention([len(ids)], policy.device)
-        hidden_NC = policy.decoder(ids, memory.positions, memory)
-        found = [TokenLogprob(int(ids[0]), None, ())]
-        for start in range(0, len(ids) - 1, _ROWS):
-            after = ids[start + 1 : start + 1 + _ROWS]
-            logits_NV = policy.decoder.project(hidden_NC[start : start + len(after)]).float().log_softmax(-1)
-            said = logits_NV.gather(1, after[:, None])[:, 0].tolist()
-            best = logits_NV.topk(min(num_top, logits_NV.shape[1])) if num_top else None
-            for at, (token, logprob) in enumerate(zip(after.tolist(), said, strict=True)):
-                likely = () if best is None else zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True)
-                found.append(TokenLogprob(token, logprob, tuple(likely)))
-    return found
+        packed = policy.packed_attention([len(ids)], policy.device)
+        hidden_NC = policy.decoder(ids, packed.positions, packed)
+        results = [TokenLogprob(int(ids[0]), None, ())]
+        for start in range(0, len(ids) - 1, _CHUNK_TOKENS):
+            next_N = ids[start + 1 : start + 1 + _CHUNK_TOKENS]
+            logits_NV = policy.decoder.project(hidden_NC[start : start + len(next_N)])
+            logprob_NV = logits_NV.float().log_softmax(-1)
+            logprobs = logprob_NV.gather(1, next_N[:, None])[:, 0].tolist()
+            top = logprob_NV.topk(min(num_top, logprob_NV.shape[1]))
+            top_ids, top_values = top.indices.tolist(), top.values.tolist()
+            for at, (token, logprob) in enumerate(zip(next_N.tolist(), logprobs, strict=True)):
+                top_logprobs = tuple(zip(top_ids[at], top_values[at], strict=True))
+                results.append(TokenLogprob(token, logprob, top_logprobs))
+    return results

@@ -1,7 +1,7 @@
-"""The policy: one definition and one copy of the weights, both sampled and trained. Three verbs: extend, score, update.
+"""The policy: one copy of the weights for sampling and training, with three verbs: extend, score, update.
 
-A policy is a model, a generator (generator.py) and a learner (learner.py). The learner, and so the optimizer, is made
-with the first update: a reference, a teacher, a reward model or a server never builds one.
+A policy joins a model, a generator (generator.py) and a learner (learner.py). The learner with its optimizer is made at
+the first update, so references, teachers, reward models and servers never allocate one.
 T tokens of a rollout, V vocabulary.
 """
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class RolloutScores(NamedTuple):
-    """Log-probability and entropy of one rollout's tokens; zero outside the loss mask. [T], float32."""
+    """Log-probability and entropy of each token of a rollout; zero outside the loss mask. [T], float32."""
 
     logprob: np.ndarray
     entropy: np.ndarray
@@ -52,11 +52,11 @@ class RolloutScores(NamedTuple):
 class Policy:
     """A decoder with its tokenizer and chat template (`conversation`), to be sampled, scored and updated.
 
-    precision  of matrix products; `exact` gives sampler and learner the same bits
-    optimizer  settings of AdamW, for the first `update`
-    device     where it computes; the first GPU or else the CPU unless given
-    activation_checkpointing  learning keeps what enters a block and computes its inside again (Chen et al. 2016,
-               arXiv 1604.06174)
+    precision  of matrix products; with `exact`, sampler and learner compute the same bits
+    optimizer  the config of AdamW
+    device     by default the first GPU, or else the CPU
+    activation_checkpointing  learning keeps the input of each block alone, and computes the block again in the backward
+               pass (Chen et al. 2016, arXiv 1604.06174)
     """
 
     def __init__(
@@ -70,22 +70,22 @@ class Policy:
     ) -> None:
         if conversation.tokenizer.vocab_size > decoder.config.vocab_size:
             raise SchoolError(
-                f"the tokenizer has {conversation.tokenizer.vocab_size} ids, the model only {decoder.config.vocab_size} "
-                "(vocab_size in config.json): they do not belong together"
+                f"the tokenizer has {conversation.tokenizer.vocab_size} ids, the model only "
+                f"{decoder.config.vocab_size} (vocab_size in config.json): use the tokenizer of this model"
             )
         self.device = torch.device(device) if device is not None else pick_device()
         self.decoder = decoder.to(self.device)
         self.conversation = conversation
         self.dtype = pick_dtype(precision, self.device)
-        self.packed_attention, self.slots = best_attention(decoder.config.head_dim, self.dtype, self.device)
+        self.packed_attention, self.slot_cache = best_attention(decoder.config.head_dim, self.dtype, self.device)
         if precision == "exact":
             make_batch_invariant(self.decoder)
-            self.packed_attention, self.slots = InvariantPackedAttention, InvariantSlotKVCache
+            self.packed_attention, self.slot_cache = InvariantPackedAttention, InvariantSlotKVCache
         if isinstance(decoder, Decoder):
             decoder.activation_checkpointing = activation_checkpointing
         elif activation_checkpointing:
             raise SchoolError(
-                "`activation_checkpointing` is for Llama, Qwen2, Qwen3 and Mistral decoders alone: set it to false"
+                "`activation_checkpointing` works for Llama, Qwen2, Qwen3 and Mistral decoders alone: set it to false"
             )
         self._optimizer = optimizer or Optimizer()
 
@@ -102,7 +102,7 @@ class Policy:
         activation_checkpointing: bool = False,
         device: torch.device | str | None = None,
     ) -> Policy:
-        """A policy with random weights, the same for the same seed."""
+        """A policy with random weights, which depend on the seed alone."""
         decoder = Decoder(config)
         init_weights(decoder, torch.Generator().manual_seed(digest(Key(seed, "weights")) % 2**63))
         return cls(decoder, conversation, precision, optimizer, activation_checkpointing, device)
@@ -116,13 +116,13 @@ class Policy:
         activation_checkpointing: bool = False,
         device: torch.device | str | None = None,
     ) -> Policy:
-        """A policy from a model folder in Hugging Face format, or from the newest checkpoint of a run.
+        """A policy from a model folder in Hugging Face format, or from the newest checkpoint of a run folder.
 
-        Raises SchoolError naming what is missing or damaged.
+        Raises SchoolError, which names a missing or damaged file.
         """
         folder = resolve_model(folder)
         if not folder.is_dir():
-            raise SchoolError(f"{folder} is not a folder; a model is a local folder in Hugging Face format")
+            raise SchoolError(f"{folder} is not a folder: give a local folder with a model in Hugging Face format")
         conversation = Conversation.load(folder)
         return cls(load_decoder(folder), conversation, precision, optimizer, activation_checkpointing, device)
 
@@ -133,13 +133,13 @@ class Policy:
         self.conversation.save(Path(folder))
 
     def reset(self, folder: Path | str | None = None) -> None:
-        """A fresh optimizer, and the weights of a model of the same shape, if one is given."""
+        """Start with a fresh optimizer, and with the weights of another model of the same shape where one is given."""
         if folder is not None:
             self.decoder.load_state_dict(load_decoder(resolve_model(folder)).state_dict())
         self.learner.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """What training needs beyond the model: optimizer moments and version."""
+        """The training state beyond the model: the optimizer's moments and the number of updates."""
         return self.learner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,17 +147,17 @@ class Policy:
 
     @cached_property
     def learner(self) -> Learner:
-        """The optimizer and its step, made when it is first needed."""
+        """The learner, made when it is first used."""
         return Learner(self.decoder, self._optimizer)
 
     @property
     def version(self) -> int:
-        """Number of updates so far; a rollout remembers which version wrote it."""
+        """Number of updates so far, stored in each rollout that is sampled."""
         return self.learner.step if "learner" in self.__dict__ else 0
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether learning reads a prompt once for all rollouts that go on from it: an argument of `pack`."""
+        """Whether learning reads a prompt once for all its rollouts; pass it to `pack` as `share_prompts`."""
         return self.packed_attention is NativePackedAttention
 
     @property
@@ -180,7 +180,7 @@ class Policy:
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
-        slot_cache: int = 512,
+        num_slots: int = 512,
         thinking_budget: int | None = None,
         stop_strings: Sequence[str] = (),
         next_turn: NextTurn | None = None,
@@ -189,28 +189,26 @@ class Policy:
         on_token: generator.OnToken | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
-        """Sample up to `max_new_tokens` after each prefix; rollouts come back in the same order. See generator.extend.
+        """Sample up to `max_new_tokens` after each prefix. Gives the rollouts in the same order.
 
-        stop             ids that end a turn: those of the conversation unless given
-        stop_texts       texts that end it too, however they are cut into tokens
-        thinking_budget  tokens after which an open thought is closed
-        next_turn        what a rollout whose turn ended goes on from, in its slot (tools, users); needs
-                         `max_total_tokens` for all turns
-        logit_bias       [V] added to all logits
+        stop_ids          ids that end a turn, by default those of the conversation
+        num_slots         rollouts that grow at once
+        thinking_budget   tokens after which an open thought is closed
+        stop_strings      texts that end a turn, however they are split into tokens
+        next_turn         gives the next turn of a rollout whose turn ended (tools, users); set `max_total_tokens` too
+        max_total_tokens  of all turns together, without the first prefix
+        logit_bias        [V] added to all logits
+        on_token          called with (number of the rollout, token id, log-probability); True ends the turn
+        progress          called with the number of rollouts that just finished
         """
-        stops_here = None
-        if stop_strings:
-            maybe, ended = self.conversation.stop_matcher(stop_strings)
-            maybe += [False] * (self.decoder.config.vocab_size - len(maybe))
-            stops_here = torch.tensor(maybe), ended
+        stop_matcher = self._stop_matcher(stop_strings) if stop_strings else None
         if thinking_budget is not None:
             if next_turn or not isinstance(max_new_tokens, int):
-                raise SchoolError("a thinking budget needs one `max_new_tokens` for all and no `next_turn`")
-            next_turn, max_total_tokens = (
-                self._close_thoughts(rollouts, thinking_budget, max_new_tokens),
-                max_new_tokens,
-            )
-            max_new_tokens = min(thinking_budget, max_new_tokens)
+                raise SchoolError(
+                    "`thinking_budget` needs one `max_new_tokens` for all rollouts, and no `next_turn`: change these"
+                )
+            next_turn = self._close_thoughts(rollouts, thinking_budget, max_new_tokens)
+            max_total_tokens, max_new_tokens = max_new_tokens, min(thinking_budget, max_new_tokens)
         with self.autocast():
             extended = generator.extend(
                 self.decoder,
@@ -219,12 +217,12 @@ class Policy:
                 self.conversation.stop_ids if stop_ids is None else stop_ids,
                 self.version,
                 params=SamplingParams(temperature, top_k, top_p, min_p),
-                slots=slot_cache,
+                num_slots=num_slots,
                 max_total_tokens=max_total_tokens,
                 next_turn=next_turn,
-                stop_matcher=stops_here,
+                stop_matcher=stop_matcher,
                 logit_bias=None if logit_bias is None else logit_bias.to(self.device),
-                attention=(self.packed_attention, self.slots),
+                attention=(self.packed_attention, self.slot_cache),
                 on_token=on_token,
                 progress=progress,
             )
@@ -234,14 +232,14 @@ class Policy:
     def serve(
         self,
         source: generator.RequestSource,
-        slots: int,
+        num_slots: int,
         max_total_tokens: int,
         next_turn: NextTurn,
         on_token: generator.OnToken,
     ) -> None:
-        """Serve requests until the source closes, up to `slots` at once.
+        """Serve requests until the source closes, up to `num_slots` at once.
 
-        context  tokens that a rollout may have, its prefix included
+        max_total_tokens  of one rollout, its prompt included
         """
         with self.autocast():
             generator.extend(
@@ -250,22 +248,27 @@ class Policy:
                 [],
                 self.conversation.stop_ids,
                 self.version,
-                slots=slots,
+                num_slots=num_slots,
                 max_total_tokens=max_total_tokens,
                 next_turn=next_turn,
-                attention=(self.packed_attention, self.slots),
+                attention=(self.packed_attention, self.slot_cache),
                 source=source,
                 on_token=on_token,
             )
         trim_memory()
 
-    def _close_thoughts(self, rollouts: Sequence[Rollout], budget: int, max_new_tokens: int) -> NextTurn:
-        """The next turn of each of these rollouts under a thinking budget."""
-        start = {(rollout.problem.id, rollout.key._replace(turn=0)): len(rollout) for rollout in rollouts}
+    def _stop_matcher(self, stop_strings: Sequence[str]) -> generator.StopMatcher:
+        candidates, matches = self.conversation.stop_matcher(stop_strings)
+        unused_ids = self.decoder.config.vocab_size - len(candidates)
+        return generator.StopMatcher(torch.tensor([*candidates, *[False] * unused_ids]), matches)
 
-        def next_turn(ended: Rollout) -> tuple[Rollout, int] | None:
-            begun = start[ended.problem.id, ended.key._replace(turn=0)]
-            return close_thought_at_budget(self.conversation, ended, begun, budget, max_new_tokens)
+    def _close_thoughts(self, rollouts: Sequence[Rollout], budget: int, max_new_tokens: int) -> NextTurn:
+        """A `next_turn` that closes thoughts at the budget."""
+        prompt_tokens = {(rollout.problem.id, rollout.key._replace(turn=0)): len(rollout) for rollout in rollouts}
+
+        def next_turn(rollout: Rollout) -> tuple[Rollout, int] | None:
+            start = prompt_tokens[rollout.problem.id, rollout.key._replace(turn=0)]
+            return close_thought_at_budget(self.conversation, rollout, start, budget, max_new_tokens)
 
         return next_turn
 
@@ -273,17 +276,17 @@ class Policy:
     def score(
         self, rollouts: Sequence[Rollout], temperature: float = 1.0, microbatch_tokens: int = 4_096
     ) -> list[RolloutScores]:
-        """Log-probability and entropy of each token of the loss mask; rollouts in the same order."""
-        found: list[RolloutScores | None] = [None] * len(rollouts)
+        """Log-probability and entropy of each token of the loss masks, in the order of the rollouts."""
+        results: dict[int, RolloutScores] = {}
         for members, batch in pack_for_scoring(rollouts, microbatch_tokens):
             scores = self._batch_scores(batch, temperature)
             logprob, entropy = scores.logprob.cpu().numpy(), scores.entropy.cpu().numpy()
             start = 0
             for i in members:
                 end = start + len(rollouts[i])
-                found[i] = RolloutScores(logprob[start:end], entropy[start:end])
+                results[i] = RolloutScores(logprob[start:end], entropy[start:end])
                 start = end
-        return [scores for scores in found if scores is not None]
+        return [results[i] for i in range(len(rollouts))]
 
     def update(
         self,
@@ -295,17 +298,25 @@ class Policy:
         max_logprob_gap: float = math.inf,
         metrics_fn: MetricsFn | None = None,
     ) -> dict[str, Any]:
-        """One optimizer step on sum(weight x loss) over all batches. See Learner.update, also for what it raises."""
-        score = partial(self._batch_scores, temperature=temperature)
-        stats = self.learner.update(batches, loss_fn, score, learning_rate, max_grad_norm, max_logprob_gap, metrics_fn)
+        """One optimizer step on sum(weight x loss) over all batches. Gives its metrics. Raises as Learner.update does.
+
+        temperature  of the sampling, so that log-probabilities are about the same distribution
+        """
+        score_fn = partial(self._batch_scores, temperature=temperature)
+        metrics = self.learner.update(
+            batches, loss_fn, score_fn, learning_rate, max_grad_norm, max_logprob_gap, metrics_fn
+        )
         trim_memory()
-        return stats
+        return metrics
 
     def check_peak_memory(self, max_len: int, microbatch_tokens: int) -> None:
-        """Learn from the heaviest micro-batch there can be, and forget it: what does not fit fails now, not later."""
+        """Run forward and backward on the largest possible micro-batch, so that a lack of memory shows up at once.
+
+        max_len  tokens of the longest rollout
+        """
         max_len = min(max_len, self.max_seq_len)
-        unknown, full_mask = (math.nan,) * max_len, (True,) * max_len
-        row = Rollout(Problem("rehearsal", (), ""), Key(0, "rehearsal"), (0,) * max_len, full_mask, unknown)
+        loss_mask, logprob = (True,) * max_len, (math.nan,) * max_len
+        row = Rollout(Problem("rehearsal", (), ""), Key(0, "rehearsal"), (0,) * max_len, loss_mask, logprob)
         rows = [row] * max(1, microbatch_tokens // max_len)
         for batch in pack(rows, token_mean(rows), microbatch_tokens, prompts=False):
             self._batch_scores(batch, 1.0).logprob.sum().backward()

@@ -1,4 +1,4 @@
-"""Sample one token from logits: filters, temperature, one uniform number a token.
+"""Sample one token for each row of logits: temperature, filters, one uniform number a token.
 
 S slots busy in this step, V vocabulary.
 """
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from schoolhouse.model.fused_ops import logprobs_and_entropy, sample_fused
 
-_BLOCK = 64
+_BLOCK_SIZE = 64
 
-GREEDY_BELOW = 1e-4  # float32 keeps five digits of a logit divided by it
+GREEDY_BELOW = 1e-4
+"""Smaller temperatures take the likeliest token: float32 keeps too few digits of logits divided by them."""
 
 
 class SamplingParams(NamedTuple):
@@ -30,72 +31,76 @@ class SamplingParams(NamedTuple):
 
 
 def filter_logits(logits_SV: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
-    """Logits with the unlikely set to -inf: the top_k likeliest, the smallest set of mass top_p, at least min_p x max.
+    """Set unlikely logits to -inf: keep the top_k likeliest, the smallest set of mass top_p, and at least min_p x max.
 
-    top_p: Holtzman et al. 2019, arXiv 1904.09751; min_p: Nguyen et al. 2024, arXiv 2407.01082. The likeliest token
-    always stays. Each filter sees what the one before it left, in the order of the arguments.
+    top_p: Holtzman et al. 2019, arXiv 1904.09751; min_p: Nguyen et al. 2024, arXiv 2407.01082. Filters apply one after
+    another, in the order of the arguments. The likeliest token is always kept.
     """
     if top_k:
-        least = logits_SV.topk(min(top_k, logits_SV.shape[-1]), dim=-1).values[:, -1:]
-        logits_SV = logits_SV.masked_fill(logits_SV < least, float("-inf"))
+        smallest_kept = logits_SV.topk(min(top_k, logits_SV.shape[-1]), dim=-1).values[:, -1:]
+        logits_SV = logits_SV.masked_fill(logits_SV < smallest_kept, float("-inf"))
     if top_p < 1.0:
-        ranked, order = logits_SV.softmax(-1).sort(dim=-1, descending=True)
-        beyond = ranked.cumsum(-1) - ranked >= top_p
-        beyond[:, 0] = False
-        logits_SV = logits_SV.masked_fill(beyond.scatter(1, order, beyond), float("-inf"))
+        sorted_SV, order_SV = logits_SV.softmax(-1).sort(dim=-1, descending=True)
+        removed_SV = sorted_SV.cumsum(-1) - sorted_SV >= top_p
+        removed_SV[:, 0] = False
+        logits_SV = logits_SV.masked_fill(removed_SV.scatter(1, order_SV, removed_SV), float("-inf"))
     if min_p > 0.0:
-        likely = logits_SV.softmax(-1)
-        logits_SV = logits_SV.masked_fill(likely < min_p * likely.amax(-1, keepdim=True), float("-inf"))
+        probability_SV = logits_SV.softmax(-1)
+        threshold_S1 = min_p * probability_SV.amax(-1, keepdim=True)
+        logits_SV = logits_SV.masked_fill(probability_SV < threshold_S1, float("-inf"))
     return logits_SV
 
 
 def sample(
     logits_SV: Tensor, uniform_S: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """One token for each slot and its log-probability under exactly the distribution it was drawn from: [S], [S].
+    """One token for each slot, and its log-probability under the distribution that it was sampled from: [S], [S].
 
-    By inverting the cumulative distribution: one uniform number a token. Temperature 0, or one so low that logits
-    divided by it say no more, takes the likeliest token, and reports its log-probability at temperature 1.
+    A token is sampled by inverting the cumulative distribution at a uniform number. Temperatures below `GREEDY_BELOW`
+    take the likeliest token, and report its log-probability at temperature 1.
     """
     if temperature < GREEDY_BELOW:
         token_S = logits_SV.argmax(-1)
         return token_S, logprobs_and_entropy(logits_SV, token_S, 1.0)[0]
-    narrowed = top_k > 0 or top_p < 1.0 or min_p > 0.0
-    drawn = None if narrowed else sample_fused(logits_SV, uniform_S, temperature)
-    if drawn:
-        return drawn
+    filtered = top_k > 0 or top_p < 1.0 or min_p > 0.0
+    fused = None if filtered else sample_fused(logits_SV, uniform_S, temperature)
+    if fused:
+        return fused
     logits_SV = logits_SV.float() / temperature
-    if narrowed:
+    if filtered:
         logits_SV = filter_logits(logits_SV, top_k, top_p, min_p)
+    # Two steps, the block of tokens and the token in it: sums over blocks are fast, cumulative sums are slow.
     mass_SV = logits_SV.softmax(-1)
-    # In two steps, the block of tokens and the token in it: sums over blocks are quick, running sums are not.
-    mass_SBV = F.pad(mass_SV, (0, -mass_SV.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    mass_SBV = F.pad(mass_SV, (0, -mass_SV.shape[-1] % _BLOCK_SIZE)).unflatten(-1, (-1, _BLOCK_SIZE))
     mass_SB = mass_SBV.sum(-1).double()
-    block_S, rest_S = _fall(mass_SB, uniform_S * mass_SB.sum(-1))
-    place_S, _ = _fall(mass_SBV[torch.arange(len(block_S), device=block_S.device), block_S].double(), rest_S)
-    token_S = block_S * _BLOCK + place_S
+    block_S, remaining_S = _invert_cdf(mass_SB, uniform_S * mass_SB.sum(-1))
+    block_mass_SV = mass_SBV[torch.arange(len(block_S), device=block_S.device), block_S].double()
+    place_S, _ = _invert_cdf(block_mass_SV, remaining_S)
+    token_S = block_S * _BLOCK_SIZE + place_S
     return token_S, logprobs_and_entropy(logits_SV, token_S, 1.0)[0]
 
 
-def _fall(mass_SX: Tensor, point_S: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a point falls when masses lie end to end, and how far into that mass: [S], [S].
+def _invert_cdf(mass_SX: Tensor, point_S: Tensor) -> tuple[Tensor, Tensor]:
+    """The place where the cumulative mass reaches a point, and the distance into that place: [S], [S].
 
-    Never in a place without mass, even where rounding puts the point before or behind everything.
+    A place without mass is never chosen, even where rounding puts the point before the first or behind the last one.
     """
-    until_SX, point_SX = mass_SX.cumsum(-1), point_S.clamp_min(0.0)[:, None]
-    place_SX = torch.searchsorted(until_SX, point_SX, right=True)
-    place_SX = torch.minimum(place_SX, (until_SX < until_SX[:, -1:]).sum(-1, keepdim=True))
-    before_SX = until_SX.gather(1, place_SX) - mass_SX.gather(1, place_SX)
-    return place_SX[:, 0], (point_SX - before_SX)[:, 0]
+    cumulative_SX, point_S1 = mass_SX.cumsum(-1), point_S.clamp_min(0.0)[:, None]
+    place_S1 = torch.searchsorted(cumulative_SX, point_S1, right=True)
+    last_with_mass_S1 = (cumulative_SX < cumulative_SX[:, -1:]).sum(-1, keepdim=True)
+    place_S1 = torch.minimum(place_S1, last_with_mass_S1)
+    before_S1 = cumulative_SX.gather(1, place_S1) - mass_SX.gather(1, place_S1)
+    return place_S1[:, 0], (point_S1 - before_S1)[:, 0]
 
 
 def sample_each(logits_SV: Tensor, uniform_S: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
-    """`sample`, with the same parameters for all slots (one of them) or with those of each slot."""
+    """`sample` with one set of parameters for all slots (a sequence of one), or with one for each slot."""
     if len(set(params)) == 1:
         return sample(logits_SV, uniform_S, *params[0])
     token_S = torch.zeros(len(params), dtype=torch.long, device=logits_SV.device)
     logprob_S = torch.zeros(len(params), device=logits_SV.device)
-    for shared_params, alike in groupby(sorted(range(len(params)), key=params.__getitem__), key=params.__getitem__):
-        rows = torch.tensor(list(alike), device=logits_SV.device)
+    slots_by_params = sorted(range(len(params)), key=params.__getitem__)
+    for shared_params, slots in groupby(slots_by_params, key=params.__getitem__):
+        rows = torch.tensor(list(slots), device=logits_SV.device)
         token_S[rows], logprob_S[rows] = sample(logits_SV[rows], uniform_S[rows], *shared_params)
     return token_S, logprob_S

@@ -1,6 +1,6 @@
-"""Bookkeeping of the generator: which rollout has which slot, what was sampled there, and which requests wait.
+"""Bookkeeping of the generator: the rollout in each slot, its sampled tokens, and the requests that wait for a slot.
 
-S slots, the first `busy` of them taken.
+S slots, the first `busy` of them in use.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from schoolhouse.randomness import digest, uniforms
 from schoolhouse.types import FinishReason, Rollout, SchoolError
 
 NextTurn = Callable[[Rollout], tuple[Rollout, int] | None]
-"""Called with a rollout whose turn ended. Gives the prefix of its next turn (the same tokens, or more context behind
-them) and the tokens that may be sampled next; None: the rollout is complete."""
+"""Called with a rollout whose turn ended. Gives the prefix of its next turn (the same tokens, with or without more
+context behind them) and the most tokens to sample; None where the rollout is complete."""
 
 
 class Request(NamedTuple):
-    """A prefix to extend while others are being extended."""
+    """A prefix to extend, with its own sampling parameters, while other rollouts are being extended."""
 
     rollout: Rollout
     max_new_tokens: int
@@ -31,12 +31,12 @@ class Request(NamedTuple):
 
 
 class SlotTable:
-    """Rollouts are numbered as they come. What concerns a slot is a row of a table, moved with it.
+    """Rollouts are numbered in the order in which they are added. The data of a slot is one row, and moves with it.
 
-    max_new_tokens    for each rollout's first turn
-    default_params    of sampling, unless a request has its own
-    version           of the policy, for what is sampled here
-    max_total_tokens  that all turns of a rollout may take behind its first prefix
+    max_new_tokens    of the first turn of each rollout
+    default_params    sampling parameters of rollouts that did not come as a request
+    policy_version    stored in rollouts
+    max_total_tokens  of all turns of a rollout together, without its first prefix
     max_seq_len       tokens that the model reads
     """
 
@@ -51,17 +51,17 @@ class SlotTable:
         max_seq_len: int,
         device: torch.device,
     ) -> None:
-        self.default_params, self.version = default_params, policy_version
+        self.default_params, self.policy_version = default_params, policy_version
         self.max_total_tokens, self.max_seq_len = max_total_tokens, max_seq_len
         self.waiting = deque(range(len(rollouts)))
         self.num_requests = len(rollouts)
-        self._prefix = dict(enumerate(rollouts))  # what each rollout's present turn began with
-        self._prompt_tokens = dict(enumerate(map(len, rollouts)))
+        self._prefix = dict(enumerate(rollouts))  # of the current turn
+        self._prompt_tokens = dict(enumerate(map(len, rollouts)))  # length of the first prefix
         self._limits, self._params = dict(enumerate(max_new_tokens)), dict[int, SamplingParams]()
-        self._unread: dict[int, deque[int]] = {}  # context ids that the model has not read yet
+        self._unread: dict[int, deque[int]] = {}  # ids of added context that the model has not read yet
         self.tokens = torch.zeros(num_slots, max_total_tokens, dtype=torch.long, device=device)  # [S, max_total_tokens]
         self.logprobs = torch.zeros(num_slots, max_total_tokens, device=device)  # [S, max_total_tokens]
-        self.count = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] tokens sampled
+        self.count = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] tokens sampled so far
         self.limit = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] tokens that may be sampled
         self.owner = np.zeros(num_slots, dtype=np.int64)  # [S] number of the rollout in this slot
         self.key_digest = np.zeros(num_slots, dtype=np.uint64)  # [S] digest of its key
@@ -76,29 +76,29 @@ class SlotTable:
             self.num_requests += 1
 
     def admit(self, busy: int, free: int) -> list[tuple[int, ...]]:
-        """Give the free slots behind the busy ones to waiting rollouts, as far as they go. Gives their prefixes."""
+        """Move waiting rollouts into the free slots, as many as fit. Gives the tokens of their prefixes."""
         admitted = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
-        at = slice(busy, busy + len(admitted))
-        self.owner[at], self.count[at] = admitted, 0
-        self.limit[at] = torch.tensor([self._limits.pop(i) for i in admitted], device=self.limit.device)
-        self.key_digest[at] = [digest(self._prefix[i].key) for i in admitted]
-        return [self._prefix[i].tokens for i in admitted]
+        slots = slice(busy, busy + len(admitted))
+        self.owner[slots], self.count[slots] = admitted, 0
+        self.limit[slots] = torch.tensor([self._limits.pop(number) for number in admitted], device=self.limit.device)
+        self.key_digest[slots] = [digest(self._prefix[number].key) for number in admitted]
+        return [self._prefix[number].tokens for number in admitted]
 
     def uniforms(self, busy: int) -> Tensor:
-        """The uniform number for each slot's next token: [S]. It depends on the rollout's key and the token's place."""
-        drawn = uniforms(self.key_digest[:busy], self.count[:busy].cpu().numpy())
-        return torch.from_numpy(drawn).to(self.tokens.device)
+        """The uniform number for the next token of each slot: [S]. It depends on the rollout's key and the count."""
+        numbers = uniforms(self.key_digest[:busy], self.count[:busy].cpu().numpy())
+        return torch.from_numpy(numbers).to(self.tokens.device)
 
     def sampling_params(self, busy: int) -> list[SamplingParams]:
         """One set of parameters for all slots, or one for each."""
         if not self._params:
             return [self.default_params]
-        return [self._params.get(i, self.default_params) for i in self.owner[:busy].tolist()]
+        return [self._params.get(number, self.default_params) for number in self.owner[:busy].tolist()]
 
     def append(self, token_S: Tensor, logprob_S: Tensor) -> Tensor:
-        """Store sampled tokens: [S] each. Gives which slots sampled: [S].
+        """Store sampled tokens: [S] each. Gives [S], False where a slot still reads added context.
 
-        Where context is still unread, its next token takes the place of the sampled one, in token_S too.
+        There, `token_S` is changed to the next token of the context, and the slot's count stays.
         """
         busy, capacity = len(token_S), self.tokens.shape[1]
         sampled_S = torch.ones(busy, dtype=torch.bool, device=token_S.device)
@@ -114,38 +114,38 @@ class SlotTable:
         return sampled_S
 
     def finish_turn(self, slot: int, reason: FinishReason, next_turn: NextTurn | None) -> Rollout | None:
-        """End the turn in a slot. Gives the rollout if it is complete; None where it goes on in its slot."""
-        n, i = int(self.count[slot]), int(self.owner[slot])
-        tokens, logprobs = self.tokens[slot, :n].tolist(), self.logprobs[slot, :n].tolist()
-        ended = self._prefix[i].append_sampled(tokens, logprobs, reason, self.version)
-        more = self._next_prefix(ended, self._prompt_tokens[i], next_turn)
-        if more is None:
-            del self._prefix[i], self._prompt_tokens[i]
-            self._params.pop(i, None)
-            return ended
-        longer, max_new_tokens = more
-        if len(longer) > len(ended):
-            self._prefix[i], self._unread[i] = longer, deque(longer.tokens[len(ended) :])
-            self.count[slot], self.key_digest[slot] = 0, digest(longer.key)
+        """End the turn in a slot. Gives the rollout where it is complete; None where its next turn begins."""
+        count, number = int(self.count[slot]), int(self.owner[slot])
+        tokens, logprobs = self.tokens[slot, :count].tolist(), self.logprobs[slot, :count].tolist()
+        rollout = self._prefix[number].append_sampled(tokens, logprobs, reason, self.policy_version)
+        following = self._next_prefix(rollout, self._prompt_tokens[number], next_turn)
+        if following is None:
+            del self._prefix[number], self._prompt_tokens[number]
+            self._params.pop(number, None)
+            return rollout
+        prefix, max_new_tokens = following
+        if len(prefix) > len(rollout):
+            self._prefix[number], self._unread[number] = prefix, deque(prefix.tokens[len(rollout) :])
+            self.count[slot], self.key_digest[slot] = 0, digest(prefix.key)
         self.limit[slot] = self.count[slot] + max_new_tokens
         return None
 
     def _next_prefix(
-        self, ended: Rollout, prompt_tokens: int, next_turn: NextTurn | None
+        self, rollout: Rollout, prompt_tokens: int, next_turn: NextTurn | None
     ) -> tuple[Rollout, int] | None:
-        """The prefix that `next_turn` gives, and how many tokens may follow it within the limits."""
-        more = None if next_turn is None else next_turn(ended)
-        if more is None:
+        """The result of `next_turn`, with no more tokens to sample than the limits leave; None where none are left."""
+        following = None if next_turn is None else next_turn(rollout)
+        if following is None:
             return None
-        longer, max_new_tokens = more
-        if longer.tokens[: len(ended)] != ended.tokens:
+        prefix, max_new_tokens = following
+        if prefix.tokens[: len(rollout)] != rollout.tokens:
             raise SchoolError(
-                f"a rollout of problem {ended.problem.id} goes on from other tokens than it had: tokens in a kept cache "
-                "cannot be changed; add tokens behind them (Rollout.append_context), or extend the rollout anew"
+                f"`next_turn` changed tokens of a rollout of problem {rollout.problem.id}, which are in the KV cache "
+                "already: only add tokens behind them (Rollout.append_context), or call extend again"
             )
         limit = min(self.max_total_tokens, self.max_seq_len - prompt_tokens)
-        max_new_tokens = min(max_new_tokens, limit - (len(longer) - prompt_tokens))
-        return (longer, max_new_tokens) if max_new_tokens > 0 else None
+        max_new_tokens = min(max_new_tokens, limit - (len(prefix) - prompt_tokens))
+        return (prefix, max_new_tokens) if max_new_tokens > 0 else None
 
     def compact(self, order: Tensor) -> None:
         """Keep the slots at these places, in this order: [S]."""

@@ -1,4 +1,4 @@
-"""Rollouts for each step, sampled `lag` updates before they are learned from; what waits is saved with the run."""
+"""Rollouts for each training step, sampled up to `lag` updates before they are learned from."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from schoolhouse.types import Key, Rollout, SchoolError
 
 
 class RolloutStream:
-    """(step, rollouts) for each step. Lag 0 is on-policy: sample, hand out, wait until the caller has updated.
+    """Yields (step, rollouts). With lag 0 it is on-policy: each step is sampled after the caller has updated.
 
-    ask     the prefixes of a step
-    act     lets the policy go on from prefixes
-    beside  another policy whose weights change, such as a reference that is renewed
+    make_prompts  gives the prompts of a step
+    sample        extends prompts with the policy
+    lag           updates between sampling and learning
+    ref_policy    another policy whose weights change, such as a synced reference: they are saved too
 
-    A run keeps the stream instead of its policy: rollouts that wait for their step come from weights that are gone by
-    the time a run goes on, so they cannot be sampled again.
+    A run saves the stream instead of the policy. Pending rollouts were sampled with older weights, so a resumed run
+    could not sample them again.
     """
 
     def __init__(
@@ -31,53 +32,60 @@ class RolloutStream:
         lag: int = 0,
         ref_policy: Policy | None = None,
     ) -> None:
-        self.policy, self.lag, self.beside = policy, lag, ref_policy
-        self._ask, self._act = make_prompts, sample
-        self._waiting: deque[tuple[int, list[Rollout]]] = deque()
+        self.policy, self.lag, self.ref_policy = policy, lag, ref_policy
+        self._make_prompts, self._sample = make_prompts, sample
+        self._pending: deque[tuple[int, list[Rollout]]] = deque()
 
     def iter_steps(self, steps: range) -> Iterator[tuple[int, list[Rollout]]]:
-        """Hand out the steps, those that wait first: a stream that was saved goes on where it stopped."""
-        for step in steps[len(self._waiting) :]:
-            self._waiting.append((step, self._act(self.policy, self._ask(step))))
-            if len(self._waiting) > self.lag:
-                yield self._waiting.popleft()
-        while self._waiting:
-            yield self._waiting.popleft()
+        """Yield the rollouts of each step. A resumed stream yields its pending rollouts first."""
+        for step in steps[len(self._pending) :]:
+            self._pending.append((step, self._sample(self.policy, self._make_prompts(step))))
+            if len(self._pending) > self.lag:
+                yield self._pending.popleft()
+        while self._pending:
+            yield self._pending.popleft()
 
     def save(self, folder: Path) -> None:
+        """Write the model of the policy."""
         self.policy.save(folder)
 
     def state_dict(self) -> dict[str, Any]:
-        waiting = [(step, [_said(rollout) for rollout in rollouts]) for step, rollouts in self._waiting]
-        ref_policy = {"beside": self.beside.decoder.state_dict()} if self.beside else {}
-        return {**self.policy.state_dict(), **({"waiting": waiting} if waiting else {}), **ref_policy}
+        """The state of the policy, pending rollouts, and the weights of the reference."""
+        state = {**self.policy.state_dict()}
+        if self._pending:
+            state["pending_rollouts"] = [(step, [_to_state(r) for r in rollouts]) for step, rollouts in self._pending]
+        if self.ref_policy:
+            state["ref_policy"] = self.ref_policy.decoder.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore all of it. Raises SchoolError where the task no longer gives the problems of pending rollouts."""
         self.policy.load_state_dict(state)
-        if self.beside:
-            self.beside.decoder.load_state_dict(state["beside"])
-        self._waiting = deque((step, self._again(step, said)) for step, said in state.get("waiting", ()))
+        if self.ref_policy:
+            self.ref_policy.decoder.load_state_dict(state["ref_policy"])
+        pending = state.get("pending_rollouts", ())
+        self._pending = deque((step, self._from_state(step, states)) for step, states in pending)
 
-    def _again(self, step: int, said: Sequence[dict[str, Any]]) -> list[Rollout]:
-        """The problems are asked for again, what was said to them was saved."""
-        asked = self._ask(step)
-        then = [(words["problem"], len(words["tokens"]) - words["new"]) for words in said]
-        if [(prefix.problem.id, len(prefix)) for prefix in asked] != then:
+    def _from_state(self, step: int, states: Sequence[dict[str, Any]]) -> list[Rollout]:
+        """Pending rollouts of a step: prompts are made again, since problems are not saved."""
+        prompts = self._make_prompts(step)
+        saved = [(state["problem_id"], state["prompt_tokens"]) for state in states]
+        if [(prompt.problem.id, len(prompt)) for prompt in prompts] != saved:
             raise SchoolError(
-                f"the task asks other problems in step {step} than when the run was saved: it has changed, and what "
-                "was said to its problems cannot be used; put the old task back, or start anew with --dir"
+                f"the task gives other problems in step {step} than when the run was saved, so the rollouts that were "
+                "saved cannot be used: restore the old task, or start a new run with --dir"
             )
         return [
-            replace(prefix, key=Key(*words["key"]), **{name: words[name] for name in _FIELDS})
-            for prefix, words in zip(asked, said, strict=True)
+            replace(prompt, key=Key(*state["key"]), **{name: state[name] for name in _FIELDS})
+            for prompt, state in zip(prompts, states, strict=True)
         ]
 
 
 _FIELDS = ("tokens", "loss_mask", "logprob", "turns", "finish_reason", "policy_version")
 
 
-def _said(rollout: Rollout) -> dict[str, Any]:
-    """What `torch.save` can keep without code."""
-    start = rollout.turns[0] if rollout.turns else len(rollout)
-    about = {"problem": rollout.problem.id, "key": tuple(rollout.key), "new": len(rollout) - start}
-    return {**about, **{name: getattr(rollout, name) for name in _FIELDS}}
+def _to_state(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as plain values, which `torch.load` reads with weights_only."""
+    prompt_tokens = rollout.turns[0] if rollout.turns else len(rollout)
+    identity = {"problem_id": rollout.problem.id, "key": tuple(rollout.key), "prompt_tokens": prompt_tokens}
+    return identity | {name: getattr(rollout, name) for name in _FIELDS}

@@ -1,4 +1,4 @@
-"""One supervised step: the likelihood of rollouts, as fine-tuning, STaR and reward models learn it."""
+"""One supervised update, as pretraining, fine-tuning, STaR and reward models use it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def supervised_update(
 ) -> dict[str, Any]:
     """Update `step` of `steps` on the tokens of the loss masks. Gives the metrics of the update.
 
-    loss_fn      the likelihood of the tokens unless given
-    aggregation  how much a token counts
-    prompts      False where every token may be learned (pretraining)
-    columns      rows [T] for each rollout that the loss needs
+    loss_fn      by default the negative log-likelihood
+    aggregation  gives the weight of each token in the loss
+    prompts      False where rollouts have no prompts, as in pretraining: every token may be in the loss mask
+    columns      further columns of the batch, a row [T] for each rollout, for the loss
     """
     batches = pack(rollouts, aggregation(rollouts), microbatch_tokens, prompts=prompts, **columns)
-    rate = optimizer.rate(step, steps)
-    stats = policy.update(batches, loss_fn or negative_log_likelihood(), rate, optimizer.max_grad_norm)
-    return {**stats, "learning_rate": rate}
+    learning_rate = optimizer.rate(step, steps)
+    metrics = policy.update(batches, loss_fn or negative_log_likelihood(), learning_rate, optimizer.max_grad_norm)
+    return {**metrics, "learning_rate": learning_rate}

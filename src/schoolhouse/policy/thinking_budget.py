@@ -1,4 +1,4 @@
-"""A thinking budget: a thought that outgrows it is closed, and what is left of the completion goes to the answer."""
+"""A thinking budget: a thought longer than the budget is closed, and the rest of the completion goes to the answer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from schoolhouse.types import Rollout
 
 
 def close_thought_at_budget(
-    conversation: Conversation, ended: Rollout, prompt_tokens: int, budget: int, max_new_tokens: int
+    conversation: Conversation, rollout: Rollout, prompt_tokens: int, budget: int, max_new_tokens: int
 ) -> tuple[Rollout, int] | None:
-    """The next turn of a rollout that was sampled up to its thinking budget; None where its completion has ended.
+    """The next turn of a rollout that was sampled up to its budget; None where its completion has ended.
 
-    prompt_tokens   length of the prefix that the completion began with
-    budget          tokens after which an open thought is closed
+    prompt_tokens   tokens before the completion
+    budget          thinking tokens after which an open thought is closed
     max_new_tokens  tokens of the whole completion, its thought included
     """
-    if ended.finish_reason != "length" or len(ended) - prompt_tokens != budget:
+    if rollout.finish_reason != "length" or len(rollout) - prompt_tokens != budget:
         return None
-    closed = conversation.close_thought(ended)
+    closed = conversation.close_thought(rollout)
     return closed, max_new_tokens - (len(closed) - prompt_tokens)

@@ -31,7 +31,7 @@ from schoolhouse.search.render import tree_rows
 from schoolhouse.search.solve import SearchResult, parse, solve
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.grading import grade
-from schoolhouse.tasks.jsonl import as_row, from_row
+from schoolhouse.tasks.jsonl import demonstration_to_row, demonstration_from_row
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout
 
@@ -76,8 +76,8 @@ def expert_iteration(c: Config, run: Run) -> None:
     policy = run.restore(Policy.load(run.model_path(c.start_model or c.model), c.precision, c.optimizer))
     task, search, conversation = open_task(c.task, c.seed), parse(c.search, c.search_budget), policy.conversation
     fresh = open_task(c.fresh_task, c.seed) if c.fresh_task else None
-    run.track_files(*task.files, *(fresh.files if fresh else ()))
-    examples = [from_row(row) for loop in range(run.step) for row in read_jsonl(_file(run, "kept", loop))]
+    run.track_files(*task.files, *search.files, *(fresh.files if fresh else ()))
+    examples = [demonstration_from_row(row) for loop in range(run.step) for row in read_jsonl(_file(run, "kept", loop))]
 
     for loop in run.steps(range(run.step, c.loops), save=policy, every=1):
         problems = task.train_problems(loop, c.prompts_per_loop)
@@ -98,7 +98,7 @@ def expert_iteration(c: Config, run: Run) -> None:
         stats["sampled_tokens"] = sampled_tokens(rollouts_of(plain)) + sum(one.tokens for one in found)
         completions = [(rollout.problem, conversation.parse_completion(rollout)) for rollout in kept]
         new = [Demonstration(problem, text.thought, text.answer, "search") for problem, text in completions]
-        write_jsonl(_file(run, "kept", loop), map(as_row, new))
+        write_jsonl(_file(run, "kept", loop), map(demonstration_to_row, new))
         examples = [*(examples if c.accumulate else []), *new]
         if examples:
             policy.reset(c.model)

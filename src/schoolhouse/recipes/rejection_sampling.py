@@ -27,7 +27,7 @@ from schoolhouse.runs.atomic_io import atomic_write, read_json, read_jsonl, to_j
 from schoolhouse.runs.progress import progress
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.grading import grade, grade_all
-from schoolhouse.tasks.jsonl import as_row, from_row
+from schoolhouse.tasks.jsonl import demonstration_to_row, demonstration_from_row
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import SCRIPTS, Completion, Demonstration, Key, Precision, Problem, SchoolError
 
@@ -68,7 +68,7 @@ def rejection_sampling(c: Config, run: Run) -> None:
         write_jsonl(run.folder / "kept.jsonl", rows)
         atomic_write(run.folder / "harvest.json", to_json(counts) + "\n")
     counts = read_json(run.folder / "harvest.json")
-    demonstrations = [from_row(row) for row in read_jsonl(run.folder / "kept.jsonl")]
+    demonstrations = [demonstration_from_row(row) for row in read_jsonl(run.folder / "kept.jsonl")]
     if not demonstrations:
         raise SchoolError(
             f"nothing was kept of {counts['rollouts']} completions ({counts}): use a teacher that solves some problems"
@@ -109,7 +109,7 @@ def sample_teacher(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
             reason = _drop_reason(c, verdict.reward, completion.complete, texts, known)
             if not reason:
                 known.add(texts)
-                rows.append(as_row(Demonstration(group.problem, *texts, "teacher")))
+                rows.append(demonstration_to_row(Demonstration(group.problem, *texts, "teacher")))
                 cases.append((group.problem, Completion(*texts)))
             counts["rollouts"] += 1
             counts[reason or "kept"] += 1

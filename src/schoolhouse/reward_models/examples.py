@@ -1,8 +1,8 @@
-"""What a judge learns from: labelled solutions with marks in them."""
+"""Training examples of reward models: labelled solutions with label tokens in them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,12 @@ from schoolhouse.types import NAN, Key, Message, Problem, Rollout
 
 
 class Example(NamedTuple):
-    """A solution with marks in it, and what each mark should say: [T], nan where there is none.
+    """A solution with label tokens in it, and a target for each of them.
 
-    For an implicit judge a solution as it was said, its outcome at each token of it, and how likely the model it was
-    trained from finds each (`reference` [T], nan for the others).
+    target     [T] 0 to 1; nan where there is no label token
+    reference  [T] nan
+    For an implicit reward model the solution is as it was sampled, `target` is its outcome at each token of it, and
+    `reference` holds the log-probabilities under the model that the reward model is trained from.
     """
 
     rollout: Rollout
@@ -27,69 +29,82 @@ class Example(NamedTuple):
 
 
 def outcome_label(conversation: Conversation, rollout: Rollout, reward: float | None) -> LabelledSolution:
-    """The whole solution as one step: right or wrong, or without a label where nobody could judge."""
+    """The whole solution as one step: correct or not, or without a label where it is ungraded."""
     label = None if reward is None else 1.0 if reward >= 1.0 else -1.0
-    reply, problem = conversation.parse_completion(rollout), rollout.problem
-    text = f"{reply.thought or ''}\n{reply.answer}"
-    return LabelledSolution(problem.messages[-1].content, (text,), (label,), problem.reference, reply.answer)
+    completion, problem = conversation.parse_completion(rollout), rollout.problem
+    text = f"{completion.thought or ''}\n{completion.answer}"
+    return LabelledSolution(problem.messages[-1].content, (text,), (label,), problem.reference, completion.answer)
 
 
 def step_example(
-    conversation: Conversation, rollout: Rollout, labelled: LabelledSolution, delimiter: str, label_places: LabelPlaces
+    conversation: Conversation,
+    rollout: Rollout,
+    labelled: LabelledSolution,
+    delimiter: str,
+    label_places: LabelPlaces,
 ) -> Example:
-    """A solution of a model's own, by its tokens: marks where a judge will be asked."""
-    spliced, marks = insert_label_tokens(conversation, rollout, delimiter, label_places)
-    return _lesson(spliced, dict(zip(marks, labelled.targets, strict=False)))  # nothing behind the first error
+    """A sampled solution, by its tokens, with label tokens where the reward model will be asked."""
+    with_labels, positions = insert_label_tokens(conversation, rollout, delimiter, label_places)
+    # not strict: a solution has no labels behind its first error
+    return _example(with_labels, dict(zip(positions, labelled.targets, strict=False)))
 
 
 def sequence_example(rollout: Rollout, labelled: LabelledSolution, reference: Sequence[float]) -> Example:
-    """A solution of a model's own and its outcome, for an implicit judge; nothing to learn without an outcome."""
+    """A sampled solution and its outcome, for an implicit reward model; an empty loss mask without an outcome."""
     (target,) = labelled.targets
     if target is None:
         rollout = replace(rollout, loss_mask=(False,) * len(rollout))
-    return Example(rollout, [target if w and target is not None else NAN for w in rollout.loss_mask], reference)
+    targets = [target if trained and target is not None else NAN for trained in rollout.loss_mask]
+    return Example(rollout, targets, reference)
 
 
 def read_examples(path: Path, conversation: Conversation, delimiter: str) -> list[tuple[LabelledSolution, Example]]:
-    """Labelled solutions of a file, as a policy would have said them: thoughts that end with the delimiter each and,
-    where the solution is whole, its last step as the answer. The reference answer is not shown.
+    """Labelled solutions of a file, as a policy would have written them; the reference answer is not in them.
+
+    Each step is a thought that ends with the delimiter. The last step of a complete solution is its answer.
     """
-    (mark,) = conversation.tokenizer.encode(LABEL_TOKEN)
+    (label_id,) = conversation.tokenizer.encode(LABEL_TOKEN)
     pairs = []
-    for at, graded in enumerate(one.truncate_at_first_error() for one in read_prm800k(path)):
-        problem = Problem(f"{path.name}:{at}", (Message("user", graded.question),), "")
-        rollout, targets = conversation.prompt_rollout(problem, Key(0, "label", 0, at)), dict[int, float | None]()
-        for number, (text, target) in enumerate(zip(graded.steps, graded.targets, strict=True), 1):
-            ends = graded.complete and number == len(graded.steps)
-            rollout = (
-                conversation.prefill_answer(rollout, text.strip())
-                if ends
-                else conversation.prefill_thought(rollout, text.strip() + delimiter)
-            )
+    for at, labelled in enumerate(solution.truncate_at_first_error() for solution in read_prm800k(path)):
+        problem = Problem(f"{path.name}:{at}", (Message("user", labelled.question),), "")
+        rollout = conversation.prompt_rollout(problem, Key(0, "label", 0, at))
+        targets: dict[int, float | None] = {}
+        for number, (text, target) in enumerate(zip(labelled.steps, labelled.targets, strict=True), 1):
+            if labelled.complete and number == len(labelled.steps):
+                rollout = conversation.prefill_answer(rollout, text.strip())
+            else:
+                rollout = conversation.prefill_thought(rollout, text.strip() + delimiter)
             targets[len(rollout)] = target
-            rollout = rollout.prefill([mark])
-        pairs.append((graded, _lesson(rollout, targets)))
+            rollout = rollout.prefill([label_id])
+        pairs.append((labelled, _example(rollout, targets)))
     return pairs
 
 
 def shuffle_labels(examples: Sequence[Example], seed: int) -> list[Example]:
-    """The same marks with one another's targets; the same solutions with one another's outcomes."""
-    whole = any(known == known for one in examples for known in one.reference)
-    told = [[target for target in one.target if target == target] for one in examples]
-    deck = [target for few in told for target in (few[:1] if whole else few)]
-    python_random(Key(seed, "dealt")).shuffle(deck)
-    new = iter(deck)
-    hands = [[next(new)] * len(few) if whole else [next(new) for _ in few] for few in told]
+    """Control: labels shuffled between steps, or between whole solutions for an implicit reward model."""
+    implicit = any(logprob == logprob for example in examples for logprob in example.reference)
+    targets = [[target for target in example.target if target == target] for example in examples]
+    pool = [target for own in targets for target in (own[:1] if implicit else own)]
+    python_random(Key(seed, "dealt")).shuffle(pool)
+    drawn = iter(pool)
+    shuffled = [[next(drawn)] * len(own) if implicit else [next(drawn) for _ in own] for own in targets]
     return [
-        one._replace(target=[hand.pop() if t == t else t for t in one.target])
-        for one, hand in zip(examples, hands, strict=True)
+        example._replace(target=[new.pop() if target == target else target for target in example.target])
+        for example, new in zip(examples, shuffled, strict=True)
     ]
 
 
-def _lesson(spliced: Rollout, targets: dict[int, float | None]) -> Example:
-    """Only marks with a target are learned; what follows the last of them is left out."""
-    told = {place: target for place, target in targets.items() if target is not None}
-    end = max(told, default=-1) + 1
-    written = tuple(place in told for place in range(end))
-    cut = Rollout(spliced.problem, spliced.key, spliced.tokens[:end], written, (NAN,) * end, tuple(told)[:1], "context")
-    return Example(cut, [told.get(place, NAN) for place in range(end)], [NAN] * end)
+def _example(with_labels: Rollout, targets: Mapping[int, float | None]) -> Example:
+    """Only label tokens with a target are in the loss mask; tokens behind the last of them are left out."""
+    known = {position: target for position, target in targets.items() if target is not None}
+    end = max(known, default=-1) + 1
+    rollout = Rollout(
+        with_labels.problem,
+        with_labels.key,
+        with_labels.tokens[:end],
+        loss_mask=tuple(position in known for position in range(end)),
+        logprob=(NAN,) * end,
+        turns=tuple(known)[:1],
+        finish_reason="context",
+    )
+    return Example(rollout, [known.get(position, NAN) for position in range(end)], [NAN] * end)

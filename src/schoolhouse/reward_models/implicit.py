@@ -1,8 +1,8 @@
-"""Process rewards without labels of steps: what a model learns when its likelihoods are made to tell right from wrong.
+"""Process rewards without step labels: the likelihoods of a model that was trained on outcomes.
 
-Yuan et al. 2024, arXiv 2412.01981. A reward model is a language model, and the reward of a solution is how much
-likelier it holds it than the model it was trained from: r(y) = beta log pi(y) / pi_ref(y). Trained on outcomes alone
-(objectives.implicit), its sum up to a step is the worth of what has been said, so it grades steps that nobody labelled.
+Yuan et al. 2024, arXiv 2412.01981. The reward of a solution is a log-ratio: r(y) = beta log pi(y) / pi_ref(y), where
+pi_ref is the model that the reward model was trained from. It is trained on outcomes alone (losses.implicit_prm). Its
+sum up to a step is the value of the solution so far, so it values steps that have no label.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BETA = 0.05
 
 @dataclass(frozen=True)
 class ImplicitRewardModel:
-    """Grades solutions, and what there is of them so far, by two models.
+    """Values solutions and parts of solutions by two models.
 
     reference  the model that `policy` was trained from
     """
@@ -39,27 +39,27 @@ class ImplicitRewardModel:
     step_aggregation: StepAggregation = "last"
 
     def step_logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        """log sigma(beta log pi / pi_ref) of all that is said up to the end of each complete step, and of the whole."""
-        rollouts = [_all_said(rollout) for rollout in rollouts]
-        ours, theirs = self.policy.score(rollouts), self.reference.score(rollouts)
+        """log sigma(beta log pi / pi_ref) of the turn up to the end of each complete step, and of the whole turn."""
+        rollouts = [_as_sampled(rollout) for rollout in rollouts]
+        scores, reference_scores = self.policy.score(rollouts), self.reference.score(rollouts)
         found = []
-        for rollout, one, other in zip(rollouts, ours, theirs, strict=True):
-            gains = np.where(rollout.loss_mask, one.logprob - other.logprob, 0.0).tolist()
-            until = [0.0, *accumulate(gains)]
+        for rollout, score, reference in zip(rollouts, scores, reference_scores, strict=True):
+            log_ratios = np.where(rollout.loss_mask, score.logprob - reference.logprob, 0.0).tolist()
+            summed = [0.0, *accumulate(log_ratios)]
             ends = graded_step_ends(self.policy.conversation, rollout, self.delimiter)
-            found.append([-_softplus(-BETA * until[end]) for end in ends])
+            found.append([-_softplus(-BETA * summed[end]) for end in ends])
         return found
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """One number for each, 0 to 1; nan where there is nothing to judge."""
+        """One value for each rollout, 0 to 1; nan where it has no complete step."""
         aggregate = STEP_AGGREGATIONS[self.step_aggregation]
-        return [aggregate(logs) if logs else nan for logs in self.step_logprobs(rollouts)]
+        return [aggregate(logprobs) if logprobs else nan for logprobs in self.step_logprobs(rollouts)]
 
 
-def _all_said(rollout: Rollout) -> Rollout:
-    """As if a solution had been said word by word: a thought that was proposed stands there without being sampled."""
+def _as_sampled(rollout: Rollout) -> Rollout:
+    """The rollout as if all tokens of its turn had been sampled: prefilled thoughts count too."""
     if len(rollout.turns) != 1:
-        return rollout  # between turns others speak
+        return rollout  # between turns stand tokens of the user
     start = rollout.turns[0]
     return replace(rollout, loss_mask=(*rollout.loss_mask[:start], *(True for _ in rollout.loss_mask[start:])))
 

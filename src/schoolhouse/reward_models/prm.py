@@ -1,9 +1,9 @@
-"""A judge is a policy that says one token, the mark, behind what it holds for right.
+"""A reward model is a policy that scores one token, the label token, behind each step or behind the whole solution.
 
 Process reward models (Lightman et al. 2023, arXiv 2305.20050) are asked behind each step, outcome reward models (Cobbe
-et al. 2021, arXiv 2110.14168) behind the whole solution. A mark is spliced in as if it had been said, so a step is read
-as following steps that were right; its log-probability is the grade. Training is `update` on the marks alone
-(objectives.mark), use is `score`.
+et al. 2021, arXiv 2110.14168) behind the whole solution. Label tokens are inserted into the solution, so a step is read
+as if all steps before it were labelled correct. The log-probability of a label token is the reward of its step.
+Training is `update` on the label tokens alone (losses.token_bce), use is `score`.
 """
 
 from __future__ import annotations
@@ -24,84 +24,93 @@ if TYPE_CHECKING:
 
 LABEL_TOKEN = "+"
 OUTCOME_LABELS = ("outcome", "implicit")
-"""Labels after which a judge's marks behind steps say nothing."""
-
-
-def labels_of_run(folder: Path) -> str | None:
-    """How the judge of a run was labelled (`exact`, `soft`, ...); None where nothing beside it says so."""
-    told = folder / "config.yaml"
-    return read_config(told).get("labels") if told.is_file() else None
-
+"""Labels of whole solutions: label tokens behind single steps mean nothing to a model trained on them."""
 
 LabelPlaces = Literal["steps", "end"]
+"""Where label tokens stand: behind each step and the answer, or at the end of the solution."""
 StepAggregation = Literal["product", "min", "last", "mean"]
 
 STEP_AGGREGATIONS: Mapping[StepAggregation, Callable[[Sequence[float]], float]] = {
-    "product": lambda logs: exp(fsum(logs)),
-    "min": lambda logs: exp(min(logs)),
-    "last": lambda logs: exp(logs[-1]),
-    "mean": lambda logs: fsum(map(exp, logs)) / len(logs),
+    "product": lambda logprobs: exp(fsum(logprobs)),
+    "min": lambda logprobs: exp(min(logprobs)),
+    "last": lambda logprobs: exp(logprobs[-1]),
+    "mean": lambda logprobs: fsum(map(exp, logprobs)) / len(logprobs),
 }
-"""From the log-probabilities of the marks to one number: Lightman et al. take the product, Math-Shepherd the smallest,
-Snell et al. (arXiv 2408.03314) the last. Labels that say whether a step is right want product or min; values of states
-(Monte Carlo) want the last (Zhang et al. 2025, arXiv 2501.07301)."""
+"""From the log-probabilities of steps to one value. Lightman et al. take the product, Math-Shepherd the minimum, Snell
+et al. (arXiv 2408.03314) the last. Labels of correct steps need product or min; values of states (Monte Carlo) need the
+last (Zhang et al. 2025, arXiv 2501.07301)."""
+
+
+def labels_of_run(folder: Path) -> str | None:
+    """The `labels` of a reward model's run (`exact`, `soft`, ...); None where the folder has no config."""
+    config = folder / "config.yaml"
+    return read_config(config).get("labels") if config.is_file() else None
 
 
 def running_values(logprobs: Sequence[float], step_aggregation: StepAggregation) -> list[float]:
-    """What all steps up to each are worth together. A grade alone says whether a step is right behind right ones: the
-    one behind an error may be graded as if nothing had happened."""
-    return [STEP_AGGREGATIONS[step_aggregation](logprobs[: upto + 1]) for upto in range(len(logprobs))]
+    """The value of the solution up to each step.
+
+    One step's reward is not enough: a step behind an error may be rewarded as if nothing had happened.
+    """
+    aggregate = STEP_AGGREGATIONS[step_aggregation]
+    return [aggregate(logprobs[: last + 1]) for last in range(len(logprobs))]
 
 
 class LabelTokens(NamedTuple):
-    """A rollout with marks in it, which alone are `written`, and where they stand."""
+    """A rollout with label tokens in it, which alone are in its loss mask, and their positions."""
 
     rollout: Rollout
     positions: tuple[int, ...]
 
 
-def label_positions(conversation: Conversation, rollout: Rollout, delimiter: str, label_places: LabelPlaces) -> list[int]:
-    """Where a judge is asked: behind each complete step and the answer of the last turn, or behind the whole turn."""
+def label_positions(
+    conversation: Conversation, rollout: Rollout, delimiter: str, label_places: LabelPlaces
+) -> list[int]:
+    """Where label tokens are inserted: behind each complete step and the answer of the last turn, or at its end."""
     return graded_step_ends(conversation, rollout, delimiter) if label_places == "steps" else [len(rollout)]
 
 
 def insert_label_tokens(
     conversation: Conversation, rollout: Rollout, delimiter: str, label_places: LabelPlaces = "steps"
 ) -> LabelTokens:
-    """The rollout with a mark wherever the judge is asked."""
-    (mark,) = conversation.tokenizer.encode(LABEL_TOKEN)
-    ends = label_positions(conversation, rollout, delimiter, label_places)
+    """The rollout with a label token at each of its label positions."""
+    (label_id,) = conversation.tokenizer.encode(LABEL_TOKEN)
     tokens: list[int] = []
-    marks, start = [], 0
-    for end in ends:
+    positions, start = [], 0
+    for end in label_positions(conversation, rollout, delimiter, label_places):
         tokens += rollout.tokens[start:end]
-        marks.append(len(tokens))
-        tokens.append(mark)
+        positions.append(len(tokens))
+        tokens.append(label_id)
         start = end
     tokens += rollout.tokens[start:]
-    places = set(marks)
-    spliced = replace(
+    is_label = [False] * len(tokens)
+    for position in positions:
+        is_label[position] = True
+    labelled = replace(
         rollout,
         tokens=tuple(tokens),
-        loss_mask=tuple(i in places for i in range(len(tokens))),
+        loss_mask=tuple(is_label),
         logprob=(NAN,) * len(tokens),
-        turns=tuple(marks[:1]),
+        turns=tuple(positions[:1]),
         finish_reason="context",
     )
-    return LabelTokens(spliced, tuple(marks))
+    return LabelTokens(labelled, tuple(positions))
 
 
 def check_same_tokenizer(first: Conversation, second: Conversation, first_name: str, second_name: str) -> None:
-    """Raises SchoolError where two models do not cut text in the same way: ids of the one mean nothing to the other."""
+    """Raises SchoolError where two models have different tokenizers: token ids of one mean nothing to the other."""
     if first.tokenizer.vocab != second.tokenizer.vocab:
-        raise SchoolError(f"{first_name} and {second_name} have other tokenizers: train the judge from a model with the same one")
+        raise SchoolError(
+            f"{first_name} and {second_name} have different tokenizers: train the reward model from a model with the "
+            "same one"
+        )
 
 
 @dataclass(frozen=True)
 class RewardModel:
-    """Grades solutions, and what there is of them so far.
+    """Values solutions and parts of solutions.
 
-    where, delimiter  as in training: a judge that is asked elsewhere knows nothing
+    delimiter, label_places  as in training
     """
 
     policy: Policy
@@ -110,15 +119,16 @@ class RewardModel:
     step_aggregation: StepAggregation = "product"
 
     def step_logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        """Log-probabilities of the marks of each; none where there is no step yet."""
-        spliced = [
-            insert_label_tokens(self.policy.conversation, rollout, self.delimiter, self.label_places) for rollout in rollouts
+        """Log-probabilities of the label tokens of each rollout; none where it has no complete step."""
+        labelled = [
+            insert_label_tokens(self.policy.conversation, rollout, self.delimiter, self.label_places)
+            for rollout in rollouts
         ]
-        asked = [one for one in spliced if one.positions]
-        scored = iter(self.policy.score([one.rollout for one in asked]) if asked else [])
-        return [[float(p) for p in next(scored).logprob[[*one.positions]]] if one.positions else [] for one in spliced]
+        with_labels = [one.rollout for one in labelled if one.positions]
+        scores = iter(self.policy.score(with_labels) if with_labels else [])
+        return [[float(p) for p in next(scores).logprob[[*one.positions]]] if one.positions else [] for one in labelled]
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """One number for each, 0 to 1; nan where there is nothing to judge."""
+        """One value for each rollout, 0 to 1; nan where it has no complete step."""
         aggregate = STEP_AGGREGATIONS[self.step_aggregation]
-        return [aggregate(logs) if logs else nan for logs in self.step_logprobs(rollouts)]
+        return [aggregate(logprobs) if logprobs else nan for logprobs in self.step_logprobs(rollouts)]

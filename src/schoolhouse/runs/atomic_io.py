@@ -1,4 +1,4 @@
-"""Files that survive a crash: written whole or not at all, synced, with checksums; checkpoints made of such files."""
+"""Files that survive a crash: written whole or not at all, synced, with checksums; and checkpoints of such files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any, Protocol, TextIO
 
 from schoolhouse.types import SchoolError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the list of files in a folder, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -29,11 +29,11 @@ def fsync(path: Path) -> None:
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Write a text file: after a crash it holds the old text or the new one."""
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    fsync(aside)
-    aside.rename(path)
+    """Write a text file. After a crash it holds the old text or the new text."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    fsync(partial)
+    partial.rename(path)
     fsync(path.parent)
 
 
@@ -44,18 +44,18 @@ def checksum(path: Path) -> str:
 
 
 class FolderInUse(SchoolError):
-    """Another process holds a folder."""
+    """Another process uses a folder."""
 
 
 def lock_folder(file: TextIO, folder: Path) -> None:
-    """Hold a folder for this process, by its open lock file. Raises InUse where another holds it."""
+    """Lock a folder for this process, by its open lock file. Raises FolderInUse if another process has locked it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
         raise FolderInUse(
             f"{folder} is in use by process {file.read().strip() or '(unknown)'}; "
-            "wait until it ends, or give another folder with --dir"
+            "wait until it ends, or give another --dir"
         ) from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
@@ -63,24 +63,24 @@ def lock_folder(file: TextIO, folder: Path) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what led to it, says that there is no room (full, over quota, or a file too large).
+    """Whether an error, or one of its causes, means that the disk is full (or a quota or a file size limit reached).
 
-    Libraries that write from C++ or Rust keep the reason in their message alone.
+    Libraries that write from C++ or Rust give the reason in their message only.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
             return True
-        if any(os.strerror(code) in str(error) for code in _FULL):
+        if any(os.strerror(code) in str(error) for code in _DISK_FULL):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes: numpy numbers as numbers, what is not finite as null, anything else as text."""
-    with suppress(ValueError, TypeError):  # most of what is written is plain already, and long
+    """Strict JSON: numpy numbers as numbers, numbers that are not finite as null, unknown objects as text."""
+    with suppress(ValueError, TypeError):  # most values are plain already, and long
         return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
@@ -100,42 +100,44 @@ def _plain(value: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises SchoolError where it is missing or damaged."""
+    """A JSON object from a file. Raises SchoolError if it is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SchoolError(f"{path} is missing; put it back") from None
+        raise SchoolError(f"{path} is missing; restore it") from None
     except (ValueError, RecursionError) as error:
-        raise SchoolError(f"{path} is damaged ({error}); put the whole file back") from None
+        raise SchoolError(f"{path} is damaged ({error}); restore the whole file") from None
     if not isinstance(found, dict):
-        raise SchoolError(f"{path} should hold a JSON object, not {type(found).__name__}; put the whole file back")
+        raise SchoolError(
+            f"{path} is damaged (expected a JSON object, found {type(found).__name__}); restore the whole file"
+        )
     return found
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON lines file; none where there is no file. A torn last line is left out."""
+    """The lines of a JSON lines file; none if there is no file. A partial last line is left out."""
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # what has no line end is torn
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # text without a line end is partial
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise SchoolError(f"{path}:{number} is damaged ({error})") from None
         if not isinstance(row, dict):
-            raise SchoolError(f"{path}:{number} is damaged (a line holds a JSON object, not {type(row).__name__})")
+            raise SchoolError(f"{path}:{number} is damaged (expected a JSON object, found {type(row).__name__})")
         rows.append(row)
     return rows
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """A JSON lines file, whole or not at all; its folder is made."""
+    """Write a JSON lines file, whole or not at all; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, "".join(to_json(row) + "\n" for row in rows))
 
 
 def drop_partial_line(path: Path) -> None:
-    """Cut a file after its last line end."""
+    """Remove the text behind the last line end of a file."""
     text = path.read_bytes() if path.exists() else b""
     if text and not text.endswith(b"\n"):
         os.truncate(path, text.rfind(b"\n") + 1)
@@ -145,7 +147,7 @@ def drop_partial_line(path: Path) -> None:
 
 
 class Stateful(Protocol):
-    """What a run can save: a model that writes its own folder, and the state that training needs besides."""
+    """What a run can save: a model that writes its own files, and the state that training needs besides."""
 
     def save(self, folder: Path) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -153,46 +155,46 @@ class Stateful(Protocol):
 
 
 def write_checkpoint(target: Path, state: Stateful, metadata: Mapping[str, Any]) -> None:
-    """The model in its own format, trainer.pt, and last a manifest.json with the checksum of every file and `noted`.
+    """Write the model in its own format, trainer.pt, and last a manifest.json with `metadata` and all checksums.
 
-    All is written beside `target`, synced, and renamed: complete or absent. Nothing is left behind by an error.
+    The files are written to another folder, synced, and renamed to `target`: complete or absent, also after an error.
     """
     import torch
 
-    aside = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
-        state.save(aside)
-        with (aside / "trainer.pt").open("wb") as file:
+        partial.mkdir(parents=True)
+        state.save(partial)
+        with (partial / "trainer.pt").open("wb") as file:
             torch.save(state.state_dict(), file)
-        inside = sorted(aside.rglob("*"))
-        for path in inside:
+        written = sorted(partial.rglob("*"))
+        for path in written:
             fsync(path)
-        files = {str(path.relative_to(aside)): checksum(path) for path in inside if path.is_file()}
-        told = {**metadata, "files": files}
-        atomic_write(aside / "manifest.json", to_json({**told, "seal": _seal(told)}, 2))
+        files = {str(path.relative_to(partial)): checksum(path) for path in written if path.is_file()}
+        manifest = {**metadata, "files": files}
+        atomic_write(partial / "manifest.json", to_json({**manifest, "seal": _seal(manifest)}, 2))
     except Exception:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
-    aside.rename(target)
+    partial.rename(target)
     fsync(target.parent)
 
 
-def _seal(told: Mapping[str, Any]) -> str:
-    """What a manifest says of itself, so that a changed number in it is found as one in a file is."""
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """Checksum of a manifest itself: a changed number in it is detected, as in any other file."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints in a folder, oldest first. Only complete ones ever bear a number."""
+    """All complete checkpoints in a folder, oldest first. Only complete ones are named by a number."""
     return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def resolve_model(folder: Path | str) -> Path:
-    """The model that a folder holds: the newest checkpoint of a run, or the folder itself.
+    """Model folder for a path: the newest checkpoint of a run folder, else the folder itself.
 
-    Raises SchoolError where the folder is a run of several stages, naming them.
+    Raises SchoolError for a pipeline's folder, naming its stages.
     """
     folder = Path(folder)
     newest = list_checkpoints(folder / "checkpoints")
@@ -204,31 +206,31 @@ def resolve_model(folder: Path | str) -> Path:
 
 
 def delete_old_checkpoints(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest `spare`."""
+    """Delete all checkpoints but the newest `keep`."""
     for path in list_checkpoints(folder)[:-keep]:
-        doomed = path.rename(path.with_name(f"{path.name}.partial"))  # a half-removed one must not bear a number
-        shutil.rmtree(doomed, ignore_errors=True)
+        partial = path.rename(path.with_name(f"{path.name}.partial"))  # no number for a half-deleted checkpoint
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def delete_partial_checkpoints(folder: Path) -> None:
-    """Remove what an interrupted write or removal left behind."""
-    for leftover in folder.glob("*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Delete the remains of an interrupted write or deletion."""
+    for partial in folder.glob("*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are all there and unharmed. Raises SchoolError naming the file."""
+    """The manifest of a checkpoint, after all its files were verified. Raises SchoolError naming a damaged file."""
     saved = read_json(checkpoint / "manifest.json")
     if saved.pop("seal", None) != _seal(saved):
         raise SchoolError(
-            f"{checkpoint / 'manifest.json'} is damaged: its content has changed; remove the folder {checkpoint} to go "
-            "on from the checkpoint before it (or from the start)"
+            f"{checkpoint / 'manifest.json'} is damaged: its content has changed; delete the folder {checkpoint} to "
+            "resume from the checkpoint before it (or from the start)"
         )
     for name, expected in saved["files"].items():
         path = checkpoint / name
         if not path.is_file() or checksum(path) != expected:
             raise SchoolError(
                 f"{path} is {'damaged: its checksum has changed' if path.is_file() else 'missing'}; "
-                f"remove the folder {checkpoint} to go on from the checkpoint before it (or from the start)"
+                f"delete the folder {checkpoint} to resume from the checkpoint before it (or from the start)"
             )
     return saved

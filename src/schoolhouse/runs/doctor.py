@@ -1,4 +1,4 @@
-"""What this machine offers to a run, and what it lacks, in words: `school doctor`."""
+"""What this machine offers to a run and what it lacks: `school doctor`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from schoolhouse.runs.manifest import environment
 
-_LITTLE_DISK, _LITTLE_MEMORY = 2 << 30, 2 << 30  # a quickstart needs less than one and about one
+_MIN_DISK = _MIN_MEMORY = 2 << 30
+"""Bytes: about twice the memory that the quickstart needs, and more than its disk space."""
 
 
 class Finding(NamedTuple):
-    """A line of the report: what was looked at, what was found, and where something should be done, what."""
+    """A line of the report: topic, result, and advice if something should be done."""
 
     topic: str
     result: str
@@ -23,7 +24,7 @@ class Finding(NamedTuple):
 
 
 def check_machine(folder: Path = Path()) -> Iterator[Finding]:
-    """Look at this machine and at the disk that `folder` is on. Takes seconds: torch is loaded, kernels built."""
+    """Check this machine and the disk of `folder`. Takes seconds: torch is loaded, kernels are built."""
     import torch
 
     from schoolhouse.model.kernel_build import ANY_HEAD_DIM, load_kernels
@@ -31,54 +32,56 @@ def check_machine(folder: Path = Path()) -> Iterator[Finding]:
 
     machine = environment()
     yield Finding("versions", ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number))
-    yield Finding("processor", f"{machine['cores']} cores; {' '.join(machine['processor']) or 'features not known'}")
+    yield Finding("processor", f"{machine['cores']} cores; {' '.join(machine['processor']) or 'unknown features'}")
     device = pick_device()
     precision = str(pick_dtype("auto", device)).removeprefix("torch.")
-    yield Finding("matrix products", f"in {precision}" + ("" if precision == "float32" else ", twice float32 or more"))
+    faster = "" if precision == "float32" else ", at least twice as fast as float32"
+    yield Finding("matrix products", f"in {precision}{faster}")
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         yield Finding("GPU", f"{torch.cuda.get_device_name(device)}, {_size(memory)}")
     else:
-        yield Finding("GPU", "none; everything runs on the processor")
+        yield Finding("GPU", "none; everything runs on the CPU")
     built = load_kernels(ANY_HEAD_DIM, torch.float32) is not None
     yield Finding(
         "compiled kernels",
-        "built: sampling and learning take one pass over memory where torch takes many" if built else "none",
-        "" if built else "install a C compiler (gcc or clang), or unset SCHOOLHOUSE_NATIVE=0; torch is used until then",
+        "built; they make sampling and learning faster" if built else "none",
+        ""
+        if built
+        else "install a C compiler (gcc or clang), or unset SCHOOLHOUSE_NATIVE=0; torch computes the same until then",
     )
     yield from _memory()
     free = shutil.disk_usage(_existing(folder)).free
     yield Finding(
         "disk",
         f"{_size(free)} free where {folder.absolute()} is",
-        "a run of the quickstart's size writes a few hundred MB: free some space" if free < _LITTLE_DISK else "",
+        "the quickstart writes a few hundred MB: free some space" if free < _MIN_DISK else "",
     )
     yield Finding(
         "verifiers",
-        "run in processes of their own, each verdict under a clock"
-        + (" and a limit on memory" if sys.platform == "linux" else "; this system keeps no limit on memory"),
-        "" if sys.platform == "linux" else "do not run verifiers that you do not trust here",
+        "run in worker processes, with a time limit"
+        + (" and a memory limit" if sys.platform == "linux" else "; this system has no memory limit"),
+        "" if sys.platform == "linux" else "do not run untrusted verifiers here",
     )
 
 
 def _memory() -> Iterator[Finding]:
     try:
-        told = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free, whole = (int(told[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free, total = (int(lines[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))
     except (OSError, KeyError, ValueError):
-        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        yield Finding("memory", f"{_size(whole)}")
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        yield Finding("memory", f"{_size(total)}")
         return
-    scarce = (
-        "the quickstart takes about 1.1 GB: close something, or set recompute to true" if free < _LITTLE_MEMORY else ""
-    )
-    yield Finding("memory", f"{_size(free)} free of {_size(whole)}", scarce)
+    advice = "the quickstart takes about 1.1 GB: close other programs, or set activation_checkpointing to true"
+    yield Finding("memory", f"{_size(free)} free of {_size(total)}", advice if free < _MIN_MEMORY else "")
 
 
 def _existing(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
     folder = folder.absolute()
     return folder if folder.exists() else _existing(folder.parent)
 
 
-def _size(number: int) -> str:
-    return f"{number / 1e9:.1f} GB"
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""How much time and memory a run will take, from its own first steps: nothing is modelled that can be measured."""
+"""How much time and memory a run will take, measured in its own first steps."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from schoolhouse.runs.progress import duration
 from schoolhouse.types import SchoolError
 
 STEPS, LOOPS = 9, 2
-"""Of the trial. The first is not counted as a step: it starts everything up."""
+"""Length of the trial. The first step is start-up time."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run of `steps` costs.
+    """The cost of a run.
 
-    start         seconds until the first step is done
-    step          seconds of a step, the median of the trial's
-    exams         seconds of all exams on the way
-    memory        bytes at the peak of the trial; practice begins with its heaviest micro-batch
-    growth        a step is at most so many times as long as the one before (loops whose updates grow)
+    startup_seconds  until the first step is done
+    step_seconds     of a step, the median of the trial
+    eval_seconds     of all evaluations
+    peak_memory      bytes, in the trial; reinforcement learning begins with its largest micro-batch
+    step_growth      a step takes at most so many times as long as the one before (loops with growing updates)
     """
 
     steps: int
@@ -41,48 +41,50 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        return self.startup_seconds + self.step_seconds * sum(self.step_growth**later for later in range(self.steps - 1)) + self.eval_seconds
+        return (
+            self.startup_seconds
+            + self.step_seconds * sum(self.step_growth**later for later in range(self.steps - 1))
+            + self.eval_seconds
+        )
 
     def __str__(self) -> str:
-        grow = f" at first, each at most {self.step_growth:g} times the one before" if self.step_growth > 1 else ""
-        exams = f", {duration(self.eval_seconds)} of exams" if self.eval_seconds else ""
+        growth = f" at first, each at most {self.step_growth:g} times the one before" if self.step_growth > 1 else ""
+        evals = f", {duration(self.eval_seconds)} of evaluation" if self.eval_seconds else ""
         return (
-            f"{duration(self.seconds)} on this machine: {self.steps} steps of {self.step_seconds:.2f} s{grow}{exams}\n"
+            f"{duration(self.seconds)} on this machine: {self.steps} steps of {self.step_seconds:.2f} s"
+            f"{growth}{evals}\n"
             f"{self.peak_memory / 1e9:.2f} GB of memory at the peak\n"
-            "as long as answers stay as long as they are now: sampling and learning grow with them"
+            "if completions keep their present length; sampling and learning take longer with longer ones"
         )
 
 
 def estimate(recipe: str, config: BaseConfig) -> Estimate:
-    """Run the first steps in a process and a folder of their own, which are thrown away.
-
-    Raises SchoolError if they fail.
-    """
+    """Run the first steps in another process and a temporary folder. Raises SchoolError if they fail."""
     name = next((name for name in ("steps", "loops") if name in type(config).model_fields), None)
     if name is None:
-        raise SchoolError(f"{recipe} has neither steps nor loops to estimate")
+        raise SchoolError(f"{recipe} cannot be estimated: its config has neither a key `steps` nor `loops`")
     steps = int(getattr(config, name))
     trial = config.model_copy(update={name: min(STEPS if name == "steps" else LOOPS, steps)})
     with tempfile.TemporaryDirectory(prefix="school-estimate-") as folder:
         file, run = Path(folder) / "config.yaml", Path(folder) / "run"
         atomic_write(file, dump(trial))
-        words = [sys.executable, "-m", "schoolhouse", "train", recipe, str(file), "--dir", str(run)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "schoolhouse", "train", recipe, str(file), "--dir", str(run)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SchoolError(f"the first steps failed (exit {done.returncode}):\n{done.stderr.strip()[-2000:]}")
         ends = [row["seconds"] for row in read_jsonl(run / "times.jsonl")]
-    steps += len(ends) - int(getattr(trial, name))  # STaR begins with a loop that is not counted
+    steps += len(ends) - int(getattr(trial, name))  # STaR begins with a loop 0
     peak = peak_memory_bytes(resource.RUSAGE_CHILDREN)
-    took = [after - before for before, after in pairwise(ends)] or ends
-    step = statistics.median(took)
-    return Estimate(steps, ends[0], step, _eval_steps(config, steps) * step, peak, getattr(config, "updates_growth", 1.0))
+    step_seconds = statistics.median([after - before for before, after in pairwise(ends)] or ends)
+    eval_seconds = _eval_steps(config, steps) * step_seconds
+    return Estimate(steps, ends[0], step_seconds, eval_seconds, peak, getattr(config, "updates_growth", 1.0))
 
 
 def _eval_steps(config: BaseConfig, steps: int) -> float:
-    """How many steps' worth of answers the exams on the way take (an upper bound: nobody learns in an exam)."""
-    c = config.model_dump()
-    settings = c.get("eval", {})
+    """Completions of all evaluations, in steps: an upper bound of their time, as evaluation includes no learning."""
+    values = config.model_dump()
+    settings = values.get("eval", {})
     if not settings.get("every"):
         return 0.0
-    answers = settings["problems"] * settings["samples"] / (c["prompts_per_step"] * c["group_size"])
-    return (steps - 1) // settings["every"] * answers
+    completions = settings["problems"] * settings["samples"]
+    return (steps - 1) // settings["every"] * completions / (values["prompts_per_step"] * values["group_size"])

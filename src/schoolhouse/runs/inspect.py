@@ -1,4 +1,4 @@
-"""Run folders seen from outside: how far they got, whether they are whole, whether two are the same."""
+"""Inspect run folders: their state, their damage, and whether two of them are equal."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from schoolhouse.runs.atomic_io import checksum, list_checkpoints, read_json, read_jsonl, verify_checkpoint
-from schoolhouse.runs.manifest import differences, headline, read_config
+from schoolhouse.runs.atomic_io import checksum, list_checkpoints, read_jsonl, verify_checkpoint
+from schoolhouse.runs.manifest import differences, headline, read_config, read_manifest
 from schoolhouse.runs.run import read_metrics
 from schoolhouse.types import SchoolError
 
 STEP_FOLDERS = ("rollouts", "trees")
-"""Folders of a run with a file for each step."""
+"""Folders of a run that have one file for each step."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run folder.
+    """The status of a run folder.
 
-    state   finished, running (a process holds it), stopped, or killed: nobody holds it and nobody said goodbye
-    steps   (done, asked for); asked for is None where the recipe counts otherwise
-    keeping the share of its time that recording and saving took
-    verdict seconds of the slowest verdict that a worker process gave; None where none did
-    result  the numbers of its last step
+    state            finished, running (a process uses it), stopped, or killed (no process uses it any more)
+    steps            (done, total); total is None if the recipe has no key `steps`
+    io_fraction      share of its time that recording and saving took
+    slowest_grading  seconds, of a worker process for one completion; None without worker processes
+    result           numbers of its last step
     """
 
     folder: Path
@@ -45,25 +45,25 @@ def is_run(folder: Path) -> bool:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """All run folders in a folder, itself included; stages stand behind the pipeline that they belong to."""
+    """All run folders in a folder, itself included. The stages of a pipeline follow it."""
     return sorted(path.parent for path in folder.rglob("manifest.json") if is_run(path.parent))
 
 
 def inspect(folder: Path) -> RunStatus:
-    """What a run folder says of itself. Raises SchoolError where it is damaged."""
-    manifest, config = read_json(folder / "manifest.json"), read_config(folder / "config.yaml")
+    """The status of a run folder. Raises SchoolError if it is damaged or of another format."""
+    manifest, config = read_manifest(folder / "manifest.json"), read_config(folder / "config.yaml")
     metrics = read_metrics(folder)
     state = str(manifest.get("state"))
-    if state == "running" and not _held(folder):
+    if state == "running" and not _is_locked(folder):
         state = "killed"
-    elif state != "finished" and _held(folder):
+    elif state != "finished" and _is_locked(folder):
         state = "running"
     try:
         return _status(folder, manifest, config, metrics, state)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SchoolError(
-            f"{folder}: manifest.json, config.yaml, metrics.jsonl or times.jsonl is damaged: a thing is missing or not "
-            f"a number ({type(error).__name__}: {error}); put the whole file back"
+            f"{folder}: manifest.json, config.yaml, metrics.jsonl or times.jsonl is damaged: a value is missing or not "
+            f"a number ({type(error).__name__}: {error}); restore the whole file"
         ) from None
 
 
@@ -90,17 +90,17 @@ def _status(
 
 
 def _io_fraction(times: Sequence[dict[str, Any]]) -> float:
-    """A session begins with a step of unknown length: only steps that follow their predecessor count."""
-    whole = [row for row in times if {"step", "seconds"} <= row.keys()]
+    """The first step of a session has no known start: only steps behind their predecessor count."""
+    complete = [row for row in times if {"step", "seconds"} <= row.keys()]
     pairs = [
         (after["seconds"] - before["seconds"], after.get("io_seconds", 0.0))
-        for before, after in pairwise(whole)
+        for before, after in pairwise(complete)
         if after["step"] == before["step"] + 1 and after["seconds"] > before["seconds"]
     ]
-    return sum(kept for _, kept in pairs) / sum(took for took, _ in pairs) if pairs else 0.0
+    return sum(io for _, io in pairs) / sum(total for total, _ in pairs) if pairs else 0.0
 
 
-def _held(folder: Path) -> bool:
+def _is_locked(folder: Path) -> bool:
     """Whether a process has the run open."""
     try:
         with (folder / "lock").open() as lock:
@@ -108,42 +108,46 @@ def _held(folder: Path) -> bool:
                 fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError as error:
                 return error.errno in (errno.EACCES, errno.EAGAIN)
-    except OSError:  # no lock, or none that we may look at
+    except OSError:  # no lock file, or no permission to open it
         return False
     return False
 
 
 def check(folder: Path) -> list[str]:
-    """What is wrong with a run folder, a sentence each; nothing where it is whole."""
-    found = []
-    for what in (
-        lambda: read_json(folder / "manifest.json"),
+    """The damage of a run folder, one sentence each; empty for an intact folder."""
+    problems = []
+    for read in (
+        lambda: read_manifest(folder / "manifest.json"),
         lambda: read_config(folder / "config.yaml"),
         lambda: read_jsonl(folder / "metrics.jsonl"),
         lambda: read_jsonl(folder / "times.jsonl"),
-        *((lambda path=path: read_jsonl(path)) for kind in STEP_FOLDERS for path in sorted((folder / kind).glob("*.jsonl"))),
+        *(
+            (lambda path=path: read_jsonl(path))
+            for kind in STEP_FOLDERS
+            for path in sorted((folder / kind).glob("*.jsonl"))
+        ),
         *((lambda path=path: verify_checkpoint(path)) for path in list_checkpoints(folder / "checkpoints")),
     ):
         try:
-            what()
+            read()
         except SchoolError as error:
-            found.append(str(error))
+            problems.append(str(error))
     for name in ("metrics.jsonl", "times.jsonl"):
         text = (folder / name).read_bytes() if (folder / name).exists() else b""
         if text and not text.endswith(b"\n"):
-            found.append(f"{folder / name} ends in the middle of a line: a crash tore it; going on mends it")
-    found += [
-        f"{path} is left over from an interrupted save; going on removes it"
+            problems.append(f"{folder / name} ends in the middle of a line, as after a crash; resuming repairs it")
+    problems += [
+        f"{path} is left over from an interrupted save; resuming deletes it"
         for path in sorted((folder / "checkpoints").glob("*.partial"))
     ]
-    return found
+    return problems
 
 
-# ---- the same again
+# ---- repeated runs
 
 
 def compare(one: Path, other: Path) -> list[str]:
-    """Where two runs of the same config differ: weights, metrics, rollouts; nothing where they are the same bits."""
+    """Differences of two runs in weights, metrics and rollouts; empty if they have the same bits."""
     found = []
     for name in sorted({path.relative_to(folder) for folder in (one, other) for path in _bits(folder)}):
         if not ((one / name).exists() and (other / name).exists()):
@@ -154,7 +158,7 @@ def compare(one: Path, other: Path) -> list[str]:
 
 
 def _bits(folder: Path) -> Iterator[Path]:
-    """What must come out the same: metrics, rollouts and the last model of a run and of its stages."""
+    """The files that a repeated run must reproduce: metrics, rollouts and the last model, of its stages too."""
     for run in find_runs(folder):
         yield from (path for path in (run / "metrics.jsonl",) if path.exists())
         yield from (path for kind in STEP_FOLDERS for path in sorted((run / kind).glob("*.jsonl")))
@@ -166,8 +170,8 @@ def _bits(folder: Path) -> Iterator[Path]:
 def _first_difference(one: Path, other: Path) -> str:
     if one.suffix != ".jsonl":
         return ""
-    for number, (a, b) in enumerate(zip(read_jsonl(one), read_jsonl(other), strict=False), 1):
-        if a != b:
-            lines = [line.strip() for line in differences(a, b)]
+    for number, (first, second) in enumerate(zip(read_jsonl(one), read_jsonl(other), strict=False), 1):
+        if first != second:
+            lines = [line.strip() for line in differences(first, second)]
             return f" from line {number} on: " + "; ".join(lines[:3])
     return ": one has more lines than the other"

@@ -1,4 +1,4 @@
-"""What a run writes down: a rollout as a line of JSON, the machine it ran on, and how two configs differ."""
+"""What a run folder records: rollouts as lines of JSON, the environment, and how two configs differ."""
 
 from __future__ import annotations
 
@@ -18,12 +18,27 @@ import yaml
 
 import schoolhouse
 from schoolhouse import __version__
-from schoolhouse.runs.atomic_io import checksum, read_jsonl, resolve_model
+from schoolhouse.config import BaseConfig, dump
+from schoolhouse.runs.atomic_io import checksum, read_json, read_jsonl, resolve_model
 from schoolhouse.types import Completion, Rollout, SchoolError, Verdict
+
+FORMAT = 1
+"""Number of the run folder's format, in manifest.json. A folder of another format is refused."""
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest.json of a run. Raises SchoolError if it is damaged or of another format."""
+    manifest = read_json(path)
+    if (found := manifest.get("format")) != FORMAT:
+        raise SchoolError(
+            f"{path} has {'no format' if found is None else f'format {found}'}, but this version of schoolhouse reads "
+            f"format {FORMAT}: start anew with another --dir, or use the version that made it"
+        )
+    return manifest
 
 
 def rollout_row(rollout: Rollout, verdict: Verdict, completion: Completion | None) -> dict[str, Any]:
-    """A rollout as a line of JSON. `logprob` has one number per written token, exact in float32."""
+    """A rollout as a line of JSON. `logprob` has one number per sampled token, exact in float32."""
     return {
         "problem": rollout.problem.id,
         "family": rollout.problem.family,
@@ -37,18 +52,21 @@ def rollout_row(rollout: Rollout, verdict: Verdict, completion: Completion | Non
         **({"thought": completion.thought, "answer": completion.answer} if completion else {}),
         "tokens": rollout.tokens,
         "sampled_spans": _spans(rollout.loss_mask),
-        "logprob": [float(f"{p:.9g}") for p, w in zip(rollout.logprob, rollout.loss_mask, strict=True) if w],
+        "logprob": [float(f"{p:.9g}") for p, m in zip(rollout.logprob, rollout.loss_mask, strict=True) if m],
     }
 
 
-def _spans(written: Sequence[bool]) -> list[list[int]]:
-    """Where the policy spoke: [start, end) of each stretch."""
-    edges = [i for i in range(len(written) + 1) if (i and written[i - 1]) != (i < len(written) and written[i])]
+def _spans(mask: Sequence[bool]) -> list[list[int]]:
+    """[start, end) of each stretch of sampled tokens."""
+    edges = [i for i in range(len(mask) + 1) if (i and mask[i - 1]) != (i < len(mask) and mask[i])]
     return [[start, end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
+_CPU_FEATURES = ("fma", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+
+
 def environment() -> dict[str, Any]:
-    """What the numbers of a run may depend on besides its config."""
+    """What the numbers of a run may depend on besides its config: versions, source code, machine."""
     flags: set[str] = set()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -57,7 +75,6 @@ def environment() -> dict[str, Any]:
                 break
     import torch
 
-    told = ("fma", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
     return {
         "versions": {
             "schoolhouse": __version__,
@@ -69,28 +86,28 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "processor": sorted(flags.intersection(told)),
+        "processor": sorted(flags.intersection(_CPU_FEATURES)),
     }
 
 
 @cache
 def source_digest() -> str:
-    """A digest of our own sources: a schoolhouse that somebody changed is another one, whatever its version."""
+    """A digest of this package's sources. A changed checkout gets another one, whatever its version number."""
     home = Path(schoolhouse.__file__).parent
     sources = sorted(path for path in home.rglob("*") if path.suffix in (".py", ".c", ".h"))
-    told = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
     for path in sources:
-        told.update(f"{path.relative_to(home).as_posix()}\n".encode() + path.read_bytes())
-    return told.hexdigest()
+        digest.update(f"{path.relative_to(home).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 ENVIRONMENT_KEYS = ("versions", "code", "python", "platform", "cores", "gpu", "threads", "processor")
-"""What a manifest tells of the machine and the programs. A run repeats bit for bit where they are the same."""
+"""Keys of a manifest that describe the environment. A run repeats bit for bit where they are equal."""
 
 
 def environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A line for each in which two manifests differ, as far as both tell it, and for each time that one went on under
-    others than it began with."""
+    """A line for each value in which the environments of two manifests differ, and for each resume of either run in
+    another environment than the one it began in."""
     both = [name for name in ENVIRONMENT_KEYS if name in old and name in new]
     lines = differences({name: old[name] for name in both}, {name: new[name] for name in both})
     for manifest in (old, new):
@@ -100,16 +117,17 @@ def environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 
 
 def record_resume(manifest: dict[str, Any], step: int) -> str:
-    """What has changed since a run was last begun, in words ("" for nothing), and a note of it in its manifest.
+    """Note in a manifest that a run resumes in another environment; gives a message ("" in the same environment).
 
-    On another machine, or with other programs, it goes on, but not to the bit as it would have.
+    In another environment a run continues, but not with the same bits as without a stop.
     """
-    here = environment()
+    now = environment()
     last = [{**manifest, "resumed_with": ()}, *manifest.get("resumed_with", ())][-1]
-    if not (changed := environment_changes(last, here)):
+    if not (changed := environment_changes(last, now)):
         return ""
-    manifest.setdefault("resumed_with", []).append({"step": step, **here})
-    return "\n".join([f"goes on from step {step}; since then changed:", *changed, "so it may not end in the same bits"])
+    manifest.setdefault("resumed_with", []).append({"step": step, **now})
+    lines = [f"resumes from step {step} in a changed environment:", *changed, "its results may differ in their bits"]
+    return "\n".join(lines)
 
 
 def _version(package: str) -> str | None:
@@ -119,7 +137,7 @@ def _version(package: str) -> str | None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A line for every value, however deep, in which two configs differ."""
+    """A line `  key: old -> new` for every value, at any depth, in which two mappings differ."""
     before, after = _flatten(old), _flatten(new)
     return [
         f"  {key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
@@ -128,18 +146,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flatten(value: Any, place: str = "") -> dict[str, Any]:
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted key."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    inner = [pair for key, each in items for pair in _flatten(each, f"{place}.{key}" if place else str(key)).items()]
-    return dict(inner) if inner else {place: value}
+    inner = [pair for key, each in items for pair in _flatten(each, f"{prefix}.{key}" if prefix else str(key)).items()]
+    return dict(inner) if inner else {prefix: value}
 
 
-def flatten_numbers(line: Mapping[str, Any], place: str = "") -> dict[str, float]:
-    """The numbers of a line of metrics, those inside by dotted names."""
+def flatten_numbers(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers in a line of metrics, nested ones by dotted key."""
     found: dict[str, float] = {}
     for key, value in line.items():
-        name = f"{place}.{key}" if place else key
+        name = f"{prefix}.{key}" if prefix else key
         if isinstance(value, Mapping):
             found |= flatten_numbers(value, name)
         elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -147,44 +165,54 @@ def flatten_numbers(line: Mapping[str, Any], place: str = "") -> dict[str, float
     return found
 
 
-def peak_memory_bytes(who: int = resource.RUSAGE_SELF) -> int:
+def peak_memory_bytes(process: int = resource.RUSAGE_SELF) -> int:
     """Largest resident size so far: of this process, or with RUSAGE_CHILDREN of its largest child that has ended."""
-    peak = resource.getrusage(who).ru_maxrss
+    peak = resource.getrusage(process).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def budget_spent(folder: Path) -> tuple[int, float]:
-    """Tokens that a run has sampled to learn from, and the seconds that its exams took."""
+    """Tokens that a run has sampled for training, and the seconds that its evaluations took."""
     tokens = sum(line.get("sampled_tokens", 0) for line in read_jsonl(folder / "metrics.jsonl"))
     return tokens, sum(row.get("eval", 0.0) for row in read_jsonl(folder / "times.jsonl"))
 
 
 def headline(line: dict[str, Any]) -> str:
-    """The numbers of a step that stand beside the bar."""
+    """The numbers of a step that are shown beside the progress bar."""
     shown = [name for name in ("reward", "loss", "bits_per_byte") if isinstance(line.get(name), (int, float))]
     return "  ".join(f"{name} {line[name]:.3f}" for name in shown)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config.yaml of a run. Raises SchoolError where it is damaged."""
+    """The config.yaml of a run. Raises SchoolError if it is damaged."""
     try:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise SchoolError(f"{path} is damaged ({error}); put the whole file back") from None
+        raise SchoolError(f"{path} is damaged ({error}); restore the whole file") from None
 
 
-# --- what a run is made from
+def check_same_config(folder: Path, old_recipe: str | None, recipe: str, config: BaseConfig) -> None:
+    """Raises SchoolError naming every key in which the config of a run folder differs from this one."""
+    defaults = yaml.safe_load(dump(type(config).model_construct()))  # for keys that were added since the run began
+    old = {"recipe": old_recipe, **defaults, **read_config(folder / "config.yaml")}
+    new = {"recipe": recipe, **yaml.safe_load(dump(config))}
+    if changed := differences(old, new):
+        remedy = "give the same values to resume it, or another --dir to start anew"
+        raise SchoolError("\n".join([f"{folder} holds a run with another config:", *changed, remedy]))
+
+
+# --- inputs of a run
 
 
 def weights_digest(model: Path | str) -> str:
-    """Checksums of the weights of a model's folder, or of a run's newest checkpoint."""
+    """Checksums of the weights in a model folder, or in a run's newest checkpoint."""
     return " ".join(checksum(path) for path in sorted(resolve_model(model).glob("*.safetensors")))
 
 
-def check_unchanged(known: dict[str, str], name: str, now: str, run: Path) -> None:
-    """Note a checksum under a name. Raises SchoolError where another one was noted when the run began."""
-    if known.setdefault(name, now) != now:
+def check_unchanged(known: dict[str, str], name: str, digest: str, run: Path) -> None:
+    """Note a checksum under a name. Raises SchoolError if another one was noted when the run began."""
+    if known.setdefault(name, digest) != digest:
         raise SchoolError(
-            f"{name} has changed since {run} began: its steps would be others than the ones done. Put the old one "
-            "back (of a run the newest checkpoint counts), or start anew in another folder with --dir"
+            f"{name} has changed since {run} began, so the next steps would not match the finished ones: restore the "
+            "old version (of a run, its newest checkpoint counts), or start anew with another --dir"
         )

@@ -1,12 +1,12 @@
-"""Stages one after another, an exam after each, and a report: what `school run` and `school quickstart` do.
+"""Stages one after another, an evaluation after each, and a report: `school run` and `school quickstart`.
 
     seed: 0
-    exam: {task: school, problems: 200, samples: 8, length: 128}
+    eval: {task: school, problems: 200, samples: 8, max_new_tokens: 128}
     stages:
-      - {name: textbook, recipe: pretrain, config: {steps: 500}}
-      - {name: lessons, recipe: sft, config: {model: "stage:textbook"}}
+      - {name: base, recipe: pretrain, config: {steps: 500}}
+      - {name: tuned, recipe: sft, config: {model: "stage:base"}}
 
-A stage is a run folder of its own; `stage:NAME` stands for the model that stage ended with. What is done is skipped.
+Each stage has its own run folder. `stage:NAME` stands for the final model of that stage. Finished stages are skipped.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from pydantic import Field
 
 from schoolhouse import recipes
 from schoolhouse.config import BaseConfig, KeyPath, Source, build, read_yaml, suggest
-from schoolhouse.recipes import load_recipe
+from schoolhouse.recipes import Recipe, load_recipe
 from schoolhouse.runs.atomic_io import atomic_write, read_json, to_json
-from schoolhouse.runs.manifest import peak_memory_bytes
+from schoolhouse.runs.manifest import peak_memory_bytes, read_manifest
 from schoolhouse.runs.run import Run, read_metrics
+from schoolhouse.runs.user_code import user_errors
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
-    from schoolhouse.eval.report import Stage as Done
+    from schoolhouse.eval.report import Stage as StageResult
 
 STAGE_PREFIX = "stage:"
 _PACKAGED = Path(recipes.__file__).parents[1] / "pipelines"
@@ -38,35 +39,35 @@ class EvalSettings(BaseConfig):
     task: str = "school"
     """school[:families], gym:NAME, jsonl:PATH, python:PATH.py[:name]."""
     problems: int | None = Field(200, gt=0)
-    """Held-out problems to answer; null: all of them."""
+    """Held-out problems; null: all of them."""
     samples: int = Field(8, gt=0)
-    """Answers to each problem."""
+    """Completions for each problem."""
     max_new_tokens: int = Field(128, gt=0)
-    """Tokens an answer may take, thinking included."""
+    """Tokens of a completion, thinking included."""
     temperature: float = Field(1.0, ge=0)
 
 
 class Stage(BaseConfig):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    """Folder of the stage, and what `stage:NAME` calls it."""
+    """Name of the stage: of its folder, and in `stage:NAME`."""
     recipe: str
-    """Name of a recipe, or the path of a file with one."""
+    """Name of a recipe, or the path of a recipe file."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Keys of the recipe's own config."""
 
 
 class Pipeline(BaseConfig):
     seed: int = 0
-    """Handed to every stage that does not set its own."""
+    """Seed of every stage that does not set its own."""
     eval: EvalSettings = EvalSettings()
     stages: tuple[Stage, ...] = Field(min_length=1)
 
 
 def run_pipeline(path: Path | str, seed: int | None = None, folder: Path | str = "runs/pipeline") -> dict[str, Any]:
-    """Run the stages of a file (or of a packaged one, by its name) in `folder`; gives the content of report.json.
+    """Run the stages of a file, or of a packaged pipeline by its name, in `folder`; gives the content of report.json.
 
-    The same call again skips what is done and goes on with the rest. Every key of every stage is checked before
-    anything runs. Raises SchoolError naming the file, the line and the key.
+    The same call again skips finished stages and resumes the rest. Every key of every stage is checked before anything
+    runs. Raises SchoolError naming the file, the line and the key.
     """
     source = read_yaml(find_pipeline(path))
     if seed is not None:
@@ -83,18 +84,34 @@ def run_pipeline(path: Path | str, seed: int | None = None, folder: Path | str =
 
 
 def repeat_run(run: Path, folder: Path) -> None:
-    """Run again what a run folder says it is, in another folder. Raises SchoolError where that cannot be found out."""
-    recipe = read_json(run / "manifest.json").get("recipe")
-    if recipe == "pipeline":
+    """Repeat a run in another folder. Raises SchoolError if it is not repeatable."""
+    manifest = read_manifest(run / "manifest.json")
+    name, budget = str(manifest.get("recipe")), manifest.get("budget", {})
+    if name == "pipeline":
         run_pipeline(run / "config.yaml", None, folder)
         return
-    loaded, limit = load_recipe(str(recipe)), read_json(run / "manifest.json").get("limit", {})
-    if "seconds" in limit:
-        raise SchoolError(f"{run} was ended by a clock ({limit['seconds']:g} s): nobody can say after which step again")
-    with Run.open(folder, build(loaded.config, read_yaml(run / "config.yaml")), str(recipe)) as again:
-        if not again.finished:
-            again.set_budget(**limit)
-            loaded.train(again.config, again)
+    if "seconds" in budget:
+        raise SchoolError(
+            f"{run} ended after a budget of {budget['seconds']:g} s, so its number of steps is not repeatable: "
+            "repeat a run that has a budget of tokens, or none"
+        )
+    recipe = load_recipe(next((file for file in manifest.get("files", ()) if Path(file).name == name), name))
+    with open_run(folder, build(recipe.config, read_yaml(run / "config.yaml")), recipe) as repeated:
+        if not repeated.finished:
+            repeated.set_budget(**budget)
+            train_recipe(repeated, recipe)
+
+
+def open_run(folder: Path, config: BaseConfig, recipe: Recipe) -> Run:
+    """The run of a recipe in a folder. A recipe file of a user is known by its name, wherever it is."""
+    return Run.open(folder, config, recipe.file.name if recipe.file else recipe.name)
+
+
+def train_recipe(run: Run, recipe: Recipe) -> None:
+    """Train an open run. A user's recipe file must not change until the run ends, and errors in it name the line."""
+    run.track_files(recipe.file and recipe.file.resolve())
+    with user_errors(recipe.file):
+        recipe.train(run.config, run)
 
 
 def find_pipeline(path: Path | str) -> Path:
@@ -105,21 +122,23 @@ def find_pipeline(path: Path | str) -> Path:
         return path
     if str(path) in packaged:
         return packaged[str(path)]
-    raise SchoolError(f"there is no file {path}, nor a packaged pipeline of this name{suggest(str(path), [*packaged])}")
+    raise SchoolError(
+        f"unknown pipeline `{path}`: not a file, nor a packaged pipeline{suggest(str(path), [*packaged])}"
+    )
 
 
 # ---- one stage
 
 
 def _run_stage(i: int, pipeline: Pipeline, source: Source, folder: Path, models: Mapping[str, Path]) -> Path:
-    """Run a stage and its exam unless that is done; gives the folder of the model it ended with."""
+    """Run a stage and its evaluation unless that is done; gives the folder of its final model."""
     stage = pipeline.stages[i]
-    config = _config(i, pipeline, source, models)
-    with Run.open(folder / stage.name, config, stage.recipe) as run:
-        done = "done already" if run.finished else f"from step {run.step}" if run.step else stage.recipe
-        print(f"stage {i + 1} of {len(pipeline.stages)}: {stage.name} ({done})", file=sys.stderr)
+    config, recipe = _config(i, pipeline, source, models), load_recipe(stage.recipe)
+    with open_run(folder / stage.name, config, recipe) as run:
+        progress = "already finished" if run.finished else f"from step {run.step}" if run.step else stage.recipe
+        print(f"stage {i + 1} of {len(pipeline.stages)}: {stage.name} ({progress})", file=sys.stderr)
         if not run.finished:
-            load_recipe(stage.recipe).train(config, run)
+            train_recipe(run, recipe)
             run.finish()
         model = run.model
     if not (folder / stage.name / "evaluation.json").exists():
@@ -128,29 +147,35 @@ def _run_stage(i: int, pipeline: Pipeline, source: Source, folder: Path, models:
 
 
 def _evaluate(pipeline: Pipeline, model: Path, path: Path) -> None:
-    """The exam of a model, saved with how long it took and how much memory this process has used so far."""
+    """Evaluate a model; save the result with its duration and the peak memory of this process so far."""
     from schoolhouse.eval.evaluate import evaluate
     from schoolhouse.policy.policy import Policy
     from schoolhouse.tasks.registry import open_task
 
-    began, exam = time.monotonic(), pipeline.eval
-    task = open_task(exam.task, pipeline.seed)
+    start, settings = time.monotonic(), pipeline.eval
+    task = open_task(settings.task, pipeline.seed)
     evaluation = evaluate(
-        Policy.load(model), task, exam.problems, exam.samples, exam.max_new_tokens, exam.temperature, pipeline.seed
+        Policy.load(model),
+        task,
+        settings.problems,
+        settings.samples,
+        settings.max_new_tokens,
+        settings.temperature,
+        pipeline.seed,
     )
-    cost = {"seconds": round(time.monotonic() - began, 3), "peak_memory_bytes": peak_memory_bytes()}
+    cost = {"seconds": round(time.monotonic() - start, 3), "peak_memory_bytes": peak_memory_bytes()}
     atomic_write(path, to_json({**evaluation.to_json(records=True), **cost}) + "\n")
 
 
 def _config(i: int, pipeline: Pipeline, source: Source, models: Mapping[str, Path]) -> BaseConfig:
     """The config of a stage with `stage:NAME` replaced. Raises SchoolError for unknown keys and values out of range."""
     cls = load_recipe(pipeline.stages[i].recipe).config
-    place: KeyPath = ("stages", i, "config")
-    given = source.at(*place) if place in source.locations else source.at("stages", i)
+    path: KeyPath = ("stages", i, "config")
+    written = source.at(*path) if path in source.locations else source.at("stages", i)
     values = _replaced(pipeline.stages[i].config, models)
     if "seed" in cls.model_fields:
         values = {"seed": pipeline.seed, **values}
-    return build(cls, Source(values, given.locations))
+    return build(cls, Source(values, written.locations))
 
 
 def _replaced(value: Any, models: Mapping[str, Path]) -> Any:
@@ -173,48 +198,50 @@ def _check(pipeline: Pipeline, source: Source, folder: Path) -> None:
 
     earlier: dict[str, Path] = {}
     for i, stage in enumerate(pipeline.stages):
-        at = source.locations["stages", i, "name"]
+        location = source.locations["stages", i, "name"]
         if stage.name in earlier:
-            raise SchoolError(f"{at}: there are two stages `{stage.name}`; give each a name of its own")
+            raise SchoolError(f"{location}: duplicate stage `{stage.name}`; give each stage its own name")
         try:
             load_recipe(stage.recipe)
         except SchoolError as error:
             raise SchoolError(f"{source.locations['stages', i, 'recipe']}: {error}") from None
-        for place, name in _references(stage.config, ("stages", i, "config")):
+        for path, name in _references(stage.config, ("stages", i, "config")):
             if name not in earlier:
-                raise SchoolError(f"{source.locations[place]}: `{STAGE_PREFIX}{name}` {_unknown(name, pipeline, earlier)}")
+                raise SchoolError(
+                    f"{source.locations[path]}: `{STAGE_PREFIX}{name}` {_unknown(name, pipeline, earlier)}"
+                )
         config = _config(i, pipeline, source, earlier)
         for key in ("task", "demos_task", "fresh_task"):
             spec = getattr(config, key, None)
-            if spec and str(folder) not in spec:  # what an earlier stage makes is not there yet
-                _open(spec, pipeline.seed, source.locations.get(("stages", i, "config", key), at))
+            if spec and str(folder) not in spec:  # files that an earlier stage writes do not exist yet
+                _check_task(spec, pipeline.seed, source.locations.get(("stages", i, "config", key), location))
         earlier[stage.name] = folder / stage.name
     open_task(pipeline.eval.task, pipeline.seed)
 
 
-def _open(spec: str, seed: int, where: str) -> None:
-    """Raises SchoolError, with the line, for a task that cannot be opened."""
+def _check_task(spec: str, seed: int, location: str) -> None:
+    """Raises SchoolError with the location for a task that cannot be opened."""
     from schoolhouse.tasks.registry import open_task
 
     try:
         open_task(spec, seed)
     except SchoolError as error:
-        raise SchoolError(f"{where}: {error}") from None
+        raise SchoolError(f"{location}: {error}") from None
 
 
-def _references(value: Any, place: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """Where stages are referred to, and by which name."""
+def _references(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """The path of every `stage:NAME`, and the name."""
     if isinstance(value, str) and value.startswith(STAGE_PREFIX):
-        yield place, value.removeprefix(STAGE_PREFIX)
+        yield path, value.removeprefix(STAGE_PREFIX)
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
-        yield from _references(inner, (*place, key))
+        yield from _references(inner, (*path, key))
 
 
 def _unknown(name: str, pipeline: Pipeline, earlier: Collection[str]) -> str:
     if any(stage.name == name for stage in pipeline.stages):
-        return "is no earlier stage; move it up"
-    return "names no stage" + (suggest(name, [*earlier]) if earlier else "; no stage comes before this one")
+        return "is not an earlier stage; move it up"
+    return "names an unknown stage" + (suggest(name, [*earlier]) if earlier else "; this is the first stage")
 
 
 # ---- the report
@@ -227,7 +254,7 @@ def _report(pipeline: Pipeline, folder: Path, run: Run) -> dict[str, Any]:
     from schoolhouse.eval.report import report_json, stage_table, write_report
     from schoolhouse.tasks.school.task import FAMILIES
 
-    stages = [_done(folder, stage.name) for stage in pipeline.stages]
+    stages = [_result(folder, stage.name) for stage in pipeline.stages]
     run.finish()
     report = report_json(
         stages,
@@ -236,14 +263,18 @@ def _report(pipeline: Pipeline, folder: Path, run: Run) -> dict[str, Any]:
         pipeline.seed,
     )
     chat = f"school chat {folder / pipeline.stages[-1].name}"
-    figure = write_report(folder, stages, report, chat, [name for name, family in FAMILIES.items() if not family.pays])
+    figure = write_report(
+        folder, stages, report, chat, [name for name, family in FAMILIES.items() if not family.thinking_helps]
+    )
     Console().print(stage_table(stages))
-    print(f"report: {folder / 'report.md'}" + (f"\nfigure: {figure}" if figure else "") + f"\ntalk to it: {chat}")
+    print(
+        f"report: {folder / 'report.md'}" + (f"\nfigure: {figure}" if figure else "") + f"\nchat with the model: {chat}"
+    )
     return report
 
 
-def _done(folder: Path, name: str) -> Done:
-    from schoolhouse.eval.report import Stage as Done
+def _result(folder: Path, name: str) -> StageResult:
+    from schoolhouse.eval.report import Stage as StageResult
 
     seconds = float(read_json(folder / name / "manifest.json")["seconds"])
-    return Done(name, read_metrics(folder / name), read_json(folder / name / "evaluation.json"), seconds)
+    return StageResult(name, read_metrics(folder / name), read_json(folder / name / "evaluation.json"), seconds)

@@ -1,4 +1,4 @@
-"""How far something is and how long it still takes: a bar on a terminal, else a plain line now and then."""
+"""Progress and time left: a bar on a terminal, else a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 Advance = Callable[[int, str], None]
-"""Told how many more are done, and a few words to show beside the bar."""
+"""Callback: how many more are done, and a note to show beside the bar."""
 
-_EVERY = 10.0  # seconds between plain lines
-_showing = False  # one bar at a time: what happens inside a step does not draw a second one
+_LINE_SECONDS = 10.0  # seconds between plain lines
+_showing = False  # one bar at a time: nothing inside a step draws a second one
 
 
 @contextmanager
 def progress(title: str, total: int | None, done: int = 0, unit: str = "step") -> Generator[Advance]:
-    """Show progress on stderr while the block runs. `total` None: not known. Inside another one nothing is shown."""
+    """Show progress on stderr while the block runs. `total` None: unknown. A nested call shows nothing."""
     global _showing
     if _showing:
         yield lambda more, note="": None
@@ -57,20 +57,20 @@ def _bar(title: str, total: int | None, done: int) -> Generator[Advance]:
 
 @contextmanager
 def _lines(title: str, total: int | None, done: int, unit: str) -> Generator[Advance]:
-    began = said = time.monotonic()
+    start = last_line = time.monotonic()
     now = done
 
     def advance(more: int, note: str = "") -> None:
-        nonlocal now, said
+        nonlocal now, last_line
         now += more
         clock = time.monotonic()
-        if clock - said < _EVERY:
+        if clock - last_line < _LINE_SECONDS:
             return
-        said = clock
-        each = (clock - began) / max(1, now - done)
+        last_line = clock
+        each = (clock - start) / max(1, now - done)
         left = f", {duration(each * (total - now))} left" if total else ""
         print(
-            f"{title}: {now}{f'/{total}' if total else ''}, {each:.2g} s a {unit}{left}  {note}".rstrip(),
+            f"{title}: {now}{f'/{total}' if total else ''}, {each:.2g} s per {unit}{left}  {note}".rstrip(),
             file=sys.stderr,
         )
 
@@ -78,7 +78,7 @@ def _lines(title: str, total: int | None, done: int, unit: str) -> Generator[Adv
 
 
 def duration(seconds: float) -> str:
-    """A span of time as people say it: 45 s, 3 min 20 s, 2 h 5 min."""
+    """A duration in words: 45 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

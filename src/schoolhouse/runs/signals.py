@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that wait until something can be left in order."""
+"""Ctrl-C and SIGTERM that wait until the current step is finished."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from types import FrameType, TracebackType
 
 
 class Stopped(KeyboardInterrupt):
-    """The user (or the machine) asked to stop, and the run has been saved."""
+    """A run was interrupted by Ctrl-C or SIGTERM and has been saved."""
 
 
 class Interrupts:
-    """While the block runs, the first Ctrl-C or SIGTERM is counted in `heard`, a second one interrupts at once.
+    """Counts Ctrl-C and SIGTERM while the block runs: the first is only counted, the second interrupts at once.
 
-    Does nothing outside of the main thread, because Python delivers signals to that one alone.
+    Does nothing outside of the main thread, the only one to which Python delivers signals.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self._before: dict[int, signal._HANDLER] = {}
+        self._previous: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {
+                number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         self.count += 1
         if self.count > 1:
             raise KeyboardInterrupt
-        print("\nfinishing this step, then saving; Ctrl-C again stops at once", file=sys.stderr)
+        print("\nfinishing this step, then saving; press Ctrl-C again to stop at once", file=sys.stderr)

@@ -42,7 +42,13 @@ from schoolhouse.reward_models.prm import LabelPlaces, RewardModel, StepAggregat
 from schoolhouse.search.budget_forcing import budget_force, max_forced_tokens, revise
 from schoolhouse.search.thoughts import ThoughtProposer, ThoughtSampler
 from schoolhouse.search.tree import Node, Strategy, Tree, Valuation, breadth_first, depth_first, explore
-from schoolhouse.search.user_strategy import is_strategy_file, load_strategy, run_user_strategy, strategy_options
+from schoolhouse.search.user_strategy import (
+    is_strategy_file,
+    load_strategy,
+    option_names,
+    run_user_strategy,
+    strategy_options,
+)
 from schoolhouse.search.values import (
     ExactValue,
     LookaheadValue,
@@ -143,16 +149,17 @@ def parse(spec: str, budget: float = inf, *, allow_files: bool = True) -> Search
     kind, _, query = spec.partition("?")
     given = parse_query(f"search `{spec}`", query)
     config: dict[str, Any] = {"kind": kind}
+    names = [name for name in Search.model_fields if name not in _FIXED]
     own: dict[str, Any] = {}
     if is_strategy_file(kind):
         if not allow_files:
             raise SchoolError(f"search `{spec}`: a Python file cannot be used here; give one of {_names(NamedKind)}")
         own = strategy_options(kind, given)
+        names = [*option_names(kind), *names]
         config = {"kind": "python", "file": kind, "options": own}
     elif kind not in get_args(NamedKind):
         raise SchoolError(f"unknown search `{kind}`{suggest(kind, get_args(NamedKind))}")
     given = {name: value for name, value in given.items() if name not in own}
-    names = [name for name in Search.model_fields if name not in _FIXED]
     for name in given:
         if name not in names:
             raise SchoolError(f"search `{spec}`: unknown option `{name}`{suggest(name, names)}")

@@ -200,11 +200,19 @@ def depth_first(tree: Tree, threshold: float, depth: int, max_expansions: int = 
 
 
 def grow(
-    tree: Tree, parents: Sequence[Node], seen: Collection[Hashable] = (), threshold: float = -inf
+    tree: Tree,
+    parents: Sequence[Node],
+    seen: Collection[Hashable] = (),
+    threshold: float = -inf,
+    value: Callable[[Node], float] | None = None,
 ) -> Generator[Request, list[Any], list[Node]]:
     """Expand nodes and value their children. Gives the open children: no answers, no duplicates, none that is pruned.
 
-    Of children with the same key the one with the best value stays. Children whose key is in `seen` are not valued.
+    Of children with the same key the one with the best value stays.
+
+    seen       keys of children that are duplicates, and are not valued
+    threshold  children whose value is not above it are pruned
+    value      values from a function of the strategy's own, instead of a request
     """
     expansions = yield Request("expand", parents)
     fresh: list[Node] = []
@@ -217,9 +225,10 @@ def grow(
             child.status = "duplicate" if known else "answer" if is_answer else "open"
             tree.nodes.append(child)
             fresh += [] if known else [child]
-    for node, value in zip(fresh, (yield Request("value", fresh)) if fresh else [], strict=True):
-        node.value = value
-        if threshold > -inf and not value > threshold:
+    values = [value(node) for node in fresh] if value else (yield Request("value", fresh)) if fresh else []
+    for node, node_value in zip(fresh, values, strict=True):
+        node.value = node_value
+        if threshold > -inf and not node_value > threshold:
             node.status, node.is_answer = "pruned", False
     best: dict[Hashable, Node] = {}
     for node in sorted(fresh, key=rank):

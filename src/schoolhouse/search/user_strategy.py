@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from schoolhouse.config import suggest
 from schoolhouse.search.tree import Node, Request, Strategy, Tree, outcome
-from schoolhouse.tasks.user_file import load_module, where_in
+from schoolhouse.tasks.user_file import definition, describe_error, load_module
 from schoolhouse.types import SchoolError
 
 
@@ -49,23 +49,28 @@ def load_strategy(name: str) -> tuple[Path, FunctionType]:
     return path, next(iter(strategies.values()))
 
 
+def option_names(name: str) -> list[str]:
+    """The parameters of a strategy behind the tree."""
+    return [*inspect.signature(load_strategy(name)[1]).parameters][1:]
+
+
 def strategy_options(name: str, given: Mapping[str, str]) -> dict[str, Any]:
     """Those of the given options that are parameters of the strategy; the type of a parameter's default decides."""
-    path, function = load_strategy(name)
-    place = f"{path}:{function.__code__.co_firstlineno}: {function.__name__}"
+    _, function = load_strategy(name)
+    place = f"{definition(function)}: {function.__name__}"
     options = {}
-    for parameter in [*inspect.signature(function).parameters.values()][1:]:
-        default = parameter.default
-        if parameter.name not in given:
-            if default is parameter.empty:
-                raise SchoolError(f"{place} needs `{parameter.name}`: write --search {name}?{parameter.name}=VALUE")
+    for option in option_names(name):
+        default = inspect.signature(function).parameters[option].default
+        if option not in given:
+            if default is inspect.Parameter.empty:
+                raise SchoolError(f"{place} needs `{option}`: write --search {name}?{option}=VALUE")
             continue
         kind = type(default) if isinstance(default, bool | int | float) else str
         try:
-            options[parameter.name] = TypeAdapter(kind).validate_python(given[parameter.name])
+            options[option] = TypeAdapter(kind).validate_python(given[option])
         except ValidationError as error:
-            wrong = error.errors()[0]["msg"].lower()
-            raise SchoolError(f"{place}: `{parameter.name}={given[parameter.name]}`: {wrong}") from None
+            message = error.errors()[0]["msg"].lower()
+            raise SchoolError(f"{place}: `{option}={given[option]}`: {message}") from None
     return options
 
 
@@ -96,7 +101,7 @@ def run_user_strategy(name: str, tree: Tree, options: Mapping[str, Any]) -> Stra
     except SchoolError:
         raise
     except Exception as error:
-        raise SchoolError(f"{where_in(path, error)}: {type(error).__name__}: {error}") from error
+        raise SchoolError(describe_error(error)) from error
 
 
 def _is_request(value: object) -> bool:

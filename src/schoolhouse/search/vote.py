@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from math import isnan
 
 from schoolhouse.data.chat import Conversation
-from schoolhouse.tasks.answer_match import extract, normalized_answer
+from schoolhouse.tasks.answer_match import extract_answer, normalized_answer
 from schoolhouse.types import Rollout
 
 
@@ -28,5 +28,5 @@ def weighted_vote(
             totals[answer] = totals.get(answer, 0.0) + weight
     best = max(totals, key=lambda answer: totals[answer], default=None)
     winner = max((i for i, answer in enumerate(answers) if answer == best), key=lambda i: weights[i])
-    votes = [(extract(completions[answers.index(answer)])[0] or "", answers.count(answer)) for answer in totals]
+    votes = [(extract_answer(completions[answers.index(answer)])[0] or "", answers.count(answer)) for answer in totals]
     return winner, tuple(sorted(votes, key=lambda vote: -vote[1]))

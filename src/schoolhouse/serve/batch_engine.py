@@ -1,8 +1,7 @@
-"""Where requests wait, are extended together, and are heard: a thread that samples, and tickets that others hold.
+"""Continuous batching: a thread samples for all requests together, and delivers tokens to their event loops.
 
-The sampler's door (policy/sampler.py) lets a rollout in whenever a slot is free. What was drawn is handed
-over together, twenty times a second at most, to the event loop that the ticket came from: a message for every token of
-every stream costs more than the tokens.
+The generator (policy/generator.py) admits a request whenever a slot is free. New tokens are delivered in batches, at
+most twenty times a second: one message for each token of each stream would cost more than sampling the tokens.
 """
 
 from __future__ import annotations
@@ -15,252 +14,267 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from schoolhouse.policy.logprobs import TokenLogprob
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.sampling import SamplingParams
 from schoolhouse.policy.slots import Request
+from schoolhouse.policy.thinking_budget import close_thought_at_budget
 from schoolhouse.types import Rollout, SchoolError
 
-CORES = torch.get_num_threads()
-PAUSE = 0.05  # seconds between two deliveries, while there is work
+NUM_THREADS = torch.get_num_threads()
+DELIVERY_SECONDS = 0.05  # between two deliveries, while sequences are being sampled
 
 
-class Piece(NamedTuple):
-    """A token as it was drawn, its log-probability, and the likeliest ones (id, log-probability)."""
-
-    token: int
-    logprob: float
-    top_logprobs: tuple[tuple[int, float], ...] = ()
+class QueueFull(SchoolError):
+    """The queue has no room for the request."""
 
 
-class Full(SchoolError):
-    """Too many wait already."""
-
-
-class Closed(SchoolError):
-    """Nobody is let in any more."""
+class EngineClosed(SchoolError):
+    """The engine accepts no more requests."""
 
 
 @dataclass(eq=False)
-class Ticket:
-    """One rollout that is asked for.
+class PendingRequest:
+    """One rollout to extend, and its output so far.
 
-    think  tokens after which an open thought is closed by force
-    stop   texts that end it; top  how many of the likeliest tokens are told
+    thinking_budget  tokens after which an open thought is closed
+    stop_texts       texts that end the completion
+    top_logprobs     how many of the likeliest tokens are reported for each position
     """
 
     rollout: Rollout
-    length: int
-    drawing: SamplingParams
-    think: int | None = None
-    stop: tuple[str, ...] = ()
-    top: int = 0
-    left: bool = False
-    """Whoever asked has left: it ends with its next token."""
-    said: list[int] = field(default_factory=list)
-    told: deque[Piece | Rollout | Exception] = field(default_factory=deque)
+    max_new_tokens: int
+    sampling_params: SamplingParams
+    thinking_budget: int | None = None
+    stop_texts: tuple[str, ...] = ()
+    top_logprobs: int = 0
+    cancelled: bool = False
+    """Its client has left: sampling ends with the next token."""
+    sampled_ids: list[int] = field(default_factory=list)
+    output: deque[TokenLogprob | Rollout | Exception] = field(default_factory=deque)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
-    async def pieces(self) -> AsyncIterator[list[Piece | Rollout]]:
-        """What came since the last look, as it comes; the rollout itself is the last. Raises what it died of."""
+    async def stream(self) -> AsyncIterator[list[TokenLogprob | Rollout]]:
+        """New output as it comes, in lists; the finished rollout is the last item. Raises what ended the request."""
         while True:
             await self.ready.wait()
             self.ready.clear()
-            some: list[Piece | Rollout] = []
-            while self.told:
-                one = self.told.popleft()
-                if isinstance(one, Exception):
-                    raise one
-                some.append(one)
-            if some:
-                yield some
-            if some and isinstance(some[-1], Rollout):
+            items: list[TokenLogprob | Rollout] = []
+            while self.output:
+                item = self.output.popleft()
+                if isinstance(item, Exception):
+                    raise item
+                items.append(item)
+            if items:
+                yield items
+            if items and isinstance(items[-1], Rollout):
                 return
 
 
-class Desk:
-    """Extends whatever is asked for, up to `slots` at once; up to `queue` more may wait.
+Output = tuple[PendingRequest, TokenLogprob | Rollout | Exception]
 
-    `load` makes the policy in the thread that samples, and no other thread computes with more than one core: where two
-    threads had teams of OpenMP, sampling took twice as long (docs/lab.md).
 
-    context  tokens that a request may have, its prompt included
+class BatchEngine:
+    """Samples up to `max_num_seqs` sequences at once; up to `max_queued_seqs` more may wait.
+
+    `load` makes the policy in the sampling thread. All other threads compute on one core: with two OpenMP teams in one
+    process, sampling took twice as long (docs/lab.md).
+
+    max_model_len  tokens of a sequence, its prompt included; the model's own limit where that is lower
 
     Raises what `load` raises.
     """
 
     def __init__(
-        self, load: Callable[[], Policy], slots: int = 64, queue: int = 256, context: int | None = None
+        self,
+        load: Callable[[], Policy],
+        max_num_seqs: int = 64,
+        max_queued_seqs: int = 256,
+        max_model_len: int | None = None,
     ) -> None:
-        self.slots, self.queue = slots, queue
-        self.tokens = self.served = 0
-        self.broken: Exception | None = None
+        self.max_num_seqs, self.max_queued_seqs = max_num_seqs, max_queued_seqs
+        self.sampled_tokens = self.finished = 0
+        self.error: Exception | None = None
         self._changed = threading.Condition()
-        self._waiting: deque[Ticket] = deque()
-        self._inside: dict[int, Ticket] = {}
-        self._names: dict[str, Ticket] = {}
-        self._news: list[tuple[Ticket, Piece | Rollout | Exception]] = []
-        self._tops: dict[int, tuple[tuple[int, float], ...]] = {}
-        self._count, self._closing, self._told = 0, False, 0.0
+        self._queue: deque[PendingRequest] = deque()
+        self._admitted: dict[int, PendingRequest] = {}
+        self._by_problem: dict[str, PendingRequest] = {}
+        self._undelivered: list[Output] = []
+        self._top_logprobs: dict[int, tuple[tuple[int, float], ...]] = {}
+        self._num_admitted, self._closing, self._last_delivery = 0, False, 0.0
         self.policy: Policy
-        self.context = context or sys.maxsize
+        self.max_model_len = max_model_len or sys.maxsize
         loaded: Future[None] = Future()
-        self._thread = threading.Thread(target=self._work, args=(load, loaded), name="sampler", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(load, loaded), name="sampler", daemon=True)
         self._thread.start()
         loaded.result()
 
     @property
     def running(self) -> int:
-        return min(self.slots, len(self._inside))
+        return min(self.max_num_seqs, len(self._admitted))
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting) + max(0, len(self._inside) - self.slots)
+        return len(self._queue) + max(0, len(self._admitted) - self.max_num_seqs)
 
-    def ask(self, tickets: Sequence[Ticket]) -> None:
-        """All of them, or none. Raises Full, Closed, or SchoolError for more than can ever be let in."""
+    def submit(self, requests: Sequence[PendingRequest]) -> None:
+        """Queue all of them, or none.
+
+        Raises QueueFull, EngineClosed, or SchoolError for more requests than the engine can ever hold.
+        """
+        capacity = self.max_num_seqs + self.max_queued_seqs
         with self._changed:
-            if self.broken:
-                raise Closed(f"the sampler has stopped: {self.broken}")
+            if self.error:
+                raise EngineClosed(f"the sampler has stopped: {self.error}")
             if self._closing:
-                raise Closed("the server is about to end: ask again later, or another one")
-            if len(tickets) > self.slots + self.queue:
-                raise SchoolError(f"a request may ask for {self.slots + self.queue} answers here, not {len(tickets)}")
-            if self.running + self.waiting + len(tickets) > self.slots + self.queue:
-                raise Full(f"{self.waiting} wait already, of {self.queue} that may: ask again later")
-            self._waiting += tickets
+                raise EngineClosed("the server is shutting down; retry later")
+            if len(requests) > capacity:
+                raise SchoolError(f"{len(requests)} completions in one request, the limit is {capacity}; request fewer")
+            if self.running + self.waiting + len(requests) > capacity:
+                state = f"{self.waiting} of {self.max_queued_seqs} waiting, {len(requests)} requested"
+                raise QueueFull(f"queue full ({state}); retry later")
+            self._queue += requests
             self._changed.notify()
 
     def close(self) -> None:
-        """Let nobody in, finish what runs, end the thread."""
+        """Accept nothing more, finish what is queued or running, end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join()
 
-    # --- the sampler's door
+    # --- callbacks of the generator, in the sampling thread
 
     def new_requests(self, busy: bool) -> Sequence[Request] | None:
-        if not busy or time.monotonic() - self._told >= PAUSE:
-            self._hand_over()
+        if not busy or time.monotonic() - self._last_delivery >= DELIVERY_SECONDS:
+            self._deliver()
         with self._changed:
-            while not busy and not self._waiting and not self._closing:
+            while not busy and not self._queue and not self._closing:
                 self._changed.wait()
-            if not self._waiting and self._closing:
+            if not self._queue and self._closing:
                 return None
-            new = []
-            while self._waiting:
-                ticket = self._waiting.popleft()
-                if ticket.left:
+            admitted = []
+            while self._queue:
+                pending = self._queue.popleft()
+                if pending.cancelled:
                     continue
-                self._inside[self._count] = self._names[ticket.rollout.problem.id] = ticket
-                self._count += 1
-                first = ticket.length if ticket.think is None else min(ticket.think, ticket.length)
-                new.append(Request(ticket.rollout, max(1, first), ticket.drawing))
-            return new
+                self._admitted[self._num_admitted] = self._by_problem[pending.rollout.problem.id] = pending
+                self._num_admitted += 1
+                first_turn = pending.max_new_tokens
+                if pending.thinking_budget is not None:
+                    first_turn = min(pending.thinking_budget, pending.max_new_tokens)
+                admitted.append(Request(pending.rollout, max(1, first_turn), pending.sampling_params))
+            return admitted
 
     def on_logits(self, owners: np.ndarray, logits_SV: Tensor) -> None:
-        self._tops.clear()
-        if not any(ticket.top for ticket in self._inside.values()):
+        self._top_logprobs.clear()
+        if not any(pending.top_logprobs for pending in self._admitted.values()):
             return
         for row, owner in enumerate(owners.tolist()):
-            if top := self._inside[owner].top:
-                best = logits_SV[row].float().log_softmax(-1).topk(min(top, logits_SV.shape[1]))
+            if count := self._admitted[owner].top_logprobs:
+                best = logits_SV[row].float().log_softmax(-1).topk(min(count, logits_SV.shape[1]))
                 pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                self._tops[owner] = tuple(pairs)
+                self._top_logprobs[owner] = tuple(pairs)
 
     def on_token(self, owner: int, token: int, logprob: float) -> bool:
-        ticket = self._inside[owner]
-        ticket.said.append(token)
-        self.tokens += 1
-        self._news.append((ticket, Piece(token, logprob, self._tops.get(owner, ()))))
+        pending = self._admitted[owner]
+        pending.sampled_ids.append(token)
+        self.sampled_tokens += 1
+        self._undelivered.append((pending, TokenLogprob(token, logprob, self._top_logprobs.get(owner, ()))))
         try:
-            return ticket.left or (
-                bool(ticket.stop) and self.policy.conversation.ends_with_any(ticket.said, ticket.stop)
+            return pending.cancelled or (
+                bool(pending.stop_texts)
+                and self.policy.conversation.ends_with_any(pending.sampled_ids, pending.stop_texts)
             )
-        except Exception as error:  # what is wrong with one must not end what others are told
-            self._news.append((ticket, SchoolError(f"this answer cannot be told: {error}")))
+        except Exception as error:  # an error in one request must not end the others
+            self._undelivered.append((pending, SchoolError(f"this completion failed: {error}")))
             return True
 
     def on_finished(self, number: int, rollout: Rollout) -> None:
-        ticket = self._inside.pop(number)
-        del self._names[ticket.rollout.problem.id]
-        self.served += 1
-        self._news.append((ticket, rollout))
+        pending = self._admitted.pop(number)
+        del self._by_problem[pending.rollout.problem.id]
+        self.finished += 1
+        self._undelivered.append((pending, rollout))
 
-    def go_on(self, ended: Rollout) -> tuple[Rollout, int] | None:
-        """A thought that has outgrown its budget is closed, and what is left of the length goes to the answer."""
-        ticket = self._names[ended.problem.id]
-        begun = len(ticket.rollout)
-        if ticket.think is None or ticket.left or ended.finish_reason != "length" or len(ended) - begun != ticket.think:
+    def next_turn(self, ended: Rollout) -> tuple[Rollout, int] | None:
+        """Closes a thought at its budget; the rest of the completion goes to the answer."""
+        pending = self._by_problem[ended.problem.id]
+        if pending.thinking_budget is None or pending.cancelled:
             return None
-        longer = self.policy.conversation.close_thought(ended)
-        for token in longer.tokens[len(ended) :]:
-            self._news.append((ticket, Piece(token, 0.0)))
-        return longer, ticket.length - (len(longer) - begun)
+        prompt_tokens, budget = len(pending.rollout), pending.thinking_budget
+        turn = close_thought_at_budget(self.policy.conversation, ended, prompt_tokens, budget, pending.max_new_tokens)
+        if turn is not None:
+            closing_ids = turn[0].tokens[len(ended) :]
+            self._undelivered += [(pending, TokenLogprob(token, 0.0, ())) for token in closing_ids]
+        return turn
 
-    # --- the thread
+    # --- the sampling thread
 
-    def _work(self, load: Callable[[], Policy], loaded: Future[None]) -> None:
-        torch.set_num_threads(CORES)
+    def _run(self, load: Callable[[], Policy], loaded: Future[None]) -> None:
+        torch.set_num_threads(NUM_THREADS)
         try:
             self.policy = load()
-            self.context = min(self.context, self.policy.max_seq_len)
+            self.max_model_len = min(self.max_model_len, self.policy.max_seq_len)
         except BaseException as error:
             loaded.set_exception(error)
             return
         loaded.set_result(None)
         try:
-            self.policy.serve(self, self.slots, self.context, self.go_on, self.on_token)
-        except Exception as error:  # every ticket has to hear of it, whatever it is
+            self.policy.serve(self, self.max_num_seqs, self.max_model_len, self.next_turn, self.on_token)
+        except Exception as error:  # whatever it is, every pending request must end with it
             with self._changed:
-                self.broken = error
-                lost = [*self._inside.values(), *self._waiting]
-                self._waiting.clear()
-                self._inside.clear()
-            self._news += [(ticket, Closed(f"the sampler has stopped: {error}")) for ticket in lost]
-        self._hand_over()
+                self.error = error
+                unfinished = [*self._admitted.values(), *self._queue]
+                self._queue.clear()
+                self._admitted.clear()
+            self._undelivered += [(one, EngineClosed(f"the sampler has stopped: {error}")) for one in unfinished]
+        self._deliver()
 
-    def _hand_over(self) -> None:
-        """What came since the last time, to each event loop at once."""
-        news, self._news, self._told = self._news, [], time.monotonic()
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Piece | Rollout | Exception]]] = {}
-        for ticket, what in news:
-            loops.setdefault(ticket.loop, []).append((ticket, what))
-        for loop, some in loops.items():
+    def _deliver(self) -> None:
+        """New output, in one call for each event loop."""
+        undelivered, self._undelivered, self._last_delivery = self._undelivered, [], time.monotonic()
+        by_loop: dict[asyncio.AbstractEventLoop, list[Output]] = {}
+        for pending, item in undelivered:
+            by_loop.setdefault(pending.loop, []).append((pending, item))
+        for loop, outputs in by_loop.items():
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_tell, some)
+                loop.call_soon_threadsafe(_append_output, outputs)
 
 
-def _tell(news: Sequence[tuple[Ticket, Piece | Rollout | Exception]]) -> None:
-    for ticket, what in news:
-        ticket.told.append(what)
-        ticket.ready.set()
+def _append_output(outputs: Sequence[Output]) -> None:
+    for pending, item in outputs:
+        pending.output.append(item)
+        pending.ready.set()
 
 
-class Listened:
-    """A policy for as long as somebody listens: then what it says ends with the next token, and nothing more begins."""
+class CancellablePolicy:
+    """A policy that can be cancelled: a running call ends with its next token, a later call raises EngineClosed."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy, self._left = policy, threading.Event()
-        self.conversation, self.longest = policy.conversation, policy.max_seq_len
+        self._policy, self._cancelled = policy, threading.Event()
+        self.conversation = policy.conversation
 
-    def leave(self) -> None:
-        self._left.set()
+    @property
+    def max_seq_len(self) -> int:
+        return self._policy.max_seq_len
 
-    def extend(self, *given: Any, **named: Any) -> list[Rollout]:
-        """`Policy.extend`. Raises Closed where nobody listens."""
-        if self._left.is_set():
-            raise Closed("nobody waits for the answer any more")
-        return self._policy.extend(*given, **named, on_token=lambda *_: self._left.is_set())
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def extend(self, *args: Any, **options: Any) -> list[Rollout]:
+        """`Policy.extend`."""
+        if self._cancelled.is_set():
+            raise EngineClosed("the request was cancelled: its client has disconnected")
+        return self._policy.extend(*args, **options, on_token=lambda *_: self._cancelled.is_set())
 
 
-def aside() -> ThreadPoolExecutor:
-    """A thread for what is computed beside the desks, on one core: it does not take their teams apart."""
-    return ThreadPoolExecutor(1, "aside", initializer=torch.set_num_threads, initargs=(1,))
+def one_core_executor() -> ThreadPoolExecutor:
+    """One thread that computes on one core, beside the engines, so that it does not slow their thread teams down."""
+    return ThreadPoolExecutor(1, "background", initializer=torch.set_num_threads, initargs=(1,))

@@ -1,4 +1,4 @@
-"""Talk to a model in the terminal: what it thinks is dimmed, what it answers is plain, both appear as they are said."""
+"""Chat with a model in the terminal. Thoughts are dimmed, answers are plain; both appear while they are sampled."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from schoolhouse.data.tokenizer import END_THINK, THINK
 from schoolhouse.policy.interface import Generator
 from schoolhouse.types import Completion, Key, Message, Problem, Rollout, SchoolError
 
-HELP = "/reset starts anew, /quit (or Ctrl-D) leaves, Ctrl-C stops an answer, /help shows this"
+HELP = "/reset starts a new chat, /quit (or Ctrl-D) leaves, Ctrl-C stops an answer, /help shows this"
 
 
 def chat(
     policy: Generator,
-    length: int,
+    max_new_tokens: int,
     temperature: float,
     input_lines: Iterable[str] | None = None,
     console: Console | None = None,
     seed: int = 0,
 ) -> Rollout | None:
-    """Talk until /quit or the end of input. Returns the conversation as it stood.
+    """Chat until /quit or the end of input. Returns the last conversation.
 
-    An answer takes up to `length` tokens, or what the model can still read.
-
-    `input_lines` stand in for the keyboard.
+    max_new_tokens  of one answer; fewer where the model's context leaves less room
+    input_lines     instead of the keyboard
     """
     console = console or Console()
     lines = None if input_lines is None else iter(input_lines)
     console.print(HELP, style="dim")
-    talk: Rollout | None = None
-    talks = 0
+    conversation: Rollout | None = None
+    num_conversations = 0
     while True:
         try:
             line = console.input("[bold]> [/bold]") if lines is None else next(lines)
@@ -40,64 +39,65 @@ def chat(
             continue
         except (EOFError, StopIteration):
             console.print()
-            return talk
-        line = line.encode("utf-8", "replace").decode().strip()  # a terminal may hand over broken characters
+            return conversation
+        line = line.encode("utf-8", "replace").decode().strip()  # a terminal may send invalid characters
         if line == "/quit":
-            return talk
+            return conversation
         if line == "/reset":
-            talk = None
-            console.print("a new conversation", style="dim")
+            conversation = None
+            console.print("new chat", style="dim")
         elif line.startswith("/"):
             console.print(HELP, style="dim")
         elif line:
-            if talk is None:
-                key = Key(seed, "chat", problem=talks)
-                asked = policy.conversation.prompt_rollout(Problem("chat", (Message("user", line),), ""), key)
-                talks += 1
+            message = Message("user", line)
+            if conversation is None:
+                key = Key(seed, "chat", problem=num_conversations)
+                prompt = policy.conversation.prompt_rollout(Problem("chat", (message,), ""), key)
+                num_conversations += 1
             else:
-                asked = policy.conversation.append_messages(talk, [Message("user", line)])
+                prompt = policy.conversation.append_messages(conversation, [message])
             try:
-                talk = _answer(policy, asked, length, temperature, console)
+                conversation = _answer(policy, prompt, max_new_tokens, temperature, console)
             except SchoolError as error:
-                console.print(f"{error} (/reset starts anew)", style="red", markup=False)
+                console.print(f"{error} (/reset starts a new chat)", style="red", markup=False)
 
 
-def _answer(policy: Generator, asked: Rollout, length: int, temperature: float, console: Console) -> Rollout:
-    """Let the policy speak and show it; what was said until Ctrl-C stays said."""
-    screen = _Screen(console)
+def _answer(policy: Generator, prompt: Rollout, max_new_tokens: int, temperature: float, console: Console) -> Rollout:
+    """Sample an answer and show it. Ctrl-C ends it; the tokens sampled until then are kept."""
+    view = _CompletionView(console)
     tokens: list[int] = []
     logprobs: list[float] = []
 
-    def so_far() -> Rollout:
-        return asked.append_sampled(tokens, logprobs, "length", 0)
+    def sampled_so_far() -> Rollout:
+        return prompt.append_sampled(tokens, logprobs, "length", 0)
 
-    def hear(_: int, token: int, logprob: float) -> None:
+    def on_token(_: int, token: int, logprob: float) -> None:
         tokens.append(token)
         logprobs.append(logprob)
-        screen.show(policy.conversation.parse_completion(so_far()))
+        view.show(policy.conversation.parse_completion(sampled_so_far()))
 
-    room = max(1, min(length, policy.max_seq_len - len(asked)))
+    max_new_tokens = max(1, min(max_new_tokens, policy.max_seq_len - len(prompt)))
     try:
-        (talk,) = policy.extend([asked], room, temperature=temperature, on_token=hear)
+        (rollout,) = policy.extend([prompt], max_new_tokens, temperature=temperature, on_token=on_token)
     except KeyboardInterrupt:
-        talk = so_far()
-    reply = policy.conversation.parse_completion(talk)
-    screen.show(reply, final=True)
-    console.print("" if reply.complete else " (cut off)", style="dim")
-    return talk
+        rollout = sampled_so_far()
+    completion = policy.conversation.parse_completion(rollout)
+    view.show(completion, final=True)
+    console.print("" if completion.complete else " (cut off)", style="dim")
+    return rollout
 
 
-class _Screen:
-    """Prints of a growing reply what is new in it."""
+class _CompletionView:
+    """Prints the new text of a growing completion."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._thought = self._answer = ""
 
-    def show(self, reply: Completion, final: bool = False) -> None:
-        thought, answer = reply.thought or "", reply.answer
+    def show(self, completion: Completion, final: bool = False) -> None:
+        thought, answer = completion.thought or "", completion.answer
         if not final:
-            thought, answer = thought if answer else _settled(thought), _settled(answer)
+            thought, answer = thought if answer else _stable_part(thought), _stable_part(answer)
         self._print(thought[len(self._thought) :], "dim italic")
         self._thought = max(self._thought, thought, key=len)
         if answer and not self._answer and self._thought:
@@ -110,8 +110,8 @@ class _Screen:
             self._console.print(text, style=style, end="", markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-def _settled(text: str) -> str:
-    """A growing text without the end that may yet change: half a character, or the beginning of a tag."""
+def _stable_part(text: str) -> str:
+    """Text without its end where that may still change: an incomplete character, or the beginning of a tag."""
     text = text.rstrip("\ufffd")
     for tag in (THINK, END_THINK):
         for n in range(len(tag), 0, -1):

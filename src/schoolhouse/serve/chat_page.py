@@ -1,4 +1,4 @@
-"""The page that talks, and its local leaderboard: who compares two models blindly leaves a line in a file."""
+"""The chat page, and its arena: votes between two models are kept in a file and make a leaderboard."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schoolhouse.eval.arena import Battle, leaderboard
 from schoolhouse.runs.atomic_io import to_json
-from schoolhouse.serve.api_schema import sound
+from schoolhouse.serve.api_schema import reject_surrogates
 from schoolhouse.web import PAGES
 
-MOST_DUELS = 100_000
+MAX_VOTES = 100_000  # that a leaderboard is made from: the newest
 
 
 class Vote(BaseModel):
-    """Which of two answers somebody liked better, before being told whose they were."""
+    """Which of two answers is better. The names of their models are hidden until the vote."""
 
     model_config = ConfigDict(extra="forbid")
     left: Annotated[str, Field(min_length=1, max_length=300)]
     right: Annotated[str, Field(min_length=1, max_length=300)]
     winner: Literal["left", "right", "tie"]
     question: Annotated[str, Field(max_length=20_000)] = ""
-    _sound = model_validator(mode="before")(sound)
+    _valid_unicode = model_validator(mode="before")(reject_surrogates)
 
 
 def add_page(app: FastAPI) -> None:
-    """The page and its parts."""
+    """The page and its static files."""
 
     @app.get("/")
     async def page() -> Response:
@@ -41,32 +41,32 @@ def add_page(app: FastAPI) -> None:
     app.mount("/web", StaticFiles(directory=PAGES), name="web")
 
 
-def add_votes(app: FastAPI, votes: Path) -> None:
-    """What people chose on the page, kept in a file, and what follows from it."""
+def add_arena(app: FastAPI, votes: Path) -> None:
+    """Routes that add a vote to the file, and make a leaderboard from it."""
     writing = asyncio.Lock()
 
     @app.get("/api/leaderboard")
-    async def standings() -> list[dict[str, Any]]:
-        """Strengths of the models that were compared, with 95 % intervals."""
-        return [standing._asdict() for standing in await asyncio.to_thread(leaderboard, _duels(votes))]
+    async def get_leaderboard() -> list[dict[str, Any]]:
+        """Ratings of the models that were compared, with 95 % intervals."""
+        return [standing._asdict() for standing in await asyncio.to_thread(leaderboard, _read_votes(votes))]
 
     @app.post("/api/votes")
-    async def vote(vote: Vote) -> dict[str, int]:
-        """One more line in the file of votes."""
+    async def add_vote(vote: Vote) -> dict[str, int]:
+        """Append one vote to the file."""
         async with writing:
             with votes.open("a", encoding="utf-8") as file:
                 file.write(to_json(vote.model_dump()) + "\n")
-        return {"votes": len(_duels(votes))}
+        return {"votes": len(_read_votes(votes))}
 
 
-def _duels(path: Path) -> list[Battle]:
-    """Votes in the file; lines that are none are left out."""
-    found = []
+def _read_votes(path: Path) -> list[Battle]:
+    """The votes in the file; invalid lines are skipped."""
+    votes = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-MOST_DUELS:]:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-MAX_VOTES:]:
             try:
-                told = Vote.model_validate(json.loads(line))
+                vote = Vote.model_validate(json.loads(line))
             except ValueError:
                 continue
-            found.append(Battle(told.left, told.right, told.winner))
-    return found
+            votes.append(Battle(vote.left, vote.right, vote.winner))
+    return votes

@@ -1,4 +1,4 @@
-"""A page that is there before its model: torch takes seconds to import, a page need not wait for that."""
+"""Serves the page at once, while the server is still being built: importing torch and loading a model take seconds."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from schoolhouse.serve.auth import Guard
+from schoolhouse.serve.auth import AccessControl
 from schoolhouse.serve.chat_page import add_page
-from schoolhouse.serve.settings import Serve
+from schoolhouse.serve.settings import ServerConfig
 
 
-class Early:
-    """Answers for the page at once, and for everything else when `build` has made the server."""
+class LazyStart:
+    """An app that serves the page itself. All other requests wait until `build` has made the app that serves them."""
 
-    def __init__(self, c: Serve, build: Callable[[], ASGIApp]) -> None:
-        pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        add_page(pages)
-        self.pages: ASGIApp = Guard(pages, c.host, c.origins)
+    def __init__(self, config: ServerConfig, build: Callable[[], ASGIApp]) -> None:
+        page_app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        add_page(page_app)
+        self.page_app: ASGIApp = AccessControl(page_app, config.host, config.allowed_origins)
         self.built: Future[ASGIApp] = Future()
         self._build = build
 
-    def work(self, server: uvicorn.Server) -> None:
-        """Build; where that fails there is nothing to serve."""
+    def build_or_exit(self, server: uvicorn.Server) -> None:
+        """Build the app. An error ends the server."""
         try:
             self.built.set_result(self._build())
         except BaseException as error:
@@ -37,22 +37,22 @@ class Early:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = str(scope.get("path", ""))
-        early = scope["type"] == "http" and (path == "/" or path.startswith("/web/"))
-        # shielded: a client that leaves while it waits must not end the waiting of the others
-        app = self.pages if early else await asyncio.shield(asyncio.wrap_future(self.built))
+        is_page = scope["type"] == "http" and (path == "/" or path.startswith("/web/"))
+        # shielded: a client that disconnects while it waits must not cancel the future that the others wait for
+        app = self.page_app if is_page else await asyncio.shield(asyncio.wrap_future(self.built))
         await app(scope, receive, send)
 
 
-def run(c: Serve, build: Callable[[], ASGIApp], close: Callable[[], None], door: socket) -> None:
-    """Serve who comes in at `door` until told to end, and finish what runs. Raises what `build` raised."""
-    early = Early(c, build)
-    server = uvicorn.Server(uvicorn.Config(early, log_level="warning", lifespan="off"))
-    worker = threading.Thread(target=early.work, args=(server,), name="loading", daemon=True)
-    worker.start()
+def run(config: ServerConfig, build: Callable[[], ASGIApp], close: Callable[[], None], listener: socket) -> None:
+    """Serve requests to `listener` until a signal, then finish the running ones. Raises what `build` raised."""
+    app = LazyStart(config, build)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    builder = threading.Thread(target=app.build_or_exit, args=(server,), name="loading", daemon=True)
+    builder.start()
     try:
-        server.run(sockets=[door])
+        server.run(sockets=[listener])
     finally:
-        if early.built.done() and early.built.exception() is None:
+        if app.built.done() and app.built.exception() is None:
             close()
-    if early.built.done():
-        early.built.result()
+    if app.built.done():
+        app.built.result()

@@ -1,7 +1,7 @@
-"""The models that a server can be asked for: the one it was started with, and every checkpoint beside it.
+"""The models of a server: the one that it was started with, and every checkpoint below its folder.
 
-A checkpoint of a run that is still training appears as soon as it is complete. A model is loaded when it is first asked
-for; the few that were asked last stay loaded.
+A checkpoint of a run that is still training is listed as soon as it is complete. A model is loaded by the first request
+for it; the most recently used models stay loaded.
 """
 
 from __future__ import annotations
@@ -12,64 +12,68 @@ from pathlib import Path
 
 from schoolhouse.policy.policy import Policy
 from schoolhouse.runs.atomic_io import list_checkpoints
-from schoolhouse.serve.api_schema import Unfit
-from schoolhouse.serve.batch_engine import Desk
-from schoolhouse.serve.settings import Serve
+from schoolhouse.serve.api_schema import InvalidRequest
+from schoolhouse.serve.batch_engine import BatchEngine
+from schoolhouse.serve.settings import ServerConfig
 
-KEPT = 3
+MAX_LOADED = 3
 
 
-class Shelf:
-    """Names of models, and a desk for each that is loaded. Never reads outside the folder it was given."""
+class ModelRegistry:
+    """Names of models, and an engine for each that is loaded. Reads nothing outside the server's folder."""
 
-    def __init__(self, c: Serve) -> None:
-        self.c = c
-        self.name = c.name or c.model.resolve().name
-        self._desks: OrderedDict[str, Desk] = OrderedDict()
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.default_name = config.served_model_name or config.model.resolve().name
+        self._engines: OrderedDict[str, BatchEngine] = OrderedDict()
         self._loading = asyncio.Lock()
-        self.first = self._load(self.name)
+        self.default_engine = self._load(self.default_name)
 
-    def places(self) -> dict[str, Path]:
-        """Name -> folder, the server's own first: `NAME@000045` is a checkpoint of the run that was given."""
-        folder = self.c.model
-        found = {self.name: folder}
-        for run in sorted({path.parent for path in folder.glob("**/checkpoints")}) if folder.is_dir() else []:
-            inside = str(run.relative_to(folder))
-            base = self.name if inside == "." else f"{self.name}/{inside}"
+    def folders(self) -> dict[str, Path]:
+        """Name -> folder, the default model first. `NAME@000045` is a checkpoint of the run in the server's folder."""
+        root = self.config.model
+        found = {self.default_name: root}
+        for run in sorted({path.parent for path in root.glob("**/checkpoints")}) if root.is_dir() else []:
+            inside = str(run.relative_to(root))
+            base = self.default_name if inside == "." else f"{self.default_name}/{inside}"
             found |= {f"{base}@{checkpoint.name}": checkpoint for checkpoint in list_checkpoints(run / "checkpoints")}
         return found
 
     @property
-    def desks(self) -> list[Desk]:
-        return list(self._desks.values())
+    def engines(self) -> list[BatchEngine]:
+        return list(self._engines.values())
 
-    async def desk(self, name: str) -> Desk:
-        """The desk of a model, loaded first if need be. Raises Unfit for a name that is not there."""
-        if name not in self._desks:
+    async def engine(self, name: str) -> BatchEngine:
+        """The engine of a model, which is loaded if necessary. Raises InvalidRequest for an unknown name."""
+        if name not in self._engines:
             async with self._loading:
-                if name not in self._desks:
+                if name not in self._engines:
                     await asyncio.to_thread(self._load, name)
-                    await self._make_room(name)
-        self._desks.move_to_end(name)
-        return self._desks[name]
+                    await self._unload_idle(name)
+        self._engines.move_to_end(name)
+        return self._engines[name]
 
-    def _load(self, name: str) -> Desk:
-        places = self.places()
-        if name not in places:
-            known = ", ".join(f"`{one}`" for one in places)
-            raise Unfit(f"there is no model `{name}` here; this server has {known}", "model", "model_not_found", 404)
-        desk = Desk(lambda: Policy.load(places[name]), self.c.slots, self.c.queue, self.c.context)
-        self._desks[name] = desk
-        return desk
+    def _load(self, name: str) -> BatchEngine:
+        folders, config = self.folders(), self.config
+        if name not in folders:
+            known = ", ".join(f"`{other}`" for other in folders)
+            raise InvalidRequest(f"unknown model `{name}`; this server has {known}", "model", "model_not_found", 404)
+        engine = BatchEngine(
+            lambda: Policy.load(folders[name]), config.max_num_seqs, config.max_queued_seqs, config.max_model_len
+        )
+        self._engines[name] = engine
+        return engine
 
-    async def _make_room(self, newest: str) -> None:
-        """Close what was not asked for longest and nobody waits for. The server's own model always stays."""
+    async def _unload_idle(self, newest: str) -> None:
+        """Close the least recently used idle engines above the limit. The default model stays."""
         idle = [
-            n for n, desk in self._desks.items() if n not in (newest, self.name) and not desk.running + desk.waiting
+            name
+            for name, engine in self._engines.items()
+            if name not in (newest, self.default_name) and not engine.running + engine.waiting
         ]
-        for name in idle[: max(0, len(self._desks) - KEPT)]:
-            await asyncio.to_thread(self._desks.pop(name).close)
+        for name in idle[: max(0, len(self._engines) - MAX_LOADED)]:
+            await asyncio.to_thread(self._engines.pop(name).close)
 
     def close(self) -> None:
-        for desk in self.desks:
-            desk.close()
+        for engine in self.engines:
+            engine.close()

@@ -1,4 +1,4 @@
-"""From requests to tickets, and from what was said to the answers of OpenAI's API, whole or piece by piece."""
+"""Requests of OpenAI's API as pending requests of the engine, and its output as responses, whole or streamed."""
 
 from __future__ import annotations
 
@@ -10,100 +10,131 @@ from typing import Any
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.stream_decode import StreamDecoder, TextDecoder
 from schoolhouse.policy.logprobs import TokenLogprob
-from schoolhouse.serve.api_schema import Asked, ChatRequest, CompletionRequest, Unfit
-from schoolhouse.serve.batch_engine import Piece, Ticket
+from schoolhouse.serve.api_schema import (
+    BaseCompletionRequest,
+    ChatCompletionRequest,
+    CompletionRequest,
+    InvalidRequest,
+)
+from schoolhouse.serve.batch_engine import PendingRequest
 from schoolhouse.types import NAN, Key, Problem, Rollout
 
 Json = dict[str, Any]
-_NAMES = {"thought": "reasoning_content", "answer": "content"}
+_DELTA_FIELDS = {"thought": "reasoning_content", "answer": "content"}
 
 
 @dataclass(frozen=True)
-class Account:
-    """Tokens read and said."""
+class Usage:
+    """Token counts of a response."""
 
-    prompt: int
-    said: int
+    prompt_tokens: int
+    completion_tokens: int
 
     def to_json(self) -> Json:
         return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.said,
-            "total_tokens": self.prompt + self.said,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
 
 
-def chat_tickets(say: Conversation, c: ChatRequest, number: int, seed: int, context: int) -> list[Ticket]:
-    """One for each sample. Raises Unfit for a conversation that leaves no room to answer."""
-    messages = tuple(said.message for said in c.messages)
-    prompt = say.prompt(messages)
-    length = _room(len(prompt), c.length, context)
-    top = (c.top_logprobs or 0) if c.logprobs else 0
-    made = []
-    for sample in range(c.samples):
-        rollout = say.prompt_rollout(Problem(f"{number}.{sample}", messages, ""), _key(c, seed, number, sample))
-        made.append(Ticket(rollout, length, c.drawing, c.thinking_budget, c.stops, top))
-    return made
+def pending_chat(
+    conversation: Conversation, body: ChatCompletionRequest, number: int, seed: int, max_model_len: int
+) -> list[PendingRequest]:
+    """A pending request for each sample of request `number`. Raises InvalidRequest where the prompt is too long."""
+    messages = tuple(sent.message for sent in body.messages)
+    prompt = conversation.prompt(messages)
+    max_new_tokens = _max_new_tokens(len(prompt), body.max_new_tokens, max_model_len)
+    top_logprobs = (body.top_logprobs or 0) if body.logprobs else 0
+    pending = []
+    for sample in range(body.num_samples):
+        problem = Problem(f"{number}.{sample}", messages, "")
+        rollout = conversation.prompt_rollout(problem, _key(body, seed, number, sample))
+        pending.append(
+            PendingRequest(
+                rollout, max_new_tokens, body.sampling_params, body.thinking_budget, body.stop_texts, top_logprobs
+            )
+        )
+    return pending
 
 
-def completion_tickets(say: Conversation, c: CompletionRequest, number: int, seed: int, context: int) -> list[Ticket]:
-    """One for each sample of each prompt, prompt by prompt."""
-    made = []
-    for at, prompt in enumerate(c.prompts):
-        ids = _ids(say, prompt)
-        length = _room(len(ids), c.max_tokens, context)
-        for sample in range(c.samples):
-            key = _key(c, seed, number, at * c.samples + sample)
-            problem = Problem(f"{number}.{at}.{sample}", (), "")
-            begun = Rollout(problem, key, ids, (False,) * len(ids), (NAN,) * len(ids))
-            made.append(Ticket(begun, length, c.drawing, None, c.stops, c.logprobs or 0))
-    return made
+def pending_completions(
+    conversation: Conversation, body: CompletionRequest, number: int, seed: int, max_model_len: int
+) -> list[PendingRequest]:
+    """A pending request for each sample of each prompt, prompt by prompt."""
+    pending = []
+    for index, prompt in enumerate(body.prompts):
+        ids = _prompt_ids(conversation, prompt)
+        max_new_tokens = _max_new_tokens(len(ids), body.max_tokens, max_model_len)
+        for sample in range(body.num_samples):
+            key = _key(body, seed, number, index * body.num_samples + sample)
+            problem = Problem(f"{number}.{index}.{sample}", (), "")
+            rollout = Rollout(problem, key, ids, (False,) * len(ids), (NAN,) * len(ids))
+            pending.append(
+                PendingRequest(rollout, max_new_tokens, body.sampling_params, None, body.stop_texts, body.logprobs or 0)
+            )
+    return pending
 
 
-def _ids(say: Conversation, prompt: str | list[int]) -> tuple[int, ...]:
-    """Text is plain text: markup in it is read as markup only where it comes as ids."""
-    tokenizer = say.tokenizer
+def _prompt_ids(conversation: Conversation, prompt: str | list[int]) -> tuple[int, ...]:
+    """The ids of a prompt. Special tokens can be sent as ids only: in text, markup is plain text."""
+    tokenizer = conversation.tokenizer
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
-    elif any(not 0 <= one < tokenizer.vocab_size for one in prompt):
-        raise Unfit(f"`prompt` holds an id that is none of the model's {tokenizer.vocab_size}", "prompt")
+    elif invalid := [token for token in prompt if not 0 <= token < tokenizer.vocab_size]:
+        raise InvalidRequest(
+            f"`prompt` holds token id {invalid[0]}; the vocabulary has {tokenizer.vocab_size} ids, from 0", "prompt"
+        )
     else:
         ids = prompt
-    return tuple(ids) or (tokenizer.eos_id,)  # nothing at all: as texts begin
+    return tuple(ids) or (tokenizer.eos_id,)  # an empty prompt: the end-of-text token, which texts begin after
 
 
-def _key(c: Asked, seed: int, number: int, sample: int) -> Key:
-    """A request with a seed says the same whenever it comes; one without draws anew."""
-    return Key(seed, "served", step=number, sample=sample) if c.seed is None else Key(c.seed, "asked", sample=sample)
+def _key(body: BaseCompletionRequest, seed: int, number: int, sample: int) -> Key:
+    """With a seed in the request the result depends on that seed alone; without, on the request's number."""
+    if body.seed is None:
+        return Key(seed, "served", step=number, sample=sample)
+    return Key(body.seed, "asked", sample=sample)
 
 
-def _room(prompt: int, wanted: int | None, context: int) -> int:
-    left = context - prompt
-    if left < 1 or (wanted or 0) > left:
-        raise Unfit(
-            f"this model reads {context} tokens: {prompt} of the request and {wanted or 1} to be said are more",
-            "max_tokens" if left >= 1 else "messages",
+def _max_new_tokens(prompt_tokens: int, requested: int | None, max_model_len: int) -> int:
+    remaining = max_model_len - prompt_tokens
+    if remaining < 1 or (requested or 0) > remaining:
+        raise InvalidRequest(
+            f"the context length is {max_model_len} tokens; the prompt has {prompt_tokens} and the completion needs "
+            f"{requested or 1} more; shorten the prompt, or lower max_tokens",
+            "max_tokens" if remaining >= 1 else "messages",
             "context_length_exceeded",
         )
-    return max(1, left if wanted is None else wanted)
+    return max(1, remaining if requested is None else requested)
 
 
-# --- whole
+def _first_stop(text: str, stop_texts: Sequence[str]) -> int | None:
+    """Where the first stop text begins; None where there is none."""
+    return min((at for stop in stop_texts if (at := text.find(stop)) >= 0), default=None)
 
 
-def spoken(say: Conversation, rollout: Rollout, stops: Sequence[str]) -> tuple[str | None, str, str]:
-    """The thought (None: there was none) and the answer, up to a stop text, and why it ended."""
-    reply = say.parse_completion(rollout)
-    thought, answer = reply.thought, reply.answer
-    cut = min((at for text in stops if (at := answer.find(text)) >= 0), default=None)
-    if cut is not None:
-        return thought, answer[:cut], "stop"
-    if thought is not None and (inside := min((at for t in stops if (at := thought.find(t)) >= 0), default=-1)) >= 0:
-        return thought[:inside], answer, "stop"
-    return thought, answer, "stop" if rollout.finish_reason == "stop" else "length"
+# --- whole responses
 
 
-def message(thought: str | None, answer: str) -> Json:
+def split_completion(
+    conversation: Conversation, rollout: Rollout, stop_texts: Sequence[str]
+) -> tuple[str | None, str, str]:
+    """Thought (None: there is none) and answer, up to a stop text, and the finish reason."""
+    completion = conversation.parse_completion(rollout)
+    thought, answer = completion.thought, completion.answer
+    if (end := _first_stop(answer, stop_texts)) is not None:
+        return thought, answer[:end], "stop"
+    if thought is not None and (end := _first_stop(thought, stop_texts)) is not None:
+        return thought[:end], answer, "stop"
+    return thought, answer, _finish_reason(rollout)
+
+
+def _finish_reason(rollout: Rollout) -> str:
+    return "stop" if rollout.finish_reason == "stop" else "length"
+
+
+def assistant_message(thought: str | None, answer: str) -> Json:
     return {
         "role": "assistant",
         "content": answer,
@@ -112,78 +143,91 @@ def message(thought: str | None, answer: str) -> Json:
     }
 
 
-def chat_choice(say: Conversation, c: ChatRequest, at: int, pieces: Sequence[Piece], rollout: Rollout) -> Json:
-    thought, answer, reason = spoken(say, rollout, c.stops)
-    logprobs = {"content": [_likely(say, piece) for piece in pieces], "refusal": None} if c.logprobs else None
-    return {"index": at, "message": message(thought, answer), "logprobs": logprobs, "finish_reason": reason}
+def chat_choice(
+    conversation: Conversation,
+    body: ChatCompletionRequest,
+    index: int,
+    tokens: Sequence[TokenLogprob],
+    rollout: Rollout,
+) -> Json:
+    thought, answer, finish_reason = split_completion(conversation, rollout, body.stop_texts)
+    logprobs = None
+    if body.logprobs:
+        logprobs = {"content": [_chat_logprob(conversation, token) for token in tokens], "refusal": None}
+    message = assistant_message(thought, answer)
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 def completion_choice(
-    say: Conversation,
-    c: CompletionRequest,
-    at: int,
-    pieces: Sequence[Piece],
+    conversation: Conversation,
+    body: CompletionRequest,
+    index: int,
+    tokens: Sequence[TokenLogprob],
     rollout: Rollout,
     echoed: Sequence[TokenLogprob] = (),
 ) -> Json:
-    """Text that went on; with `echo` behind the prompt, whose tokens are told like those that were said."""
-    said = [piece for piece in pieces if piece.token not in say.stop_ids]
-    text = say.tokenizer.decode([piece.token for piece in said])
-    cut = min((at for stop in c.stops if (at := text.find(stop)) >= 0), default=None)
-    reason = "stop" if rollout.finish_reason == "stop" else "length"
-    told: list[TokenLogprob | Piece] = [*echoed, *said]
-    before = say.tokenizer.decode([one.token for one in echoed])
-    logprobs = _listed(say, told) if c.logprobs is not None else None
-    return {"index": at, "text": before + text[:cut], "logprobs": logprobs, "finish_reason": reason}
+    """The completion's text; with `echo` behind its prompt, whose tokens then have log-probabilities too."""
+    tokenizer = conversation.tokenizer
+    sampled = [token for token in tokens if token.token not in conversation.stop_ids]
+    text = tokenizer.decode([token.token for token in sampled])
+    prompt = tokenizer.decode([token.token for token in echoed])
+    return {
+        "index": index,
+        "text": prompt + text[: _first_stop(text, body.stop_texts)],
+        "logprobs": _completion_logprobs(conversation, [*echoed, *sampled]) if body.logprobs is not None else None,
+        "finish_reason": _finish_reason(rollout),
+    }
 
 
-def _listed(say: Conversation, told: Sequence[TokenLogprob | Piece]) -> Json:
-    texts = [say.tokenizer.decode([one.token]) for one in told]
+def _completion_logprobs(conversation: Conversation, tokens: Sequence[TokenLogprob]) -> Json:
+    decode = conversation.tokenizer.decode
+    texts = [decode([token.token]) for token in tokens]
     offsets = [0]
     for text in texts:
         offsets.append(offsets[-1] + len(text))
-    # a text may be that of several ids (pieces of characters): the likelier comes first and stays
-    tops = [{say.tokenizer.decode([i]): p for i, p in reversed(one.top_logprobs)} if one.top_logprobs else None for one in told]
+    # several ids may decode to one text (parts of characters): the likelier id comes first and stays
+    top_logprobs = [
+        {decode([i]): p for i, p in reversed(token.top_logprobs)} if token.top_logprobs else None for token in tokens
+    ]
     return {
         "tokens": texts,
-        "token_logprobs": [one.logprob for one in told],
-        "top_logprobs": tops,
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": top_logprobs,
         "text_offset": offsets[:-1],
     }
 
 
-def _likely(say: Conversation, piece: Piece) -> Json:
+def _chat_logprob(conversation: Conversation, token: TokenLogprob) -> Json:
     return {
-        **_one(say, piece.token, piece.logprob),
-        "top_logprobs": [_one(say, token, logprob) for token, logprob in piece.top_logprobs],
+        **_logprob_json(conversation, token.token, token.logprob),
+        "top_logprobs": [_logprob_json(conversation, other, logprob) for other, logprob in token.top_logprobs],
     }
 
 
-def _one(say: Conversation, token: int, logprob: float) -> Json:
-    text = say.tokenizer.decode([token])
+def _logprob_json(conversation: Conversation, token: int, logprob: float | None) -> Json:
+    text = conversation.tokenizer.decode([token])
     return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
-# --- piece by piece
+# --- streamed responses
 
 
-class _Cut:
-    """Gives text as it comes, up to a stop text; what may be the beginning of one is held back."""
+class _StopTextFilter:
+    """Passes text on up to a stop text. Text that may be the beginning of one is held back."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops, self._held, self.over = stops, "", False
+    def __init__(self, stop_texts: Sequence[str]) -> None:
+        self._stop_texts, self._held, self._stopped = stop_texts, "", False
 
-    def pass_on(self, text: str, last: bool = False) -> str:
-        if self.over:
+    def push(self, text: str, last: bool = False) -> str:
+        if self._stopped:
             return ""
         text = self._held + text
-        found = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=None)
-        if found is not None:
-            self.over = True
-            return text[:found]
-        keep = 0 if last else max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        if (end := _first_stop(text, self._stop_texts)) is not None:
+            self._stopped = True
+            return text[:end]
+        held = 0 if last else max((_overlap(text, stop) for stop in self._stop_texts), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -191,46 +235,60 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-async def chat_deltas(say: Conversation, c: ChatRequest, ticket: Ticket) -> AsyncIterator[Json | Account]:
-    """Deltas of one sample with their log-probabilities, the reason of its end, and last what it took."""
-    hearing, cuts = StreamDecoder(say), {part: _Cut(c.stops) for part in _NAMES}
+async def chat_deltas(
+    conversation: Conversation, body: ChatCompletionRequest, pending: PendingRequest
+) -> AsyncIterator[Json | Usage]:
+    """Deltas of one sample with their log-probabilities, then its finish reason, last its usage."""
+    decoder = StreamDecoder(conversation)
+    filters = {part: _StopTextFilter(body.stop_texts) for part in _DELTA_FIELDS}
     yield {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-    async for some in ticket.pieces():
+    async for items in pending.stream():
+        tokens = [item for item in items if isinstance(item, TokenLogprob)]
+        finished = next((item for item in items if isinstance(item, Rollout)), None)
+        decoded = [delta for token in tokens for delta in decoder.push(token.token)]
+        decoded += decoder.flush() if finished else []
         delta: dict[str, str] = {}
-        pieces = [piece for piece in some if isinstance(piece, Piece)]
-        ended = next((one for one in some if isinstance(one, Rollout)), None)
-        heard = [one for piece in pieces for one in hearing.push(piece.token)]
-        heard += hearing.flush() if ended else []
-        for part, text in heard:
-            delta[_NAMES[part]] = delta.get(_NAMES[part], "") + cuts[part].pass_on(text)
-        if ended:
-            for part, name in _NAMES.items():
-                delta[name] = delta.get(name, "") + cuts[part].pass_on("", last=True)
+        for part, text in decoded:
+            name = _DELTA_FIELDS[part]
+            delta[name] = delta.get(name, "") + filters[part].push(text)
+        if finished:
+            for part, name in _DELTA_FIELDS.items():
+                delta[name] = delta.get(name, "") + filters[part].push("", last=True)
         delta = {name: text for name, text in delta.items() if text}
-        if delta or (c.logprobs and pieces):
-            logprobs = {"logprobs": {"content": [_likely(say, one) for one in pieces]}} if c.logprobs else {}
+        if delta or (body.logprobs and tokens):
+            logprobs = {}
+            if body.logprobs:
+                logprobs = {"logprobs": {"content": [_chat_logprob(conversation, token) for token in tokens]}}
             yield {"delta": delta, **logprobs, "finish_reason": None}
-        if ended:
-            yield {"delta": {}, "finish_reason": spoken(say, ended, c.stops)[2]}
-            yield Account(len(ticket.rollout), len(ended) - len(ticket.rollout))
+        if finished:
+            yield {"delta": {}, "finish_reason": split_completion(conversation, finished, body.stop_texts)[2]}
+            yield _usage_of(pending, finished)
 
 
-async def completion_deltas(say: Conversation, c: CompletionRequest, ticket: Ticket) -> AsyncIterator[Json | Account]:
-    """Pieces of text of one sample, the reason of its end, and last what it took."""
-    decoding, cut = TextDecoder(say.tokenizer), _Cut(c.stops)
-    async for some in ticket.pieces():
-        pieces = [one for one in some if isinstance(one, Piece) and one.token not in say.stop_ids]
-        ended = next((one for one in some if isinstance(one, Rollout)), None)
-        text = cut.pass_on("".join(decoding.push(piece.token) for piece in pieces))
-        text += cut.pass_on(decoding.flush(), last=True) if ended else ""
-        if text or (c.logprobs is not None and pieces):
-            logprobs = {"logprobs": _listed(say, pieces)} if c.logprobs is not None else {}
+async def completion_deltas(
+    conversation: Conversation, body: CompletionRequest, pending: PendingRequest
+) -> AsyncIterator[Json | Usage]:
+    """Pieces of the text of one sample, then its finish reason, last its usage."""
+    decoder, stop_filter = TextDecoder(conversation.tokenizer), _StopTextFilter(body.stop_texts)
+    async for items in pending.stream():
+        tokens = [item for item in items if isinstance(item, TokenLogprob) and item.token not in conversation.stop_ids]
+        finished = next((item for item in items if isinstance(item, Rollout)), None)
+        text = stop_filter.push("".join(decoder.push(token.token) for token in tokens))
+        text += stop_filter.push(decoder.flush(), last=True) if finished else ""
+        if text or (body.logprobs is not None and tokens):
+            logprobs = {}
+            if body.logprobs is not None:
+                logprobs = {"logprobs": _completion_logprobs(conversation, tokens)}
             yield {"text": text, **logprobs, "finish_reason": None}
-        if ended:
-            yield {"text": "", "finish_reason": "stop" if ended.finish_reason == "stop" else "length"}
-            yield Account(len(ticket.rollout), len(ended) - len(ticket.rollout))
+        if finished:
+            yield {"text": "", "finish_reason": _finish_reason(finished)}
+            yield _usage_of(pending, finished)
 
 
-def event(data: Json | str) -> str:
+def _usage_of(pending: PendingRequest, finished: Rollout) -> Usage:
+    return Usage(len(pending.rollout), len(finished) - len(pending.rollout))
+
+
+def sse_event(data: Json | str) -> str:
     """One server-sent event."""
     return f"data: {data if isinstance(data, str) else json.dumps(data, separators=(',', ':'))}\n\n"

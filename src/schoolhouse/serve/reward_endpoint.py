@@ -1,4 +1,4 @@
-"""What a reward model holds of an answer, step by step: the second opinion that `school serve --judge` gives."""
+"""POST /api/reward: the reward of an answer and of each of its steps, by the model of `school serve --reward_model`."""
 
 from __future__ import annotations
 
@@ -10,77 +10,84 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.prm import STEP_AGGREGATIONS, RewardModel, label_positions
-from schoolhouse.runs.atomic_io import read_json
-from schoolhouse.runs.manifest import read_config
-from schoolhouse.serve.api_schema import MOST_MESSAGES, Said, Unfit, sound
-from schoolhouse.serve.settings import Serve
+from schoolhouse.runs.manifest import read_config, read_manifest
+from schoolhouse.serve.api_schema import MAX_MESSAGES, ChatMessage, InvalidRequest, reject_surrogates
+from schoolhouse.serve.settings import ServerConfig
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Demonstration, Key, Problem, SchoolError
 
 RECIPE = "prm"
-"""Whose runs make judges."""
+"""The recipe whose runs make reward models."""
 
 
-class Solution(BaseModel):
-    """POST /api/opinion: a conversation whose last turn is to be judged."""
+class RewardRequest(BaseModel):
+    """A conversation whose last message is graded."""
 
     model_config = ConfigDict(extra="forbid")
-    messages: Annotated[list[Said], Field(min_length=2, max_length=MOST_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=2, max_length=MAX_MESSAGES)]
 
-    _sound = model_validator(mode="before")(sound)
+    _valid_unicode = model_validator(mode="before")(reject_surrogates)
 
     @model_validator(mode="after")
-    def _answered(self) -> Solution:
+    def _check_last_role(self) -> RewardRequest:
         if self.messages[-1].role != "assistant":
-            raise ValueError("the last message is not the assistant's: there is nothing to judge")
+            raise ValueError("the last message must be the assistant's: it is the one that is graded")
         return self
 
 
-def load_judge(c: Serve) -> RewardModel | None:
-    """The judge that the server was given, to be asked as it was trained, where its run says how.
+def load_reward_model(config: ServerConfig) -> RewardModel | None:
+    """The server's reward model, used as it was trained: its run says how, unless the server's options do.
 
-    Raises SchoolError for a folder that holds no model, for a run that made no judge, and for an implicit judge, which
-    says no marks.
+    Raises SchoolError for a folder without a model, a run of another recipe, and an implicit reward model.
     """
-    if c.judge is None:
+    folder = config.reward_model
+    if folder is None:
         return None
-    made = read_config(c.judge / "config.yaml") if (c.judge / "config.yaml").is_file() else {}
-    recipe = read_json(c.judge / "manifest.json").get("recipe") if made else RECIPE
+    run_config = read_config(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
+    recipe = read_manifest(folder / "manifest.json").get("recipe") if run_config else RECIPE
     if recipe != RECIPE:
-        raise SchoolError(f"{c.judge} is a run of {recipe}, not of {RECIPE}: give --judge the run of a reward model")
-    if made.get("labels") == "implicit":
-        raise SchoolError(f"{c.judge} is an implicit judge, which says no marks: use it in `school solve --search`")
-    where = c.judged or ("end" if made.get("labels") == "outcome" else "steps")
-    if c.task or not made.get("task"):
-        delimiter = (open_task(c.task, c.seed) if c.task else Task()).delimiter
-    else:
-        delimiter = made.get("delimiter", "\n") if made.get("data") else open_task(made["task"]).delimiter
-    return RewardModel(
-        Policy.load(c.judge), delimiter, where
-    )  # by product: best for values too (docs/claims/mc_labels.md)
-
-
-def opinion(judge: RewardModel, messages: Sequence[Said]) -> dict[str, Any]:
-    """`grade` of the whole, 0 to 1, and `steps`, each with its own; the answer is the last step.
-
-    Raises Unfit for what is longer than the judge reads.
-    """
-    say = judge.policy.conversation
-    *before, last = (said.message for said in messages)
-    problem = Problem("judged", tuple(before), "")
-    rollout = say.demonstration_rollout(Demonstration(problem, last.thought, last.content), Key(0, "judged"))
-    ends = label_positions(say, rollout, judge.delimiter, judge.label_places)
-    if len(rollout) + len(ends) > judge.policy.max_seq_len:
-        raise Unfit(
-            f"the judge reads {judge.policy.max_seq_len} tokens, this is more", "messages", "context_length_exceeded"
+        raise SchoolError(f"{folder} is a run of {recipe}, not of {RECIPE}; give --reward_model the run of a {RECIPE}")
+    if run_config.get("labels") == "implicit":
+        raise SchoolError(
+            f"{folder} is an implicit reward model, which a server cannot use; use it in `school solve --search`"
         )
-    (logs,) = judge.step_logprobs([rollout])
-    begins = [say.thought_span(rollout)[0], *ends]
+    label_places = config.label_places or ("end" if run_config.get("labels") == "outcome" else "steps")
+    if config.task or not run_config.get("task"):
+        delimiter = (open_task(config.task, config.seed) if config.task else Task()).delimiter
+    elif run_config.get("data"):
+        delimiter = run_config.get("delimiter", "\n")
+    else:
+        delimiter = open_task(run_config["task"]).delimiter
+    # the default aggregation is the product: the best one for values too (docs/claims/mc_labels.md)
+    return RewardModel(Policy.load(folder), delimiter, label_places)
+
+
+def grade_answer(reward_model: RewardModel, messages: Sequence[ChatMessage]) -> dict[str, Any]:
+    """`reward` of the last message, 0 to 1, and `steps`, each with its own; the answer is the last step.
+
+    Raises InvalidRequest for a conversation longer than the model's context.
+    """
+    conversation, max_seq_len = reward_model.policy.conversation, reward_model.policy.max_seq_len
+    *context, graded = (sent.message for sent in messages)
+    problem = Problem("judged", tuple(context), "")
+    rollout = conversation.demonstration_rollout(
+        Demonstration(problem, graded.thought, graded.content), Key(0, "judged")
+    )
+    step_ends = label_positions(conversation, rollout, reward_model.delimiter, reward_model.label_places)
+    needed = len(rollout) + len(step_ends)
+    if needed > max_seq_len:
+        raise InvalidRequest(
+            f"the reward model's context length is {max_seq_len} tokens, this conversation needs {needed}; shorten it",
+            "messages",
+            "context_length_exceeded",
+        )
+    (step_logprobs,) = reward_model.step_logprobs([rollout])
+    step_starts = [conversation.thought_span(rollout)[0], *step_ends]
     steps = [
-        {"text": say.tokenizer.decode(rollout.tokens[a:b]).strip(), "grade": exp(log)}
-        for a, b, log in zip(begins, ends, logs, strict=False)
+        {"text": conversation.tokenizer.decode(rollout.tokens[start:end]).strip(), "reward": exp(logprob)}
+        for start, end, logprob in zip(step_starts, step_ends, step_logprobs, strict=False)
     ]
-    if last.content and steps:
-        steps[-1]["text"] = last.content
-    return {"grade": STEP_AGGREGATIONS[judge.step_aggregation](logs), "steps": steps}
+    if graded.content and steps:
+        steps[-1]["text"] = graded.content
+    return {"reward": STEP_AGGREGATIONS[reward_model.step_aggregation](step_logprobs), "steps": steps}

@@ -1,7 +1,8 @@
-"""`school serve`: a model behind OpenAI's API, for clients that know it already.
+"""`school serve`: a model behind OpenAI's API.
 
-Many requests are extended together by one sampler (desk.py). Answers come whole or as server-sent events. What cannot
-be served gets a status and a reason. Bound to this machine, and deaf to pages of other origins, unless told otherwise.
+One engine samples for many requests together (batch_engine.py). Responses come whole or as server-sent events. A
+request that cannot be served gets a status and a reason. By default the server listens on the loopback address, and
+refuses requests from pages of other origins.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from schoolhouse import __version__
@@ -26,317 +26,290 @@ from schoolhouse.reward_models.prm import check_same_tokenizer
 from schoolhouse.search import render
 from schoolhouse.search.solve import Search, parse, solve
 from schoolhouse.search.values import RewardModelValue
-from schoolhouse.serve.api_schema import MOST_SPENT, Asked, ChatRequest, CompletionRequest, Unfit
-from schoolhouse.serve.auth import Guard, told
-from schoolhouse.serve.batch_engine import Closed, Desk, Full, Listened, Piece, Ticket, aside
-from schoolhouse.serve.chat_page import add_votes
-from schoolhouse.serve.model_registry import Shelf
+from schoolhouse.serve.api_schema import (
+    MAX_SEARCH_TOKENS,
+    BaseCompletionRequest,
+    ChatCompletionRequest,
+    CompletionRequest,
+    InvalidRequest,
+)
+from schoolhouse.serve.auth import AccessControl, error_body
+from schoolhouse.serve.batch_engine import (
+    BatchEngine,
+    CancellablePolicy,
+    EngineClosed,
+    PendingRequest,
+    QueueFull,
+    one_core_executor,
+)
+from schoolhouse.serve.chat_page import add_arena
+from schoolhouse.serve.model_registry import ModelRegistry
 from schoolhouse.serve.responses import (
-    Account,
+    Usage,
+    assistant_message,
     chat_choice,
     chat_deltas,
-    chat_tickets,
     completion_choice,
     completion_deltas,
-    completion_tickets,
-    event,
-    message,
-    spoken,
+    pending_chat,
+    pending_completions,
+    split_completion,
 )
-from schoolhouse.serve.reward_endpoint import Solution, load_judge, opinion
-from schoolhouse.serve.settings import Serve
+from schoolhouse.serve.reward_endpoint import RewardRequest, grade_answer, load_reward_model
+from schoolhouse.serve.settings import ServerConfig
+from schoolhouse.serve.streaming import Output, collect, on_disconnect, prompt_tokens, stream_response, timeout_text
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.registry import open_task
-from schoolhouse.types import Rollout, SchoolError
+from schoolhouse.types import SchoolError
 
 
-class Served:
-    """Models, their desks, and what has been counted."""
+class Server:
+    """The models of a server, its reward model and its counters."""
 
-    def __init__(self, c: Serve) -> None:
-        self.c, self.shelf = c, Shelf(c)
-        self.task: Task = open_task(c.task, c.seed) if c.task else Task()
-        self.started, self.requests, self.statuses = time.time(), 0, Counter[int]()
-        self.aside = aside()
-        self.judge = self.aside.submit(load_judge, c).result()  # in the thread where it is asked
-        self._besides = 0
+    def __init__(self, config: ServerConfig) -> None:
+        self.config, self.registry = config, ModelRegistry(config)
+        self.task: Task = open_task(config.task, config.seed) if config.task else Task()
+        self.started, self.num_requests, self.status_counts = time.time(), 0, Counter[int]()
+        self._executor = one_core_executor()
+        self.reward_model = self._executor.submit(load_reward_model, config).result()  # in the thread that uses it
+        self._background_jobs = 0
 
-    def number(self) -> int:
-        self.requests += 1
-        return self.requests
+    def next_number(self) -> int:
+        """The number of a new request, which its random numbers depend on where it has no seed."""
+        self.num_requests += 1
+        return self.num_requests
 
-    async def beside(self, work: Callable[..., Any], *given: Any) -> Any:
-        """What is computed beside the desks, one after the other. Raises Full where too many wait, TimeoutError."""
-        if self._besides > self.c.queue:
-            raise Full("too many searches and opinions wait already; ask again later")
-        self._besides += 1
+    async def run_in_background(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Run work beside the engines, one job after another. Raises QueueFull where too many wait, TimeoutError."""
+        limit = self.config.max_queued_seqs
+        if self._background_jobs > limit:
+            raise QueueFull(f"queue of searches and rewards full ({self._background_jobs - 1} of {limit}); retry later")
+        self._background_jobs += 1
         try:
-            async with asyncio.timeout(self.c.seconds):
-                return await asyncio.get_running_loop().run_in_executor(self.aside, work, *given)
+            async with asyncio.timeout(self.config.timeout):
+                return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
         finally:
-            self._besides -= 1
+            self._background_jobs -= 1
 
-    def total(self, what: Callable[[Desk], int]) -> int:
-        """A number of all desks together."""
-        return sum(map(what, self.shelf.desks))
+    def total(self, count: Callable[[BatchEngine], int]) -> int:
+        """The sum of a number over all engines."""
+        return sum(map(count, self.registry.engines))
+
+    def close(self) -> None:
+        self.registry.close()
 
 
-def build_app(served: Served) -> FastAPI:
-    """The server's paths. Each request passes `Guard` before it gets anywhere."""
+def build_app(server: Server) -> FastAPI:
+    """The server's routes, behind `AccessControl`."""
 
     app = FastAPI(title="schoolhouse", version=__version__, docs_url=None, redoc_url=None)
-    bound, seconds, shelf = served.c, served.c.seconds, served.shelf
+    config, registry = server.config, server.registry
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> Response:
+    async def invalid_body(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body") or None
+        field = ".".join(str(part) for part in first["loc"] if part != "body") or None
         if first["type"] == "json_invalid":
-            return JSONResponse(told("the body is not JSON", "invalid_request_error"), 400)
-        return JSONResponse(told(f"{where or 'the request'}: {first['msg']}", "invalid_request_error", where), 400)
+            return JSONResponse(error_body("the body is not valid JSON", "invalid_request_error"), 400)
+        text = f"{field or 'the request'}: {first['msg']}"
+        return JSONResponse(error_body(text, "invalid_request_error", field), 400)
 
     @app.exception_handler(SchoolError)
-    async def unfit(_: Request, error: SchoolError) -> Response:
-        if isinstance(error, Full):
-            return JSONResponse(told(str(error), "rate_limit_error"), 429, {"Retry-After": "1"})
-        if isinstance(error, Closed):
-            return JSONResponse(told(str(error), "server_error"), 503, {"Retry-After": "5"})
-        param, code, status = (error.param, error.code, error.status) if isinstance(error, Unfit) else (None, None, 400)
-        return JSONResponse(told(str(error), "invalid_request_error", param, code), status)
+    async def school_error(_: Request, error: SchoolError) -> Response:
+        if isinstance(error, QueueFull):
+            return JSONResponse(error_body(str(error), "rate_limit_error"), 429, {"Retry-After": "1"})
+        if isinstance(error, EngineClosed):
+            return JSONResponse(error_body(str(error), "server_error"), 503, {"Retry-After": "5"})
+        if isinstance(error, InvalidRequest):
+            body = error_body(str(error), "invalid_request_error", error.param, error.code)
+            return JSONResponse(body, error.status)
+        return JSONResponse(error_body(str(error), "invalid_request_error"), 400)
 
     @app.exception_handler(TimeoutError)
-    async def late(_: Request, __: TimeoutError) -> Response:
-        return JSONResponse(told(f"not answered within {seconds:g} seconds", "server_error"), 504)
+    async def timed_out(_: Request, __: TimeoutError) -> Response:
+        return JSONResponse(error_body(timeout_text(config.timeout), "server_error"), 504)
 
     @app.exception_handler(HTTPException)
-    async def other(_: Request, error: HTTPException) -> Response:
-        return JSONResponse(told(str(error.detail), "invalid_request_error"), error.status_code, error.headers)
+    async def http_error(_: Request, error: HTTPException) -> Response:
+        return JSONResponse(error_body(str(error.detail), "invalid_request_error"), error.status_code, error.headers)
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Whether the model can be asked."""
-        fine = shelf.first.broken is None
-        state = {"status": "ok" if fine else "broken", "model": shelf.name}
-        busy = {"running": served.total(lambda desk: desk.running), "waiting": served.total(lambda desk: desk.waiting)}
-        return JSONResponse({**state, **busy}, 200 if fine else 503)
+        """Whether the default model can be used."""
+        healthy = registry.default_engine.error is None
+        body = {
+            "status": "ok" if healthy else "error",
+            "model": registry.default_name,
+            "running": server.total(lambda engine: engine.running),
+            "waiting": server.total(lambda engine: engine.waiting),
+        }
+        return JSONResponse(body, 200 if healthy else 503)
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
         """Counters and gauges in Prometheus' format."""
-        numbers = {
-            "schoolhouse_tokens_total": served.total(lambda desk: desk.tokens),
-            "schoolhouse_answers_total": served.total(lambda desk: desk.served),
-            "schoolhouse_running": served.total(lambda desk: desk.running),
-            "schoolhouse_waiting": served.total(lambda desk: desk.waiting),
-            "schoolhouse_slots": bound.slots,
+        values = {
+            "schoolhouse_generation_tokens_total": server.total(lambda engine: engine.sampled_tokens),
+            "schoolhouse_completions_total": server.total(lambda engine: engine.finished),
+            "schoolhouse_seqs_running": server.total(lambda engine: engine.running),
+            "schoolhouse_seqs_waiting": server.total(lambda engine: engine.waiting),
+            "schoolhouse_max_num_seqs": config.max_num_seqs,
         }
-        lines = [f"{name} {value}" for name, value in numbers.items()]
-        lines += [f'schoolhouse_requests_total{{status="{s}"}} {n}' for s, n in sorted(served.statuses.items())]
+        lines = [f"{name} {value}" for name, value in values.items()]
+        for status, count in sorted(server.status_counts.items()):
+            lines.append(f'schoolhouse_http_requests_total{{status="{status}"}} {count}')
         return PlainTextResponse("\n".join(lines) + "\n")
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        """The model, and the checkpoints beside it."""
-        return {"object": "list", "data": [described(name) for name in shelf.places()]}
+    async def list_models() -> dict[str, Any]:
+        """The server's model, and the checkpoints below its folder."""
+        return {"object": "list", "data": [model_card(name) for name in registry.folders()]}
 
     @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
-        if name not in shelf.places():
-            raise Unfit(f"there is no model `{name}` here", "model", "model_not_found", 404)
-        return described(name)
+    async def get_model(name: str) -> dict[str, Any]:
+        if name not in registry.folders():
+            raise InvalidRequest(f"unknown model `{name}`; /v1/models lists them", "model", "model_not_found", 404)
+        return model_card(name)
 
-    def described(name: str) -> dict[str, Any]:
-        about = {"id": name, "object": "model", "created": int(served.started), "owned_by": "schoolhouse"}
+    def model_card(name: str) -> dict[str, Any]:
         return {
-            **about,
-            "max_model_len": shelf.first.context,
-            "judge": bound.judge.resolve().name if bound.judge else None,
+            "id": name,
+            "object": "model",
+            "created": int(server.started),
+            "owned_by": "schoolhouse",
+            "max_model_len": registry.default_engine.max_model_len,
+            "reward_model": config.reward_model.resolve().name if config.reward_model else None,
         }
 
     @app.post("/v1/chat/completions", response_model=None)
-    async def chat(request: Request, c: ChatRequest) -> Response:
-        """An answer to a conversation, its thinking beside it."""
-        desk = await shelf.desk(c.model)
-        say, number = desk.policy.conversation, served.number()
-        head = _head("chatcmpl", "chat.completion", c.model)
-        if c.search:
-            return JSONResponse({**head, **await _searched(request, served, desk, c, number)})
-        tickets = chat_tickets(say, c, number, served.c.seed, desk.context)
-        desk.ask(tickets)
-        if c.stream:
-            streams = [chat_deltas(say, c, ticket) for ticket in tickets]
-            return _streamed(_head("chatcmpl", "chat.completion.chunk", c.model), streams, tickets, c, served)
-        found = await _all(request, tickets, seconds)
-        choices = [chat_choice(say, c, at, *one) for at, one in enumerate(found)]
-        return JSONResponse({**head, "choices": choices, "usage": _usage(tickets, found, c)})
+    async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
+        """A response to a conversation, with its thinking in a field of its own."""
+        engine = await registry.engine(body.model)
+        conversation, number = engine.policy.conversation, server.next_number()
+        if body.search:
+            response = await _search(request, server, engine, body, number)
+            return JSONResponse({**_header("chatcmpl", "chat.completion", body.model), **response})
+        pending = pending_chat(conversation, body, number, config.seed, engine.max_model_len)
+        engine.submit(pending)
+        if body.stream:
+            streams = [chat_deltas(conversation, body, one) for one in pending]
+            header = _header("chatcmpl", "chat.completion.chunk", body.model)
+            return stream_response(header, streams, pending, body, config.timeout)
+        outputs = await collect(request, pending, config.timeout)
+        choices = [chat_choice(conversation, body, index, *output) for index, output in enumerate(outputs)]
+        header = _header("chatcmpl", "chat.completion", body.model)
+        return JSONResponse({**header, "choices": choices, "usage": _usage(pending, outputs, body)})
 
     @app.post("/v1/completions", response_model=None)
-    async def completions(request: Request, c: CompletionRequest) -> Response:
-        """Text that goes on."""
-        desk = await shelf.desk(c.model)
-        say = desk.policy.conversation
-        tickets = completion_tickets(say, c, served.number(), served.c.seed, desk.context)
-        if c.max_tokens:
-            desk.ask(tickets)
-        if c.stream:
-            streams = [completion_deltas(say, c, ticket) for ticket in tickets]
-            return _streamed(_head("cmpl", "text_completion", c.model), streams, tickets, c, served)
-        nothing: list[tuple[list[Piece], Rollout]] = [([], ticket.rollout) for ticket in tickets]
-        found = await _all(request, tickets, seconds) if c.max_tokens else nothing
-        echoed: list[Sequence[TokenLogprob]] = [()] * len(tickets)
-        if c.echo:
-            asked = [ticket.rollout.tokens for ticket in tickets]
-            echoed = [await served.beside(token_logprobs, desk.policy, ids, c.logprobs or 0) for ids in asked]
-        told_ = [completion_choice(say, c, at, *one, echoed[at]) for at, one in enumerate(found)]
-        usage = _usage(tickets, found, c)
-        return JSONResponse({**_head("cmpl", "text_completion", c.model), "choices": told_, "usage": usage})
+    async def create_completion(request: Request, body: CompletionRequest) -> Response:
+        """Text that continues a prompt."""
+        engine = await registry.engine(body.model)
+        conversation = engine.policy.conversation
+        pending = pending_completions(conversation, body, server.next_number(), config.seed, engine.max_model_len)
+        header = _header("cmpl", "text_completion", body.model)
+        if body.max_tokens:
+            engine.submit(pending)
+        if body.stream:
+            streams = [completion_deltas(conversation, body, one) for one in pending]
+            return stream_response(header, streams, pending, body, config.timeout)
+        outputs: list[Output] = [([], one.rollout) for one in pending]
+        if body.max_tokens:
+            outputs = await collect(request, pending, config.timeout)
+        echoed: list[Sequence[TokenLogprob]] = [()] * len(pending)
+        if body.echo:
+            num_top = body.logprobs or 0
+            prompts = [one.rollout.tokens for one in pending]
+            echoed = [await server.run_in_background(token_logprobs, engine.policy, ids, num_top) for ids in prompts]
+        choices = [
+            completion_choice(conversation, body, index, *output, echoed[index]) for index, output in enumerate(outputs)
+        ]
+        return JSONResponse({**header, "choices": choices, "usage": _usage(pending, outputs, body)})
 
-    @app.post("/api/opinion")
-    async def judged(c: Solution) -> dict[str, Any]:
-        """What the server's reward model holds of the last turn, step by step."""
-        if served.judge is None:
-            raise Unfit("this server has no judge: start it with --judge FOLDER", status=404)
-        return await served.beside(opinion, served.judge, c.messages)
+    @app.post("/api/reward")
+    async def reward(body: RewardRequest) -> dict[str, Any]:
+        """The reward of the last message, and of each of its steps."""
+        if server.reward_model is None:
+            text = "this server has no reward model; start it with `school serve --reward_model FOLDER`"
+            raise InvalidRequest(text, status=404)
+        return await server.run_in_background(grade_answer, server.reward_model, body.messages)
 
-    plain = app.openapi
+    make_schema = app.openapi
 
-    def with_names() -> dict[str, Any]:
-        """The description of this API, with the names that models have now."""
-        described = plain()
-        for name in ("Chat", "Completion"):
-            described["components"]["schemas"][name]["properties"]["model"]["enum"] = list(shelf.places())
-        return described
+    def schema_with_model_names() -> dict[str, Any]:
+        """The description of this API, with the present names of models."""
+        schema = make_schema()
+        for body_type in (ChatCompletionRequest, CompletionRequest):
+            properties = schema["components"]["schemas"][body_type.__name__]["properties"]
+            properties["model"]["enum"] = list(registry.folders())
+        return schema
 
-    app.openapi = with_names
-    add_votes(app, bound.votes)
-    app.add_middleware(Guard, host=bound.host, origins=bound.origins, key=bound.key, statuses=served.statuses)
+    app.openapi = schema_with_model_names
+    add_arena(app, config.votes)
+    app.add_middleware(
+        AccessControl,
+        host=config.host,
+        allowed_origins=config.allowed_origins,
+        api_key=config.api_key,
+        status_counts=server.status_counts,
+    )
     return app
 
 
-async def _all(request: Request, tickets: Sequence[Ticket], seconds: float) -> list[tuple[list[Piece], Rollout]]:
-    """What each ticket said, when all have. A client that hangs up, or takes too long, frees its slots."""
-
-    async def whole(ticket: Ticket) -> tuple[list[Piece], Rollout]:
-        pieces: list[Piece] = []
-        async for some in ticket.pieces():
-            pieces += [piece for piece in some if isinstance(piece, Piece)]
-            if isinstance(some[-1], Rollout):
-                return pieces, some[-1]
-        raise Closed("the sampler has stopped")
-
-    def leave() -> None:
-        for ticket in tickets:
-            ticket.left = True
-
-    async with _watching(request, leave):
+async def _search(
+    request: Request, server: Server, engine: BatchEngine, body: ChatCompletionRequest, number: int
+) -> dict[str, Any]:
+    """One answer by a search. Searches run one after another beside the engine; a disconnect cancels one."""
+    conversation, policy = engine.policy.conversation, CancellablePolicy(engine.policy)
+    search = parse(body.search or "", body.search_budget or MAX_SEARCH_TOKENS, allow_files=False)
+    if body.temperature is not None:
+        search = search.model_copy(update={"temperature": body.temperature})
+    value_fn = _reward_model_value(server, engine, search)
+    if body.max_new_tokens is not None:
+        search = search.model_copy(update={"max_new_tokens": body.max_new_tokens})
+    one_sample = body.model_copy(update={"n": 1})
+    (pending,) = pending_chat(conversation, one_sample, number, server.config.seed, engine.max_model_len)
+    prompt = pending.rollout
+    async with on_disconnect(request, policy.cancel):
         try:
-            async with asyncio.timeout(seconds):
-                return list(await asyncio.gather(*map(whole, tickets)))
+            (result,) = await server.run_in_background(solve, policy, server.task, [prompt], search, value_fn)
         finally:
-            leave()
+            policy.cancel()
+    thought, answer, finish_reason = None, "", "length"
+    if result.rollout:
+        thought, answer, finish_reason = split_completion(conversation, result.rollout, ())
+    message = assistant_message(thought, answer)
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+    usage = Usage(len(prompt), result.tokens).to_json()
+    return {"choices": [choice], "usage": usage, "search": render.result_to_json(result)}
 
 
-@asynccontextmanager
-async def _watching(request: Request, leave: Callable[[], None]) -> AsyncGenerator[None]:
-    """`leave` is called when the client hangs up."""
-
-    async def gone() -> None:
-        while not await request.is_disconnected():
-            await asyncio.sleep(0.2)
-        leave()
-
-    watching = asyncio.create_task(gone())
-    try:
-        yield
-    finally:
-        watching.cancel()
-
-
-def _streamed(
-    head: dict[str, Any],
-    streams: Sequence[AsyncIterator[dict[str, Any] | Account]],
-    tickets: Sequence[Ticket],
-    c: Asked,
-    served: Served,
-) -> StreamingResponse:
-    """All samples as one stream of events, each with its index; an account at the end, where it is wanted."""
-
-    async def events() -> AsyncIterator[str]:
-        news: asyncio.Queue[tuple[int, dict[str, Any] | Account | Exception]] = asyncio.Queue()
-
-        async def hear(at: int, stream: AsyncIterator[dict[str, Any] | Account]) -> None:
-            try:
-                async for one in stream:
-                    news.put_nowait((at, one))
-            except SchoolError as error:
-                news.put_nowait((at, error))
-
-        tasks = [asyncio.create_task(hear(at, stream)) for at, stream in enumerate(streams)]
-        said, open_ = 0, len(tasks)
-        try:
-            async with asyncio.timeout(served.c.seconds):
-                while open_:
-                    at, one = await news.get()
-                    if isinstance(one, Exception):
-                        yield event(told(str(one), "server_error"))
-                        return
-                    if isinstance(one, Account):
-                        said, open_ = said + one.said, open_ - 1
-                    else:
-                        yield event({**head, "choices": [{"index": at, **one}]})
-            if c.stream_options and c.stream_options.include_usage:
-                account = Account(sum(len(t.rollout) for t in tickets[:: c.samples]), said)
-                yield event({**head, "choices": [], "usage": account.to_json()})
-            yield event("[DONE]")
-        except TimeoutError:
-            yield event(told(f"not answered within {served.c.seconds:g} seconds", "server_error"))
-        finally:
-            for task in tasks:
-                task.cancel()
-            for ticket in tickets:
-                ticket.left = True
-
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-
-async def _searched(request: Request, served: Served, desk: Desk, c: ChatRequest, number: int) -> dict[str, Any]:
-    """One answer, thought about longer. Searches take turns, beside what the desk does; one that nobody waits for any
-    more ends with its next token."""
-    say, listened = desk.policy.conversation, Listened(desk.policy)
-    how = parse(c.search or "", c.budget or MOST_SPENT)
-    if c.temperature is not None:
-        how = how.model_copy(update={"temperature": c.temperature})
-    judge = _asked_judge(served, desk, how)
-    if c.length is not None:
-        how = how.model_copy(update={"length": c.length})
-    (ticket,) = chat_tickets(say, c.model_copy(update={"n": 1}), number, served.c.seed, desk.context)
-    async with _watching(request, listened.leave):
-        try:
-            (found,) = await served.beside(solve, listened, served.task, [ticket.rollout], how, judge)
-        finally:
-            listened.leave()
-    thought, answer, reason = spoken(say, found.rollout, ()) if found.rollout else (None, "", "length")
-    choice = {"index": 0, "message": message(thought, answer), "logprobs": None, "finish_reason": reason}
-    usage = Account(len(ticket.rollout), found.tokens).to_json()
-    return {"choices": [choice], "usage": usage, "search": render.result_to_json(found)}
-
-
-def _asked_judge(served: Served, desk: Desk, how: Search) -> RewardModelValue | None:
-    """The server's judge for a search that asks for it; a judge in any other folder is not to be had over HTTP."""
-    if how.values in ("ask", "vote", "exact", "random") and not how.reference_model:
+def _reward_model_value(server: Server, engine: BatchEngine, search: Search) -> RewardModelValue | None:
+    """The server's reward model, for a search that names it. A search over HTTP can use no other folder."""
+    if search.values in ("prompt", "vote", "exact", "random") and not search.reference_model:
         return None
-    judge = served.judge
-    if judge is None or how.values != "judge" or how.reference_model or how.label_places not in (Search().label_places, judge.label_places):
-        told_ = "over HTTP the only judge is the server's own: `school serve --judge FOLDER`, then `values=judge`"
-        raise Unfit(f"`search`: {told_}", "search", "search")
-    check_same_tokenizer(desk.policy.conversation, judge.policy.conversation, "this model", "the server's judge")
-    return RewardModelValue(replace(judge, step_aggregation=how.step_aggregation) if "aggregate" in how.model_fields_set else judge)
+    model = server.reward_model
+    label_places = (Search().label_places, model.label_places if model else "")
+    if (
+        model is None
+        or search.values != "reward_model"
+        or search.reference_model
+        or search.label_places not in label_places
+    ):
+        raise InvalidRequest(
+            "`search`: over HTTP the only reward model is the server's own; start it with `school serve --reward_model "
+            "FOLDER` and search with `values=reward_model`",
+            "search",
+            "invalid_search",
+        )
+    check_same_tokenizer(engine.policy.conversation, model.policy.conversation, "this model", "the reward model")
+    if "step_aggregation" in search.model_fields_set:
+        model = replace(model, step_aggregation=search.step_aggregation)
+    return RewardModelValue(model)
 
 
-def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
+def _header(prefix: str, kind: str, model: str) -> dict[str, Any]:
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 
-def _usage(tickets: Sequence[Ticket], found: Sequence[tuple[list[Piece], Rollout]], c: Asked) -> dict[str, int]:
-    prompts = sum(len(ticket.rollout) for ticket in tickets[:: c.samples])
-    return Account(prompts, sum(len(pieces) for pieces, _ in found)).to_json()
+def _usage(pending: Sequence[PendingRequest], outputs: Sequence[Output], body: BaseCompletionRequest) -> dict[str, int]:
+    return Usage(prompt_tokens(pending, body), sum(len(tokens) for tokens, _ in outputs)).to_json()

@@ -1,4 +1,4 @@
-"""What a server is told. Imports nothing heavy, so that `school serve --help` answers at once."""
+"""Options of a server. Imports nothing heavy, so that `school serve --help` answers at once."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from pydantic import Field
 from schoolhouse.config import BaseConfig
 
 
-class Serve(BaseConfig):
+class ServerConfig(BaseConfig):
     model: Path
     """Folder of a model, or of a run: its newest checkpoint."""
     host: str = "127.0.0.1"
-    """Address to listen on; only this machine reaches the server unless it is another."""
+    """Address to listen on; the default is reachable from this machine only."""
     port: int = Field(8000, ge=1, le=65535)
-    name: str = ""
-    """What the model is called in requests; none: the folder's name."""
-    key: str = ""
-    """What clients have to send as their API key; none: nobody is asked."""
-    origins: tuple[str, ...] = ()
-    """Origins of pages that may ask, such as http://localhost:3000; the server's own page always may."""
-    slots: int = Field(64, gt=0)
-    """Answers that are sampled together."""
-    queue: int = Field(256, ge=0)
-    """Answers that may wait."""
-    context: int | None = Field(None, gt=0)
-    """Tokens of a request and its answer; none: what the model reads."""
-    seconds: float = Field(600.0, gt=0)
-    """A request may take."""
+    served_model_name: str = ""
+    """The model's name in requests; empty: the folder's name."""
+    api_key: str = ""
+    """Key that clients must send; empty: no key is needed."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of other pages that may send requests, such as http://localhost:3000."""
+    max_num_seqs: int = Field(64, gt=0)
+    """Completions that are sampled together."""
+    max_queued_seqs: int = Field(256, ge=0)
+    """Completions that may wait in the queue."""
+    max_model_len: int | None = Field(None, gt=0)
+    """Tokens of a prompt and its completion; default: the context length of the model."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds until a request fails."""
     task: str = ""
-    """The task that problems are of, for searches and judges of steps; none: a step is a line, or what the judge's run
-    says."""
-    judge: Path | None = None
-    """A reward model (`school train process_reward`): its opinion of answers, and searches with `values=judge`."""
-    judged: Literal["steps", "end", ""] = ""
-    """What it was trained to judge: each step, or whole solutions; none: what its run says, or steps."""
+    """Task whose rules searches and rewards use, such as its step delimiter; empty: a step is a line, or as in the run
+    of the reward model."""
+    reward_model: Path | None = None
+    """Folder of a reward model, or of its run: it grades answers; searches use it with `values=reward_model`."""
+    label_places: Literal["steps", "end", ""] = ""
+    """Where the reward model was trained to label: behind steps, or at the end of a solution; empty: as in its run, or
+    steps."""
     votes: Path = Path("votes.jsonl")
-    """File for the choices of who compares two models on the page."""
+    """File for the votes of the arena."""
     seed: int = 0

@@ -1,7 +1,7 @@
-"""Final answers: finding the one a reply marks, and comparing it with a reference.
+"""Final answers: extract the one that a completion marks, and compare it with a reference.
 
-Literal numbers are compared exactly, by us; words by spelling; everything else by math-verify, which runs only in a
-worker process (pool.py), because some expressions would keep it busy for ever.
+Literal numbers are compared exactly, words by spelling, everything else by math-verify. math-verify runs only in worker
+processes (worker_pool.py), because some expressions would keep it busy for ever.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from typing import NamedTuple
 
 from schoolhouse.types import Completion, Verdict
 
-LONGEST_NUMBER = 1_000
-"""Characters of a number that is compared exactly; a longer one is no answer."""
+MAX_NUMBER_CHARS = 1_000
+"""Characters of a number; a longer one is no answer."""
 
-LONGEST_EXPRESSION = 2_000
-"""Characters of an expression that is read at all."""
+MAX_EXPRESSION_CHARS = 2_000
+"""Characters of an expression; a longer one is wrong."""
 
-# ---- finding the answer
+# ---- extracting the answer
 
 _MARKS = re.compile(r"\\boxed[ \t]*\{|\\.|[{}]", re.DOTALL)
 
 
-def extract(reply: Completion) -> tuple[str | None, str]:
-    r"""The final answer that a reply marks by \boxed{...} or <answer>...</answer>; or None and the reason.
+def extract_answer(completion: Completion) -> tuple[str | None, str]:
+    r"""The final answer that a completion marks with \boxed{...} or <answer>...</answer>; or None and the reason.
 
-    Marked twice alike is one answer (`5`, `5.0`); two different marked answers are none: nobody may hedge.
-    What is marked inside <answer> by \boxed counts as the answer. A marker that is not closed marks nothing.
+    Equal marked answers (`5`, `5.0`) count as one. Different ones count as none, so that hedging does not pay.
+    Inside <answer> the content of \boxed{...} is the answer. A marker that is not closed marks nothing.
     """
-    text = reply.answer
+    text = completion.answer
     boxes, tags = _boxes(text), _tags(text)
     starts = [start for start, _ in boxes]
     tags = [(start, end) for start, end in tags if bisect_left(starts, start) == bisect_left(starts, end)]
     marked = [_clean(text[start:end]) for start, end in sorted(boxes + tags)]
     if not marked:
-        return None, "no final answer" if reply.complete else "no final answer: the reply was cut off"
-    marked = [*filter(None, marked[:-1]), marked[-1]]  # an echo of "put it in \\boxed{}" is no answer
+        return None, "no final answer" if completion.complete else "no final answer: the completion was cut off"
+    marked = [*filter(None, marked[:-1]), marked[-1]]  # a quoted "put it in \\boxed{}" is no answer
     last = marked[-1]
-    if any(_form(other) != _form(last) for other in marked[:-1]):
+    if any(_normal_form(other) != _normal_form(last) for other in marked[:-1]):
         return None, "more than one final answer"
     return (last, "") if last else (None, "the final answer is empty")
 
@@ -76,7 +76,7 @@ def _tags(text: str) -> list[tuple[int, int]]:
 
 
 def _clean(text: str) -> str:
-    r"""Without spaces around it, and without a second \boxed{} around the whole."""
+    r"""The text without surrounding spaces and without a second \boxed{} around the whole."""
     text = text.strip()
     if re.fullmatch(r"\{[^{}]*\}", text):
         text = text[1:-1].strip()
@@ -84,16 +84,16 @@ def _clean(text: str) -> str:
     return text[slice(*boxes[0])].strip() if boxes and boxes[0][1] == len(text) - 1 else text
 
 
-def _form(text: str) -> object:
-    """What makes two marked answers the same answer."""
-    return number(text) or words(text) or "".join(text.split())
+def _normal_form(text: str) -> Hashable:
+    """Equal for two spellings of the same answer."""
+    return parse_number(text) or normalize_words(text) or "".join(text.split())
 
 
-# ---- reading an answer
+# ---- parsing an answer
 
 
 class Number(NamedTuple):
-    """A literal number. `percent`: 50 % is not 50, and not 0.5 either."""
+    """A literal number. `percent`: 50 % equals neither 50 nor 0.5."""
 
     value: Fraction
     percent: bool = False
@@ -119,19 +119,19 @@ _BASE = re.compile(r"[0-9]_\{?([0-9]+)\}?")
 _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}\\]*)\}\.?")
 
 
-def number(text: str) -> Number | None:
-    r"""The value of a literal number, exactly; None for anything else.
+def parse_number(text: str) -> Number | None:
+    r"""The exact value of a literal number; None for anything else.
 
-    Read: `-1,234.50`, `1e3`, `3/4`, `\frac{3}{4}`, `\frac34`, `$5`, `50\%`, `x = 5`, `5.`; not read: digits of other
-    scripts, `1,23`, `1 1/2`, units, and all that needs calculating (`3+4`, `17\times 23`, `2^3`, `\sqrt{4}`).
+    Numbers are `-1,234.50`, `1e3`, `3/4`, `\frac{3}{4}`, `\frac34`, `$5`, `50\%`, `x = 5`, `5.`. Not numbers are
+    `1,23`, `1 1/2`, digits of other scripts, numbers with units, and expressions such as `3+4`, `2^3`, `\sqrt{4}`.
     """
-    if len(text) > LONGEST_NUMBER:
+    if len(text) > MAX_NUMBER_CHARS:
         return None
     text = _unwrap(text).replace("{,}", ",").replace(",\\!", ",")
-    found = _NUMBER.fullmatch(_VARIABLE.sub("", text, count=1) if _VARIABLE.match(text) else text)
-    if not found:
+    match = _NUMBER.fullmatch(_VARIABLE.sub("", text, count=1) if _VARIABLE.match(text) else text)
+    if not match:
         return None
-    part = {name: value.replace("\u2212", "-").replace(" ", "") for name, value in found.groupdict("").items()}
+    part = {name: value.replace("\u2212", "-").replace(" ", "") for name, value in match.groupdict("").items()}
     if part["decimal"]:
         value = Fraction(part["decimal"].replace(",", "") + ("e" + part["power"] if part["power"] else ""))
     else:
@@ -143,8 +143,8 @@ def number(text: str) -> Number | None:
     return Number(-value if part["sign"] == "-" else value, bool(part["percent"]))
 
 
-def words(text: str) -> str | None:
-    r"""Plain words (or one letter: `(B)`), in a form that ignores case and spaces; None for anything else."""
+def normalize_words(text: str) -> str | None:
+    r"""Plain words, or one letter such as `(B)`, without case and spaces; None for anything else."""
     text = _unwrap(text).removesuffix(".")
     if re.fullmatch(r"\([A-Za-z]\)", text):
         text = text[1:-1]
@@ -152,82 +152,86 @@ def words(text: str) -> str | None:
 
 
 def _unwrap(text: str) -> str:
-    r"""Without what stands around a whole answer and means nothing: spaces, `$...$`, `\(...\)`, `\text{...}`."""
+    r"""The answer without markup around the whole of it: spaces, `$...$`, `\(...\)`, `\text{...}`."""
     text = text.strip()
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if text.startswith(left) and text.endswith(right) and len(text) > len(left) + len(right):
             text = text[len(left) : -len(right)].strip()
             break
-    found = _WRAPPERS.fullmatch(text)
-    return found[1].strip() if found else text
+    match = _WRAPPERS.fullmatch(text)
+    return match[1].strip() if match else text
 
 
 # ---- comparing
 
 
-def decidable(reference: str) -> bool:
-    """Whether every candidate can be compared with this reference by us alone, quickly and in any process."""
-    return number(_measure(reference)[0]) is not None or words(reference) is not None
+def exactly_comparable(reference: str) -> bool:
+    """Whether answers can be compared with this reference without math-verify, quickly and in any process."""
+    return parse_number(_split_unit(reference)[0]) is not None or normalize_words(reference) is not None
 
 
-def answer_match(reply: Completion, reference: str) -> Verdict:
-    """1 if a reply's marked final answer equals the reference, else 0 and why."""
-    found, reason = extract(reply)
-    return Verdict(0.0, reason) if found is None else equal(found, reference)
+def answer_match(completion: Completion, reference: str) -> Verdict:
+    """Reward 1 if the marked final answer equals the reference, else 0 and the reason."""
+    answer, reason = extract_answer(completion)
+    return Verdict(0.0, reason) if answer is None else compare_answers(answer, reference)
 
 
-def equal(candidate: str, reference: str) -> Verdict:
-    """1 if a final answer equals the reference, else 0 and why.
+def compare_answers(candidate: str, reference: str) -> Verdict:
+    """Reward 1 if a final answer equals the reference, else 0 and the reason.
 
-    A number is right only as a literal number of exactly that value: an expression that comes to it restates the
-    problem. A unit may be left out, but not changed or added. Words are right as the same words. Other references are
-    compared by math-verify, in a worker process only (see `decidable`).
+    A number must be a literal number of exactly that value: an expression with that value only restates the problem.
+    A unit may be left out, but not changed or added. Words must be the same words. Other references are compared by
+    math-verify, in worker processes only (see `exactly_comparable`).
     """
-    wanted = number(reference)
-    if wanted is not None:
-        return _equal_numbers(candidate, wanted)
-    size, unit = _measure(reference)
-    measured = number(size)
-    if measured is not None:
-        found, other = _measure(candidate)
-        return _equal_numbers(found, measured) if other in ("", unit) else Verdict(0.0, "another unit")
-    spelt = words(reference)
-    if spelt is not None:
-        return Verdict(1.0) if words(candidate) == spelt else Verdict(0.0, "another answer")
+    expected = parse_number(reference)
+    if expected is not None:
+        return _compare_numbers(candidate, expected)
+    amount, unit = _split_unit(reference)
+    expected = parse_number(amount)
+    if expected is not None:
+        candidate_amount, candidate_unit = _split_unit(candidate)
+        if candidate_unit not in ("", unit):
+            return Verdict(0.0, "another unit")
+        return _compare_numbers(candidate_amount, expected)
+    expected_words = normalize_words(reference)
+    if expected_words is not None:
+        return Verdict(1.0) if normalize_words(candidate) == expected_words else Verdict(0.0, "another answer")
     if "".join(candidate.split()) == "".join(reference.split()):
         return Verdict(1.0)
-    return _equal_expressions(candidate, reference)
+    return _compare_expressions(candidate, reference)
 
 
-def _measure(text: str) -> tuple[str, str]:
-    r"""`10\text{ cm}^2` -> `10`, `cm^2`; without a unit the text itself and nothing."""
+def _split_unit(text: str) -> tuple[str, str]:
+    r"""`10\text{ cm}^2` -> `10`, `cm^2`; without a unit the text itself and ""."""
     text = _unwrap(text)
-    found = _UNIT.search(text) if len(text) <= LONGEST_NUMBER else None
-    if not found or not found.start():
+    match = _UNIT.search(text) if len(text) <= MAX_NUMBER_CHARS else None
+    if not match or not match.start():
         return text, ""
-    if found["plain"] and number(text[: found.start()]) is None:
+    if match["plain"] and parse_number(text[: match.start()]) is None:
         return text, ""  # words, or letters of a formula
-    name, power = (found["name"], found["power"]) if found["plain"] is None else (found["plain"], found["raised"])
+    name, power = (match["name"], match["power"]) if match["plain"] is None else (match["plain"], match["raised"])
     unit = "degree" if name is None else name + re.sub("[{}]", "", power or "")
-    return text[: found.start()], "".join(unit.casefold().split())
+    return text[: match.start()], "".join(unit.casefold().split())
 
 
-def _equal_numbers(candidate: str, wanted: Number) -> Verdict:
-    found = number(candidate)
-    if found is None:
+def _compare_numbers(candidate: str, expected: Number) -> Verdict:
+    value = parse_number(candidate)
+    if value is None:
         calculable = re.search(r"[0-9]", candidate) and re.search(r"[-+*/^×·÷]|\\[a-z]", candidate)
         return Verdict(0.0, "restates the problem: give the number" if calculable else "not a bare number")
-    if found.percent != wanted.percent:
+    if value.percent != expected.percent:
         return Verdict(0.0, "a percentage is not the bare number")
-    return Verdict(1.0) if found.value == wanted.value else Verdict(0.0, "another number")
+    return Verdict(1.0) if value.value == expected.value else Verdict(0.0, "another number")
 
 
-def _equal_expressions(candidate: str, reference: str) -> Verdict:
-    """By math-verify, after what it would let pass: percentages, brackets of another kind, units, rounded decimals,
-    another base, an equation of two values."""
+def _compare_expressions(candidate: str, reference: str) -> Verdict:
+    """Compare by math-verify, after our own checks.
+
+    math-verify alone accepts percentages, other brackets, other units, rounded decimals, another base, and equations.
+    """
     candidate, reference = _MEMBER.sub("", candidate), _MEMBER.sub("", reference)
-    if len(candidate) > LONGEST_EXPRESSION:
-        return Verdict(0.0, f"longer than {LONGEST_EXPRESSION} characters")
+    if len(candidate) > MAX_EXPRESSION_CHARS:
+        return Verdict(0.0, f"longer than {MAX_EXPRESSION_CHARS} characters")
     if ("%" in candidate) != ("%" in reference):
         return Verdict(0.0, "a percentage is not the bare number")
     kinds = {_brackets(candidate), _brackets(reference)}
@@ -239,27 +243,28 @@ def _equal_expressions(candidate: str, reference: str) -> Verdict:
     left, equals, _ = candidate.partition("=")
     if equals and "=" not in reference and re.search("[0-9]", left):
         return Verdict(0.0, "an equation is not the value")
-    unit = _measure(candidate)[1]
-    if unit and unit != _measure(reference)[1]:
+    unit = _split_unit(candidate)[1]
+    if unit and unit != _split_unit(reference)[1]:
         return Verdict(0.0, "another unit")
     if parent_process() is None:
         raise RuntimeError(
-            f"comparing with {reference!r} needs math-verify, which may run for ever: judge through the task's pool"
+            f"comparing with {reference!r} needs math-verify, which may run for ever; grade in a worker process "
+            "(`grade_all` or WorkerPool)"
         )
-    wanted, found = _parse(reference), _parse(candidate)
-    if not wanted:
+    expected, value = _parse(reference), _parse(candidate)
+    if not expected:
         return Verdict(None, f"math-verify cannot read the reference {reference!r}")
-    from math_verify import verify as same
+    from math_verify import verify
 
-    # Thirty digits: at the default six, 0.333333 is 1/3 and 1.414214 is the root of 2.
-    right = same(wanted, found, float_rounding=30, numeric_precision=50, timeout_seconds=None, raise_on_error=True)
-    return Verdict(1.0) if right else Verdict(0.0, "another answer" if found else "not readable as mathematics")
+    # Thirty digits: at the default six, 0.333333 equals 1/3 and 1.414214 equals the root of 2.
+    equal = verify(expected, value, float_rounding=30, numeric_precision=50, timeout_seconds=None, raise_on_error=True)
+    return Verdict(1.0) if equal else Verdict(0.0, "another answer" if value else "not readable as mathematics")
 
 
 def _brackets(text: str) -> str | None:
-    r"""Of several things with commas, what they are by the outer brackets: `(` or `[`, or nothing for a set or a list.
+    r"""The outer bracket of several values with commas: `(`, `[`, or "" for a set or a list. None: one value.
 
-    math-verify lets the interval or tuple `(1,2)` pass for the set `\{1,2\}`. None: not several things.
+    math-verify accepts the interval or tuple `(1,2)` for the set `\{1,2\}`.
     """
     text = re.sub(r"\\(?:left|right|[bB]ig+[lr]?)(?![a-zA-Z])\s*", "", _unwrap(text))
     if "," not in text:
@@ -268,7 +273,7 @@ def _brackets(text: str) -> str | None:
 
 
 def _parse(text: str) -> list:
-    """What math-verify reads, all of the text and nothing but it. Its alarm is off: the pool has the clock."""
+    """The whole text as parsed by math-verify. Its alarm is off: the worker pool has the timeout."""
     from math_verify import LatexExtractionConfig, parse
 
     return parse(
@@ -281,7 +286,7 @@ def _parse(text: str) -> list:
 
 
 def load_math_verify() -> None:
-    """Import it and use it once (slow the first time), and keep it from warning that its alarm is off."""
+    """Import math-verify and use it once, which is slow. Its warning that the alarm is off is silenced."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     _parse("\\frac{1}{2}")
 
@@ -289,11 +294,11 @@ def load_math_verify() -> None:
 # ---- a wrong answer
 
 
-def perturb(reference: str, coarse: bool = False) -> str:
+def perturb_answer(reference: str, coarse: bool = False) -> str:
     r"""A wrong answer of the same kind: a number off by a digit, another word, an expression with another digit.
 
     `72` -> `73`, `1,239` -> `1,238`, `\frac{0}{5}` -> `\frac{1}{5}`, `yes` -> `no`, `Paris` -> `Parit`.
-    `coarse` changes the first digit or letter and not the last: wrong also where the last digits may be rounded.
+    `coarse` changes the first digit or letter instead of the last: wrong even where the last digits may be rounded.
     """
     opposites = {"yes": "no", "true": "false"}
     opposites |= {other: word for word, other in opposites.items()}
@@ -301,12 +306,12 @@ def perturb(reference: str, coarse: bool = False) -> str:
     if lower in opposites:
         other = opposites[lower]
         return other.upper() if reference.isupper() else other.capitalize() if reference[:1].isupper() else other
-    digits = [found.start() for found in re.finditer("[0-9]", reference)]
+    digits = [match.start() for match in re.finditer("[0-9]", reference)]
     for at in digits if coarse else reversed(digits):
         changed = _replace(reference, at, str(int(reference[at]) + 1) if reference[at] < "9" else "8")
-        if number(reference) is None or number(changed) not in (None, number(reference)):
+        if parse_number(reference) is None or parse_number(changed) not in (None, parse_number(reference)):
             return changed
-    letters = [found.start() for found in re.finditer("[A-Za-z]", reference)]
+    letters = [match.start() for match in re.finditer("[A-Za-z]", reference)]
     if letters and "\\" not in reference:
         at = letters[0 if coarse else -1]
         letter = reference[at]
@@ -318,7 +323,7 @@ def _replace(text: str, at: int, character: str) -> str:
     return text[:at] + character + text[at + 1 :]
 
 
-def normalized_answer(reply: Completion) -> Hashable | None:
-    """The final answer in the form in which answers are counted; None where there is none."""
-    answer, _ = extract(reply)
-    return None if answer is None else number(answer) or words(answer) or "".join(answer.split())
+def normalized_answer(completion: Completion) -> Hashable | None:
+    """The final answer in the form in which votes are counted; None where there is none."""
+    answer, _ = extract_answer(completion)
+    return None if answer is None else _normal_form(answer)

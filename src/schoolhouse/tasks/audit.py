@@ -1,100 +1,98 @@
-"""Check a task against itself: its references must pass, damaged and empty answers must not."""
+"""Grade a task's own references, which must pass, and damaged, empty and wrong answers, which must not."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from schoolhouse.tasks.base import Progress, Task
+from schoolhouse.tasks.base import ProgressFn, Task
 from schoolhouse.tasks.grading import grade_all
 from schoolhouse.types import Completion, Problem, SchoolError
 
-if TYPE_CHECKING:
-    pass
-
-SHOWN_FAILURES = 10
+MAX_SHOWN_FAILURES = 10
 
 
 @dataclass(frozen=True)
 class Audit:
-    """How a task judges its own references, and answers that must not pass for them.
+    """Result of `audit_task`. Of `num_problems` problems, how many had
 
-    judged           problems
-    references_right references that scored 1
-    perturbed_wrong  references changed a little,
-    empty_wrong      empty replies,
-    truncated_wrong  references cut off inside their marker, and
-    garbage_wrong    marked nonsense that got a score, and less than 1
-    failures         (problem id, what went wrong)
-    seconds          wall clock
+    references_correct  a reference with reward 1
+    perturbed_rejected  a slightly changed reference with a reward below 1
+    empty_rejected      an empty completion with a reward below 1
+    truncated_rejected  a reference cut off inside its \\boxed{...} with a reward below 1
+    nonsense_rejected   a nonsense answer in \\boxed{...} with a reward below 1
+    A completion without a reward counts for none of them.
+
+    failures  (problem id, what went wrong)
+    seconds   wall-clock time
     """
 
-    judged: int
-    references_right: int
-    perturbed_wrong: int
-    empty_wrong: int
-    truncated_wrong: int
-    garbage_wrong: int
+    num_problems: int
+    references_correct: int
+    perturbed_rejected: int
+    empty_rejected: int
+    truncated_rejected: int
+    nonsense_rejected: int
     failures: tuple[tuple[str, str], ...]
     seconds: float
 
     @property
     def passed(self) -> bool:
-        """Every reference was right and nothing else was."""
+        """Whether every reference was correct and nothing else was."""
         return not self.failures
 
     def __str__(self) -> str:
-        lines = [f"judged {self.judged:,} problems in {self.seconds:.1f} s"]
-        for count, what in (
-            (self.references_right, "references right"),
-            (self.perturbed_wrong, "perturbed answers wrong"),
-            (self.empty_wrong, "empty replies wrong"),
-            (self.truncated_wrong, "truncated replies wrong"),
-            (self.garbage_wrong, "nonsense answers wrong"),
+        lines = [f"graded {self.num_problems:,} problems in {self.seconds:.1f} s"]
+        for count, label in (
+            (self.references_correct, "references correct"),
+            (self.perturbed_rejected, "perturbed answers rejected"),
+            (self.empty_rejected, "empty completions rejected"),
+            (self.truncated_rejected, "truncated completions rejected"),
+            (self.nonsense_rejected, "nonsense answers rejected"),
         ):
-            lines.append(f"  {count:,} of {self.judged:,} {what}")
-        lines += [f"  {name}: {what}" for name, what in self.failures[:SHOWN_FAILURES]]
-        if len(self.failures) > SHOWN_FAILURES:
-            lines.append(f"  and {len(self.failures) - SHOWN_FAILURES:,} more failures")
+            lines.append(f"  {count:,} of {self.num_problems:,} {label}")
+        lines += [f"  {problem_id}: {failure}" for problem_id, failure in self.failures[:MAX_SHOWN_FAILURES]]
+        if len(self.failures) > MAX_SHOWN_FAILURES:
+            lines.append(f"  and {len(self.failures) - MAX_SHOWN_FAILURES:,} more failures")
         return "\n".join(lines)
 
 
-_REFERENCE, _PERTURBED, _EMPTY, _TRUNCATED, _GARBAGE = "reference", "perturbed", "empty", "truncated", "nonsense"
+_REFERENCE, _PERTURBED, _EMPTY, _TRUNCATED, _NONSENSE = "reference", "perturbed", "empty", "truncated", "nonsense"
 
 
-def audit_task(task: Task, limit: int | None = None, progress: Progress | None = None) -> Audit:
-    """Judge each problem's reference, which must score 1, and four replies that must score less.
+def audit_task(task: Task, limit: int | None = None, progress: ProgressFn | None = None) -> Audit:
+    """Grade each problem's reference, which must get 1, and four completions that must get less.
 
-    `limit` bounds the problems (None: all of a task with an end). Raises SchoolError for a task without problems.
+    `limit` bounds the problems (None: all of a dataset). Raises SchoolError for a task without problems.
     """
     started = time.monotonic()
-    problems = task.problems(limit)
+    problems = task.audit_problems(limit)
     if not problems:
         raise SchoolError(f"task {task.name} has no problems to check")
     kinds, cases = [], []
     for problem in problems:
-        for kind, reply in _trials(task, problem):
+        for kind, completion in _completions(task, problem):
             kinds.append(kind)
-            cases.append((problem, reply))
-    passed = dict.fromkeys((_REFERENCE, _PERTURBED, _EMPTY, _TRUNCATED, _GARBAGE), 0)
+            cases.append((problem, completion))
+    passed = dict.fromkeys((_REFERENCE, _PERTURBED, _EMPTY, _TRUNCATED, _NONSENSE), 0)
     failures = []
-    for kind, (problem, reply), verdict in zip(kinds, cases, grade_all(cases, task, None, progress), strict=True):
-        right = verdict.reward == 1.0
-        if verdict.reward is not None and right == (kind == _REFERENCE):
+    verdicts = grade_all(cases, task, None, progress)
+    for kind, (problem, completion), verdict in zip(kinds, cases, verdicts, strict=True):
+        correct = verdict.reward == 1.0
+        if verdict.reward is not None and correct == (kind == _REFERENCE):
             passed[kind] += 1
             continue
-        result = "could not be judged" if verdict.reward is None else f"scored {verdict.reward:g}"
+        result = "could not be graded" if verdict.reward is None else f"got reward {verdict.reward:g}"
         reason = f": {verdict.reason}" if verdict.reason else ""
-        failures.append((problem.id, f"{kind} {reply.answer!r} {result}{reason}"))
+        failures.append((problem.id, f"{kind} {completion.answer!r} {result}{reason}"))
     return Audit(len(problems), *passed.values(), tuple(failures), time.monotonic() - started)
 
 
-def _trials(task: Task, problem: Problem) -> Iterable[tuple[str, Completion]]:
-    marked = f"\\boxed{{{problem.reference}}}"
-    yield _REFERENCE, Completion(None, marked)
+def _completions(task: Task, problem: Problem) -> Iterable[tuple[str, Completion]]:
+    boxed = f"\\boxed{{{problem.reference}}}"
+    yield _REFERENCE, Completion(None, boxed)
     yield _PERTURBED, Completion(None, f"\\boxed{{{task.wrong_answer(problem)}}}")
     yield _EMPTY, Completion(None, "")
-    yield _TRUNCATED, Completion(None, marked[:-1], complete=False)
-    yield _GARBAGE, Completion(None, "\\boxed{zzz}")
+    yield _TRUNCATED, Completion(None, boxed[:-1], complete=False)
+    yield _NONSENSE, Completion(None, "\\boxed{zzz}")

@@ -1,41 +1,38 @@
-"""What a task is, opening one by name, and judging what a policy said.
+"""The Task class: problems, and grades for completions. A task does not know the policy.
 
-A task gives problems and judges replies; it knows no policy. A verdict comes either from our own exact comparison, in
-process (`trusted`), or from a worker process with a hard wall clock (pool.py).
+A verdict is computed in process where `in_process` is True, else in a worker process with a timeout (worker_pool.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from traceback import clear_frames
 
-from schoolhouse.tasks.answer_match import perturb
+from schoolhouse.tasks.answer_match import perturb_answer
+from schoolhouse.tasks.user_file import definition, describe_error
 from schoolhouse.types import Completion, Demonstration, Message, Problem, SchoolError, Verdict
 
-if TYPE_CHECKING:
-    pass
-
-
-Progress = Callable[[int, int], None]
+ProgressFn = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
 
 Case = tuple[Problem, Completion]
+"""A completion to grade, with its problem."""
 
-SAMPLE = 1_000  # practice problems that `validate` looks at where a task has no end
+AUDIT_SAMPLE = 1_000  # training problems that `audit_task` grades where a task generates its problems
 
 
 class Task:
-    """Base class of all tasks. A task of your own gives `draw`, `exam` and `verdict`; the rest has defaults.
+    """Base class of all tasks. A task of your own defines `train_problems`, `eval_problems` and `grade`.
 
-    name     shown in reports
-    trusted  True: `verdict` is quick, total and harmless, and is called in process; else only in a worker process
-    origin   (spec, seed) that `open_task` was given, from which worker processes build the task anew
-    files    what it was read from: a run refuses to go on with others
-    delimiter  ends a step of a thought
+    name        shown in reports
+    in_process  True: `grade` is quick and harmless, and is called in process; else only in worker processes
+    spec        (spec, seed) passed to `open_task`, from which worker processes open the task again
+    files       files the task was read from: a run refuses to resume with other contents
+    delimiter   ends a step of a thought
 
-    A task whose steps can be checked gives `rate`; one whose steps a model can be asked about gives `ask_next` and
-    `ask_value`, and reads the answers.
+    All other methods are optional. A task whose steps can be checked defines `step_labels`. A task for tree search
+    with prompts defines `propose_prompt`, `value_prompt` or `vote_prompt`, and the parser of each.
     """
 
     name: str = ""
@@ -45,75 +42,87 @@ class Task:
     delimiter: str = "\n"
 
     def train_problems(self, step: int, count: int) -> list[Problem]:
-        """Practice problems: a pure function of the task's seed and `step`."""
-        raise SchoolError(f"task {self.name} has no practice problems: its class does not define draw(step, count)")
+        """Training problems: a pure function of the task's seed and `step`."""
+        raise self._missing("training problems", "train_problems(step, count)")
 
     def eval_problems(self, count: int | None = None) -> list[Problem]:
-        """Held-out problems, always the same, none of which `draw` ever gives. None: all of them."""
-        raise SchoolError(f"task {self.name} has no exam: its class does not define exam(count)")
+        """Held-out problems, always the same, none of which is ever a training problem. None: all of them."""
+        raise self._missing("eval problems", "eval_problems(count=None)")
 
-    def grade(self, problem: Problem, reply: Completion) -> Verdict:
-        """Judge one reply, by what follows the thinking only."""
-        raise SchoolError(f"task {self.name} judges nothing: its class does not define verdict(problem, reply)")
+    def grade(self, problem: Problem, completion: Completion) -> Verdict:
+        """Grade a completion. Only `completion.answer`, the text behind the thought, should count."""
+        raise self._missing("grades", "grade(problem, completion)")
 
     def demonstrations(self, step: int, count: int) -> list[Demonstration]:
-        """Worked examples for supervised fine-tuning."""
-        raise SchoolError(f"task {self.name} has no worked examples")
+        """Demonstrations for supervised fine-tuning: a pure function of the task's seed and `step`."""
+        raise self._missing("demonstrations", "demonstrations(step, count)")
 
     def pretraining_text(self, step: int, count: int) -> list[str]:
-        """Documents for pretraining."""
-        raise SchoolError(f"task {self.name} has no pretraining text")
+        """Documents for pretraining: a pure function of the task's seed and `step`."""
+        raise self._missing("pretraining text", "pretraining_text(step, count)")
 
-    def problems(self, limit: int | None = None) -> list[Problem]:
-        """What `validate` judges: the exam and a thousand practice problems; a task with an end gives all it has."""
-        return [*self.eval_problems(limit), *self.train_problems(0, SAMPLE)][:limit]
+    def audit_problems(self, limit: int | None = None) -> list[Problem]:
+        """Problems that `audit_task` grades: eval and a thousand training problems; all of them for a dataset."""
+        return [*self.eval_problems(limit), *self.train_problems(0, AUDIT_SAMPLE)][:limit]
 
     def wrong_answer(self, problem: Problem) -> str:
-        """A wrong final answer of the same kind as the right one, for `validate`."""
-        return perturb(problem.reference)
+        """A wrong final answer of the same kind as the reference, for `audit_task`."""
+        return perturb_answer(problem.reference)
 
     def make_problem(self, text: str) -> Problem:
-        """A problem that somebody typed. Nobody knows its answer."""
+        """A problem from text that a user typed. It has no reference."""
         return Problem("typed", (Message("user", text),), "", "typed", self.name)
 
     def step_labels(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
-        """1 for each step that is right, 0 for one that is neither, -1 for a wrong one and all that follow it."""
+        """1 for each correct step, 0 for a neutral one, -1 for a wrong step and all that follow it."""
         raise SchoolError(f"task {self.name} cannot check single steps: label them by continuations (labels: soft)")
 
     def propose_prompt(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
-        """The question which thoughts may come next; None where there is nothing to ask."""
-        raise SchoolError(f"task {self.name} does not ask for next thoughts: let them be sampled (thoughts: sample)")
+        """The prompt for possible next thoughts; None where no thought can follow."""
+        raise SchoolError(f"task {self.name} has no propose prompt: use thoughts=sample")
 
     def parse_proposals(self, text: str) -> list[str]:
-        """The thoughts that an answer to `ask_next` lists."""
+        """The thoughts in an answer to `propose_prompt`."""
         raise NotImplementedError
 
     def value_prompt(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
-        """The question what some thoughts are worth; None where there is nothing to ask."""
-        raise SchoolError(f"task {self.name} does not ask what thoughts are worth: use a judge, such as a reward model")
+        """The prompt for the value of some thoughts; None where there is nothing to evaluate."""
+        raise SchoolError(f"task {self.name} has no value prompt: set values to the folder of a reward model")
 
     def parse_value(self, text: str) -> float | None:
-        """What an answer to `ask_value` says; None where it cannot be read."""
+        """The value in an answer to `value_prompt`; None where it cannot be read."""
         raise NotImplementedError
 
-    def vote_prompt(self, problem: Problem, ways: Sequence[Sequence[str]]) -> Problem | None:
-        """The question which of several ways to think leads furthest; None where there is nothing to ask."""
-        raise SchoolError(f"task {self.name} does not ask which thought is best: values=ask, or a judge")
+    def vote_prompt(self, problem: Problem, candidates: Sequence[Sequence[str]]) -> Problem | None:
+        """The prompt for the best of several lists of thoughts; None where there is nothing to compare."""
+        raise SchoolError(f"task {self.name} has no vote prompt: use values=prompt, or the folder of a reward model")
 
     def parse_vote(self, text: str) -> int | None:
-        """The number, from 0, of the way that an answer to `ask_vote` chooses; None where it cannot be read."""
+        """The index, from 0, of the candidate in an answer to `vote_prompt`; None where it cannot be read."""
         raise NotImplementedError
 
     def warm_up(self) -> None:
-        """Called once in each worker process before the clock runs: the place for slow imports."""
+        """Called once in each worker process before any timeout: the place for slow imports."""
+
+    def _missing(self, what: str, method: str) -> SchoolError:
+        cls = type(self)
+        return SchoolError(f"task {self.name} has no {what}: {definition(cls)}: define {cls.__name__}.{method}")
 
 
-def grade_one(task: Task, problem: Problem, reply: Completion) -> Verdict:
-    """One verdict here and now. An exception in a verifier is never a zero: it becomes a verdict without a score."""
+def grade_one(task: Task, problem: Problem, completion: Completion) -> Verdict:
+    """One verdict in this process. An exception is never a zero: it becomes a verdict without a reward.
+
+    Its reason names the file and line of the user's code that raised.
+    """
     try:
-        verdict = task.grade(problem, reply)
+        verdict = task.grade(problem, completion)
+    except SchoolError as error:
+        return Verdict(None, str(error))
     except (Exception, SystemExit) as error:
-        return Verdict(None, f"the verifier raised {type(error).__name__}: {error}")
+        if isinstance(error, MemoryError):
+            clear_frames(error.__traceback__)  # frees what the verifier allocated
+        return Verdict(None, describe_error(error))
     if not isinstance(verdict, Verdict):
-        return Verdict(None, f"verdict() returned a {type(verdict).__name__}; it must return a Verdict")
+        place, kind = definition(type(task).grade), type(verdict).__name__
+        return Verdict(None, f"{place}: grade() returned a {kind}; return a Verdict, such as Verdict(1.0)")
     return verdict

@@ -1,4 +1,4 @@
-"""Tasks with an end: a list of problems, one in ten of them kept for the exam."""
+"""Tasks with a fixed list of problems, of which one in ten is held out for evaluation."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import numpy as np
 from schoolhouse.config import suggest
 from schoolhouse.randomness import numpy_random
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.school.family import held_out
+from schoolhouse.tasks.school.family import is_held_out
 from schoolhouse.types import Key, Problem, SchoolError
 
 Item = TypeVar("Item")
 
-Share = Literal["tenth", "all", "none"]
-"""What of a task is kept for the exam; a tenth is chosen by the content of each instance."""
+Holdout = Literal["tenth", "all", "none"]
+"""Problems held out for evaluation. A tenth is chosen by the content of each problem."""
 
 
 class DatasetTask(Task):
-    """A list of problems. Practice goes through the train split epoch by epoch, each in a new order.
+    """A list of problems. Training goes through the train split epoch by epoch, each in a new order.
 
-    Subclasses give `all_problems`. An instance that stands in the list twice is on one side of the split only.
+    Subclasses define `all_problems`. Problems with equal ids are in the same split.
     """
 
     def __init__(self, name: str, seed: int = 0, holdout: str = "tenth") -> None:
-        if holdout not in get_args(Share):
-            raise SchoolError(f"task {name}: option `exam` is `{holdout}`{suggest(holdout, get_args(Share))}")
-        self.name, self.seed, self.share = name, seed, holdout
+        if holdout not in get_args(Holdout):
+            raise SchoolError(f"task {name}: option `holdout` is `{holdout}`{suggest(holdout, get_args(Holdout))}")
+        self.name, self.seed, self.holdout = name, seed, holdout
 
     @cached_property
     def all_problems(self) -> list[Problem]:
@@ -41,39 +41,41 @@ class DatasetTask(Task):
         return [problem for problem in self.all_problems if not self.is_held_out(problem)]
 
     @cached_property
-    def _exam(self) -> list[Problem]:
+    def _eval(self) -> list[Problem]:
         return list({problem.id: problem for problem in self.all_problems if self.is_held_out(problem)}.values())
 
     def is_held_out(self, problem: Problem) -> bool:
-        """Whether a problem is kept for the exam: a property of its content, not of its place or the seed."""
-        return self.share == "all" or (self.share == "tenth" and held_out(problem.id))
+        """Whether a problem is in the eval split. Its content decides, not its position or the seed."""
+        return self.holdout == "all" or (self.holdout == "tenth" and is_held_out(problem.id))
 
     def train_problems(self, step: int, count: int) -> list[Problem]:
         """The problems `step * count` to `(step + 1) * count` of an endless shuffled sequence."""
         if not self._train:
             raise SchoolError(
-                f"task {self.name}: no problem is left for practice ({len(self._exam)} are kept for the exam); add "
-                "problems, or open it with ?holdout=none to practise on all"
+                f"task {self.name} has no training problems ({len(self._eval)} are held out for evaluation); add "
+                "problems, or open it with ?holdout=none to train on all"
             )
-        return in_turn(self._train, self.seed, "practice", step, count)
+        return shuffled_epochs(self._train, self.seed, "practice", step, count)
 
     def eval_problems(self, count: int | None = None) -> list[Problem]:
-        """Distinct held-out problems in the order of the list."""
-        if not self._exam:
+        """Distinct held-out problems, in the order of the list."""
+        if not self._eval:
             raise SchoolError(
-                f"task {self.name}: none of its {len(self._train)} problems is kept for the exam; add problems, "
-                "or open others with ?holdout=all"
+                f"task {self.name} has no eval problems: none of its {len(self._train)} problems is held out; add "
+                "problems, or open others with ?holdout=all"
             )
-        return self._exam[:count]
+        return self._eval[:count]
 
-    def problems(self, limit: int | None = None) -> list[Problem]:
-        """All of it, in order."""
+    def audit_problems(self, limit: int | None = None) -> list[Problem]:
+        """All problems, in order."""
         return self.all_problems[:limit]
 
 
-def in_turn(items: Sequence[Item], seed: int, purpose: str, step: int, count: int) -> list[Item]:
-    """Items `step * count` to `(step + 1) * count` of the sequence that goes through all of them again and again, each
-    time in another order: a pure function of its arguments."""
+def shuffled_epochs(items: Sequence[Item], seed: int, purpose: str, step: int, count: int) -> list[Item]:
+    """Items `step * count` to `(step + 1) * count` of an endless sequence of epochs, each in a new order.
+
+    A pure function of its arguments.
+    """
     places = (divmod(at, len(items)) for at in range(step * count, (step + 1) * count))
     return [items[_order(seed, purpose, epoch, len(items))[place]] for epoch, place in places]
 

@@ -1,11 +1,11 @@
-"""A user's own Python file: a Task, or a bare reward function as TRL or verl call it (`python:PATH.py[:NAME]`)."""
+"""A user's own Python file: a Task, or a reward function in TRL's or verl's signature (`python:PATH.py[:NAME]`)."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -15,155 +15,216 @@ from schoolhouse.config import suggest
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.dataset_task import DatasetTask
 from schoolhouse.tasks.jsonl import read_rows
-from schoolhouse.tasks.user_file import load_module
+from schoolhouse.tasks.user_file import definition, load_module, raised_at
 from schoolhouse.types import Completion, Problem, SchoolError, Verdict
 
-TRL = "f(prompts, completions, **kwargs) -> list of floats, as in TRL"
-VERL = "compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float, as in verl"
+TRL_SIGNATURE = "f(prompts, completions, **kwargs) -> list of floats, as in TRL"
+VERL_SIGNATURE = "compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float, as in verl"
 
 
 def open_python(rest: str, seed: int = 0, **options: str) -> Task:
-    """The Task or reward function of a file; the file is run, here and in the worker processes that judge.
+    """The Task or reward function of a file. The file is run here and in each worker process.
 
     NAME may be left out where the file has one Task or one reward function. A reward function needs problems:
-    `?data=PATH.jsonl` (and `holdout=tenth|all|none`); the options of a Task are arguments of its class.
-    Raises SchoolError naming the file and what is missing.
+    `?data=PATH.jsonl` (and `holdout=tenth|all|none`). The options of a Task are arguments of its class.
+    Raises SchoolError naming the file, the line and the mistake.
     """
     file, separator, name = rest.partition(".py:")
     path = Path(file + ".py" if separator else rest)
     module = load_module(path, "python:PATH.py or python:PATH.py:NAME")
-    found = _choose(module, path, name)
-    if isinstance(found, type):
-        return _open_class(found, path, seed, options)
-    return Rewarded(found, path, seed, **_reward_options(options, path))
-
-
-# ---- the file
+    chosen = _choose(module, path, name)
+    if isinstance(chosen, type):
+        return _open_class(chosen, path, seed, options)
+    return RewardFunctionTask(chosen, path, seed, **_reward_options(options, path))
 
 
 def _choose(module: ModuleType, path: Path, name: str) -> Any:
     """The named Task or reward function of a file, or its only one."""
     own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
     tasks = {key: value for key, value in own.items() if isinstance(value, type) and issubclass(value, Task)}
-    functions = {key: value for key, value in own.items() if isinstance(value, FunctionType) and _style(value)}
-    known = tasks | functions
+    functions = {key: value for key, value in own.items() if isinstance(value, FunctionType)}
+    rewards = {key: value for key, value in functions.items() if _signature_style(value)}
+    known = tasks | rewards
+    expected = f"neither a subclass of Task nor a reward function: {TRL_SIGNATURE}; or {VERL_SIGNATURE}"
     if name:
         if name in known:
             return known[name]
         if name in own:
-            raise SchoolError(f"{path}: `{name}` is neither a subclass of Task nor a reward function: {TRL}; or {VERL}")
+            raise SchoolError(f"{definition(own[name])}: `{name}` is {expected}")
         raise SchoolError(f"{path} has no `{name}`{suggest(name, list(known))}")
-    candidates = tasks or functions
+    candidates = tasks or rewards
     if len(candidates) == 1:
         return next(iter(candidates.values()))
-    if not candidates:
-        raise SchoolError(f"{path} has no subclass of Task and no reward function: {TRL}; or {VERL}")
-    raise SchoolError(f"{path} has {', '.join(candidates)}; say which: python:{path}:{next(iter(candidates))}")
+    if candidates:
+        raise SchoolError(f"{path} has {', '.join(candidates)}; choose one: python:{path}:{next(iter(candidates))}")
+    others = [f"`{key}{inspect.signature(value)}` ({definition(value)})" for key, value in functions.items()]
+    if others:
+        raise SchoolError(f"{path}: {', '.join(others)} is {expected}")
+    raise SchoolError(f"{path} has no subclass of Task and no reward function: {TRL_SIGNATURE}; or {VERL_SIGNATURE}")
 
 
-def _style(function: FunctionType) -> str:
-    names = inspect.signature(function).parameters
-    return "trl" if "completions" in names else "verl" if "solution_str" in names else ""
+# ---- tasks
 
 
 def _open_class(cls: type[Task], path: Path, seed: int, options: Mapping[str, str]) -> Task:
-    accepted = inspect.signature(cls).parameters
-    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for option in options:
-        if option not in accepted and not anything:
-            raise SchoolError(f"{path}: {cls.__name__} takes no option `{option}`{suggest(option, list(accepted))}")
+        if option not in parameters and not takes_any:
+            known = [name for name in parameters if name != "seed"]
+            raise SchoolError(f"{definition(cls)}: {cls.__name__} takes no option `{option}`{suggest(option, known)}")
+    arguments = {**({"seed": seed} if "seed" in parameters else {}), **options}
+    for name in _missing_arguments(cls, arguments):
+        spec = f"python:{path}:{cls.__name__}?{name}=VALUE"
+        raise SchoolError(f"{definition(cls)}: {cls.__name__} needs the option `{name}`: write {spec}")
     try:
-        return cls(**({"seed": seed} if "seed" in accepted else {}), **options)
+        task = cls(**arguments)
     except SchoolError:
         raise
     except Exception as error:
-        raise SchoolError(f"{path}: {cls.__name__} cannot be made: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise SchoolError(f"{raised_at(error)}: {cls.__name__} cannot be created: {reason}") from error
+    _check_methods(task)
+    return task
+
+
+def _check_methods(task: Task) -> None:
+    """Raises SchoolError for a method that cannot be called with the arguments of the one it overrides."""
+    cls = type(task)
+    for name, original in vars(Task).items():
+        if name.startswith("_") or not isinstance(original, FunctionType) or getattr(cls, name) is original:
+            continue
+        expected = [*inspect.signature(original).parameters.values()][1:]
+        required = [parameter for parameter in expected if parameter.default is parameter.empty]
+        method = getattr(task, name)
+        try:
+            for arguments in (required, expected):
+                inspect.signature(method).bind(*arguments)
+        except TypeError:
+            signature = ", ".join(str(parameter.replace(annotation=parameter.empty)) for parameter in expected)
+            raise SchoolError(
+                f"{definition(method)}: {cls.__name__}.{name}{inspect.signature(method)} is called as "
+                f"{name}({signature}); give it these parameters"
+            ) from None
 
 
 # ---- reward functions
 
 
+def _signature_style(function: FunctionType) -> str:
+    names = inspect.signature(function).parameters
+    return "trl" if "completions" in names else "verl" if "solution_str" in names else ""
+
+
 def _reward_options(options: Mapping[str, str], path: Path) -> dict[str, str]:
     for option in options:
         if option not in ("data", "holdout"):
-            raise SchoolError(f"{path}: unknown option `{option}`{suggest(option, ['data', 'exam'])}")
+            raise SchoolError(f"{path}: unknown option `{option}`{suggest(option, ['data', 'holdout'])}")
     if "data" not in options:
         raise SchoolError(f"{path}: a reward function needs problems: add ?data=PATH.jsonl")
     return dict(options)
 
 
-class Rewarded(DatasetTask):
-    """The problems of a file, judged by a reward function. It is given one reply at a time, without its thinking.
+class RewardFunctionTask(DatasetTask):
+    """The problems of a file, graded by a reward function. It gets one answer at a time, without the thought.
 
-    Columns of the row are passed by name, in TRL's manner; `ground_truth` is the reference, in verl's. None and
-    numbers that are not finite mean "could not judge".
+    Columns of the row are passed by name as in TRL; `ground_truth` is the reference, as in verl. None and numbers that
+    are not finite give a verdict without a reward.
     """
 
     def __init__(self, function: FunctionType, path: Path, seed: int, data: str, holdout: str = "tenth") -> None:
         super().__init__(f"python:{path}:{function.__name__}", seed, holdout)
-        self._function, self._style = function, _style(function)
+        self._function, self._style = function, _signature_style(function)
+        self._place = f"{definition(function)}: {function.__name__}"
         self._problems = [problem for problem, _ in read_rows(Path(data))]
-        parameters = inspect.signature(function).parameters.values()
-        self._takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        self._takes = {parameter.name for parameter in parameters}
-        given = self._arguments(self._problems[0], Completion(None, ""))
-        for parameter in parameters:
-            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            if named and parameter.default is parameter.empty and parameter.name not in given:
+        self._parameters = inspect.signature(function).parameters
+        self._takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters.values())
+        for parameter in self._parameters.values():
+            if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise SchoolError(
-                    f"{path}: {function.__name__} needs `{parameter.name}`, which {data} does not have"
-                    f"{suggest(parameter.name, sorted(given))}"
+                    f"{self._place}: `{parameter.name}` is positional-only, but arguments are passed by name; "
+                    "remove the `/` from its parameters"
                 )
+        for row, problem in enumerate(self._problems, 1):
+            arguments = self._arguments(problem, "")
+            for name in _missing_arguments(function, arguments):
+                hint = suggest(name, sorted(arguments))
+                raise SchoolError(f"{self._place} needs `{name}`, which row {row} of {data} does not have{hint}")
 
     @cached_property
     def all_problems(self) -> list[Problem]:
         """Every row of the data, in order."""
         return self._problems
 
-    def grade(self, problem: Problem, reply: Completion) -> Verdict:
-        """What the reward function says of the words after the thinking."""
-        result = self._function(**self._arguments(problem, reply))
+    def grade(self, problem: Problem, completion: Completion) -> Verdict:
+        """The reward function's result for the text behind the thought."""
+        arguments = self._arguments(problem, completion.answer)
+        for name in _missing_arguments(self._function, arguments):
+            return Verdict(None, f"{self._place} needs `{name}`, which problem {problem.id} does not have")
+        result = self._function(**arguments)
         if inspect.iscoroutine(result):
             result = asyncio.run(result)
-        name = self._function.__name__
         if self._style == "trl":
-            result = list(result)
-            if len(result) != 1:
-                return Verdict(None, f"{name} returned {len(result)} rewards for 1 completion; it must return one each")
-            (result,) = result
+            if not isinstance(result, Iterable):
+                kind = type(result).__name__
+                return Verdict(None, f"{self._place} returned a {kind}; return a list with one reward per completion")
+            rewards = list(result)
+            if len(rewards) != 1:
+                return Verdict(
+                    None,
+                    f"{self._place} returned {len(rewards)} rewards for 1 completion; return one reward per completion",
+                )
+            (result,) = rewards
         parts: Mapping[str, float] = {}
         if isinstance(result, Mapping):
             if "score" not in result:
-                return Verdict(None, f"{name} returned a dict without `score`")
+                keys = ", ".join(map(repr, result)) or "none"
+                return Verdict(None, f"{self._place} returned a dict without `score` (its keys: {keys})")
             parts = {key: float(value) for key, value in result.items() if _is_number(value)}
             result = result["score"]
         if result is None:
-            return Verdict(None, f"{name} returned None", parts)
+            return Verdict(None, f"{self._place} returned None", parts)
         if not _is_number(result):
-            return Verdict(None, f"{name} returned {str(result)[:40]!r}, which is not a finite number", parts)
+            return Verdict(None, f"{self._place} returned {str(result)[:40]!r}, which is not a finite number", parts)
         return Verdict(float(result), "", parts)
 
-    def _arguments(self, problem: Problem, reply: Completion) -> dict[str, Any]:
+    def _arguments(self, problem: Problem, answer: str) -> dict[str, Any]:
+        """The arguments of the reward function that its parameters name."""
         row = problem.info
         if self._style == "verl":
-            offered = {
+            available = {
                 "data_source": row.get("data_source", problem.source),
-                "solution_str": reply.answer,
+                "solution_str": answer,
                 "ground_truth": problem.reference,
                 "extra_info": row.get("extra_info"),
             }
         else:
-            # A prompt that is a conversation makes conversations of both; else both are text.
-            talk = isinstance(row.get("prompt"), list)
-            prompt = [{"role": m.role, "content": m.content} for m in problem.messages]
-            completion = [{"role": "assistant", "content": reply.answer}]
-            offered = {"reference": [problem.reference]} | {name: [value] for name, value in row.items()}
-            offered["prompts"] = [prompt if talk else problem.messages[-1].content]
-            offered["completions"] = [completion if talk else reply.answer]
-            offered.pop("prompt", None)
-        return {name: value for name, value in offered.items() if self._takes_all or name in self._takes}
+            available = {"reference": [problem.reference]} | {name: [value] for name, value in row.items()}
+            if isinstance(row.get("prompt"), list):  # a conversational dataset: messages instead of text
+                available["prompts"] = [[{"role": m.role, "content": m.content} for m in problem.messages]]
+                available["completions"] = [[{"role": "assistant", "content": answer}]]
+            else:
+                available["prompts"], available["completions"] = [problem.messages[-1].content], [answer]
+            available.pop("prompt", None)
+        return {name: value for name, value in available.items() if self._takes_any or name in self._parameters}
+
+
+def _missing_arguments(function: FunctionType | type, arguments: Mapping[str, Any]) -> list[str]:
+    """Names of parameters without a default that are not among the arguments."""
+    return [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.default is parameter.empty
+        and parameter.name not in arguments
+    ]
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a finite number: of Python, or of numpy or torch, which have `__float__`."""
-    return not isinstance(value, str) and hasattr(value, "__float__") and math.isfinite(float(value))  # ty: ignore
+    """Whether a value is a finite number: of Python, or of numpy or torch, which have `__float__`."""
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        return False
+    try:
+        return math.isfinite(float(value))  # ty: ignore
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False

@@ -1,26 +1,22 @@
-"""Open a task by its name: `school:addition`, `jsonl:PATH`, `python:PATH.py`."""
+"""Open a task by its spec: `school:addition`, `jsonl:PATH`, `python:PATH.py`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from schoolhouse.config import parse_query, suggest
 from schoolhouse.tasks.base import Task
 from schoolhouse.types import SchoolError
 
-if TYPE_CHECKING:
-    pass
-
 KINDS = ("school", "jsonl", "game24", "gym", "python")
 
 
 def open_task(spec: str, seed: int = 0) -> Task:
-    """The task that `KIND[:REST][?OPTION=VALUE&...]` names.
+    """The task of a spec `KIND[:REST][?OPTION=VALUE&...]`.
 
     "school", "school:addition+chain", "school:addition?digits=4" · "gym:chain_sum?size=500" · "jsonl:PATH" ·
     "game24:PATH.csv" · "python:PATH.py", "python:PATH.py:name", "python:PATH.py:reward?data=PATH.jsonl".
-    Raises SchoolError for an unknown kind, with the nearest; kinds check their own names and options.
+    Raises SchoolError for an unknown kind, with a suggestion. Each kind checks its own names and options.
     """
     body, _, query = spec.partition("?")
     kind, _, rest = body.partition(":")
@@ -47,11 +43,11 @@ def open_task(spec: str, seed: int = 0) -> Task:
 
             task = open_python(rest, seed, **options)
         case _:
-            raise SchoolError(f"unknown task `{spec}`{_advice(body)}")
+            raise SchoolError(f"unknown task `{spec}`{_suggestion(body)}")
     task.__dict__["spec"] = (spec, seed)  # a task may be a frozen dataclass
-    named = (rest, rest.partition(".py:")[0] + ".py", options.get("data"))
+    paths = (rest, rest.partition(".py:")[0] + ".py", options.get("data"))
     if kind in ("jsonl", "game24", "python"):
-        task.__dict__["files"] = tuple(Path(name) for name in named if name and Path(name).is_file())
+        task.__dict__["files"] = tuple(Path(path) for path in paths if path and Path(path).is_file())
     if not task.name:
         task.__dict__["name"] = spec
     return task
@@ -65,8 +61,8 @@ def _options(spec: str, query: str) -> dict[str, str]:
     return options
 
 
-def _advice(body: str) -> str:
-    """What somebody who wrote `body` may have meant."""
+def _suggestion(body: str) -> str:
+    """The end of a message that suggests a spec close to `body`."""
     kind, colon, _ = body.partition(":")
     if not colon and body.endswith((".jsonl", ".json")):
         return f"; did you mean `jsonl:{body}`?"

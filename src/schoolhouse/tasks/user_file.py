@@ -1,15 +1,25 @@
-"""A Python file of the user's, run as a module of its own: a task, a reward function, a search strategy."""
+"""A Python file of the user's, run as a module of its own: a task, a reward function, a search strategy.
+
+Errors name the user's file and line, wherever the exception was caught.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import sys
+import sysconfig
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from schoolhouse.types import SchoolError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 
 
 def load_module(path: Path, usage: str) -> ModuleType:
@@ -20,11 +30,11 @@ def load_module(path: Path, usage: str) -> ModuleType:
     """
     if not path.is_file():
         raise SchoolError(f"there is no file {path}; write {usage}")
-    place = path.resolve()
-    if str(place.parent) not in sys.path:
-        sys.path.append(str(place.parent))
-    name = f"schoolhouse_user_{place.stem}_{hashlib.blake2b(str(place).encode(), digest_size=4).hexdigest()}"
-    spec = importlib.util.spec_from_file_location(name, place)
+    resolved = path.resolve()
+    if str(resolved.parent) not in sys.path:
+        sys.path.append(str(resolved.parent))
+    name = f"schoolhouse_user_{resolved.stem}_{hashlib.blake2b(str(resolved).encode(), digest_size=4).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name, resolved)
     if spec is None or spec.loader is None:
         raise SchoolError(f"{path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
@@ -33,14 +43,71 @@ def load_module(path: Path, usage: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise SchoolError(f"{where_in(path, error)} cannot be run: {type(error).__name__}: {error}") from error
+        place = raised_at(error)
+        elsewhere = f"{place}: " if place and not _same_file(place, resolved) else ""
+        raise SchoolError(
+            f"{where_in(path, error)} cannot be run: {elsewhere}{type(error).__name__}: {error}"
+        ) from error
     return module
 
 
 def where_in(path: Path, error: BaseException) -> str:
     """`FILE:LINE`, the last line of a file that an exception passed through; `FILE` where it passed through none."""
     place = str(path.resolve())
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == place]
-    if isinstance(error, SyntaxError) and error.filename == place:
-        lines.append(error.lineno)
-    return f"{path}:{lines[-1]}" if lines and lines[-1] else str(path)
+    lines = [line for filename, line in _frames(error) if filename == place]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def describe_error(error: BaseException) -> str:
+    """`FILE:LINE: KeyError: 'answer'`: the user's line that raised an exception, and the exception.
+
+    Code of Python, of installed packages and of this package does not count as the user's. Where no line of the user's
+    is involved, the last line of any file is named.
+    """
+    place = raised_at(error)
+    return f"{f'{place}: ' if place else ''}{type(error).__name__}: {error}"
+
+
+def definition(thing: Callable[..., Any] | type) -> str:
+    """`FILE:LINE` of the definition of a function, method or class; its name where that is unknown."""
+    try:
+        if inspect.isclass(thing):
+            return f"{_shown(inspect.getfile(thing))}:{inspect.getsourcelines(thing)[1]}"
+        code = inspect.unwrap(thing).__code__
+        return f"{_shown(code.co_filename)}:{code.co_firstlineno}"
+    except (AttributeError, OSError, TypeError):
+        return getattr(thing, "__qualname__", repr(thing))
+
+
+def raised_at(error: BaseException) -> str:
+    """`FILE:LINE` of the innermost line of the user's that an exception passed through; of any line where none is."""
+    frames = _frames(error)
+    own = [frame for frame in frames if _is_user_code(frame[0])]
+    if not frames:
+        return ""
+    filename, line = (own or frames)[-1]
+    return f"{_shown(filename)}:{line}"
+
+
+def _frames(error: BaseException) -> list[tuple[str, int]]:
+    """File and line of each frame that an exception passed through, the outermost first. A syntax error is one more."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        frames.append((error.filename, error.lineno))
+    return [(filename, line) for filename, line in frames if not filename.startswith("<")]
+
+
+def _is_user_code(filename: str) -> bool:
+    path = Path(filename).resolve()
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return not (installed or path.is_relative_to(_PACKAGE) or path.is_relative_to(_STANDARD_LIBRARY))
+
+
+def _same_file(place: str, path: Path) -> bool:
+    return Path(place.rpartition(":")[0]).resolve() == path
+
+
+def _shown(filename: str) -> str:
+    """A path relative to the working directory where it lies below it."""
+    path, here = Path(filename), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else filename

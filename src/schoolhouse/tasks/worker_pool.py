@@ -1,8 +1,8 @@
-"""Worker processes that judge, each verdict under a hard wall clock that is kept from outside and a limit on memory.
+"""Worker processes that grade, each verdict with a timeout kept from outside and a limit on memory.
 
-A verifier may hang, crash, raise, leave the process or ask for memory without end: the worker is killed and replaced
-where it must be, the verdict is "could not judge" with the reason, and the others are judged as if nothing had
-happened. Workers build the task themselves, so only problems and replies travel.
+A verifier may hang, crash, raise, exit or allocate without end. Its worker is killed and replaced where necessary, and
+the verdict has no reward but a reason. All other completions are graded as usual. Workers open the task themselves:
+only problems and completions are sent to them.
 """
 
 from __future__ import annotations
@@ -23,55 +23,58 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from schoolhouse.tasks.base import Case, Progress, Task, grade_one
+from schoolhouse.tasks.base import Case, ProgressFn, Task, grade_one
 from schoolhouse.tasks.registry import open_task
+from schoolhouse.tasks.user_file import definition, describe_error
 from schoolhouse.types import SchoolError, Verdict
 
-CLOCK = 5.0
+TIMEOUT = 5.0
 """Seconds a verdict may take."""
 
-START_CLOCK = 120.0
-"""Seconds a worker may take to start and build its task; not counted in any verdict."""
+START_TIMEOUT = 120.0
+"""Seconds a worker may take to start and open its task; not part of any verdict's timeout."""
 
-MEMORY = 2 << 30
-"""Bytes a verifier may take beyond what its worker has when its task is built. (Not kept on macOS.)"""
+MEMORY_LIMIT = 2 << 30
+"""Bytes a verifier may allocate beyond those its worker has when the task is open. (Not enforced on macOS.)"""
 
-LONGEST_REASON = 500
+MAX_REASON_CHARS = 500
 
 _READY, _FAILED = "ready", "failed"
 
-_AT_ONCE = 4 << 10
-"""Bytes that the empty pipe to a worker takes on every system, whether it reads or not."""
+_PIPE_BYTES = 4 << 10
+"""Bytes that an empty pipe accepts on every system without a reader."""
 
 
 @dataclass
 class _Worker:
-    """A process and what it is at: the index of a case, or None while it starts or waits for one."""
+    """A process and the index of its current case; None while it starts or is idle."""
 
     process: BaseProcess
     connection: Connection
     deadline: float
     ready: bool = False
     case: int | None = None
-    sending: threading.Thread | None = None
+    sender: threading.Thread | None = None
 
 
 class WorkerPool:
-    """Judges for one task. Workers start with the first verdict and stay until `close`; usable from any thread.
+    """Grades for one task. Workers start with the first case and stay until `close`. Usable from any thread.
 
-    task     opened by `open_task`, or one that can be pickled
-    workers  processes
-    clock    seconds a verdict may take before its worker is killed
-    memory   bytes a verifier may take before it is refused more
-    seconds  what each verdict of the last round took; how a slow verifier is found
+    task          opened by `open_task`, or one that can be pickled
+    num_workers   processes
+    timeout       seconds a verdict may take before its worker is killed
+    memory_limit  bytes a verifier may allocate
+    seconds       duration of each verdict of the last call
     """
 
-    def __init__(self, task: Task, workers: int = 2, clock: float = CLOCK, memory: int = MEMORY) -> None:
-        self.clock, self.memory = clock, memory
+    def __init__(
+        self, task: Task, num_workers: int = 2, timeout: float = TIMEOUT, memory_limit: int = MEMORY_LIMIT
+    ) -> None:
+        self.timeout, self.memory_limit = timeout, memory_limit
         self.seconds: list[float] = []
-        self._size = workers
+        self._size = num_workers
         self._name = task.name
-        self._recipe = _recipe(task)
+        self._source = _task_source(task)
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         self._end = weakref.finalize(self, _stop, self._workers)
@@ -83,37 +86,37 @@ class WorkerPool:
         self.close()
 
     def close(self) -> None:
-        """End the workers. A later call of `verdicts` starts new ones."""
+        """End the workers. A later call of `grade_all` starts new ones."""
         with self._lock:
             _stop(self._workers)
 
-    def grade_all(self, cases: Sequence[Case], progress: Progress | None = None) -> list[Verdict]:
-        """One verdict for each (problem, reply), in order. Raises SchoolError when the workers cannot start."""
+    def grade_all(self, cases: Sequence[Case], progress: ProgressFn | None = None) -> list[Verdict]:
+        """One verdict for each (problem, completion), in order. Raises SchoolError where the workers cannot start."""
         with self._lock:
             try:
-                return self._verdicts(cases, progress)
+                return self._grade_all(cases, progress)
             except BaseException:
-                _stop(self._workers)  # what they are at belongs to nobody now
+                _stop(self._workers)  # their current cases are abandoned
                 raise
 
-    def _verdicts(self, cases: Sequence[Case], progress: Progress | None) -> list[Verdict]:
+    def _grade_all(self, cases: Sequence[Case], progress: ProgressFn | None) -> list[Verdict]:
         results: dict[int, Verdict] = {}
         self.seconds = [0.0] * len(cases)
         waiting = deque(range(len(cases)))
         while len(results) < len(cases):
-            self._drop_the_dead()
+            self._remove_dead_workers()
             while len(self._workers) < min(self._size, len(cases) - len(results)):
                 self._workers.append(self._start())
             for worker in self._workers:
                 if worker.ready and worker.case is None and waiting:
-                    self._hand(worker, waiting.popleft(), cases, results)
+                    self._submit(worker, waiting.popleft(), cases, results)
             self._collect(results)
             if progress:
                 progress(len(results), len(cases))
         return [results[i] for i in range(len(cases))]
 
-    def _drop_the_dead(self) -> None:
-        """Workers that ended while they had nothing to do."""
+    def _remove_dead_workers(self) -> None:
+        """Remove workers that ended while they were idle."""
         for worker in [w for w in self._workers if w.ready and w.case is None and not w.process.is_alive()]:
             _kill(worker)
             self._workers.remove(worker)
@@ -121,71 +124,72 @@ class WorkerPool:
     def _start(self) -> _Worker:
         # Spawned, not forked: threads of torch may run here.
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._recipe, os.getcwd(), self.memory), daemon=True)
+        parent_end, worker_end = context.Pipe()
+        arguments = (worker_end, self._source, os.getcwd(), self.memory_limit)
+        process = context.Process(target=_work, args=arguments, daemon=True)
         process.start()
-        theirs.close()
-        return _Worker(process, ours, time.monotonic() + START_CLOCK)
+        worker_end.close()
+        return _Worker(process, parent_end, time.monotonic() + START_TIMEOUT)
 
-    def _hand(self, worker: _Worker, case: int, cases: Sequence[Case], results: dict[int, Verdict]) -> None:
-        """Give a worker a case; its clock starts."""
+    def _submit(self, worker: _Worker, case: int, cases: Sequence[Case], results: dict[int, Verdict]) -> None:
+        """Send a case to an idle worker and start its timeout."""
         try:
             message = pickle.dumps(cases[case])
         except Exception as error:
-            results[case] = Verdict(None, f"the problem cannot be sent to the verifier: {error}")
+            reason = f"the problem cannot be sent to a worker process: {error}; put only plain data into `info`"
+            results[case] = Verdict(None, reason)
             return
-        worker.case, worker.deadline = case, time.monotonic() + self.clock
-        if len(message) <= _AT_ONCE:
+        worker.case, worker.deadline = case, time.monotonic() + self.timeout
+        if len(message) <= _PIPE_BYTES:
             _send(worker.connection, message)
-        else:  # a worker that does not read would hold us up in the middle of it, and no clock would be looked at
-            worker.sending = threading.Thread(target=_send, args=(worker.connection, message), daemon=True)
-            worker.sending.start()
+        else:  # a worker that does not read would block this thread, and timeouts would not be checked
+            worker.sender = threading.Thread(target=_send, args=(worker.connection, message), daemon=True)
+            worker.sender.start()
 
     def _collect(self, results: dict[int, Verdict]) -> None:
-        """Wait for the next word of any worker, or the next deadline, and act on all that is there."""
+        """Wait for the next message of any worker or the next deadline, and handle all that are due."""
         busy = [worker for worker in self._workers if worker.case is not None or not worker.ready]
         if not busy:
             return
-        patience = min(worker.deadline for worker in busy) - time.monotonic()
-        spoke = set(map(id, wait([worker.connection for worker in busy], max(patience, 0.0))))
+        remaining = min(worker.deadline for worker in busy) - time.monotonic()
+        readable = set(map(id, wait([worker.connection for worker in busy], max(remaining, 0.0))))
         for worker in busy:
-            if id(worker.connection) in spoke:
-                self._hear(worker, results)
+            if id(worker.connection) in readable:
+                self._receive(worker, results)
             elif time.monotonic() >= worker.deadline:
-                self._give_up(worker, results, f"no verdict within {self.clock:g} s")
+                self._give_up(worker, results, f"no verdict within {self.timeout:g} s")
 
-    def _hear(self, worker: _Worker, results: dict[int, Verdict]) -> None:
+    def _receive(self, worker: _Worker, results: dict[int, Verdict]) -> None:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join(1.0)
             code = worker.process.exitcode
-            self._give_up(worker, results, f"the verifier's process ended (exit code {code})")
+            self._give_up(worker, results, f"the worker process ended while grading (exit code {code})")
             return
         if worker.ready and worker.case is not None:
-            self._time(worker)
+            self._record_seconds(worker)
             results[worker.case] = Verdict(*message)
             worker.case = None
         elif message[0] == _READY:
             worker.ready = True
         else:
-            raise SchoolError(f"the verifier of task {self._name} cannot start in a worker process: {message[1]}")
+            raise SchoolError(f"task {self._name} cannot be opened in a worker process: {message[1]}")
 
     def _give_up(self, worker: _Worker, results: dict[int, Verdict], reason: str) -> None:
         if worker.case is None:
             raise SchoolError(
-                f"the verifier of task {self._name} cannot start in a worker process (exit code "
-                f"{worker.process.exitcode}); if a script of yours trains, put what it does under "
-                "`if __name__ == '__main__':`, because worker processes import it"
+                f"task {self._name} cannot be opened in a worker process (exit code {worker.process.exitcode}); in a "
+                "script, put the code under `if __name__ == '__main__':`, because worker processes import the script"
             )
-        self._time(worker)
+        self._record_seconds(worker)
         results[worker.case] = Verdict(None, reason)
         _kill(worker)
         self._workers.remove(worker)
 
-    def _time(self, worker: _Worker) -> None:
+    def _record_seconds(self, worker: _Worker) -> None:
         assert worker.case is not None
-        self.seconds[worker.case] = time.monotonic() - (worker.deadline - self.clock)
+        self.seconds[worker.case] = time.monotonic() - (worker.deadline - self.timeout)
 
 
 def _stop(workers: list[_Worker]) -> None:
@@ -194,28 +198,29 @@ def _stop(workers: list[_Worker]) -> None:
 
 
 def _kill(worker: _Worker) -> None:
-    """End a worker and, while it lives, whatever it has started."""
+    """End a worker and, while it is alive, all processes it has started."""
     if worker.process.is_alive() and worker.process.pid:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.kill()
     worker.process.join()
-    if worker.sending:
-        worker.sending.join(1.0)  # it ends with its reader
-        if worker.sending.is_alive():  # somebody else holds the other end: leave it to him
+    if worker.sender:
+        worker.sender.join(1.0)  # it ends with its reader
+        if worker.sender.is_alive():  # another process holds the other end, and closes it
             return
     worker.connection.close()
 
 
 def _send(connection: Connection, message: bytes) -> None:
-    with contextlib.suppress(OSError):  # a worker that has gone is noticed in _collect
+    with contextlib.suppress(OSError):  # _collect notices a worker that has ended
         connection.send_bytes(message)
 
 
-# ---- how a worker comes by its task
+# ---- in a worker process
 
 
-def _recipe(task: Task) -> tuple[str, int] | bytes:
+def _task_source(task: Task) -> tuple[str, int] | bytes:
+    """The spec and seed from which a worker opens the task, or the pickled task."""
     if task.spec:
         return task.spec
     try:
@@ -223,22 +228,21 @@ def _recipe(task: Task) -> tuple[str, int] | bytes:
     except Exception as error:
         raise SchoolError(
             f"task {task.name or type(task).__name__} cannot be sent to worker processes ({error}); put its class into "
-            "a file and open it as open_task('python:FILE.py:CLASS')"
+            "a file and use open_task('python:FILE.py:CLASS')"
         ) from error
 
 
-def _work(connection: Connection, recipe: tuple[str, int] | bytes, folder: str, memory: int) -> None:
-    """The life of a worker: build the task, then a verdict for each case, until the other end is closed."""
-    os.setsid()  # Ctrl-C is for the parent; and the group can be killed as one
+def _work(connection: Connection, source: tuple[str, int] | bytes, folder: str, memory_limit: int) -> None:
+    """The main function of a worker: open the task, then grade each case until the connection is closed."""
+    os.setsid()  # Ctrl-C reaches only the parent, and the process group can be killed as one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         os.chdir(folder)
-        task = pickle.loads(recipe) if isinstance(recipe, bytes) else open_task(*recipe)
+        task = pickle.loads(source) if isinstance(source, bytes) else open_task(*source)
         task.warm_up()
-        _limit(memory)
+        _limit_memory(memory_limit)
     except (Exception, SystemExit) as error:
-        known = isinstance(error, SchoolError)
-        connection.send((_FAILED, str(error) if known else f"{type(error).__name__}: {error}"))
+        connection.send((_FAILED, str(error) if isinstance(error, SchoolError) else describe_error(error)))
         return
     connection.send((_READY, ""))
     while True:
@@ -246,29 +250,30 @@ def _work(connection: Connection, recipe: tuple[str, int] | bytes, folder: str, 
             message = connection.recv_bytes()
         except (EOFError, OSError):
             return
-        problem, reply = pickle.loads(message)
-        connection.send(_plain(grade_one(task, problem, reply)))
+        problem, completion = pickle.loads(message)
+        connection.send(_to_plain(grade_one(task, problem, completion), task))
 
 
-def _limit(memory: int) -> None:
-    """Let this process have so many bytes more: an allocation beyond fails, with MemoryError in Python."""
+def _limit_memory(memory_limit: int) -> None:
+    """Limit what this process may still allocate; beyond it Python raises MemoryError."""
     with contextlib.suppress(OSError, ValueError):  # a system without /proc, or with a lower limit of its own
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (size + memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (size + memory_limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _plain(verdict: Verdict) -> tuple[float | None, str, dict[str, float]]:
-    """A verdict as plain numbers and text: a verifier may have used its own kinds, which the parent does not know."""
+def _to_plain(verdict: Verdict, task: Task) -> tuple[float | None, str, dict[str, float]]:
+    """A verdict as plain numbers and text: a verifier may have used types that the parent cannot unpickle."""
     try:
         parts = {str(name): float(value) for name, value in verdict.parts.items()}
-        score = None if verdict.reward is None else float(verdict.reward)
+        reward = None if verdict.reward is None else float(verdict.reward)
     except (TypeError, ValueError) as error:
-        return None, f"the verdict is not made of numbers: {error}"[:LONGEST_REASON], {}
-    return score, str(verdict.reason)[:LONGEST_REASON], parts
+        reason = f"{definition(type(task).grade)}: the verdict is not made of numbers: {error}"
+        return None, reason[:MAX_REASON_CHARS], {}
+    return reward, str(verdict.reason)[:MAX_REASON_CHARS], parts
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed has nobody to keep its clock."""
+    """End this process with its parent, which keeps its timeout."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

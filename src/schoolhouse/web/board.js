@@ -39,7 +39,7 @@ async function runs(show) {
       onchange: (event) => { if (event.target.checked) chosen.add(run.name); else chosen.delete(run.name); enable(); } })),
     h("td", {}, h("a", { href: link("run", { name: run.name }) }, nameOf(run.name))),
     cell(run.recipe), h("td", {}, stateLabel(run.state)),
-    cell(run.of ? `${run.done} of ${run.of}` : String(run.done), true), cell(formatDuration(run.seconds), true), cell(run.result)));
+    cell(run.steps_total ? `${run.steps_done} of ${run.steps_total}` : String(run.steps_done), true), cell(formatDuration(run.seconds), true), cell(run.result)));
   enable();
   show(h("h1", {}, "Runs"), ...(rows.length ? [
     h("div", { class: "bar" }, compare, differ, h("span", { class: "soft" }, "Select two or more runs.")),
@@ -57,32 +57,32 @@ async function run(show) {
   const known = [...new Set(infos.flatMap((info) => info.metrics))];
   const defaults = FIRST_METRICS.filter((name) => known.includes(name)).slice(0, 4);
   const metrics = query.getAll("metric").length ? query.getAll("metric") : defaults.length ? defaults : known.slice(0, 4);
-  const against = query.get("against") ?? "step";
+  const xAxis = query.get("x_axis") ?? "step";
   const smooth = +(query.get("smooth") ?? 0);
   const band = query.get("band") === "1";
-  const change = (changes) => go("run", { name: names, metric: metrics, against, smooth, band: band ? 1 : "", ...changes });
+  const change = (changes) => go("run", { name: names, metric: metrics, x_axis: xAxis, smooth, band: band ? 1 : "", ...changes });
   const toggle = (metric, shown) => change({ metric: shown ? [...metrics, metric] : metrics.filter((other) => other !== metric) });
-  const curves = metrics.length ? await getJson("/api/curves", { name: names, metric: metrics, against }) : [];
+  const curves = metrics.length ? await getJson("/api/curves", { name: names, metric: metrics, x_axis: xAxis }) : [];
   const single = infos.length === 1 ? infos[0] : null;
   const plots = h("div", { class: "plots" });
   show(
     h("h1", {}, names.map(nameOf).join(", ")),
-    single && h("p", {}, stateLabel(single.state), ` ${single.recipe}, ${single.of ? `${single.done} of ${single.of}` : single.done} steps, ${formatDuration(single.seconds)}`,
-      single.rollouts && [" · ", h("a", { href: link("rollouts", { name: single.name }) }, "Rollouts")],
-      single.trees.length > 0 && [" · ", h("a", { href: link("trees", { name: single.name, step: single.trees.at(-1) }) }, "Search trees")]),
+    single && h("p", {}, stateLabel(single.state), ` ${single.recipe}, ${single.steps_total ? `${single.steps_done} of ${single.steps_total}` : single.steps_done} steps, ${formatDuration(single.seconds)}`,
+      single.has_rollouts && [" · ", h("a", { href: link("rollouts", { name: single.name }) }, "Rollouts")],
+      single.tree_steps.length > 0 && [" · ", h("a", { href: link("trees", { name: single.name, step: single.tree_steps.at(-1) }) }, "Search trees")]),
     single?.advice.map((text) => h("p", { class: "note" }, text)),
-    single?.signal && h("p", {}, single.signal),
+    single?.group_summary && h("p", {}, single.group_summary),
     h("div", { class: "bar" },
-      field("X axis", select([["step", "steps"], ["tokens", "sampled tokens"], ["seconds", "seconds"]], against, (value) => change({ against: value }))),
+      field("X axis", select([["step", "steps"], ["tokens", "sampled tokens"], ["seconds", "seconds"]], xAxis, (value) => change({ x_axis: value }))),
       field(`Smoothing: ${smooth} steps`, h("input", { type: "range", min: 0, max: 50, value: smooth, onchange: (event) => change({ smooth: event.target.value }) })),
       names.length > 1 && field("Seeds of one config", select([["", "one line each"], ["1", "mean and range"]], band ? "1" : "", (value) => change({ band: value })))),
     h("details", {}, h("summary", {}, `Metrics (${metrics.length} of ${known.length} shown)`), h("div", { class: "picks" },
       known.map((name) => h("label", {}, h("input", { type: "checkbox", checked: metrics.includes(name), onchange: (event) => toggle(name, event.target.checked) }), " ", name)))),
     metrics.length ? plots : h("p", { class: "soft" }, "No metrics yet."),
-    single && [h("h2", {}, "Config"), h("pre", { class: "card" }, JSON.stringify(single.config, null, 2)), h("h2", {}, "Environment"), h("pre", { class: "card" }, JSON.stringify(single.machine, null, 2))],
+    single && [h("h2", {}, "Config"), h("pre", { class: "card" }, JSON.stringify(single.config, null, 2)), h("h2", {}, "Environment"), h("pre", { class: "card" }, JSON.stringify(single.environment, null, 2))],
   );
-  const openStep = (name, step) => { if (against === "step") go("rollouts", { name, first: step, last: step }); };
-  for (const metric of metrics) plot(plots, metric, against, linesOf(curves, metric, infos, band), smooth, openStep);
+  const openStep = (name, step) => { if (xAxis === "step") go("rollouts", { name, min_step: step, max_step: step }); };
+  for (const metric of metrics) plot(plots, metric, xAxis, linesOf(curves, metric, infos, band), smooth, openStep);
   return infos.some((info) => info.state === "running");
 }
 
@@ -131,12 +131,12 @@ function linesOf(curves, metric, infos, band) {
   });
 }
 
-function plot(place, metric, against, lines, smooth, openStep) {
+function plot(place, metric, xAxis, lines, smooth, openStep) {
   const box = h("div", { class: "card plot" }, h("h3", {}, metric));
   place.append(box);
   const x = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
   const indexOf = new Map(x.map((value, index) => [value, index]));
-  const data = [x], series = [{ label: against }], bands = [];
+  const data = [x], series = [{ label: xAxis }], bands = [];
   lines.forEach((line, number) => {
     const colour = COLOURS[number % COLOURS.length];
     const column = (values) => {
@@ -162,7 +162,7 @@ function plot(place, metric, against, lines, smooth, openStep) {
     axes: [{ ...axis, values: (_, ticks) => ticks.map(xTick) }, { ...axis, size: 55, values: (_, ticks) => ticks.map(yTick) }],
     cursor: { drag: { x: true, y: false } },
   }, data, box);
-  chart.over.title = against === "step" ? "Click: samples of this step. Drag: zoom in. Double click: zoom out." : "Drag: zoom in. Double click: zoom out.";
+  chart.over.title = xAxis === "step" ? "Click: samples of this step. Drag: zoom in. Double click: zoom out." : "Drag: zoom in. Double click: zoom out.";
   let pressed = 0;
   chart.over.addEventListener("mousedown", (event) => { pressed = event.clientX; });
   chart.over.addEventListener("click", (event) => {
@@ -182,28 +182,28 @@ async function rollouts(show) {
   const query = Object.fromEntries(address().query);
   const change = (changes) => go("rollouts", { ...query, page: "", ...changes });
   const found = await getJson("/api/rollouts", query);
-  const pages = Math.max(1, Math.ceil(found.count / found.per_page));
+  const pages = Math.max(1, Math.ceil(found.total / found.per_page));
   const filter = (name, label, type = "number") => field(label, h("input", { type, step: "any", value: query[name] ?? "", onchange: (event) => change({ [name]: event.target.value }) }));
   const choice = (name, label, options, value = "") => field(label, select(options, query[name] ?? value, (chosen) => change({ [name]: chosen })));
   const turnPage = (by, label) => h("button", { type: "button", disabled: found.page + by < 0 || found.page + by >= pages, onclick: () => change({ page: found.page + by }) }, label);
   show(
     h("h1", {}, "Rollouts of ", h("a", { href: link("run", { name: query.name }) }, query.name)),
     h("div", { class: "bar" },
-      filter("first", "From step"), filter("last", "To step"), filter("problem", "Problem contains", "text"),
-      choice("outcome", "Correctness", [["", "all"], ["right", "correct"], ["wrong", "incorrect"], ["ungraded", "not graded"]]),
+      filter("min_step", "From step"), filter("max_step", "To step"), filter("problem", "Problem contains", "text"),
+      choice("correctness", "Correctness", [["", "all"], ["correct", "correct"], ["incorrect", "incorrect"], ["ungraded", "not graded"]]),
       choice("finish_reason", "Finish reason", [["", "all"], ["stop", "stop"], ["length", "length"]]),
-      filter("least", "Min reward"), filter("most", "Max reward"),
-      choice("order", "Sort by", [["step", "step"], ["reward", "reward"], ["length", "completion length"], ["spread", "reward spread of the group"]], "step"),
-      choice("down", "Order", [["true", "descending"], ["false", "ascending"]], "true")),
-    h("p", { class: "soft" }, `${found.count.toLocaleString("en")} rollouts`, found.ready ? "" : ", indexing …"),
+      filter("min_reward", "Min reward"), filter("max_reward", "Max reward"),
+      choice("sort_by", "Sort by", [["step", "step"], ["reward", "reward"], ["completion_tokens", "completion length"], ["group_variance", "reward variance of the group"]], "step"),
+      choice("descending", "Order", [["true", "descending"], ["false", "ascending"]], "true")),
+    h("p", { class: "soft" }, `${found.total.toLocaleString("en")} rollouts`, found.indexed ? "" : ", indexing …"),
     table(head("#Step", "Problem", "#Reward", "#Group mean", "Thinking", "Answer", "Finish reason"), found.rows.map((row) =>
       openingRow(() => go("group", { name: query.name, step: row.step, problem: row.problem }),
         cell(row.step, true), clip(row.question || row.problem, row.problem),
-        h("td", { class: `num ${rewardClass(row.reward)}`, title: row.reason }, formatNumber(row.reward)), cell(formatNumber(row.mean, 2), true),
+        h("td", { class: `num ${rewardClass(row.reward)}`, title: row.reason }, formatNumber(row.reward)), cell(formatNumber(row.group_mean, 2), true),
         clip(row.thought ?? ""), clip(row.answer ?? ""), cell(row.finish_reason)))),
     h("div", { class: "bar pager" }, turnPage(-1, "Previous"), h("span", {}, `Page ${(found.page + 1).toLocaleString("en")} of ${pages.toLocaleString("en")}`), turnPage(1, "Next")),
   );
-  return !found.ready;
+  return !found.indexed;
 }
 
 // --- the group of one problem, token by token
@@ -211,12 +211,12 @@ async function rollouts(show) {
 // Types of tokens as the server names them: class, and name on the page.
 const TOKEN_TYPES = new Map([
   ["prompt", ["", "prompt"]], ["thought", ["thinking-token", "thinking"]], ["answer", ["", "answer"]],
-  ["given", ["context-token", "context or prefill"]],
+  ["context", ["context-token", "context or prefill"]],
 ]);
 // What tokens can be coloured by: label, and whether a checkpoint has to score them.
 const COLOURINGS = new Map([
   ["kind", ["Token type", false]], ["surprise", ["Surprise (-log p)", false]], ["advantage", ["Advantage", false]],
-  ["entropy", ["Entropy under a checkpoint", true]], ["now", ["Surprise (-log p) under a checkpoint", true]],
+  ["entropy", ["Entropy under a checkpoint", true]], ["checkpoint_surprise", ["Surprise (-log p) under a checkpoint", true]],
 ]);
 
 async function group(show) {
@@ -227,27 +227,27 @@ async function group(show) {
     show(title, h("p", { class: "soft" }, "Indexing the rollouts of this run …"));
     return true;
   }
-  const { rows, across } = found;
+  const { rows, history } = found;
   const colouring = COLOURINGS.has(query.colour) ? query.colour : "kind";
   const [, needsCheckpoint] = COLOURINGS.get(colouring);
-  const scores = needsCheckpoint && (await getJson("/api/weights", { name: query.name, step: query.step, problem: query.problem, checkpoint: query.checkpoint }));
+  const scores = needsCheckpoint && (await getJson("/api/rescore", { name: query.name, step: query.step, problem: query.problem, checkpoint: query.checkpoint }));
   const change = (changes) => go("group", { ...query, ...changes });
   const sample = (row, index) => h("article", { class: "card" },
     h("p", {}, h("b", { class: rewardClass(row.reward) }, `Reward ${formatNumber(row.reward)}`),
       ` · advantage ${row.advantage == null ? "–" : (row.advantage > 0 ? "+" : "") + formatNumber(row.advantage, 2)} · ${row.finish_reason}`, row.reason && h("span", { class: "soft" }, ` · ${row.reason}`)),
-    h("div", { class: "mono" }, row.pieces.map(([text, type, logprob], place) =>
+    h("div", { class: "mono" }, row.tokens.map(([text, type, logprob], place) =>
       type !== "prompt" && token(text, type, logprob, row.advantage, colouring, scores ? scores.rows[index][place] : null))));
   show(
     title,
-    h("p", {}, h("a", { href: link("rollouts", { name: query.name, first: query.step, last: query.step }) }, "All rollouts of this step"), " · ",
+    h("p", {}, h("a", { href: link("rollouts", { name: query.name, min_step: query.step, max_step: query.step }) }, "All rollouts of this step"), " · ",
       h("a", { href: link("rollouts", { name: query.name, problem: query.problem }) }, "This problem at all steps")),
     h("p", { class: "mono card" }, rows[0].question),
     h("div", { class: "bar" },
       field("Colour tokens by", select([...COLOURINGS].map(([key, [label]]) => [key, label]), colouring, (value) => change({ colour: value }))),
       scores && field("Checkpoint at step", select(scores.checkpoints.map((step) => [String(step), step]), String(scores.checkpoint), (value) => change({ checkpoint: value })))),
     h("div", { class: "legend" }, legend(colouring)),
-    across.length > 1 && h("p", { class: "soft" }, "Mean reward of this problem: ",
-      across.map((one, index) => [index ? ", " : "", h("a", { href: link("group", { ...query, step: one.step }) }, `step ${one.step}`), ` ${formatNumber(one.mean, 2)}`])),
+    history.length > 1 && h("p", { class: "soft" }, "Mean reward of this problem: ",
+      history.map((one, index) => [index ? ", " : "", h("a", { href: link("group", { ...query, step: one.step }) }, `step ${one.step}`), ` ${formatNumber(one.mean_reward, 2)}`])),
     h("div", { class: "samples" }, rows.map(sample)),
   );
 }
@@ -258,7 +258,7 @@ function token(text, type, logprob, advantage, colouring, scores) {
   const [amount, colour] = {
     kind: [0, ""],
     surprise: [-(logprob ?? 0) / 3, "var(--context)"],
-    now: [-(checkpointLogprob ?? 0) / 3, "var(--context)"],
+    checkpoint_surprise: [-(checkpointLogprob ?? 0) / 3, "var(--context)"],
     entropy: [(entropy ?? 0) / 2, "var(--context)"],
     advantage: [Math.abs(advantage ?? 0), (advantage ?? 0) > 0 ? "var(--success)" : "var(--danger)"],
   }[colouring];
@@ -272,7 +272,7 @@ function token(text, type, logprob, advantage, colouring, scores) {
 function legend(colouring) {
   const swatch = (colour, text) => h("span", {}, h("span", { class: "swatch", style: `background: ${colour}` }), text);
   const scale = (low, high) => [swatch("color-mix(in srgb, var(--context) 10%, transparent)", low), swatch("color-mix(in srgb, var(--context) 55%, transparent)", high)];
-  if (colouring === "surprise" || colouring === "now") return scale("low", "-log p of 3 or more");
+  if (colouring === "surprise" || colouring === "checkpoint_surprise") return scale("low", "-log p of 3 or more");
   if (colouring === "entropy") return scale("low", "entropy of 2 nats or more");
   if (colouring === "advantage") return [swatch("var(--success)", "positive: probability goes up"), swatch("var(--danger)", "negative: probability goes down")];
   return [swatch("var(--thinking)", "thinking"), swatch("var(--ink)", "answer"), swatch("var(--context)", "context or prefill, never trained on")];
@@ -288,8 +288,8 @@ async function trees(show) {
     h("div", { class: "bar" }, field("Step", select(found.steps.map((step) => [String(step), step]), query.step, (value) => go("trees", { name: query.name, step: value })))),
     table(head("Problem", "Solved", "#Thoughts", "#Tokens", "Ended"), found.rows.map((row, index) =>
       openingRow(() => go("tree", { name: query.name, step: query.step, row: index }),
-        clip(row.question, row.question), h("td", { class: row.right ? "success" : "danger" }, row.right ? "yes" : "no"),
-        cell(row.thoughts, true), cell(row.tokens.toLocaleString("en"), true), cell(row.end)))),
+        clip(row.question, row.question), h("td", { class: row.correct ? "success" : "danger" }, row.correct ? "yes" : "no"),
+        cell(row.thoughts, true), cell(row.tokens.toLocaleString("en"), true), cell(row.stop_reason)))),
   );
 }
 
@@ -298,7 +298,7 @@ async function singleTree(show) {
   const found = await getJson("/api/tree", query);
   show(
     h("h1", {}, `Step ${query.step}: `, found.question),
-    h("p", {}, h("a", { href: link("trees", { name: query.name, step: query.step }) }, "All search trees of this step"), ` · ${found.tokens.toLocaleString("en")} tokens, ${found.tree.length} thoughts; ${found.end} · `, h("b", { class: found.right ? "success" : "danger" }, found.right ? "solved" : "not solved")),
+    h("p", {}, h("a", { href: link("trees", { name: query.name, step: query.step }) }, "All search trees of this step"), ` · ${found.tokens.toLocaleString("en")} tokens, ${found.tree.length} thoughts; ${found.stop_reason} · `, h("b", { class: found.correct ? "success" : "danger" }, found.correct ? "solved" : "not solved")),
     h("div", { class: "card scroll" }, searchTree(found.tree)),
   );
 }
@@ -319,9 +319,9 @@ async function claims(show) {
 }
 
 async function difference(show) {
-  const [one, other] = address().query.getAll("name");
-  const lines = await getJson("/api/difference", { one, other });
-  show(h("h1", {}, "Config difference"), h("p", {}, "there: ", h("b", {}, one), " · now: ", h("b", {}, other)), h("pre", { class: "card" }, lines.length ? lines.map((line) => line.trim()).join("\n") : "The configs are the same."));
+  const [oldRun, newRun] = address().query.getAll("name");
+  const lines = await getJson("/api/config_diff", { old: oldRun, new: newRun });
+  show(h("h1", {}, "Config difference"), h("p", {}, h("b", {}, nameOf(oldRun)), " -> ", h("b", {}, nameOf(newRun))), h("pre", { class: "card" }, lines.length ? lines.map((line) => line.trim()).join("\n") : "The configs are the same."));
 }
 
 // --- views

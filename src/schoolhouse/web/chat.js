@@ -70,19 +70,19 @@ function responseCard(title = "") {
 
 // --- the server's reward model, where it has one
 
-function rewardDetails({ grade, steps }) {
-  const step = (one) => [h("span", { class: "token", title: formatNumber(one.grade), style: shade("var(--danger)", 1 - one.grade) }, one.text), " "];
-  return h("details", { class: "reward" }, h("summary", {}, `Reward: ${formatNumber(grade, 2)}`), h("p", { class: "mono" }, steps.map(step)));
+function rewardDetails({ reward, steps }) {
+  const step = (one) => [h("span", { class: "token", title: formatNumber(one.reward), style: shade("var(--danger)", 1 - one.reward) }, one.text), " "];
+  return h("details", { class: "reward" }, h("summary", {}, `Reward: ${formatNumber(reward, 2)}`), h("p", { class: "mono" }, steps.map(step)));
 }
 
 // The reward is added below a finished answer; nothing waits for it. Returns the reward, or null where there is none.
 async function addReward(conversation, { content, reasoning_content }, place) {
-  if (!state.models[0]?.judge || !content) return null;
+  if (!state.models[0]?.reward_model || !content) return null;
   const body = { messages: [...conversation, { role: "assistant", content, reasoning_content: reasoning_content || null }] };
   try {
-    const reward = await postJson("/api/opinion", body);
-    place.append(rewardDetails(reward));
-    return reward.grade;
+    const graded = await postJson("/api/reward", body);
+    place.append(rewardDetails(graded));
+    return graded.reward;
   } catch (error) {
     place.append(h("p", { class: "note-line" }, `No reward: ${error.message}`));
     return null;
@@ -169,7 +169,7 @@ async function majorityVote(place) {
 
 async function searchResponse(place) {
   const { choices: [{ message }], search } = await postJson("/v1/chat/completions", { ...chatRequest(state.model), search: state.search }, pending.signal);
-  const card = responseCard(`${state.search} · ${formatNumber(search.tokens)} tokens · ${search.end}`);
+  const card = responseCard(`${state.search} · ${formatNumber(search.tokens)} tokens · ${search.stop_reason}`);
   card.append(message);
   card.finish("");
   if (search.votes.length) card.element.append(h("p", { class: "note-line" }, "Votes: ", search.votes.map(([answer, count], index) => [index ? " · " : "", h("b", {}, `${count} × `), answer])));
@@ -213,7 +213,7 @@ async function showLeaderboard() {
   let content;
   try {
     const rows = await getJson("/api/leaderboard");
-    const rating = (row) => h("td", { class: "num", title: `95 % interval; ${row.duels} votes` }, `${Math.round(row.strength)} (${Math.round(row.low)}–${Math.round(row.high)})`);
+    const rating = (row) => h("td", { class: "num", title: `95 % interval; ${row.num_battles} votes` }, `${Math.round(row.rating)} (${Math.round(row.low)}–${Math.round(row.high)})`);
     content = rows.length ? h("table", {}, h("tbody", {}, rows.map((row) => h("tr", {}, h("td", {}, row.name), rating(row))))) : h("p", { class: "soft" }, "No votes yet.");
   } catch (error) { content = h("p", { class: "error" }, error.message); }
   document.getElementById("leaderboard")?.replaceChildren(h("h2", {}, "Leaderboard"), content);
@@ -278,7 +278,7 @@ const checkbox = (label, key) => h("label", { class: "check wide" },
   h("input", { type: "checkbox", checked: state[key], onchange: (event) => { state[key] = event.target.checked; } }), label);
 
 const SEARCHES = [["", "None"], ["vote?samples=16", "Majority vote of 16"], ["budget_force?min_think=32&max_think=96", "Budget forcing: think 32 to 96 tokens"], ["revise?samples=3", "Sequential revision: 3 attempts"]];
-const REWARD_SEARCHES = [["best_of_n?samples=16&values=judge", "Best of 16 by reward"], ["weighted_vote?samples=16&values=judge", "Vote of 16, weighted by reward"]];
+const REWARD_SEARCHES = [["best_of_n?samples=16&values=reward_model", "Best of 16 by reward"], ["weighted_vote?samples=16&values=reward_model", "Vote of 16, weighted by reward"]];
 
 // The models of the arena differ where there are two: choosing the other one swaps them.
 function chooseModel(name) {
@@ -300,7 +300,7 @@ function showSettings() {
     slider("Max tokens", "maxTokens", { min: 0, max: Math.max(64, contextLength - 32), step: 8 }, (value) => value || (completion ? 64 : "context limit")),
     !completion && slider("Thinking budget", "thinkingBudget", { min: 0, max: Math.max(64, contextLength - 64), step: 4 }, (value) => value || "unlimited"),
     chat && slider("Samples", "samples", { min: 1, max: 16, step: 1 }, (value) => (value > 1 ? `${value} (majority vote)` : "1")),
-    chat && field("Search", select([...SEARCHES, ...(state.models[0]?.judge ? REWARD_SEARCHES : [])], state.search, (value) => { state.search = value; })),
+    chat && field("Search", select([...SEARCHES, ...(state.models[0]?.reward_model ? REWARD_SEARCHES : [])], state.search, (value) => { state.search = value; })),
     chat && checkbox("Token probabilities", "probabilities"),
     completion && h("label", { class: "wide" }, "Few-shot examples, before every prompt",
       h("textarea", { rows: 5, placeholder: "2 + 2 = 4\n3 + 5 = 8", oninput: (event) => { state.examples = event.target.value; } }, state.examples)),

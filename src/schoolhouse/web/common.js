@@ -63,13 +63,13 @@ export function searchTree(nodes) {
   const lists = new Map([[null, h("ul", { class: "tree" })]]);
   const parents = new Set(nodes.map((node) => node.parent));
   nodes.forEach((node, index) => {
-    const discarded = ["dropped", "pruned", "repeat"].includes(node.fate);
-    const status = ["expanded", "open"].includes(node.fate) ? "" : node.fate;
+    const discarded = ["dropped", "pruned", "duplicate"].includes(node.status);
+    const status = ["expanded", "open"].includes(node.status) ? "" : node.status;
     const note = [node.value == null ? "" : formatNumber(node.value), status].filter(Boolean).join(" ");
-    const line = h("span", { class: node.taken ? "taken" : discarded ? "soft" : "" }, node.text.trim(), " ", h("span", { class: "soft" }, note));
+    const line = h("span", { class: node.chosen ? "chosen" : discarded ? "soft" : "" }, node.text.trim(), " ", h("span", { class: "soft" }, note));
     const children = h("ul");
     lists.set(index, children);
-    lists.get(node.parent).append(h("li", {}, parents.has(index) ? h("details", { open: node.taken }, h("summary", {}, line), children) : line));
+    lists.get(node.parent).append(h("li", {}, parents.has(index) ? h("details", { open: node.chosen }, h("summary", {}, line), children) : line));
   });
   return lists.get(null);
 }

@@ -22,7 +22,7 @@ def start() -> tuple[int, subprocess.Popen[bytes]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["serve", str(folder / "model"), "--port", str(port), "--slots", str(CLIENTS), "--name", "m"]
+    words = ["serve", str(folder / "model"), "--port", str(port), "--max_num_seqs", str(CLIENTS), "--served_model_name", "m"]
     process = subprocess.Popen([sys.executable, "-m", "schoolhouse", *words], stdout=subprocess.DEVNULL)
 
     def end(*_: object) -> None:

@@ -20,7 +20,7 @@ lengths = [length for wanted in work["lengths"] for length in wanted]
 
 
 def run() -> dict:
-    rollouts = policy.extend(prefixes, lengths, slot_cache=64)
+    rollouts = policy.extend(prefixes, lengths, num_slots=64)
     return {"tokens": sum(len(r) - len(q) for r, q in zip(rollouts, prefixes, strict=True))}
 
 

@@ -1,4 +1,4 @@
-"""Judges of chains, trained on one generator's solutions, and what they are worth when they pick among its answers."""
+"""Reward models for chains, trained on solutions of one generator, and how well they select among its answers."""
 
 from __future__ import annotations
 
@@ -9,173 +9,189 @@ from typing import Any
 
 from schoolhouse.algorithms.groups import rollouts_of
 from schoolhouse.claims.harness.claim import Arm, Evaluation, Json, Step
-from schoolhouse.claims.harness.models import chains
+from schoolhouse.claims.harness.models import chain_model
+from schoolhouse.data.chat import Conversation
+from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.reward_model_eval import auc, best_of_n, first_error_f1, vote_of_n
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.prm import STEP_AGGREGATIONS, LabelPlaces, RewardModel
 from schoolhouse.reward_models.step_labels import label_by_continuations, label_by_rules
 from schoolhouse.tasks.answer_match import normalized_answer
-from schoolhouse.tasks.grading import grade as verdicts_of
+from schoolhouse.tasks.base import Task
+from schoolhouse.tasks.grading import grade
 from schoolhouse.tasks.registry import open_task
-from schoolhouse.types import Group, Key, Rollout
+from schoolhouse.types import Group, Rollout
 
-TASK, LENGTH = "school:chain?steps=6", 96
+TASK, MAX_NEW_TOKENS = "school:chain?steps=6", 96
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-HANDS, UPDATES = "systematic_error=100", 1600
-"""The generator was taught, to the end, by a hand that makes the same mistakes again and again: right .36 of the time,
-.40 by majority, nearly always once among 256. So there is something to pick that a vote does not find, and seeds agree
-(one that is half taught errs in the same way, but seeds differ as much as they can: docs/lab.md)."""
+STYLES, UPDATES = "systematic_error=100", 1600
+"""The generator's demonstrations all make the same systematic errors, and it is trained to the end: right .36 of the
+time, .40 by majority, nearly always once among 256. So a reward model can select what a vote does not find, and seeds
+agree. (A generator that is trained less makes the same errors, but seeds differ as much as they can: docs/lab.md.)"""
 
-FEW: Mapping[str, Any] = {"num_prompts": 1000, "sampling.temperature": 1.0, "continuations": 4}
-"""Of solutions labelled by continuations, which are dear. What a warm sampler says is lost too early to tell much."""
+FEW_SOLUTIONS: Mapping[str, Any] = {"num_prompts": 1000, "sampling.temperature": 1.0, "continuations": 4}
+"""For labels by continuations, which are expensive. At a higher temperature solutions go wrong too early: their
+continuations tell little."""
 
 
-class Picks(Evaluation):
-    """A judge picks among the answers of the generator (the model `beside`).
+class AnswerSelection(Evaluation):
+    """A reward model selects among the answers of `generator`, a further model of the arm.
 
-    `best_N` how often its best of N is right, `vote_N` and `weighted_N` the most frequent one and that of the largest
-    worth; `auc` and `f1` of single steps; `best_64_product` and so on for every way to make one number of grades.
+    pass_at_1           accuracy of the generator
+    best_N              accuracy of the best of N
+    vote_N, weighted_N  accuracy of the most frequent answer, and of the answer with the largest total value
+    best_64_min, ...    best_64 by other ways from step rewards to one value
+    auc, f1             of single steps
     """
 
-    where: LabelPlaces = "steps"
+    label_places: LabelPlaces = "steps"
     delimiter: str = ""
-    """Another than the task's own: a control."""
+    """Another delimiter than the task's: a control."""
 
-    def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
-        generator, task = beside["generator"], open_task(self.task, seed)
-        say, problems = generator.conversation, task.eval_problems(self.problems)
-        keys = [(p, Key(seed, "picks", 0, i, g)) for i, p in enumerate(problems) for g in range(self.samples)]
-        asked = [say.prompt_rollout(problem, key) for problem, key in keys]
-        groups = verdicts_of(
-            generator.extend(asked, self.max_new_tokens, temperature=self.temperature), task, say.parse_completion
-        )
-        said = rollouts_of(groups)
-        delimiter = self.delimiter or task.delimiter
-        grades = RewardModel(policy, delimiter, self.where).step_logprobs(said)
-        overall: Json = {"pass_at_1": fmean((score or 0.0) >= 1.0 for group in groups for score in _scores(group))}
+    def run(self, policy: Policy, seed: int, **judged_models: Policy) -> Json:
+        generator, task = judged_models["generator"], open_task(self.task, seed)
+        conversation, problems = generator.conversation, task.eval_problems(self.problems)
+        prompts = prompt_groups(conversation, problems, self.samples, seed=seed, purpose="picks")
+        sampled = generator.extend(prompts, self.max_new_tokens, temperature=self.temperature)
+        groups = grade(sampled, task, conversation.parse_completion)
+        rollouts = rollouts_of(groups)
+        reward_model = RewardModel(policy, self.delimiter or task.delimiter, self.label_places)
+        step_logprobs = reward_model.step_logprobs(rollouts)
+        overall: Json = {"pass_at_1": fmean(correct for group in groups for correct in _correct(group))}
         for name, aggregate in STEP_AGGREGATIONS.items():
-            worth = [aggregate(logs) if logs else 0.0 for logs in grades]
+            values = [aggregate(logprobs) if logprobs else 0.0 for logprobs in step_logprobs]
             for n in COUNTS if name == "product" else (64,):
                 suffix = "" if name == "product" else f"_{name}"
-                overall[f"best_{n}{suffix}"] = _best(groups, worth, n)
-        worth = [STEP_AGGREGATIONS["product"](logs) if logs else 0.0 for logs in grades]
-        ballots = [normalized_answer(say.parse_completion(rollout)) for rollout in said]
+                overall[f"best_{n}{suffix}"] = _best_of_n(groups, values, n)
+        values = [STEP_AGGREGATIONS["product"](logprobs) if logprobs else 0.0 for logprobs in step_logprobs]
+        answers = [normalized_answer(conversation.parse_completion(rollout)) for rollout in rollouts]
         for n in COUNTS:
-            overall[f"vote_{n}"] = _votes(groups, ballots, n)
-            overall[f"weighted_{n}"] = _votes(groups, ballots, n, worth)
-        if self.where == "steps" and not self.delimiter:
-            few = [i for i, rollout in enumerate(said) if rollout.key.sample < 8]
-            overall |= _steps(task, say, [said[i] for i in few], [grades[i] for i in few])
+            overall[f"vote_{n}"] = _vote_of_n(groups, answers, n)
+            overall[f"weighted_{n}"] = _vote_of_n(groups, answers, n, values)
+        if self.label_places == "steps" and not self.delimiter:
+            subset = [i for i, rollout in enumerate(rollouts) if rollout.key.sample < 8]
+            overall |= _step_metrics(
+                task, conversation, [rollouts[i] for i in subset], [step_logprobs[i] for i in subset]
+            )
         return {"overall": overall}
 
 
-class Agreement(Evaluation):
-    """What continuations of a policy say of its own steps, beside the task's rules.
+class LabelAgreement(Evaluation):
+    """How well labels by continuations of a policy agree with the task's rules, on the policy's own steps.
 
-    `auc_N` how often a right step has the larger share of N continuations that end right; `any_N` how often "any of N
-    ends right" is what the rules say.
+    auc_N  how often a correct step has a larger share of correct ends among N continuations than an incorrect step
+    any_N  how often "any of N ends correctly" is the label by the rules
     """
 
     counts: tuple[int, ...] = (1, 2, 4, 8, 16)
 
-    def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
-        task, say = open_task(self.task, seed), policy.conversation
-        exam = task.eval_problems(self.problems)
-        keys = [(p, Key(seed, "agreement", 0, i, g)) for i, p in enumerate(exam) for g in range(self.samples)]
-        said = policy.extend([say.prompt_rollout(p, key) for p, key in keys], self.max_new_tokens, temperature=self.temperature)
-        said = [rollout for rollout in said if rollout.finish_reason == "stop"]
-        exact = label_by_rules(task, say, said)
+    def run(self, policy: Policy, seed: int, **judged_models: Policy) -> Json:
+        task, conversation = open_task(self.task, seed), policy.conversation
+        problems = task.eval_problems(self.problems)
+        prompts = prompt_groups(conversation, problems, self.samples, seed=seed, purpose="agreement")
+        sampled = policy.extend(prompts, self.max_new_tokens, temperature=self.temperature)
+        rollouts = [rollout for rollout in sampled if rollout.finish_reason == "stop"]
+        by_rules = label_by_rules(task, conversation, rollouts)
         overall: Json = {}
+        num_steps = 0
         for n in self.counts:
-            values, _ = label_by_continuations(policy, task, said, n, self.max_new_tokens)
+            by_continuations, _ = label_by_continuations(policy, task, rollouts, n, self.max_new_tokens)
             pairs = [
-                (label, value)
-                for one, other in zip(exact, values, strict=True)
-                for label, value in zip(one.labels[:-1], other.labels[:-1], strict=True)  # without the answer
-                if value is not None and label  # neither right nor wrong: idle words
+                (label, share)
+                for exact, estimated in zip(by_rules, by_continuations, strict=True)
+                for label, share in zip(exact.labels[:-1], estimated.labels[:-1], strict=True)  # without the answer
+                if share is not None and label  # 0 is neutral: filler words
             ]
-            right, wrong = [v for label, v in pairs if label == 1], [v for label, v in pairs if label == -1]
-            overall[f"auc_{n}"] = auc(right, wrong)
-            overall[f"any_{n}"] = fmean((value > 0) == (label == 1) for label, value in pairs if value is not None)
-        return {"overall": {**overall, "steps": len(pairs)}}
+            correct, incorrect = ([share for label, share in pairs if label == kind] for kind in (1, -1))
+            overall[f"auc_{n}"] = auc(correct, incorrect)
+            overall[f"any_{n}"] = fmean((share > 0) == (label == 1) for label, share in pairs)
+            num_steps = len(pairs)
+        return {"overall": {**overall, "steps": num_steps}}
 
 
-def _scores(group: Group) -> list[float | None]:
-    return [verdict.reward for verdict in group.verdicts]
+def _correct(group: Group) -> list[bool]:
+    return [(verdict.reward or 0.0) >= 1.0 for verdict in group.verdicts]
 
 
-def _best(groups: Sequence[Group], worth: Sequence[float], n: int) -> float:
-    shares, at = [], 0
+def _best_of_n(groups: Sequence[Group], values: Sequence[float], n: int) -> float:
+    shares, start = [], 0
     for group in groups:
-        right = [(score or 0.0) >= 1.0 for score in _scores(group)]
-        shares.append(best_of_n(right, worth[at : at + len(right)], n))
-        at += len(right)
+        correct = _correct(group)
+        shares.append(best_of_n(correct, values[start : start + len(correct)], n))
+        start += len(correct)
     return fmean(shares)
 
 
-def _votes(groups: Sequence[Group], ballots: Sequence[Any], n: int, worth: Sequence[float] | None = None) -> float:
-    shares, at = [], 0
+def _vote_of_n(
+    groups: Sequence[Group], answers: Sequence[Any], n: int, weights: Sequence[float] | None = None
+) -> float:
+    shares, start = [], 0
     for group in groups:
-        right = [(score or 0.0) >= 1.0 for score in _scores(group)]
-        mine = slice(at, at + len(right))
-        shares.append(vote_of_n(ballots[mine], right, n, worth[mine] if worth else None))
-        at += len(right)
+        correct = _correct(group)
+        members = slice(start, start + len(correct))
+        shares.append(vote_of_n(answers[members], correct, n, weights[members] if weights else None))
+        start += len(correct)
     return fmean(shares)
 
 
-def _steps(task: Any, say: Any, said: Sequence[Rollout], grades: Sequence[Sequence[float]]) -> Json:
-    """auc of steps up to the first wrong one, f1 of finding it with a mark less likely than not."""
-    right: list[float] = []
-    wrong: list[float] = []
-    found: list[int | None] = []
-    true: list[int | None] = []
-    for graded, logs in zip(label_by_rules(task, say, said), grades, strict=True):
-        labels = graded.truncate_at_first_error().labels
-        for label, grade in zip(labels, logs, strict=False):
+def _step_metrics(
+    task: Task, conversation: Conversation, rollouts: Sequence[Rollout], step_logprobs: Sequence[Sequence[float]]
+) -> Json:
+    """AUC of the steps up to the first error, and F1 of finding it: the first step with a reward below one half."""
+    correct: list[float] = []
+    incorrect: list[float] = []
+    predicted: list[int | None] = []
+    actual: list[int | None] = []
+    for solution, logprobs in zip(label_by_rules(task, conversation, rollouts), step_logprobs, strict=True):
+        labels = solution.truncate_at_first_error().labels
+        for label, logprob in zip(labels, logprobs, strict=False):
             if label:
-                (right if label == 1 else wrong).append(grade)
+                (correct if label == 1 else incorrect).append(logprob)
         if labels:
-            true.append(labels.index(-1.0) if -1.0 in labels else None)
-            found.append(next((i for i, grade in enumerate(logs) if grade < math.log(0.5)), None))
-    return {"auc": auc(right, wrong), "f1": first_error_f1(found, true)}
+            actual.append(labels.index(-1.0) if -1.0 in labels else None)
+            predicted.append(next((i for i, logprob in enumerate(logprobs) if logprob < math.log(0.5)), None))
+    return {"auc": auc(correct, incorrect), "f1": first_error_f1(predicted, actual)}
 
 
 def generator(seed: int) -> Step:
-    """A model that works chains of up to six operations in full."""
-    return chains(seed, steps=UPDATES, styles=HANDS, lengths="2-6")
+    """A model that writes out chains of up to six operations."""
+    return chain_model(seed, steps=UPDATES, styles=STYLES, lengths="2-6")
 
 
-def verifier(seed: int, labels: str, **changes: Any) -> Step:
-    """A judge made from the generator itself, of 16,000 of its solutions, sampled warm: rare mistakes are seen too."""
-    made = generator(seed)
+def reward_model(seed: int, labels: str, **changes: Any) -> Step:
+    """A reward model, initialised from the generator and trained on 16,000 of its solutions.
+
+    They are sampled at a temperature above 1, so that rare errors occur too.
+    """
+    start = generator(seed)
     config: dict[str, Any] = {
-        "model": made,
-        "generator": made,
+        "model": start,
+        "generator": start,
         "task": TASK,
-        "sampling.max_new_tokens": LENGTH,
+        "sampling.max_new_tokens": MAX_NEW_TOKENS,
+        "sampling.temperature": 1.3,
         "seed": seed,
-    }
-    config |= {
         "labels": labels,
         "num_prompts": 4000,
         "samples_per_prompt": 4,
-        "sampling.temperature": 1.3,
         "steps": 800,
     }
     return Step("prm", {**config, **changes})
 
 
-def arms(seed: int) -> Mapping[str, Arm]:
-    """The judges that claims share: of steps by the rules, of answers, and of what continuations say."""
-    steps = {"picks": Picks(task=TASK, problems=100, samples=256, max_new_tokens=LENGTH)}
-    whole = {"picks": Picks(task=TASK, problems=100, samples=256, max_new_tokens=LENGTH, where="end")}
-    beside = {"generator": generator(seed)}
+def reward_model_arms(seed: int) -> Mapping[str, Arm]:
+    """The reward models that claims share: of steps by rules, of whole solutions, of steps by continuations."""
+
+    def arm(about: str, labels: str, places: LabelPlaces = "steps", **changes: Any) -> Arm:
+        options = {"label_places": places} if places != "steps" else {}
+        selection = AnswerSelection(task=TASK, problems=100, samples=256, max_new_tokens=MAX_NEW_TOKENS, **options)
+        step = reward_model(seed, labels, **changes)
+        return Arm(step, {"selection": selection}, about, {"generator": generator(seed)})
+
     return {
-        "process": Arm(verifier(seed, "exact"), steps, "labels of steps by the task's rules", beside),
-        "outcome": Arm(
-            verifier(seed, "outcome", steps=1600), whole, "labels of whole solutions by their answer", beside
-        ),
-        "hard": Arm(verifier(seed, "hard", **FEW), steps, "does any of 4 continuations end right?", beside),
-        "soft": Arm(verifier(seed, "soft", **FEW), steps, "what share of 4 continuations ends right", beside),
-        "shuffled": Arm(verifier(seed, "exact", shuffle_labels=True), steps, "labels dealt to other steps", beside),
+        "process": arm("labels of steps by the task's rules", "exact"),
+        "outcome": arm("labels of whole solutions by their answer", "outcome", "end", steps=1600),
+        "hard": arm("does any of 4 continuations end correctly?", "hard", **FEW_SOLUTIONS),
+        "soft": arm("share of 4 continuations that end correctly", "soft", **FEW_SOLUTIONS),
+        "shuffled": arm("labels shuffled between steps", "exact", shuffle_labels=True),
     }

@@ -1,7 +1,7 @@
-"""What a claim is: arms to run, a premise, a rule written beforehand. And what running them gave.
+"""A claim: arms to train, a premise, a rule written before the counted run; and the results of its arms.
 
-A `Step` is one training run. Its config may hold other steps in the place of models; two claims that name the same
-step share its run. A `Measure` asks a trained model something: an exam, or a claim's own.
+A `Step` is one training run. Its config may hold other steps in the place of models. Two claims that name the same step
+share its run. A `Measure` is a measurement of a trained model: an evaluation, or one of a claim's own.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ _NAN = re.compile(r"\bnan\b")
 
 @dataclass(frozen=True)
 class Step:
-    """A training run: keys of the recipe's own config; a Step among them stands for the model it ends with.
+    """A training run: keys of the recipe's own config. A Step among the values stands for its final model.
 
-    tokens, seconds  end it when the policy has sampled so much, or so long
-    made_from        names what stands in files that the config points to
+    max_tokens, max_seconds  budget: the run ends when so many tokens are sampled, or so much time is spent
+    content_digest           digest of the files that the config points to
     """
 
     recipe: str
     config: Mapping[str, Any]
-    tokens: float = inf
-    seconds: float = inf
-    made_from: str = ""
+    max_tokens: float = inf
+    max_seconds: float = inf
+    content_digest: str = ""
 
 
 class Measure(Protocol):
-    """Something to ask a trained model. A frozen config, so that what was answered need not be asked again.
+    """A measurement of a trained model: a frozen config, so that a stored measurement can be found again.
 
-    `beside` are other models that it needs, those of the arm.
+    judged_models  further models of the arm, by name
     """
 
-    def run(self, policy: Policy, seed: int, **beside: Policy) -> Json: ...
+    def run(self, policy: Policy, seed: int, **judged_models: Policy) -> Json: ...
 
     def model_dump(self, *, mode: str) -> Json: ...
 
 
 class Evaluation(BaseConfig):
-    """Answers to held-out problems, the same for every arm and seed."""
+    """Accuracy on held-out problems, the same problems for every arm and seed."""
 
     task: str
     problems: int = Field(200, gt=0)
@@ -65,45 +65,46 @@ class Evaluation(BaseConfig):
     max_new_tokens: int = Field(128, gt=0)
     temperature: float = Field(1.0, ge=0)
 
-    def take(self, policy: Policy, seed: int, **beside: Policy) -> Json:
+    def run(self, policy: Policy, seed: int, **judged_models: Policy) -> Json:
         task = open_task(self.task, seed)
-        sat = evaluate(policy, task, self.problems, self.samples, self.max_new_tokens, self.temperature, seed)
-        return sat.to_json(records=True)
+        result = evaluate(policy, task, self.problems, self.samples, self.max_new_tokens, self.temperature, seed)
+        return result.to_json(records=True)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train, and what is asked of its model. `about` says in a few words what is special about it.
+    """One way to train, and the measures of its model.
 
-    `step` may be the folder of a model that is there: nothing is trained then. `beside` holds other models that its
-    measures are given by name.
+    step           a training run; or the folder of a model, and nothing is trained
+    about          a few words: what is special about the arm
+    judged_models  further models, which the measures get by name
     """
 
     step: Step | Path
     measures: Mapping[str, Measure]
     about: str = ""
-    beside: Mapping[str, Step] = field(default_factory=dict)
+    judged_models: Mapping[str, Step] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one arm gave with one seed.
+    """The result of one arm with one seed.
 
-    measured  by the names of the arm's measures
-    metrics   a mapping per step of the arm's own run
-    times     seconds at the end of each step, and what its exam took
-    tokens    the policy sampled in that run; seconds it took
+    measured        results by the names of the arm's measures
+    metrics         a mapping for each step of the arm's own run
+    times           seconds at the end of each step, and the seconds of its evaluation
+    sampled_tokens  of that run; `seconds` are the seconds it took
     """
 
     measured: Mapping[str, Json]
     metrics: Sequence[Json]
     times: Sequence[Json]
-    tokens: int
+    sampled_tokens: int
     seconds: float
 
 
 class Point(NamedTuple):
-    """An exam in the course of training: steps done, tokens sampled and seconds spent (exams aside) until then."""
+    """An evaluation during training: steps, sampled tokens and seconds until then (evaluations not counted)."""
 
     steps: int
     tokens: int
@@ -113,8 +114,11 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a verdict: what was asked, what was found, and whether it held. No demand holds whose `found` tells
-    of a nan: the smallest and the largest of several numbers pass over it."""
+    """One line of a verdict: a statement, the numbers found, and whether it passes.
+
+    `must hold` passes when the effect shows. `must fail` is an ablation or a control, and passes when it shows no
+    effect. No line passes whose numbers include a nan: min and max skip it.
+    """
 
     kind: Kind
     text: str
@@ -128,111 +132,124 @@ class Check:
 
 @dataclass(frozen=True)
 class Results:
-    """Outcomes by arm and seed, and the questions that rules ask of them."""
+    """Outcomes by arm and seed, and the statistics that rules are made of."""
 
     arms: Mapping[str, Mapping[int, Outcome]]
 
     @property
     def seeds(self) -> list[int]:
+        """Seeds that every arm has."""
         return sorted(set.intersection(*(set(outcomes) for outcomes in self.arms.values())))
 
-    def each(self, arm: str, metric: str = "pass_at_1", measure: str = "exam") -> list[float]:
-        """A metric of an exam, seed by seed; nan, which no rule holds for, where there was nothing to measure."""
-        found = [self.arms[arm][seed].measured[measure]["overall"][metric] for seed in self.seeds]
-        return [nan if value is None else value for value in found]
+    def by_seed(self, arm: str, metric: str = "pass_at_1", measure: str = "eval") -> list[float]:
+        """A metric of a measure for each seed; nan, which passes no rule, where there was nothing to measure."""
+        values = [self.arms[arm][seed].measured[measure]["overall"][metric] for seed in self.seeds]
+        return [nan if value is None else value for value in values]
 
-    def mean(self, arm: str, metric: str = "pass_at_1", measure: str = "exam") -> float:
-        return fmean(self.each(arm, metric, measure))
+    def mean(self, arm: str, metric: str = "pass_at_1", measure: str = "eval") -> float:
+        """The mean of a metric over seeds."""
+        return fmean(self.by_seed(arm, metric, measure))
 
-    def gains(self, before: str, after: str, metric: str = "pass_at_1", measure: str = "exam") -> list[float]:
-        """after - before, seed by seed."""
-        pairs = zip(self.each(before, metric, measure), self.each(after, metric, measure), strict=True)
+    def gains(self, before: str, after: str, metric: str = "pass_at_1", measure: str = "eval") -> list[float]:
+        """after - before for each seed."""
+        pairs = zip(self.by_seed(before, metric, measure), self.by_seed(after, metric, measure), strict=True)
         return [b - a for a, b in pairs]
 
-    def difference(self, before: str, after: str, measure: str = "exam") -> Estimate:
-        """after - before in the share of right answers, its mean over seeds, with a paired interval over problems."""
-        pairs = [(self._shares(before, seed, measure), self._shares(after, seed, measure)) for seed in self.seeds]
-        rows = [{problem: now[problem] - then[problem] for problem in then.keys() & now.keys()} for then, now in pairs]
-        problems = sorted(set.intersection(*map(set, rows)))
-        return bootstrap([fmean(row[problem] for row in rows) for problem in problems], Key(0, "claim"))
+    def difference(self, before: str, after: str, measure: str = "eval") -> Estimate:
+        """after - before in accuracy: the mean over seeds, with a paired interval over problems."""
+        pairs = [
+            (self._accuracies(before, seed, measure), self._accuracies(after, seed, measure)) for seed in self.seeds
+        ]
+        rows = [{problem: new[problem] - old[problem] for problem in old.keys() & new.keys()} for old, new in pairs]
+        return _mean_over_seeds(rows)
 
-    def interval(self, arm: str, measure: str = "exam") -> Estimate:
-        """Share of right answers, its mean over seeds, with an interval over problems."""
-        rows = [self._shares(arm, seed, measure) for seed in self.seeds]
-        problems = sorted(set.intersection(*map(set, rows)))
-        return bootstrap([fmean(row[problem] for row in rows) for problem in problems], Key(0, "claim"))
+    def interval(self, arm: str, measure: str = "eval") -> Estimate:
+        """Accuracy: the mean over seeds, with an interval over problems."""
+        return _mean_over_seeds([self._accuracies(arm, seed, measure) for seed in self.seeds])
 
-    def _shares(self, arm: str, seed: int, measure: str) -> dict[str, float]:
-        return _shares(self.arms[arm][seed].measured[measure]["records"])
+    def _accuracies(self, arm: str, seed: int, measure: str) -> dict[str, float]:
+        return _accuracy_by_problem(self.arms[arm][seed].measured[measure]["records"])
 
-    def course(self, arm: str, metric: str) -> list[list[float]]:
-        """A metric of training, a row of steps for each seed; steps without it are left out."""
+    def curves(self, arm: str, metric: str) -> list[list[float]]:
+        """A metric of training: for each seed its values, step by step. Steps without it are left out."""
         return [[m[metric] for m in self.arms[arm][seed].metrics if m.get(metric) is not None] for seed in self.seeds]
 
-    def exams(self, arm: str, start: str = "") -> list[list[Point]]:
-        """pass@1 of `start`, if given, of exams sat in training, and of the one after it, for each seed: all of them
-        about the problems of those in training, which may be fewer (and easier) than the others ask."""
-        rows = []
+    def eval_curves(self, arm: str, start: str = "") -> list[list[Point]]:
+        """pass@1 before (of arm `start`, if it is here), during and after training, for each seed.
+
+        All points are about the problems of the evaluations in training, which may be fewer than the final one has.
+        """
+        curves = []
         for seed in self.seeds:
             outcome = self.arms[arm][seed]
-            before = [Point(0, 0, 0.0, _share(self.arms[start][seed], _asked(outcome)))] if start in self.arms else []
-            rows.append([*before, *_points(outcome)])
-        return rows
+            first = []
+            if start in self.arms:
+                accuracy = _accuracy(self.arms[start][seed], _problems_in_training(outcome))
+                first = [Point(0, 0, 0.0, accuracy)]
+            curves.append([*first, *_points(outcome)])
+        return curves
 
     def areas(self, arm: str, start: str = "start") -> list[float]:
-        """pass@1 averaged over training, from the exam of `start` to the last one, seed by seed."""
-        found = []
-        for row in self.exams(arm, start):
-            points = [(point.steps, point.value) for point in row]
+        """pass@1 averaged over training, from the evaluation of `start` to the last one, for each seed."""
+        areas = []
+        for curve in self.eval_curves(arm, start):
+            points = [(point.steps, point.value) for point in curve]
             parts = [(right - left) * (a + b) / 2 for (left, a), (right, b) in pairwise(points)]
-            found.append(sum(parts) / points[-1][0])
-        return found
+            areas.append(sum(parts) / points[-1][0])
+        return areas
 
 
-def _shares(records: Sequence[Json]) -> dict[str, float]:
-    """Share of right answers by problem, of those that could be judged."""
-    judged = [(r["problem"], [score for score in r["scores"] if score is not None]) for r in records]
-    return {problem: fmean(score >= 1.0 for score in scores) for problem, scores in judged if scores}
+def _mean_over_seeds(rows: Sequence[Mapping[str, float]]) -> Estimate:
+    """The mean over seeds (one row each) and problems, with an interval over problems."""
+    problems = sorted(set.intersection(*map(set, rows)))
+    return bootstrap([fmean(row[problem] for row in rows) for problem in problems], Key(0, "claim"))
 
 
-def _asked(outcome: Outcome) -> int:
-    """Problems of the exams sat in training; 0 where there were none."""
-    return next((line["exam"]["problems"] for line in outcome.metrics if "exam" in line), 0)
+def _accuracy_by_problem(records: Sequence[Json]) -> dict[str, float]:
+    """Share of correct answers to each problem, among those that could be graded."""
+    graded = [(r["problem"], [reward for reward in r["rewards"] if reward is not None]) for r in records]
+    return {problem: fmean(reward >= 1.0 for reward in rewards) for problem, rewards in graded if rewards}
 
 
-def _share(outcome: Outcome, problems: int) -> float:
-    """pass@1 of the exam behind training, about its first `problems` (0: about all)."""
-    exam = outcome.measured["exam"]
-    records = exam.get("records", ())
+def _problems_in_training(outcome: Outcome) -> int:
+    """Problems of the evaluations in training; 0 where there were none."""
+    return next((line["eval"]["problems"] for line in outcome.metrics if "eval" in line), 0)
+
+
+def _accuracy(outcome: Outcome, problems: int) -> float:
+    """pass@1 of the evaluation after training, on its first `problems` (0: on all)."""
+    evaluation = outcome.measured["eval"]
+    records = evaluation.get("records", ())
     if not problems or len(records) <= problems:
-        return exam["overall"]["pass_at_1"]
-    return fmean(_shares(records[:problems]).values())
+        return evaluation["overall"]["pass_at_1"]
+    return fmean(_accuracy_by_problem(records[:problems]).values())
 
 
 def _points(outcome: Outcome) -> list[Point]:
-    found, tokens, aside = [], 0, 0.0
-    taken = {row["step"]: row for row in outcome.times}
+    points, tokens, eval_seconds = [], 0, 0.0
+    times = {row["step"]: row for row in outcome.times}
     for line in outcome.metrics:
-        row = taken.get(line["step"], {})
-        if "exam" in line:  # sat before the step, of the policy as it was
-            before = taken.get(line["step"] - 1, {}).get("seconds", 0.0)
-            found.append(Point(line["step"], tokens, before - aside, line["exam"]["overall"]["pass_at_1"]))
-        aside += row.get("exam", 0.0)
+        row = times.get(line["step"], {})
+        if "eval" in line:  # of the policy as it was before the step
+            seconds = times.get(line["step"] - 1, {}).get("seconds", 0.0) - eval_seconds
+            points.append(Point(line["step"], tokens, seconds, line["eval"]["overall"]["pass_at_1"]))
+        eval_seconds += row.get("eval", 0.0)
         tokens += line.get("sampled_tokens", 0)
-    last = _share(outcome, _asked(outcome))
-    return [*found, Point(len(outcome.metrics), outcome.tokens, outcome.seconds - aside, last)]
+    last = _accuracy(outcome, _problems_in_training(outcome))
+    return [*points, Point(len(outcome.metrics), outcome.sampled_tokens, outcome.seconds - eval_seconds, last)]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of a paper, and how it is put to the test.
+    """A sentence of a paper, and its test.
 
-    arms     (scale, seed) -> the arms by name, in the order in which they are shown; `start` is what others start from
-    budget   what is equal in all arms; `budgets` at other scales than tiny
-    premise  what must be so for the verdict to mean anything; broken: INVALID
-    rule     when the verdict is PASS, in words; `judge` is the same in code
+    arms     (scale, seed) -> the arms by name, in the order in which they are shown; others begin from `start`
+    budget   what is equal in all arms; `budget_by_scale` at other scales than tiny
+    premise  without it the verdict means nothing: INVALID
+    rule     in words, when the verdict is PASS; `check` is the same in code
     draw     draws the figure: (results, picture)
-    notes    lines for the page: what pilots fixed, what was found since; `elsewhere` at other scales than tiny
+    failures lines for the page: why some checks fail; `failures_by_scale` at other scales than tiny
+    notes    lines for the page: pilots, earlier counts, limits; `notes_by_scale` at other scales than tiny
     """
 
     id: str
@@ -242,32 +259,37 @@ class Claim:
     premise: str
     rule: str
     arms: Callable[[Scale, int], Mapping[str, Arm]]
-    judge: Callable[[Results], Sequence[Check]]
+    check: Callable[[Results], Sequence[Check]]
     draw: Callable[[Results, Any], None]
-    notes: Sequence[str] = field(default=())
-    budgets: Mapping[Scale, str] = field(default_factory=dict)
-    elsewhere: Mapping[Scale, Sequence[str]] = field(default_factory=dict)
+    failures: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    budget_by_scale: Mapping[Scale, str] = field(default_factory=dict)
+    failures_by_scale: Mapping[Scale, Sequence[str]] = field(default_factory=dict)
+    notes_by_scale: Mapping[Scale, Sequence[str]] = field(default_factory=dict)
 
     def budget_at(self, scale: Scale) -> str:
-        return self.budgets.get(scale, self.budget)
+        return self.budget_by_scale.get(scale, self.budget)
+
+    def failures_at(self, scale: Scale) -> Sequence[str]:
+        return self.failures if scale == "tiny" else self.failures_by_scale.get(scale, ())
 
     def notes_at(self, scale: Scale) -> Sequence[str]:
-        return self.notes if scale == "tiny" else self.elsewhere.get(scale, ())
+        return self.notes if scale == "tiny" else self.notes_by_scale.get(scale, ())
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """INVALID where the premise is broken, else PASS if everything held, else FAIL. What is `reported` decides nothing.
+    """INVALID where the premise is broken, else PASS if every line passes, else FAIL. `reported` lines do not count.
 
-    Raises SchoolError for a rule without a single demand: it could not fail.
+    Raises SchoolError for a rule without a single requirement: it could not fail.
     """
-    demands = [check for check in checks if check.kind in ("must hold", "must fail")]
-    if not demands:
-        raise SchoolError("a claim must demand something")
+    requirements = [check for check in checks if check.kind in ("must hold", "must fail")]
+    if not requirements:
+        raise SchoolError("the rule of a claim has no requirement: give it a check of kind `must hold` or `must fail`")
     if not all(check.holds for check in checks if check.kind == "premise"):
         return "INVALID"
-    return "PASS" if all(check.holds for check in demands) else "FAIL"
+    return "PASS" if all(check.holds for check in requirements) else "FAIL"
 
 
-def told(values: Sequence[float], digits: int = 3, sign: bool = False) -> str:
-    """Numbers of several seeds: `.812 .790 .833`."""
+def format_values(values: Sequence[float], digits: int = 3, sign: bool = False) -> str:
+    """Numbers of several seeds: `0.812 0.790 0.833`."""
     return " ".join(f"{value:{'+' if sign else ''}.{digits}f}" for value in values)

@@ -1,8 +1,9 @@
-"""A toy small enough to enumerate: is it the policy gradient? 4 tokens, at most 3 of them, one ends a sequence.
+"""Is an estimator the policy gradient? Checked on a policy that is small enough to enumerate.
 
-Estimators run through the real credit, packing and objectives on 200,000 samples; the mean of an exact one lies within
-a few standard errors of the exact gradient, parameter by parameter. The policy is a table: logits of the next token
-given the one before (or the start), 16 numbers.
+The vocabulary has 4 tokens, one of which ends a completion; a completion has at most 3 tokens. The policy is a table of
+16 numbers: logits of the next token, given the one before it (or the start). Estimators run through the real
+advantages, packing and losses on 200,000 samples. The mean of an exact one lies within a few standard errors of the
+exact gradient, parameter by parameter.
 """
 
 from __future__ import annotations
@@ -23,77 +24,89 @@ from schoolhouse.algorithms.packing import Batch, Scores, TokenWeight, pack
 from schoolhouse.randomness import numpy_random
 from schoolhouse.types import NAN, Group, Key, Problem, Rollout, Verdict
 
-VOCABULARY, LONGEST = 4, 3
-END = START = 3  # a sequence starts behind the end of another
-G, GROUPS = 4, 50_000
+VOCAB_SIZE, MAX_TOKENS = 4, 3
+END = START = 3  # the token before a completion is the end of another
+GROUP_SIZE, NUM_GROUPS = 4, 50_000
 PROBLEM = Problem("toy", (), "")
 
-REPLIES = [
-    reply
-    for length in range(1, LONGEST + 1)
-    for reply in product(range(VOCABULARY), repeat=length)
-    if END not in reply[:-1] and (reply[-1] == END or length == LONGEST)
+COMPLETIONS = [
+    completion
+    for length in range(1, MAX_TOKENS + 1)
+    for completion in product(range(VOCAB_SIZE), repeat=length)
+    if END not in completion[:-1] and (completion[-1] == END or length == MAX_TOKENS)
 ]
-_draw = numpy_random(Key(0, "toy"))
-TABLE = torch.tensor(_draw.normal(size=(VOCABULARY, VOCABULARY)))
-NOISE = torch.tensor(0.3 * _draw.normal(size=(VOCABULARY, VOCABULARY)))
-REWARDS = [float(r) for r in (_draw.random(len(REPLIES)) < 0.3) + 0.2 * _draw.random(len(REPLIES))]
+"""All completions there are."""
+
+_random = numpy_random(Key(0, "toy"))
+LOGITS = torch.tensor(_random.normal(size=(VOCAB_SIZE, VOCAB_SIZE)))
+LOGIT_NOISE = torch.tensor(0.3 * _random.normal(size=(VOCAB_SIZE, VOCAB_SIZE)))
+REWARDS = [float(r) for r in (_random.random(len(COMPLETIONS)) < 0.3) + 0.2 * _random.random(len(COMPLETIONS))]
+"""Of each completion."""
 
 
-def token_logprob(table: Tensor, reply: tuple[int, ...]) -> Tensor:
-    return table.log_softmax(-1)[[START, *reply[:-1]], list(reply)]
+def token_logprob(logits: Tensor, completion: tuple[int, ...]) -> Tensor:
+    """Log-probabilities of the tokens of a completion. [T]"""
+    return logits.log_softmax(-1)[[START, *completion[:-1]], list(completion)]
 
 
 def exact_gradient() -> Tensor:
-    """d/d(table) of the sum over all replies of pi(reply) x reward. [16]"""
-    table = TABLE.clone().requires_grad_()
-    chances = torch.stack([token_logprob(table, reply).sum() for reply in REPLIES]).exp()
-    value = (chances * torch.tensor(REWARDS)).sum()
-    return torch.autograd.grad(value, table)[0].flatten()
+    """d/d(logits) of the expected reward: the sum over all completions of probability x reward. [16]"""
+    logits = LOGITS.clone().requires_grad_()
+    probabilities = torch.stack([token_logprob(logits, completion).sum() for completion in COMPLETIONS]).exp()
+    expected_reward = (probabilities * torch.tensor(REWARDS)).sum()
+    return torch.autograd.grad(expected_reward, logits)[0].flatten()
 
 
-def sample(sampler: Tensor, seed: int) -> list[Group]:
-    """GROUPS groups of G rollouts, drawn from the sampler's exact distribution over whole replies."""
-    logprob = [token_logprob(sampler, reply) for reply in REPLIES]
-    chances = torch.stack([row.sum() for row in logprob]).exp().numpy()
+def sample_groups(sampler_logits: Tensor, seed: int) -> list[Group]:
+    """NUM_GROUPS groups of rollouts, drawn from the sampler's exact distribution over completions."""
+    logprobs = [token_logprob(sampler_logits, completion) for completion in COMPLETIONS]
+    probabilities = torch.stack([row.sum() for row in logprobs]).exp().numpy()
     rollouts = [
-        Rollout(PROBLEM, Key(0, "toy", 0, 0, i), (START, *reply), (False, *(True for _ in reply)), (NAN, *row.tolist()))
-        for i, (reply, row) in enumerate(zip(REPLIES, logprob, strict=True))
+        Rollout(
+            PROBLEM,
+            Key(0, "toy", 0, 0, i),
+            (START, *completion),
+            (False, *(True for _ in completion)),
+            (NAN, *logprob.tolist()),
+        )
+        for i, (completion, logprob) in enumerate(zip(COMPLETIONS, logprobs, strict=True))
     ]
-    verdicts = [Verdict(r) for r in REWARDS]
-    drawn = numpy_random(Key(seed, "sample")).choice(len(REPLIES), size=(GROUPS, G), p=chances / chances.sum())
+    verdicts = [Verdict(reward) for reward in REWARDS]
+    size, shares = (NUM_GROUPS, GROUP_SIZE), probabilities / probabilities.sum()
+    drawn = numpy_random(Key(seed, "sample")).choice(len(COMPLETIONS), size=size, p=shares)
     return [
-        Group(PROBLEM, tuple(rollouts[i] for i in four), tuple(verdicts[i] for i in four)) for four in drawn.tolist()
+        Group(PROBLEM, tuple(rollouts[i] for i in members), tuple(verdicts[i] for i in members))
+        for members in drawn.tolist()
     ]
 
 
-def estimate(
-    groups: list[Group], objective: Loss, weigh: Callable[[list[Rollout]], TokenWeight], **credit: Any
+def gradient_estimates(
+    groups: list[Group], loss: Loss, token_weight: Callable[[list[Rollout]], TokenWeight], **advantage_options: Any
 ) -> Tensor:
-    """The gradient (ascent) that an update would follow, one estimate per group. [GROUPS, 16]"""
+    """The gradient (ascent) that an update would follow, one estimate for each group. [NUM_GROUPS, 16]"""
     rollouts = rollouts_of(groups)
-    advantage = group_advantage(groups, **credit)
+    advantage = group_advantage(groups, **advantage_options)
     sampled = [rollout.logprob for rollout in rollouts]
-    group = [[i // G] * len(rollout) for i, rollout in enumerate(rollouts)]
-    (batch,) = pack(rollouts, weigh(rollouts), 10**9, advantage=advantage, sampled=sampled, group=group)
-    before = torch.where(batch.loss_mask, batch.tokens.roll(1), START)
-    coefficient = _coefficient(batch, objective, before)
-    softmax = TABLE.softmax(-1)[before]
-    direction = F.one_hot(batch.tokens % VOCABULARY, VOCABULARY) - softmax  # d log pi / d logits
-    place = (batch["group"].long()[:, None] * VOCABULARY + before[:, None]) * VOCABULARY + torch.arange(VOCABULARY)
-    flat = torch.zeros(GROUPS * VOCABULARY**2, dtype=torch.float64)
-    flat.index_add_(0, place.flatten(), (coefficient[:, None] * direction).flatten())
-    return flat.view(GROUPS, -1) * GROUPS  # weights are global: a group's own estimate is GROUPS times its share
+    group = [[i // GROUP_SIZE] * len(rollout) for i, rollout in enumerate(rollouts)]
+    (batch,) = pack(rollouts, token_weight(rollouts), 10**9, advantage=advantage, sampled=sampled, group=group)
+    previous = torch.where(batch.loss_mask, batch.tokens.roll(1), START)
+    coefficient = _gradient_coefficient(batch, loss, previous)
+    probabilities = LOGITS.softmax(-1)[previous]
+    direction = F.one_hot(batch.tokens % VOCAB_SIZE, VOCAB_SIZE) - probabilities  # d log pi / d logits
+    index = (batch["group"].long()[:, None] * VOCAB_SIZE + previous[:, None]) * VOCAB_SIZE + torch.arange(VOCAB_SIZE)
+    sums = torch.zeros(NUM_GROUPS * VOCAB_SIZE**2, dtype=torch.float64)
+    sums.index_add_(0, index.flatten(), (coefficient[:, None] * direction).flatten())
+    return sums.view(NUM_GROUPS, -1) * NUM_GROUPS  # weights are global: its own estimate is NUM_GROUPS times its share
 
 
-def _coefficient(batch: Batch, objective: Loss, before: Tensor) -> Tensor:
-    """What the objective multiplies grad log pi with, at each token (by autograd through the real thing). [N]"""
-    logprob = TABLE.log_softmax(-1)[before, batch.tokens % VOCABULARY].requires_grad_()
-    loss = (batch.weight * objective(batch, Scores(logprob, logprob.detach()))).sum()
-    return -torch.autograd.grad(loss, logprob)[0]
+def _gradient_coefficient(batch: Batch, loss: Loss, previous: Tensor) -> Tensor:
+    """The factor of grad log pi at each token, by autograd through the real loss. [N]"""
+    logprob = LOGITS.log_softmax(-1)[previous, batch.tokens % VOCAB_SIZE].requires_grad_()
+    total = (batch.weight * loss(batch, Scores(logprob, logprob.detach()))).sum()
+    return -torch.autograd.grad(total, logprob)[0]
 
 
-def furthest(estimates: Tensor, truth: Tensor) -> float:
-    """The largest distance of the mean from the truth over the parameters, in standard errors."""
-    error = estimates.std(0) / math.sqrt(len(estimates))
-    return float(((estimates.mean(0) - truth).abs() / error).max())
+def max_standard_errors(estimates: Tensor, exact: Tensor) -> float:
+    """The largest distance of the mean estimate from the exact gradient over the parameters, in standard errors."""
+    standard_error = estimates.std(0) / math.sqrt(len(estimates))
+    return float(((estimates.mean(0) - exact).abs() / standard_error).max())

@@ -1,74 +1,41 @@
-"""What the arms of claims start from."""
+"""Models that the arms of claims start from, and what claims share about them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from schoolhouse.claims.harness.claim import Check, Evaluation, Results, Scale, Step
 from schoolhouse.types import SchoolError
 
-CHAINS = Evaluation(task="school:chain?steps=4", problems=200, samples=8, max_new_tokens=64)
+CHAINS_OF_4 = Evaluation(task="school:chain?steps=4", problems=200, samples=8, max_new_tokens=64)
 """Held-out chains of four operations."""
 
-EIGHTS = Evaluation(task="school:chain?steps=8", problems=200, samples=8, max_new_tokens=80)
-"""Held-out chains of eight operations: more than a large model does without a thought."""
+CHAINS_OF_8 = Evaluation(task="school:chain?steps=8", problems=200, samples=8, max_new_tokens=80)
+"""Held-out chains of eight operations: too many for a large model to solve without a thought."""
 
-GOALS = Evaluation(task="school:countdown?count=3", problems=200, samples=8, max_new_tokens=192)
-"""Held-out countdowns of three numbers: many ways to be right, and no answer can be guessed."""
-
-
-def only_tiny(scale: Scale) -> None:
-    """What a claim says that has no other scale."""
-    only(scale, "tiny")
+COUNTDOWNS = Evaluation(task="school:countdown?count=3", problems=200, samples=8, max_new_tokens=192)
+"""Held-out countdowns of three numbers: many answers are correct, and no answer can be guessed."""
 
 
-def only(scale: Scale, *known: Scale) -> None:
-    """Raises SchoolError for the scales that a claim does not have."""
+def require_tiny(scale: Scale) -> None:
+    """Raises SchoolError at any scale but tiny: for claims that have no other."""
+    require_scale(scale, "tiny")
+
+
+def require_scale(scale: Scale, *known: Scale) -> None:
+    """Raises SchoolError for a scale that the claim does not have."""
     if scale not in known:
-        raise SchoolError(f"this claim has no scale `{scale}` yet: use {' or '.join(known)}")
+        raise SchoolError(f"this claim has no scale `{scale}`: use {' or '.join(known)}")
 
 
-TONGUES = "latin=25,cjk=25,mixed=50"
-"""Half of the worked examples mix two toy languages, and neither of the two is better known than the other."""
-
+TWO_LANGUAGES = "latin=25,cjk=25,mixed=50"
+"""Half of the demonstrations mix two toy languages; neither of the two is more frequent than the other."""
 
 STYLES = "no_cot=55,partial=10,full=35"
+"""Most demonstrations are guesses without a thought."""
 
-
-def chains(
-    seed: int,
-    steps: int = 1000,
-    languages: str = "",
-    small: bool = False,
-    styles: str = STYLES,
-    revision_percent: int = 0,
-    lengths: str = "2-4",
-    lines: bool = False,
-) -> Step:
-    """A small model that was shown worked chains, most of them bare guesses: it is right about one time in three."""
-    task = f"school:chain+facts?steps={lengths}&styles={styles}"
-    if languages:
-        task += f"&languages={languages}"
-    if revision_percent:
-        task += f"&revision_percent={revision_percent}"
-    if lines:
-        task += "&lines=1"
-    width, layers = (64, 2) if small else (128, 3)
-    heads = width // 32
-    model = {
-        "hidden_size": width,
-        "num_layers": layers,
-        "num_heads": heads,
-        "num_kv_heads": heads,
-        "head_dim": 32,
-        "intermediate_size": 3 * width,
-    }
-    book = {"task": task, "seed": seed, "model": {**model, "max_seq_len": 256}, "vocab_size": 448 if languages else 384}
-    text = Step("pretrain", {**book, "steps": 200, "optimizer.learning_rate": 3e-3})
-    if languages:
-        steps = 4500 if small else 2200  # each language has to be learned
-    return Step("sft", {"model": text, "task": task, "seed": seed, "steps": steps, "optimizer.learning_rate": 3e-3})
-
-
-SMALL = {
+SMALL_MODEL = {
     "hidden_size": 128,
     "num_layers": 3,
     "num_heads": 4,
@@ -77,9 +44,19 @@ SMALL = {
     "intermediate_size": 384,
     "max_seq_len": 256,
 }
+"""0.6 million parameters, and those of its vocabulary."""
 
+HALF_WIDTH_MODEL = {
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 192,
+    "max_seq_len": 256,
+}
 
-LARGE = {
+LARGE_MODEL = {
     "hidden_size": 768,
     "num_layers": 14,
     "num_heads": 12,
@@ -90,47 +67,75 @@ LARGE = {
 }
 """99 million parameters."""
 
-ROOM = 16_384
-"""Tokens of a micro-batch, where there is a GPU's memory for them."""
+MICROBATCH_TOKENS = 16_384
+"""Tokens of a micro-batch that fit into a GPU's memory."""
 
 
-def long_chains(seed: int) -> Step:
-    """A large model that was shown worked chains, most of them bare guesses. Learning rates shrink with the width."""
-    task = "school:chain+facts?steps=4-8&styles=no_cot=75,partial=5,full=20"
-    slow = {
-        "task": task,
+def chain_model(
+    seed: int,
+    steps: int = 1000,
+    languages: str = "",
+    small: bool = False,
+    styles: str = STYLES,
+    revision_percent: int = 0,
+    lengths: str = "2-4",
+    lines: bool = False,
+) -> Step:
+    """A small model, fine-tuned on demonstrations of chains. With the default styles it solves about one in three."""
+    task = f"school:chain+facts?steps={lengths}&styles={styles}"
+    if languages:
+        task += f"&languages={languages}"
+    if revision_percent:
+        task += f"&revision_percent={revision_percent}"
+    if lines:
+        task += "&lines=1"
+    model = HALF_WIDTH_MODEL if small else SMALL_MODEL
+    corpus = {"task": task, "seed": seed, "model": model, "vocab_size": 448 if languages else 384}
+    pretrained = Step("pretrain", {**corpus, "steps": 200, "optimizer.learning_rate": 3e-3})
+    if languages:
+        steps = 4500 if small else 2200  # each language has to be learned
+    return Step(
+        "sft", {"model": pretrained, "task": task, "seed": seed, "steps": steps, "optimizer.learning_rate": 3e-3}
+    )
+
+
+def large_chain_model(seed: int) -> Step:
+    """A large model, fine-tuned on demonstrations of chains, most of them guesses.
+
+    Its learning rate is lower than that of the small models, as its width is larger.
+    """
+    common = {
+        "task": "school:chain+facts?steps=4-8&styles=no_cot=75,partial=5,full=20",
         "seed": seed,
-        "microbatch_tokens": ROOM,
+        "microbatch_tokens": MICROBATCH_TOKENS,
         "optimizer.learning_rate": 4e-4,
         "optimizer.warmup_steps": 100,
         "save_every": 250,
     }
-    text = Step("pretrain", {**slow, "model": LARGE, "vocab_size": 384, "steps": 200})
-    return Step("sft", {**slow, "model": text, "steps": 700, "batch_size": 128})
+    pretrained = Step("pretrain", {**common, "model": LARGE_MODEL, "vocab_size": 384, "steps": 200})
+    return Step("sft", {**common, "model": pretrained, "steps": 700, "batch_size": 128})
 
 
-def countdowns(seed: int) -> Step:
-    """A small model that was shown how countdowns are tried out, try after try: right about two times in five."""
-    task = "school:countdown+facts?count=3&styles=full=100"
-    book = {
-        "task": task,
+def countdown_model(seed: int) -> Step:
+    """A small model, fine-tuned on demonstrations that solve countdowns by trial and error: it solves two in five."""
+    common = {
+        "task": "school:countdown+facts?count=3&styles=full=100",
         "seed": seed,
-        "model": SMALL,
-        "vocab_size": 384,
-        "steps": 300,
         "optimizer.learning_rate": 3e-3,
     }
-    taught = {"task": task, "seed": seed, "steps": 2500, "optimizer.learning_rate": 3e-3, "save_every": 250}
-    return Step("sft", {"model": Step("pretrain", book), **taught})
+    pretrained = Step("pretrain", {**common, "model": SMALL_MODEL, "vocab_size": 384, "steps": 300})
+    return Step("sft", {**common, "model": pretrained, "steps": 2500, "save_every": 250})
 
 
-def reader(seed: int) -> Step:
-    """A base model: it has read the textbook with worked countdowns between its pages, and was never fine-tuned."""
-    book = {"task": "school:countdown?count=3&styles=full=100", "seed": seed, "model": SMALL, "vocab_size": 384}
+def base_model(seed: int) -> Step:
+    """A base model, never fine-tuned: its pretraining text holds demonstrations of countdowns."""
     return Step(
         "pretrain",
         {
-            **book,
+            "task": "school:countdown?count=3&styles=full=100",
+            "seed": seed,
+            "model": SMALL_MODEL,
+            "vocab_size": 384,
             "steps": 1000,
             "batch_size": 8,
             "demos_per_batch": 48,
@@ -140,24 +145,24 @@ def reader(seed: int) -> Step:
     )
 
 
-def mixed_share(results: Results, arm: str, steps: int = 5, least: float = 0.3) -> Check:
-    """A premise: groups must disagree, or there is nothing to learn from."""
+def signal_check(results: Results, arm: str, steps: int = 5, min_share: float = 0.3) -> Check:
+    """A premise: enough groups have mixed rewards. Without them there is no gradient."""
     rows = [row for outcome in results.arms[arm].values() for row in outcome.metrics[:steps]]
     share = sum(row["groups_with_signal"] for row in rows) / sum(row["groups"] for row in rows)
-    text = f"{arm}: at least {least:.0%} of groups mixed in the first {steps} steps"
-    return Check("premise", text, f"{share:.0%}", share >= least)
+    text = f"{arm}: at least {min_share:.0%} of groups with mixed rewards in the first {steps} steps"
+    return Check("premise", text, f"{share:.0%}", share >= min_share)
 
 
-def practice(start: Step, seed: int, **changes: object) -> Step:
-    """GRPO from there on chains of four."""
+def grpo_step(start: Step, seed: int, changes: Mapping[str, Any], recipe: str = "grpo") -> Step:
+    """RL with GRPO from a model, on chains of four; `changes` are keys of its config."""
     return Step(
-        "grpo",
+        recipe,
         {
             "model": start,
-            "task": CHAINS.task,
+            "task": CHAINS_OF_4.task,
             "seed": seed,
             "steps": 45,
-            "sampling.max_new_tokens": CHAINS.max_new_tokens,
+            "sampling.max_new_tokens": CHAINS_OF_4.max_new_tokens,
             "optimizer.learning_rate": 1e-4,
             "eval.every": 9,
             "eval.problems": 100,

@@ -1,6 +1,6 @@
-"""GRPO whose sampler is not quite the policy: a fixed noise on its logits, as coarse number types have it.
+"""GRPO with a fixed noise on the sampler's logits, as a sampler with a coarse number type has it.
 
-For experiments on importance correction: the learner sees the policy's own log-probabilities.
+For experiments on importance correction: the learner computes the policy's own log-probabilities, without the noise.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from schoolhouse.types import Key, Rollout
 
 class Config(grpo.Config):
     sampler_noise: float = Field(0.0, ge=0)
-    """Standard deviation of the noise."""
+    """Standard deviation of the noise on each logit; 0: none."""
 
 
 def noisy_grpo(c: Config, run: Run) -> None:
     def sample(policy: Policy, prompts: Sequence[Rollout], sampling: RolloutSampling) -> list[Rollout]:
-        bias = noise(c.sampler_noise, policy.decoder.config.vocab_size) if c.sampler_noise else None
+        bias = logit_noise(c.sampler_noise, policy.decoder.config.vocab_size) if c.sampler_noise else None
         return policy.extend(prompts, sampling.max_new_tokens, temperature=sampling.temperature, logit_bias=bias)
 
     grpo.grpo(c, run, sample)
 
 
-def noise(deviation: float, vocab_size: int) -> Tensor:
-    """The same noise in every call of every run. [V]"""
-    drawn = numpy_random(Key(0, "sampler noise")).normal(0.0, deviation, vocab_size)
-    return torch.from_numpy(drawn).float()
+def logit_noise(std: float, vocab_size: int) -> Tensor:
+    """The noise, the same in every call of every run. [V]"""
+    values = numpy_random(Key(0, "sampler noise")).normal(0.0, std, vocab_size)
+    return torch.from_numpy(values).float()

@@ -1,7 +1,7 @@
-"""Run the arms of a claim. A step or a measure that was done before with the same config is not done again.
+"""Run the arms of a claim. A step or a measure that is stored with the same config is not run again.
 
 FOLDER/steps/grpo-1f00…      run folder of one step
-FOLDER/measures/1f00….json   what was measured of its model
+FOLDER/measures/1f00….json   one measurement of its model
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from schoolhouse.runs.run import Run, read_metrics
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import SchoolError
 
-PATIENCE = 5.0
-"""Seconds between looks at a step that another process trains."""
+POLL_SECONDS = 5.0
+"""Seconds between two attempts to open a step that another process trains."""
 
 
-def known() -> list[str]:
+def claim_names() -> list[str]:
     """Names of all claims."""
     return sorted(module.name for module in pkgutil.iter_modules(claims.__path__) if not module.ispkg)
 
 
-def find(name: str) -> Claim:
-    """A claim by its name. Raises SchoolError with the nearest."""
-    if name not in known():
-        raise SchoolError(f"there is no claim `{name}`{suggest(name, known())}")
+def load_claim(name: str) -> Claim:
+    """A claim by its name. Raises SchoolError for an unknown name, with the nearest."""
+    if name not in claim_names():
+        raise SchoolError(f"unknown claim `{name}`{suggest(name, claim_names())}")
     return import_module(f"schoolhouse.claims.{name}").CLAIM
 
 
@@ -62,52 +62,54 @@ def run_arms(
     seeds: int,
     scale: Scale,
     folder: Path,
-    chosen: Sequence[str] = (),
+    arm_names: Sequence[str] = (),
     jobs: int = 1,
 ) -> Results:
-    """Train and measure every arm with seeds 0, 1, ...; `chosen` arms only, if any. Raises SchoolError for unknown.
+    """Train and measure every arm with seeds 0, 1, ...; with `arm_names` those arms alone.
 
-    jobs  seeds side by side, each in a process of its own with its share of the cores
+    jobs  seeds in parallel, each in its own process with its share of the cores
+    Raises SchoolError for an unknown arm.
     """
-    folder = folder.resolve()  # configs name it: the same folder has one name
-    for name in chosen:
-        if name not in (planned := claim.arms(scale, 0)):
-            raise SchoolError(f"{claim.id} has no arm `{name}`{suggest(name, [*planned])}")
-    asked = [(claim, seed, scale, folder, chosen) for seed in range(seeds)]
+    folder = folder.resolve()  # configs hold its path: the same folder needs one name
+    planned = claim.arms(scale, 0)
+    for name in arm_names:
+        if name not in planned:
+            raise SchoolError(f"claim {claim.id} has no arm `{name}`{suggest(name, [*planned])}")
+    seed_args = [(claim, seed, scale, folder, arm_names) for seed in range(seeds)]
     if jobs == 1:
-        found = [_seed(*one) for one in asked]
+        outcomes = [_run_seed(*args) for args in seed_args]
     else:
-        with _shared_cores(jobs), ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-            found = _side_by_side(pool, jobs, asked)
-    return Results({name: {seed: outcomes[name] for seed, outcomes in enumerate(found)} for name in found[0]})
+        with _share_cores(jobs), ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            outcomes = _run_in_parallel(pool, jobs, seed_args)
+    return Results({arm: {seed: by_arm[arm] for seed, by_arm in enumerate(outcomes)} for arm in outcomes[0]})
 
 
-def _side_by_side(pool: Executor, jobs: int, asked: Sequence[tuple[Any, ...]]) -> list[dict[str, Outcome]]:
-    """`_seed` of each, in order. Nothing is handed over before somebody is free: what waits ends with an interrupt."""
-    found: dict[int, dict[str, Outcome]] = {}
-    waiting, running = deque(enumerate(asked)), dict[Future[dict[str, Outcome]], int]()
+def _run_in_parallel(pool: Executor, jobs: int, seed_args: Sequence[tuple[Any, ...]]) -> list[dict[str, Outcome]]:
+    """`_run_seed` of each, in order. Submits work only to idle workers: after an interrupt nothing queued starts."""
+    outcomes: dict[int, dict[str, Outcome]] = {}
+    waiting, running = deque(enumerate(seed_args)), dict[Future[dict[str, Outcome]], int]()
     while waiting or running:
         while waiting and len(running) < jobs:
-            at, one = waiting.popleft()
-            running[pool.submit(_seed, *one)] = at
+            seed, args = waiting.popleft()
+            running[pool.submit(_run_seed, *args)] = seed
         for done in wait(running, return_when=FIRST_COMPLETED).done:
-            found[running.pop(done)] = done.result()
-    return [found[at] for at in range(len(asked))]
+            outcomes[running.pop(done)] = done.result()
+    return [outcomes[seed] for seed in range(len(seed_args))]
 
 
-def _seed(claim: Claim, seed: int, scale: Scale, folder: Path, chosen: Sequence[str]) -> dict[str, Outcome]:
-    """Every arm of one seed."""
+def _run_seed(claim: Claim, seed: int, scale: Scale, folder: Path, arm_names: Sequence[str]) -> dict[str, Outcome]:
+    """The arms of one seed."""
     outcomes = {}
     for name, arm in claim.arms(scale, seed).items():
-        if not chosen or name in chosen:
+        if not arm_names or name in arm_names:
             print(f"{claim.id}, seed {seed}: {name}", flush=True)
             outcomes[name] = run_arm(arm, seed, folder)
     return outcomes
 
 
 @contextmanager
-def _shared_cores(jobs: int) -> Generator[None]:
-    """Processes begun within take so many threads that all have cores: threads that wait for one another spin."""
+def _share_cores(jobs: int) -> Generator[None]:
+    """Processes started within get an equal share of the cores: more threads than cores spin while they wait."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     try:
@@ -120,13 +122,13 @@ def _shared_cores(jobs: int) -> Generator[None]:
 
 
 def run_arm(arm: Arm, seed: int, folder: Path) -> Outcome:
-    """Train one arm and ask its model what is to be asked."""
+    """Train one arm and take its measures."""
     if isinstance(arm.step, Path):
-        return Outcome(_all_measured(arm, seed, arm.step, fingerprint(arm.step), folder), [], [], 0, 0.0)
-    run = do(arm.step, folder)
+        return Outcome(_measure_all(arm, seed, arm.step, fingerprint(arm.step), folder), [], [], 0, 0.0)
+    run = run_step(arm.step, folder)
     metrics = read_metrics(run)
     return Outcome(
-        _all_measured(arm, seed, run, name_of(arm.step), folder),
+        _measure_all(arm, seed, run, step_name(arm.step), folder),
         metrics,
         read_jsonl(run / "times.jsonl"),
         budget_spent(run)[0],
@@ -134,92 +136,108 @@ def run_arm(arm: Arm, seed: int, folder: Path) -> Outcome:
     )
 
 
-def do(step: Step, folder: Path) -> Path:
-    """The run folder of a step, trained if it has not been. What it starts from is trained first."""
-    manifest = folder / "steps" / name_of(step) / "manifest.json"
-    made = read_json(manifest) if manifest.is_file() else {}
-    if made.get("state") == "finished":  # its name is all that it is made from, but for our own code
-        if {one.get("code") for one in (made, *made.get("resumed_with", ()))} != {source_digest()}:
-            print(f"  {manifest.parent}: made by other code than this; delete it to make it anew", file=sys.stderr)
-        for model, then in made.get("models", {}).items():
-            if Path(model).is_dir() and weights_digest(model) != then:
-                told = f"{manifest.parent} began from other weights than {model} has now"
-                raise SchoolError(f"{told}: delete {manifest.parent.name} to make it anew, or put the old weights back")
-        return manifest.parent
-    recipe, config = _resolved(step, folder, lambda inner: do(inner, folder))
-    place = folder / "steps" / name_of(step)
-    with _opened(place, config, step.recipe) as run:
+def run_step(step: Step, folder: Path) -> Path:
+    """The run folder of a step. It is trained if it is not stored, and the steps that it starts from before it."""
+    run_folder = folder / "steps" / step_name(step)
+    path = run_folder / "manifest.json"
+    manifest = read_json(path) if path.is_file() else {}
+    if manifest.get("state") == "finished":
+        _check_stored(run_folder, manifest)
+        return run_folder
+    recipe, config = _resolve(step, lambda inner: run_step(inner, folder))
+    with _open_when_free(run_folder, config, step.recipe) as run:
         if not run.finished:
-            print(f"  {place.name}", file=sys.stderr)
-            run.set_budget(step.tokens, step.seconds)
+            print(f"  {run_folder.name}", file=sys.stderr)
+            run.set_budget(step.max_tokens, step.max_seconds)
             recipe.train(config, run)
-    return place
+    return run_folder
 
 
-def _opened(place: Path, config: BaseConfig, recipe: str) -> Run:
-    """The run of a step; where another process is at it, what that one leaves."""
+def _check_stored(run_folder: Path, manifest: Mapping[str, Any]) -> None:
+    """The folder's name covers the config, but neither our own code nor the weights of the models it began from.
+
+    Warns of other code. Raises SchoolError for other weights.
+    """
+    versions = {part.get("code") for part in (manifest, *manifest.get("resumed_with", ()))}
+    if versions != {source_digest()}:
+        print(f"  {run_folder}: made by other code than this; delete it to train it again", file=sys.stderr)
+    for model, digest in manifest.get("models", {}).items():
+        if Path(model).is_dir() and weights_digest(model) != digest:
+            raise SchoolError(
+                f"{run_folder} began from other weights than {model} has now: delete {run_folder.name} to train it "
+                "again, or put the old weights back"
+            )
+
+
+def _open_when_free(run_folder: Path, config: BaseConfig, recipe: str) -> Run:
+    """The run of a step. Waits while another process trains it."""
     while True:
         try:
-            return Run.open(place, config, recipe)
+            return Run.open(run_folder, config, recipe)
         except FolderInUse:
-            time.sleep(PATIENCE)
+            time.sleep(POLL_SECONDS)
 
 
-def name_of(step: Step) -> str:
-    """Recipe and a digest of everything the step is made from: its whole config, and what it starts from."""
-    _, config = _resolved(step, Path(), lambda inner: Path(name_of(inner)))
-    told = [__version__, step.recipe, config.model_dump(mode="json")]
-    told += [more for more in (step.tokens, step.seconds, step.made_from) if more not in (inf, "")]
-    told += [more for key in ("task", "demos_task") for more in _contents(getattr(config, key, None))]
-    return f"{step.recipe}-{_digest(json.dumps(told, sort_keys=True))}"
+def step_name(step: Step) -> str:
+    """Recipe and a digest of all that the step is made from: its whole config, and the steps that it starts from."""
+    _, config = _resolve(step, lambda inner: Path(step_name(inner)))
+    parts = [__version__, step.recipe, config.model_dump(mode="json")]
+    parts += [part for part in (step.max_tokens, step.max_seconds, step.content_digest) if part not in (inf, "")]
+    parts += [digest for key in ("task", "demos_task") for digest in _task_digests(getattr(config, key, None))]
+    return f"{step.recipe.rpartition('.')[2]}-{_digest(json.dumps(parts, sort_keys=True))}"
 
 
-def _contents(task: str | None) -> list[str]:
-    """Tells the files that a task is made from, which may change under one name, from others."""
+def _task_digests(task: str | None) -> list[str]:
+    """Digests of the files that a task is read from: they may change under one name."""
     return [checksum(path) for path in open_task(task).files] if task else []
 
 
 def fingerprint(model: Path) -> str:
-    """Tells the weights of a model folder, or of a run's newest checkpoint, from others."""
+    """A digest of the weights of a model folder, or of a run's newest checkpoint."""
     folder = resolve_model(model)
     return _digest(json.dumps([checksum(path) for path in sorted(folder.glob("*.safetensors"))]))
 
 
-def _resolved(step: Step, folder: Path, place: Callable[[Step], Path]) -> tuple[Recipe, Any]:
+def _resolve(step: Step, place: Callable[[Step], Path]) -> tuple[Recipe, Any]:
+    """The recipe of a step and its config; `place` gives the folder of a step that stands for a model."""
     recipe = load_recipe(step.recipe)
-    return recipe, build(recipe.config, Source(_placed(step.config, place), {}))
+    return recipe, build(recipe.config, Source(_replace_steps(step.config, place), {}))
 
 
-def _placed(value: Any, place: Callable[[Step], Path]) -> Any:
+def _replace_steps(value: Any, place: Callable[[Step], Path]) -> Any:
     """`value` with every step in it replaced by a folder."""
     if isinstance(value, Step):
         return str(place(value))
     if isinstance(value, Mapping):
-        return {key: _placed(inner, place) for key, inner in value.items()}
-    return [_placed(inner, place) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: _replace_steps(inner, place) for key, inner in value.items()}
+    return [_replace_steps(inner, place) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _all_measured(arm: Arm, seed: int, model: Path, name: str, folder: Path) -> dict[str, dict[str, Any]]:
-    return {what: _measured(measure, seed, model, name, folder, arm.beside) for what, measure in arm.measures.items()}
+def _measure_all(arm: Arm, seed: int, model: Path, model_name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        name: _measure(measure, seed, model, model_name, folder, arm.judged_models)
+        for name, measure in arm.measures.items()
+    }
 
 
-def _measured(
-    measure: Measure, seed: int, model: Path, name: str, folder: Path, beside: Mapping[str, Step]
+def _measure(
+    measure: Measure, seed: int, model: Path, model_name: str, folder: Path, judged_models: Mapping[str, Step]
 ) -> dict[str, Any]:
-    asked: list[Any] = [name, type(measure).__name__, measure.model_dump(mode="json"), seed]
-    asked += [{what: name_of(step) for what, step in beside.items()}] if beside else []
-    asked += _contents(getattr(measure, "task", None))
-    path = folder / "measures" / f"{_digest(json.dumps(asked, sort_keys=True))}.json"
-    weights, taken = fingerprint(model), read_json(path) if path.exists() else {}
-    if taken and taken.get("code") != source_digest():
-        print(f"  {path}: measured by other code than this; delete it to measure anew", file=sys.stderr)
-    if not taken or taken.get("weights", weights) != weights:  # a step that was made anew has its old name
-        others = {what: Policy.load(do(step, folder)) for what, step in beside.items()}
+    """One measurement of a model, stored in a file that is named by its inputs."""
+    inputs: list[Any] = [model_name, type(measure).__name__, measure.model_dump(mode="json"), seed]
+    inputs += [{name: step_name(step) for name, step in judged_models.items()}] if judged_models else []
+    inputs += _task_digests(getattr(measure, "task", None))
+    path = folder / "measures" / f"{_digest(json.dumps(inputs, sort_keys=True))}.json"
+    weights, stored = fingerprint(model), read_json(path) if path.exists() else {}
+    if stored and stored.get("code") != source_digest():
+        print(f"  {path}: measured by other code than this; delete it to measure again", file=sys.stderr)
+    if not stored or stored.get("weights", weights) != weights:  # a step that was trained again keeps its name
+        models = {name: Policy.load(run_step(step, folder)) for name, step in judged_models.items()}
         began = time.monotonic()
-        found = measure.run(Policy.load(model), seed, **others)
+        result = measure.run(Policy.load(model), seed, **models)
         path.parent.mkdir(parents=True, exist_ok=True)
         seconds = round(time.monotonic() - began, 3)
-        row = {**found, "asked": asked, "weights": weights, "code": source_digest(), "seconds": seconds}
+        row = {**result, "inputs": inputs, "weights": weights, "code": source_digest(), "seconds": seconds}
         atomic_write(path, to_json(row) + "\n")
     return read_json(path)
 

@@ -1,1 +1,1 @@
-"""The embedded curriculum: one file per family of problems, and the text to pretrain on."""
+"""The school: one file per family of problems, and the synthetic text for pretraining."""

@@ -1,4 +1,4 @@
-"""Which is larger, 9.11 or 9.9? Filled up to equal decimals, then digit by digit: `9.11 9.90 9=9 1<9`."""
+"""Which is larger, 9.11 or 9.9? Padded to equal decimals, then compared digit by digit: `9.11 9.90 9=9 1<9`."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from random import Random
 from schoolhouse.tasks.school.family import Difficulty, Family
 
 Pair = tuple[str, str]
-"""Two different numbers with decimals, as they are shown."""
+"""Two different decimals as text."""
 
 _LARGEST_WHOLE = 20
-_SAME_WHOLE = 0.75  # the share of pairs that differ behind the point only
+_SAME_WHOLE = 0.75  # share of pairs that differ behind the point only
 
 _WORDINGS = ("Which is larger, {a} or {b}?", "Which number is bigger: {a} or {b}?")
 
 
-def padded(pair: Pair) -> Pair:
+def pad_decimals(pair: Pair) -> Pair:
     """Both with as many decimals as the longer one: ("9.11", "9.9") -> ("9.11", "9.90")."""
     a, b = pair
     longest = max(len(a) - a.index("."), len(b) - b.index("."))
     return a + "0" * (longest - len(a) + a.index(".")), b + "0" * (longest - len(b) + b.index("."))
 
 
-def sign_between(x: int, y: int) -> str:
+def comparison_sign(x: int, y: int) -> str:
     """`<`, `=` or `>`."""
     return "<" if x < y else ">" if x > y else "="
 
 
-def comparison(pair: Pair) -> list[str]:
-    """The filled-up pair, the whole parts, then decimals until they differ: ["9.11 9.90", "9=9", "1<9"]."""
-    a, b = padded(pair)
+def comparison_steps(pair: Pair) -> list[str]:
+    """The padded pair, the whole parts, then decimals until they differ: ["9.11 9.90", "9=9", "1<9"]."""
+    a, b = pad_decimals(pair)
     steps = [f"{a} {b}"]
     for x, y in zip(_parts(a), _parts(b), strict=True):
-        sign = sign_between(int(x), int(y))
+        sign = comparison_sign(int(x), int(y))
         steps.append(f"{x}{sign}{y}")
         if sign != "=":
             break
@@ -41,7 +41,7 @@ def comparison(pair: Pair) -> list[str]:
 
 
 def _parts(number: str) -> list[str]:
-    """The whole part, then one decimal after another: "12.34" -> ["12", "3", "4"]."""
+    """The whole part, then each decimal: "12.34" -> ["12", "3", "4"]."""
     whole, _, decimals = number.partition(".")
     return [whole, *decimals]
 
@@ -51,32 +51,32 @@ def pair_key(pair: Pair) -> str:
     return "compare " + " ".join(sorted(pair))
 
 
-def larger(pair: Pair) -> str:
-    """The larger one, as it is shown."""
-    return pair[0] if comparison(pair)[-1].count(">") else pair[1]
+def larger_number(pair: Pair) -> str:
+    """The larger of two decimals, as text."""
+    return pair[0] if comparison_steps(pair)[-1].count(">") else pair[1]
 
 
-def _make(random: Random, dials: Mapping[str, int]) -> Pair:
+def _sample(random: Random, difficulty: Mapping[str, int]) -> Pair:
     while True:
         whole = random.randrange(_LARGEST_WHOLE + 1)
         other = whole if random.random() < _SAME_WHOLE else random.randrange(_LARGEST_WHOLE + 1)
-        pair = f"{whole}.{_decimals(random, dials)}", f"{other}.{_decimals(random, dials)}"
-        first, second = padded(pair)
+        pair = f"{whole}.{_decimals(random, difficulty)}", f"{other}.{_decimals(random, difficulty)}"
+        first, second = pad_decimals(pair)
         if first != second:
             return pair
 
 
-def _decimals(random: Random, dials: Mapping[str, int]) -> str:
-    """One digit or more, the last not 0."""
-    count = random.randint(1, dials["decimals"])
+def _decimals(random: Random, difficulty: Mapping[str, int]) -> str:
+    """One or more digits, the last not 0."""
+    count = random.randint(1, difficulty["decimals"])
     return f"{10 * random.randrange(10 ** (count - 1)) + random.randint(1, 9):0{count}d}"
 
 
-def _ask(pair: Pair, random: Random) -> str:
+def _question(pair: Pair, random: Random) -> str:
     return random.choice(_WORDINGS).format(a=pair[0], b=pair[1])
 
 
-def _slip(step: str, random: Random) -> str:
+def _corrupt_step(step: str, random: Random) -> str:
     if " " in step:
         return step[:-1] + str((int(step[-1]) + random.randint(1, 9)) % 10)
     sign = next(each for each in step if each in "<=>")
@@ -85,13 +85,13 @@ def _slip(step: str, random: Random) -> str:
 
 COMPARE = Family[Pair](
     name="compare",
-    pays=False,
-    dials={"decimals": Difficulty("most digits behind the point", 2, 1, 8)},
-    make=_make,
+    thinking_helps=False,
+    difficulty={"decimals": Difficulty("most digits behind the point", 2, 1, 8)},
+    sample=_sample,
     key=pair_key,
-    ask=_ask,
-    answer=larger,
-    steps=lambda pair, random: comparison(pair),
-    recheck=lambda pair: comparison((pair[1], pair[0])),
-    corrupt_step=_slip,
+    question=_question,
+    answer=larger_number,
+    steps=lambda pair, random: comparison_steps(pair),
+    recheck=lambda pair: comparison_steps((pair[1], pair[0])),
+    corrupt_step=_corrupt_step,
 )

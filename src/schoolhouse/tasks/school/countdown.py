@@ -1,7 +1,7 @@
-"""Make a target from given numbers: `Make 23 from 3, 5 and 8.` is worked by trying, each try from left to right.
+"""Make a target from given numbers: `Make 23 from 3, 5 and 8.` is solved by trying, each try from left to right.
 
-`3+5=8 8+8=16 again 3*5=15 15+8=23` and the answer is an expression, `3*5+8`. Any expression counts that uses each
-number at most as often as it is given and has exactly the target as its value (our own parser, no `eval`).
+The steps are `3+5=8 8+8=16 again 3*5=15 15+8=23`, and the answer is an expression, `3*5+8`. An expression is correct if
+its value is the target and it uses each number at most as often as it is given. (Own parser, no `eval`.)
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
 
-from schoolhouse.tasks.school.family import Difficulty, Family, held_out
+from schoolhouse.tasks.school.family import Difficulty, Family, is_held_out
 
-_AGAIN = " again"  # said at the end of a try that missed
+_AGAIN = " again"  # ends a try that missed
 _LARGEST_NUMBER, _LARGEST_VALUE = 9, 99
-_MOST_MISSES, _MOST_TRIES = 3, 100
+_MAX_MISSES, _MAX_TRIES = 3, 100
 _LONGEST_ANSWER = 200  # characters: bounds the depth of the parser and the size of its numbers
 
 _TOKEN = re.compile(r"\s*([0-9]+|[-+*/()])")
@@ -30,8 +30,8 @@ _WORDINGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
-    """Numbers as they are shown, the target, and one way to it: the same numbers in order, with the signs between."""
+class Puzzle:
+    """The given numbers, the target, and one solution: the numbers in order and the signs between them."""
 
     numbers: tuple[int, ...]
     target: int
@@ -39,8 +39,8 @@ class Goal:
     signs: tuple[str, ...]
 
 
-def walk(order: tuple[int, ...], signs: tuple[str, ...]) -> list[tuple[str, int]] | None:
-    """The steps of a try from left to right with their values; None where one leaves 0 to 99."""
+def left_to_right_steps(order: tuple[int, ...], signs: tuple[str, ...]) -> list[tuple[str, int]] | None:
+    """The steps of a try from left to right with their values; None where a value is not within 0 to 99."""
     value, steps = order[0], []
     for sign, number in zip(signs, order[1:], strict=True):
         result = value + number if sign == "+" else value - number if sign == "-" else value * number
@@ -51,7 +51,7 @@ def walk(order: tuple[int, ...], signs: tuple[str, ...]) -> list[tuple[str, int]
     return steps
 
 
-def expression(order: tuple[int, ...], signs: tuple[str, ...]) -> str:
+def left_to_right_expression(order: tuple[int, ...], signs: tuple[str, ...]) -> str:
     """The try as one expression: (3, 5, 8), ("+", "*") -> `(3+5)*8`."""
     text, last = str(order[0]), ""
     for sign, number in zip(signs, order[1:], strict=True):
@@ -64,75 +64,75 @@ def _random_try(random: Random, numbers: tuple[int, ...]) -> tuple[tuple[int, ..
     return tuple(random.sample(numbers, len(numbers))), tuple(random.choices("+-*", k=len(numbers) - 1))
 
 
-def _make(random: Random, dials: Mapping[str, int]) -> Goal:
+def _sample(random: Random, difficulty: Mapping[str, int]) -> Puzzle:
     while True:
-        numbers = tuple(random.randint(1, _LARGEST_NUMBER) for _ in range(dials["count"]))
+        numbers = tuple(random.randint(1, _LARGEST_NUMBER) for _ in range(difficulty["count"]))
         order, signs = _random_try(random, numbers)
-        steps = walk(order, signs)
+        steps = left_to_right_steps(order, signs)
         if steps and steps[-1][1] not in (0, *numbers):
-            return Goal(numbers, steps[-1][1], order, signs)
+            return Puzzle(numbers, steps[-1][1], order, signs)
 
 
-def goal_key(numbers: tuple[int, ...], target: int) -> str:
+def puzzle_key(numbers: tuple[int, ...], target: int) -> str:
     """The key of numbers in any order and a target."""
     return f"countdown {' '.join(map(str, sorted(numbers)))} = {target}"
 
 
-def _ask(goal: Goal, random: Random) -> str:
-    *first, last = map(str, goal.numbers)
-    return random.choice(_WORDINGS).format(target=goal.target, numbers=f"{', '.join(first)} and {last}")
+def _question(puzzle: Puzzle, random: Random) -> str:
+    *first, last = map(str, puzzle.numbers)
+    return random.choice(_WORDINGS).format(target=puzzle.target, numbers=f"{', '.join(first)} and {last}")
 
 
-def _steps(goal: Goal, random: Random) -> list[str]:
-    """None to three tries that miss, then the one that hits. None of them hits what an exam asks for."""
+def _steps(puzzle: Puzzle, random: Random) -> list[str]:
+    """Zero to three tries that miss, then the solution. No try hits the target of a held-out puzzle."""
     steps: list[str] = []
-    misses = random.randint(0, _MOST_MISSES)
-    for _ in range(_MOST_TRIES):  # of some numbers there may be no such miss
+    misses = random.randint(0, _MAX_MISSES)
+    for _ in range(_MAX_TRIES):  # some numbers have no such try
         if not misses:
             break
-        tried = walk(*_random_try(random, goal.numbers))
-        if tried and tried[-1][1] != goal.target and not held_out(goal_key(goal.numbers, tried[-1][1])):
-            steps += [step for step, _ in tried]
+        attempt = left_to_right_steps(*_random_try(random, puzzle.numbers))
+        if attempt and attempt[-1][1] != puzzle.target and not is_held_out(puzzle_key(puzzle.numbers, attempt[-1][1])):
+            steps += [step for step, _ in attempt]
             steps[-1] += _AGAIN
             misses -= 1
-    return steps + _recheck(goal)
+    return steps + _recheck(puzzle)
 
 
-def _recheck(goal: Goal) -> list[str]:
-    return [step for step, _ in walk(goal.order, goal.signs) or ()]
+def _recheck(puzzle: Puzzle) -> list[str]:
+    return [step for step, _ in left_to_right_steps(puzzle.order, puzzle.signs) or ()]
 
 
 def accepts(answer: str, info: Mapping[str, object]) -> bool:
-    """Whether `answer` is an expression of the given numbers (each at most as often as given) worth the target.
+    """Whether `answer` is an expression of the given numbers, each at most as often as given, with the target as value.
 
-    `info` holds `numbers` (tuple of int) and `target` (int). Total: anything that is no expression is wrong.
+    `info` has `numbers` (tuple of int) and `target` (int). Never raises: text that is no expression is wrong.
     """
     numbers = info["numbers"]
     if not isinstance(numbers, tuple) or len(answer) > _LONGEST_ANSWER:
         return False
-    said, _, worth = answer.strip().strip("$").partition("=")
+    expression, _, stated_value = answer.strip().strip("$").partition("=")
     try:
-        value, used = evaluate(said)
-        if worth and evaluate(worth)[0] != value:
+        value, used = evaluate_expression(expression)
+        if stated_value and evaluate_expression(stated_value)[0] != value:
             return False
     except (ValueError, ZeroDivisionError):
         return False
     return value == info["target"] and Counter(used) <= Counter(numbers)
 
 
-def evaluate(text: str) -> tuple[Fraction, list[int]]:
+def evaluate_expression(text: str) -> tuple[Fraction, list[int]]:
     """The exact value of an expression of whole numbers, + - * / and brackets, and the numbers in it.
 
-    Signs may be LaTeX's. Raises ValueError where it is none, ZeroDivisionError where it divides by zero.
+    Signs may be those of LaTeX. Raises ValueError for other text and ZeroDivisionError for a division by zero.
     """
     for sign, plain in _SIGNS.items():
         text = text.replace(sign, plain)
     tokens, at = [], 0
-    for found in _TOKEN.finditer(text):
-        if found.start() != at:
+    for match in _TOKEN.finditer(text):
+        if match.start() != at:
             break
-        tokens.append(found[1])
-        at = found.end()
+        tokens.append(match[1])
+        at = match.end()
     if text[at:].strip():
         raise ValueError(f"`{text[at:].strip()[0]}` does not belong in an expression")
     tokens.reverse()
@@ -170,16 +170,16 @@ def _atom(rest: list[str], used: list[int]) -> Fraction:
     return Fraction(used[-1])
 
 
-COUNTDOWN = Family[Goal](
+COUNTDOWN = Family[Puzzle](
     name="countdown",
-    pays=True,
-    dials={"count": Difficulty("numbers to make the target from", 3, 3, 5)},
-    make=_make,
-    key=lambda goal: goal_key(goal.numbers, goal.target),
-    ask=_ask,
-    answer=lambda goal: expression(goal.order, goal.signs),
+    thinking_helps=True,
+    difficulty={"count": Difficulty("numbers to make the target from", 3, 3, 5)},
+    sample=_sample,
+    key=lambda puzzle: puzzle_key(puzzle.numbers, puzzle.target),
+    question=_question,
+    answer=lambda puzzle: left_to_right_expression(puzzle.order, puzzle.signs),
     steps=_steps,
     recheck=_recheck,
-    info=lambda goal: {"numbers": goal.numbers, "target": goal.target},
+    grading_info=lambda puzzle: {"numbers": puzzle.numbers, "target": puzzle.target},
     accepts=accepts,
 )

@@ -1,6 +1,6 @@
-"""What one knows by heart: small sums, differences and products, and which number comes next.
+"""Facts known by heart: small sums, differences and products, and the next number.
 
-There are about 230 instances at the default dial, so an exam holds about two dozen.
+There are about 230 instances at the default difficulty, and about two dozen of them are held out.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Fact = tuple[str, int, int]
 _LARGEST_BEFORE = 98
 
 
-def result(fact: Fact) -> int:
-    """What the fact says."""
+def fact_result(fact: Fact) -> int:
+    """The result of the fact."""
     operation, a, b = fact
     return a - b if operation == "-" else a * b if operation == "*" else a + b
 
 
 def fact_key(fact: Fact) -> str:
-    """The key of a fact: factors in either order are one, a sum is what the addition family calls it."""
+    """The key of a fact: the same for factors in either order; a sum has the key of the addition family."""
     operation, a, b = fact
     if operation == "+":
         return sum_key(a, b)
@@ -32,14 +32,14 @@ def fact_key(fact: Fact) -> str:
     return f"facts {a} {operation} {b}"
 
 
-def written(fact: Fact) -> str:
+def fact_step(fact: Fact) -> str:
     """The fact as a step: `7+5=12`."""
     operation, a, b = fact
-    return f"{a}{'+' if operation == 'next' else operation}{b}={result(fact)}"
+    return f"{a}{'+' if operation == 'next' else operation}{b}={fact_result(fact)}"
 
 
-def _make(random: Random, dials: Mapping[str, int]) -> Fact:
-    top = dials["operand"]
+def _sample(random: Random, difficulty: Mapping[str, int]) -> Fact:
+    top = difficulty["operand"]
     operation = random.choice(("+", "-", "*", "next"))
     if operation == "next":
         return operation, random.randint(0, _LARGEST_BEFORE), 1
@@ -47,7 +47,7 @@ def _make(random: Random, dials: Mapping[str, int]) -> Fact:
     return (operation, max(a, b), min(a, b)) if operation == "-" else (operation, a, b)
 
 
-def _ask(fact: Fact, random: Random) -> str:
+def _question(fact: Fact, random: Random) -> str:
     operation, a, b = fact
     if operation == "next":
         return random.choice((f"Which number comes after {a}?", f"What is the next number after {a}?"))
@@ -55,9 +55,9 @@ def _ask(fact: Fact, random: Random) -> str:
 
 
 def _recheck(fact: Fact) -> list[str]:
-    """A sum or the next number undone, a difference refilled, a product turned round."""
+    """The inverse operation; for a product, its factors in the other order."""
     operation, a, b = fact
-    value = result(fact)
+    value = fact_result(fact)
     if operation == "-":
         return [f"{value}+{b}={a}"]
     return [f"{b}*{a}={value}"] if operation == "*" else [f"{value}-{b}={a}"]
@@ -65,12 +65,12 @@ def _recheck(fact: Fact) -> list[str]:
 
 FACTS = Family[Fact](
     name="facts",
-    pays=False,
-    dials={"operand": Difficulty("largest number in a sum, difference or product", 9, 5, 12)},
-    make=_make,
+    thinking_helps=False,
+    difficulty={"operand": Difficulty("largest number in a sum, difference or product", 9, 5, 12)},
+    sample=_sample,
     key=fact_key,
-    ask=_ask,
-    answer=lambda fact: str(result(fact)),
-    steps=lambda fact, random: [written(fact)],
+    question=_question,
+    answer=lambda fact: str(fact_result(fact)),
+    steps=lambda fact, random: [fact_step(fact)],
     recheck=_recheck,
 )

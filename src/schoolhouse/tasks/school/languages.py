@@ -1,4 +1,4 @@
-"""The same steps in two toy languages: digits as English words, or as Chinese ones. `7+5=2` -> `seven+five=two`."""
+"""Steps in two toy languages, with digits as English or Chinese words: `7+5=2` -> `seven+five=two`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ CJK = dict(zip("0123456789", "零一二三四五六七八九", strict=True))
 LANGUAGES = {"latin": LATIN, "cjk": CJK}
 
 
-def spoken(thought: str, tongue: str, random: Random) -> str:
-    """A thought in one tongue, or in `mixed`: each step in either."""
+def translate(thought: str, language: str, random: Random) -> str:
+    """A thought in one language; `mixed`: each step in either."""
     steps = []
     for step in thought.split(" "):
-        chosen = random.choice([*LANGUAGES]) if tongue == "mixed" else tongue
+        chosen = random.choice([*LANGUAGES]) if language == "mixed" else language
         steps.append("".join(LANGUAGES[chosen].get(letter, letter) for letter in step))
     return " ".join(steps)

@@ -1,4 +1,4 @@
-"""How many r in strawberry? Spelt and tallied: `s0 t0 r1 a1 w1 b1 e1 r2 r3 y3`."""
+"""How many r in strawberry? The word is spelt with a running count: `s0 t0 r1 a1 w1 b1 e1 r2 r3 y3`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from schoolhouse.tasks.school.family import Difficulty, Family
 from schoolhouse.tasks.school.vocabulary import SPELLING_WORDS
 
 Count = tuple[str, str]
-"""A word and the letter that is counted in it."""
+"""A word and the letter to count in it."""
 
 _CONSONANTS, _VOWELS = "bcdfghklmnprstvwz", "aeiou"
 
-_ANY_LETTER, _REPEATED = 0.1, 0.5  # shares of letters that may be missing, and that occur twice: else "1" is a fair bet
+_ANY_LETTER, _REPEATED = 0.1, 0.5  # shares of any letters and of repeated letters: else "1" would be a good guess
 
 _WORDINGS = (
     "How many {letter} in {word}?",
@@ -24,7 +24,7 @@ _WORDINGS = (
 
 
 def invented_word(random: Random, length: int) -> str:
-    """A word nobody knows, easy to say: consonants and vowels in turn, some letters doubled."""
+    """A made-up word: consonants and vowels in turn, some letters doubled."""
     word = ""
     while len(word) < length:
         letter = random.choice(_VOWELS if len(word) % 2 else _CONSONANTS)
@@ -35,9 +35,9 @@ def invented_word(random: Random, length: int) -> str:
 def tally(letters: Iterable[str], letter: str) -> list[str]:
     """Each letter with the count so far: ("y", "r", "r"), "r" -> ["y0", "r1", "r2"]."""
     steps, count = [], 0
-    for each in letters:
-        count += each == letter
-        steps.append(f"{each}{count}")
+    for current in letters:
+        count += current == letter
+        steps.append(f"{current}{count}")
     return steps
 
 
@@ -46,8 +46,8 @@ def count_key(count: Count) -> str:
     return f"letters {count[0]} {count[1]}"
 
 
-def _make(random: Random, dials: Mapping[str, int]) -> Count:
-    length = dials["length"]
+def _sample(random: Random, difficulty: Mapping[str, int]) -> Count:
+    length = difficulty["length"]
     word = invented_word(random, length) if length else random.choice(SPELLING_WORDS)
     chance = random.random()
     if chance < _ANY_LETTER:
@@ -56,24 +56,24 @@ def _make(random: Random, dials: Mapping[str, int]) -> Count:
     return word, random.choice(repeated or word)
 
 
-def _ask(count: Count, random: Random) -> str:
+def _question(count: Count, random: Random) -> str:
     return random.choice(_WORDINGS).format(word=count[0], letter=count[1])
 
 
-def _slip(step: str, random: Random) -> str:
-    tallied = int(step[1:])
-    return f"{step[0]}{tallied - 1 if tallied and random.random() < 0.5 else tallied + 1}"
+def _corrupt_step(step: str, random: Random) -> str:
+    count = int(step[1:])
+    return f"{step[0]}{count - 1 if count and random.random() < 0.5 else count + 1}"
 
 
 LETTERS = Family[Count](
     name="letters",
-    pays=True,
-    dials={"length": Difficulty("letters of an invented word (0: common words)", 0, 0, 20)},
-    make=_make,
+    thinking_helps=True,
+    difficulty={"length": Difficulty("letters of an invented word (0: common words)", 0, 0, 20)},
+    sample=_sample,
     key=count_key,
-    ask=_ask,
+    question=_question,
     answer=lambda count: str(count[0].count(count[1])),
     steps=lambda count, random: tally(*count),
     recheck=lambda count: tally(reversed(count[0]), count[1]),
-    corrupt_step=_slip,
+    corrupt_step=_corrupt_step,
 )

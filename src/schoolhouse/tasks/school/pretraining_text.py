@@ -1,7 +1,7 @@
-"""The textbook: pages of prose about numbers, words, things and invented people.
+"""Synthetic text for pretraining: pages of prose about numbers, words, things and invented people.
 
-Facts stand there in sentences and in the notation of the worked examples (`4+6+1=11,1c1`). No held-out instance of any
-family is told. Single steps such as `7+5=12` are exempt: every worked example is made of them.
+Facts appear in sentences and in the notation of demonstrations (`4+6+1=11,1c1`). No page has a held-out instance of any
+family. Single steps such as `7+5=12` are exempt: all demonstrations consist of them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from random import Random
 from typing import Any
 
 from schoolhouse.randomness import python_random
-from schoolhouse.tasks.school.addition import ADDITION, column, columns
-from schoolhouse.tasks.school.chain import OPERATIONS, apply
-from schoolhouse.tasks.school.compare import COMPARE, comparison, larger
+from schoolhouse.tasks.school.addition import ADDITION, column_step, column_steps
+from schoolhouse.tasks.school.chain import OPERATIONS, apply_operation
+from schoolhouse.tasks.school.compare import COMPARE, comparison_steps, larger_number
 from schoolhouse.tasks.school.countdown import COUNTDOWN
-from schoolhouse.tasks.school.facts import Fact, fact_key, result, written
-from schoolhouse.tasks.school.family import Family, held_out, sum_key
+from schoolhouse.tasks.school.facts import Fact, fact_key, fact_result, fact_step
+from schoolhouse.tasks.school.family import Family, is_held_out, sum_key
 from schoolhouse.tasks.school.letters import LETTERS, tally
-from schoolhouse.tasks.school.longhand import LONGHAND, moves
-from schoolhouse.tasks.school.shopping import SHOPPING, purchase_key, total_of, with_article
+from schoolhouse.tasks.school.longhand import LONGHAND, longhand_steps
+from schoolhouse.tasks.school.shopping import SHOPPING, purchase_key, total_price, with_article
 from schoolhouse.tasks.school.vocabulary import (
     COLOURS,
     NAMES,
@@ -34,15 +34,15 @@ from schoolhouse.tasks.school.vocabulary import (
 )
 from schoolhouse.types import Key
 
-_SHORTEST, _LONGEST = 60, 160  # words a page is filled to; the last sentence may go beyond
-_SENTENCES = 0.4  # the share of sentences where facts are told both ways
-_LONGEST_SUM = 6  # digits of the sums that pieces are shown of
-_TOP = 12  # products are told up to 12 times 12
+_MIN_WORDS, _MAX_WORDS = 60, 160  # of a page; the last sentence may go beyond
+_SENTENCE_SHARE = 0.4  # where facts appear as sentences or as steps
+_MAX_SUM_DIGITS = 6  # of sums of which single columns are shown
+_MAX_FACTOR = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """What a page is about: how it opens, what each of its lines says, and the families it goes with (none: all)."""
+    """The topic of a page: opening sentences, a generator of lines, and the families it fits (none: all)."""
 
     openings: tuple[str, ...]
     line: Callable[[Random], str]
@@ -50,43 +50,43 @@ class Topic:
 
 
 def page(random: Random, families: frozenset[str], seed: int) -> str:
-    """One page that goes with some of the families. People are the same on every page of a seed."""
+    """One page that fits some of the families. People are the same on every page of a seed."""
     fitting = [topic for topic in TOPICS if not topic.families or topic.families & families]
     choice = random.randrange(len(fitting) + 1)
     if choice == len(fitting):
         text, line = "", lambda random: _about_person(random, seed)
     else:
         text, line = random.choice(fitting[choice].openings), fitting[choice].line
-    wanted = random.randint(_SHORTEST, _LONGEST)
+    min_words = random.randint(_MIN_WORDS, _MAX_WORDS)
     words = len(text.split())
     lines = [text] if text else []
-    while words < wanted:
+    while words < min_words:
         lines.append(line(random))
         words += len(lines[-1].split())
     return " ".join(lines)
 
 
-def _practised(family: Family[Any], random: Random, **dials: int) -> Any:
+def _train_instance(family: Family[Any], random: Random, **difficulty: int) -> Any:
     """An instance of a family that is not held out."""
     while True:
-        instance = family.make(random, dials)
-        if not held_out(family.key(instance)):
+        instance = family.sample(random, difficulty)
+        if not is_held_out(family.key(instance)):
             return instance
 
 
-def _told(random: Random, step: Callable[[Random], str], sentence: Callable[[Random], str]) -> str:
-    """Some lines are sentences, the others rows of steps as they stand in a thought."""
-    if random.random() < _SENTENCES:
+def _sentence_or_steps(random: Random, step: Callable[[Random], str], sentence: Callable[[Random], str]) -> str:
+    """A sentence, or several steps as in a thought."""
+    if random.random() < _SENTENCE_SHARE:
         return sentence(random)
     return " ".join(step(random) for _ in range(random.randint(2, 6))) + "."
 
 
 def _sentence(random: Random, draw: Callable[[Random], Fact], wordings: tuple[str, ...]) -> str:
-    """A fact that is not held out, in words."""
-    while held_out(fact_key(fact := draw(random))):
+    """A sentence about a fact that is not held out."""
+    while is_held_out(fact_key(fact := draw(random))):
         pass
     _, a, b = fact
-    c = result(fact)
+    c = fact_result(fact)
     text = random.choice(wordings).format(a=a, b=b, c=c, A=_word(a), B=_word(b), C=_word(c))
     return text[0].upper() + text[1:]
 
@@ -103,7 +103,9 @@ def _sum(random: Random) -> str:
         return "+", random.randrange(10), random.randrange(10)
 
     wordings = ("{a} and {b} make {c}.", "{A} plus {B} is {C}.", "add {b} to {a} and you have {c}.")
-    return _told(random, lambda random: written(draw(random)), lambda random: _sentence(random, draw, wordings))
+    return _sentence_or_steps(
+        random, lambda random: fact_step(draw(random)), lambda random: _sentence(random, draw, wordings)
+    )
 
 
 def _difference(random: Random) -> str:
@@ -113,53 +115,53 @@ def _difference(random: Random) -> str:
 
     def step(random: Random) -> str:
         if random.random() < 0.3:
-            return written(draw(random))
-        paid, left = (random.randint(2, _TOP) * random.randint(1, _TOP) for _ in range(2))
+            return fact_step(draw(random))
+        paid, left = (random.randint(2, _MAX_FACTOR) * random.randint(1, _MAX_FACTOR) for _ in range(2))
         return f"{paid + left}-{paid}={left}"
 
     wordings = ("{a} take away {b} leaves {c}.", "{A} minus {B} is {C}.")
-    return _told(random, step, lambda random: _sentence(random, draw, wordings))
+    return _sentence_or_steps(random, step, lambda random: _sentence(random, draw, wordings))
 
 
 def _product(random: Random) -> str:
     def draw(random: Random) -> Fact:
-        return "*", random.randint(1, _TOP), random.randint(1, _TOP)
+        return "*", random.randint(1, _MAX_FACTOR), random.randint(1, _MAX_FACTOR)
 
     def step(random: Random) -> str:
         _, a, b = fact = draw(random)
-        return written(fact) if random.random() < 0.5 else f"{a * b}/{a}={b}"
+        return fact_step(fact) if random.random() < 0.5 else f"{a * b}/{a}={b}"
 
     wordings = ("{a} times {b} is {c}.", "{A} times {B} makes {C}.")
-    return _told(random, step, lambda random: _sentence(random, draw, wordings))
+    return _sentence_or_steps(random, step, lambda random: _sentence(random, draw, wordings))
 
 
 def _column(random: Random) -> str:
     def draw(random: Random) -> tuple[str, int]:
-        return column(str(random.randrange(10)), str(random.randrange(10)), random.randrange(2))
+        return column_step(str(random.randrange(10)), str(random.randrange(10)), random.randrange(2))
 
     def sentence(random: Random) -> str:
         if random.random() < 0.5:
-            pair = _practised(ADDITION, random, digits=random.randint(2, 4))
-            return f"{pair[0]} and {pair[1]}: {' '.join(columns(*pair))}, so together {sum(pair)}."
+            pair = _train_instance(ADDITION, random, digits=random.randint(2, 4))
+            return f"{pair[0]} and {pair[1]}: {' '.join(column_steps(*pair))}, so together {sum(pair)}."
         step, carry = draw(random)
         digit = step.rpartition(",")[2][0]
         return f"{step}: write {digit}, {'carry one' if carry else 'nothing to carry'}."
 
-    return _told(random, lambda random: draw(random)[0], sentence)
+    return _sentence_or_steps(random, lambda random: draw(random)[0], sentence)
 
 
 def _piece(random: Random) -> str:
-    """One column of a sum, or two in a row: never a whole one of three or more. Every third piece is how one begins."""
-    a, b = _practised(LONGHAND, random, digits=random.randint(1, _LONGEST_SUM))
-    steps, opening = moves(a, b), random.random() < 1 / 3
+    """One or two columns of a sum, never all of a longer one. One time in three they are the first."""
+    a, b = _train_instance(LONGHAND, random, digits=random.randint(1, _MAX_SUM_DIGITS))
+    steps, opening = longhand_steps(a, b), random.random() < 1 / 3
     at = 0 if opening else random.randrange(len(steps))
-    told = " ".join(steps[at : at + random.randint(1, 2)]) + "."
-    return f"What is {a} + {b}? {told}" if opening else told
+    text = " ".join(steps[at : at + random.randint(1, 2)]) + "."
+    return f"What is {a} + {b}? {text}" if opening else text
 
 
 def _left(random: Random) -> str:
-    """Copying, and taking the last digit away: what long sums are made of beside small ones."""
-    a, b = _practised(LONGHAND, random, digits=random.randint(1, _LONGEST_SUM))
+    """Copying a sum, or removing the last digits: parts of long sums beside small ones."""
+    a, b = _train_instance(LONGHAND, random, digits=random.randint(1, _MAX_SUM_DIGITS))
     if random.random() < 0.5 or a < 10:
         return f"What is {a} + {b}? It is written {a}+{b}."
     return f"{a}+{b} without the last digits {a // 10}+{b // 10}."
@@ -168,37 +170,37 @@ def _left(random: Random) -> str:
 def _last_digit(random: Random) -> str:
     def step(random: Random) -> str:
         digit, (sign, n) = random.randrange(10), random.choice(OPERATIONS)
-        return f"{digit}{sign}{n}={apply(digit, (sign, n))}"
+        return f"{digit}{sign}{n}={apply_operation(digit, (sign, n))}"
 
     def sentence(random: Random) -> str:
         digit, (sign, n) = random.randrange(10), random.choice(OPERATIONS)
-        did = {"+": f"Add {n} to {digit}", "-": f"Take {n} from {digit}", "*": f"Take {digit} times {n}"}[sign]
-        return f"{did}: the hand is at {apply(digit, (sign, n))}."
+        action = {"+": f"Add {n} to {digit}", "-": f"Take {n} from {digit}", "*": f"Take {digit} times {n}"}[sign]
+        return f"{action}: the hand is at {apply_operation(digit, (sign, n))}."
 
-    return _told(random, step, sentence)
+    return _sentence_or_steps(random, step, sentence)
 
 
 def _next(random: Random) -> str:
-    while held_out(fact_key(fact := ("next", random.randrange(99), 1))):
+    while is_held_out(fact_key(fact := ("next", random.randrange(99), 1))):
         pass
     a, b = fact[1], fact[1] + 1
     return random.choice((f"After {a} comes {b}.", f"The number after {a} is {b}.", f"Before {b} stands {a}."))
 
 
 def _decimals(random: Random) -> str:
-    pair = _practised(COMPARE, random, decimals=random.randint(1, 3))
-    high = larger(pair)
+    pair = _train_instance(COMPARE, random, decimals=random.randint(1, 3))
+    high = larger_number(pair)
     low = pair[0] if high == pair[1] else pair[1]
-    said = random.choice(
+    claim = random.choice(
         (f"{high} is larger than {low}", f"{low} is smaller than {high}", f"{high} is more than {low}")
     )
-    return f"{said}: {' '.join(comparison(pair))}."
+    return f"{claim}: {' '.join(comparison_steps(pair))}."
 
 
 def _reached(random: Random) -> str:
-    goal = _practised(COUNTDOWN, random, count=3)
-    numbers = ", ".join(map(str, goal.numbers))
-    return f"{numbers} make {goal.target}: {' '.join(COUNTDOWN.recheck(goal))}, that is {COUNTDOWN.answer(goal)}."
+    puzzle = _train_instance(COUNTDOWN, random, count=3)
+    numbers = ", ".join(map(str, puzzle.numbers))
+    return f"{numbers} make {puzzle.target}: {' '.join(COUNTDOWN.recheck(puzzle))}, that is {COUNTDOWN.answer(puzzle)}."
 
 
 # ---- words and things
@@ -206,7 +208,7 @@ def _reached(random: Random) -> str:
 
 def _spelling(random: Random) -> str:
     if random.random() < 0.3:
-        word, letter = _practised(LETTERS, random, length=0)
+        word, letter = _train_instance(LETTERS, random, length=0)
         return f"We count {letter} in {word}: {' '.join(tally(word, letter))}."
     word = random.choice(SPELLING_WORDS)
     return f"{word} is spelt {' '.join(word)}."
@@ -214,16 +216,17 @@ def _spelling(random: Random) -> str:
 
 def _purchase(random: Random) -> str:
     while True:
-        n, m, p, q = bought = SHOPPING.make(random, {"top": _TOP})
-        if not held_out(purchase_key(bought)):
+        n, m, p, q = purchase = SHOPPING.sample(random, {"top": _MAX_FACTOR})
+        if not is_held_out(purchase_key(purchase)):
             break
     thing, other = random.sample(list(THINGS), 2)
+    total = total_price(purchase)
     both = f"{n} {THINGS[thing]} and {m} {THINGS[other]}"
     return random.choice(
         (
-            f"{random.choice(NAMES)} buys {both} for ${total_of(bought)}. "
+            f"{random.choice(NAMES)} buys {both} for ${total}. "
             f"The {THINGS[other]} at ${q} each cost {m}*{q}={m * q}, "
-            f"the {THINGS[thing]} {total_of(bought)}-{m * q}={n * p}, so {with_article(thing)} costs {n * p}/{n}={p}.",
+            f"the {THINGS[thing]} {total}-{m * q}={n * p}, so {with_article(thing)} costs {n * p}/{n}={p}.",
             f"A shop sells {THINGS[thing]} at ${p} and {THINGS[other]} at ${q}. "
             f"{n} {THINGS[thing]} cost {n}*{p}={n * p} and {m} {THINGS[other]} cost {m}*{q}={m * q} dollars.",
         )
@@ -233,7 +236,7 @@ def _purchase(random: Random) -> str:
 def _story(random: Random) -> str:
     while True:
         a, b = random.randint(1, 9), random.randint(1, 9)
-        if not held_out(sum_key(a, b)) and not held_out(fact_key(("-", a + b, b))):
+        if not is_held_out(sum_key(a, b)) and not is_held_out(fact_key(("-", a + b, b))):
             break
     things = THINGS[random.choice(list(THINGS))]
     colour = random.choice(COLOURS)
@@ -252,7 +255,7 @@ def _story(random: Random) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody invented."""
+    """An invented person."""
 
     name: str
     town: str
@@ -280,7 +283,7 @@ def person(seed: int, number: int) -> Person:
 def _about_person(random: Random, seed: int) -> str:
     one = person(seed, random.randrange(len(NAMES) * len(SURNAMES)))
     first = one.name.partition(" ")[0]
-    told = [
+    sentences = [
         random.choice((f"{one.name} lives in {one.town}.", f"In {one.town} lives {one.name}.")),
         random.choice(
             (f"{first} has {one.pet} called {one.pet_name}.", f"{first}'s pet is {one.pet}, {one.pet_name}.")
@@ -288,9 +291,9 @@ def _about_person(random: Random, seed: int) -> str:
         random.choice((f"Of all things {first} likes {one.thing} best.", f"{first}'s favourite thing is {one.thing}.")),
         random.choice((f"{first}'s colour is {one.colour}.", f"{first} wears something {one.colour} every day.")),
     ]
-    rest = told[1:]
+    rest = sentences[1:]
     random.shuffle(rest)
-    return " ".join((told[0], *rest))
+    return " ".join((sentences[0], *rest))
 
 
 TOPICS = (

@@ -1,6 +1,6 @@
-"""Two kinds of things are bought; the price of one is asked for.
+"""Someone buys two kinds of things; the question is the price of one.
 
-`Emily buys 3 apples and 2 oranges; each orange costs $2; the total is $13; what does an apple cost?` is worked as
+`Emily buys 3 apples and 2 oranges; each orange costs $2; the total is $13; what does an apple cost?` has the steps
 `2*2=4 13-4=9 9/3=3`.
 """
 
@@ -13,7 +13,7 @@ from schoolhouse.tasks.school.family import Difficulty, Family
 from schoolhouse.tasks.school.vocabulary import NAMES, THINGS
 
 Purchase = tuple[int, int, int, int]
-"""How many of the first and of the second, then what each of them costs."""
+"""Number of the first and of the second things, then the price of each."""
 
 _PAIRS = tuple((a, b) for a in THINGS for b in THINGS if a != b)
 
@@ -26,28 +26,23 @@ _WORDINGS = (
 
 
 def purchase_key(purchase: Purchase) -> str:
-    """The key of a purchase: its numbers, the same whichever price is asked for."""
+    """The key of a purchase: its numbers, the same whichever price is the question."""
     n, m, p, q = purchase
     return "shopping " + " ".join(f"{count}x{price}" for count, price in sorted(((n, p), (m, q))))
 
 
-def _make(random: Random, dials: Mapping[str, int]) -> Purchase:
-    top = dials["top"]
-    return (
-        random.randint(2, top),
-        random.randint(2, top),
-        random.randint(1, top),
-        random.randint(1, top),
-    )
+def _sample(random: Random, difficulty: Mapping[str, int]) -> Purchase:
+    top = difficulty["top"]
+    return random.randint(2, top), random.randint(2, top), random.randint(1, top), random.randint(1, top)
 
 
-def total_of(purchase: Purchase) -> int:
-    """What all of it costs."""
+def total_price(purchase: Purchase) -> int:
+    """The price of all things together."""
     n, m, p, q = purchase
     return n * p + m * q
 
 
-def _ask(purchase: Purchase, random: Random) -> str:
+def _question(purchase: Purchase, random: Random) -> str:
     n, m, _, q = purchase
     thing, other = random.choice(_PAIRS)
     return random.choice(_WORDINGS).format(
@@ -55,7 +50,7 @@ def _ask(purchase: Purchase, random: Random) -> str:
         n=n,
         m=m,
         q=q,
-        total=total_of(purchase),
+        total=total_price(purchase),
         thing=thing,
         many=THINGS[thing],
         one=with_article(thing),
@@ -73,23 +68,23 @@ def with_article(thing: str) -> str:
 
 def _steps(purchase: Purchase) -> list[str]:
     n, m, p, q = purchase
-    total = total_of(purchase)
+    total = total_price(purchase)
     return [f"{m}*{q}={m * q}", f"{total}-{m * q}={n * p}", f"{n * p}/{n}={p}"]
 
 
 def _recheck(purchase: Purchase) -> list[str]:
-    """From the price found back to the one that was given."""
+    """From the answer back to the given price."""
     n, m, p, q = purchase
     return _steps((m, n, q, p))
 
 
 SHOPPING = Family[Purchase](
     name="shopping",
-    pays=True,
-    dials={"top": Difficulty("largest count and price", 12, 3, 20)},
-    make=_make,
+    thinking_helps=True,
+    difficulty={"top": Difficulty("largest count and price", 12, 3, 20)},
+    sample=_sample,
     key=purchase_key,
-    ask=_ask,
+    question=_question,
     answer=lambda purchase: str(purchase[2]),
     steps=lambda purchase, random: _steps(purchase),
     recheck=_recheck,

@@ -1,7 +1,7 @@
-"""The embedded curriculum: problems, worked examples and a textbook, made from a seed. Nothing is read or downloaded.
+"""The school: generated problems, demonstrations and pretraining text. All come from a seed; nothing is downloaded.
 
-Every problem belongs to a family (`lessons/`, one file each). One instance in ten is kept for the exam, by its content:
-no seed, dial or wording ever shows it in practice, worked examples or the textbook.
+Every problem belongs to a family (one file each in this folder). One instance in ten is held out for evaluation, chosen
+by its content: no seed, difficulty or wording ever shows it in training problems, demonstrations or text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from schoolhouse.config import suggest
 from schoolhouse.randomness import python_random
-from schoolhouse.tasks.answer_match import answer_match, extract, perturb
+from schoolhouse.tasks.answer_match import answer_match, extract_answer, perturb_answer
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.school import pretraining_text
 from schoolhouse.tasks.school.addition import ADDITION
@@ -24,8 +24,8 @@ from schoolhouse.tasks.school.column import COLUMN
 from schoolhouse.tasks.school.compare import COMPARE
 from schoolhouse.tasks.school.countdown import COUNTDOWN
 from schoolhouse.tasks.school.facts import FACTS
-from schoolhouse.tasks.school.family import FILLER_WORDS, STYLES, Family, Style, held_out
-from schoolhouse.tasks.school.languages import LANGUAGES, spoken
+from schoolhouse.tasks.school.family import FILLER_WORDS, STYLES, Family, Style, is_held_out
+from schoolhouse.tasks.school.languages import LANGUAGES, translate
 from schoolhouse.tasks.school.letters import LETTERS
 from schoolhouse.tasks.school.longhand import LONGHAND
 from schoolhouse.tasks.school.shopping import SHOPPING
@@ -34,35 +34,34 @@ from schoolhouse.types import REVISION_REQUEST, Completion, Demonstration, Key, 
 FAMILIES: Mapping[str, Family[Any]] = {
     family.name: family for family in (ADDITION, CHAIN, SHOPPING, LETTERS, COMPARE, FACTS, COUNTDOWN, LONGHAND, COLUMN)
 }
-CURRICULUM = tuple(name for name in FAMILIES if name not in ("longhand", "column"))
-"""Taught where no family is named: `longhand` asks what `addition` asks, and `column` is a part of it."""
+DEFAULT_FAMILIES = tuple(name for name in FAMILIES if name not in ("longhand", "column"))
+"""Used where no family is named: `longhand` has the questions of `addition`, and `column` has parts of them."""
 
 DEFAULT_STYLES = "no_cot=50,partial=15,full=20,self_check=10,step_repair=5"
 
 _OPTIONS = ("styles", "revision_percent", "languages", "lines")
 
-EVAL_SIZE = 200  # problems of each family, where it has so many
-_PATIENCE = 5_000  # instances in a row that bring nothing new before a family counts as exhausted
+EVAL_PROBLEMS_PER_FAMILY = 200  # fewer where a family has no more
+_PATIENCE = 5_000  # samples in a row without a new instance before a family counts as exhausted
 
-Range = tuple[int, int]
-"""Least and most value of a dial; each instance draws its own."""
+DifficultyRange = tuple[int, int]
+"""Smallest and largest value of a difficulty option. Each instance draws its own."""
 
 
 @dataclass(eq=False)
 class School(Task):
-    """Families of problems in equal shares. `School.open` reads the options that `school:...?...` takes.
+    """Families of problems in equal shares. `School.open` parses the options of `school:...?...`.
 
-    families  what is taught
-    dials     for every family, the range of each of its dials
-    hands     weights of the styles of worked examples
-    again     percent of worked examples that are second attempts
-    tongues   weights of the toy languages that thoughts are worked in; none: digits
-    delimiter between the steps of a thought
+    difficulty        for every family, the range of each of its difficulty options
+    styles            weights of the styles of demonstrations
+    revision_percent  percentage of demonstrations that are second attempts
+    languages         weights of toy languages for thoughts; empty: digits
+    delimiter         between the steps of a thought
     """
 
     seed: int
     families: tuple[Family[Any], ...]
-    dials: Mapping[str, Mapping[str, Range]]
+    difficulty: Mapping[str, Mapping[str, DifficultyRange]]
     styles: Mapping[Style, float]
     name: str = "school"
     revision_percent: float = 0.0
@@ -73,218 +72,229 @@ class School(Task):
 
     @classmethod
     def open(cls, families: str = "", seed: int = 0, **options: str) -> School:
-        """`families` joined by `+` ("": CURRICULUM). Options: a dial (`digits=4`, or `digits=2-4` to mix) and
-        `hands` (`styles=no_cot=70,full=30`: relative weights), `revision_percent=40`: percent of them that are second tries;
-        `languages=latin=70,mixed=30`: thoughts in toy languages (latin, cjk, or every step in either); `lines=1`: a line
-        for each step.
-        Raises SchoolError naming what is unknown or out of range.
+        """The task of a spec: `families` joined by `+`, or "" for DEFAULT_FAMILIES.
+
+        Options:
+        a difficulty, such as digits=4, or digits=2-4 to mix
+        styles=no_cot=70,full=30       relative weights of the styles of demonstrations
+        revision_percent=40            percentage of demonstrations that are second attempts
+        languages=latin=70,mixed=30    relative weights of toy languages: latin, cjk, or mixed, each step in either
+        lines=1                        each step of a thought on its own line
+        Raises SchoolError naming an option that is unknown or out of range.
         """
-        chosen = _families(families)
+        chosen = _parse_families(families)
         options = {"styles": DEFAULT_STYLES, **options}
-        hands, again = (
-            _hands(options.pop("styles")),
-            _number(options.pop("revision_percent", "0"), "`revision_percent`"),
-        )
-        tongues = _tongues(options.pop("languages", ""))
+        styles = _parse_styles(options.pop("styles"))
+        revision_percent = _parse_number(options.pop("revision_percent", "0"), "`revision_percent`")
+        languages = _parse_languages(options.pop("languages", ""))
         if (lines := options.pop("lines", "0")) not in ("0", "1"):
-            raise SchoolError(f"school: `lines` is `{lines}`; give 1 for a line for each step, or 0")
-        known = {dial for family in chosen for dial in family.dials}
+            raise SchoolError(f"school: `lines` is `{lines}`; it must be 1 (each step on its own line) or 0")
+        known = {name for family in chosen for name in family.difficulty}
         for option in options:
             if option not in known:
                 raise SchoolError(f"school: unknown option `{option}`{suggest(option, sorted({*known, *_OPTIONS}))}")
-        dials = {family.name: _dials(family, options) for family in chosen}
+        difficulty = {family.name: _parse_difficulty(family, options) for family in chosen}
         name = f"school:{families}" if families else "school"
-        return cls(seed, chosen, dials, hands, name, again, tongues, "\n" if lines == "1" else " ")
+        delimiter = "\n" if lines == "1" else " "
+        return cls(seed, chosen, difficulty, styles, name, revision_percent, languages, delimiter)
 
     def train_problems(self, step: int, count: int) -> list[Problem]:
-        """Practice: a pure function of (seed, step), and fewer are the first of more."""
+        """A pure function of seed and step. A smaller count gives the first ones of a larger."""
         random = python_random(Key(self.seed, "school practice", step))
-        drawn = self._practice(random, count)
-        return [self._problem(family, instance, key, random, at) for family, instance, key, at in drawn]
+        instances = self._train_instances(random, count)
+        return [self._problem(family, instance, key, random, values) for family, instance, key, values in instances]
 
     def demonstrations(self, step: int, count: int) -> list[Demonstration]:
-        """Worked examples by hands drawn with their weights. The last word is always right, save by the hand `systematic_error`.
+        """Demonstrations in styles drawn by weight. All answers are correct except those of `systematic_error`.
 
-        `again` percent of them are second attempts: a first one, right or wrong, is part of what is asked.
+        A second attempt has a first one, correct or wrong, in its prompt.
         """
         random = python_random(Key(self.seed, "school worked", step))
-        hands, upto = list(self.styles), list(accumulate(self.styles.values()))
-        examples = []
-        for family, instance, key, at in self._practice(random, count):
-            (hand,) = random.choices(hands, cum_weights=upto)
-            problem = self._problem(family, instance, key, random, at)
+        styles, cumulative = list(self.styles), list(accumulate(self.styles.values()))
+        demonstrations = []
+        for family, instance, key, values in self._train_instances(random, count):
+            (style,) = random.choices(styles, cum_weights=cumulative)
+            problem = self._problem(family, instance, key, random, values)
             if self.revision_percent and random.random() < self.revision_percent / 100:
-                problem = _asked_again(family, instance, problem, hands, upto, random, self.delimiter)
-            thought, answer = family.solve(instance, hand, random)
+                (first_style,) = random.choices(styles, cum_weights=cumulative)
+                problem = _with_first_attempt(family, instance, problem, first_style, random, self.delimiter)
+            thought, answer = family.solve(instance, style, random)
             if self.languages:
-                (tongue,) = random.choices([*self.languages], weights=[*self.languages.values()])
-                thought = spoken(thought, tongue, random)
+                (language,) = random.choices([*self.languages], weights=[*self.languages.values()])
+                thought = translate(thought, language, random)
             thought = thought.replace(" ", self.delimiter)
-            examples.append(Demonstration(problem, thought, f"\\boxed{{{answer}}}", hand))
-        return examples
+            demonstrations.append(Demonstration(problem, thought, f"\\boxed{{{answer}}}", style))
+        return demonstrations
 
     def pretraining_text(self, step: int, count: int) -> list[str]:
-        """Pages of the textbook that go with these families; people in it are the same on every page of a seed."""
+        """Pages of synthetic text that fit these families. The people in it are the same on every page of a seed."""
         random = python_random(Key(self.seed, "school exposition", step))
         names = frozenset(family.name for family in self.families)
         return [pretraining_text.page(random, names, self.seed) for _ in range(count)]
 
     def eval_problems(self, count: int | None = None) -> list[Problem]:
-        """Held-out problems, distinct, the same for every seed. `count` in all (None: 200 of each family), families in
-        turn; a family with fewer (`facts` has about two dozen) gives what it has."""
-        shares = len(self.families)
-        wanted = [EVAL_SIZE if count is None else (count + shares - 1 - i) // shares for i in range(shares)]
-        papers = [self._paper(family, size) for family, size in zip(self.families, wanted, strict=True)]
-        return [problem for round_ in zip_longest(*papers) for problem in round_ if problem is not None]
+        """Distinct held-out problems, the same for every seed, with the families in turn.
 
-    def grade(self, problem: Problem, reply: Completion) -> Verdict:
-        """1 for a right final answer, else 0 and why; in countdown any right expression counts.
-
-        Where a dial has a range its value is a part of the score, so that reports tell hard problems from easy ones.
+        count  of all families together; None: 200 of each
+        A family with fewer problems gives all it has; `facts` has about two dozen.
         """
-        verdict = self._judged(problem, reply)
-        values = problem.info.get("dials")
+        shares = len(self.families)
+        sizes = [
+            EVAL_PROBLEMS_PER_FAMILY if count is None else (count + shares - 1 - i) // shares for i in range(shares)
+        ]
+        by_family = [self._eval_problems(family, size) for family, size in zip(self.families, sizes, strict=True)]
+        return [problem for turn in zip_longest(*by_family) for problem in turn if problem is not None]
+
+    def grade(self, problem: Problem, completion: Completion) -> Verdict:
+        """Reward 1 for a correct final answer, else 0 and the reason. In countdown any correct expression counts.
+
+        Where a difficulty option has a range, its value names a part of the reward, so that reports show it separately.
+        """
+        verdict = self._grade_answer(problem, completion)
+        values = problem.info.get("difficulty")
         if not isinstance(values, Mapping) or verdict.reward is None:
             return verdict
         return replace(verdict, parts={f"{name} {value}": verdict.reward for name, value in values.items()})
 
-    def _judged(self, problem: Problem, reply: Completion) -> Verdict:
+    def _grade_answer(self, problem: Problem, completion: Completion) -> Verdict:
         family = FAMILIES[problem.family]
         if not family.accepts:
-            return answer_match(reply, problem.reference)
-        answer, reason = extract(reply)
+            return answer_match(completion, problem.reference)
+        answer, reason = extract_answer(completion)
         if answer is None:
             return Verdict(0.0, reason)
-        return Verdict(1.0) if family.accepts(answer, problem.info) else Verdict(0.0, "not a right expression")
+        return Verdict(1.0) if family.accepts(answer, problem.info) else Verdict(0.0, "not a correct expression")
 
     def step_labels(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
-        """1 for each step up to the first that is not what it should be, -1 from there on; 0 for idle words before."""
+        """1 for each correct step, -1 from the first wrong one on, 0 for filler words before it."""
         family = FAMILIES.get(problem.family)
-        if not family or not family.strict:
+        if not family or not family.steps_checkable:
             return super().step_labels(problem, thoughts)
         expected = iter(" ".join(family.steps(problem.info["instance"], Random(0))).split())
-        ratings: list[int] = []
+        labels: list[int] = []
         for thought in thoughts:
-            wrong = -1 in ratings[-1:]
-            ratings.append(
-                -1 if wrong else 0 if thought in FILLER_WORDS else 1 if thought == next(expected, None) else -1
-            )
-        return ratings
+            if labels[-1:] == [-1]:
+                labels.append(-1)
+            elif thought in FILLER_WORDS:
+                labels.append(0)
+            else:
+                labels.append(1 if thought == next(expected, None) else -1)
+        return labels
 
     def wrong_answer(self, problem: Problem) -> str:
-        """A wrong answer of the same kind: in countdown an expression with a number that is not given."""
+        """A wrong answer of the same kind; in countdown, an expression with a number that is not given."""
         return f"{problem.reference}+0" if FAMILIES[problem.family].accepts else super().wrong_answer(problem)
 
-    def _practice(self, random: Random, count: int) -> Iterator[tuple[Family[Any], Any, str, Mapping[str, int]]]:
-        """`count` times a family, an instance of it that is not held out, its key and its dials; each round in a new
-        order."""
+    def _train_instances(self, random: Random, count: int) -> Iterator[tuple[Family[Any], Any, str, Mapping[str, int]]]:
+        """`count` times a family, an instance of it that is not held out, its key and its difficulty.
+
+        The families come in rounds, each in a new order.
+        """
         order = list(self.families)
-        settings = {family.name: _setting(self.dials[family.name]) for family in order}
+        samplers = {family.name: _difficulty_sampler(self.difficulty[family.name]) for family in order}
         for i in range(count):
             if i % len(order) == 0:
                 random.shuffle(order)
             family = order[i % len(order)]
             while True:
-                at = settings[family.name](random)
-                instance = family.make(random, at)
+                values = samplers[family.name](random)
+                instance = family.sample(random, values)
                 key = family.key(instance)
-                if not held_out(key):
+                if not is_held_out(key):
                     break
-            yield family, instance, key, at
+            yield family, instance, key, values
 
-    def _paper(self, family: Family[Any], size: int) -> list[Problem]:
+    def _eval_problems(self, family: Family[Any], size: int) -> list[Problem]:
         """Up to `size` distinct held-out problems of one family."""
         random = python_random(Key(0, f"school exam {family.name}"))
-        setting = _setting(self.dials[family.name])
-        found: dict[str, Problem] = {}
-        missed = 0
-        while len(found) < size and missed < _PATIENCE:
-            at = setting(random)
-            instance = family.make(random, at)
+        sample_difficulty = _difficulty_sampler(self.difficulty[family.name])
+        problems: dict[str, Problem] = {}
+        misses = 0
+        while len(problems) < size and misses < _PATIENCE:
+            values = sample_difficulty(random)
+            instance = family.sample(random, values)
             key = family.key(instance)
-            if key in found or not held_out(key):
-                missed += 1
+            if key in problems or not is_held_out(key):
+                misses += 1
                 continue
-            found[key] = self._problem(family, instance, key, random, at)
-            missed = 0
-        return list(found.values())
+            problems[key] = self._problem(family, instance, key, random, values)
+            misses = 0
+        return list(problems.values())
 
     def _problem(
-        self, family: Family[Any], instance: Any, key: str, random: Random, dials: Mapping[str, int]
+        self, family: Family[Any], instance: Any, key: str, random: Random, values: Mapping[str, int]
     ) -> Problem:
-        info = family.info(instance) if family.info else {}
-        varied = {name: dials[name] for name, (least, most) in self.dials[family.name].items() if least < most}
-        question = (Message("user", family.ask(instance, random)),)
-        info = {**info, **({"dials": varied} if varied else {}), **({"instance": instance} if family.strict else {})}
+        """The problem of an instance, with what its verifier and reports need in `info`."""
+        info = dict(family.grading_info(instance)) if family.grading_info else {}
+        ranges = self.difficulty[family.name].items()
+        if varied := {name: values[name] for name, (low, high) in ranges if low < high}:
+            info["difficulty"] = varied
+        question = (Message("user", family.question(instance, random)),)
+        if family.steps_checkable:
+            info["instance"] = instance
         return Problem(f"school:{key}", question, family.answer(instance), family.name, "school", info)
 
 
-def _setting(ranges: Mapping[str, Range]) -> Callable[[Random], Mapping[str, int]]:
-    """One value per dial for each instance."""
-    if all(least == most for least, most in ranges.values()):
-        fixed = {name: least for name, (least, _) in ranges.items()}
+def _difficulty_sampler(ranges: Mapping[str, DifficultyRange]) -> Callable[[Random], Mapping[str, int]]:
+    """A function that draws one value per difficulty option; without ranges it draws no random numbers."""
+    if all(low == high for low, high in ranges.values()):
+        fixed = {name: low for name, (low, _) in ranges.items()}
         return lambda random: fixed
-    return lambda random: {name: random.randint(least, most) for name, (least, most) in ranges.items()}
+    return lambda random: {name: random.randint(low, high) for name, (low, high) in ranges.items()}
 
 
-def _asked_again(
-    family: Family[Any],
-    instance: Any,
-    problem: Problem,
-    hands: list[Style],
-    upto: list[float],
-    random: Random,
-    delimiter: str,
+def _with_first_attempt(
+    family: Family[Any], instance: Any, problem: Problem, style: Style, random: Random, delimiter: str
 ) -> Problem:
-    """The problem with a first attempt behind it, every other time a wrong one, and the request to look again."""
+    """The problem with a first attempt, wrong every other time, and the request to revise it."""
     answer = problem.reference
-    (hand,) = random.choices(hands, cum_weights=upto)
-    thought = family.work(instance, hand, random)
+    thought = family.thought(instance, style, random)
     if random.random() < 0.5:
-        steps, answer = (
-            family.corrupt_solution(instance, random) if family.corrupt_solution else ([], perturb(problem.reference))
-        )
-        thought = "" if hand == "no_cot" else " ".join(steps)
-    tried = Message("assistant", f"\\boxed{{{answer}}}", thought.replace(" ", delimiter))
-    return replace(problem, messages=(*problem.messages, tried, Message("user", REVISION_REQUEST)))
+        if family.corrupt_solution:
+            steps, answer = family.corrupt_solution(instance, random)
+        else:
+            steps, answer = [], perturb_answer(problem.reference)
+        thought = "" if style == "no_cot" else " ".join(steps)
+    attempt = Message("assistant", f"\\boxed{{{answer}}}", thought.replace(" ", delimiter))
+    return replace(problem, messages=(*problem.messages, attempt, Message("user", REVISION_REQUEST)))
 
 
-# ---- reading options
+# ---- parsing options
 
 
-def _families(text: str) -> tuple[Family[Any], ...]:
-    """`addition+chain` -> these families; nothing -> all."""
-    names = text.split("+") if text else CURRICULUM
+def _parse_families(text: str) -> tuple[Family[Any], ...]:
+    """`addition+chain` -> these families; "" -> DEFAULT_FAMILIES."""
+    names = text.split("+") if text else DEFAULT_FAMILIES
     for name in names:
         if name not in FAMILIES:
             raise SchoolError(f"school: unknown family `{name}`{suggest(name, list(FAMILIES))}")
     return tuple(FAMILIES[name] for name in dict.fromkeys(names))
 
 
-def _hands(text: str) -> dict[Style, float]:
-    """`bare=70,full=30` -> weights; a hand that is not named does nothing."""
-    given = _weights(text, "style", STYLES)
-    return {hand: given[hand] for hand in STYLES if hand in given}
+def _parse_styles(text: str) -> dict[Style, float]:
+    """`no_cot=70,full=30` -> weights, in the order of STYLES."""
+    weights = _parse_weights(text, "style", STYLES)
+    return {style: weights[style] for style in STYLES if style in weights}
 
 
-def _tongues(text: str) -> dict[str, float]:
-    """`latin=70,mixed=30` -> weights; nothing -> {}."""
-    return _weights(text, "language", (*LANGUAGES, "mixed")) if text else {}
+def _parse_languages(text: str) -> dict[str, float]:
+    """`latin=70,mixed=30` -> weights; "" -> {}."""
+    return _parse_weights(text, "language", (*LANGUAGES, "mixed")) if text else {}
 
 
-def _weights(text: str, kind: str, known: Sequence[str]) -> dict[str, float]:
+def _parse_weights(text: str, kind: str, known: Sequence[str]) -> dict[str, float]:
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, _, weight = part.strip().partition("=")
         if name not in known:
             raise SchoolError(f"school: unknown {kind} `{name}`{suggest(name, known)}")
-        weights[name] = _number(weight, f"{kind}s: the weight of `{name}`")
+        weights[name] = _parse_number(weight, f"{kind}s: the weight of `{name}`")
     if not sum(weights.values()) > 0:
-        raise SchoolError(f"school: {kind}s `{text}` weigh nothing; give at least one a weight above 0")
+        raise SchoolError(f"school: all weights of {kind}s `{text}` are 0; give at least one a weight above 0")
     return weights
 
 
-def _number(text: str, what: str) -> float:
+def _parse_number(text: str, what: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -294,20 +304,21 @@ def _number(text: str, what: str) -> float:
     return value
 
 
-def _dials(family: Family[Any], options: Mapping[str, str]) -> dict[str, Range]:
-    """The range of each dial of a family: `4` is 4 to 4, `2-4` is 2 to 4, without an option the default."""
+def _parse_difficulty(family: Family[Any], options: Mapping[str, str]) -> dict[str, DifficultyRange]:
+    """The range of each difficulty option of a family: `4` is 4 to 4, `2-4` is 2 to 4; without one, the default."""
     ranges = {}
-    for name, dial in family.dials.items():
-        text = options.get(name, str(dial.default))
-        least, dash, most = text.partition("-")
+    for name, difficulty in family.difficulty.items():
+        text = options.get(name, str(difficulty.default))
+        first, dash, last = text.partition("-")
         try:
-            low, high = int(least), int(most if dash else least)
+            low, high = int(first), int(last if dash else first)
         except ValueError:
             low, high = 0, -1
-        if not dial.least <= low <= high <= dial.most:
+        if not difficulty.minimum <= low <= high <= difficulty.maximum:
+            limits = f"{difficulty.minimum} to {difficulty.maximum}"
             raise SchoolError(
-                f"school: {family.name}'s dial `{name}` ({dial.meaning}) is `{text}`; it must be a whole number or a "
-                f"range such as {dial.least}-{dial.most}, within {dial.least} to {dial.most}"
+                f"school: {family.name}: `{name}` ({difficulty.meaning}) is `{text}`; it must be a whole number or a "
+                f"range such as {difficulty.minimum}-{difficulty.maximum}, within {limits}"
             )
         ranges[name] = (low, high)
     return ranges

@@ -1,4 +1,4 @@
-"""The small world of the lessons: people, places, things and words."""
+"""People, places, things and words of problems and pages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ THINGS = {
     "rope": "ropes",
     "hat": "hats",
 }
-"""Things one can buy, count and like: singular to plural."""
+"""Things to buy, count and like: singular to plural."""
 
 NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
