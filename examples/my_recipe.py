@@ -14,9 +14,9 @@ from schoolhouse import (
     Optimizer,
     Policy,
     RolloutSampling,
+    RolloutStream,
     Run,
     Scores,
-    Stream,
     drop_ungraded,
     grade,
     open_task,
@@ -65,8 +65,8 @@ def my_recipe(c: Config, run: Run) -> None:
     def sample(policy, prompts):
         return policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
 
-    stream = run.restore(Stream(policy, make_prompts, sample))
-    for step, rollouts in run.steps(stream.over(range(run.step, c.steps)), save=stream, every=10):
+    stream = run.restore(RolloutStream(policy, make_prompts, sample))
+    for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=10):
         groups = drop_ungraded(grade(rollouts, task, conversation.parse_completion))
         graded = rollouts_of(groups)
         batches = pack(graded, token_mean(graded), advantage=best_of_group(groups))

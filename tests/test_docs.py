@@ -1,4 +1,4 @@
-"""Documents are true: their `school` commands are accepted, README's Python runs, the site builds, links lead to files."""
+"""Documents are true: their commands are accepted, README's Python runs, the site builds, links lead to files."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ def nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
         __import__(module)
         if path.stem != "options" and hasattr(sys.modules[module], "parse_options"):
             monkeypatch.setattr(f"{module}.parse_options", read)
+    monkeypatch.setattr("schoolhouse.cli.claims._list", accept)
     monkeypatch.setattr("schoolhouse.runs.run.Run.open", accept)
     monkeypatch.setattr("schoolhouse.runs.estimate.estimate", accept)
 

@@ -49,7 +49,7 @@ def test_a_recipe_of_ones_own_is_resumed_and_repeated(model: str, tmp_path: Path
     words = ("-m", "schoolhouse", "train", str(EXAMPLES / "my_recipe.py"), "--model", model)
     words += ("--task", f"jsonl:{PROBLEMS}?holdout=none", *SHORT)
     assert "the model is in" in run(tmp_path, *words)
-    assert "is finished already" in run(tmp_path, *words)
+    assert "is already finished" in run(tmp_path, *words)
     folder = tmp_path / "runs" / "my_recipe"
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     assert "same bits" in run(tmp_path, "-m", "schoolhouse", "repeat", str(folder))

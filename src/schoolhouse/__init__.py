@@ -4,7 +4,7 @@ The public names of the library. They are loaded when they are first used, so th
 
     from schoolhouse import Policy, Task, Problem, Verdict, Rollout, Group
 
-Data types: `Problem`, `Message`, `Completion`, `Demonstration`, `Verdict`, `Rollout`, `Group`, `Key`, `Batch`, `Scores`.
+Data: `Problem`, `Message`, `Completion`, `Demonstration`, `Verdict`, `Rollout`, `Group`, `Key`, `Batch`, `Scores`.
 Policies: `Policy` with its verbs extend, score and update, `Conversation`, `prompt_groups`, `RolloutStream`.
 Tasks: `Task`, `open_task`, `grade`, `answer_match`, `audit_task`.
 Algorithms: `group_advantage` and other functions from groups to rows, losses, `pack` and token weights.

@@ -48,7 +48,7 @@ class BaseConfig(BaseModel):
         Raises SchoolError naming every mistake.
         """
         paths = [tuple(key.split(".")) for key, _ in leaf_fields(cls)]
-        locations = {path[:end]: config_name(cls) for path in paths for end in range(1, len(path) + 1)}
+        locations: dict[KeyPath, str] = {path[:n]: config_name(cls) for path in paths for n in range(1, len(path) + 1)}
         return build(cls, Source(expand_dotted(values), locations))
 
     @classmethod

@@ -1,39 +1,42 @@
-"""The page: what was measured goes between its marks, and nothing else changes."""
+"""The page: the results go between its marks, and nothing else changes."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from schoolhouse.bench.page import END, START, write_page
+from schoolhouse.bench.profile import PARTS
 from schoolhouse.types import SchoolError
 
 
-def result(kind="sampler", peer="vllm", size="3M"):
-    turns = {name: [{"seconds": 1.0, "tokens": 10, "peak": 1, "logprob_gap": 1e-4}] for name in ("ours", peer)}
+def make_result(kind: str = "sampler", peer: str = "vllm", size: str = "3M") -> dict[str, Any]:
+    names = ("schoolhouse", peer)
     return {
         "kind": kind,
         "peer": peer,
-        "turns": turns,
-        "tokens_per_second": {"ours": 12_345.0, peer: 5_000.0},
+        "repeats": {name: [{"seconds": 1.0, "tokens": 10, "peak": 1, "logprob_gap": 1e-4}] for name in names},
+        "tokens_per_second": {"schoolhouse": 12_345.0, peer: 5_000.0},
         "ratios": [2.4, 2.5, 2.6],
         "median_ratio": 2.5,
         "peak_ratio": 0.4,
         "peer_options": {"dtype": "float32"},
         "work": {"size": size, "problems": 32, "samples": 16},
         "limits": {"bfloat16": 4e11, "float32": 2e11, "bandwidth": 3e10},
-        "on": {"versions": {"torch": "2.13.0", "transformers": "5.23.0"}, "cores": 2, "processor": ["avx2"]},
+        "machine": {"versions": {"torch": "2.13.0", "transformers": "5.23.0"}, "cores": 2, "processor": ["avx2"]},
     }
 
 
-def test_results_stand_between_the_marks(tmp_path):
-    page, folder = tmp_path / "performance.md", tmp_path / "races"
+def test_results_stand_between_the_marks(tmp_path: Path):
+    page, folder = tmp_path / "performance.md", tmp_path / "results"
     folder.mkdir()
     page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    (folder / "a.json").write_text(json.dumps(result()))
-    (folder / "b.json").write_text(json.dumps(result("grpo", "trl", "30M")))
-    parts = {"matrix products": 1.0, "attention": 1.0, "choice of tokens": 1.0, "the rest": 1.0}
+    (folder / "a.json").write_text(json.dumps(make_result()))
+    (folder / "b.json").write_text(json.dumps(make_result("grpo", "trl", "30M")))
     curves = {name: {"1": 1.0, "4": 2.0} for name in "abcd"}
-    (folder / "study.json").write_text(json.dumps({"curves": curves, "breakdown": {"sampling, 3M": parts}}))
+    breakdown = {"sampling, 3M": dict.fromkeys(PARTS, 1.0)}
+    (folder / "profile.json").write_text(json.dumps({"curves": curves, "breakdown": breakdown}))
     write_page(folder, page)
     text = page.read_text()
     assert text.startswith(f"before\n{START}\n")
@@ -50,11 +53,16 @@ def test_results_stand_between_the_marks(tmp_path):
     assert page.read_text() == text
 
 
-def test_a_page_without_marks_and_a_folder_without_results_are_named(tmp_path):
+def test_a_page_without_marks_and_a_folder_without_results_are_refused(tmp_path: Path):
     page = tmp_path / "performance.md"
     page.write_text("nothing")
-    with pytest.raises(SchoolError, match="holds no results"):
+    with pytest.raises(SchoolError, match="no results in"):
         write_page(tmp_path, page)
-    (tmp_path / "a.json").write_text(json.dumps(result()))
-    with pytest.raises(SchoolError, match="no place for what was measured: put the lines\n<!--"):
+    (tmp_path / "a.json").write_text(json.dumps(make_result()))
+    with pytest.raises(SchoolError, match="no place for the results: put the lines\n<!--"):
         write_page(tmp_path, page)
+
+
+def test_the_committed_page_has_the_marks_and_the_table_of_today():
+    text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    assert text.index(START) < text.index("| workload | against | model | schoolhouse, tokens/s |") < text.index(END)

@@ -16,7 +16,7 @@ def sample(policy, prompts):
 
 
 def versions_by_step(stream, steps):
-    """For each step: (step, version that sampled it, version when it was given). An update follows each."""
+    """For each step: (step, version that sampled it, version when it was yielded). An update follows each."""
     versions = []
     for step, (rollout,) in stream.iter_steps(steps):
         assert rollout.tokens[0] == step
@@ -66,16 +66,16 @@ def test_with_lag_0_a_step_is_sampled_when_the_caller_asks_for_it(make_stream, m
 @pytest.mark.fault("killed with rollouts waiting")
 def test_a_resumed_stream_gives_the_same_rollouts(make_stream, tmp_path, lag, stop):
     uninterrupted = [rollouts for _, rollouts in make_stream(lag).iter_steps(range(6))]
-    first, given = make_stream(lag), []
+    first, received = make_stream(lag), []
     for step, rollouts in first.iter_steps(range(6)):
-        given.append(rollouts)
+        received.append(rollouts)
         if step == stop - 1:
             break
     torch.save(first.state_dict(), tmp_path / "state")
     resumed = make_stream(lag)
     resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    given += [rollouts for _, rollouts in resumed.iter_steps(range(stop, 6))]
-    assert repr(given) == repr(uninterrupted)  # NaN is not equal to itself
+    received += [rollouts for _, rollouts in resumed.iter_steps(range(stop, 6))]
+    assert repr(received) == repr(uninterrupted)  # NaN is not equal to itself
 
 
 @pytest.mark.parametrize("change", ["length of the prompt", "id of the problem"])

@@ -93,7 +93,7 @@ def test_further_parameters_of_the_function_need_defaults(recipe_file: Callable[
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
-    message = "unknown recipe `grop`; did you mean `grpo`?; a file of your own ends with .py"
+    message = "unknown recipe `grop`; did you mean `grpo`? (or give your own file: FILE.py)"
     assert refusal("grop") == message
 
 
@@ -153,3 +153,20 @@ def test_a_file_that_raises_is_refused_with_the_line(
 def test_a_school_error_of_a_file_stays_as_it_is(recipe_file: Callable[..., Path]):
     text = "from schoolhouse.types import SchoolError\n\nraise SchoolError('set MY_DATA first')\n"
     assert refusal(recipe_file(text)) == "set MY_DATA first"
+
+
+def test_an_unknown_module_is_refused_with_its_name():
+    assert "unknown recipe module `no.such`" in refusal("no.such")
+
+
+def test_a_file_named_like_a_loaded_module_is_refused_and_leaves_the_module_alone(recipe_file: Callable[..., Path]):
+    import random
+
+    path = recipe_file(MY_RECIPE.replace("{name}", "random"), "random.py")
+    assert refusal(path) == f"{path}: a Python module is named `random` already; give the recipe file another name"
+    assert sys.modules["random"] is random
+
+
+def test_a_recipe_function_may_take_further_arguments(recipe_file: Callable[..., Path]):
+    text = MY_RECIPE.replace("{name}(config, run)", "my_recipe(config, run, *more, **options)")
+    assert load_recipe(str(recipe_file(text))).train.__name__ == "my_recipe"

@@ -1,1 +1,1 @@
-"""Speed as a ratio: we and a peer take turns on the same work in the same minutes. See work.py and race.py."""
+"""Speed as a ratio: this package and another library run one workload in turn. See workload.py and benchmark.py."""

@@ -1,4 +1,4 @@
-"""We and a peer in turn, each in its own process: medians of seconds, and of the ratio of tokens a second."""
+"""This package and another library in turn, each in its own process: medians of seconds and of the ratio of speeds."""
 
 from __future__ import annotations
 
@@ -13,62 +13,66 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from schoolhouse.bench.backends.turns import MARK
-from schoolhouse.bench.limits import measure
-from schoolhouse.bench.workload import SHAPES, Work, write
+from schoolhouse.bench.backends.protocol import MARK
+from schoolhouse.bench.limits import measure_limits
+from schoolhouse.bench.workload import MODEL_SIZES, Workload, write_workload
 from schoolhouse.config import suggest
+from schoolhouse.model.device import pick_device, pick_dtype
 from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.runs.manifest import environment
 from schoolhouse.types import SchoolError
 
-HERE = Path(__file__).parent / "backends"
-OURS = "ours"
+BACKENDS = Path(__file__).parent / "backends"
+THIS_PACKAGE = "schoolhouse"
+
+Report = Callable[[str], None]
+"""Callback: what the benchmark does now."""
 
 
-def kinds() -> dict[str, list[str]]:
-    """Kind of work -> peers there is a contender for; each is a file, KIND_PEER.py."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(HERE.glob("*_*.py")):
+def peers_by_kind() -> dict[str, list[str]]:
+    """Kind of workload -> other libraries that it runs with. Each has a file KIND_NAME.py."""
+    peers: dict[str, list[str]] = {}
+    for path in sorted(BACKENDS.glob("*_*.py")):
         kind, _, name = path.stem.partition("_")
-        if name != OURS:
-            found.setdefault(kind, []).append(name)
-    return found
+        if name != THIS_PACKAGE and (BACKENDS / f"{kind}_{THIS_PACKAGE}.py").exists():
+            peers.setdefault(kind, []).append(name)
+    return peers
 
 
-class Contender:
-    """A process that works once each time it is told to. `python` may be another environment's."""
+class Backend:
+    """A process that runs the workload once for each request. `python` may be that of another environment."""
 
     def __init__(self, name: str, folder: Path, python: str = sys.executable) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [python, HERE / f"{name}.py", folder],
+                [python, BACKENDS / f"{name}.py", folder],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
             )
 
-    def ready(self) -> None:
-        self._answer()
+    def wait_until_ready(self) -> None:
+        """Wait for the first, unmeasured repeat. Raises SchoolError if the process ended."""
+        self._receive()
 
-    def turn(self) -> dict[str, Any]:
-        """One repetition: seconds, peak (bytes) and what the contender says it did. Raises SchoolError if it died."""
+    def repeat(self) -> dict[str, Any]:
+        """One repeat: seconds, peak (bytes) and further facts of the backend. Raises SchoolError if it ended."""
         assert self.process.stdin
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        return self._answer()
+        return self._receive()
 
-    def _answer(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         assert self.process.stdout
         for line in self.process.stdout:
             if line.startswith(MARK):
                 return json.loads(line.removeprefix(MARK))
-        words = self.log.read_text().strip().splitlines() or ["nothing"]
-        raise SchoolError(
-            f"{self.name} ended early (exit {self.process.wait()}); the last it said was:\n" + "\n".join(words[-8:])
-        )
+        log = self.log.read_text().strip().splitlines() or ["(nothing)"]
+        status = self.process.wait()
+        raise SchoolError(f"{self.name} ended early (exit {status}); the end of its log:\n" + "\n".join(log[-8:]))
 
     def close(self) -> None:
         assert self.process.stdin
@@ -79,101 +83,111 @@ class Contender:
         self.process.wait()
 
 
-def bench(
-    kind: str, peer: str, size: str | None, options: Mapping[str, Any], tell: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """Race in a folder of its own; the result with this machine and its limits, measured right after it.
+def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Run a benchmark in a temporary folder; the result, with this machine and its limits, measured right after it.
 
-    Raises SchoolError for a kind or a peer that nobody wrote a contender for, and when a contender dies.
+    Raises SchoolError for an unknown kind, peer or size, and when a backend ends early.
     """
-    known = kinds()
-    if kind not in known:
-        raise SchoolError(f"there is no work `{kind}`{suggest(kind, sorted(known))}")
-    if peer not in known[kind]:
-        raise SchoolError(f"nobody runs {kind} against `{peer}`{suggest(peer, known[kind])}")
+    peers = peers_by_kind()
+    if kind not in peers:
+        raise SchoolError(f"unknown workload `{kind}`{suggest(kind, sorted(peers))}")
+    if peer not in peers[kind]:
+        raise SchoolError(f"{kind} has no backend `{peer}`{suggest(peer, peers[kind])}")
     size = size or ("nanochat" if kind == "pretrain" else "3M")
-    if size not in SHAPES:
-        raise SchoolError(f"there is no size `{size}`{suggest(size, list(SHAPES))}")
-    taught = _taught(options) if kind == "search" else {}
-    own = {key: options[key] for key in ("problems", "samples", "threads")}
-    work = Work(size, batch=32 if kind == "pretrain" else 64, **own)
-    for_peer = {key: options[key] for key in ("dtype", "source") if options[key]}
+    if size not in MODEL_SIZES:
+        raise SchoolError(f"unknown size `{size}`{suggest(size, list(MODEL_SIZES))}")
     python = options["python"] or sys.executable
     if not shutil.which(python):
         raise SchoolError(f"--python {python} is not a program: give the python of the environment that has {peer}")
+    search = _search_inputs(options) if kind == "search" else {}
+    common = {key: options[key] for key in ("problems", "samples", "threads")}
+    work = Workload(size, batch_size=32 if kind == "pretrain" else 64, **common)
+    peer_options = {"dtype": peer_dtype(options["dtype"])}
+    if options["source"]:
+        peer_options["source"] = options["source"]
     with tempfile.TemporaryDirectory(prefix="school-bench-") as folder:
-        write(work, Path(folder), {**for_peer, **taught})
-        result = race(Path(folder), kind, peer, options["repeats"], python, tell)
-    limits = measure(work.threads)
+        report("writing the workload")
+        write_workload(work, Path(folder), {**peer_options, **search})
+        result = run_repeats(Path(folder), kind, peer, options["repeats"], python, report)
+    report("measuring the limits of this machine")
+    limits = measure_limits(work.threads)
     return {
         **result,
-        "work": {**asdict(work), **taught},
-        "peer_options": for_peer,
+        "work": {**asdict(work), **search},
+        "peer_options": peer_options,
         "limits": limits._asdict(),
-        "on": environment(),
+        "machine": environment(),
     }
 
 
-def race(
+def peer_dtype(name: str) -> str:
+    """The number type of the other library. `auto`: bfloat16 if the processor multiplies it natively, else float32."""
+    return str(pick_dtype("auto", pick_device())).removeprefix("torch.") if name == "auto" else name
+
+
+def run_repeats(
     folder: Path,
     kind: str,
     peer: str,
     repeats: int,
     python: str = sys.executable,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    report: Report = lambda stage: None,
 ) -> dict[str, Any]:
-    """`repeats` turns of each; gives both lists of turns, medians, and how many times quicker we were each time."""
-    field: dict[str, Contender] = {}
-    turns: dict[str, list[dict[str, Any]]] = {OURS: [], peer: []}
+    """`repeats` of each backend, in turn: all repeats, their medians, and the ratio of tokens/s of each pair."""
+    backends: dict[str, Backend] = {}
+    measured: dict[str, list[dict[str, Any]]] = {THIS_PACKAGE: [], peer: []}
     try:
-        for name in turns:
-            field[name] = Contender(f"{kind}_{name}", folder, sys.executable if name == OURS else python)
-            field[name].ready()
-        for done in range(repeats):
-            for name, contender in field.items():
-                turns[name].append(contender.turn())
-            tell(done + 1, repeats)
+        for name in measured:
+            report(f"starting {name}, and a first repeat that is not counted")
+            backends[name] = Backend(f"{kind}_{name}", folder, sys.executable if name == THIS_PACKAGE else python)
+            backends[name].wait_until_ready()
+        for number in range(1, repeats + 1):
+            for name, backend in backends.items():
+                report(f"repeat {number} of {repeats}: {name}")
+                measured[name].append(backend.repeat())
     finally:
-        for contender in field.values():
-            contender.close()
-    seconds = {name: [turn["seconds"] for turn in taken] for name, taken in turns.items()}
-    rates = {name: [turn["tokens"] / turn["seconds"] for turn in taken] for name, taken in turns.items()}
-    ratios = [mine / theirs for mine, theirs in zip(rates[OURS], rates[peer], strict=True)]
+        for backend in backends.values():
+            backend.close()
+    seconds = {name: [one["seconds"] for one in facts] for name, facts in measured.items()}
+    rates = {name: [one["tokens"] / one["seconds"] for one in facts] for name, facts in measured.items()}
+    ratios = [own / other for own, other in zip(rates[THIS_PACKAGE], rates[peer], strict=True)]
     return {
         "kind": kind,
         "peer": peer,
-        "turns": turns,
-        "median_seconds": {name: statistics.median(taken) for name, taken in seconds.items()},
-        "tokens_per_second": {name: statistics.median(taken) for name, taken in rates.items()},
+        "repeats": measured,
+        "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "tokens_per_second": {name: statistics.median(values) for name, values in rates.items()},
         "ratios": ratios,
         "median_ratio": statistics.median(ratios),
-        "peak_ratio": turns[OURS][-1]["peak"] / turns[peer][-1]["peak"],
+        "peak_ratio": measured[THIS_PACKAGE][-1]["peak"] / measured[peer][-1]["peak"],
     }
 
 
-def _taught(options: Mapping[str, Any]) -> dict[str, str]:
-    """The model, the task and the search of a race of searches. Raises SchoolError where one is missing."""
+def _search_inputs(options: Mapping[str, Any]) -> dict[str, str]:
+    """Model, task and search of a benchmark of searches. Raises SchoolError where one is missing."""
     if not options["model"] or not options["task"]:
-        raise SchoolError("a search needs a model that was taught a task: give --model FOLDER --task TASK")
+        raise SchoolError("a search needs a model that was trained on a task: give --model FOLDER --task TASK")
     return {
-        "taught": str(resolve_model(Path(options["model"])).resolve()),
+        "model": str(resolve_model(Path(options["model"])).resolve()),
         "task": options["task"],
-        "how": options["search"],
+        "search": options["search"],
     }
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """What a race says, for people."""
+def result_table(result: Mapping[str, Any]) -> str:
+    """The result as a table for the terminal."""
     lines = [f"{'':14}{'seconds':>10}{'tokens/s':>12}{'peak':>10}"]
-    for name, turns in result["turns"].items():
+    for name, repeats in result["repeats"].items():
         seconds, rate = result["median_seconds"][name], result["tokens_per_second"][name]
-        lines.append(f"{name:14}{seconds:10.2f}{rate:12,.0f}{turns[-1]['peak'] / 1e9:8.2f} GB")
-    each = ", ".join(f"{ratio:.2f}" for ratio in result["ratios"])
+        lines.append(f"{name:14}{seconds:10.2f}{rate:12,.0f}{repeats[-1]['peak'] / 1e9:8.2f} GB")
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in result["ratios"])
     limits = result["limits"]
     return "\n".join(
         [
             *lines,
-            f"ours is {result['median_ratio']:.2f} times as quick ({each}) in {result['peak_ratio']:.2f} of the memory",
+            f"{THIS_PACKAGE}: {result['median_ratio']:.2f} times the tokens/s of {result['peer']} ({ratios}), "
+            f"{result['peak_ratio']:.2f} times its memory",
+            f"{result['peer']} ran in {result['peer_options']['dtype']}",
             f"this machine: {limits['bfloat16'] / 1e9:.0f} Gflop/s in bfloat16, {limits['float32'] / 1e9:.0f} in "
             f"float32, {limits['bandwidth'] / 1e9:.0f} GB/s from memory",
         ]

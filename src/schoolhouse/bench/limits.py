@@ -1,4 +1,4 @@
-"""What this machine could do at most: matrix products and memory, measured in the same minutes as the races."""
+"""Limits of this machine: the speed of matrix products and of memory, measured right after a benchmark."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from schoolhouse.policy.policy import pick_device
 
 
 class Limits(NamedTuple):
+    """`bfloat16` and `float32`: floating-point operations per second of a large product; `bandwidth`: bytes per second
+    at which a large tensor is read."""
+
     bfloat16: float
-    """Floating-point operations per second of a large bfloat16 product."""
     float32: float
     bandwidth: float
-    """Bytes per second that a large tensor is read at."""
 
 
-def measure(threads: int, side: int = 2048, room: int = 1 << 28) -> Limits:
-    """`side` of the matrices that are multiplied, `room` numbers of the tensor that is read (1 GiB)."""
+def measure_limits(threads: int, matrix_size: int = 2048, num_values: int = 1 << 28) -> Limits:
+    """From products of square matrices, and the sum of a float32 tensor of `num_values` (1 GiB)."""
     torch.set_num_threads(threads)
     device = pick_device()
     flops = {}
     for dtype in (torch.bfloat16, torch.float32):
-        a = torch.randn(side, side, device=device, dtype=dtype)
-        flops[dtype] = 2 * side**3 / _seconds(lambda a=a: a @ a)
-    x = torch.ones(room, device=device)
-    return Limits(flops[torch.bfloat16], flops[torch.float32], 4 * room / _seconds(lambda: x.sum()))
+        matrix = torch.randn(matrix_size, matrix_size, device=device, dtype=dtype)
+        flops[dtype] = 2 * matrix_size**3 / _median_seconds(lambda m=matrix: m @ m)
+    values = torch.ones(num_values, device=device)
+    return Limits(flops[torch.bfloat16], flops[torch.float32], 4 * num_values / _median_seconds(values.sum))
 
 
-def _seconds(work: Callable[[], object], repeats: int = 9) -> float:
+def _median_seconds(run: Callable[[], object], repeats: int = 9) -> float:
     def once() -> float:
         start = time.perf_counter()
-        work()
+        run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - start

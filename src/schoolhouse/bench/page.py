@@ -1,17 +1,18 @@
-"""docs/performance.md: what is between its marks, and its figure, from the files that `school bench --json` wrote."""
+"""docs/performance.md: the part between its marks, and its figure, from the files that `school bench --json` wrote."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from schoolhouse.runs.atomic_io import atomic_write
+from schoolhouse.bench.benchmark import THIS_PACKAGE
+from schoolhouse.bench.profile import PARTS
+from schoolhouse.runs.atomic_io import atomic_write, read_json
 from schoolhouse.types import SchoolError
 
 START, END = "<!-- measured: written by `school bench page` -->", "<!-- end of what was measured -->"
-TARGETS = {  # (kind, peer): at least so many times as quick
+TARGETS = {  # (kind, peer): the least ratio of tokens/s
     ("sampler", "transformers"): 4.0,
     ("sampler", "vllm"): 1.5,
     ("grpo", "trl"): 4.0,
@@ -19,41 +20,48 @@ TARGETS = {  # (kind, peer): at least so many times as quick
     ("pretrain", "nanochat"): 1.3,
 }
 MEMORY_TARGET = 0.5  # of TRL's, for a GRPO step
+PROFILE = "profile.json"
 
 
 def write_page(folder: Path, page: Path) -> None:
-    """Replace what was measured in `page` by the results in `folder`, and draw the figure beside it."""
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.stem != "study"]
+    """Replace the part between the marks of `page` by the results in `folder`, and draw the figure beside it."""
+    results = [read_json(path) for path in sorted(folder.glob("*.json")) if path.name != PROFILE]
     if not results:
-        raise SchoolError(f"{folder} holds no results; `school bench KIND --against PEER --json {folder}/NAME.json`")
-    study = json.loads((folder / "study.json").read_text()) if (folder / "study.json").exists() else None
+        raise SchoolError(
+            f"no results in {folder}: run `school bench KIND --against PEER --json {folder}/NAME.json` first"
+        )
+    profile = read_json(folder / PROFILE) if (folder / PROFILE).exists() else None
     text = page.read_text()
     if START not in text or END not in text:
-        raise SchoolError(f"{page} has no place for what was measured: put the lines\n{START}\n{END}\ninto it")
+        raise SchoolError(f"{page} has no place for the results: put the lines\n{START}\n{END}\ninto it")
     figure = page.with_suffix("") / "figure.png"
-    draw(results, study, figure)
+    draw(results, profile, figure)
     before, _, rest = text.partition(START)
     after = END + rest.partition(END)[2]
-    body = [START, "", f"![speed beside peers, cost, where the time goes]({figure.parent.name}/figure.png)", ""]
+    body = [
+        START,
+        "",
+        f"![speed beside other libraries, cost, where the time goes]({figure.parent.name}/figure.png)",
+        "",
+    ]
     atomic_write(page, before + "\n".join([*body, *_table(results), *_limits(results), "", after]))
 
 
 def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
-        "| work | against | model | ours, tokens/s | theirs | times as quick (each turn) | target | peak memory |",
+        "| workload | against | model | schoolhouse, tokens/s | the other | ratio (each repeat) | target | memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in sorted(results, key=lambda r: (r["kind"], r["peer"], r["work"]["size"])):
-        ours, theirs = (result["tokens_per_second"][name] for name in ("ours", result["peer"]))
-        each = ", ".join(f"{ratio:.2f}" for ratio in result["ratios"])
+        own, other = (result["tokens_per_second"][name] for name in (THIS_PACKAGE, result["peer"]))
+        ratios = ", ".join(f"{ratio:.2f}" for ratio in result["ratios"])
         target = TARGETS.get((result["kind"], result["peer"]))
         memory = f"{result['peak_ratio']:.2f}x" + (f" (target {MEMORY_TARGET}x)" if result["peer"] == "trl" else "")
-        options = ", ".join(str(v) for k, v in result["peer_options"].items() if k == "dtype")
         rows = result["work"]["problems"] * result["work"]["samples"]
         size = f"{result['work']['size']}, {rows} rows" if result["kind"] != "pretrain" else "nanochat's"
         lines.append(
-            f"| {result['kind']} | {result['peer']} ({options}) | {size} | {ours:,.0f} | {theirs:,.0f} "
-            f"| **{result['median_ratio']:.2f}** ({each}) | {target or ''} | {memory} |"
+            f"| {result['kind']} | {result['peer']} ({result['peer_options']['dtype']}) | {size} | {own:,.0f} "
+            f"| {other:,.0f} | **{result['median_ratio']:.2f}** ({ratios}) | {target or ''} | {memory} |"
         )
     return lines
 
@@ -62,27 +70,27 @@ def _limits(results: Sequence[Mapping[str, Any]]) -> list[str]:
     low, high = (
         {key: pick(r["limits"][key] for r in results) / 1e9 for key in results[0]["limits"]} for pick in (min, max)
     )
-    gaps = [turn["logprob_gap"] for r in results if r["kind"] == "grpo" for turn in r["turns"]["ours"]]
-    on = results[0]["on"]
+    gaps = [one["logprob_gap"] for r in results if r["kind"] == "grpo" for one in r["repeats"][THIS_PACKAGE]]
+    machine = results[0]["machine"]
     return [
         "",
-        f"Measured right after each race: {low['bfloat16']:.0f} to {high['bfloat16']:.0f} Gflop/s in bfloat16, "
+        f"Measured right after each benchmark: {low['bfloat16']:.0f} to {high['bfloat16']:.0f} Gflop/s in bfloat16, "
         f"{low['float32']:.0f} to {high['float32']:.0f} in float32, {low['bandwidth']:.0f} to {high['bandwidth']:.0f} "
         "GB/s from memory. "
-        + (f"Mean gap between sampled and learned log-probabilities: at most {max(gaps):.1e}." if gaps else ""),
+        + (f"Mean gap between sampler and learner log-probabilities: at most {max(gaps):.1e}." if gaps else ""),
         "",
-        f"torch {on['versions']['torch']}, transformers {on['versions']['transformers']}, {on['cores']} cores with "
-        f"{', '.join(on['processor'])}.",
+        f"torch {machine['versions']['torch']}, transformers {machine['versions']['transformers']}, "
+        f"{machine['cores']} cores with {', '.join(machine['processor'])}.",
     ]
 
 
-def draw(results: Sequence[Mapping[str, Any]], study: Mapping[str, Any] | None, path: Path) -> None:
-    """Ratios with their targets; tokens per second along each curve; shares of the time."""
+def draw(results: Sequence[Mapping[str, Any]], profile: Mapping[str, Any] | None, path: Path) -> None:
+    """Ratios with their targets; sampled tokens/s along each curve; shares of the time."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows, columns = (2, 3) if study else (1, 1)
-    figure = Figure(figsize=(13, 7) if study else (8, 4), layout="constrained")
+    rows, columns = (2, 3) if profile else (1, 1)
+    figure = Figure(figsize=(13, 7) if profile else (8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     names = [f"{r['kind']}, {r['peer']}\n{r['work']['size'].replace('nanochat', '')}" for r in results]
@@ -90,30 +98,29 @@ def draw(results: Sequence[Mapping[str, Any]], study: Mapping[str, Any] | None, 
     for at, r in enumerate(results):
         axes[0].plot([at] * len(r["ratios"]), r["ratios"], ".", color="black", markersize=4)
         axes[0].plot([at - 0.4, at + 0.4], [TARGETS.get((r["kind"], r["peer"]), 1.0)] * 2, color="#cc3311")
-    axes[0].set_title("times as quick as the peer (red: target)", fontsize=10)
+    axes[0].set_title("tokens/s, times those of the other library (red: target)", fontsize=10)
     axes[0].tick_params(axis="x", labelsize=6, rotation=45)
     axes[0].set_yscale("log", base=2)
     axes[0].set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-    if study:
-        for axis, (name, points) in zip(axes[1:5], study["curves"].items(), strict=True):
+    if profile:
+        for axis, (name, points) in zip(axes[1:5], profile["curves"].items(), strict=True):
             xs = [int(x) for x in points]
             axis.plot(xs, list(points.values()), "o-", color="#4477aa")
             axis.set_xscale("log", base=2)
             axis.set_xticks(xs, [str(x) for x in xs])
             axis.set_ylim(bottom=0)
             axis.set_title(f"sampled tokens/s by {name}", fontsize=10)
-        bottom = [0.0] * len(study["breakdown"])
-        for part, color in zip(
-            ("matrix products", "attention", "choice of tokens", "the rest"),
-            ("#4477aa", "#66ccee", "#ccbb44", "#bbbbbb"),
-            strict=True,
-        ):
-            shares = [spent[part] / sum(spent.values()) for spent in study["breakdown"].values()]
-            axes[5].bar(
-                [k.replace(", ", "\n") for k in study["breakdown"]], shares, bottom=bottom, label=part, color=color
-            )
-            bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
-        axes[5].legend(fontsize=7, loc="lower left")
-        axes[5].set_title("where the time goes", fontsize=10)
+        _draw_breakdown(axes[5], profile["breakdown"])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def _draw_breakdown(axis: Any, breakdown: Mapping[str, Mapping[str, float]]) -> None:
+    labels = [name.replace(", ", "\n") for name in breakdown]
+    bottom = [0.0] * len(breakdown)
+    for part, color in zip(PARTS, ("#4477aa", "#66ccee", "#ccbb44", "#bbbbbb"), strict=True):
+        shares = [spent[part] / sum(spent.values()) for spent in breakdown.values()]
+        axis.bar(labels, shares, bottom=bottom, label=part, color=color)
+        bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
+    axis.legend(fontsize=7, loc="lower left")
+    axis.set_title("where the time goes", fontsize=10)

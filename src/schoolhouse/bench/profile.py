@@ -1,4 +1,4 @@
-"""How our cost grows and where our time goes: the curves and the breakdown of docs/performance.md."""
+"""How the cost of this package grows and where its time goes: the curves and the breakdown of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -13,57 +13,64 @@ import torch
 
 from schoolhouse.algorithms.losses import negative_log_likelihood
 from schoolhouse.algorithms.packing import pack, token_mean
-from schoolhouse.bench.benchmark import Contender
-from schoolhouse.bench.workload import Work, asked, told, write
+from schoolhouse.bench.benchmark import THIS_PACKAGE, Backend, Report
+from schoolhouse.bench.workload import Workload, prompt_rollouts, row_rollouts, write_workload
 from schoolhouse.policy import generator
 from schoolhouse.policy.policy import Policy
 
-BASE = Work(problems=16, samples=16, prompt=(160, 160), answer=(128, 128))
-CURVES = {  # what is varied: its values, and the work at each
+BASE = Workload(problems=16, samples=16, prompt_tokens=(160, 160), completion_tokens=(128, 128))
+CURVES = {  # what varies: its values, and the workload at each
     "samples of a problem (256 rollouts)": {g: replace(BASE, problems=256 // g, samples=g) for g in (1, 4, 16, 64)},
-    "tokens of an answer (256 rollouts)": {n: replace(BASE, answer=(n, n)) for n in (32, 64, 128, 256, 512)},
+    "tokens of an answer (256 rollouts)": {n: replace(BASE, completion_tokens=(n, n)) for n in (32, 64, 128, 256, 512)},
     "rollouts (16 a problem)": {16 * p: replace(BASE, problems=p) for p in (1, 4, 16, 32)},
     "million parameters (256 rollouts)": {int(s[:-1]): replace(BASE, size=s) for s in ("1M", "3M", "10M", "30M")},
 }
+PARTS = ("matrix products", "attention", "token probabilities", "other")
 
 
-def curves(repeats: int = 2) -> dict[str, dict[int, float]]:
-    """Sampled tokens per second of the better turn at each point of each curve."""
-    return {name: {x: _speed(work, repeats) for x, work in points.items()} for name, points in CURVES.items()}
+def throughput_curves(report: Report, repeats: int = 2) -> dict[str, dict[int, float]]:
+    """Sampled tokens/s of the best repeat at each point of each curve."""
+    curves: dict[str, dict[int, float]] = {}
+    for name, points in CURVES.items():
+        for value, work in points.items():
+            report(f"{name}: {value}")
+            curves.setdefault(name, {})[value] = _throughput(work, repeats)
+    return curves
 
 
-def _speed(work: Work, repeats: int) -> float:
+def _throughput(work: Workload, repeats: int) -> float:
     with tempfile.TemporaryDirectory(prefix="school-bench-") as folder:
-        write(work, Path(folder))
-        contender = Contender("sampler_ours", Path(folder))
+        write_workload(work, Path(folder))
+        backend = Backend(f"sampler_{THIS_PACKAGE}", Path(folder))
         try:
-            contender.ready()
-            turns = [contender.turn() for _ in range(repeats)]
+            backend.wait_until_ready()
+            facts = [backend.repeat() for _ in range(repeats)]
         finally:
-            contender.close()
-    return max(turn["tokens"] / turn["seconds"] for turn in turns)
+            backend.close()
+    return max(one["tokens"] / one["seconds"] for one in facts)
 
 
-def breakdown(size: str, threads: int) -> dict[str, dict[str, float]]:
-    """Seconds of the parts of sampling 256 answers and of one update on 64 rows."""
+def time_breakdown(size: str, threads: int, work: Workload = BASE) -> dict[str, dict[str, float]]:
+    """Seconds of each part of sampling the workload's completions, and of one update on at most 64 rows."""
     torch.set_num_threads(threads)
-    work = replace(BASE, size=size)
+    work = replace(work, size=size)
     with tempfile.TemporaryDirectory(prefix="school-bench-") as folder:
-        write(work, Path(folder))
+        write_workload(work, Path(folder))
         policy = Policy.load(Path(folder) / "model")
-    size_of_tokenizer = policy.conversation.tokenizer.vocab_size
-    prefixes = asked(work.prompts(size_of_tokenizer), work.samples)
-    rows = told(work.rows(size_of_tokenizer)[:64])
+    vocab_size = policy.conversation.tokenizer.vocab_size
+    prompts = prompt_rollouts(work.prompts(vocab_size), work.samples)
+    rows = row_rollouts(work.rows(vocab_size)[:64])
     batches = pack(rows, token_mean(rows), prompts=False)
+    max_new_tokens = work.completion_tokens[1]
     return {
-        f"sampling, {size}": _sampling(policy, lambda: policy.extend(prefixes, work.answer[1], stop_ids=())),
-        f"learning, {size}": _learning(lambda: policy.update(batches, negative_log_likelihood(), 1e-4)),
+        f"sampling, {size}": _time_sampling(policy, lambda: policy.extend(prompts, max_new_tokens, stop_ids=())),
+        f"learning, {size}": _time_learning(lambda: policy.update(batches, negative_log_likelihood(), 1e-4)),
     }
 
 
-def _sampling(policy: Policy, run: Callable[[], object]) -> dict[str, float]:
-    """Timed from outside; the rest is norms, rotations, bookkeeping."""
-    spent = {"matrix products": 0.0, "attention": 0.0, "choice of tokens": 0.0}
+def _time_sampling(policy: Policy, run: Callable[[], object]) -> dict[str, float]:
+    """Parts are timed from outside, with their functions replaced; `other` is norms, rotations, bookkeeping."""
+    spent = dict.fromkeys(PARTS[:-1], 0.0)
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
@@ -75,32 +82,32 @@ def _sampling(policy: Policy, run: Callable[[], object]) -> dict[str, float]:
         return call
 
     run()
-    slots, sample = policy.slot_cache, generator.sample_each
-    policy.slot_cache = type("Timed", (slots,), {"attend": timed("attention", slots.attend)})
-    setattr(generator, "sample_each", timed("choice of tokens", sample))  # noqa: B010
+    slot_cache, sample_each = policy.slot_cache, generator.sample_each
+    policy.slot_cache = type("Timed", (slot_cache,), {"attend": timed("attention", slot_cache.attend)})
+    setattr(generator, "sample_each", timed("token probabilities", sample_each))  # noqa: B010
     linear = [module for module in policy.decoder.modules() if isinstance(module, torch.nn.Linear)]
     for module in linear:
         setattr(module, "forward", timed("matrix products", module.forward))  # noqa: B010
     try:
         start = time.perf_counter()
         run()
-        whole = time.perf_counter() - start
+        total = time.perf_counter() - start
     finally:
-        policy.slot_cache = slots
-        setattr(generator, "sample_each", sample)  # noqa: B010
+        policy.slot_cache = slot_cache
+        setattr(generator, "sample_each", sample_each)  # noqa: B010
         for module in linear:
             del module.forward
-    return {**spent, "the rest": whole - sum(spent.values())}
+    return {**spent, "other": total - sum(spent.values())}
 
 
-def _learning(run: Callable[[], object]) -> dict[str, float]:
-    """By torch's profiler, seconds of the operations themselves."""
+def _time_learning(run: Callable[[], object]) -> dict[str, float]:
+    """Seconds of the operations themselves, from torch's profiler."""
     run()
     with torch.profiler.profile() as profile:
         run()
-    spent = {"matrix products": 0.0, "attention": 0.0, "choice of tokens": 0.0, "the rest": 0.0}
-    parts = {"mm": "matrix products", "_Attention": "attention", "_ReadOut": "choice of tokens"}
+    spent = dict.fromkeys(PARTS, 0.0)
+    parts = {"mm": "matrix products", "_Attention": "attention", "_LogProbs": "token probabilities"}
     for event in profile.key_averages():
         name = event.key.removeprefix("aten::").removesuffix("Backward")
-        spent[parts.get(name, "the rest")] += event.self_cpu_time_total / 1e6
+        spent[parts.get(name, "other")] += event.self_cpu_time_total / 1e6
     return spent

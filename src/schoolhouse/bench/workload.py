@@ -1,6 +1,6 @@
-"""What is measured: a model, prompts and answer lengths, written to a folder that every contender reads.
+"""The workload of a benchmark: a model, prompts and completion lengths, in a folder that every backend reads.
 
-Lengths are imposed (a contender may not end earlier or later), so that all do the same work whatever they draw.
+Lengths are forced: no completion ends earlier or later. So all backends do the same work, whatever they sample.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from schoolhouse.randomness import python_random
 from schoolhouse.runs.atomic_io import atomic_write, to_json
 from schoolhouse.types import NAN, Key, Problem, Rollout
 
-SHAPES = {  # name: width, layers, heads, inner, vocabulary
+MODEL_SIZES = {  # name: hidden_size, num_layers, num_heads, intermediate_size, vocab_size
     "1M": (128, 4, 2, 384, 1024),
     "3M": (192, 6, 3, 576, 2048),
     "10M": (320, 7, 5, 960, 4096),
@@ -28,48 +28,50 @@ SHAPES = {  # name: width, layers, heads, inner, vocabulary
 
 
 @dataclass(frozen=True)
-class Work:
-    """Problems, samples and lengths of one repetition."""
+class Workload:
+    """Problems, samples and lengths of one repeat.
+
+    prompt_tokens, completion_tokens  the shortest and the longest
+    batch_size                        rows of one update (learner), all of `seq_len` tokens (pretrain)
+    """
 
     size: str = "3M"
     problems: int = 32
     samples: int = 16
-    prompt: tuple[int, int] = (64, 256)
-    """Shortest and longest prompt, tokens."""
-    answer: tuple[int, int] = (16, 256)
-    """Shortest and longest answer, tokens."""
-    batch: int = 64
-    """Rows of one update (learner), all of `context` tokens (pretrain)."""
-    context: int = 512
+    prompt_tokens: tuple[int, int] = (64, 256)
+    completion_tokens: tuple[int, int] = (16, 256)
+    batch_size: int = 64
+    seq_len: int = 512
     threads: int = 2
     seed: int = 0
 
-    def prompts(self, vocabulary: int) -> list[list[int]]:
-        """Ids of each prompt; the first 16 ids, where special tokens live, are not used."""
-        draw = python_random(Key(self.seed, "bench prompts"))
+    def prompts(self, vocab_size: int) -> list[list[int]]:
+        """Ids of each prompt. The first 16 ids, among them the special tokens, are not used."""
+        random = python_random(Key(self.seed, "bench prompts"))
         return [
-            [draw.randrange(16, vocabulary) for _ in range(draw.randint(*self.prompt))] for _ in range(self.problems)
+            [random.randrange(16, vocab_size) for _ in range(random.randint(*self.prompt_tokens))]
+            for _ in range(self.problems)
         ]
 
     def lengths(self) -> list[list[int]]:
-        """Tokens of each answer, [P][G]."""
-        draw = python_random(Key(self.seed, "bench lengths"))
-        return [[draw.randint(*self.answer) for _ in range(self.samples)] for _ in range(self.problems)]
+        """Tokens of each completion, [P][G]."""
+        random = python_random(Key(self.seed, "bench lengths"))
+        return [[random.randint(*self.completion_tokens) for _ in range(self.samples)] for _ in range(self.problems)]
 
-    def rows(self, vocabulary: int) -> list[list[int]]:
-        """Every prompt with every answer of its length, in no order: rows of mixed length to learn from."""
-        draw = python_random(Key(self.seed, "bench rows"))
+    def rows(self, vocab_size: int) -> list[list[int]]:
+        """Every prompt with random ids in the place of every completion, shuffled: rows to learn from."""
+        random = python_random(Key(self.seed, "bench rows"))
         rows = [
-            prompt + [draw.randrange(16, vocabulary) for _ in range(length)]
-            for prompt, wanted in zip(self.prompts(vocabulary), self.lengths(), strict=True)
-            for length in wanted
+            prompt + [random.randrange(16, vocab_size) for _ in range(length)]
+            for prompt, lengths in zip(self.prompts(vocab_size), self.lengths(), strict=True)
+            for length in lengths
         ]
-        draw.shuffle(rows)
+        random.shuffle(rows)
         return rows
 
 
-def asked(prompts: Sequence[Sequence[int]], samples: int) -> list[Rollout]:
-    """`samples` prefixes of each prompt, nothing said yet: those of a prompt side by side."""
+def prompt_rollouts(prompts: Sequence[Sequence[int]], samples: int) -> list[Rollout]:
+    """Each prompt `samples` times, those of a prompt side by side. [P*G]"""
     problems = [Problem(str(p), (), "") for p in range(len(prompts))]
     return [
         Rollout(problem, Key(0, "bench", 0, p, g), tuple(ids), (False,) * len(ids), (NAN,) * len(ids))
@@ -78,43 +80,52 @@ def asked(prompts: Sequence[Sequence[int]], samples: int) -> list[Rollout]:
     ]
 
 
-def told(rows: Sequence[Sequence[int]]) -> list[Rollout]:
-    """Rows of text as rollouts that somebody wrote from the first token to the last."""
+def row_rollouts(rows: Sequence[Sequence[int]]) -> list[Rollout]:
+    """Rows as rollouts of which every token is learned."""
     return [
         Rollout(Problem("row", (), ""), Key(0, "bench", 0, i), tuple(row), (True,) * len(row), (NAN,) * len(row))
         for i, row in enumerate(rows)
     ]
 
 
-def shape_of(size: str, longest: int) -> ModelConfig:
-    """The Qwen3 shape of a size's name."""
-    width, layers, heads, inner, vocabulary = SHAPES[size]
-    return ModelConfig(vocabulary, width, inner, layers, heads, heads, width // heads, longest)
+def model_config(size: str, max_seq_len: int) -> ModelConfig:
+    """The Qwen3 config of a size's name."""
+    hidden_size, num_layers, num_heads, intermediate_size, vocab_size = MODEL_SIZES[size]
+    return ModelConfig(
+        vocab_size,
+        hidden_size,
+        intermediate_size,
+        num_layers,
+        num_heads,
+        num_heads,
+        hidden_size // num_heads,
+        max_seq_len,
+    )
 
 
-def write(work: Work, folder: Path, options: Mapping[str, object] | None = None) -> None:
-    """Write model/ (random weights, Hugging Face format) and work.json; `options` are for the peer to read."""
-    shape = shape_of(work.size, max(work.prompt[1] + work.answer[1] + 64, work.context))
-    conversation = Conversation(_tokenizer(work.seed, min(shape.vocab_size, 4096)))
-    Policy.create(shape, conversation, work.seed).save(folder / "model")
+def write_workload(work: Workload, folder: Path, options: Mapping[str, object] | None = None) -> None:
+    """Write model/ (random weights, Hugging Face format) and work.json; `options` are further keys of work.json."""
+    config = model_config(work.size, max(work.prompt_tokens[1] + work.completion_tokens[1] + 64, work.seq_len))
+    conversation = Conversation(_tokenizer(work.seed, min(config.vocab_size, 4096)))
+    Policy.create(config, conversation, work.seed).save(folder / "model")
     size = conversation.tokenizer.vocab_size
     spec = {
         **asdict(work),
-        "width": shape.hidden_size,
-        "layers": shape.num_hidden_layers,
-        "vocabulary": shape.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_layers": config.num_hidden_layers,
+        "vocab_size": config.vocab_size,
         "prompts": work.prompts(size),
         "lengths": work.lengths(),
         "rows": work.rows(size),
-        "ends": list(conversation.stop_ids),
-        "pad": conversation.tokenizer.pad_id,
+        "stop_ids": list(conversation.stop_ids),
+        "pad_id": conversation.tokenizer.pad_id,
         **(options or {}),
     }
     atomic_write(folder / "work.json", to_json(spec) + "\n")
 
 
 def _tokenizer(seed: int, size: int) -> Tokenizer:
-    draw = python_random(Key(seed, "bench words"))
+    random = python_random(Key(seed, "bench words"))
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    words = ["".join(draw.choice(letters) for _ in range(draw.randint(2, 7))) for _ in range(20_000)]
+    words = ["".join(random.choice(letters) for _ in range(random.randint(2, 7))) for _ in range(20_000)]
     return train_tokenizer([" ".join(words)], size)

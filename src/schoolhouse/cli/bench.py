@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schoolhouse.cli.options import parse_options, progress_bar, take_option
+from schoolhouse.cli.options import parse_options, take_option
 from schoolhouse.config import BaseConfig
 from schoolhouse.runs.atomic_io import atomic_write, to_json
 from schoolhouse.types import SchoolError
@@ -28,8 +29,9 @@ class Bench(BaseConfig):
     samples: int = Field(16, gt=0)
     """Completions for each problem."""
     threads: int = Field(2, gt=0)
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Number type of the other library: choose its faster one. This package uses that of `school train`."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Number type of the other library; auto: bfloat16 if the processor multiplies it natively, else float32, as
+    `school train` picks it. Choose the faster one."""
     python: Path | None = None
     """Python of the environment in which the other library is installed; none: this one."""
     source: Path | None = None
@@ -53,23 +55,29 @@ def bench(args: Sequence[str]) -> None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)  # before the benchmark, which may take an hour
     if find_spec("schoolhouse.bench") is None:
         raise SchoolError("the benchmarks are not part of the installed package: run it from a checkout")
-    from schoolhouse.bench.benchmark import bench as run_benchmark
-    from schoolhouse.bench.benchmark import table
+    from schoolhouse.bench.benchmark import result_table, run_benchmark
     from schoolhouse.bench.page import write_page
-    from schoolhouse.bench.profile import breakdown, curves
+    from schoolhouse.bench.profile import throughput_curves, time_breakdown
 
     if c.kind == "page":
         write_page(Path(file or "runs/bench"), Path("docs/performance.md"))
         return
     if c.kind == "profile":
-        parts = [breakdown(size, c.threads) for size in ("3M", "30M")]
-        text = to_json({"curves": curves(), "breakdown": parts[0] | parts[1]}, 2)
+        curves = throughput_curves(_report)
+        breakdown: dict[str, dict[str, float]] = {}
+        for size in ("3M", "30M"):
+            _report(f"where the time goes: {size}")
+            breakdown |= time_breakdown(size, c.threads)
+        text = to_json({"curves": curves, "breakdown": breakdown}, 2)
         print(text)
         if file:
             atomic_write(Path(file), text + "\n")
         return
-    with progress_bar(f"{c.kind}: this package and {c.against}") as report:
-        result = run_benchmark(c.kind, c.against, c.size, c.model_dump(mode="json"), report)
-    print(table(result))
+    result = run_benchmark(c.kind, c.against, c.size, c.model_dump(mode="json"), _report)
+    print(result_table(result))
     if file:
         atomic_write(Path(file), to_json(result, 2) + "\n")
+
+
+def _report(stage: str) -> None:
+    print(f"school bench: {stage}", file=sys.stderr, flush=True)

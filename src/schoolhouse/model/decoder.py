@@ -44,7 +44,7 @@ class ModelConfig:
     model_type: str = "qwen3"
     qkv_bias: bool = False
     qk_norm: bool = True
-    sliding_window: int | None = None  # sequences longer than the window are refused; it does not change shorter ones
+    sliding_window: int | None = None  # limits the sequence length; within the window, attention is full
 
     @property
     def max_seq_len(self) -> int:

@@ -1,4 +1,4 @@
-"""Other transformers decoders with the interface of ours: their layers, our attention, compared when they are loaded.
+"""Other transformers decoders with the interface of `Decoder`: their layers, our attention, compared at load time.
 
 N tokens of a batch, S sequences, V vocabulary, C width, H query heads, K key heads, D head width.
 """

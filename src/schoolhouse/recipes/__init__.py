@@ -52,9 +52,12 @@ def load_recipe(name: str) -> Recipe:
     if name.endswith(".py"):
         return _from_module(name, _load_file(Path(name)), Path(name))
     if "." in name:
-        return _from_module(name, import_module(name), None)
+        try:
+            return _from_module(name, import_module(name), None)
+        except ModuleNotFoundError as error:
+            raise SchoolError(f"unknown recipe module `{name}`: {error}; a recipe file is given as FILE.py") from error
     if name not in recipe_names():
-        raise SchoolError(f"unknown recipe `{name}`{suggest(name, recipe_names())}; a file of your own ends with .py")
+        raise SchoolError(f"unknown recipe `{name}`{suggest(name, recipe_names())} (or give your own file: FILE.py)")
     return _from_module(name, import_module(f"schoolhouse.recipes.{name}"), None)
 
 
@@ -64,6 +67,9 @@ def _load_file(path: Path) -> ModuleType:
     spec = spec_from_file_location(path.stem, path)
     if not path.stem.isidentifier() or spec is None or spec.loader is None:
         raise SchoolError(f"{path}: a recipe file needs a name that Python can use, such as my_recipe.py")
+    loaded = getattr(sys.modules.get(path.stem), "__file__", None)
+    if path.stem in sys.modules and (loaded is None or Path(loaded).resolve() != path.resolve()):
+        raise SchoolError(f"{path}: a Python module is named `{path.stem}` already; give the recipe file another name")
     module = module_from_spec(spec)
     sys.modules[path.stem] = module  # classes of the file can be pickled, and their annotations resolved
     try:
@@ -84,9 +90,8 @@ def _from_module(name: str, module: ModuleType, file: Path | None) -> Recipe:
         raise SchoolError(f"{where}: a recipe needs a class Config(BaseConfig) with its keys")
     if not callable(train):
         raise SchoolError(f"{where}: a recipe needs a function `{stem}(config, run)`, named like its file")
-    required = [
-        p for p in inspect.signature(train).parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
-    ]
+    parameters = inspect.signature(train).parameters.values()
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if len(required) != 2:
         line = inspect.getsourcelines(train)[1]
         raise SchoolError(f"{where}:{line}: `{stem}` must take (config, run), but it needs {len(required)} arguments")

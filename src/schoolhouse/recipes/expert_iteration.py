@@ -31,7 +31,7 @@ from schoolhouse.search.render import tree_rows
 from schoolhouse.search.solve import SearchResult, parse, solve
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.grading import grade
-from schoolhouse.tasks.jsonl import demonstration_to_row, demonstration_from_row
+from schoolhouse.tasks.jsonl import demonstration_from_row, demonstration_to_row
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout
 

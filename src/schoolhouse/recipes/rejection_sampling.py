@@ -27,7 +27,7 @@ from schoolhouse.runs.atomic_io import atomic_write, read_json, read_jsonl, to_j
 from schoolhouse.runs.progress import progress
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.grading import grade, grade_all
-from schoolhouse.tasks.jsonl import demonstration_to_row, demonstration_from_row
+from schoolhouse.tasks.jsonl import demonstration_from_row, demonstration_to_row
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import SCRIPTS, Completion, Demonstration, Key, Precision, Problem, SchoolError
 

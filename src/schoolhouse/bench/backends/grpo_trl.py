@@ -1,16 +1,16 @@
-"""One step of TRL's `GRPOTrainer` with transformers' `generate`, answers ended by force at their length.
+"""One step of TRL's `GRPOTrainer` with transformers' `generate` and completions of forced length.
 
-64 rows are generated at a time: `generate` alone is quicker so than with all at once, which is TRL's default.
+64 rows are generated at a time: `generate` is faster so than with all at once, which is TRL's default.
 """
 
 import tempfile
 import time
 from typing import Any
 
-from ending import EndAt
-from turns import read_work, take_turns
+from forced_length import ForcedLength
+from protocol import read_workload, serve_repeats
 
-folder, work = read_work()
+folder, work = read_workload()
 
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
@@ -20,7 +20,7 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 torch.set_num_threads(work["threads"])
 model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
 tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-lengths = torch.tensor([length for wanted in work["lengths"] for length in wanted])
+lengths = torch.tensor([length for group in work["lengths"] for length in group])
 generate: Any = model.generate
 
 
@@ -31,8 +31,8 @@ def generate_lengths(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
     global done
     part = lengths[done : done + len(input_ids)]
     done = (done + len(part)) % len(lengths)
-    ending = LogitsProcessorList([EndAt(part, input_ids.shape[1], work["ends"])])
-    return generate(input_ids=input_ids, logits_processor=ending, **options)
+    processors = LogitsProcessorList([ForcedLength(part, input_ids.shape[1], work["stop_ids"])])
+    return generate(input_ids=input_ids, logits_processor=processors, **options)
 
 
 setattr(model, "generate", generate_lengths)  # noqa: B010
@@ -82,4 +82,4 @@ def run() -> dict:
     return {"tokens": int(lengths.sum()), "seconds": seconds}
 
 
-take_turns(run)
+serve_repeats(run)

@@ -1,11 +1,11 @@
-"""transformers' `Trainer` with rows padded to the longest of their batch, in bfloat16 where that is quicker."""
+"""transformers' `Trainer`, with rows padded to the longest of their batch."""
 
 import tempfile
 from typing import Any
 
-from turns import read_work, take_turns
+from protocol import read_workload, serve_repeats
 
-folder, work = read_work()
+folder, work = read_workload()
 
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments  # noqa: E402
@@ -18,7 +18,7 @@ micro = work.get("micro_batch", 16)
 
 def collate(part: list[dict]) -> dict[str, torch.Tensor]:
     longest = max(len(row["input_ids"]) for row in part)
-    ids = torch.full((len(part), longest), work["pad"])
+    ids = torch.full((len(part), longest), work["pad_id"])
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
     for i, row in enumerate(part):
         n = len(row["input_ids"])
@@ -33,7 +33,7 @@ def run() -> dict:
         TrainingArguments(
             tempfile.mkdtemp(),
             per_device_train_batch_size=micro,
-            gradient_accumulation_steps=work["batch"] // micro,
+            gradient_accumulation_steps=work["batch_size"] // micro,
             num_train_epochs=1,
             learning_rate=1e-4,
             bf16=work.get("dtype", "float32") == "bfloat16",
@@ -51,4 +51,4 @@ def run() -> dict:
     return {"tokens": sum(map(len, work["rows"]))}
 
 
-take_turns(run)
+serve_repeats(run)

@@ -1,16 +1,16 @@
 """nanochat's model, optimizer and compiled step, from its own source (`--source` is a checkout of karpathy/nanochat).
 
-What its scripts/base_train.py does between two log lines, with the arguments of runs/runcpu.sh. Its number type on CPUs
-is float32 unless NANOCHAT_DTYPE says otherwise.
+One step of its scripts/base_train.py, with the arguments of runs/runcpu.sh. Its number type on CPUs is float32 unless
+NANOCHAT_DTYPE names another.
 """
 
 import os
 import sys
 from typing import Any
 
-from turns import read_work, take_turns
+from protocol import read_workload, serve_repeats
 
-folder, work = read_work()
+folder, work = read_workload()
 if "source" not in work:
     sys.exit("nanochat is run from its own source: give --source, the folder of a checkout of karpathy/nanochat")
 sys.path.insert(0, work["source"])
@@ -22,31 +22,31 @@ from nanochat.gpt import GPT, GPTConfig  # noqa: E402
 
 torch.set_num_threads(work["threads"])
 with torch.device("meta"):
-    whole = GPT(
+    raw_model = GPT(
         GPTConfig(
-            sequence_len=work["context"],
-            vocab_size=work["vocabulary"],
-            n_layer=work["layers"],
-            n_head=work["width"] // 64,
-            n_kv_head=work["width"] // 64,
-            n_embd=work["width"],
+            sequence_len=work["seq_len"],
+            vocab_size=work["vocab_size"],
+            n_layer=work["num_layers"],
+            n_head=work["hidden_size"] // 64,
+            n_kv_head=work["hidden_size"] // 64,
+            n_embd=work["hidden_size"],
             window_pattern="L",
         )
     )
-whole.to_empty(device="cpu")
-whole.init_weights()
-model: Any = torch.compile(whole, dynamic=False)
-optimizer = whole.setup_optimizer()
-draw = torch.Generator().manual_seed(0)
+raw_model.to_empty(device="cpu")
+raw_model.init_weights()
+model: Any = torch.compile(raw_model, dynamic=False)
+optimizer = raw_model.setup_optimizer()
+random = torch.Generator().manual_seed(0)
 
 
 def run() -> dict:
-    rows = torch.randint(16, work["vocabulary"], (work["batch"], work["context"] + 1), generator=draw)
+    rows = torch.randint(16, work["vocab_size"], (work["batch_size"], work["seq_len"] + 1), generator=random)
     loss = model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
     loss.backward()
     optimizer.step()
-    whole.zero_grad(set_to_none=True)
-    return {"tokens": work["batch"] * work["context"], "loss": loss.item()}
+    raw_model.zero_grad(set_to_none=True)
+    return {"tokens": work["batch_size"] * work["seq_len"], "loss": loss.item()}
 
 
-take_turns(run)
+serve_repeats(run)

@@ -1,16 +1,16 @@
-"""transformers' `generate`: padded batches, a key-value cache, answers ended by force at their length.
+"""transformers' `generate`: padded batches, a key-value cache, completions of forced length.
 
-64 rows at a time, sorted by prompt length so that little is padding, in a static cache: of what was tried its quickest
-on a CPU (docs/performance.md); on a GPU all at once. `rows_at_once` and `cache` (its cache_implementation) choose
-otherwise.
+64 rows at a time, sorted by prompt length so that little is padding, and a static cache: the fastest setting of those
+tried on a CPU (docs/performance.md). On a GPU all rows at once. The keys `rows_at_once` and `cache` (its
+cache_implementation) of work.json select another.
 """
 
 from typing import Any
 
-from ending import EndAt
-from turns import read_work, take_turns
+from forced_length import ForcedLength
+from protocol import read_workload, serve_repeats
 
-folder, work = read_work()
+folder, work = read_workload()
 
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, LogitsProcessorList  # noqa: E402
@@ -19,7 +19,7 @@ torch.set_num_threads(work["threads"])
 dtype = getattr(torch, work.get("dtype", "float32"))
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype).eval().to(device)
-rows = [(p, n) for p, wanted in zip(work["prompts"], work["lengths"], strict=True) for n in wanted]
+rows = [(prompt, n) for prompt, group in zip(work["prompts"], work["lengths"], strict=True) for n in group]
 rows.sort(key=lambda row: len(row[0]))
 batch = int(work.get("rows_at_once", len(rows) if device == "cuda" else 64))
 
@@ -28,21 +28,21 @@ batch = int(work.get("rows_at_once", len(rows) if device == "cuda" else 64))
 def generate(part: list[tuple[list[int], int]]) -> int:
     longest = max(len(prompt) for prompt, _ in part)
     lengths = torch.tensor([length for _, length in part], device=device)
-    padded = [[work["pad"]] * (longest - len(prompt)) + prompt for prompt, _ in part]
-    seen = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt, _ in part]
+    padded = [[work["pad_id"]] * (longest - len(prompt)) + prompt for prompt, _ in part]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt, _ in part]
     out = model.generate(
         input_ids=torch.tensor(padded, device=device),
-        attention_mask=torch.tensor(seen, device=device),
+        attention_mask=torch.tensor(mask, device=device),
         do_sample=True,
         top_k=0,
         max_new_tokens=int(lengths.max()),
         cache_implementation=work.get("cache", "static"),
-        eos_token_id=work["ends"],
-        pad_token_id=work["pad"],
-        logits_processor=LogitsProcessorList([EndAt(lengths, longest, work["ends"])]),
+        eos_token_id=work["stop_ids"],
+        pad_token_id=work["pad_id"],
+        logits_processor=LogitsProcessorList([ForcedLength(lengths, longest, work["stop_ids"])]),
     )
-    said = out[:, longest:]
-    assert bool(((said == work["ends"][0]).int().argmax(1) + 1 == lengths).all())
+    completions = out[:, longest:]
+    assert bool(((completions == work["stop_ids"][0]).int().argmax(1) + 1 == lengths).all())
     return int(lengths.sum())
 
 
@@ -50,4 +50,4 @@ def run() -> dict:
     return {"tokens": sum(generate(rows[at : at + batch]) for at in range(0, len(rows), batch))}
 
 
-take_turns(run)
+serve_repeats(run)

@@ -1,13 +1,13 @@
 """vLLM's offline engine in one process, from an environment of its own (`--python`).
 
-After an update of the weights nothing cached may be used, so its prefix cache is emptied before each turn.
+Its prefix cache is emptied before each repeat, as after an update of the weights.
 """
 
 import os
 
-from turns import read_work, take_turns
+from protocol import read_workload, serve_repeats
 
-folder, work = read_work()
+folder, work = read_workload()
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "4",
@@ -28,21 +28,21 @@ def main() -> None:
         max_num_seqs=len(work["prompts"]) * work["samples"],
         seed=0,
     )
-    prompts, asked = [], []
-    for prompt, wanted in zip(work["prompts"], work["lengths"], strict=True):
-        for length in wanted:
+    prompts, params = [], []
+    for prompt, group in zip(work["prompts"], work["lengths"], strict=True):
+        for length in group:
             prompts.append({"prompt_token_ids": prompt})
-            asked.append(
+            params.append(
                 SamplingParams(temperature=1.0, max_tokens=length, min_tokens=length, ignore_eos=True, detokenize=False)
             )
 
     def run() -> dict:
         llm.reset_prefix_cache()
-        said = [len(out.outputs[0].token_ids) for out in llm.generate(prompts, asked, use_tqdm=False)]
-        assert said == [length for wanted in work["lengths"] for length in wanted]
-        return {"tokens": sum(said)}
+        lengths = [len(out.outputs[0].token_ids) for out in llm.generate(prompts, params, use_tqdm=False)]
+        assert lengths == [length for group in work["lengths"] for length in group]
+        return {"tokens": sum(lengths)}
 
-    take_turns(run)
+    serve_repeats(run)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,26 @@
-"""Plain answers to the problems that `search_ours.py` searches for, `samples` to each: the sampler and nothing else."""
+"""Independent answers to the problems of `search_schoolhouse.py`, `samples` to each: the sampler alone."""
 
-from turns import read_work, take_turns
+from protocol import read_workload, serve_repeats
 
-folder, work = read_work()
+folder, work = read_workload()
 
 import torch  # noqa: E402
 
+from schoolhouse.data.prompts import prompt_groups  # noqa: E402
 from schoolhouse.policy.policy import Policy  # noqa: E402
 from schoolhouse.tasks.registry import open_task  # noqa: E402
-from schoolhouse.types import Key  # noqa: E402
 
-LENGTH = 128  # tokens an answer may take
+MAX_NEW_TOKENS = 128
 
 torch.set_num_threads(work["threads"])
-policy, task = Policy.load(work["taught"]), open_task(work["task"])
-keys = [
-    (p, Key(0, "bench", 0, at, g))
-    for at, p in enumerate(task.eval_problems(work["problems"]))
-    for g in range(work["samples"])
-]
-asked = [policy.conversation.prompt_rollout(problem, key) for problem, key in keys]
+policy, task = Policy.load(work["model"]), open_task(work["task"])
+problems = task.eval_problems(work["problems"])
+prompts = prompt_groups(policy.conversation, problems, work["samples"], seed=0, purpose="bench")
 
 
 def run() -> dict:
-    said = policy.extend(asked, LENGTH, temperature=0.7)
-    return {"tokens": sum(len(after) - len(before) for before, after in zip(asked, said, strict=True))}
+    rollouts = policy.extend(prompts, MAX_NEW_TOKENS, temperature=0.7)
+    return {"tokens": sum(len(rollout) - len(prompt) for rollout, prompt in zip(rollouts, prompts, strict=True))}
 
 
-take_turns(run)
+serve_repeats(run)

@@ -1,8 +1,8 @@
-"""The sampler that `school serve` uses, without a server: the same prompts and seeds, as many at once."""
+"""The sampler of `school serve` without the server: the same prompts and seeds, and as many at once."""
 
-from turns import read_work, take_turns
+from protocol import read_workload, serve_repeats
 
-folder, work = read_work()
+folder, work = read_workload()
 
 import torch  # noqa: E402
 
@@ -11,17 +11,17 @@ from schoolhouse.types import NAN, Key, Problem, Rollout  # noqa: E402
 
 torch.set_num_threads(work["threads"])
 policy = Policy.load(folder / "model", work.get("precision", "auto"))
-prompts = [tuple(prompt) for prompt in work["prompts"] for _ in range(work["samples"])]
-prefixes = [
+prompt_ids = [tuple(prompt) for prompt in work["prompts"] for _ in range(work["samples"])]
+prompts = [
     Rollout(Problem(str(at), (), ""), Key(at, "asked"), ids, (False,) * len(ids), (NAN,) * len(ids))
-    for at, ids in enumerate(prompts)
+    for at, ids in enumerate(prompt_ids)
 ]
-lengths = [length for wanted in work["lengths"] for length in wanted]
+lengths = [length for group in work["lengths"] for length in group]
 
 
 def run() -> dict:
-    rollouts = policy.extend(prefixes, lengths, num_slots=64)
-    return {"tokens": sum(len(r) - len(q) for r, q in zip(rollouts, prefixes, strict=True))}
+    rollouts = policy.extend(prompts, lengths, num_slots=64)
+    return {"tokens": sum(len(rollout) - len(prompt) for rollout, prompt in zip(rollouts, prompts, strict=True))}
 
 
-take_turns(run)
+serve_repeats(run)

@@ -1,6 +1,6 @@
-"""`school serve`: 64 clients that stream answers at once, in another process, each asking anew when it is done.
+"""`school serve` in a process of its own: 64 clients stream completions at once, one after the other each.
 
-Every request has a seed, so that what is said is what `server_sampler.py` says.
+Every request has a seed, so that the completions are those of `server_sampler.py`.
 """
 
 import asyncio
@@ -11,10 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from turns import read_work, take_turns
+from protocol import read_workload, serve_repeats
 
 CLIENTS = 64
-folder, work = read_work()
+folder, work = read_workload()
 
 
 def start() -> tuple[int, subprocess.Popen[bytes]]:
@@ -22,8 +22,9 @@ def start() -> tuple[int, subprocess.Popen[bytes]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["serve", str(folder / "model"), "--port", str(port), "--max_num_seqs", str(CLIENTS), "--served_model_name", "m"]
-    process = subprocess.Popen([sys.executable, "-m", "schoolhouse", *words], stdout=subprocess.DEVNULL)
+    args = ["serve", str(folder / "model"), "--port", str(port), "--max_num_seqs", str(CLIENTS)]
+    command = [sys.executable, "-m", "schoolhouse", *args, "--served_model_name", "m"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
     def end(*_: object) -> None:
         process.kill()
@@ -34,7 +35,7 @@ def start() -> tuple[int, subprocess.Popen[bytes]]:
 
 
 def peak(process: subprocess.Popen[bytes]) -> int:
-    """The most memory that the server has had, in bytes; 0 where the system does not tell."""
+    """Peak memory of the server in bytes; 0 where the system does not report it."""
     try:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except OSError:
@@ -42,12 +43,12 @@ def peak(process: subprocess.Popen[bytes]) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-async def ask(port: int, body: dict) -> int:
-    """Stream one answer; gives its tokens. A stream that ends without its last event is an error."""
+async def stream_completion(port: int, body: dict) -> int:
+    """Stream one completion; gives its number of tokens. Raises RuntimeError for a stream without its last event."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-    sent = json.dumps(body).encode()
+    content = json.dumps(body).encode()
     head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
+    writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     tokens = -1
     while line := await reader.readline():
         if line.startswith(b"data: {") and b'"usage":' in line:
@@ -55,11 +56,12 @@ async def ask(port: int, body: dict) -> int:
         if line.startswith(b"data: [DONE]"):
             writer.close()
             return tokens
-    raise RuntimeError("a stream was dropped")
+    raise RuntimeError("a stream ended without its last event")
 
 
-async def everybody(port: int) -> int:
-    lengths = [length for wanted in work["lengths"] for length in wanted]
+async def run_clients(port: int) -> int:
+    """All completions of the workload; gives their tokens."""
+    lengths = [length for group in work["lengths"] for length in group]
     prompts = [prompt for prompt in work["prompts"] for _ in range(work["samples"])]
     waiting = list(enumerate(zip(prompts, lengths, strict=True)))[::-1]
     tokens = 0
@@ -68,15 +70,15 @@ async def everybody(port: int) -> int:
         nonlocal tokens
         while waiting:
             seed, (prompt, length) = waiting.pop()
-            asked = {"model": "m", "prompt": prompt, "max_tokens": length, "seed": seed, "stream": True}
-            said = await ask(port, {**asked, "stream_options": {"include_usage": True}})
-            tokens += said
+            body = {"model": "m", "prompt": prompt, "max_tokens": length, "seed": seed, "stream": True}
+            more = await stream_completion(port, {**body, "stream_options": {"include_usage": True}})
+            tokens += more
 
     await asyncio.gather(*(client() for _ in range(CLIENTS)))
     return tokens
 
 
-async def until_there(port: int) -> None:
+async def wait_until_listening(port: int) -> None:
     for _ in range(300):
         try:
             (await asyncio.open_connection("127.0.0.1", port))[1].close()
@@ -87,6 +89,6 @@ async def until_there(port: int) -> None:
 
 
 port, server = start()
-asyncio.run(until_there(port))
-take_turns(lambda: {"tokens": asyncio.run(everybody(port)), "peak": peak(server)})
+asyncio.run(wait_until_listening(port))
+serve_repeats(lambda: {"tokens": asyncio.run(run_clients(port)), "peak": peak(server)})
 server.kill()

@@ -1,31 +1,31 @@
-"""One GRPO step of schoolhouse: sample P x G rollouts, praise, learn."""
+"""One GRPO step of schoolhouse: sample P x G rollouts, compute advantages, learn."""
 
 from typing import Any
 
-from turns import read_work, take_turns
+from protocol import read_workload, serve_repeats
 
-folder, work = read_work()
+folder, work = read_workload()
 
 import torch  # noqa: E402
 
 from schoolhouse.algorithms.advantages import group_advantage  # noqa: E402
 from schoolhouse.algorithms.losses import clipped_surrogate  # noqa: E402
 from schoolhouse.algorithms.packing import pack, sequence_mean  # noqa: E402
-from schoolhouse.bench.workload import asked  # noqa: E402
+from schoolhouse.bench.workload import prompt_rollouts  # noqa: E402
 from schoolhouse.policy.policy import Policy  # noqa: E402
 from schoolhouse.types import Group, Verdict  # noqa: E402
 
 torch.set_num_threads(work["threads"])
 policy = Policy.load(folder / "model", work.get("precision", "auto"))
-samples, lengths = work["samples"], [length for wanted in work["lengths"] for length in wanted]
-prefixes = asked(work["prompts"], samples)
+group_size, lengths = work["samples"], [length for group in work["lengths"] for length in group]
+prompts = prompt_rollouts(work["prompts"], group_size)
 
 
 def run() -> dict:
-    rollouts = policy.extend(prefixes, lengths, stop_ids=())
-    verdicts = tuple(Verdict(float(g % 2)) for g in range(samples))
-    families = [tuple(rollouts[at : at + samples]) for at in range(0, len(rollouts), samples)]
-    groups = [Group(family[0].problem, family, verdicts) for family in families]
+    rollouts = policy.extend(prompts, lengths, stop_ids=())
+    verdicts = tuple(Verdict(float(g % 2)) for g in range(group_size))
+    members = [tuple(rollouts[at : at + group_size]) for at in range(0, len(rollouts), group_size)]
+    groups = [Group(few[0].problem, few, verdicts) for few in members]
     rows: dict[str, Any] = {
         "advantage": group_advantage(groups, "mean", "group_std"),
         "sampled": [r.logprob for r in rollouts],
@@ -35,4 +35,4 @@ def run() -> dict:
     return {"tokens": sum(lengths), "logprob_gap": stats["logprob_gap"]}
 
 
-take_turns(run)
+serve_repeats(run)

@@ -1,0 +1,46 @@
+"""The protocol of a backend: read the workload, print `ready`, run one repeat for each line of standard input.
+
+Imports nothing of schoolhouse: another library may live in an environment without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+MARK = "@repeat "
+
+
+def read_workload() -> tuple[Path, dict]:
+    """The folder named on the command line and its workload, whose number of threads torch will use."""
+    folder = Path(sys.argv[1])
+    work = json.loads((folder / "work.json").read_text())
+    os.environ["OMP_NUM_THREADS"] = str(work["threads"])
+    return folder, work
+
+
+def send(**facts: object) -> None:
+    print(MARK + json.dumps(facts), flush=True)
+
+
+def serve_repeats(run: Callable[[], dict]) -> None:
+    """Run once unmeasured, then once for each line of standard input.
+
+    `run` gives its facts, such as {"tokens": 1000}; and its own "seconds", where a part of it is not to be measured.
+    """
+    run()
+    send(ready=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        facts = run()
+        # work on a GPU may still be running
+        if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_available():
+            cuda.synchronize()
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        send(**{"seconds": seconds, "peak": peak, **facts})
