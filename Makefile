@@ -87,5 +87,5 @@ endif
 ifneq ($(NANOCHAT),)
 	$(RACE) pretrain --against nanochat --source $(NANOCHAT) --json $(RACES)/pretrain-nanochat.json
 endif
-	$(RACE) study --json $(RACES)/study.json
+	$(RACE) profile --json $(RACES)/profile.json
 	$(RACE) page --json $(RACES)

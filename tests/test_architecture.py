@@ -164,7 +164,7 @@ def modules_after(code: str) -> set[str]:
 def test_help_imports_nothing_heavy() -> None:
     loaded = modules_after("from schoolhouse.cli.main import main\nassert main(['--help']) == 0")
     assert "schoolhouse" in loaded
-    assert not loaded & (HEAVY | {"numpy", "pydantic", "tyro", "yaml", "rich", "tokenizers", "jinja2"})
+    assert not loaded & (HEAVY | {"numpy", "pydantic", "yaml", "rich", "tokenizers", "jinja2"})
 
 
 @pytest.mark.fault("heavy imports")

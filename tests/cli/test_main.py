@@ -187,3 +187,16 @@ def test_task_check_counts_graded_answers() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "40 of 40 references correct" in done.stdout
     assert "40 of 40 perturbed answers rejected" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("run", "grpo", "--scale", "tinny"), "unknown scale `tinny`; did you mean `tiny`?"),
+        (("grpo",), "unknown subcommand `grpo`; did you mean `school claim run grpo`?"),
+        (("report", "--results", "none"), "no results in none: run `school claim run NAME --results none` first"),
+    ],
+)
+def test_a_wrong_claim_command_names_the_right_one(args: tuple[str, ...], message: str, capsys) -> None:
+    assert main(["claim", *args]) == 2
+    assert message in capsys.readouterr().err

@@ -174,6 +174,25 @@ def test_metrics_are_means_over_trained_tokens(policy, microbatch_tokens):
 
 
 @pytest.mark.parametrize("microbatch_tokens", [40, 16_384])
+def test_kl_to_the_reference_is_recorded_whenever_its_logprobs_are_there(policy, microbatch_tokens):
+    rollouts = sample(policy)
+    reference = [[0.5 * logprob - 0.1 for logprob in rollout.logprob] for rollout in rollouts]
+    pairs = [
+        pair
+        for rollout, row in zip(rollouts, reference, strict=True)
+        for *pair, mask in zip(rollout.logprob, row, rollout.loss_mask, strict=True)
+        if mask
+    ]
+    expected = sum(math.exp(there - here) - (there - here) - 1 for here, there in pairs) / len(pairs)
+    weight = token_mean(rollouts)
+    batches = pack(rollouts, weight, microbatch_tokens, advantage=advantages(rollouts), reference=reference)
+    assert policy.update(batches, clipped_surrogate(on_policy=True), 0.0)["kl_to_reference"] == pytest.approx(
+        expected, rel=1e-4
+    )
+    assert "kl_to_reference" not in update(policy, rollouts, 0.0)
+
+
+@pytest.mark.parametrize("microbatch_tokens", [40, 16_384])
 def test_shared_prompts_give_the_same_update(conversation, tiny_config, microbatch_tokens):
     config = tiny_config(vocab_size=conversation.tokenizer.vocab_size, head_dim=32)
     sharing, other = (Policy.create(config, conversation, precision="float32") for _ in range(2))

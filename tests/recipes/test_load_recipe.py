@@ -135,24 +135,30 @@ def test_a_function_of_another_signature_is_refused_with_its_line(
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "error"),
+    ("text", "place", "error"),
     [
-        ("x = 1\n\nx += None\n", 3, "TypeError"),
-        ("x = 1\ndef f(:\n", 2, "SyntaxError"),
-        ("import nothing_of_this_name\n", 1, "ModuleNotFoundError"),
-        ("def f():\n    raise OSError('full')\n\n\nf()\n", 2, "OSError"),
+        ("x = 1\n\nx += None\n", "3", "TypeError"),
+        ("x = 1\ndef f(:\n", "2", "SyntaxError"),
+        ("import nothing_of_this_name\n", "1", "ModuleNotFoundError"),
+        ("def f():\n    raise OSError('full')\n\n\nf()\n", "2: in f", "OSError"),
     ],
 )
-def test_a_file_that_raises_is_refused_with_the_line(
-    recipe_file: Callable[..., Path], text: str, line: int, error: str
+def test_a_file_that_raises_is_refused_with_the_place(
+    recipe_file: Callable[..., Path], text: str, place: str, error: str
 ):
     path = recipe_file(text)
-    assert refusal(path).startswith(f"{path}:{line}: the recipe cannot be loaded: {error}: ")
+    assert refusal(path).startswith(f"{path}:{place}: {error}: ")
 
 
-def test_a_school_error_of_a_file_stays_as_it_is(recipe_file: Callable[..., Path]):
+def test_a_school_error_of_a_file_keeps_its_message_behind_the_place(recipe_file: Callable[..., Path]):
     text = "from schoolhouse.types import SchoolError\n\nraise SchoolError('set MY_DATA first')\n"
-    assert refusal(recipe_file(text)) == "set MY_DATA first"
+    path = recipe_file(text)
+    assert refusal(path) == f"{path}:3: set MY_DATA first"
+
+
+def test_the_place_is_named_for_a_relative_path_too(recipe_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(recipe_file("x = 1\n\nx += None\n").parent)
+    assert refusal("my_recipe.py").startswith("my_recipe.py:3: TypeError: ")
 
 
 def test_an_unknown_module_is_refused_with_its_name():
@@ -169,4 +175,4 @@ def test_a_file_named_like_a_loaded_module_is_refused_and_leaves_the_module_alon
 
 def test_a_recipe_function_may_take_further_arguments(recipe_file: Callable[..., Path]):
     text = MY_RECIPE.replace("{name}(config, run)", "my_recipe(config, run, *more, **options)")
-    assert load_recipe(str(recipe_file(text))).train.__name__ == "my_recipe"
+    assert load_recipe(str(recipe_file(text))).train is vars(sys.modules["my_recipe"])["my_recipe"]

@@ -9,7 +9,7 @@ import pytest
 
 from schoolhouse.recipes import prm, prm_rl
 from schoolhouse.runs.run import read_metrics
-from schoolhouse.types import NAN, Group, Key, Problem, Rollout, SchoolError
+from schoolhouse.types import NAN, Group, Key, Problem, Rollout, SchoolError, Verdict
 from tiny_groups import verdict
 from tiny_runs import metrics_text, train
 
@@ -113,3 +113,21 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(
     interrupted(lambda: train(tmp_path / "cut", c))
     assert len(read_metrics(tmp_path / "cut")) == 1
     assert metrics_text(train(tmp_path / "cut", c)) == metrics_text(whole)
+
+
+@pytest.mark.fault("verifier hangs")
+def test_a_step_without_any_graded_rollout_updates_nothing_and_the_run_goes_on(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    grade, calls = prm_rl.grade, []
+
+    def fail_first(*args: Any) -> list[Group]:
+        calls.append(args)
+        groups = grade(*args)
+        if len(calls) > 1:
+            return groups
+        return [Group(one.problem, one.rollouts, (Verdict(None, "timeout"),) * len(one.rollouts)) for one in groups]
+
+    monkeypatch.setattr(prm_rl, "grade", fail_first)
+    rows = read_metrics(train(tmp_path / "run", config(models)).folder)
+    assert ["trained_tokens" in row for row in rows] == [False, True, True]

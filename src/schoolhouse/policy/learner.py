@@ -58,7 +58,7 @@ class Learner:
         sampler and learner differ by more than `max_logprob_gap` on average.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        totals = {"loss": 0.0, "tokens": 0.0, "entropy": 0.0, "gap": 0.0, "gap_tokens": 0.0}
+        totals = dict.fromkeys(("loss", "tokens", "entropy", "gap", "gap_tokens", "kl_to_reference"), 0.0)
         batch_metrics: list[dict[str, float]] = []
         for batch in batches:
             scores = score_fn(batch)
@@ -91,6 +91,8 @@ class Learner:
         metrics["trained_tokens"] = tokens
         if totals["gap_tokens"]:
             metrics["logprob_gap"] = gap
+        if any("reference" in batch.columns for batch in batches):
+            metrics["kl_to_reference"] = totals["kl_to_reference"] / tokens
         names = batch_metrics[0].keys() - {"tokens"} if batch_metrics else ()
         means = {name: sum(row[name] * row["tokens"] for row in batch_metrics) / tokens for name in sorted(names)}
         return metrics | means
@@ -104,7 +106,7 @@ class Learner:
 
 
 def _add_token_stats(totals: dict[str, float], batch: Batch, scores: Scores) -> None:
-    """Add entropy, and the difference between log-probabilities of sampler and learner, over the trained tokens."""
+    """Add over trained tokens: entropy, |logprob of sampler - of learner|, and KL(pi || reference) estimated by k3."""
     trained = batch.weight > 0
     totals["tokens"] += float(trained.sum())
     totals["entropy"] += float(scores.entropy[trained].sum())
@@ -113,3 +115,6 @@ def _add_token_stats(totals: dict[str, float], batch: Batch, scores: Scores) -> 
         known = torch.isfinite(difference)
         totals["gap"] += float(difference[known].sum())
         totals["gap_tokens"] += float(known.sum())
+    if "reference" in batch.columns:
+        d = (batch["reference"] - scores.logprob.detach())[trained]
+        totals["kl_to_reference"] += float((d.exp() - d - 1).sum())

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from schoolhouse.config import BaseConfig, suggest
+from schoolhouse.runs.user_code import user_errors
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
@@ -72,14 +73,8 @@ def _load_file(path: Path) -> ModuleType:
         raise SchoolError(f"{path}: a Python module is named `{path.stem}` already; give the recipe file another name")
     module = module_from_spec(spec)
     sys.modules[path.stem] = module  # classes of the file can be pickled, and their annotations resolved
-    try:
+    with user_errors(path):
         spec.loader.exec_module(module)
-    except SchoolError:
-        raise
-    except Exception as error:
-        line = next((frame.lineno for frame in reversed(inspect.trace()) if frame.filename == str(path)), 0)
-        place = f"{path}:{getattr(error, 'lineno', None) or line}"
-        raise SchoolError(f"{place}: the recipe cannot be loaded: {type(error).__name__}: {error}") from error
     return module
 
 

@@ -161,7 +161,8 @@ def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
             synced_reference.decoder.load_state_dict(policy.decoder.state_dict())
         shaped = shape_rewards(c, policy, reference, groups, step)
         rate = c.optimizer.rate(step, c.steps)
-        stats = learn(c, policy, reference, loss_fn, shaped, rate)
+        with run.timed("learning"):
+            stats = learn(c, policy, reference, loss_fn, shaped, rate)
         if weights := format_weights(c):
             stats = {"shaped_reward_parts": mean_reward_parts(shaped, weights), **stats}
         run.record(step, groups, conversation.parse_completion, learning_rate=rate, **stats)

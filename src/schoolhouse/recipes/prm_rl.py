@@ -95,29 +95,32 @@ def prm_rl(c: Config, run: Run) -> None:
     stream = run.restore(RolloutStream(policy, make_prompts, sample))
     for step, sampled in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
         groups = grade(sampled, task, conversation.parse_completion)
-        graded = drop_ungraded(groups)
-        rollouts = rollouts_of(graded)
-        grades = reward_model.step_logprobs(rollouts)
-        ends = [graded_step_ends(conversation, rollout, task.delimiter) for rollout in rollouts]
-        batches = pack(
-            rollouts,
-            token_mean(rollouts),
-            c.microbatch_tokens,
-            share_prompts=policy.shares_prompts,
-            advantage=advantages(c, graded, ends, grades),
-            sampled=[rollout.logprob for rollout in rollouts],
-        )
         rate = c.optimizer.rate(step, c.steps)
-        stats = policy.update(
-            batches,
-            clipped_surrogate(on_policy=True),
-            rate,
-            c.optimizer.max_grad_norm,
-            c.sampling.temperature,
-            c.max_logprob_gap,
-        )
-        step_stats = {"num_steps": fmean(map(len, ends)), "step_reward": fmean(sum(map(exp, few)) for few in grades)}
-        run.record(step, groups, conversation.parse_completion, learning_rate=rate, **step_stats, **stats)
+        with run.timed("learning"):
+            stats = learn(c, policy, reward_model, drop_ungraded(groups), task.delimiter, rate)
+        run.record(step, groups, conversation.parse_completion, learning_rate=rate, **stats)
+
+
+def learn(
+    c: Config, policy: Policy, reward_model: RewardModel, groups: Sequence[Group], delimiter: str, rate: float
+) -> dict[str, Any]:
+    """One update on the graded rollouts; {} if there are none."""
+    rollouts = rollouts_of(groups)
+    if not rollouts:
+        return {}
+    grades = reward_model.step_logprobs(rollouts)
+    ends = [graded_step_ends(policy.conversation, rollout, delimiter) for rollout in rollouts]
+    batches = pack(
+        rollouts,
+        token_mean(rollouts),
+        c.microbatch_tokens,
+        share_prompts=policy.shares_prompts,
+        advantage=advantages(c, groups, ends, grades),
+        sampled=[rollout.logprob for rollout in rollouts],
+    )
+    stats = {"num_steps": fmean(map(len, ends)), "step_reward": fmean(sum(map(exp, few)) for few in grades)}
+    settings = (c.optimizer.max_grad_norm, c.sampling.temperature, c.max_logprob_gap)
+    return stats | policy.update(batches, clipped_surrogate(on_policy=True), rate, *settings)
 
 
 def advantages(

@@ -83,7 +83,8 @@ def self_correction(c: Config, run: Run) -> None:
         attempts = Attempts.of(first, second, conversation.parse_completion)
         run.record(step, second, conversation.parse_completion, **attempts.to_json())
         rate = c.optimizer.rate(step, c.steps)
-        stats = learn(c, policy, reference, first, second, step < c.stage1_steps, rate)
+        with run.timed("learning"):
+            stats = learn(c, policy, reference, first, second, step < c.stage1_steps, rate)
         run.record(step, learning_rate=rate, **stats)
 
 
