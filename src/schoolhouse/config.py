@@ -73,7 +73,7 @@ class Source:
     locations: Mapping[KeyPath, str]
 
     def at(self, *path: str | int) -> Source:
-        """The part below a path, with locations relative to it. Raises KeyError or IndexError for an unknown path."""
+        """The part below a path, with the locations in it. Raises KeyError or IndexError for an unknown path."""
         values = self.values
         for step in path:
             values = values[step]

@@ -259,8 +259,6 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     [
         ("[1.0, 0.0]", "f returned 2 rewards for 1 completion; return one reward per completion"),
         ("[]", "f returned 0 rewards for 1 completion"),
-        ("0.5", "f returned a float; return a list with one reward per completion"),
-        ("None", "f returned a NoneType; return a list"),
         ("[None]", "f returned None"),
         ("[float('nan')]", "f returned 'nan', which is not a finite number"),
         ("[float('inf')]", "f returned 'inf', which is not a finite number"),
@@ -273,6 +271,13 @@ def test_a_result_that_is_no_reward_names_file_and_line(tmp_path: Path, data: Pa
     verdict = graded_in_process(tmp_path, data, f"\n\ndef f(completions, **kwargs): return {result}")
     assert verdict.reward is None
     assert f"mine.py:3: {reason}" in verdict.reason
+
+
+@pytest.mark.parametrize(("result", "kind"), [("0.5", "float"), ("None", "NoneType")])
+def test_a_result_that_is_no_list_names_file_and_line(tmp_path: Path, data: Path, result: str, kind: str) -> None:
+    verdict = graded_in_process(tmp_path, data, f"\ndef f(completions, **kwargs): return {result}")
+    assert verdict.reward is None
+    assert f"mine.py:2: f returned a {kind}; return a list with one reward per completion" in verdict.reason
 
 
 def test_numbers_of_numpy_are_rewards(tmp_path: Path, data: Path) -> None:
@@ -289,7 +294,6 @@ def test_numbers_of_numpy_are_rewards(tmp_path: Path, data: Path) -> None:
         ("    return helper(completions)\ndef helper(x):\n    raise SystemExit('no')", "mine.py:5: SystemExit: no"),
     ],
 )
-@pytest.mark.fault("verifier lies")
 def test_an_exception_in_a_reward_function_names_file_and_line(
     tmp_path: Path, data: Path, body: str, place: str
 ) -> None:

@@ -40,7 +40,8 @@ class ScriptUse(Evaluation):
 
     def run(self, policy: Policy, seed: int, **judged_models: Policy) -> Json:
         conversation, problems = policy.conversation, open_task(self.task, seed).eval_problems(self.problems)
-        prompts = prompt_groups(conversation, problems, self.samples, seed=seed, purpose="tongues")
+        purpose = "tongues"  # part of the random keys: another word would draw other samples
+        prompts = prompt_groups(conversation, problems, self.samples, seed=seed, purpose=purpose)
         rollouts = policy.extend(prompts, self.max_new_tokens, temperature=self.temperature)
         counts = [count_scripts(conversation.parse_completion(rollout).thought or "") for rollout in rollouts]
         with_words = [count for count in counts if count]

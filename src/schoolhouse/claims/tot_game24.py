@@ -211,7 +211,7 @@ CLAIM = Claim(
         "position: two lists missed every good first move of one puzzle.",
         "",
         "Held out are the puzzles, of four numbers each. The three numbers that a move leaves may come from training "
-        "puzzles too. Most of those that make 24 do, and demonstrations show their values: the last two lines tell "
+        "puzzles too. Most of those that make 24 do, and demonstrations show their values: the last two lines show "
         "both apart. Every search uses the same model, so what it has seen helps them all alike.",
         "",
         "A vote counts expressions by their text, so two orders of one sum are two candidates. Best of N by the "

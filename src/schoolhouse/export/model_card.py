@@ -24,13 +24,13 @@ def card(model: Path, format: str, licence: str) -> str:
     """A model card: what the model is, how it came to be, step by step, and how good it was found to be."""
     config = read_json(resolve_model(model) / "config.json")
     name, lines = name_of(model), []
-    told = {
+    front_matter = {
         "license": licence,
         "library_name": "transformers" if format == "hf" else "gguf",
         "pipeline_tag": "text-generation",
         "tags": ["schoolhouse", "reasoning"],
     }
-    head = "".join(f"{key}: {json.dumps(value)}\n" for key, value in told.items())
+    head = "".join(f"{key}: {json.dumps(value)}\n" for key, value in front_matter.items())
     shape = ", ".join(
         f"{label} {config[key]}"
         for label, key in (

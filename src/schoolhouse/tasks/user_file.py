@@ -108,6 +108,6 @@ def _same_file(place: str, path: Path) -> bool:
 
 
 def _shown(filename: str) -> str:
-    """A path relative to the working directory where it lies below it."""
+    """A path from the working directory on, where the file lies below it."""
     path, here = Path(filename), Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else filename

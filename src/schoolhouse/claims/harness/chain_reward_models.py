@@ -30,8 +30,8 @@ time, .40 by majority, nearly always once among 256. So a reward model can selec
 agree. (A generator that is trained less makes the same errors, but seeds differ as much as they can: docs/lab.md.)"""
 
 FEW_SOLUTIONS: Mapping[str, Any] = {"num_prompts": 1000, "sampling.temperature": 1.0, "continuations": 4}
-"""For labels by continuations, which are expensive. At a higher temperature solutions go wrong too early: their
-continuations tell little."""
+"""For labels by continuations, which are expensive. At a higher temperature solutions go wrong too early: from
+there few continuations are correct, whatever the step was like."""
 
 
 class AnswerSelection(Evaluation):

@@ -76,9 +76,9 @@ class School(Task):
 
         Options:
         a difficulty, such as digits=4, or digits=2-4 to mix
-        styles=no_cot=70,full=30       relative weights of the styles of demonstrations
+        styles=no_cot=70,full=30       weights of the styles of demonstrations
         revision_percent=40            percentage of demonstrations that are second attempts
-        languages=latin=70,mixed=30    relative weights of toy languages: latin, cjk, or mixed, each step in either
+        languages=latin=70,mixed=30    weights of toy languages: latin, cjk, or mixed, each step in either
         lines=1                        each step of a thought on its own line
         Raises SchoolError naming an option that is unknown or out of range.
         """
