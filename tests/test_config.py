@@ -1,14 +1,26 @@
 """A config names the place of a mistake and its correction, in a file and on the command line."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
-from schoolhouse.config import BaseConfig, build, dump, load, read_yaml, suggest
+from schoolhouse.config import (
+    BaseConfig,
+    build,
+    dump,
+    leaf_fields,
+    load,
+    lookup,
+    parse_args,
+    read_yaml,
+    suggest,
+    union_members,
+)
+from schoolhouse.recipes import load_recipe, recipe_names
 from schoolhouse.types import SchoolError
 
 
@@ -95,6 +107,16 @@ def test_an_unknown_key_without_a_near_one_lists_the_known_keys(config_file) -> 
     assert refusal(config_file("model: m\ninner: {zzz: 1}\n")).endswith(
         "unknown key `zzz` in sample.inner; known: deep, width"
     )
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_value_of_a_choice_can_be_given_on_the_command_line(recipe: str) -> None:
+    """Choices of numbers too: text is no member of Literal[0, 1]."""
+    for key, annotation in leaf_fields(load_recipe(recipe).config):
+        for member in union_members(annotation):
+            for value in get_args(member) if get_origin(member) is Literal else ():
+                parsed = parse_args(load_recipe(recipe).config, [f"--{key}", str(value)]).values
+                assert lookup(parsed, key) == value, (key, value)
 
 
 def test_an_unknown_option_names_the_nearest_option() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -300,8 +300,11 @@ def _parse_option(option: str, texts: list[str], known: Mapping[str, Any]) -> tu
         return key, texts
     if len(texts) != 1:
         raise SchoolError(f"{option} needs one value, found {f'{len(texts)}: {texts}' if texts else 'none'}")
-    is_none = texts[0].lower() in ("none", "null") and types.NoneType in get_args(annotation)
-    return key, None if is_none else texts[0]
+    members = union_members(annotation)
+    exact = {str(value): value for member in members if get_origin(member) is Literal for value in get_args(member)}
+    if types.NoneType in members:
+        exact |= {"none": None, "None": None, "null": None}
+    return key, exact.get(texts[0], texts[0])  # pydantic converts text to types, but not to these values
 
 
 def leaf_fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -184,11 +184,15 @@ def test_kl_to_the_reference_is_recorded_whenever_its_logprobs_are_there(policy,
         if mask
     ]
     expected = sum(math.exp(there - here) - (there - here) - 1 for here, there in pairs) / len(pairs)
-    weight = token_mean(rollouts)
-    batches = pack(rollouts, weight, microbatch_tokens, advantage=advantages(rollouts), reference=reference)
-    assert policy.update(batches, clipped_surrogate(on_policy=True), 0.0)["kl_to_reference"] == pytest.approx(
-        expected, rel=1e-4
-    )
+
+    def metrics_with(**more):
+        columns: Any = {"advantage": advantages(rollouts), "reference": reference, **more}
+        batches = pack(rollouts, token_mean(rollouts), microbatch_tokens, **columns)
+        return policy.update(batches, clipped_surrogate(on_policy=True), 0.0)
+
+    sampled = [rollout.logprob for rollout in rollouts]
+    assert metrics_with(sampled=sampled)["kl_to_reference"] == pytest.approx(expected, rel=1e-4)
+    assert "kl_to_reference" not in metrics_with()  # not sampled from the policy
     assert "kl_to_reference" not in update(policy, rollouts, 0.0)
 
 

@@ -91,7 +91,7 @@ class Learner:
         metrics["trained_tokens"] = tokens
         if totals["gap_tokens"]:
             metrics["logprob_gap"] = gap
-        if any("reference" in batch.columns for batch in batches):
+        if any(_has_kl(batch) for batch in batches):
             metrics["kl_to_reference"] = totals["kl_to_reference"] / tokens
         names = batch_metrics[0].keys() - {"tokens"} if batch_metrics else ()
         means = {name: sum(row[name] * row["tokens"] for row in batch_metrics) / tokens for name in sorted(names)}
@@ -105,6 +105,11 @@ class Learner:
         self.step = state["policy_version"]
 
 
+def _has_kl(batch: Batch) -> bool:
+    """KL(pi || reference) is estimated from samples of pi, so not on the labelled examples of a reward model."""
+    return {"reference", "sampled"} <= batch.columns.keys()
+
+
 def _add_token_stats(totals: dict[str, float], batch: Batch, scores: Scores) -> None:
     """Add over trained tokens: entropy, |logprob of sampler - of learner|, and KL(pi || reference) estimated by k3."""
     trained = batch.weight > 0
@@ -115,6 +120,6 @@ def _add_token_stats(totals: dict[str, float], batch: Batch, scores: Scores) -> 
         known = torch.isfinite(difference)
         totals["gap"] += float(difference[known].sum())
         totals["gap_tokens"] += float(known.sum())
-    if "reference" in batch.columns:
+    if _has_kl(batch):
         d = (batch["reference"] - scores.logprob.detach())[trained]
         totals["kl_to_reference"] += float((d.exp() - d - 1).sum())
