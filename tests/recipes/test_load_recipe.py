@@ -176,3 +176,9 @@ def test_a_file_named_like_a_loaded_module_is_refused_and_leaves_the_module_alon
 def test_a_recipe_function_may_take_further_arguments(recipe_file: Callable[..., Path]):
     text = MY_RECIPE.replace("{name}(config, run)", "my_recipe(config, run, *more, **options)")
     assert load_recipe(str(recipe_file(text))).train is vars(sys.modules["my_recipe"])["my_recipe"]
+
+
+def test_another_recipe_file_of_the_same_name_is_loaded(recipe_file: Callable[..., Path]):
+    text = MY_RECIPE.replace("{name}", "my_recipe")
+    load_recipe(str(recipe_file(text)))
+    assert load_recipe(str(recipe_file(text.replace("Count", "Add up")))).about == "Add up to `steps`."

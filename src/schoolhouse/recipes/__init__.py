@@ -62,16 +62,20 @@ def load_recipe(name: str) -> Recipe:
     return _from_module(name, import_module(f"schoolhouse.recipes.{name}"), None)
 
 
+_recipe_files: set[str] = set()
+"""Names of modules that are recipe files: another file of that name replaces them."""
+
+
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise SchoolError(f"there is no recipe file {path}")
     spec = spec_from_file_location(path.stem, path)
     if not path.stem.isidentifier() or spec is None or spec.loader is None:
         raise SchoolError(f"{path}: a recipe file needs a name that Python can use, such as my_recipe.py")
-    loaded = getattr(sys.modules.get(path.stem), "__file__", None)
-    if path.stem in sys.modules and (loaded is None or Path(loaded).resolve() != path.resolve()):
+    if path.stem in sys.modules.keys() - _recipe_files:
         raise SchoolError(f"{path}: a Python module is named `{path.stem}` already; give the recipe file another name")
     module = module_from_spec(spec)
+    _recipe_files.add(path.stem)
     sys.modules[path.stem] = module  # classes of the file can be pickled, and their annotations resolved
     with user_errors(path):
         spec.loader.exec_module(module)
