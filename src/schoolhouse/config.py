@@ -1,8 +1,8 @@
-"""Configuration: frozen pydantic models, read from a YAML file and from command-line arguments, checked once.
+"""Configuration: frozen pydantic models. They are read from a YAML file and from command-line arguments.
 
-Defaults < file < command line. Both sources become plain values that remember where they were written. The merged
-values are checked together, so a mistake gets the same message in a file and on the command line, and arguments may
-complete an incomplete file. Every mistake is reported, with its place and, for a misspelt key, the nearest name.
+A file replaces defaults, and the command line replaces values of the file. Each value is stored with its location. The
+merged values are checked together: a mistake has the same message in a file and on the command line, and arguments can
+complete a file. Every mistake is reported with its location and, for a misspelt key, the nearest name.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from schoolhouse.types import SchoolError
 
 KeyPath = tuple[str | int, ...]
-"""The path of a value: keys and list positions from the root."""
+"""The path of a value: the keys and list indices from the root to the value."""
 
 
 class BaseConfig(BaseModel):
-    """Base of every config: immutable, refuses unknown keys, and the docstring under a field is its help text."""
+    """Base class of every config. A config is immutable and refuses unknown keys. A field's docstring is its help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
-        """Expand dotted keys into groups. A partial group keeps the other defaults that this config has for it."""
+        """Expand dotted keys into groups. If some keys of a group are given, the others keep their defaults."""
         if not isinstance(data, Mapping):
             return data
         values = cls.preset_values(expand_dotted(data))
@@ -45,7 +45,7 @@ class BaseConfig(BaseModel):
     def of(cls, **values: Any) -> Self:
         """A config from plain values. A dotted key names one key of a group: `**{"optimizer.learning_rate": 1e-4}`.
 
-        Raises SchoolError naming every mistake.
+        Raises SchoolError; the message names every mistake.
         """
         paths = [tuple(key.split(".")) for key, _ in leaf_fields(cls)]
         locations: dict[KeyPath, str] = {path[:n]: config_name(cls) for path in paths for n in range(1, len(path) + 1)}
@@ -53,12 +53,12 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def preset_values(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The values laid over those of a preset that they name. Raises ValueError for an unknown preset."""
+        """The values of the preset that `values` names, overwritten by `values`. ValueError for an unknown preset."""
         return values
 
     @classmethod
     def conflicts(cls, file: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
-        """Values of a file that contradict a preset named on the command line, one message each."""
+        """One message for each value of a file that contradicts the preset on the command line."""
         return []
 
 
@@ -67,13 +67,13 @@ C = TypeVar("C", bound=BaseConfig)
 
 @dataclass(frozen=True)
 class Source:
-    """Plain values, and the location where each was written: `FILE:LINE` or `--option`."""
+    """Plain values, and the location of each value: `FILE:LINE` or `--option`."""
 
     values: Any
     locations: Mapping[KeyPath, str]
 
     def at(self, *path: str | int) -> Source:
-        """The part below a path, with the locations in it. Raises KeyError or IndexError for an unknown path."""
+        """The values below a path, with their locations. Raises KeyError or IndexError for an unknown path."""
         values = self.values
         for step in path:
             values = values[step]
@@ -81,12 +81,12 @@ class Source:
         return Source(values, below)
 
     def merged_over(self, base: Source) -> Source:
-        """These values laid over `base`: mappings are merged key by key, anything else is replaced."""
+        """`base`, overwritten by these values. Mappings are merged key by key. Other values are replaced."""
         kept = {path: location for path, location in base.locations.items() if not self._replaces(path)}
         return Source(merge(base.values, self.values), kept | dict(self.locations))
 
     def _replaces(self, path: KeyPath) -> bool:
-        """Whether a value of this source stands at `path` of another source, or above it."""
+        """Whether this source has a value that replaces the value at `path` of another source."""
         found = self.values
         for step in path:
             if not isinstance(found, Mapping):
@@ -98,7 +98,7 @@ class Source:
 
 
 def expand_dotted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"optimizer.learning_rate": 1e-4}` -> `{"optimizer": {"learning_rate": 1e-4}}`; other keys stay."""
+    """`{"optimizer.learning_rate": 1e-4}` -> `{"optimizer": {"learning_rate": 1e-4}}`; other keys do not change."""
     expanded: dict[Any, Any] = {}
     for key, value in values.items():
         name, *parts = key.split(".") if isinstance(key, str) else [key]
@@ -109,7 +109,7 @@ def expand_dotted(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lookup(values: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key in nested mappings; None if there is none."""
+    """The value of a dotted key in nested mappings, or None if there is no such key."""
     found: Any = values
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -117,7 +117,7 @@ def lookup(values: Mapping[str, Any], key: str) -> Any:
 
 
 def merge(base: Any, override: Any) -> Any:
-    """`override` laid over `base`: mappings are merged key by key, anything else is replaced."""
+    """`base`, overwritten by `override`. Mappings are merged key by key. Other values are replaced."""
     if not (isinstance(base, Mapping) and isinstance(override, Mapping)):
         return override
     merged = {key: merge(base[key], value) if key in base else value for key, value in override.items()}
@@ -125,9 +125,9 @@ def merge(base: Any, override: Any) -> Any:
 
 
 def load(cls: type[C], path: Path | None, overrides: Sequence[str] = (), positional: Sequence[str] = ()) -> C:
-    """A config from a YAML file (or None), with command-line arguments laid over it: ["--learning_rate", "1e-4", ...].
+    """A config from a YAML file (or None) and command-line arguments: ["--learning_rate", "1e-4", ...].
 
-    `positional` names the fields that leading arguments without `--` set. Raises SchoolError naming every mistake.
+    Arguments replace file values. `positional`: fields for arguments without `--`. A SchoolError names every mistake.
     """
     file = read_yaml(path) if path else Source({}, {})
     arguments = parse_args(cls, overrides, positional)
@@ -137,12 +137,12 @@ def load(cls: type[C], path: Path | None, overrides: Sequence[str] = (), positio
 
 
 def dump(config: BaseConfig) -> str:
-    """The config as YAML with every field written out. `load` reads the same config back."""
+    """The config as YAML with every field. `load` gives the same config again."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def build(cls: type[C], source: Source) -> C:
-    """A config from the values of a source. Raises SchoolError naming every mistake and its location."""
+    """A config from the values of a source. Raises SchoolError; the message names every mistake and its location."""
     if not isinstance(source.values, Mapping):
         location = source.locations.get((), config_name(cls))
         raise SchoolError(f"{location}: expected `key: value` lines, found {source.values!r}")
@@ -153,9 +153,9 @@ def build(cls: type[C], source: Source) -> C:
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` with the nearest known name, else the list of known names.
+    """`; did you mean ...?` with the nearest known name. If no name is near, the list of known names.
 
-    The last part of a dotted name counts as a spelling of it: `learning_rate` suggests `optimizer.learning_rate`.
+    The last part of a dotted name is enough for a suggestion: `learning_rate` suggests `optimizer.learning_rate`.
     """
     spellings: dict[str, list[str]] = {}
     for name in known:
@@ -169,7 +169,7 @@ def suggest(word: str, known: Sequence[str]) -> str:
 
 
 def config_name(cls: type[BaseModel]) -> str:
-    """The name of a config in messages: a recipe's `Config` is named by its file, another class by its own name."""
+    """The name of a config in messages. For the `Config` of a recipe this is the file name, else the class name."""
     return cls.__module__.rpartition(".")[2] if cls.__name__ == "Config" else cls.__name__.lower()
 
 
@@ -177,7 +177,7 @@ def config_name(cls: type[BaseModel]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-4 as a number, as people expect. YAML 1.1 wants 1.0e-4 and reads a string otherwise."""
+    """A YAML loader that reads 1e-4 as a number. YAML 1.1 requires 1.0e-4 and reads 1e-4 as a string."""
 
 
 _Loader.yaml_implicit_resolvers = {key: list(found) for key, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -189,7 +189,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> Source:
-    """A YAML file with the line of every value. An empty file is an empty mapping; a duplicate key is an error."""
+    """A YAML file with the line of every value. An empty file gives an empty mapping. A duplicate key is an error."""
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
@@ -229,7 +229,7 @@ def _expand_nested(value: Any) -> Any:
 
 
 def _locations(node: yaml.Node, path: Path, parent: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """Key path and `FILE:LINE` of each value of a document. The line of a value is that of its key."""
+    """Key path and `FILE:LINE` of each value in a document. The line of a value is the line of its key."""
     if isinstance(node, yaml.SequenceNode):
         children = list(enumerate(node.value))
         marks = {index: child.start_mark for index, child in children}
@@ -257,7 +257,7 @@ def _locations(node: yaml.Node, path: Path, parent: KeyPath) -> Iterator[tuple[K
 
 def parse_args(cls: type[BaseConfig], args: Sequence[str], positional: Sequence[str] = ()) -> Source:
     """Command-line arguments as a source: `--key value`, `--key=value`, `--group.key value`, `--flag`, `--no-flag`,
-    `--list a b c`; hyphens or underscores. Values stay text: pydantic converts them to the types of the fields."""
+    `--list a b c`. Keys can have hyphens or underscores. Values stay text: pydantic converts them to field types."""
     known = dict(leaf_fields(cls))
     values: dict[str, Any] = {}
     locations: dict[KeyPath, str] = {}
@@ -285,7 +285,7 @@ def parse_args(cls: type[BaseConfig], args: Sequence[str], positional: Sequence[
 
 
 def _parse_option(option: str, texts: list[str], known: Mapping[str, Any]) -> tuple[str, Any]:
-    """The key that an option names, and its value, still as text."""
+    """The key of an option, and its value as text."""
     key = option.removeprefix("--").replace("-", "_")
     *groups, last = key.split(".")
     positive = ".".join((*groups, last.removeprefix("no_")))
@@ -308,7 +308,7 @@ def _parse_option(option: str, texts: list[str], known: Mapping[str, Any]) -> tu
 
 
 def leaf_fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field as (dotted key, annotation), with the fields of groups in place of the groups."""
+    """Every field as (dotted key, annotation). A group is replaced by its fields."""
     for name, field in cls.model_fields.items():
         groups = [member for member in union_members(field.annotation) if is_model(member)]
         if not groups:
@@ -318,7 +318,7 @@ def leaf_fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def union_members(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself; `Annotated` is unwrapped."""
+    """The members of a union, or the type itself if it is no union. `Annotated` is unwrapped."""
     if get_origin(annotation) is Annotated:
         return union_members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -339,7 +339,7 @@ def _is_sequence(annotation: Any) -> bool:
 
 
 def _complaints(cls: type[BaseModel], source: Source, error: ValidationError) -> list[str]:
-    """One line per mistake: the place, the mistake, and what is allowed instead."""
+    """One line per mistake: the location, the mistake, and the allowed values."""
     lines: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         path: KeyPath = item["loc"]
@@ -360,7 +360,7 @@ def _complaints(cls: type[BaseModel], source: Source, error: ValidationError) ->
 
 
 def _unknown_key(cls: type[BaseModel], path: KeyPath) -> str:
-    """The message for a key that no model has; a key of another group is suggested by its whole name."""
+    """The message for a key that no model has. If another group has this key, the message suggests the dotted name."""
     *outer, last = path
     name = ".".join((config_name(cls), *map(str, outer)))
     models = _models_at(cls, outer)
@@ -370,7 +370,7 @@ def _unknown_key(cls: type[BaseModel], path: KeyPath) -> str:
 
 
 def _requirement(kind: str, message: str) -> str:
-    """What pydantic wants, in words that need no knowledge of pydantic."""
+    """The requirement of pydantic, in words for readers who do not know pydantic."""
     if kind in ("value_error", "assertion_error"):  # our own validators: "Value error, ..."
         return message.partition(", ")[2]
     if kind in ("model_type", "model_attributes_type", "dict_type"):
@@ -379,7 +379,7 @@ def _requirement(kind: str, message: str) -> str:
 
 
 def _models_at(cls: type[BaseModel], path: Sequence[str | int]) -> list[type[BaseModel]]:
-    """The models that a path may hold."""
+    """The models that can be at a path."""
     models: list[Any] = [cls]
     for step in path:
         annotations = [model.model_fields[step].annotation for model in models if step in model.model_fields]
@@ -388,7 +388,7 @@ def _models_at(cls: type[BaseModel], path: Sequence[str | int]) -> list[type[Bas
 
 
 def parse_query(subject: str, query: str) -> dict[str, str]:
-    """The options behind a `?`: `NAME=VALUE&NAME=VALUE`. Raises SchoolError naming `subject` and the wrong part."""
+    """The options after a `?`: `NAME=VALUE&NAME=VALUE`. The SchoolError names `subject` and the wrong option."""
     options: dict[str, str] = {}
     for part in query.split("&") if query else ():
         name, equals, value = part.partition("=")

@@ -1,7 +1,7 @@
-"""Every random number of the package, keyed by (seed, purpose, step, problem, sample, turn).
+"""All random numbers of the package. Each number has a key: (seed, purpose, step, problem, sample, turn).
 
-Nothing here has state: the n-th draw of a key is a pure function of the key and n. So a killed run resumes with the
-same numbers, and the draws of one rollout do not depend on the other rollouts of its batch.
+The functions here have no state: random number n of a key is a pure function of the key and n. So a resumed run gets
+the same numbers, and the numbers of one rollout do not depend on the other rollouts of its batch.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def python_random(key: Key) -> random.Random:
 
 
 def numpy_random(key: Key) -> np.random.Generator:
-    """A numpy generator for a key, for bulk draws."""
+    """A numpy generator for a key: for many random numbers at once."""
     return np.random.Generator(np.random.PCG64(digest(key)))
 
 
 def uniforms(digests: np.ndarray, counters: np.ndarray) -> np.ndarray:
     """One float64 in [0, 1) for each (key digest, counter): [S] uint64, [S] integers -> [S].
 
-    SplitMix64 (Steele, Lea and Flood 2014) of the pair: counter-based, so a sampler draws for many keys at once
-    while each key keeps its own stream.
+    The number is SplitMix64 (Steele, Lea and Flood 2014) of the pair. It depends only on key and counter, so a sampler
+    can compute numbers for many keys at once, and each key keeps its own stream.
     """
     with np.errstate(over="ignore"):
         z = digests.astype(np.uint64) + (counters.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

@@ -1,10 +1,11 @@
-"""The data types that every module passes around: plain, frozen, and without imports of the package. Read this first.
+"""The data types that every module passes around. They are plain and frozen, and this file imports no other module of
+the package. Read this file first.
 
-A rollout is a prefix. The policy does three things with prefixes: extend them, score them, be updated on them.
+A rollout is a prefix. The policy can extend prefixes, score prefixes, and be updated on prefixes.
 
-One legend of axis letters for the whole package: P problems, G rollouts of a problem, T tokens of one rollout,
+The whole package uses these axis letters: P problems, G rollouts of a problem, T tokens of one rollout,
 N tokens of a packed batch, S sequences of a batch (or slots of the sampler), V vocabulary, C width, H query heads,
-K key heads, D head width, L layers. Every per-token number sits at the token it is about.
+K key heads, D head width, L layers. A per-token number is stored at the index of the token that it describes.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from typing import Literal, NamedTuple
 NAN = float("nan")
 
 FinishReason = Literal["open", "stop", "length", "context", "prefill"]
-"""Why a rollout ended: `open` nothing was sampled yet; `stop` the policy ended its turn; `length` it was cut off;
-`context` the last tokens are not the policy's (a demonstration, or a turn of a user or tool); `prefill` tokens were put
-into the policy's turn, which goes on."""
+"""Why a rollout ended. `open`: no token was sampled yet. `stop`: the policy ended its turn. `length`: the turn was cut
+off. `context`: the policy did not write the last tokens (a demonstration, or a turn of a user or tool). `prefill`:
+tokens were put into the policy's turn, and the turn continues."""
 
 SCRIPTS = (
     "latin cyrillic greek cjk hiragana katakana hangul arabic hebrew devanagari bengali gurmukhi gujarati oriya tamil "
     "telugu kannada malayalam sinhala thai lao tibetan myanmar georgian armenian ethiopic khmer mongolian"
 ).split()
-"""Scripts that a reward can ask thoughts to be written in, by Unicode's names of their letters."""
+"""Scripts that a reward can require for thoughts. The names come from the Unicode names of the letters."""
 
 Precision = Literal["auto", "float32", "bfloat16", "exact"]
-"""Of matrix products. `auto`: bfloat16 where the machine multiplies it natively, else float32; `exact`: float32 by the
-same kernels in sampling and learning, whatever else is in a batch."""
+"""The precision of matrix products. `auto`: bfloat16 if the machine multiplies it natively, else float32. `exact`:
+float32; sampling and learning use the same kernels, so the rest of a batch does not change the result of a row."""
 
 
 class Key(NamedTuple):
-    """Names one stream of random numbers. A draw depends on its key and nothing else (see randomness.py)."""
+    """The name of one stream of random numbers. A random number depends only on its key (see randomness.py)."""
 
     seed: int
     purpose: str
@@ -52,7 +53,7 @@ class Message(NamedTuple):
 
 
 REVISION_REQUEST = "Look again: there may be a mistake. What is the result?"
-"""The request for a second attempt. It does not say whether the first was right."""
+"""The request for a second attempt. The request does not say whether the first attempt was right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Problem:
     """A task instance: the messages of its prompt, and the reference answer.
 
     `id` is stable: the same instance has the same id in every run. `family` groups problems in reports.
-    `info` holds what a verifier needs beyond the reference; the policy never sees it.
+    `info` holds further data for the verifier, beside the reference. The policy never sees `info`.
     """
 
     id: str
@@ -73,11 +74,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The policy's last turn as text. A verifier sees this and nothing else of the policy.
+    """The policy's last turn as text. This is the only output of the policy that a verifier sees.
 
-    `thought` is the text between <think> and </think> (None without any), `answer` is the text behind it, `complete` is
-    whether the policy ended its turn itself (False: it was cut off). A completion whose thought was never closed has an
-    empty answer.
+    `thought` is the text between <think> and </think>; it is None if the turn has no thought. `answer` is the text
+    after the thought. `complete` is True if the policy ended its turn itself, and False if the turn was cut off. If the
+    thought was never closed, the answer is empty.
     """
 
     thought: str | None
@@ -87,7 +88,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A problem with a thought and an answer, for supervised fine-tuning. `style` names how it was written."""
+    """A problem with a thought and an answer, for supervised fine-tuning. `style` names the style of the writing."""
 
     problem: Problem
     thought: str | None
@@ -97,7 +98,7 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A reward, or None: *could not be graded*, with the reason. None is never a zero in disguise.
+    """A reward, or None if the completion could not be graded (`reason` says why). None does not mean reward 0.
 
     `parts` are named components of the reward (for reports). Raises ValueError for a reward that is not finite.
     """
@@ -115,14 +116,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A prefix: token ids, which of them the policy sampled, and their log-probabilities.
+    """A prefix: token ids, a mask of the tokens that the policy sampled, and the log-probabilities of these tokens.
 
-    tokens    [T] ids as sampled or spliced, never re-tokenised
-    loss_mask [T] True where the policy (or, in a demonstration, the teacher it imitates) wrote this token
-    logprob   [T] log-probability under the transform that sampled it; nan where nothing was sampled
+    tokens    [T] ids as they were sampled or inserted; text is never tokenised again
+    loss_mask [T] True if the policy wrote this token (in a demonstration: if the imitated teacher wrote it)
+    logprob   [T] log-probability under the distribution that the token was sampled from; nan for other tokens
     turns     index of the first token of each turn of the policy
-    finish_reason   why it ended
-    policy_version  of the policy that sampled the last turn
+    finish_reason   why the rollout ended
+    policy_version  version of the policy that sampled the last turn
     """
 
     problem: Problem
@@ -147,7 +148,7 @@ class Rollout:
     def append_sampled(
         self, tokens: Sequence[int], logprob: Sequence[float], finish: FinishReason, version: int
     ) -> Rollout:
-        """Tokens sampled by the policy: a new turn, or the rest of a turn that was prefilled."""
+        """The rollout with more sampled tokens: a new turn of the policy, or the rest of a prefilled turn."""
         return replace(
             self,
             tokens=(*self.tokens, *tokens),
@@ -159,7 +160,7 @@ class Rollout:
         )
 
     def append_context(self, tokens: Sequence[int]) -> Rollout:
-        """Tokens of a user or a tool: never trained on, by construction."""
+        """The rollout with more tokens of a user or a tool. The loss mask is False there, so they are never trained."""
         return replace(
             self,
             tokens=(*self.tokens, *tokens),
@@ -170,9 +171,9 @@ class Rollout:
         )
 
     def prefill(self, tokens: Sequence[int]) -> Rollout:
-        """Tokens put into the policy's turn, or at its beginning: read, never trained on.
+        """The rollout with tokens put into the policy's turn. The policy reads these tokens, but never trains on them.
 
-        Without any tokens, the policy goes on within its turn, with new random numbers.
+        If `tokens` is empty, the policy continues its turn with new random numbers.
         """
         begun = self.finish_reason not in ("open", "context")
         return replace(
@@ -182,7 +183,7 @@ class Rollout:
         )
 
     def truncate(self, end: int) -> Rollout:
-        """Its first `end` tokens, as if the last turn had been cut off there."""
+        """The first `end` tokens of the rollout, as if the last turn had been cut off there."""
         return replace(
             self,
             tokens=self.tokens[:end],
@@ -193,7 +194,7 @@ class Rollout:
         )
 
     def with_prompt(self, prompt: Sequence[int]) -> Rollout:
-        """The same tokens behind another prompt. Log-probabilities are dropped: they were about the old one."""
+        """The same completion after another prompt, without log-probabilities: they belong to the old prompt."""
         start = self.turns[0]
         kept = self.tokens[start:]
         return replace(
@@ -205,7 +206,7 @@ class Rollout:
         )
 
     def last_turn(self) -> tuple[int, ...]:
-        """Ids of the policy's last turn, without context behind it."""
+        """Ids of the policy's last turn, without the context after it."""
         if not self.turns:
             return ()
         start, end = self.turns[-1], len(self.tokens)
@@ -216,7 +217,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The G rollouts of one problem with their verdicts."""
+    """The G rollouts of one problem, and the verdict on each of them."""
 
     problem: Problem
     rollouts: tuple[Rollout, ...]
@@ -229,4 +230,4 @@ class Group:
 
 
 class SchoolError(Exception):
-    """An error that a user can fix: its message names the file, the line or key, and what to do. No traceback."""
+    """An error that a user can fix. The message names the file, the line or key, and the fix. No traceback is shown."""

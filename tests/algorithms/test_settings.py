@@ -227,7 +227,7 @@ def test_a_preset_that_is_no_name_is_refused(preset: object):
         ),
         ({"loss.type": "cispo", "loss.clip_ratio_c": 3.0}, "loss.clip_ratio_c bounds the clipped loss"),
         ({"loss.kl_coef": 0.1, "loss.kl_estimator": "k1"}, "set loss.kl_estimator to k2 or k3, or use rewards.kl_coef"),
-        ({"loss.ref_model_sync_steps": 400}, "set loss.kl_coef or rewards.kl_coef, or it to 0"),
+        ({"loss.ref_model_sync_steps": 400}, "set loss.kl_coef or rewards.kl_coef, or set ref_model_sync_steps to 0"),
         (
             {"loss.importance_correction": "token", "precision": "exact"},
             "with precision `exact` there is nothing to correct: set loss.importance_correction to `none`",

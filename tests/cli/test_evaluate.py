@@ -77,7 +77,7 @@ def test_an_evaluation_with_a_search_reports_its_cost(here: Path, capsys: Any, t
         (("solve", "{here}/base", "1 + 1?", "--search", "best_of_n", "--page", "x.html"), "`best_of_n` has no tree"),
         (
             ("evaluate", "{here}/base", "--search", "vote", "--samples", "8"),
-            "instead of --samples write them behind `?`",
+            "instead of --samples, write options after `?`",
         ),
         (("solve", "{here}/none", "1 + 1?"), "not a folder"),
         (("evaluate", "{here}/base", "--search", "vote", "--budget", "9"), "a budget of 9 tokens does not pay"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from schoolhouse.cli.main import main
-from schoolhouse.export.model_card import card, evaluation
+from schoolhouse.export.model_card import evaluation_lines, render_model_card
 from schoolhouse.model.checkpoint import read_weights
 from schoolhouse.policy.policy import Policy
 from schoolhouse.runs.atomic_io import resolve_model
@@ -60,7 +60,7 @@ def test_a_card_shows_no_path_of_the_machine(run: Path, tmp_path: Path):
     config = read_config(copy / "config.yaml")
     config |= {"task": "jsonl:/home/me/private/data.jsonl?holdout=none", "text": ["/home/me/book.txt", "and/or"]}
     (copy / "config.yaml").write_text(json.dumps(config))
-    text = card(copy, "hf", "mit")
+    text = render_model_card(copy, "hf", "mit")
     assert "/home/me" not in text
     assert "jsonl:data.jsonl?holdout=none" in text
     assert "and/or" in text
@@ -72,8 +72,8 @@ def test_the_card_of_a_checkpoint_shows_the_evaluation_before_it(run: Path, tmp_
     rows = [{"step": int(newest.name) + more, "eval": {"overall": {"pass_at_1": 0.25 + more}}} for more in (0, 1)]
     with (copy / "metrics.jsonl").open("a") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows) + '{"torn": "eval')
-    assert "| pass_at_1 | 0.25 |" in evaluation(newest)
-    assert "| pass_at_1 | 1.25 |" in evaluation(copy)
+    assert "| pass_at_1 | 0.25 |" in evaluation_lines(newest)
+    assert "| pass_at_1 | 1.25 |" in evaluation_lines(copy)
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:

@@ -123,7 +123,7 @@ def test_every_kind_of_file_is_read(tmp_path: Path, name: str) -> None:
     [
         ('{"text": "b"', "a.jsonl:2: not JSON"),
         ('{"body": "b"}', "a.jsonl:2: `text` is missing.*body"),
-        ('{"text": 5}', "a.jsonl:2: `text` is missing or no string"),
+        ('{"text": 5}', "a.jsonl:2: `text` is missing or is not a string"),
         ('["text"]', "a.jsonl:2: .*list"),
         ('{"text": "\\ud800"}', "a.jsonl:2: `text` holds a lone surrogate"),
     ],

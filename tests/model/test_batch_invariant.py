@@ -89,5 +89,5 @@ def test_products_that_depend_on_the_batch_are_an_error(policy, monkeypatch):
 
 
 def test_other_models_than_our_decoder_are_an_error():
-    with pytest.raises(SchoolError, match="Mistral decoders alone"):
+    with pytest.raises(SchoolError, match="works only for Llama, Qwen2, Qwen3 and Mistral"):
         make_batch_invariant(torch.nn.Linear(8, 8))

@@ -83,7 +83,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_an_error(policy, tiny_confi
     cut = {name: w[: size - 9] if w.shape[0] == size else w for name, w in weights.items()}
     save_file({name: w.contiguous() for name, w in cut.items()}, smaller / "model.safetensors")
     rewrite_config(smaller, vocab_size=size - 9)
-    load_error(smaller, f"tokenizer has {size} ids, the model only {size - 9}.*vocab_size")
+    load_error(smaller, f"tokenizer has {size} ids, but the model has only {size - 9}.*vocab_size")
 
 
 @pytest.mark.parametrize(

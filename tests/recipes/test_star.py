@@ -244,5 +244,5 @@ def test_demonstrations_that_have_changed_since_the_run_began_are_refused(folder
 
 
 def test_several_samples_at_temperature_0_are_refused(tmp_path: Path):
-    with pytest.raises(SchoolError, match=r"several samples at temperature 0 are the same one: set sampling\.temp"):
+    with pytest.raises(SchoolError, match=r"at temperature 0 all samples are identical: set sampling\.temp"):
         train(tmp_path / "run", star.Config.of(model="m", samples_per_prompt=32))

@@ -52,7 +52,7 @@ def test_without_room_in_the_model_there_is_no_candidate_and_none_at_all_is_an_e
     policy, deep = scripted(solver), thought(scripted(solver), game, SOLUTION[0], SOLUTION[1])
     policy.max_seq_len = len(prompt(policy, game)) + 10
     assert ThoughtSampler(policy, game, samples=2)([deep]) == [Expansion([], 0)]
-    with pytest.raises(SchoolError, match="no room for a step of 32 and an answer: lower `step_tokens`"):
+    with pytest.raises(SchoolError, match="no room for a step of 32 tokens and an answer: lower `step_tokens`"):
         ThoughtSampler(policy, game, samples=2)([Node(prompt(policy, game))])
     assert policy.calls == []
 

@@ -120,7 +120,7 @@ def test_depth_first_continues_past_an_answer_of_value_zero():
 
 @pytest.mark.parametrize(
     ("depth", "reason"),
-    [(2, "2 thoughts deep"), (3, "its answers are worth nothing"), (9, "its answers are worth nothing")],
+    [(2, "2 thoughts deep"), (3, "all its answers have value 0"), (9, "all its answers have value 0")],
 )
 def test_the_stop_reason_tells_that_all_answers_have_value_zero(depth: int, reason: str):
     tree, script = new_tree(), Script()

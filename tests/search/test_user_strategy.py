@@ -65,7 +65,7 @@ def test_options_of_the_strategy_take_the_types_of_their_defaults(scripted: Make
 
 def test_one_of_several_strategies_is_named_behind_the_file(scripted: Make, game: Game24, tmp_path: Path):
     path = write(tmp_path, example() + "\n\ndef idle(tree):\n    yield from ()\n")
-    with pytest.raises(SchoolError, match="my_search.py has best_first, idle; say which"):
+    with pytest.raises(SchoolError, match="my_search.py has best_first, idle; choose one"):
         parse(str(path))
     assert run(scripted(player), game, f"{path}:idle").stop_reason == "the tree died out"
     with pytest.raises(SchoolError, match="my_search.py has no strategy `best_frist`; did you mean `best_first`"):

@@ -1,7 +1,7 @@
-"""From rewards to advantages. Groups in, one row of numbers [T] per rollout out.
+"""Compute advantages from rewards. The input is groups; the output is one row of numbers [T] per rollout.
 
-Plain arithmetic on plain data. An ungraded rollout (reward None) is never a zero in disguise: it is left out of its
-group's baseline, its advantage is 0, and `groups.drop_ungraded` takes it out of the loss.
+An ungraded rollout (reward None) does not count as a reward of 0. The baseline of its group ignores this rollout, the
+advantage of the rollout is 0, and `groups.drop_ungraded` removes the rollout from the loss.
 
 P problems, G rollouts of a problem, T tokens of a rollout.
 """
@@ -26,7 +26,7 @@ def group_advantage(
     ddof: Literal[0, 1] = 1,
     scope: Sequence[Group] | None = None,
 ) -> list[list[float]]:
-    """How much better a rollout did than its group: the same number at each token of the loss mask, 0 elsewhere.
+    """How much better a rollout is than its group. All tokens of the loss mask get the same number, other tokens get 0.
 
     | baseline, scale | |
     |---|---|
@@ -37,11 +37,12 @@ def group_advantage(
     | batch_mean, batch_std | REINFORCE++: centred and scaled over all rewards of the step |
     | none, none | REINFORCE: r |
 
-    ddof=1 is the sample deviation (as all published code), ddof=0 the population's. `scope` are all groups of the step
-    where `groups` are only some. Rows in the order of `rollouts_of(groups)`. With a group baseline exactly 0.0 where
-    all rewards of a group are equal (and for a group of one).
+    ddof=1 is the standard deviation of a sample (as in all published code), ddof=0 that of a population. If `groups`
+    are only a part of the step, `scope` must hold all groups of the step. The rows are in the order of
+    `rollouts_of(groups)`. With a group baseline, the advantage is exactly 0.0 if all rewards of a group are equal, and
+    in a group with one rollout.
 
-    Raises ValueError for a scale that does not go with the baseline: a constant group would be divided by std_eps.
+    Raises ValueError if the scale does not fit the baseline: a constant group would be divided by std_eps.
     """
     if (baseline == "none" and scale != "none") or (baseline == "batch_mean" and scale == "group_std"):
         raise ValueError(f'baseline "{baseline}" does not go with scale "{scale}"')
@@ -71,10 +72,10 @@ def group_advantage(
 def step_advantage(
     rollouts: Sequence[Rollout], ends: Sequence[Sequence[int]], step_values: Sequence[Sequence[float]]
 ) -> list[list[float]]:
-    """The value of each step at every token of the loss mask in it; 0 behind the last step and outside the mask.
+    """Give every token of the loss mask the value of its step. Tokens after the last step or outside the mask get 0.
 
-    ends         the index behind each step of a rollout
-    step_values  a number for each of them
+    ends         for each rollout, the end index of each step (exclusive)
+    step_values  for each rollout, the value of each step
     """
     rows = []
     for rollout, places, values in zip(rollouts, ends, step_values, strict=True):
@@ -87,20 +88,21 @@ def step_advantage(
 
 
 def value_gains(values: Sequence[float], start: float) -> list[float]:
-    """How much each step changed the value of the state: v_i - v_{i-1}, the first one from `start`.
+    """How much each step changed the value of the state: v_i - v_{i-1}. The value before the first step is `start`.
 
-    The advantage of a step under the policy whose values they are (Setlur et al. 2024, arXiv 2410.08146).
+    If the values belong to a policy, this is the advantage of a step under that policy (Setlur et al. 2024, arXiv
+    2410.08146).
     """
     return [value - before for before, value in zip([start, *values], values, strict=False)]
 
 
 def uses_group_baseline(baseline: Baseline) -> bool:
-    """Whether a rollout is compared with its own group alone, so that a group of equal rewards has no gradient."""
+    """Whether a rollout is compared only with its own group. A group of equal rewards then has no gradient."""
     return baseline in ("mean", "leave_one_out")
 
 
 def scale_negatives(rows: Sequence[Sequence[float]], scale: float) -> list[list[float]]:
-    """The advantages, those below zero times `scale`: 0 learns from successes alone."""
+    """The advantages, with negative ones multiplied by `scale`. With 0 the policy learns only from successes."""
     return [[advantage if advantage > 0 else scale * advantage for advantage in row] for row in rows]
 
 

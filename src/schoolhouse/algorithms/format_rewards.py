@@ -1,4 +1,5 @@
-"""Rewards for the form of a completion, right or wrong: DeepSeek-R1's format and language consistency.
+"""Rewards for the format of a completion, whether the answer is right or wrong: DeepSeek-R1's format and language
+consistency.
 
 Guo et al. 2025, arXiv 2501.12948.
 """
@@ -12,7 +13,7 @@ from schoolhouse.types import Rollout
 
 
 def has_format(conversation: Conversation, rollout: Rollout) -> bool:
-    """The format reward (section 2.2.2): one thought, first of all, then one answer, and the end of the turn."""
+    """The format reward (section 2.2.2): one thought at the start, then one answer, then the end of the turn."""
     text = conversation.tokenizer.decode(rollout.last_turn())
     completion = conversation.parse_completion(rollout)
     prompt_opens_thought = conversation.thought_format.opened_by_prompt
@@ -23,8 +24,8 @@ def has_format(conversation: Conversation, rollout: Rollout) -> bool:
 
 
 def language_consistency(thought: str | None, script: str) -> float:
-    """The reward for one language (section 2.3.2): the share of a thought's words in a script.
+    """The reward for one language (section 2.3.2): the fraction of a thought's words in a script.
 
-    An empty thought gets 0, or thinking nothing would be the easiest way to be consistent.
+    An empty thought gets 0. Otherwise an empty thought would be the easiest way to get this reward.
     """
     return script_share(thought, script) if thought and thought.strip() else 0.0

@@ -1,4 +1,4 @@
-"""Choose and count rollouts of graded groups: which of them carry a signal, and why the others do not."""
+"""Choose and count rollouts of graded groups: which groups give a training signal, and why other groups give none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schoolhouse.types import Completion, Group, Rollout
 
 
 def rollouts_of(groups: Iterable[Group]) -> list[Rollout]:
-    """All rollouts, group after group: the order in which advantages give their rows. [P*G]"""
+    """All rollouts, group after group. The rows of advantages have the same order. [P*G]"""
     return [rollout for group in groups for rollout in group.rollouts]
 
 
@@ -20,9 +20,10 @@ def drop_constant_reward_groups(groups: Iterable[Group]) -> list[Group]:
 
 
 def drop_ungraded(groups: Iterable[Group]) -> list[Group]:
-    """The groups without their ungraded rollouts; groups of which none is left are dropped.
+    """The groups without their ungraded rollouts. A group without any graded rollout is dropped.
 
-    Changes no baseline (ungraded rollouts never count there), but takes them out of the loss and its denominators.
+    This changes no baseline, because ungraded rollouts never count there. But this removes the ungraded rollouts from
+    the loss and from its denominators.
     """
     return [
         Group(
@@ -46,7 +47,7 @@ def ungraded(groups: Iterable[Group]) -> list[Rollout]:
 
 
 def with_rewards(groups: Sequence[Group], rewards: Sequence[float | None]) -> list[Group]:
-    """The groups with other rewards, one for each rollout in the order of `rollouts_of`; None: ungraded."""
+    """The groups with new rewards, one for each rollout in the order of `rollouts_of`. None means ungraded."""
     new = iter(rewards)
     return [
         replace(
@@ -60,20 +61,21 @@ def with_rewards(groups: Sequence[Group], rewards: Sequence[float | None]) -> li
 
 
 def truncated(groups: Iterable[Group]) -> list[Rollout]:
-    """Rollouts that were cut off. To mask them: pack(rollouts, without(token_weight, truncated(groups)))."""
+    """Truncated rollouts. To leave them out of the loss: pack(rollouts, without(token_weight, truncated(groups)))."""
     return [rollout for rollout in rollouts_of(groups) if rollout.finish_reason == "length"]
 
 
 def group_stats(
     groups: Sequence[Group], completions: Sequence[Completion] | None = None
 ) -> dict[str, float | dict[str, float]]:
-    """Signal accounting of a step: how many groups carry a signal, and why the others do not.
+    """Statistics of a step: how many groups give a training signal, and why other groups give none.
 
     groups = groups_with_signal + all_truncated (no rollout ended by itself, equal rewards) + all_correct (every reward
-    1) + all_incorrect (every reward 0) + other_constant (equal, but neither) + groups_ungraded (no reward at all).
-    `ungraded`, `truncated` and `no_answer` (an empty final answer; where completions are given) count rollouts, out of
-    `rollouts`; `sampled_tokens` are those of the policy. `reward` is the mean over graded rollouts (nan without any),
-    `reward_parts` that of its named parts.
+    1) + all_incorrect (every reward 0) + other_constant (equal rewards, but neither 1 nor 0) + groups_ungraded (no
+    reward at all).
+    `ungraded`, `truncated` and `no_answer` are numbers of rollouts; `rollouts` is the total. `no_answer` means an empty
+    final answer, and needs `completions`. `sampled_tokens` is the number of tokens that the policy sampled. `reward` is
+    the mean over graded rollouts (nan if there are none). `reward_parts` are the means of the parts of the reward.
     """
     kinds = [_kind(group) for group in groups]
     rewards = [reward for group in groups for reward in group.rewards]
@@ -99,7 +101,7 @@ def sampled_tokens(rollouts: Iterable[Rollout]) -> int:
 
 
 def mean_reward_parts(groups: Sequence[Group], names: Collection[str] | None = None) -> dict[str, float]:
-    """Mean of each named part of the rewards (of `names` only, if given), over the verdicts that have it."""
+    """Mean of each named part of the rewards, over the verdicts that have this part. `names` selects parts."""
     values: dict[str, list[float]] = {}
     for group in groups:
         for verdict in group.verdicts:

@@ -1,10 +1,11 @@
 """Losses: (batch, scores) -> loss [N], one number per token. The learner sums weight x loss.
 
-Nothing here aggregates: whether tokens, sequences or a constant divide is in the weights (see packing.py). Loss and
-gradient are exactly 0 outside the loss mask, whatever stands there (columns are nan where nothing was sampled).
+No loss in this file aggregates over tokens. The weights contain the divisor: tokens, sequences or a constant (see
+packing.py). Loss and gradient are exactly 0 outside the loss mask, even if a column is nan there (columns are nan for
+tokens that were not sampled).
 
-Three policies, never conflated: the one that sampled (column "sampled", the sampler's arithmetic), the one at the start
-of the update ("old", the learner's arithmetic), and the one being updated (`scores`).
+The losses distinguish three policies: the policy that sampled (column "sampled", computed by the sampler), the policy
+at the start of the update (column "old", computed by the learner), and the policy that is being updated (`scores`).
 
 N tokens of a batch, S sequences of a batch. pi is the policy, A its advantage (column "advantage").
 """
@@ -24,9 +25,9 @@ Loss = Callable[[Batch, Scores], Tensor]
 """(batch, scores) -> loss of each token, [N]."""
 
 ImportanceLevel = Literal["token", "sequence", "product"]
-"""What one importance ratio is about: a `token`; a `sequence`, by the geometric mean of its tokens' ratios (GSPO); or
-the whole sequence as one action, by their `product`. The last two give each token of a sequence the same loss, with
-gradient to all of them: weigh them by `sequence_mean`, so that a sequence counts once."""
+"""The level of one importance ratio. `token`: each token has its own ratio. `sequence`: the geometric mean of the token
+ratios (GSPO). `product`: the product of the token ratios; the whole sequence is one action. With the last two, all
+tokens of a sequence have the same loss and all get a gradient. Use `sequence_mean` weights: a sequence counts once."""
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
@@ -37,15 +38,16 @@ def negative_log_likelihood() -> Loss:
 
 
 def token_bce() -> Loss:
-    """Cross-entropy between the probability of a token and what it should be (column "target", 0 to 1).
+    """Cross-entropy between the probability of a token and its target probability (column "target", 0 to 1).
 
-    -t log p - (1 - t) log(1 - p): one token that says yes, trained to be as likely as the step is right. Process and
-    outcome reward models (Lightman et al. 2023, arXiv 2305.20050; soft labels: Wang et al. 2023, arXiv 2312.08935).
+    -t log p - (1 - t) log(1 - p). The probability of one token (which means "yes") learns the probability that the step
+    is right. Process and outcome reward models use this loss (Lightman et al. 2023, arXiv 2305.20050; soft labels: Wang
+    et al. 2023, arXiv 2312.08935).
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
         logprob, target = _masked(batch, scores.logprob), _masked(batch, batch["target"])
-        # the value is bounded, the gradient is not: a reward model that is sure and wrong has to unlearn it
+        # The value is bounded, but the gradient is not: a reward model that is sure and wrong still gets a gradient.
         bounded = logprob + (logprob.clamp_max(-1e-6) - logprob).detach()
         no = torch.where(batch.loss_mask, -torch.expm1(bounded), torch.ones_like(logprob))
         return -target * logprob - (batch.loss_mask.float() - target) * no.log()
@@ -56,8 +58,8 @@ def token_bce() -> Loss:
 def implicit_prm(beta: float) -> Loss:
     """Cross-entropy between sigma(beta sum log pi / pi_ref) of a whole sequence and its outcome (column "target").
 
-    Implicit process rewards (Yuan et al. 2024, arXiv 2412.01981). Needs the column "reference". Each token of a
-    sequence has the same loss: weigh by `sequence_mean`.
+    Implicit process rewards (Yuan et al. 2024, arXiv 2412.01981). This loss needs the column "reference". All tokens of
+    a sequence have the same loss, so use `sequence_mean` weights.
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -69,7 +71,7 @@ def implicit_prm(beta: float) -> Loss:
 
 
 def policy_gradient() -> Loss:
-    """-A log pi: REINFORCE (Williams 1992). On-policy; with `sequence_sum` weights the exact policy gradient."""
+    """-A log pi: REINFORCE (Williams 1992), on-policy. With `sequence_sum` weights: the exact policy gradient."""
     return lambda batch, scores: -_masked(batch, batch["advantage"]) * _masked(batch, scores.logprob)
 
 
@@ -83,10 +85,10 @@ def clipped_surrogate(
     """-min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_old: PPO, GRPO (arXiv 2402.03300, eq. 3).
 
     high > low is DAPO's clip-higher (arXiv 2503.14476). level="sequence" is GSPO (Zheng et al. 2025, arXiv 2507.18071,
-    eq. 7), level="product" is RLOO with a clip, as in TRL. `dual` > 1 bounds the loss by dual |A| where A < 0 and rho
+    eq. 7). level="product" is RLOO with a clip, as in TRL. `dual` > 1 limits the loss to dual |A| if A < 0 and rho
     is large (dual-clip PPO, Ye et al. 2020, arXiv 1912.09729).
-    on_policy=True takes the policy as it is for pi_old, which is exact for the first update on fresh rollouts (rho is
-    1, the gradient that of REINFORCE) and needs no column "old".
+    on_policy=True uses the present policy as pi_old, and needs no column "old". This is exact for the first update on
+    fresh rollouts: rho is 1, and the gradient is the REINFORCE gradient.
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -101,10 +103,10 @@ def clipped_surrogate(
 
 
 def cispo(high: float, on_policy: bool = False) -> Loss:
-    """-sg[min(rho, 1 + high)] A log pi: the clipped ratio is a constant weight, so no token is ever dropped.
+    """-sg[min(rho, 1 + high)] A log pi. The clipped ratio is a constant weight, so every token keeps a gradient.
 
-    CISPO (MiniMax-M1, arXiv 2506.13585, eq. 4). `high` counts from 1, as in the paper and for `clipped_surrogate`;
-    TRL's epsilon_high is the cap itself (its 5.0 is 4.0 here).
+    CISPO (MiniMax-M1, arXiv 2506.13585, eq. 4). The upper limit of the ratio is 1 + high, as in the paper and in
+    `clipped_surrogate`. TRL's epsilon_high is the limit itself: 5.0 in TRL is 4.0 here.
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -117,13 +119,14 @@ def cispo(high: float, on_policy: bool = False) -> Loss:
 def kl_penalty(estimator: KLEstimator = "k3", ratio: ImportanceLevel | None = None, on_policy: bool = False) -> Loss:
     """Per-token estimate of KL(pi || reference) from samples of pi, as a loss. Needs the column "reference".
 
-    With d = log pi_ref - log pi (Schulman 2020): k1 = -d, k2 = d^2/2, k3 = e^d - d - 1 (GRPO). As *values* k1 and k3
-    are unbiased. As *losses*, on average: k1 does nothing (its gradient has mean 0), k2 follows the gradient of
-    KL(pi || reference), k3 that of KL(reference || pi), its coefficient on grad log pi in ascent being pi_ref/pi - 1.
+    With d = log pi_ref - log pi (Schulman 2020): k1 = -d, k2 = d^2/2, k3 = e^d - d - 1 (GRPO). As *values*, k1 and k3
+    are unbiased. As *losses*, the mean gradients differ. k1: the mean gradient is 0, so this loss has no effect. k2:
+    the gradient of KL(pi || reference). k3: the gradient of KL(reference || pi); in gradient ascent, the coefficient
+    of grad log pi is pi_ref/pi - 1.
 
-    `ratio` multiplies by rho = pi / pi_old, gradient included, with "old" or on_policy as in `clipped_surrogate`: k3
-    then follows the gradient of KL(pi || reference), off-policy too (DeepSeek-V3.2, arXiv 2512.02556; TRL's default,
-    use_bias_correction_kl).
+    `ratio` multiplies the estimate by rho = pi / pi_old, and rho has a gradient too. pi_old is the column "old" or,
+    with on_policy, the present policy, as in `clipped_surrogate`. The mean gradient of k3 is then the gradient of
+    KL(pi || reference), also off-policy (DeepSeek-V3.2, arXiv 2512.02556; TRL's default, use_bias_correction_kl).
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -146,11 +149,11 @@ def importance_corrected(
     on_policy: bool = False,
     mask: bool = False,
 ) -> Loss:
-    """A loss whose samples came from another policy than pi_old: times sg[min(pi_old / sampled, cap)].
+    """The loss times sg[min(pi_old / sampled, cap)], for samples that came from another policy than pi_old.
 
-    level="product" weighs a whole sequence by the product of its ratios: unbiased, but of high variance. "token"
-    (truncated importance sampling) is biased and tamer. With mask=True a weight above the cap becomes 0.
-    Needs the columns "sampled" and, unless on_policy, "old".
+    level="product" weights a whole sequence by the product of its ratios: unbiased, but with high variance. "token"
+    (truncated importance sampling) is biased, but has lower variance. With mask=True a weight above the cap becomes 0.
+    This loss needs the column "sampled" and, without on_policy, the column "old".
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -166,9 +169,13 @@ def importance_corrected(
 def ratio_stats(
     batch: Batch, scores: Scores, low: float, high: float, level: ImportanceLevel = "token"
 ) -> dict[str, float]:
-    """How far an update has gone from pi_old, as means over the `tokens` trained tokens of this batch (to be averaged
-    over batches by them): the ratio of a token, the shares of tokens whose gradient the clip of the ratio at `level`
-    removed on either side, and KL(pi_old || pi) estimated by k3. Needs the columns "advantage" and "old"."""
+    """How far the policy has moved from pi_old: means over the trained tokens of this batch.
+
+    `tokens` is the number of trained tokens; use this number as the weight when you average over batches. `ratio` is
+    the mean ratio of a token. `clip_frac_low` and `clip_frac_high` are the fractions of tokens that have no gradient
+    because the ratio at `level` was clipped on that side. `approx_kl` is KL(pi_old || pi) estimated by k3.
+    This function needs the columns "advantage" and "old".
+    """
     chosen = batch.weight > 0
     log_ratio = _log_ratio(batch, scores, "token", on_policy=False).detach()[chosen]
     ratio, advantage = log_ratio.exp(), batch["advantage"][chosen]
@@ -183,7 +190,10 @@ def ratio_stats(
 
 
 def _masked(batch: Batch, x_N: Tensor) -> Tensor:
-    """0 outside the loss mask. Applied to inputs, not to the result: behind an exp the gradient of a nan is nan."""
+    """The values of x inside the loss mask, and 0 outside.
+
+    Mask the inputs of a loss, not its result: after an exp, the gradient of a nan is nan, even if the result is masked.
+    """
     return torch.where(batch.loss_mask, x_N, 0.0)
 
 
@@ -194,14 +204,14 @@ def _estimate_kl(d: Tensor, estimator: KLEstimator) -> Tensor:
 
 
 def _log_ratio(batch: Batch, scores: Scores, level: ImportanceLevel, on_policy: bool) -> Tensor:
-    """log(pi / pi_old), at each token or of its sequence. [N]"""
+    """log(pi / pi_old) of each token, or of the sequence of each token. [N]"""
     logprob = _masked(batch, scores.logprob)
     old = logprob.detach() if on_policy else _masked(batch, batch["old"])
     return _at_level(batch, logprob - old, level)
 
 
 def _at_level(batch: Batch, log_ratio: Tensor, level: ImportanceLevel) -> Tensor:
-    """At each token its own log-ratio, or the mean ("sequence") or sum ("product") over its sequence. [N] -> [N]"""
+    """Give each token its own log-ratio, or the mean ("sequence") or sum ("product") over its sequence. [N] -> [N]"""
     if level == "token":
         return log_ratio
     total = _sum_over_sequence(batch, log_ratio)
@@ -211,5 +221,5 @@ def _at_level(batch: Batch, log_ratio: Tensor, level: ImportanceLevel) -> Tensor
 
 
 def _sum_over_sequence(batch: Batch, x_N: Tensor) -> Tensor:
-    """Each token's place gets the sum over its sequence. [N] -> [N]"""
+    """Give each token the sum over its sequence. [N] -> [N]"""
     return x_N.new_zeros(len(batch.lengths)).index_add(0, batch.sequence, x_N)[batch.sequence]

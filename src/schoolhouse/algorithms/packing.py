@@ -1,7 +1,8 @@
-"""From rollouts and rows to batches: sequences end to end, every number at the token it is about, no padding.
+"""Pack rollouts and their rows into batches: sequences end to end, without padding; each number is at its own token.
 
-The loss of an update is the sum over all its batches of sum(weight x loss): the denominator is fixed over the whole
-step *before* anything is cut or left out, and travels with the token, so micro-batches and ranks only ever sum.
+The loss of an update is the sum of weight x loss over all tokens of all batches. The denominator is computed over the
+whole step *before* rollouts are split or left out. The denominator is part of the weight of each token, so
+micro-batches and ranks only have to sum.
 
 T tokens of a rollout, N tokens of a batch, S sequences of a batch.
 """
@@ -20,27 +21,27 @@ from torch import Tensor
 from schoolhouse.types import Rollout, SchoolError
 
 MIN_SHARED = 16
-"""Tokens of a prompt that is worth sharing."""
+"""Prompts with fewer tokens are not shared."""
 
 Row = Sequence[float] | np.ndarray
 """Numbers of one rollout, [T]."""
 
 TokenWeight = Callable[[Rollout], float]
-"""Weight of one trained token of a rollout in the loss of the whole update."""
+"""The weight of one trained token of a rollout in the loss of the whole update."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Whole sequences end to end; on a device of choice through `to`.
+    """Whole sequences end to end. `to` copies the batch to a device.
 
     tokens    [N] int64
-    positions [N] int64, restarting at 0 with each sequence
-    sequence  [N] int64, 0 to S-1
-    loss_mask [N] bool, True where a token can be learned: the policy (or the teacher it imitates) wrote it, and there
-                  is a token before it to predict it from
+    positions [N] int64, starting at 0 in each sequence
+    sequence  [N] int64, the sequence of each token, 0 to S-1
+    loss_mask [N] bool, True if the token can be learned: the policy (or the imitated teacher) wrote the token, and the
+                  token is not the first of its sequence
     weight    [N] float32, 0 outside the loss mask
-    lengths   S of them
-    columns   named numbers [N] float32; `batch["advantage"]` asks for one
+    lengths   [S] number of tokens of each sequence
+    columns   named numbers [N] float32; `batch["advantage"]` gives one column
     """
 
     tokens: Tensor
@@ -52,7 +53,7 @@ class Batch:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A column, [N]. Raises SchoolError naming it and those that were packed."""
+        """A column, [N]. Raises SchoolError if it was not packed; the message names it and the packed columns."""
         if name not in self.columns:
             packed = ", ".join(self.columns) or "none"
             raise SchoolError(
@@ -75,37 +76,38 @@ class Batch:
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probabilities of a batch. Arbitrary outside its loss mask.
+    """Log-probabilities and entropies of a batch. The numbers outside the loss mask have no meaning.
 
-    logprob [N] of each token given those before it; entropy [N] of the distribution it was sampled from (no gradient).
+    logprob  [N] log-probability of each token, given the tokens before it
+    entropy  [N] entropy of the distribution over this token (without gradient)
     """
 
     logprob: Tensor
     entropy: Tensor
 
 
-# --- how much a token counts: denominators over `scope`, all rollouts of the step, whatever is left out later
+# --- the weight of a token: denominators over `scope`, which is all rollouts of the step, also those left out later
 
 
 def num_targets(rollout: Rollout) -> int:
-    """Number of tokens that can be learned: in the loss mask, and not the first (nothing predicts it)."""
+    """Number of tokens that can be learned: tokens in the loss mask, without the first token of the rollout."""
     return sum(rollout.loss_mask[1:])
 
 
 def token_mean(scope: Sequence[Rollout]) -> TokenWeight:
-    """Every trained token of the step counts the same (DAPO, Yu et al. 2025, arXiv 2503.14476)."""
+    """All trained tokens of the step have the same weight (DAPO, Yu et al. 2025, arXiv 2503.14476)."""
     weight = 1.0 / max(sum(map(num_targets, scope)), 1)
     return lambda rollout: weight
 
 
 def sequence_mean(scope: Sequence[Rollout]) -> TokenWeight:
-    """Every rollout counts the same, split evenly over its tokens: the 1/|o| of GRPO (arXiv 2402.03300, eq. 3)."""
+    """All rollouts have the same weight, split evenly over their tokens: 1/|o| in GRPO (arXiv 2402.03300, eq. 3)."""
     count = max(len(scope), 1)
     return lambda rollout: 1.0 / (count * max(num_targets(rollout), 1))
 
 
 def sequence_sum(scope: Sequence[Rollout]) -> TokenWeight:
-    """A rollout is one action, its log-probability the sum over its tokens: REINFORCE and RLOO (arXiv 2402.14740)."""
+    """A rollout is one action: its log-probability is the sum over tokens. REINFORCE, RLOO (arXiv 2402.14740)."""
     weight = 1.0 / max(len(scope), 1)
     return lambda rollout: weight
 
@@ -120,14 +122,14 @@ LossAggregation = Literal["token_mean", "sequence_mean", "sequence_sum", "consta
 
 
 def loss_aggregation(name: LossAggregation, scope: Sequence[Rollout], length: int) -> TokenWeight:
-    """The weights that a config names; `length` is the generation budget that `constant` divides by."""
+    """The token weights for the name in a config. `constant` divides by `length`, the generation budget in tokens."""
     if name == "constant":
         return constant(scope, length)
     return {"token_mean": token_mean, "sequence_mean": sequence_mean, "sequence_sum": sequence_sum}[name](scope)
 
 
 def without(token_weight: TokenWeight, excluded: Collection[Rollout]) -> TokenWeight:
-    """The same weights, but 0 for the excluded rollouts (known by their keys), which `pack` then leaves out."""
+    """The same weights, but 0 for the excluded rollouts. `pack` leaves these out. Rollouts are identified by keys."""
     keys = {rollout.key for rollout in excluded}
     return lambda rollout: 0.0 if rollout.key in keys else token_weight(rollout)
 
@@ -144,18 +146,19 @@ def pack(
     share_prompts: bool = False,
     **rows: Sequence[Row],
 ) -> list[Batch]:
-    """Rollouts and their rows (one row [T] per rollout, in the same order) as batches for `Policy.update`.
+    """Pack rollouts and their rows (one row [T] per rollout, in the same order) into batches for `Policy.update`.
 
-    Sequences are sorted by length, so that attention pads little, and never cut. Rollouts of weight 0 are left out.
+    Sequences are sorted by length, so that attention needs little padding. Sequences are never cut. Rollouts of
+    weight 0 are left out.
 
-    microbatch_tokens  tokens of a batch at most, the padding inside attention included; a longer rollout is a batch of
-                       its own
-    prompts            False where there are none (pretraining): every token may be in the loss mask
-    share_prompts      for a policy that reads a prompt once for all rollouts that go on from it
-                       (`Policy.shares_prompts`): they stay side by side, and the prompt counts once
+    microbatch_tokens  maximum number of tokens in a batch, with the padding inside attention; a longer rollout gets its
+                       own batch
+    prompts            False if the rollouts have no prompts (pretraining): every token may be in the loss mask
+    share_prompts      True for a policy that reads a prompt once for all its rollouts (`Policy.shares_prompts`): these
+                       rollouts stay side by side, and the tokens of the prompt count once
 
-    Raises SchoolError when a row does not fit its rollout, when there is nothing to learn from, and when every token of
-    every rollout would be learned although there should be prompts.
+    Raises SchoolError if a row does not fit its rollout, if no token can be learned, or if every token of every rollout
+    would be learned although there should be prompts.
     """
     _check_rows(rollouts, rows)
     if not any(map(num_targets, rollouts)):
@@ -180,9 +183,9 @@ def pack(
 
 
 def pack_for_scoring(rollouts: Sequence[Rollout], microbatch_tokens: int = 4_096) -> Iterator[tuple[list[int], Batch]]:
-    """Batches to *score* (weight 0), each with the places of its sequences in `rollouts`.
+    """Batches for *scoring* (all weights are 0), each with the indices of its sequences in `rollouts`.
 
-    Raises SchoolError for a rollout without a single token.
+    Raises SchoolError for a rollout without tokens.
     """
     for rollout in rollouts:
         if not len(rollout):
@@ -205,7 +208,7 @@ def _check_rows(rollouts: Sequence[Rollout], rows: Mapping[str, Sequence[Row]]) 
 
 
 def _split_by_length(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Places of rollouts, shortest first, cut where (sequences x longest of them) would exceed the budget."""
+    """Indices of rollouts in parts, shortest first. In a part, sequences x longest sequence is within the budget."""
     part: list[int] = []
     for i in sorted(kept, key=lambda i: len(rollouts[i])):
         if part and (len(part) + 1) * len(rollouts[i]) > token_budget:
@@ -217,7 +220,7 @@ def _split_by_length(rollouts: Sequence[Rollout], kept: Sequence[int], token_bud
 
 
 def _split_by_prompt(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Places of rollouts, those with the same prompt side by side, cut where their tokens would exceed the budget."""
+    """Indices of rollouts in parts, with equal prompts side by side. In a part, all tokens are within the budget."""
     prompt = {i: rollouts[i].tokens[: rollouts[i].loss_mask.index(True)] for i in kept}
     part: list[int] = []
     used = 0
@@ -257,7 +260,7 @@ def _make_batch(
 
 
 def _concatenate(rows: Sequence[Row], dtype: type[np.generic]) -> np.ndarray:
-    """Rows end to end. One pass over plain numbers is several times quicker than an array per row."""
+    """Join rows end to end. One pass over plain numbers is several times faster than one array per row."""
     if isinstance(rows[0], np.ndarray):
         return np.concatenate(rows).astype(dtype)
     return np.fromiter(chain.from_iterable(rows), dtype, count=sum(map(len, rows)))

@@ -1,6 +1,6 @@
-"""Prompts that are read once: neighbouring sequences of a batch that begin with the same tokens.
+"""Shared prompts: neighbouring sequences of a batch that begin with the same prompt. The model reads this prompt once.
 
-M tokens that are left, N tokens of the batch.
+M tokens that are kept, N tokens of the batch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from schoolhouse.algorithms.packing import MIN_SHARED, Batch
 
 @dataclass(frozen=True)
 class SharedPrompts:
-    """A batch in which a prompt stands once, before the first of the neighbouring sequences that go on from it.
+    """A batch that contains each shared prompt once: before the first of the neighbouring sequences with this prompt.
 
-    kept      [M] which tokens of the batch are left
-    place     [N] where each token of the batch stands among them
-    lengths   of each sequence, without its prompt where that stands elsewhere
-    prefixes  (where its prompt begins among the kept, how long it is); (0, 0) where that stands before it
+    kept      [M] indices of the tokens of the batch that are kept
+    place     [N] index of each token of the batch among the kept tokens
+    lengths   length of each sequence, without its prompt if the prompt belongs to an earlier sequence
+    prefixes  (index of its prompt among the kept tokens, length of the prompt); (0, 0) if it has its own prompt
     """
 
     kept: Tensor
@@ -31,13 +31,13 @@ class SharedPrompts:
 
 
 def share_prompts(batch: Batch) -> SharedPrompts:
-    """Find neighbouring sequences with the same prompt (all before the loss mask begins) of 16 tokens or more."""
+    """Find neighbouring sequences with the same prompt of 16 tokens or more. The prompt ends before the loss mask."""
     tokens, loss_mask = batch.tokens.numpy(), batch.loss_mask.numpy()
     kept, place = np.ones(len(tokens), dtype=bool), np.empty(len(tokens), dtype=np.int64)
     lengths: list[int] = []
     prefixes: list[tuple[int, int]] = []
-    start = left = 0  # in the batch, among the kept
-    first, shared_tokens = 0, tokens[:0]  # where the present prompt begins among the kept, and its ids
+    start = left = 0  # index in the batch, index among the kept tokens
+    first, shared_tokens = 0, tokens[:0]  # index of the present prompt among the kept tokens, and its ids
     for length in batch.lengths:
         prompt = int(loss_mask[start : start + length].argmax())
         prompt_tokens = tokens[start : start + prompt]

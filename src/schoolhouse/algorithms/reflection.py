@@ -1,6 +1,7 @@
-"""How often thoughts look back, by words and by structure, apart for correct and incorrect answers.
+"""How often a thought checks itself, measured by words and by structure, for correct and for incorrect answers.
 
-Longer thoughts alone prove nothing, nor do words: base models say "wait" too (Liu et al. 2025, arXiv 2503.20783).
+Longer thoughts are no proof of reflection. Words are no proof either: base models also say "wait" (Liu et al. 2025,
+arXiv 2503.20783).
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ _STEP = re.compile(r"([^\s=]+)=")
 
 
 def reflects(thought: str) -> bool:
-    """Whether a thought has one of `WORDS`."""
+    """Whether a thought contains one of `WORDS`."""
     return bool(_WORDS.search(thought))
 
 
 def rechecks(thought: str) -> bool:
-    """Whether a thought computes something twice: the same left side of `=` more than once."""
+    """Whether a thought computes something twice: the same left side of `=` appears more than once."""
     sides = _STEP.findall(thought)
     return len(sides) != len(set(sides))
 
 
 def reflection_stats(groups: Sequence[Group], completions: Sequence[Completion]) -> dict[str, float]:
-    """For correct and for incorrect answers: tokens of a completion, and shares of thoughts that reflect and recheck.
+    """For correct and for incorrect answers: mean completion tokens, fractions of thoughts that reflect or recheck.
 
-    `completions` in the order of the groups' rollouts. Ungraded rollouts are left out, and kinds without any.
+    `completions` are in the order of the groups' rollouts. Ungraded rollouts are left out. If there are no correct (or
+    no incorrect) answers, the result has no numbers for them.
     """
     values: dict[str, list[float]] = {}
     texts = iter(completions)

@@ -1,6 +1,7 @@
-"""Negative controls: rewards from which nothing can be learned. A metric that rises under them is a fault.
+"""Negative controls: rewards from which the policy can learn nothing. If a metric rises with them, there is a fault.
 
-Random rewards raised a benchmark once without teaching anything (Shao et al. 2025, arXiv 2506.10947).
+In a published case, random rewards raised a benchmark result although they taught nothing (Shao et al. 2025, arXiv
+2506.10947).
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from schoolhouse.randomness import python_random
 from schoolhouse.types import Group, Key
 
 RewardControl = Literal["none", "random", "shuffled", "flipped"]
-"""`random`: a coin for every rollout; `shuffled`: the rewards of the step dealt to other rollouts, of any problem;
-`flipped`: 1 - reward."""
+"""`random`: the reward of each rollout is 0 or 1 at random. `shuffled`: the rewards of the step are shuffled among all
+its rollouts, of any problem. `flipped`: 1 - reward."""
 
 
 def apply_reward_control(control: RewardControl, groups: Sequence[Group], seed: int, step: int) -> list[Group]:
-    """The groups with their rewards replaced.
+    """The groups with new rewards.
 
-    Ungraded rollouts get a coin too under `random`; `shuffled` deals a missing reward like any other.
+    With `random`, ungraded rollouts get a random reward too. With `shuffled`, a missing reward is shuffled too.
     """
     rewards = [verdict.reward for group in groups for verdict in group.verdicts]
     match control:

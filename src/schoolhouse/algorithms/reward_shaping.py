@@ -1,4 +1,4 @@
-"""Rewards beside the task's own: format, length, KL. Groups in, groups with other rewards out.
+"""Rewards in addition to the reward of the task: format, length, KL. Each function returns groups with new rewards.
 
 An ungraded rollout (reward None) stays ungraded.
 """
@@ -15,9 +15,9 @@ from schoolhouse.types import Group, Rollout, Verdict
 
 
 def soft_overlong_penalty(length: int, limit: int, buffer: int) -> float:
-    """DAPO's penalty on length in tokens (Yu et al. 2025, arXiv 2503.14476, eq. 13), to be added to the reward.
+    """DAPO's penalty on length in tokens (Yu et al. 2025, arXiv 2503.14476, eq. 13). It is added to the reward.
 
-    0 up to `limit - buffer`, then falling linearly to -1 at `limit`, and -1 beyond.
+    The penalty is 0 up to `limit - buffer`, then falls linearly to -1 at `limit`, and is -1 for longer completions.
     """
     return max(-1.0, min(0.0, (limit - buffer - length) / buffer))
 
@@ -25,7 +25,8 @@ def soft_overlong_penalty(length: int, limit: int, buffer: int) -> float:
 def overlong_penalty(groups: Sequence[Group], limit: int, buffer: int) -> list[Group]:
     """The groups with half of `soft_overlong_penalty` added to their rewards, as the part "overlong".
 
-    Half, because the paper's rewards are 1 and -1, ours 1 and 0. With buffer 0 nothing changes.
+    The penalty is halved because the rewards of the paper are 1 and -1, but here they are 1 and 0. With buffer 0 the
+    rewards do not change.
     """
     if not buffer:
         return list(groups)
@@ -49,13 +50,13 @@ def add_format_rewards(
     std_eps: float = 0.0,
     ddof: Literal[0, 1] = 1,
 ) -> list[Group]:
-    """The groups with rewards for the form of a completion added: reward + sum of weight x format reward.
+    """Add rewards for the format of a completion to the groups: reward + sum of weight x format reward.
 
-    DeepSeek-R1's rewards for format and for language consistency (Guo et al. 2025, arXiv 2501.12948). Each of them
-    becomes a part of the verdict, without its weight.
+    These are DeepSeek-R1's rewards for format and for language consistency (Guo et al. 2025, arXiv 2501.12948). Each
+    format reward becomes a part of the verdict, without its weight.
 
-    std_eps  above 0: every reward is first centred in its group and divided by its deviation there + std_eps, so that
-             different mixtures do not come to one sum (GDPO, arXiv 2601.05242)
+    std_eps  above 0: each reward is first normalised within its group (minus the mean, divided by the standard
+             deviation + std_eps), so that different combinations do not have the same sum (GDPO, arXiv 2601.05242)
     """
     if not weights:
         return list(groups)
@@ -80,7 +81,7 @@ def add_format_rewards(
 
 
 def _standardised(rewards: Sequence[float], graded: Sequence[bool], std_eps: float, ddof: int) -> list[float]:
-    """Centred and divided by deviation + std_eps over the graded ones; exactly 0 where these are equal."""
+    """Normalise rewards by mean and standard deviation + std_eps of the graded ones; exactly 0 if these are equal."""
     known = [reward for reward, is_graded in zip(rewards, graded, strict=True) if is_graded]
     if len({*known}) < 2:
         return [0.0] * len(rewards)
@@ -89,11 +90,12 @@ def _standardised(rewards: Sequence[float], graded: Sequence[bool], std_eps: flo
 
 
 def length_reward(groups: Sequence[Group], coefficient: float) -> list[Group]:
-    """The groups with a reward for the shorter of several answers to one problem.
+    """The groups with an extra reward for shorter answers to the same problem.
 
-    Kimi k1.5 (arXiv 2501.12599, section 2.3.3): lambda = 0.5 - (length - shortest) / (longest - shortest) within the
-    group, times `coefficient`. An answer with reward 1 or more gets it whole, another one only where it is negative: a
-    wrong answer gains nothing by being short. Where all are right it is the only difference between them.
+    Kimi k1.5 (arXiv 2501.12599, section 2.3.3): `coefficient` x lambda is added to the reward, where lambda = 0.5 -
+    (length - shortest) / (longest - shortest) within the group. For an answer with a reward below 1, a positive lambda
+    is replaced by 0, so a wrong answer gains nothing by being short. If all answers are right, lambda is the only
+    difference between their rewards.
     """
     return [_with_length_reward(group, coefficient) for group in groups] if coefficient else list(groups)
 
@@ -118,9 +120,8 @@ def kl_in_reward(
 ) -> list[Group]:
     """The groups with reward - kl_coef x sum over the loss mask of (log pi - log pi_ref), as in RLOO and RLHF.
 
-    Ahmadian et al. 2024, arXiv 2402.14740: the completion is one action, its KL estimated by k1. `policy` and
-    `reference` are rows [T] of log-probabilities in the order of `rollouts_of(groups)`. The parts of each verdict gain
-    "kl".
+    Ahmadian et al. 2024, arXiv 2402.14740: the completion is one action, and its KL is estimated by k1. `policy` and
+    `reference` are rows [T] of log-probabilities in the order of `rollouts_of(groups)`. Each verdict gets a part "kl".
     """
     rows = iter(zip(policy, reference, strict=True))
     shaped = []

@@ -1,7 +1,7 @@
 """Groups of config keys that recipes share: `--sampling.temperature 0.7`, `--optimizer.learning_rate 1e-5`.
 
-A recipe names the groups that it needs and gives its own defaults. `PRESETS` holds the settings of published variants
-of GRPO, as `--preset dapo` chooses them.
+A recipe names the groups that it needs, and gives its own defaults. `PRESETS` holds the settings of published variants
+of GRPO; for example, `--preset dapo` chooses one.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ class Sampling(BaseConfig):
     """How completions are sampled."""
 
     max_new_tokens: int = Field(128, gt=0)
-    """Tokens that the policy may write in one completion."""
+    """Maximum number of tokens in one completion."""
     temperature: float = Field(1.0, ge=0)
-    """Logits are divided by this; 0 takes the likeliest token."""
+    """Logits are divided by this number; with 0 the most likely token is chosen."""
 
 
 class RolloutSampling(Sampling):
-    """How rollouts are sampled that are learned from: never greedily."""
+    """How the rollouts for training are sampled. Greedy sampling is not allowed here."""
 
     temperature: float = Field(1.0, gt=0)
-    """Logits are divided by this, while sampling and while learning."""
+    """Logits are divided by this number, while sampling and while learning."""
 
 
 class Optimizer(BaseConfig):
-    """AdamW, and the learning rate over a run: warm up, hold, decay to zero."""
+    """AdamW, and the learning rate during a run: it warms up, stays constant, and decays to zero."""
 
     learning_rate: float = Field(1e-3, ge=0)
-    """At its peak."""
+    """The learning rate at its peak."""
     warmup_steps: int = Field(20, ge=0)
     """Updates until the learning rate has risen to its peak."""
     lr_decay_fraction: float = Field(0.5, ge=0, le=1)
-    """Share of the run, at its end, over which the learning rate falls to zero."""
+    """The learning rate falls to zero over this last fraction of the run."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decay of matrices; vectors such as norms are left alone."""
+    """Weight decay of matrices. Vectors (such as the weights of norms) do not decay."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients of a larger norm are scaled down to this."""
+    """A gradient with a larger norm is scaled down to this norm."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     adam_eps: float = Field(1e-8, gt=0)
-    """Adam divides by gradient size + this. As large as the noise in a weight's gradient, noise makes small steps."""
+    """Adam divides by the gradient size + this number. If it is as large as gradient noise, noise makes small steps."""
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of update `step` out of `steps`."""
@@ -65,82 +65,83 @@ class Eval(BaseConfig):
     """Evaluation while a run trains."""
 
     every: int = Field(0, ge=0)
-    """Evaluate every so many steps (0: never)."""
+    """Number of steps between two evaluations (0: never evaluate)."""
     problems: int = Field(100, gt=0)
-    """Held-out problems of one evaluation."""
+    """Number of held-out problems in one evaluation."""
     samples: int = Field(4, gt=0)
-    """Completions for each of them."""
+    """Number of completions for each problem."""
 
 
 class Advantage(BaseConfig):
-    """From rewards to advantages."""
+    """How advantages are computed from rewards."""
 
     baseline: Baseline = "mean"
-    """What a reward is compared with: the mean of its group, of the other members, of the whole step, or nothing."""
+    """A reward is compared with the mean of its group, of its group without itself, of the whole step, or with none."""
     scale_rewards: ScaleRewards = "none"
-    """What centred rewards are divided by: GRPO and DAPO group_std, Dr. GRPO and RLOO none."""
+    """The standard deviation that divides centred rewards. GRPO and DAPO: group_std. Dr. GRPO and RLOO: none."""
     std_eps: float = Field(1e-4, gt=0)
-    """Added to that deviation (papers are silent; TRL 1e-4, verl 1e-6, Dr. GRPO 1e-8)."""
+    """Added to that standard deviation (the papers do not say; TRL 1e-4, verl 1e-6, Dr. GRPO 1e-8)."""
     std_ddof: Literal[0, 1] = 1
-    """1: sample deviation, as in all published code; 0: that of the population."""
+    """1: standard deviation of a sample, as in all published code; 0: standard deviation of a population."""
     normalize_each_reward: bool = False
-    """Centre each reward (correctness, format, language) in its group and divide it by its deviation there, before they
-    are added: with scale_rewards batch_std this is GDPO. Otherwise different mixtures can come to one sum."""
+    """Normalise each reward (correctness, format, language) within its group before the rewards are added: subtract the
+    mean and divide by the standard deviation. With scale_rewards batch_std this is GDPO. Without it, different
+    combinations of rewards can have the same sum."""
     negative_scale: float = Field(1.0, ge=0)
-    """What advantages below zero are multiplied by; 0 learns from successes alone."""
+    """Factor for advantages below zero. With 0 the policy learns only from successes."""
 
 
 class PolicyLoss(BaseConfig):
-    """The loss of a token and how tokens are weighed."""
+    """The loss of a token, and the weight of each token."""
 
     type: Literal["clip", "cispo"] = "clip"
     """clip: PPO's clipped surrogate; cispo: the clipped ratio is a constant weight."""
     importance_sampling_level: ImportanceLevel = "token"
-    """Where the importance ratio lives: each token (GRPO), the sequence's mean (GSPO) or product."""
+    """The importance ratio is that of each token (GRPO), or of the whole sequence: mean (GSPO) or product."""
     clip_low: float = Field(0.2, gt=0, lt=1)
-    """A ratio is clipped at 1 - this."""
+    """The lower limit of the ratio is 1 - this number."""
     clip_high: float = Field(0.28, gt=0)
-    """A ratio is clipped at 1 + this; in `cispo` too, where others give the cap itself (5.0 is 4.0 here)."""
+    """The upper limit of the ratio is 1 + this, also for `cispo` (TRL gives the limit itself: 5.0 is 4.0 here)."""
     clip_ratio_c: float | None = Field(None, gt=1)
-    """Bound the loss of a bad token that became likelier by this times its advantage (dual-clip PPO)."""
+    """Upper limit (times the advantage) for the loss of a bad token that became more likely (dual-clip PPO)."""
     aggregation: LossAggregation = "token_mean"
     """GRPO sequence_mean (1/|o|), DAPO token_mean, Dr. GRPO constant (1/max_new_tokens), RLOO sequence_sum."""
     divisor: int = Field(0, ge=0)
-    """What `aggregation: constant` divides by; 0: sampling.max_new_tokens, which then changes the effective rate."""
+    """Divisor for `aggregation: constant`. 0: sampling.max_new_tokens, which then changes the effective rate."""
     mask_truncated: bool = False
-    """Leave rollouts that were cut off out of the loss (they still count in the baseline and in means).
-    Nothing then teaches to come to an end: watch `truncated`."""
+    """Leave truncated rollouts out of the loss (they still count in the baseline and in means).
+    The policy then gets no signal to end its completions: watch `truncated`."""
     kl_coef: float = Field(0.0, ge=0)
-    """Coefficient of the KL penalty towards the reference, in the loss; 0 needs no second model."""
+    """Coefficient of the KL penalty against the reference, in the loss. 0 needs no second model."""
     kl_estimator: KLEstimator = "k3"
-    """Of the KL penalty in the loss: k3 as in GRPO, or k2, whose gradient is that of the KL."""
+    """Estimator of the KL penalty in the loss: k3 as in GRPO, or k2, whose mean gradient is the gradient of the KL."""
     ref_model_sync_steps: int = Field(0, ge=0)
-    """Every so many steps the policy becomes the KL reference (R1-Zero 400); 0: the starting model stays."""
+    """Number of steps between two updates of the KL reference to the policy (R1-Zero 400). 0: keep the first model."""
     importance_correction: ImportanceCorrection = "none"
-    """Weigh by learner over sampler probability (truncated importance sampling), by token or sequence."""
+    """Weight = learner probability / sampler probability (truncated importance sampling), per token or per sequence."""
     importance_correction_cap: float = Field(2.0, gt=1)
     """Upper bound of that weight."""
     importance_correction_mask: bool = False
-    """Weigh what lies above the cap by 0, not by the cap (masked importance sampling)."""
+    """Replace a weight above the upper bound by 0 instead of the bound (masked importance sampling)."""
 
 
 class Rewards(BaseConfig):
-    """Rewards beside the task's own."""
+    """Rewards in addition to the reward of the task."""
 
     format: float = Field(0.0, ge=0)
-    """Reward for one thought, opened first of all and closed, and an answer behind it (R1's format reward)."""
+    """Reward for the format: one thought at the very start, closed, then an answer (R1's format reward)."""
     script: str = ""
-    """Script that thoughts should be written in, such as latin or cjk; `language` rewards it."""
+    """Script that thoughts should be written in, such as latin or cjk. The weight of this reward is `language`."""
     language: float = Field(0.0, ge=0)
-    """Reward for the share of a thought's words in `script` (R1's language consistency); none without a thought."""
+    """Reward for the fraction of a thought's words in `script` (R1's language consistency). No thought: no reward."""
     length: float = Field(0.0, ge=0)
-    """Among answers to one problem, prefer the shorter by this much reward (Kimi k1.5); 0 leaves length alone."""
+    """Coefficient of a reward for the shorter answers to the same problem (Kimi k1.5). 0: length has no effect."""
     overlong_buffer: int = Field(0, ge=0)
-    """DAPO's soft penalty for length: begins this many tokens before max_new_tokens, reaches -1 there; 0 is off."""
+    """DAPO's soft penalty for length starts this many tokens before max_new_tokens, where it reaches -1. 0: off."""
     kl_coef: float = Field(0.0, ge=0)
     """Subtract this much of a completion's KL to the reference from its reward (RLOO, REINFORCE++)."""
     control: RewardControl = "none"
-    """Negative control: random, shuffled or flipped rewards, from which nothing must be learned."""
+    """Negative control: random, shuffled or flipped rewards. The policy must learn nothing from them."""
 
 
 _SYMMETRIC = {"loss.clip_low": 0.2, "loss.clip_high": 0.2}
@@ -195,11 +196,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         **_SYMMETRIC,
     },
 }
-"""What each variant sets; all else is as in `recipes.grpo.Config`."""
+"""The keys that each variant sets. All other keys keep the defaults of `recipes.grpo.Config`."""
 
 
 def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given values (groups expanded) over those of their `preset`. Raises ValueError for an unknown preset."""
+    """The values of the `preset`, overwritten by the given values. Raises ValueError for an unknown preset."""
     name = given.get("preset", "ours")
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"unknown preset `{name}`{suggest(str(name), [*PRESETS])}")
@@ -207,7 +208,7 @@ def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preset_conflicts(cls: type[BaseConfig], file: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
-    """Where a file has settings written out that another `--preset` would set otherwise."""
+    """Messages about keys of a file that have another value in the `--preset` of the command line."""
     name = str(words.get("preset", ""))
     if name not in PRESETS or name == file.get("preset", "ours"):
         return []
@@ -226,7 +227,7 @@ def preset_conflicts(cls: type[BaseConfig], file: Mapping[str, Any], words: Mapp
 
 
 def check_variant(c: Any) -> None:
-    """Raises ValueError where settings of `recipes.grpo.Config` contradict one another."""
+    """Raises ValueError if settings of `recipes.grpo.Config` contradict each other."""
     if c.max_policy_lag and c.dynamic_sampling:
         raise ValueError("dynamic_sampling samples again after grading, which max_policy_lag > 0 forbids: set one to 0")
     if c.dynamic_sampling and not uses_group_baseline(c.advantage.baseline):
@@ -257,13 +258,13 @@ def _check_advantage(a: Advantage, rewards: Rewards) -> None:
         raise ValueError("advantage.baseline `batch_mean` goes with scale_rewards `batch_std` or `none`")
     if a.normalize_each_reward and not (rewards.format or rewards.language):
         raise ValueError(
-            "advantage.normalize_each_reward is for several rewards: set rewards.format or rewards.language, or it to "
-            "false"
+            "advantage.normalize_each_reward is for several rewards: set rewards.format or rewards.language, or set "
+            "normalize_each_reward to false"
         )
     whole = a.baseline == "none" or a.scale_rewards == "group_std" or rewards.length or rewards.overlong_buffer
     if a.normalize_each_reward and whole:
         raise ValueError(
-            "advantage.normalize_each_reward compares within the group, in deviations: set advantage.baseline to "
+            "advantage.normalize_each_reward normalises rewards within the group: set advantage.baseline to "
             "`mean`, scale_rewards to `batch_std` or `none`, and leave out rewards.length and rewards.overlong_buffer"
         )
 
@@ -273,18 +274,19 @@ def _check_loss(c: Any) -> None:
     level = loss.importance_sampling_level
     if level != "token" and loss.aggregation != "sequence_mean":
         raise ValueError(
-            f"loss.importance_sampling_level `{level}` gives one ratio a sequence: set loss.aggregation to "
+            f"loss.importance_sampling_level `{level}` gives one ratio per sequence: set loss.aggregation to "
             "`sequence_mean`"
         )
     if level != "token" and loss.type == "cispo":
         raise ValueError("cispo weighs each token by its own ratio: set loss.importance_sampling_level to `token`")
     if loss.kl_coef and loss.kl_estimator == "k1":
         raise ValueError(
-            "as a loss k1 does nothing in the mean: set loss.kl_estimator to k2 or k3, or use rewards.kl_coef"
+            "as a loss, k1 has a mean gradient of 0: set loss.kl_estimator to k2 or k3, or use rewards.kl_coef"
         )
     if loss.ref_model_sync_steps and not (loss.kl_coef or rewards.kl_coef):
         raise ValueError(
-            "loss.ref_model_sync_steps renews the KL reference: set loss.kl_coef or rewards.kl_coef, or it to 0"
+            "loss.ref_model_sync_steps renews the KL reference: set loss.kl_coef or rewards.kl_coef, or set "
+            "ref_model_sync_steps to 0"
         )
     if loss.type == "cispo" and loss.clip_ratio_c:
         raise ValueError("loss.clip_ratio_c bounds the clipped loss: cispo has none; leave it out")

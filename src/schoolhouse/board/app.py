@@ -1,4 +1,4 @@
-"""`school board`: run folders as a local web page. It reads what runs write, and requests nothing from other hosts.
+"""`school board`: a local web page of run folders. The page reads the files of runs and loads nothing from other hosts.
 
 /api/runs         every run with its state          /api/rollouts  a page of rollouts, filtered and sorted
 /api/run          one run: config, metrics, advice  /api/group     the samples of a problem, token by token
@@ -33,7 +33,7 @@ from schoolhouse.serve.auth import AccessControl, error_body
 from schoolhouse.types import SchoolError
 from schoolhouse.web import PAGES
 
-MAX_POINTS = 2_000  # of a curve
+MAX_POINTS = 2_000  # points of a curve
 PER_PAGE = 50
 Json = dict[str, Any]
 Step = Annotated[int, Query(ge=0, lt=2**62)]
@@ -42,7 +42,7 @@ XAxis = Literal["step", "tokens", "seconds"]
 
 
 class Board:
-    """A folder of runs. The name of a run is its path inside the folder; nothing outside is ever read."""
+    """A folder of runs. The name of a run is its path inside the folder. Files outside the folder are never read."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -53,7 +53,7 @@ class Board:
         return [self.row(folder) for folder in find_runs(self.root)]
 
     def row(self, folder: Path) -> Json:
-        """A run in the list. Cached until one of its files changes: a finished run is read once."""
+        """The row of a run in the list. It is cached until a file of the run changes: a finished run is read once."""
         name = str(folder.relative_to(self.root)) or "."
         files = [folder / file for file in ("manifest.json", "metrics.jsonl", "config.yaml")]
         modified = tuple(path.stat().st_mtime if path.exists() else 0.0 for path in files)
@@ -76,7 +76,7 @@ class Board:
         return row
 
     def folder_of(self, name: str) -> Path:
-        """The folder of a run. Raises 404 where the name is not that of a run inside the board's folder."""
+        """The folder of a run. Raises 404 if there is no run with this name inside the board's folder."""
         folder = (self.root / name.replace("\0", "\ufffd")).resolve()
         with suppress(OSError):  # the name is too long
             if folder.is_relative_to(self.root) and is_run(folder):
@@ -84,7 +84,10 @@ class Board:
         raise HTTPException(404, f"unknown run `{name}`; /api/runs lists the runs")
 
     def is_indexed(self, run: Path) -> bool:
-        """Whether the index is up to date. If not, a process that updates it is running or is started."""
+        """Whether the index is up to date. If it is not, this method starts a process that updates the index.
+
+        No process is started if one is already running.
+        """
         indexer = self._indexers.get(run)
         if indexer and indexer.poll() is None:
             return False
@@ -243,7 +246,7 @@ def metric_names(metrics: Sequence[Json]) -> list[str]:
 
 
 def curve(folder: Path, name: str, names: Sequence[str], x_axis: XAxis) -> Json:
-    """Some metrics of one run against steps, sampled tokens or seconds; thinned to at most about `MAX_POINTS`."""
+    """Some metrics of one run against steps, sampled tokens or seconds; at most about `MAX_POINTS` points are kept."""
     metrics = read_metrics(folder)
     seconds = {row["step"]: row["seconds"] for row in read_jsonl(folder / "times.jsonl") if "seconds" in row}
     x: list[float] = []
@@ -262,7 +265,7 @@ def curve(folder: Path, name: str, names: Sequence[str], x_axis: XAxis) -> Json:
 
 
 def group_summary(metrics: Sequence[Json]) -> str:
-    """How many groups of the last step have a learning signal, and why the others have none, in words."""
+    """A text: how many groups of the last step have a learning signal, and why the other groups have none."""
     line = next((line for line in reversed(metrics) if line.get("groups")), None)
     if line is None:
         return ""

@@ -1,7 +1,7 @@
 """Log-probabilities and entropies of recorded samples under a checkpoint of their run, computed on request.
 
-Under the checkpoint that sampled them, the entropy shows where the policy was undecided. Under a later checkpoint, the
-log-probabilities show what it has learned since.
+Under the checkpoint that sampled them, the entropy shows where the policy was uncertain. Under a later checkpoint, the
+log-probabilities show what the policy has learned since then.
 """
 
 from __future__ import annotations
@@ -25,20 +25,23 @@ _rescoring = Lock()
 
 
 def checkpoint_steps(run: Path) -> list[int]:
-    """Steps of the checkpoints that a run has kept, ascending."""
+    """The steps of all checkpoints that the run still has, in ascending order."""
     return [int(folder.name) for folder in list_checkpoints(run / "checkpoints")]
 
 
 def nearest_checkpoint(steps: Sequence[int], policy_version: int) -> int:
-    """The last checkpoint that is not later than a policy version; the first one where all are later.
+    """The last checkpoint that is not later than a policy version. If all are later, the first checkpoint.
 
-    steps  ascending, at least one
+    steps  at least one step, in ascending order
     """
     return steps[max(0, bisect_right(steps, policy_version) - 1)]
 
 
 def rescore(run: Path, checkpoint: int, rows: Sequence[dict[str, Any]]) -> list[list[TokenScore]]:
-    """Scores of each token of each rollout, at the run's temperature. Raises SchoolError for a missing checkpoint."""
+    """The score of each token of each rollout, at the run's temperature.
+
+    Raises SchoolError for a missing checkpoint.
+    """
     folder = next((one for one in list_checkpoints(run / "checkpoints") if int(one.name) == checkpoint), None)
     if folder is None:
         kept = ", ".join(map(str, checkpoint_steps(run))) or "none"
@@ -57,7 +60,7 @@ def rescore(run: Path, checkpoint: int, rows: Sequence[dict[str, Any]]) -> list[
 
 
 def _temperature(run: Path) -> float:
-    """What the run samples with; 1 for greedy sampling and for a recipe without this option."""
+    """The sampling temperature of the run; 1 for greedy sampling and for a recipe without this option."""
     sampling = read_config(run / "config.yaml").get("sampling") or {}
     return float(sampling.get("temperature", 1.0)) or 1.0
 

@@ -23,8 +23,8 @@ from schoolhouse.types import SchoolError
 Correctness = Literal["", "correct", "incorrect", "ungraded"]
 SortBy = Literal["step", "reward", "completion_tokens", "group_variance"]
 
-_VERSION = 4  # of the tables: an index of another version is ignored
-_MAX_LISTED_PROBLEMS = 300  # problems that a query names one by one; where more match, it tests every rollout
+_VERSION = 4  # version of the tables; an index of another version is ignored
+_MAX_LISTED_PROBLEMS = 300  # a query lists up to this many problems; if more match, it tests every rollout
 _COLUMNS = (
     "step file start size problem sample reward completion_tokens finish_reason group_mean group_variance group_size"
 ).split()
@@ -68,7 +68,7 @@ def index_path(run: Path) -> Path:
 
 
 def open_index(run: Path, write: bool = False) -> sqlite3.Connection | None:
-    """The index, perhaps unfinished; None where there is none yet."""
+    """The index, which may be unfinished; None if there is no index yet."""
     path = index_path(run)
     if write:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def open_index(run: Path, write: bool = False) -> sqlite3.Connection | None:
 
 
 def stale_files(run: Path) -> list[Path]:
-    """Rollout files that have grown, appeared or disappeared since they were indexed."""
+    """Rollout files that have a new size, are new or were deleted since the last update of the index."""
     files = sorted((run / "rollouts").glob("*.jsonl"))
     index = open_index(run)
     if index is None:
@@ -99,14 +99,14 @@ def stale_files(run: Path) -> list[Path]:
 
 
 def _size(path: Path) -> int | None:
-    """None: the file does not exist."""
+    """The size of a file in bytes; None if the file does not exist."""
     with suppress(FileNotFoundError):
         return path.stat().st_size
     return None
 
 
 def update_index(run: Path) -> int:
-    """Bring the index up to date. Returns its number of rollouts. Damaged lines are skipped."""
+    """Update the index and return its number of rollouts. Damaged lines are skipped."""
     index = open_index(run, write=True)
     assert index is not None
     with closing(index):
@@ -164,7 +164,7 @@ def count(run: Path, query: RolloutQuery) -> int:
 
 
 def find(run: Path, query: RolloutQuery, offset: int = 0, limit: int = 50) -> list[dict[str, Any]]:
-    """A page of rollouts as the run recorded them, with their step and the statistics of their group."""
+    """A page of rollouts as the run recorded them. Each one also has its step and the statistics of its group."""
     index = open_index(run)
     if index is None:
         return []
@@ -189,7 +189,7 @@ def group(run: Path, step: int, problem: str) -> list[dict[str, Any]]:
 
 
 def problem_history(run: Path, problem: str, limit: int = 200) -> list[dict[str, Any]]:
-    """One problem in all its steps: number, mean reward and mean length of its samples."""
+    """One problem in all its steps: the number of its samples, their mean reward and their mean length."""
     index = open_index(run)
     if index is None:
         return []
@@ -209,7 +209,7 @@ def _select(run: Path, index: sqlite3.Connection, condition: str, values: Sequen
 def _read_row(
     run: Path, step: int, file: str, start: int, size: int, *group_stats: float | None
 ) -> dict[str, Any] | None:
-    """The recorded rollout; None where its file was deleted or replaced since it was indexed."""
+    """The recorded rollout; None if its file was deleted or replaced after the file was indexed."""
     try:
         with (run / "rollouts" / file).open("rb") as lines:
             lines.seek(start)
@@ -252,7 +252,7 @@ def main() -> None:
     except (OSError, sqlite3.Error) as error:
         path = index_path(Path(sys.argv[1]))
         raise SchoolError(
-            f"cannot write {path}, the index of {sys.argv[1]}: {error}; free its place or disk"
+            f"cannot write {path}, the index of {sys.argv[1]}: {error}; make this path writable, or free disk space"
         ) from error
 
 

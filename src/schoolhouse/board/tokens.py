@@ -1,4 +1,4 @@
-"""Recorded rollouts token by token: text, type and log-probability of each token, and the rollout's advantage."""
+"""The tokens of recorded rollouts: text, type and log-probability of each token, and the advantage of each rollout."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def without_raw_columns(row: Json) -> Json:
 def rows_with_tokens(run: Path, rows: Sequence[Json]) -> list[Json]:
     """Each rollout with its `tokens` as [text, type, log-probability or None], and its `advantage`.
 
-    type       prompt, thought, answer, or context: the policy did not sample it, so it is never trained on
-    advantage  the reward less the mean reward of the group, before any scaling
+    type       prompt, thought, answer, or context. The policy did not sample context, so context is never trained on.
+    advantage  the reward minus the mean reward of the group, before any scaling
     """
     tokenizer = _tokenizer(run)
     return [
@@ -41,7 +41,7 @@ def _advantage(row: Json) -> float | None:
 
 
 def token_triples(tokenizer: Tokenizer | None, row: Json) -> list[list[Any]]:
-    """[text, type, log-probability or None] of each token. Without a tokenizer the text is the id."""
+    """[text, type, log-probability or None] of each token. Without a tokenizer the token id is the text."""
     sampled = [False] * len(row["tokens"])
     for start, end in row["sampled_spans"]:
         sampled[start:end] = [True] * (end - start)
@@ -65,7 +65,7 @@ def token_triples(tokenizer: Tokenizer | None, row: Json) -> list[list[Any]]:
 
 
 def _tokenizer(run: Path) -> Tokenizer | None:
-    """The tokenizer of the run's newest checkpoint; None where there is no checkpoint yet."""
+    """The tokenizer of the run's newest checkpoint; None if the run has no checkpoint yet."""
     try:
         folder = resolve_model(run)
         return _load(str(folder)) if folder.is_dir() else None

@@ -1,4 +1,4 @@
-"""Search trees that a run recorded: trees/000001.jsonl, a line for each problem of a step."""
+"""Search trees that a run recorded. A file such as trees/000001.jsonl has one line for each problem of a step."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def tree_steps(run: Path) -> list[int]:
 
 
 def read_trees(run: Path, step: int) -> list[Json]:
-    """The trees of a step; empty where it has none. Raises SchoolError for a damaged file."""
+    """The trees of a step; an empty list if the step has no trees. Raises SchoolError for a damaged file."""
     path = run / "trees" / f"{step:06d}.jsonl"
     return read_jsonl(path) if path.is_file() else []
 
 
 def tree_summary(tree: Json) -> Json:
-    """A recorded tree with the number of its thoughts in place of the thoughts."""
+    """A recorded tree with the number of its thoughts instead of the thoughts."""
     return {**{key: value for key, value in tree.items() if key != "tree"}, "thoughts": len(tree["tree"])}

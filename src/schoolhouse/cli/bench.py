@@ -18,12 +18,12 @@ from schoolhouse.types import SchoolError
 
 class Bench(BaseConfig):
     kind: str
-    """Workload: sampler, learner, grpo, pretrain, server, search; or `profile`: how the cost of this package grows and
-    where its time goes; or `page`: write docs/performance.md from the files in the folder that --json names."""
+    """Workload: sampler, learner, grpo, pretrain, server, search. `profile` measures how the cost of this package grows
+    and which parts take the time. `page` writes docs/performance.md from the files in the folder that --json names."""
     against: str = ""
-    """Library to compare with. Both run in turn."""
+    """Library to compare with. The two libraries run alternately."""
     size: str | None = None
-    """Model size: 1M, 3M, 10M, 30M, 100M; none: 3M, and for pretrain that of nanochat's CPU configuration."""
+    """Model size: 1M, 3M, 10M, 30M, 100M; none: 3M, or for pretrain the size of nanochat's CPU configuration."""
     repeats: int = Field(3, gt=0)
     problems: int = Field(32, gt=0)
     samples: int = Field(16, gt=0)
@@ -52,7 +52,7 @@ def bench(args: Sequence[str]) -> None:
     if c is None:
         return
     if file:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)  # before the benchmark, which may take an hour
+        Path(file).parent.mkdir(parents=True, exist_ok=True)  # before the benchmark, because that can take an hour
     if find_spec("schoolhouse.bench") is None:
         raise SchoolError("the benchmarks are not part of the installed package: run it from a checkout")
     from schoolhouse.bench.benchmark import result_table, run_benchmark

@@ -1,4 +1,4 @@
-"""`school claim` tests published effects. `school compare` compares recipes on a task of the user's."""
+"""`school claim` tests published effects. `school compare` compares recipes on the user's task."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class RunClaim(BaseConfig):
     name: str
     """Name of the claim; `school claim list` lists them."""
     seeds: int = Field(3, gt=0)
-    """Number of seeds (0, 1, ...). Every arm is trained with each."""
+    """Number of seeds (0, 1, ...). Every arm is trained with each seed."""
     scale: str = "tiny"
-    """tiny: minutes on two cores; small and gpu: only some claims have them."""
+    """tiny: takes minutes on two cores; small and gpu: only some claims have these scales."""
     arms: str = ""
     """Run only these arms, joined by commas, and print their numbers without a verdict."""
     jobs: int = Field(1, gt=0)
     """Seeds that run in parallel, each in its own process. For small models this is faster than more threads."""
     dir: Path = Path("runs/claims")
-    """Folder of the runs. Finished runs in it are reused, by other claims too."""
+    """Folder of the runs. Finished runs in this folder are reused, also by other claims."""
     results: Path = Path("runs/claims/results")
     """Folder for ID.json, ID.md, ID.png (ID_SCALE for other scales than tiny) and the table of all claims."""
 
@@ -81,7 +81,7 @@ def _list() -> None:
 
 
 def _numbers(overall: Mapping[str, object]) -> str:
-    """pass@1 if it was measured, else all numbers."""
+    """pass@1 as text if pass@1 was measured, else all numbers."""
     chosen = {"pass_at_1": overall["pass_at_1"]} if "pass_at_1" in overall else overall
     return ", ".join(f"{name} {value:.3f}" for name, value in chosen.items() if isinstance(value, int | float))
 
@@ -95,7 +95,7 @@ def _run(args: Sequence[str]) -> None:
     from schoolhouse.policy.policy import pick_device
 
     claim, scale = load_claim(c.name), _scale(c.scale)
-    claim.arms(scale, 0)  # raises for a scale that the claim does not have, before anything is printed
+    claim.arms(scale, 0)  # before the first print: raises if the claim does not have this scale
     chosen = [arm for arm in c.arms.split(",") if arm]
     if not chosen:
         check_overwrite(claim, c.seeds, scale, c.results)
@@ -117,7 +117,7 @@ def _run(args: Sequence[str]) -> None:
 
 
 def _scale(name: str) -> Scale:
-    from schoolhouse.claims.harness.claim import Scale  # imports torch: `school claim --help` does not wait for it
+    from schoolhouse.claims.harness.claim import Scale  # imports torch; imported here to keep `--help` fast
 
     if name not in get_args(Scale):
         raise SchoolError(f"unknown scale `{name}`{suggest(name, get_args(Scale))}")
@@ -129,18 +129,18 @@ class Compare(BaseConfig):
     """Recipes and presets, joined by commas:
     grpo, dr_grpo, dapo, rloo, reinforce_pp, gspo, cispo, lite_ppo, reinforce, ours, star."""
     model: Path
-    """Folder of the model that all arms start from, or of a run."""
+    """Folder of a model, or of a run. All arms start from this model."""
     task: str = "school"
     """school[:families], gym:NAME, jsonl:PATH, python:PATH.py[:name]."""
     budget: str = "10m"
     """Budget of each arm and seed: a time (90s, 20m, 1h), or a number of sampled tokens (500k, 2M)."""
     seeds: int = Field(3, gt=0)
     max_new_tokens: int = Field(128, gt=0)
-    """Tokens of a completion."""
+    """Limit of the tokens of a completion."""
     problems: int = Field(200, gt=0)
     """Held-out problems of the evaluation."""
     samples: int = Field(8, gt=0)
-    """Completions for each of them."""
+    """Completions for each held-out problem."""
     dir: Path = Path("runs/compare")
 
 

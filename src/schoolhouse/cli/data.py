@@ -1,4 +1,4 @@
-"""`school task` and `school tokens`: show the problems of a task, and how a text is split into tokens."""
+"""`school task` shows the problems of a task. `school tokens` shows how a text is split into tokens."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Task(BaseConfig):
     demos: bool = False
     """Print demonstrations instead of training problems."""
     check: bool = False
-    """Grade every reference answer, which must pass, and wrong answers, which must fail: perturbed, empty, cut off."""
+    """Grade every reference answer (it must pass) and wrong answers (they must fail: perturbed, empty, cut off)."""
     limit: int | None = Field(None, gt=0)
     """Check this many problems instead of all."""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""`school evaluate` and `school solve`: the accuracy of a model on a task, and one problem solved with a search."""
+"""`school evaluate` measures the accuracy of a model on a task. `school solve` solves one problem with a search."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Evaluate(BaseConfig):
     samples: int = Field(8, gt=0)
     """Completions for each problem."""
     max_new_tokens: int | None = Field(None, gt=0)
-    """Tokens of a completion, thinking included; none: the context length of the model, at most 512."""
+    """Limit of the tokens of a completion, thinking included; none: the context length of the model, at most 512."""
     temperature: float = Field(1.0, ge=0)
     seed: int = 0
     search: str = ""
     """Search method (docs/search.md), with options as in "vote?samples=32" or "tot?beam_width=1&thoughts=propose"."""
     budget: float = Field(inf, gt=0)
-    """Tokens that a search may sample for one problem, those of its value functions included."""
+    """Limit of the tokens that a search samples for one problem, including those of its value functions."""
     save: Path | None = None
     """File for the results of each problem, as JSON."""
 
@@ -55,7 +55,7 @@ def evaluate(args: Sequence[str]) -> None:
         ignored = sorted(c.model_fields_set & {"samples", "temperature", "max_new_tokens"})
         if ignored:
             names = " and ".join(f"--{name}" for name in ignored)
-            raise SchoolError(f"a search has its own options: instead of {names} write them behind `?` in --search")
+            raise SchoolError(f"a search has its own options: instead of {names}, write options after `?` in --search")
         searcher = SearchGenerator(policy, task, parse(c.search, c.budget))
         search = searcher.search
         result = evaluate_policy(searcher, task, c.problems, 1, search.max_new_tokens, search.temperature, c.seed)
@@ -75,11 +75,11 @@ class Solve(BaseConfig):
     problem: str
     """Text of the problem."""
     task: str = ""
-    """Task of the problem. It defines the steps of a solution and the prompts of a tree search."""
+    """Task of the problem. The task defines the steps of a solution and the prompts of a tree search."""
     search: str = "vote?samples=16"
     """Search method (docs/search.md), with options as in "vote?samples=32" or "tot?beam_width=1&thoughts=propose"."""
     budget: float = Field(inf, gt=0)
-    """Tokens that the search may sample, those of its value functions included."""
+    """Limit of the tokens that the search samples, including those of its value functions."""
     show: bool = False
     """Print the tree of thoughts, or the votes."""
     page: Path | None = None
@@ -113,7 +113,7 @@ def solve(args: Sequence[str]) -> None:
     (result,) = search(policy, task, [prompt], settings)
     completion = policy.conversation.parse_completion(result.rollout) if result.rollout else None
     answer = (extract_answer(completion)[0] or completion.answer.strip()) if completion else ""
-    if c.page:  # before anything is printed: a reader may close the pipe
+    if c.page:  # written before the first print, because the reader of a pipe may close it
         atomic_write(c.page, html_page(result, answer))
     console = Console(highlight=False)
     if c.show and result.tree:

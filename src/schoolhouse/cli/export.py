@@ -1,8 +1,8 @@
-"""`school export`: a model as a folder that other programs can use, with a model card that describes its training.
+"""`school export`: writes a model as a folder for other programs, with a model card that describes its training.
 
 hf    Hugging Face format, for transformers, vLLM and this package
 gguf  one file for llama.cpp, in float32
-int8  the same with matrices in 8 bits, in blocks of 32 numbers (Q8_0): a quarter of the size
+int8  one file for llama.cpp, with matrices in 8 bits in blocks of 32 numbers (Q8_0): a quarter of the size
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig
 from schoolhouse.export.gguf import write_gguf
-from schoolhouse.export.model_card import card, name_of
+from schoolhouse.export.model_card import model_name, render_model_card
 from schoolhouse.runs.atomic_io import atomic_write, resolve_model
 from schoolhouse.types import SchoolError
 
@@ -57,7 +57,7 @@ def export(args: Sequence[str]) -> None:
             if path.is_file():
                 shutil.copyfile(path, c.to / path.name)
     else:
-        write_gguf(source, c.to / f"{name_of(c.model)}.gguf", eight_bits=c.format == "int8")
-    atomic_write(c.to / "README.md", card(c.model, c.format, c.licence))
+        write_gguf(source, c.to / f"{model_name(c.model)}.gguf", int8=c.format == "int8")
+    atomic_write(c.to / "README.md", render_model_card(c.model, c.format, c.licence))
     for path in sorted(c.to.iterdir()):
         print(f"{path.stat().st_size:>12,}  {path}")

@@ -1,4 +1,4 @@
-"""The help text of a config: one entry for each key. A large config lists its groups and shows each on request."""
+"""The help text of a config: one entry for each key. A large config lists its groups; `--help GROUP` shows one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from schoolhouse.config import BaseConfig, is_model, leaf_fields, suggest, union
 from schoolhouse.types import SchoolError
 
 ONE_SCREEN = 24
-"""Keys that are shown together. A config with more shows its groups by name."""
+"""The largest number of keys that are shown together. A config with more keys shows the names of its groups."""
 
 _INDENT = 32  # column where descriptions begin
 _TYPE_NAMES = {str: "TEXT", Path: "PATH", int: "INT", float: "FLOAT", bool: "BOOL"}
@@ -36,13 +36,13 @@ def wants_help(args: Sequence[str]) -> bool:
 
 
 def help_topic(args: Sequence[str]) -> str:
-    """The word behind `--help`: the name of a group, or `all`; empty if there is none."""
+    """The word after `--help`: the name of a group, or `all`; empty if there is no word."""
     at = next(i for i, arg in enumerate(args) if arg in ("-h", "--help"))
     return args[at + 1] if at + 1 < len(args) and not args[at + 1].startswith("-") else ""
 
 
 def print_help(cls: type[BaseConfig], command: str, usage: str, about: str, args: Sequence[str]) -> None:
-    """Print the help text that `args` ask for. Raises SchoolError for an unknown group."""
+    """Print the help text that `args` request. Raises SchoolError for an unknown group."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     print(config_help(cls, command, usage, about, help_topic(args), width))
 
@@ -78,7 +78,7 @@ def config_help(
 
 
 def entries(cls: type[BaseModel], defaults: BaseModel | None = None, prefix: str = "") -> Iterator[Entry]:
-    """Every key with the default that this config has for it. The keys of a group stand in its place."""
+    """Every key with its default in this config. A group is replaced by its keys."""
     for name, field in cls.model_fields.items():
         default = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
         groups = _groups(field.annotation)
@@ -128,7 +128,7 @@ def _describe(entry: Entry) -> str:
 
 
 def _format(left: str, right: str, width: int) -> str:
-    """Two columns. A long left side has a line of its own."""
+    """Format two columns. A long left side gets its own line."""
     margin = " " * _INDENT
     text = textwrap.fill(right, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
     head = f"  {left}"

@@ -1,4 +1,4 @@
-"""`school`: finds the command and runs it. Imports nothing heavy, so that `school --help` answers at once."""
+"""`school`: finds the command and runs it. This module imports no large package, so that `school --help` is fast."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Command(NamedTuple):
     """A command of `school`.
 
     summary  one line of `school --help`
-    target   "module:function", called with the arguments behind the name
-    resumes  whether the same command resumes after a stop
+    target   "module:function"; the function is called with the arguments after the name of the command
+    resumes  True if the same command resumes after a stop
     """
 
     summary: str
@@ -60,7 +60,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "serve": {
         "chat": Command("chat with a model in the terminal, or on a web page (--web)", "schoolhouse.cli.serve:chat"),
-        "serve": Command("serve a model behind an OpenAI-compatible API", "schoolhouse.cli.serve:serve"),
+        "serve": Command("serve a model with an OpenAI-compatible API", "schoolhouse.cli.serve:serve"),
     },
     "look": {
         "runs": Command("list the runs in a folder: state, progress, result", "schoolhouse.cli.runs:runs"),
@@ -106,7 +106,7 @@ USER_ERRNOS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit status: 0, 2 for an error that the user can correct, 130 when interrupted."""
+    """Run one command and return the exit status: 0, 2 for an error that the user can correct, 130 if interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -122,12 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             module, _, function = command.target.partition(":")
             getattr(import_module(module), function)(args[1:])
         sys.stdout.flush()
-    except KeyboardInterrupt as stop:  # a run that was saved has a message
+    except KeyboardInterrupt as stop:  # if a run was saved, `stop` has a message
         if debug:
             raise
         print(f"\nschool: {str(stop) or 'stopped'}{_resume_hint(command, args)}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `school ... | head`; devnull keeps Python from reporting the same error again at exit
+    except BrokenPipeError:  # `school ... | head`; with devnull Python does not report the same error again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except (SchoolError, OSError) as error:
@@ -168,7 +168,7 @@ def _resume_hint(command: Command | None, args: Sequence[str]) -> str:
 
 
 def _user_message(error: SchoolError | OSError) -> str | None:
-    """The message for an error that the user can correct; None for a fault of this package."""
+    """The message for an error that the user can correct; None for an error in this package."""
     if isinstance(error, SchoolError):
         return str(error)
     if error.errno in USER_ERRNOS:

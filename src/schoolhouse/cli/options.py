@@ -1,4 +1,4 @@
-"""What all commands share: arguments as a frozen config, help, a progress bar."""
+"""Functions that all commands share: reading arguments into a frozen config, help, a progress bar."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
 
 
 def parse_options(cls: type[C], args: Sequence[str], usage: str, positional: Sequence[str]) -> C | None:
-    """The arguments of a command as its config; None if they asked for help, which has been printed then.
+    """The arguments of a command as its config. If the arguments ask for help, print the help and return None.
 
     usage  `school COMMAND ...`
     """
@@ -43,7 +43,7 @@ def parse_options(cls: type[C], args: Sequence[str], usage: str, positional: Seq
 
 
 def take_option(args: Sequence[str], option: str, default: str) -> tuple[str, list[str]]:
-    """The value of one option, and the arguments without it."""
+    """The value of one option, and the arguments without this option."""
     rest = list(args)
     for i, arg in enumerate(rest):
         name, equals, value = arg.partition("=")

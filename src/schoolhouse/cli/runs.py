@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 class Doctor(BaseConfig):
     folder: Path | None = None
-    """A run folder, or a folder with runs, to check as well."""
+    """A run folder, or a folder with runs, that is checked too."""
 
 
 def doctor(args: Sequence[str]) -> None:
@@ -76,7 +76,7 @@ def runs(args: Sequence[str]) -> None:
 
 
 def _summary(status: RunStatus) -> str:
-    """`grpo, finished, 80 of 80 steps, 2 min 5 s, reward 0.750`."""
+    """A status in one line, such as `grpo, finished, 80 of 80 steps, 2 min 5 s, reward 0.750`."""
     done, total = status.steps
     unit = "stages" if status.recipe == "pipeline" else "steps"
     progress = f"{done} of {total} {unit}" if total is not None else f"{done} {unit}"

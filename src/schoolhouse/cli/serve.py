@@ -19,13 +19,13 @@ class Chat(BaseConfig):
     model: Path
     """Folder of a model, or of a run: its newest checkpoint."""
     max_new_tokens: int = Field(512, gt=0)
-    """Tokens of an answer, thinking included."""
+    """Limit of the tokens of an answer, thinking included."""
     temperature: float = Field(0.7, ge=0)
-    """Logits are divided by this; 0 takes the likeliest token."""
+    """Logits are divided by this number; 0 always takes the most likely token."""
     web: bool = False
     """Chat on a local web page instead, with searches, token probabilities and an arena for two models."""
     port: int = Field(8000, ge=1, le=65535)
-    """Port of that page."""
+    """Port of the web page."""
     seed: int = 0
 
 
@@ -61,7 +61,7 @@ def listen(c: ServerConfig) -> None:
     servers: list[Any] = []
 
     def build() -> Any:
-        from schoolhouse.serve.server import Server, build_app  # imports torch: the port answers before that
+        from schoolhouse.serve.server import Server, build_app  # imports torch; the port is open before this import
 
         servers.append(Server(c))
         print("the model is loaded", flush=True)

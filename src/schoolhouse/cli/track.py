@@ -1,7 +1,7 @@
-"""`school track`: the metrics of a run in the tracker of a team.
+"""`school track`: copies the metrics of a run to a tracker such as trackio, wandb or tensorboard.
 
-A separate process reads the run folder. A run never waits for a tracker, and never fails because of one. A resumed run
-repeats its steps in the same bits, so a step that was logged once is not logged again.
+A separate process reads the run folder. So a run never waits for a tracker, and never fails because of a tracker. A
+resumed run repeats its steps with the same bits, so a step that was logged once is not logged again.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Track(BaseConfig):
     run: Path
     """A run folder. Its file tracked.TRACKER.json holds the last step that was logged."""
     to: Literal["trackio", "wandb", "tensorboard"] = "trackio"
-    """Tracker. Each is installed by its own name (pip install trackio)."""
+    """Tracker. The package of each tracker has the same name (pip install trackio)."""
     project: str = "schoolhouse"
     """Project in the tracker."""
     name: str = ""
-    """Name of the run in the tracker; empty: that of its folder."""
+    """Name of the run in the tracker; empty: the name of its folder."""
     follow: bool = False
     """Continue until the run ends."""
 
@@ -68,7 +68,7 @@ def track(args: Sequence[str]) -> None:
 
 
 def follow(c: Track, log: LogFn, entry: dict[str, Any], save: Callable[[], None]) -> None:
-    """Log every step behind `last_step` of the entry, once or until the run ends."""
+    """Log every step after `last_step` of the entry, once or until the run ends."""
     while True:
         last_pass = not c.follow or inspect(c.run).state != "running"  # before reading: no last step is missed
         for line in read_metrics(c.run):

@@ -61,7 +61,7 @@ class Pipeline(BaseConfig):
     pipeline: str
     """YAML file that lists the stages, or the name of a packaged pipeline."""
     seed: int | None = None
-    """Seed; none: that of the file."""
+    """Seed; none: the seed in the file."""
     dir: Path | None = None
     """Folder of the whole run; none: runs/NAME."""
 

@@ -1,15 +1,16 @@
-"""Messages to token ids and spans, and back: the only place that knows a chat template.
+"""Messages to token ids and spans, and back. Only this file uses chat templates.
 
 Three rules hold for every template:
 
-* Ids are appended, never decoded and encoded again. A prompt is encoded once, and the completion by itself.
-* Only the template's own text becomes special tokens. `<|im_end|>` typed inside a message is ordinary text: a private
-  character replaces it while the template is rendered. Templates that trim or search their contents are safe too.
-* A completion is parsed by the ids of `<think>` and `</think>`. Only where a tokenizer has no such ids does the first
-  `<think>` of the text count.
+* Ids are appended. They are never decoded and encoded again. A prompt is encoded once, and the completion by itself.
+* Only the text of the template itself becomes special tokens. `<|im_end|>` inside a message is ordinary text: a
+  private character replaces it while the template is rendered. Templates that trim or search their contents are safe
+  too.
+* A completion is parsed by the ids of `<think>` and `</think>`. If a tokenizer has no such ids, the parser searches the
+  text for the first `<think>`.
 
-Thoughts of earlier assistant turns are passed to the template, which keeps or drops them. The default template keeps
-them all, so sampled tokens stay the prefix of what comes next. Qwen3's template keeps the last one.
+The template gets the thoughts of earlier assistant turns, and keeps or drops them. The default template keeps all
+thoughts, so the sampled tokens stay a prefix of the next prompt. Qwen3's template keeps only the last thought.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ _ANSWER, _THOUGHT = "\ue0a0", "\ue0a1"  # placeholders while a template is inspe
 class ThoughtFormat(NamedTuple):
     """How a template and a tokenizer write a thought.
 
-    start_id, end_id       of `<think>` and `</think>`; None where the tokenizer has no such token
+    start_id, end_id       ids of `<think>` and `</think>`; None if the tokenizer has no such token
     opened_by_prompt       whether the generation prompt itself ends with `<think>`
-    before, after, between white space behind `<think>`, before `</think>`, and between `</think>` and the answer
+    before, after, between white space after `<think>`, before `</think>`, and between `</think>` and the answer
     """
 
     start_id: int | None
@@ -46,13 +47,13 @@ class ThoughtFormat(NamedTuple):
 
 
 class Conversation:
-    """A tokenizer with a chat template: `template`, or the tokenizer's own, or the default.
+    """A tokenizer with a chat template: `template`, else the tokenizer's own template, else the default template.
 
-    tokenizer       text to ids
+    tokenizer       converts text to ids
     template        jinja2 text
     stop_ids        ids that end the assistant's turn
     thought_format  how a thought is written
-    Raises SchoolError for a template without an assistant turn, a generation prompt or an end of turn.
+    Raises SchoolError if the template has no assistant turn, no generation prompt, or no end of turn.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str | None = None) -> None:
@@ -85,17 +86,17 @@ class Conversation:
     # --- from messages to ids
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation; with `add_generation_prompt`, up to where the assistant starts."""
+        """The text of a conversation. With `add_generation_prompt` it ends at the start of the assistant's turn."""
         stand_ins = self._stand_ins(messages)
         return _unmask(self._render(messages, add_generation_prompt, stand_ins), stand_ins)
 
     def _prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """Ids of a conversation up to where the assistant starts."""
+        """Ids of a conversation, up to the start of the assistant's turn."""
         stand_ins = self._stand_ins(messages)
         return tuple(self._encode_rendered([(self._render(messages, True, stand_ins), stand_ins)])[0])
 
     def prompt_rollout(self, problem: Problem, key: Key) -> Rollout:
-        """The prompt of a problem, with the loss mask False everywhere."""
+        """The prompt of a problem as a rollout. The loss mask is False everywhere."""
         prompt = self.prompt(problem.messages)
         return Rollout(problem, key, prompt, (False,) * len(prompt), (NAN,) * len(prompt))
 
@@ -104,10 +105,10 @@ class Conversation:
         return self.demonstration_rollouts([demonstration], [key])[0]
 
     def demonstration_rollouts(self, demonstrations: Sequence[Demonstration], keys: Sequence[Key]) -> list[Rollout]:
-        """`demonstration_rollout` for many at once. A thought of None is written like an empty one.
+        """`demonstration_rollout` for many demonstrations. If a thought is None, it is written like an empty thought.
 
-        Raises SchoolError where the template does not continue its own prompt, drops the thought or never ends the
-        turn, and where the loss mask would be empty or full.
+        Raises SchoolError if the template does not continue its own prompt, drops the thought or never ends the turn,
+        or if the loss mask would be empty or full.
         """
         texts = [self._render_demonstration(demonstration) for demonstration in demonstrations]
         prompts = self._encode_rendered([(prompt, stand_ins) for prompt, _, stand_ins in texts])
@@ -155,9 +156,9 @@ class Conversation:
         )
 
     def append_messages(self, rollout: Rollout, messages: Sequence[Message]) -> Rollout:
-        """The rollout with messages of the user or a tool, up to the assistant's next turn.
+        """The rollout with more messages of the user or a tool, up to the start of the assistant's next turn.
 
-        A turn that was cut off is ended first.
+        If the last turn was cut off, it is ended first.
         """
         placeholders = [Message("user", ""), Message("assistant", _ANSWER), *messages]
         stand_ins = self._stand_ins(messages)
@@ -168,13 +169,13 @@ class Conversation:
         return rollout.append_context(ids)
 
     def close_thought(self, rollout: Rollout) -> Rollout:
-        """The rollout with `</think>` prefilled where its last turn is inside a thought; else unchanged."""
+        """The rollout with `</think>` added if its last turn is inside a thought; else the rollout as it is."""
         end_id = self.thought_format.end_id
         end = self.tokenizer.encode(END_THINK) if end_id is None else [end_id]
         return rollout.prefill(end) if self.is_thinking(rollout) else rollout
 
     def is_thinking(self, rollout: Rollout) -> bool:
-        """Whether the last turn has opened a thought and neither closed it nor ended."""
+        """Whether the last turn is inside a thought: the thought was opened but not closed, and the turn goes on."""
         ids, complete = self._last_turn(rollout)
         if self._needs_text_search:
             _, opened, rest = self._split_at_think(ids)
@@ -183,12 +184,12 @@ class Conversation:
         return start is not None and end == len(ids) and not complete
 
     def stop_matcher(self, texts: Sequence[str]) -> tuple[list[bool], Callable[[Sequence[int]], bool]]:
-        """For each id whether it may complete one of the stop texts, and a check whether a list of ids ends in one."""
+        """For each id, whether it can complete a stop text; and a function that checks if ids end in a stop text."""
         if not all(texts):
             raise SchoolError("a stop string is empty: give at least one character")
         last = {text[-1] for text in texts}
         words = [self.tokenizer.decode([token]) for token in range(self.tokenizer.vocab_size)]
-        maybe = [not last.isdisjoint(word) or "\ufffd" in word for word in words]  # half a character may complete one
+        maybe = [not last.isdisjoint(word) or "\ufffd" in word for word in words]  # incomplete characters count too
         return maybe, lambda ids: self.ends_with_any(ids, texts)
 
     def ends_with_any(self, ids: Sequence[int], texts: Sequence[str]) -> bool:
@@ -201,8 +202,8 @@ class Conversation:
     def parse_completion(self, rollout: Rollout) -> Completion:
         """The last turn as thought and answer.
 
-        The first `<think>` and the first `</think>` after it count; later tags are part of the answer. Text before
-        `<think>` is dropped. A thought that is never closed leaves the answer empty.
+        The thought is between the first `<think>` and the first `</think>` after it. Later tags are part of the answer.
+        Text before `<think>` is dropped. If the thought is never closed, the answer is empty.
         """
         ids, complete = self._last_turn(rollout)
         if self._needs_text_search:
@@ -222,7 +223,7 @@ class Conversation:
         return Completion(thought, answer.removeprefix(self.thought_format.between), complete)
 
     def thought_length(self, rollout: Rollout) -> int:
-        """Tokens of the last turn's thought: all that follow `<think>` if it is never closed, 0 without a thought."""
+        """Number of tokens in the last turn's thought. Open thought: all tokens after `<think>`. No thought: 0."""
         start, end, _ = self.thought_span(rollout)
         return end - start
 
@@ -240,7 +241,7 @@ class Conversation:
         return offset + start, offset + start + max(0, end), closed
 
     def prefill_thought(self, rollout: Rollout, text: str) -> Rollout:
-        """The rollout with text added to its thought. Where the turn has not begun, the thought is opened first."""
+        """The rollout with text added to its thought. If the turn has not started, the thought is opened first."""
         if rollout.finish_reason not in ("open", "context"):
             return rollout.prefill(self.tokenizer.encode(text))
         if self.thought_format.opened_by_prompt:
@@ -250,7 +251,7 @@ class Conversation:
         return rollout.prefill([*opening, *self.tokenizer.encode(self.thought_format.before + text)])
 
     def prefill_answer(self, rollout: Rollout, text: str) -> Rollout:
-        """The rollout with its thought closed, an answer behind it, and the end of the turn."""
+        """The rollout with its thought closed, then an answer, then the end of the turn."""
         ids = self.tokenizer.encode(self.thought_format.between + text)
         return self.close_thought(rollout).prefill([*ids, self.stop_ids[0]])
 
@@ -260,22 +261,22 @@ class Conversation:
         return self.thought_format.start_id is None or self.thought_format.end_id is None
 
     def _tokens_until(self, tag: str, ids: tuple[int, ...]) -> int:
-        """How many tokens it takes until the text holds `tag`; all of them where it never does."""
+        """Number of tokens up to the token that completes `tag`. Number of all tokens if the text has no `tag`."""
         return bisect_left(range(len(ids)), True, key=lambda n: tag in self.tokenizer.decode(ids[:n]))
 
     def _split_at_think(self, ids: tuple[int, ...]) -> tuple[str, str, str]:
-        """Text before the first `<think>`, the tag, text behind it; an empty tag where there is none."""
+        """Text before the first `<think>`, the tag, and the text after it. The tag is empty if the text has none."""
         text = self.tokenizer.decode(ids)
         return ("", THINK, text) if self.thought_format.opened_by_prompt else text.partition(THINK)
 
     def _last_turn(self, rollout: Rollout) -> tuple[tuple[int, ...], bool]:
-        """The last turn without its end-of-turn id, and whether it had one."""
+        """The last turn without its end-of-turn id, and whether the turn had this id."""
         turn = rollout.last_turn()
         complete = bool(turn) and turn[-1] in self.stop_ids
         return (turn[:-1] if complete else turn), complete
 
     def _thought_bounds(self, ids: tuple[int, ...]) -> tuple[int | None, int]:
-        """Start of the first thought (None: no thought) and place of its end tag (len(ids): never closed)."""
+        """Start of the first thought (None: no thought) and index of its end tag (len(ids): never closed)."""
         start_id, end_id, opened_by_prompt, *_ = self.thought_format
         assert start_id is not None
         assert end_id is not None
@@ -290,7 +291,7 @@ class Conversation:
     # --- the template
 
     def _inspect_template(self) -> None:
-        """Learn from one exchange what the template does. Raises SchoolError for a template that cannot be used."""
+        """Render one exchange to see what the template does. Raises SchoolError if the template cannot be used."""
         question = [{"role": "user", "content": _THOUGHT}]
         reply = {"role": "assistant", "content": _ANSWER, "reasoning_content": _THOUGHT * 2}
         prompt, whole = self._render_jinja(question, True), self._render_jinja([*question, reply], False)
@@ -342,7 +343,7 @@ class Conversation:
             raise SchoolError(f"the chat template refuses the conversation: {error}") from error
 
     def _stand_ins(self, messages: Sequence[Message]) -> dict[str, str]:
-        """A private character for each special token, where the messages contain any; else nothing."""
+        """A private character for each special token, if the messages contain a special token; else {}."""
         text = "\0".join(part for message in messages for part in message if part)
         if not self._special_pattern.search(text):
             return {}
@@ -352,7 +353,7 @@ class Conversation:
         return dict(zip(longest_first, free, strict=False))
 
     def _encode_rendered(self, texts: Sequence[tuple[str, Mapping[str, str]]]) -> list[list[int]]:
-        """Ids of rendered texts with their stand-ins. Special tokens in them are the template's own."""
+        """Ids of rendered texts with their stand-ins. All special tokens in these texts come from the template."""
         unmasked = [text for text, stand_ins in texts if not stand_ins]
         batch = iter(self.tokenizer.encode_batch(unmasked, parse_special=True))
         return [self._encode_masked(text, stand_ins) if stand_ins else next(batch) for text, stand_ins in texts]

@@ -1,4 +1,4 @@
-"""The default chat templates, and a compiler of Jinja templates under the conventions of transformers."""
+"""The default chat templates, and a compiler of Jinja templates with the conventions of transformers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ DEFAULT_TEMPLATE = """\
 <|im_start|>assistant
 {% endif %}
 """
-"""Compact on purpose: a small model pays for every token. The policy writes `<think>` itself."""
+"""This template is short on purpose, because every token costs time in a small model. The policy writes `<think>`."""
 
 PLAIN_TEMPLATE = DEFAULT_TEMPLATE.replace("<|im_start|>", "").replace("'<|im_end|>'", "eos_token")
-"""For a tokenizer without a chat template and without ChatML tokens: the role on its own line, eos after each turn."""
+"""For a tokenizer without chat template and ChatML tokens: the role has its own line, and eos ends each turn."""
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`, which marks the assistant's text in some templates: no effect here."""
+    """`{% generation %}...{% endgeneration %}` marks the assistant's text in some templates. It has no effect here."""
 
     tags = {"generation"}
 
@@ -42,9 +42,9 @@ class _Generation(Extension):
 
 @lru_cache(64)
 def compile_template(template: str) -> jinja2.Template:
-    """A chat template under the conventions of transformers, but without a clock: the same messages give the same text.
+    """A chat template with the conventions of transformers, but without the date: equal messages give equal text.
 
-    Raises SchoolError naming the line of a syntax error.
+    Raises SchoolError for a syntax error; the message names the line.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]

@@ -1,6 +1,6 @@
-"""Documents to rows of token ids for pretraining.
+"""Rows of token ids for pretraining, made from documents.
 
-`rows(step, count)` is a pure function of seed and step: a killed run continues with the rows it would have seen.
+`rows(step, count)` is a pure function of seed and step, so a resumed run continues with the same rows.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from schoolhouse.randomness import numpy_random
 from schoolhouse.types import NAN, Key, Message, Problem, Rollout, SchoolError
 
 DocumentFn = Callable[[int, int], list[str]]
-"""(step, count) -> that many documents. The same arguments give the same documents."""
+"""(step, count) -> `count` documents. The same arguments give the same documents."""
 
-_MAX_OVERSHOOT = 3  # a held-out part may be this many times larger than its share before another cut is tried
-_PIECE: int = 1 << 16  # characters encoded at once: long texts are cut where a line begins, between two tokens
+_MAX_OVERSHOOT = 3  # limit for a held-out part, as a multiple of its share; above it, another cut is tried
+_PIECE: int = 1 << 16  # characters per encoded piece: long texts are cut before a line, between two tokens
 
 
 class RowSource(Protocol):
@@ -44,13 +44,13 @@ class TextSplit(NamedTuple):
 
 
 class CorpusRows:
-    """Chunks of a fixed text, shuffled anew each epoch. `count` must stay the same throughout a run."""
+    """Chunks of a fixed text, shuffled again in each epoch. `count` must stay the same during a run."""
 
     def __init__(self, ids: np.ndarray, seq_len: int, seed: int = 0) -> None:
-        """ids [n] int32, one stream with separators. Raises SchoolError where it does not fill a single row."""
+        """ids [n] int32, one stream with separators. Raises SchoolError if the stream does not fill one row."""
         self._ids, self._seq_len, self._seed = ids, seq_len, seed
         self.size = (len(ids) - 1) // (seq_len - 1)
-        """Rows of an epoch."""
+        """Number of rows in an epoch."""
         if self.size < 1:
             raise SchoolError(
                 f"the text has {len(ids)} tokens, fewer than one row of {seq_len}; give more text, or a smaller seq_len"
@@ -70,7 +70,7 @@ class CorpusRows:
 
 
 class GeneratedRows:
-    """Rows of generated text: each step generates as many documents as its rows need."""
+    """Rows of generated text. Each step generates as many documents as its rows need."""
 
     def __init__(self, documents: DocumentFn, tokenizer: Tokenizer, seq_len: int) -> None:
         self._documents, self._tokenizer, self._seq_len = documents, tokenizer, seq_len
@@ -114,9 +114,9 @@ def token_stream(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def chunks(ids: Sequence[int] | np.ndarray, seq_len: int) -> list[list[int]]:
-    """Rows of up to `seq_len` ids. Each begins with the last id of the one before.
+    """Rows of up to `seq_len` ids. Each row begins with the last id of the row before.
 
-    So every id but the very first is predicted exactly once. The last row may be shorter.
+    So every id except the first id of all is predicted exactly once. The last row can be shorter.
     """
     ids = np.asarray(ids)
     return [ids[start : start + seq_len].tolist() for start in range(0, max(len(ids) - 1, 0), seq_len - 1)]
@@ -133,11 +133,12 @@ def bits_per_byte(nats: float, documents: Sequence[str]) -> float:
 
 
 def split_text_file(path: Path | str, held_out: float = 0.05) -> TextSplit:
-    """A .txt or .jsonl file (key `text`), or either as .gz, split so that about `held_out` of its bytes are held out.
+    """Split a text file into two parts, so that about the fraction `held_out` of its bytes is held out.
 
-    Documents of a .txt are separated by <|endoftext|>. A document is held out by a hash of its text, so that equal ones
-    fall on the same side. Of a single document the last paragraphs are held out.
-    Raises SchoolError naming file and line.
+    The file is a .txt or .jsonl file (key `text`), or one of them as .gz. In a .txt, <|endoftext|> separates documents.
+    A hash of the text decides whether a document is held out, so equal documents are in the same part. If there is only
+    one document, its last paragraphs are held out.
+    Raises SchoolError; the message names file and line.
     """
     if not 0 < held_out < 1:
         raise SchoolError(f"held_out is {held_out}; it is a share of the text and must lie between 0 and 1")
@@ -162,7 +163,7 @@ def split_text_file(path: Path | str, held_out: float = 0.05) -> TextSplit:
 
 
 def read_documents(path: Path | str) -> list[str]:
-    """The documents of a text file, empty ones left out. Raises SchoolError naming file and line."""
+    """The documents of a text file, without empty ones. Raises SchoolError; the message names file and line."""
     path = Path(path)
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind not in ("txt", "jsonl"):
@@ -196,7 +197,7 @@ def _jsonl_texts(path: Path, lines: Iterator[str]) -> Iterator[str]:
             raise SchoolError(f"{path}:{number}: not JSON ({error.msg}); each line must be one JSON object") from error
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise SchoolError(f"{path}:{number}: `text` is missing or no string (the row has: {keys})")
+            raise SchoolError(f"{path}:{number}: `text` is missing or is not a string (the row has: {keys})")
         try:
             row["text"].encode()
         except UnicodeEncodeError as error:
@@ -211,9 +212,9 @@ def _hash(text: str) -> bytes:
 
 
 def _choose_held_out(documents: list[str], share: float) -> set[bytes]:
-    """Hashes of documents that make up `share` of all bytes, or a little more.
+    """Hashes of documents that together have the fraction `share` of all bytes, or a little more.
 
-    A document larger than _MAX_OVERSHOOT times the share is left out where the others suffice.
+    A document larger than _MAX_OVERSHOOT times this share is not chosen if the other documents are enough.
     """
     needed = share * byte_count(documents)
     small = [document for document in documents if len(document.encode()) <= _MAX_OVERSHOOT * needed]
@@ -227,7 +228,7 @@ def _choose_held_out(documents: list[str], share: float) -> set[bytes]:
 
 
 def _split_tail(text: str, share: float) -> list[str]:
-    """A text cut in two at the last paragraph or line before its last `share`; uncut where there is none."""
+    """Cut a text in two at the last paragraph or line before its last `share`. If there is none: the whole text."""
     target = int(len(text) * (1 - share))
     for boundary in ("\n\n", "\n"):
         at = text.rfind(boundary, 0, target)
@@ -238,9 +239,9 @@ def _split_tail(text: str, share: float) -> list[str]:
 
 
 def _pieces(text: str) -> list[str]:
-    """A text in pieces of about _PIECE characters, cut where a line begins with a visible character.
+    """Cut a text into pieces of about _PIECE characters. Each cut is before a line with a visible first character.
 
-    No token of a byte-level BPE reaches across such a place.
+    No token of a byte-level BPE crosses such a cut.
     """
     pieces, start = [], 0
     while len(text) - start > _PIECE:
@@ -253,7 +254,7 @@ def _pieces(text: str) -> list[str]:
 
 
 def text_rollouts(rows: Sequence[Sequence[int]], seed: int, step: int) -> list[Rollout]:
-    """Rows of text as rollouts whose loss mask covers every token."""
+    """Rows of text as rollouts. The loss mask covers every token."""
     problem = Problem("text", (Message("user", ""),), "")
     return [
         Rollout(problem, Key(seed, "text", step, i), tuple(row), (True,) * len(row), (NAN,) * len(row))

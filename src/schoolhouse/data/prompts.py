@@ -1,4 +1,4 @@
-"""Prompts with the keys of their random numbers: G rollouts for each of P problems, group after group."""
+"""Prompts with keys for random numbers: G rollouts for each of P problems, one group after the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def prompt_groups(
 ) -> list[Rollout]:
     """The prompt of each problem `group_size` times, each with its own key. [P*G]
 
-    purpose        part of the key: what these rollouts are for
+    purpose        part of the key: the purpose of these rollouts
     first_problem  number of the first problem in its step
     """
     return [

@@ -1,4 +1,4 @@
-"""Which script a word is written in, by Unicode's names of its letters: `latin`, `cjk`, `cyrillic`, `hangul`, ..."""
+"""The script of a word, from the Unicode names of its letters: `latin`, `cjk`, `cyrillic`, `hangul`, ..."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LETTERS = re.compile(r"[^\W\d_]+")  # numbers, signs and formulas have no langu
 
 
 def script_of(letter: str) -> str:
-    """`a` -> "latin", `七` -> "cjk"; "" for what has no name."""
+    """`a` -> "latin", `七` -> "cjk"; "" for a character without a name."""
     return unicodedata.name(letter, "").partition(" ")[0].lower()
 
 
@@ -20,13 +20,13 @@ def count_scripts(text: str) -> Counter[str]:
 
 
 def script_share(text: str, script: str) -> float:
-    """Share of the words that are in a script; 1 where there is no word: formulas belong to every language."""
+    """Fraction of the words that are in a script. 1 if there is no word, because formulas belong to every language."""
     counts = count_scripts(text)
     return counts[script] / counts.total() if counts else 1.0
 
 
 def _split_by_script(letters: str) -> list[str]:
-    """A run of letters cut where the script changes. In scripts without spaces each letter is a word."""
+    """Cut a sequence of letters where the script changes. In scripts without spaces, each letter is a word."""
     words: list[str] = []
     for letter in letters:
         script = script_of(letter)

@@ -1,4 +1,4 @@
-"""Steps of a thought, and the token at which each ends."""
+"""The steps of a thought, and the index at which each step ends."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from schoolhouse.types import Rollout
 
 
 def step_ends(conversation: Conversation, rollout: Rollout, delimiter: str) -> list[int]:
-    """The index behind each complete step of the last turn's thought.
+    """The end index (exclusive) of each complete step in the last turn's thought.
 
-    A step ends with the token that completes the delimiter. Text behind the last delimiter is a step where the thought
-    was closed. Blanks in front of a step belong to it; blanks alone are no step.
+    A step ends with the token that completes the delimiter. If the thought was closed, the text after the last
+    delimiter is a step too. White space before a step belongs to this step. White space alone is not a step.
     """
     start, end, closed = conversation.thought_span(rollout)
     ends = []
@@ -26,25 +26,25 @@ def step_ends(conversation: Conversation, rollout: Rollout, delimiter: str) -> l
 
 
 def graded_step_ends(conversation: Conversation, rollout: Rollout, delimiter: str) -> list[int]:
-    """Where a process reward model grades: behind each complete step and, where the turn has ended, behind the answer.
+    """The indices at which a process reward model grades: after each step and, if the turn has ended, after the answer.
 
-    The answer is the last step: a thought may be right while the answer does not follow from it, or comes too early.
+    The answer is the last step. A thought can be right although the answer does not follow from it or comes too early.
     """
     ends = step_ends(conversation, rollout, delimiter)
     return [*ends, len(rollout)] if conversation.parse_completion(rollout).complete else ends
 
 
 def steps(conversation: Conversation, rollout: Rollout, delimiter: str) -> list[str]:
-    """The complete steps of the last turn's thought, without blanks around them."""
+    """The complete steps of the last turn's thought, without white space around them."""
     ends = step_ends(conversation, rollout, delimiter)
     starts = [conversation.thought_span(rollout)[0], *ends]
     return [conversation.tokenizer.decode(rollout.tokens[a:b]).strip() for a, b in zip(starts, ends, strict=False)]
 
 
 def _step_length(conversation: Conversation, ids: Sequence[int], delimiter: str) -> int:
-    """Number of tokens up to the one that completes the delimiter, leading blanks aside; 0 where none does.
+    """Number of tokens up to the token that completes the delimiter, or 0. Leading white space is ignored.
 
-    Doubles, then bisects: tree search calls this for every thought, and thoughts may be long.
+    The search doubles the length and then bisects: tree search calls this for every thought, and thoughts can be long.
     """
 
     def contains_delimiter(length: int) -> bool:

@@ -1,4 +1,5 @@
-"""New text of a completion with each token: the same text as `Conversation.parse_completion`, piece by piece."""
+"""Gives the new text of a completion after each token. All pieces together are the text of
+`Conversation.parse_completion`."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import Tokenizer
 
 Part = Literal["thought", "answer"]
-_REPLACEMENT = "\ufffd"  # stands for bytes that are no complete character
+_REPLACEMENT = "\ufffd"  # the decoder returns this for bytes of an incomplete character
 
 
 class Delta(NamedTuple):
@@ -19,12 +20,12 @@ class Delta(NamedTuple):
 
 
 class TextDecoder:
-    """Text of a growing list of ids. A character is returned once it is complete."""
+    """Text of a growing list of ids. A character is returned when all of its bytes are there."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._context_start = self._returned = 0  # ids that decoding must see again; ids whose text was returned
+        self._context_start = self._returned = 0  # first id to decode again; number of ids whose text was returned
 
     def push(self, token: int) -> str:
         """The new text that this token completes."""
@@ -37,15 +38,16 @@ class TextDecoder:
         return text[len(before) :]
 
     def flush(self) -> str:
-        """Text that was held back because it ends in half a character."""
+        """The text that was not returned yet, because it ends with an incomplete character."""
         before = self._tokenizer.decode(self._ids[self._context_start : self._returned])
         return self._tokenizer.decode(self._ids[self._context_start :])[len(before) :]
 
 
 class StreamDecoder:
-    """Decodes one turn token by token. Blanks around the thought are dropped as `parse_completion` drops them.
+    """Decodes one turn token by token. White space around the thought is dropped, as in `parse_completion`.
 
-    One difference: text before `<think>` has been returned already, so everything behind it is the answer.
+    There is one difference. If text comes before `<think>`, this text was already returned, so this text and all text
+    after it is the answer.
     """
 
     def __init__(self, conversation: Conversation) -> None:
@@ -71,7 +73,7 @@ class StreamDecoder:
         return self._deltas(self._decoder.push(token))
 
     def flush(self) -> list[Delta]:
-        """Text that was held back, at the end of the turn."""
+        """At the end of the turn: the text that was not returned yet."""
         return self._deltas(self._decoder.flush(), ending=True)
 
     def _start_part(self, part: Part) -> None:

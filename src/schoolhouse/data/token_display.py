@@ -14,8 +14,8 @@ _SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 def show_tokens(text: str, tokenizer: Tokenizer, parse_special: bool = False) -> Text:
     """The text token by token in alternating colours, then the ids in the same colours, then the counts.
 
-    Blanks and line ends get a sign. Incomplete and invisible characters are written as escapes. With `parse_special`,
-    `<think>` and its like are encoded as special tokens and stand out.
+    Spaces and line ends are shown as a visible sign. Incomplete and invisible characters are written as escapes. With
+    `parse_special`, `<think>` and similar texts are encoded as special tokens, and have another colour.
     """
     ids = tokenizer.encode(text, parse_special)
     styles = [
@@ -46,7 +46,7 @@ def printable(data: bytes) -> str:
 
 
 def token_bytes(token: int, tokenizer: Tokenizer) -> bytes:
-    """The bytes of one token; where the tokenizer is not byte-level, the bytes of its text."""
+    """The bytes of one token. If the tokenizer is not byte-level: the bytes of the token's text."""
     text = tokenizer.id_to_token(token)
     if token not in tokenizer.added_tokens and all(c in _BYTES for c in text):
         return bytes(_BYTES[c] for c in text)
@@ -54,7 +54,7 @@ def token_bytes(token: int, tokenizer: Tokenizer) -> bytes:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters that byte-level BPE uses for bytes (GPT-2): visible Latin-1 itself, the rest from U+0100 on."""
+    """The characters that byte-level BPE uses for bytes (GPT-2): visible Latin-1 as it is, other bytes from U+0100."""
     visible_bytes = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible_bytes]
     return {chr(b): b for b in visible_bytes} | {chr(256 + n): b for n, b in enumerate(hidden)}

@@ -1,8 +1,8 @@
 """Text to token ids and back: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; over bytes as in GPT-2).
 
-Any text comes back unchanged. Each digit is a token, so a number of n digits always costs n tokens. Special tokens
-(`<|im_end|>`, `<think>`, ...) have ids that ordinary text never produces: only `parse_special=True` gives them. Folders
-are read and written in Hugging Face format.
+Encoding and then decoding gives the same text again. Each digit is one token, so a number of n digits always has n
+tokens. Ordinary text never produces the ids of special tokens (`<|im_end|>`, `<think>`, ...); only `parse_special=True`
+produces them. Folders are read and written in Hugging Face format.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>
 THINK, END_THINK, PAD = "<think>", "</think>", "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, THINK, END_THINK, PAD)
 
-# A word with the blank or sign before it; one digit; signs in a row; line ends; blanks, all but the last before a word.
+# A word with the space or sign before it; one digit; several signs; line ends; spaces, except the last before a word.
 _WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 _LOOKS_SPECIAL = re.compile(r"\s*[<\[].*[>\]]\s*", re.DOTALL)
 
 
 class Tokenizer:
-    """Text to ids and back. `config` is the content of tokenizer_config.json: a folder is written as it was read.
+    """Text to ids and back. `config` is the content of tokenizer_config.json, and `save` writes it back unchanged.
 
-    vocab_size      ids run from 0 to vocab_size - 1
-    eos_id          ends a document
-    pad_id          fills a batch; never read
+    vocab_size      ids are from 0 to vocab_size - 1
+    eos_id          id that ends a document
+    pad_id          id that fills a batch; the model never reads it
     special_tokens  {text: id} of every token that ordinary text must not produce
-    added_tokens    {id: token} of the same
+    added_tokens    {id: token} of the same tokens
     """
 
     def __init__(self, inner: Inner, config: dict[str, Any], chat_template: str | None = None) -> None:
@@ -57,7 +57,7 @@ class Tokenizer:
         self.pad_id = self._special_id("pad_token", "padding") if self.special_token("pad_token") else self.eos_id
 
     def special_token(self, name: str) -> str | None:
-        """The text of `eos_token`, `bos_token`, ... in the config, where it is a string or {"content": ...}."""
+        """The text of `eos_token`, `bos_token`, ... in the config, if the value is a string or {"content": ...}."""
         token = self.config.get(name)
         text = token.get("content") if isinstance(token, dict) else token
         return text if isinstance(text, str) else None
@@ -68,12 +68,12 @@ class Tokenizer:
         if token_id is None:
             raise SchoolError(
                 f"tokenizer_config.json: `{name}` ({purpose}) is {text!r}, which is no token of tokenizer.json; "
-                "name one that is"
+                "use a token of tokenizer.json"
             )
         return token_id
 
     def encode(self, text: str, parse_special: bool = False) -> list[int]:
-        """Ids of a text. `<|im_end|>` in it is ordinary text unless `parse_special`."""
+        """Ids of a text. If the text contains `<|im_end|>`, this is ordinary text, except with `parse_special`."""
         return self.encode_batch([text], parse_special)[0]
 
     def encode_batch(self, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
@@ -94,7 +94,7 @@ class Tokenizer:
         return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def id_to_token(self, token_id: int) -> str:
-        """One token as in the vocabulary (byte-level alphabet: `Ġ` is a blank)."""
+        """One token as it is in the vocabulary (byte-level alphabet: `Ġ` is a space)."""
         return self._inner.id_to_token(token_id) or ""
 
     def save(self, folder: Path | str, chat_template: str | None = None) -> None:
@@ -115,7 +115,7 @@ class Tokenizer:
     def load(cls, folder: Path | str) -> Tokenizer:
         """A tokenizer from a model folder, or from the newest checkpoint of a run.
 
-        Raises SchoolError naming the file that is missing or damaged.
+        Raises SchoolError if a file is missing or damaged; the message names the file.
         """
         folder = resolve_model(folder)
         path = folder / "tokenizer.json"
@@ -143,7 +143,7 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE of `vocab_size` tokens: special tokens, all 256 bytes, and the most frequent pairs.
 
-    There are fewer where the texts have no more pairs. The same texts give the same tokenizer.
+    If the texts do not have enough pairs, there are fewer tokens. The same texts give the same tokenizer.
     """
     minimum = 256 + len(SPECIAL_TOKENS)
     if vocab_size < minimum:

@@ -1,8 +1,9 @@
-"""Ratings of models from comparisons of two blind answers, with intervals.
+"""Ratings of models, with intervals, from blind comparisons of two answers.
 
-Bradley and Terry 1952: P(i beats j) = s_i / (s_i + s_j). A tie is half a win for each. Strengths are the most likely
-ones, with one imagined tie between each pair that has met, so that a model without a loss is not infinitely strong.
-Ratings are strengths on Elo's scale, where 400 points are odds of ten to one, around a mean of 1000.
+Bradley and Terry 1952: P(i beats j) = s_i / (s_i + s_j). A tie is half a win for each model. The strengths s are the
+maximum-likelihood estimates. One extra tie is added for each pair of models that has met. Without this tie, a model
+that never lost would be infinitely strong. Ratings are strengths on the Elo scale: 400 points are odds of ten to one,
+and the mean rating is 1000.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ class Standing(NamedTuple):
 
 
 def leaderboard(battles: Sequence[Battle], seed: int = 0) -> list[Standing]:
-    """The strongest first. Intervals are from battles drawn with replacement; battles of a model with itself are left
-    out."""
+    """The standings of all models, the strongest model first.
+
+    The intervals are bootstrap intervals: battles are drawn with replacement. Battles of a model with itself are left
+    out.
+    """
     battles = [battle for battle in battles if battle.left != battle.right]
     names = sorted(_names(battles))
     ratings = bradley_terry(battles, names)
@@ -66,7 +70,7 @@ def bradley_terry(battles: Sequence[Battle], names: Sequence[str]) -> dict[str, 
         wins[left] += left_share
         wins[right] += 1 - left_share
         meetings[min(left, right), max(left, right)] += 1
-    for pair in list(meetings):  # the imagined tie
+    for pair in list(meetings):  # the extra tie
         meetings[pair] += 1
         for name in pair:
             wins[name] += 0.5

@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 Metrics = Mapping[str, Estimate]
 """pass_at_1, pass_at_2, ... (powers of two), maj_at_K, reward, thought_tokens, thought_tokens_correct,
-thought_tokens_incorrect, entropy, no_answer, truncated, ungraded. Nan where there was nothing to measure."""
+thought_tokens_incorrect, entropy, no_answer, truncated, ungraded. A metric without any data is nan."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """One problem and its n answers.
 
-    rewards         [n] None: ungraded
-    thought_tokens  [n]
+    rewards         [n] reward of each answer; None: ungraded
+    thought_tokens  [n] length of each thought
     majority_accuracy  accuracy of the most frequent answer
-    no_answer, truncated  how many of the n
-    sampled_tokens  in all
+    no_answer, truncated  number of the n answers that are missing, or that are truncated
+    sampled_tokens  number of sampled tokens of all n answers
     surprisal       sum of -logprob of the sampled tokens, in nats
     """
 
@@ -52,13 +52,13 @@ class Record:
 
     @property
     def num_correct(self) -> int:
-        """Answers with a reward of 1."""
+        """Number of answers with a reward of 1."""
         return sum(map(_is_correct, self.rewards))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation. `print` shows the table; `records` hold every problem, for paired comparison."""
+    """The result of an evaluation. `print` shows a table. `records` has every problem, for paired comparisons."""
 
     task: str
     samples: int
@@ -78,12 +78,12 @@ class Evaluation:
         return captured.get().rstrip()
 
     def by_problem(self) -> dict[str, float]:
-        """Accuracy on each problem with a graded answer: for `paired_difference`."""
+        """Accuracy on each problem that has a graded answer. This is the input of `paired_difference`."""
         return {record.problem: record.num_correct / record.num_graded for record in self.records if record.num_graded}
 
     def to_json(self, records: bool = False) -> dict[str, Any]:
         """Plain data: {"task": ..., "overall": {"pass_at_1": 0.5, "pass_at_1_interval": [0.4, 0.6], ...}, "families":
-        {name: the same}}, with `records` every problem too."""
+        {name: the same}}. If `records` is true, the data also has every problem."""
         return {
             "task": self.task,
             "problems": len(self.records),
@@ -109,11 +109,11 @@ def evaluate(
 ) -> Evaluation:
     """Sample and grade `samples` answers to each of `problems` held-out problems (None: all).
 
-    Problems and random numbers are the same every time, so that two models can be compared problem by problem.
+    Every evaluation has the same problems and random numbers, so that two models can be compared problem by problem.
 
-    max_new_tokens  of an answer; None: the room that the model has behind the longest prompt, at most 512 tokens
+    max_new_tokens  limit of one answer; None: the context that is left after the longest prompt, at most 512 tokens
     progress  called with the number of answers that have just ended; None: a progress bar
-    Raises SchoolError where the task has no held-out problems.
+    Raises SchoolError if the task has no held-out problems.
     """
     held_out = task.eval_problems(problems)
     if not held_out:
@@ -150,9 +150,9 @@ def evaluate(
 
 
 def summarise(records: Sequence[Record], samples: int, seed: int = 0) -> dict[str, Estimate]:
-    """The metrics of an evaluation with `samples` answers a problem. Intervals are over problems.
+    """The metrics of an evaluation with `samples` answers per problem. Intervals are over problems.
 
-    Ungraded answers count in no reward and no accuracy; `ungraded` is their share.
+    Ungraded answers are left out of the reward and of all accuracies; `ungraded` is their share.
     """
     key = Key(seed, "bootstrap")
     graded = [record for record in records if record.num_graded]
@@ -194,7 +194,7 @@ def summarise(records: Sequence[Record], samples: int, seed: int = 0) -> dict[st
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """The evaluation as a table: a line for each family and one for all."""
+    """The evaluation as a table, with one line for each family and one line for all problems."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

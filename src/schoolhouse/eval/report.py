@@ -1,6 +1,6 @@
 """The report of a pipeline: report.json, report.md and a figure like figure 2 of DeepSeek-R1.
 
-An evaluation here is the plain data of `Evaluation.to_json`, as it stands in evaluation.json and in metrics.jsonl.
+In this file an evaluation is the plain data of `Evaluation.to_json`. evaluation.json and metrics.jsonl hold it too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REPORTED = ("pass_at_1", "pass_at_1_interval", "pass_at_8", "thought_tokens")
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage: its metrics step by step, the evaluation after it, and the seconds it took."""
+    """A finished stage: its metrics step by step, the evaluation after the stage, and the duration in seconds."""
 
     name: str
     metrics: Sequence[Mapping[str, Any]]
@@ -37,7 +37,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Curve:
-    """Reinforcement learning step by step: training reward by step, and evaluations by the steps done before them."""
+    """Reinforcement learning step by step.
+
+    The training reward has the step as key. An evaluation has the number of steps done before it as key.
+    """
 
     name: str
     reward: Mapping[int, float]
@@ -45,7 +48,7 @@ class Curve:
 
 
 def report_json(stages: Sequence[Stage], seconds: float, peak_memory_bytes: int, seed: int) -> Json:
-    """The content of report.json: pass@1, pass@8 and thought length after each stage, for each family too."""
+    """The content of report.json: pass@1, pass@8 and thought length after each stage, also for each family."""
     return {
         "stages": _rows(stages),
         "seconds": seconds,
@@ -57,8 +60,8 @@ def report_json(stages: Sequence[Stage], seconds: float, peak_memory_bytes: int,
 def report_markdown(stages: Sequence[Stage], report: Json, figure: str | None, chat: str) -> str:
     """The content of report.md.
 
-    figure  file name of the picture
-    chat    command to talk to the model
+    figure  file name of the figure
+    chat    command that starts a chat with the model
     """
     evaluation = stages[-1].evaluation
     lines = [
@@ -92,7 +95,7 @@ def report_markdown(stages: Sequence[Stage], report: Json, figure: str | None, c
 
 
 def paired_gain(before: Json, after: Json) -> Estimate | None:
-    """The rise in pass@1 between two evaluations, over the problems graded in both; None without records."""
+    """The gain in pass@1 between two evaluations, over the problems graded in both; None without records."""
     accuracy_before, accuracy_after = _accuracy_by_problem(before), _accuracy_by_problem(after)
     in_both = accuracy_before.keys() & accuracy_after.keys()
     if not in_both:
@@ -105,7 +108,10 @@ def paired_gain(before: Json, after: Json) -> Estimate | None:
 
 
 def training_curves(stages: Sequence[Stage]) -> list[Curve]:
-    """The stages that trained on rewards. A curve runs from the evaluation before its stage to the one after it."""
+    """The curves of all stages that trained on rewards.
+
+    A curve begins with the evaluation before its stage and ends with the evaluation after this stage.
+    """
     curves = []
     for i, stage in enumerate(stages):
         reward = {row["step"]: row["reward"] for row in stage.metrics if row.get("reward") is not None}
@@ -120,9 +126,11 @@ def training_curves(stages: Sequence[Stage]) -> list[Curve]:
 
 
 def draw_figure(path: Path, curves: Sequence[Curve], dashed: Collection[str] = ()) -> None:
-    """A picture with a row for each curve: accuracy on the left, thought length on the right, against steps.
+    """Draw a figure with one row for each curve. The x-axis is the step.
 
-    dashed  names of the families where thinking does not pay
+    Accuracy is on the left and thought length is on the right.
+
+    dashed  names of the families where thinking does not help
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -171,7 +179,7 @@ def stage_table(stages: Sequence[Stage]) -> Table:
 def write_report(
     folder: Path, stages: Sequence[Stage], report: Json, chat: str, dashed: Collection[str] = ()
 ) -> Path | None:
-    """Write report.json, report.md and, where a stage trained on rewards, figure.png; gives the path of the figure."""
+    """Write report.json, report.md and, if a stage trained on rewards, figure.png. Return the path of the figure."""
     curves = training_curves(stages)
     figure = folder / "figure.png" if curves else None
     if figure:
@@ -182,7 +190,7 @@ def write_report(
 
 
 def _lines(axes: Axes, curve: Curve, metric: str, dashed: Collection[str]) -> None:
-    """A line for each family, and a thick one with its interval for all of them."""
+    """Draw one line for each family, and one thick line with its interval for all families together."""
     evaluations = curve.evaluations.items()
     families = list(dict.fromkeys(name for _, evaluation in evaluations for name in evaluation["families"]))
     for number, name in enumerate(families if len(families) > 1 else []):
@@ -204,7 +212,7 @@ def _lines(axes: Axes, curve: Curve, metric: str, dashed: Collection[str]) -> No
 
 
 def _smooth(values: Sequence[float], width: int = 10) -> list[float]:
-    """Mean of each value and up to `width` - 1 before it."""
+    """For each value, the mean of this value and up to `width` - 1 values before it."""
     return [sum(values[max(0, i + 1 - width) : i + 1]) / min(width, i + 1) for i in range(len(values))]
 
 
@@ -229,7 +237,7 @@ def _rows(stages: Sequence[Stage]) -> list[Json]:
 
 
 def _gains(stages: Sequence[Stage]) -> list[Estimate | None]:
-    """The gain of each stage over the one before; None for the first."""
+    """The gain of each stage over the stage before it; None for the first stage."""
     return [None, *(paired_gain(before.evaluation, after.evaluation) for before, after in pairwise(stages))]
 
 

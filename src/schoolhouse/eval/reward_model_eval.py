@@ -1,4 +1,4 @@
-"""How good a reward model is at telling correct steps from wrong ones, finding the first error, picking an answer."""
+"""Quality of a reward model: separating correct from wrong steps, finding the first error, selecting an answer."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Hashable, Sequence
 
 
 def auc(correct: Sequence[float], incorrect: Sequence[float]) -> float:
-    """How often a correct one has a larger value than an incorrect one; equal values count half.
+    """How often a correct item has a larger value than an incorrect item. Equal values count as one half.
 
-    correct, incorrect  values of each kind; nan where either is empty
+    correct, incorrect  the values of both kinds of items; the result is nan if one of them is empty
     """
     if not correct or not incorrect:
         return math.nan
@@ -29,9 +29,11 @@ def auc(correct: Sequence[float], incorrect: Sequence[float]) -> float:
 
 
 def first_error_f1(predicted: Sequence[int | None], actual: Sequence[int | None]) -> float:
-    """ProcessBench (Zheng et al. 2024, arXiv 2412.06559): is the first wrong step found exactly, or that there is none?
+    """The F1 of ProcessBench (Zheng et al. 2024, arXiv 2412.06559).
 
-    The harmonic mean of the accuracies on solutions with and without an error; nan where either kind is missing.
+    A prediction is right if it names exactly the first wrong step, or says that there is no wrong step. The F1 is the
+    harmonic mean of two accuracies: on solutions with an error and on solutions without one. The F1 is nan if one of
+    these two kinds is missing.
     """
     accuracies = []
     for has_error in (True, False):
@@ -43,9 +45,10 @@ def first_error_f1(predicted: Sequence[int | None], actual: Sequence[int | None]
 
 
 def best_of_n(correct: Sequence[bool], values: Sequence[float], n: int) -> float:
-    """How often the answer with the largest value of n is correct: the mean over all choices of n of these answers.
+    """How often best-of-n is correct: the answer with the largest value among n answers.
 
-    Answers of equal value are picked among at random. Raises ValueError where there are fewer than n.
+    The result is the mean over all choices of n answers from the given ones. Among answers of equal value the choice is
+    random. Raises ValueError if there are fewer than n answers.
     """
     total = len(correct)
     if not 1 <= n <= total:
@@ -56,7 +59,7 @@ def best_of_n(correct: Sequence[bool], values: Sequence[float], n: int) -> float
     expected, left, num_choices = 0.0, total, math.comb(total, n)
     for value in sorted(correct_by_value, reverse=True):
         tied = correct_by_value[value]
-        # choices whose best has this value: those from the answers left, without those that take none of this value
+        # choices whose best value is this one: all choices from the answers left, minus those without this value
         share = (math.comb(left, n) - math.comb(left - len(tied), n)) / num_choices
         expected += share * sum(tied) / len(tied)
         left -= len(tied)
@@ -66,9 +69,10 @@ def best_of_n(correct: Sequence[bool], values: Sequence[float], n: int) -> float
 def vote_of_n(
     answers: Sequence[Hashable | None], correct: Sequence[bool], n: int, weights: Sequence[float] | None = None
 ) -> float:
-    """How often the most frequent of n answers is correct, or that of the largest total weight.
+    """How often a vote of n answers is correct: the most frequent answer, or the one with the largest total weight.
 
-    The mean over consecutive blocks of n. A tie counts as the mean of its answers. A missing answer (None) has no vote.
+    The result is the mean over consecutive blocks of n answers. A tie counts as the mean of the tied answers. A missing
+    answer (None) has no vote.
     """
     accuracies = []
     for start in range(0, len(answers) - n + 1, n):

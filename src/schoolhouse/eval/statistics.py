@@ -1,4 +1,4 @@
-"""Estimates and their uncertainty. P problems, n samples of a problem, c correct ones among them."""
+"""Estimates and their uncertainty. There are P problems; a problem has n samples, and c of them are correct."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUM_RESAMPLES, _CHUNK = 2000, 100
 
 
 class Estimate(NamedTuple):
-    """A number and its 95 % interval. All three are nan where there was nothing to estimate from."""
+    """A number and its 95 % interval. All three numbers are nan if there was no data."""
 
     value: float
     low: float
@@ -28,7 +28,7 @@ UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that at least one of k samples is correct, from n samples with c correct; unbiased.
+    """Unbiased estimate of the probability that at least one of k samples is correct, from n samples with c correct.
 
     1 - C(n-c, k) / C(n, k): Chen et al. 2021, arXiv 2107.03374, eq. 1.
     Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
@@ -41,7 +41,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> float:
     """Accuracy of the most frequent answer among k: Wang et al. 2022, arXiv 2203.11171.
 
-    answers  in a normal form: equal ones are one class; None: no answer, a class that never wins
+    answers  in a normal form, so that equal answers are one class; None: no answer, a class that never wins
     A tie counts as the mean accuracy of the tied answers, so the order of the samples does not matter.
     """
     votes = Counter(answer for answer in answers if answer is not None)
@@ -56,8 +56,8 @@ def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> flo
 def bootstrap(values: Sequence[float], key: Key, weights: Sequence[float] | None = None) -> Estimate:
     """Weighted mean over problems with its percentile bootstrap interval, from 2000 resamples of problems.
 
-    values   [P] one number per problem; with weight 0 it may be any number
-    weights  [P] for a mean over samples or tokens: how many of them each value stands for (else 1 each)
+    values   [P] one number per problem; a number with weight 0 does not matter
+    weights  [P] for a mean over samples or tokens: the number of samples or tokens of each value (default: 1 each)
     """
     weight_P = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
     value_P = np.where(weight_P > 0, np.asarray(values, dtype=np.float64), 0.0)
@@ -72,7 +72,7 @@ def bootstrap(values: Sequence[float], key: Key, weights: Sequence[float] | None
 def bootstrap_share(values: Sequence[float], key: Key, weights: Sequence[float] | None = None) -> Estimate:
     """`bootstrap` for numbers between 0 and 1.
 
-    Where all are 0 or all are 1, resamples do not differ: then the interval is Wilson's for that many problems.
+    If all numbers are 0 or all are 1, the resamples do not differ. Then the interval is Wilson's for P problems.
     """
     estimate = bootstrap(values, key, weights)
     if estimate.value in (0.0, 1.0):
@@ -84,11 +84,11 @@ def bootstrap_share(values: Sequence[float], key: Key, weights: Sequence[float] 
 def paired_difference(before: Mapping[str, float], after: Mapping[str, float], key: Key) -> Estimate:
     """Mean of after - before over the same problems (problem id -> number), with its bootstrap interval.
 
-    Pairing removes the difficulty of each problem. Raises ValueError where the problems are not the same.
+    Pairing removes the effect of each problem's difficulty. Raises ValueError if the problems are not the same.
     """
     if before.keys() != after.keys():
         unpaired = sorted(before.keys() ^ after.keys())
-        raise ValueError(f"not the same problems: {len(unpaired)} are in one of the two only, such as {unpaired[:3]}")
+        raise ValueError(f"not the same problems: {len(unpaired)} are in only one of the two, such as {unpaired[:3]}")
     return bootstrap([after[problem] - before[problem] for problem in sorted(before)], key)
 
 
@@ -103,7 +103,7 @@ def wilson(c: int, n: int) -> Estimate:
 
 
 def _resample(rows: np.ndarray, key: Key) -> np.ndarray:
-    """Sums of rows [R, P] over problems drawn with replacement: [R, resamples]."""
+    """Sums [R, resamples] of the rows [R, P] over problems that are drawn with replacement."""
     random, num_problems = numpy_random(key), rows.shape[1]
     chunks = []
     for _ in range(_NUM_RESAMPLES // _CHUNK):  # in chunks, to bound memory

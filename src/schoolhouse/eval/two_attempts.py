@@ -1,4 +1,4 @@
-"""Two attempts at the same problem with a fixed request between them, and how the second differs from the first."""
+"""Two attempts at the same problem with a fixed request between them, and the differences between both attempts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from schoolhouse.policy.interface import Generator
 from schoolhouse.types import REVISION_REQUEST, Completion, Group, Message, Rollout, SchoolError
 
 _TEMPLATE_TOKENS = 32
-"""Room for the chat template's own tokens around the request."""
+"""Tokens reserved for the chat template's own tokens around the request."""
 
 
 def two_attempts(
@@ -19,9 +19,11 @@ def two_attempts(
     temperature: float = 1.0,
     instruction: str = REVISION_REQUEST,
 ) -> list[Rollout]:
-    """Two turns for each prompt, without prefilling again: an attempt, the instruction, another attempt.
+    """Sample two turns for each prompt: an attempt, then the instruction, then another attempt.
 
-    max_new_tokens  of each attempt
+    The first turn is not prefilled again for the second turn.
+
+    max_new_tokens  limit of each attempt
     """
     conversation, request = policy.conversation, (Message("user", instruction),)
 
@@ -33,7 +35,7 @@ def two_attempts(
     longest = max(map(len, prompts), default=0) + max_total_tokens
     if longest > policy.max_seq_len:
         raise SchoolError(
-            f"two attempts may take {longest} tokens, the model reads {policy.max_seq_len}: lower max_new_tokens"
+            f"two attempts can need {longest} tokens, but the model reads {policy.max_seq_len}: lower max_new_tokens"
         )
     return policy.extend(
         prompts,
@@ -57,11 +59,11 @@ def _first_attempt(rollout: Rollout) -> Rollout:
 
 @dataclass(frozen=True)
 class Attempts:
-    """Shares of all pairs of attempts in which both are graded; without such pairs all are 0.
+    """Shares of the pairs of attempts in which both attempts are graded. Without such pairs all shares are 0.
 
-    first, second   that are correct
-    wrong_to_right, right_to_wrong  second - first is their difference
-    changed         final answers that differ
+    first, second   share of correct first attempts, and of correct second attempts
+    wrong_to_right, right_to_wrong  share of pairs that changed this way; second - first is their difference
+    changed         share of pairs whose final answers differ
     """
 
     first: float
@@ -78,7 +80,10 @@ class Attempts:
     def of(
         cls, first: Sequence[Group], second: Sequence[Group], parse_completion: Callable[[Rollout], Completion]
     ) -> Attempts:
-        """From the graded groups of both attempts. Raises ValueError where delta is not the difference it must be."""
+        """Compute the shares from the graded groups of both attempts.
+
+        Raises ValueError if second - first is not the difference of wrong_to_right and right_to_wrong.
+        """
         pairs = [
             (
                 first_verdict.reward >= 1.0,

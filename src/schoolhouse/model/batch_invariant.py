@@ -1,13 +1,14 @@
-"""Precision `exact`: sampler and learner compute the same bits, whatever else is in the batch. Slower, float32.
+"""Precision `exact`: sampler and learner compute the same bits for a row, with any other rows in the batch. This
+precision uses float32 and is slower.
 
-Three things make a row of a batch depend on other rows. Matrix products choose another kernel for very few rows. Sums
-over keys are split at places that depend on the longest sequence. SiLU is computed differently at the end of a tensor,
-where fewer numbers are left than a vector holds.
+Three things make a row of a batch depend on other rows. Matrix products use another kernel if there are very few rows.
+Sums over keys are split at indices that depend on the longest sequence. SiLU is computed in another way at the end of a
+tensor, if fewer numbers are left than a vector has.
 
-So here products always have at least 16 rows. Attention goes over keys in blocks of 128, counted from the start of the
-sequence; blocks behind a query add exact zeros. SiLU is computed in float64 and rounded. Whether products then compute
-each row alike depends on the math library: `check_row_invariance` tries it on this machine.
-(He et al. 2025, "Defeating nondeterminism in LLM inference", for the same on GPUs.)
+In this file, matrix products always have at least 16 rows. Attention uses blocks of 128 keys, counted from the start of
+the sequence; blocks after the position of a query add exact zeros. SiLU is computed in float64 and then rounded. The
+math library decides whether products then compute each row in the same way: `check_row_invariance` tests this machine.
+(He et al. 2025, "Defeating nondeterminism in LLM inference", do the same on GPUs.)
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def blocked_attention(q_SHTD: Tensor, k_SKTD: Tensor, v_SKTD: Tensor, start_S: T
 
 
 class InvariantPackedAttention(PackedAttention):
-    """`PackedAttention` over blocks of keys."""
+    """`PackedAttention` that uses blocks of keys."""
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         q, k, v = self.pad(q_NHD), self.pad(k_NKD), self.pad(v_NKD)
@@ -67,7 +68,7 @@ class InvariantSlotKVCache(SlotKVCache):
         return blocked_attention(q_NHD[:, :, None], k, v, start_S + place)[:, :, 0]
 
     def _join(self, prompt_PKTD: Tensor, own_SKTD: Tensor, prompt_S: Tensor, own_ST: Tensor) -> Tensor:
-        """Each slot's prompt, and from the positions `own_ST` on the slot's own rows: [S, K, T, D]."""
+        """For each slot, its prompt, and then its own rows at the positions `own_ST`: [S, K, T, D]."""
         joined = F.pad(prompt_PKTD[prompt_S, :, : self._prompt_reach], (0, 0, 0, self._reach))
         own_STKD = own_SKTD[: len(prompt_S), :, : self._reach].transpose(1, 2)
         joined[torch.arange(len(prompt_S), device=own_ST.device)[:, None], :, own_ST] = own_STKD
@@ -75,10 +76,10 @@ class InvariantSlotKVCache(SlotKVCache):
 
 
 def make_batch_invariant(model: nn.Module) -> None:
-    """Make each row that a decoder computes independent of the others. Raises SchoolError where that is impossible."""
+    """Make each row that a decoder computes independent of the other rows. Raises SchoolError if this is impossible."""
     if not isinstance(model, Decoder):
         raise SchoolError(
-            "precision `exact` works for Llama, Qwen2, Qwen3 and Mistral decoders alone: use float32, and watch "
+            "precision `exact` works only for Llama, Qwen2, Qwen3 and Mistral decoders: use float32, and watch "
             "`logprob_gap` in the metrics"
         )
     check_row_invariance(model)
@@ -90,7 +91,7 @@ def make_batch_invariant(model: nn.Module) -> None:
 
 
 def check_row_invariance(model: nn.Module) -> None:
-    """Raise SchoolError where rows of a matrix product get other bits in another batch: `exact` is impossible there."""
+    """Raise SchoolError if a row of a matrix product has other bits in another batch: `exact` is then impossible."""
     generator = torch.Generator().manual_seed(0)
     for weight in {tuple(p.shape): p for p in model.parameters() if p.dim() == 2}.values():
         x = torch.randn(517, weight.shape[1], generator=generator).to(weight.device)
@@ -106,7 +107,7 @@ def check_row_invariance(model: nn.Module) -> None:
 
 
 def _with_min_rows(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A linear layer that always gets at least 16 rows: fewer are padded with zeros."""
+    """A linear layer that always gets at least 16 rows. If there are fewer rows, rows of zeros are added."""
 
     def padded_forward(input: Tensor) -> Tensor:
         rows = input.shape[-2]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file, or an error that names the file and the line."""
+    """A JSON object from a file. Raises SchoolError; the message names the file and the line."""
     if not path.is_file():
         raise SchoolError(f"{path} is missing: is {path.parent} a model folder in Hugging Face format?")
     try:
@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the shards that model.safetensors.index.json names."""
+    """All tensors of model.safetensors, or of the shards in model.safetensors.index.json."""
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.exists():
@@ -54,7 +54,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_decoder(folder: Path) -> Decoder | HFAdapter:
-    """The decoder of a model folder, in float32. Architectures that `Decoder` lacks go through the adapter."""
+    """The decoder of a model folder, in float32. If `Decoder` does not have the architecture, use `HFAdapter`."""
     config = read_json(folder / "config.json")
     if config.get("model_type") not in ARCHITECTURES:
         from schoolhouse.model.hf_adapter import load_adapter  # transformers takes seconds to import
@@ -85,7 +85,7 @@ def load_decoder(folder: Path) -> Decoder | HFAdapter:
 
 
 def save_decoder(decoder: Decoder | HFAdapter, folder: Path, eos_id: int | None, pad_id: int | None) -> None:
-    """Write config.json and model.safetensors so that plain transformers opens the folder."""
+    """Write config.json and model.safetensors. transformers can load the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(decoder, Decoder):
         decoder.save(folder)

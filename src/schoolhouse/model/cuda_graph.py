@@ -1,9 +1,9 @@
-"""Decode steps of fixed shape, so that a GPU can replay one as a CUDA graph instead of launching hundreds of kernels.
+"""Decode steps with fixed shapes. A GPU can replay a step as a CUDA graph instead of launching hundreds of kernels.
 
-`StaticSlotKVCache` computes what `SlotKVCache` computes, over its whole capacity and with masks instead of slices.
-`GraphedStep` runs the step at a few fixed widths. On a CPU the step simply runs, so that everything but the capture is
-tested there. Off unless SCHOOLHOUSE_GRAPHS=1: short completions are sampled 1.6 times as fast, long ones hardly faster
-(docs/gpu.md).
+`StaticSlotKVCache` gives the same results as `SlotKVCache`, but always computes over its whole capacity, with masks
+instead of slices. `GraphedStep` runs the step with a few fixed widths. On a CPU the step runs without a graph, so tests
+on a CPU cover all code except the capture. Graphs are off; SCHOOLHOUSE_GRAPHS=1 switches them on. With graphs, short
+completions are sampled 1.6 times as fast, and long completions hardly faster (docs/gpu.md).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _WARMUP_STEPS = 4  # steps of a width that are launched kernel by kernel: CUDA n
 
 
 def use_cuda_graphs(device: torch.device) -> bool:
-    """Whether decoding on this device should replay graphs."""
+    """Whether decoding on this device uses CUDA graphs."""
     return device.type == "cuda" and os.environ.get("SCHOOLHOUSE_GRAPHS") == "1"
 
 
 class StaticSlotKVCache(SlotKVCache):
-    """A cache whose step has the same shapes and tensors as long as its `width` and `num_columns` stay the same.
+    """A cache with a step of fixed shapes and tensors. They only change if `width` or `num_columns` changes.
 
-    width        slots that a step computes: the busy ones and some behind them, whose results are unused
-    num_columns  slots in the table of one prompt: the most that a prompt has had at once
+    width        number of slots that a step computes: the busy slots, and some unused slots after them
+    num_columns  number of slots in the table of one prompt: the maximum that a prompt has had at the same time
 
     P prompts, W width, M columns.
     """
@@ -50,7 +50,7 @@ class StaticSlotKVCache(SlotKVCache):
         self.table[self.prompt_of[: self.busy] * self.num_columns + self._column] = self._slot_range[: self.busy]
 
     def set_width(self, width: int) -> None:
-        """Compute this many slots in the next steps."""
+        """Set the number of slots that the next steps compute."""
         self.width = width
         self.column[self.busy : width] = 0
         self.prompt_of[self.busy : width] = 0  # unused slots attend to the first prompt
@@ -60,7 +60,7 @@ class StaticSlotKVCache(SlotKVCache):
         length_W = self.lengths[: self.width]
         capacity, prompt_capacity = self.keys[0].shape[2], self.prompt_values[0].shape[2]
         self._full_mask = additive_mask(torch.arange(capacity, device=length_W.device) > length_W[:, None])
-        # a prompt of length 0 is not in use; its first place stays visible, so that nothing is divided by 0
+        # a prompt of length 0 is not in use; its first position stays visible, which avoids a division by 0
         prompt_length_P = self.prompt_length.clamp_min(1)
         behind_PT = torch.arange(prompt_capacity, device=length_W.device) >= prompt_length_P[:, None]
         self._full_prompt_mask = additive_mask(behind_PT)
@@ -93,9 +93,9 @@ class StaticBfloat16SlotKVCache(StaticSlotKVCache):
 
 
 class GraphedStep:
-    """The decode step over a `StaticSlotKVCache`: token ids [busy] -> logits [busy, V], by graphs where there is CUDA.
+    """The decode step with a `StaticSlotKVCache`: token ids [busy] -> logits [busy, V]. With CUDA it uses graphs.
 
-    Make one for each call of `extend`: a graph keeps pointers to the weights as autocast has cast them.
+    Create a new object for each call of `extend`: a graph keeps pointers to the weights after their cast by autocast.
     """
 
     def __init__(self, step: Callable[[Tensor], Tensor], cache: StaticSlotKVCache) -> None:

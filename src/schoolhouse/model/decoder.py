@@ -1,8 +1,8 @@
 """One decoder for Llama, Qwen2, Qwen3 and Mistral, with Hugging Face parameter names.
 
-Tokens and positions come in packed, [N]. The decoder has no masks, caches or modes: an attention context decides which
-keys a query attends to (kv_cache.py has those for training and for sampling). Checkpoints need no conversion, since the
-parameter names are the same.
+The input is packed tokens and positions, [N]. The decoder has no masks, caches or modes: an attention context decides
+which keys a query attends to (kv_cache.py has the attention contexts for training and for sampling). Checkpoints need
+no conversion, because the parameter names are the same.
 N tokens of a batch, C width, H query heads, K key heads, D head width, V vocabulary.
 """
 
@@ -21,7 +21,7 @@ from schoolhouse.types import SchoolError
 
 
 class AttentionContext(Protocol):
-    """Attention of one forward pass: takes the new queries, keys and values of a layer, gives the attention output."""
+    """Attention in one forward pass: gets the new queries, keys and values of a layer, and returns the output."""
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor: ...
 
@@ -70,7 +70,7 @@ _IGNORED = set(  # keys that do not change what a forward pass computes
 
 
 def parse_model_config(config: Mapping[str, object], source: str = "config.json") -> ModelConfig:
-    """Read a Hugging Face config from the file `source`. A key that this decoder does not implement is an error."""
+    """Parse a Hugging Face config of the file `source`. A key that this decoder does not implement is an error."""
     model_type = str(config.get("model_type"))
     if model_type not in ARCHITECTURES:
         raise SchoolError(f"{source}: model_type `{model_type}` is not one of {', '.join(ARCHITECTURES)}")
@@ -83,7 +83,7 @@ def parse_model_config(config: Mapping[str, object], source: str = "config.json"
             raise SchoolError(
                 f"{source}: `{key}` sets {', '.join(sorted(map(str, unknown)))}, which is not implemented"
             )
-    supported_values = {  # keys of which this decoder implements one value
+    supported_values = {  # keys for which this decoder implements only one value
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -202,7 +202,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Embedding, blocks and final norm: the part that Hugging Face calls `model`."""
+    """Embedding, blocks and final norm. Hugging Face calls this part `model`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class Backbone(nn.Module):
 class Decoder(nn.Module):
     """Maps tokens [N] at positions [N] to hidden states [N, C]; `project` maps hidden states to logits [., V].
 
-    activation_checkpointing  keep the input of each block alone and compute the block again in the backward pass
+    activation_checkpointing  keep only the input of each block, and compute the block again in the backward pass
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -244,10 +244,10 @@ class Decoder(nn.Module):
 
 
 def init_weights(decoder: Decoder, generator: torch.Generator) -> None:
-    """Random weights with standard deviation 1/sqrt(C); projections into the residual stream smaller by sqrt(2L).
+    """Set random weights with standard deviation 1/sqrt(C).
 
-    The smaller ones follow GPT-2 (Radford et al. 2019). Embedding and head have 0.02, so that the model starts near the
-    uniform distribution.
+    For projections into the residual stream, the standard deviation is divided by sqrt(2L), as in GPT-2 (Radford et al.
+    2019). For embedding and head it is 0.02, so that the first predictions are near the uniform distribution.
     """
     config = decoder.config
     with torch.no_grad():

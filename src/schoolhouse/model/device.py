@@ -1,4 +1,4 @@
-"""The device that a model computes on, and the number type of its matrix products."""
+"""The device of a model, and the dtype of its matrix products."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from schoolhouse.types import Precision
 
 
 def pick_device() -> torch.device:
-    """The first CUDA GPU where torch finds one, else the CPU."""
+    """The first CUDA GPU if torch finds one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The number type of matrix products: `auto` is bfloat16 where the processor multiplies it natively."""
+    """The dtype of matrix products. `auto` is bfloat16 if the processor multiplies it natively, else float32."""
     if precision == "auto":
         names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         probes = (

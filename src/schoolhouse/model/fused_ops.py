@@ -1,8 +1,8 @@
 """Operations on single rows: RMSNorm, rotary embedding, SwiGLU, log-probabilities and sampling from logits.
 
-Each is one pass over memory where the C kernels can be compiled (model/kernels). Elsewhere torch computes it, operation
-by operation: a pass over rows that have left the cache costs as much as a small matrix product. Both give the same
-result up to rounding.
+If the C kernels can be compiled (model/kernels), each operation is one pass over memory. Otherwise torch needs several
+passes, and a pass over rows that are no longer in the processor cache costs as much as a small matrix product. Both
+ways give the same result, except for rounding.
 N tokens of a batch, C width, H heads, D head width, V vocabulary.
 """
 
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from schoolhouse.model.kernel_build import ANY_HEAD_DIM, LANES, call_kernel, load_kernels
 
-_ROWS_PER_PART = 64  # rows whose weight gradients are summed together: sums do not depend on the number of threads
+_ROWS_PER_PART = 64  # rows whose weight gradients are summed together, so sums do not depend on the threads
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def rms_norm(x_NC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
-    """Root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467), in the number type of matrix products."""
+    """Root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467). The result has the dtype of products."""
     dtype = _matmul_dtype(x_NC)
     if x_NC.dtype != torch.float32 or not _has_kernel(x_NC, dtype):
         return F.rms_norm(x_NC.float(), weight_C.shape, weight_C, eps)
@@ -31,11 +31,11 @@ def rms_norm(x_NC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
 def apply_rotary(
     x_NHD: Tensor, rotation: tuple[Tensor, Tensor], weight_D: Tensor | None, eps: float, round_output: bool = False
 ) -> Tensor:
-    """Rotate heads of queries or keys (Su et al. 2021, arXiv 2104.09864), normed first where there is a weight.
+    """Rotate heads of queries or keys (Su et al. 2021, arXiv 2104.09864). If a weight is given, apply RMSNorm first.
 
-    The pairs are the two halves of a head, as in Hugging Face models. `rotation` is cosines and sines, [N, 1, D / 2].
-    `round_output` rounds the result to the number type of x, so that the KV cache stores keys without further rounding.
-    A kernel gives float32 in both cases.
+    Number i of the first half of a head is paired with number i of the second half, as in Hugging Face models.
+    `rotation` is cosines and sines, [N, 1, D / 2]. `round_output` rounds the result to the dtype of x, so that the KV
+    cache stores keys without further rounding. A kernel returns a float32 tensor in both cases.
     """
     if _has_kernel(x_NHD, x_NHD.dtype, x_NHD.shape[-1]):
         return _Rotary.apply(x_NHD.contiguous(), weight_D, *rotation, eps, round_output)
@@ -53,7 +53,7 @@ def swiglu(gate_NC: Tensor, up_NC: Tensor) -> Tensor:
 
 
 def logprobs_and_entropy(logits_NV: Tensor, token_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of one token of each row of logits, and the entropy of the row (which has no gradient)."""
+    """For each row of logits: the log-probability of one token, and the entropy of the row (without gradient)."""
     if _has_kernel(logits_NV, logits_NV.dtype):
         return _LogProbs.apply(logits_NV.contiguous(), token_N.contiguous(), temperature)
     logprob_NV = (logits_NV.float() / temperature).log_softmax(-1)
@@ -63,7 +63,7 @@ def logprobs_and_entropy(logits_NV: Tensor, token_N: Tensor, temperature: float)
 
 
 def sample_fused(logits_SV: Tensor, uniform_S: Tensor, temperature: float) -> tuple[Tensor, Tensor] | None:
-    """A token for each row, by its uniform number, and the token's log-probability; None where there is no kernel."""
+    """For each row: a token chosen by a uniform random number, and its log-probability. None if there is no kernel."""
     if not _has_kernel(logits_SV, logits_SV.dtype):
         return None
     logits_SV, token_S = logits_SV.contiguous(), torch.empty(len(logits_SV), dtype=torch.long)
@@ -74,7 +74,7 @@ def sample_fused(logits_SV: Tensor, uniform_S: Tensor, temperature: float) -> tu
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:
-    """The number type of matrix products with x: that of autocast where it is on."""
+    """The dtype of matrix products with x: the autocast dtype if autocast is on, else the dtype of x."""
     device_type = x.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
 

@@ -1,4 +1,5 @@
-"""Other transformers decoders with the interface of `Decoder`: their layers, our attention, compared at load time.
+"""Other transformers decoders with the interface of `Decoder`. They use their own layers, but our attention. At load
+time, the adapter compares the logits with those of the model's own attention.
 
 N tokens of a batch, S sequences, V vocabulary, C width, H query heads, K key heads, D head width.
 """
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOGIT_TOLERANCE = 1e-4
-"""A larger difference between logits with our attention and with the model's own is more than rounding."""
+"""A larger difference between logits with our attention and with the model's own attention is not a rounding error."""
 
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # attention arguments that an attention context does not implement
 
@@ -33,7 +34,7 @@ def _attention_forward(
     attention_context: AttentionContext,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls. The attention context decides which keys a query attends to."""
+    """transformers calls this attention function. The attention context decides which keys a query attends to."""
     for name in _UNSUPPORTED:
         if options.get(name) is not None:
             raise SchoolError(f"its attention needs `{name}`, which our attention does not have")
@@ -46,7 +47,7 @@ def _attention_forward(
 
 
 class HFAdapter(nn.Module):
-    """A transformers model with the interface of `Decoder`: tokens [N] at positions [N] to hidden states [N, C]."""
+    """A transformers model with the interface of `Decoder`. It maps tokens [N] at positions [N] to states [N, C]."""
 
     def __init__(self, hf_model: PreTrainedModel, config: ModelConfig) -> None:
         super().__init__()
@@ -66,10 +67,11 @@ class HFAdapter(nn.Module):
 
 
 def load_adapter(folder: Path) -> HFAdapter:
-    """The model of a folder, whatever its model_type, in float32.
+    """The model of a folder with any model_type, in float32.
 
-    Raises SchoolError for a folder that transformers cannot load completely, and for a model whose logits with our
-    attention differ from those with its own (it scales or caps something that our attention leaves out).
+    Raises SchoolError if transformers cannot load the folder completely. Also raises SchoolError if the logits with our
+    attention differ from the logits with the model's own attention: the model then scales or caps numbers in a way that
+    our attention does not implement.
     """
     from transformers import AttentionInterface, AutoModelForCausalLM
 
@@ -82,7 +84,7 @@ def load_adapter(folder: Path) -> HFAdapter:
         raise SchoolError(f"{folder}: transformers cannot load this model ({error})") from error
     if problems := {name: sorted(map(str, keys))[:4] for name, keys in loading_info.items() if keys}:
         raise SchoolError(f"{folder}: weights do not fit config.json ({problems}): copy the folder again")
-    # No mask function is registered under this name: transformers then makes no mask at all.
+    # There is no mask function with this name, so transformers creates no mask.
     AttentionInterface.register("schoolhouse", _attention_forward)
     name = f"{folder}: model_type `{hf_model.config.model_type}`"
     try:
@@ -100,10 +102,11 @@ def load_adapter(folder: Path) -> HFAdapter:
 
 @torch.no_grad()
 def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
-    """The adapter, and the largest difference between its logits and the model's own: packed, and decoded with slots.
+    """The adapter, and the largest difference between its logits and the model's own logits.
 
-    There are two sequences of 16 tokens, so that attention between sequences is found. The head's output is magnified
-    while comparing: a soft cap on logits is nearly linear while they are small, as those of an untrained model are.
+    The logits of the adapter are computed twice: packed, and decoded with slots. The test uses two sequences of 16
+    tokens, so that it can detect attention between sequences. It magnifies the output of the head, because a soft cap
+    is nearly linear for small logits, and the logits of an untrained model are small.
     """
     magnify = 64.0
     hook = hf_model.get_output_embeddings().register_forward_hook(lambda head, x, logits: logits * magnify)
@@ -134,9 +137,9 @@ def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
 
 
 def _model_config(hf_model: PreTrainedModel, num_layers: int, num_kv_heads: int, head_dim: int) -> ModelConfig:
-    """The numbers that sampler and learner need. Layers, heads and width are those of the keys that attention got."""
+    """The numbers that sampler and learner need. Layers, heads and width come from the keys that attention received."""
     config: Any = hf_model.config.get_text_config()
-    # beyond these lengths a model attends to fewer keys, or rotates its queries at another frequency
+    # above these lengths, a model attends to fewer keys, or rotates its queries with another frequency
     limits = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]
     if "longrope" in str(getattr(config, "rope_parameters", "")):
         limits.append(getattr(config, "original_max_position_embeddings", None))

@@ -1,4 +1,4 @@
-"""C kernels, compiled once on each machine. Without a compiler there are none, and torch computes instead."""
+"""C kernels, compiled once on each machine. Without a compiler there are no kernels, and torch is used instead."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SOURCES = tuple(
 )
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-lm")
 _TARGET_FLAGS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",))
-"""Tried in this order, until the compiler accepts one."""
+"""These flags are tried in this order until the compiler accepts them."""
 _SIGNATURES = {
     "decode_attention": "nnnppppp" + "nnnn" + "ppppppp",
     "attention_forward": "nnpnnppppp",
@@ -38,19 +38,19 @@ _SIGNATURES = {
     "swiglu_forward": "nnppp",
     "swiglu_backward": "nnppppp",
 }
-"""Arguments of each kernel, the number of threads first: n an integer, f a float, p a pointer."""
+"""Argument types of each kernel: n integer, f float, p pointer. The first argument is the number of threads."""
 _CTYPES = {"n": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
 
 LANES = 16
-"""Numbers of a vector in the kernels. A head is as wide as a multiple of two vectors."""
+"""How many numbers a vector of the kernels has. The width of a head must be a multiple of two vectors."""
 
 ANY_HEAD_DIM = 64
-"""The head width for kernels that do not use one."""
+"""The head width to pass for kernels that do not use the head width."""
 
 
 @cache
 def load_kernels(head_dim: int, dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels for heads of this width; None where they cannot be compiled, or where SCHOOLHOUSE_NATIVE=0 is set."""
+    """The kernels for heads of this width. None if they cannot be compiled, or if SCHOOLHOUSE_NATIVE=0 is set."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if os.environ.get("SCHOOLHOUSE_NATIVE") == "0" or not compiler:
         return None
@@ -75,7 +75,7 @@ def load_kernels(head_dim: int, dtype: torch.dtype) -> ctypes.CDLL | None:
 
 
 def _processor_features() -> str:
-    """What -march=native depends on. The cache may lie in a home folder that several machines share."""
+    """The processor features that -march=native depends on. Several machines can share the folder of this cache."""
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -97,7 +97,7 @@ def _compile(compiler: str, defines: Sequence[str], library: Path) -> None:
 
 
 def call_kernel(function_name: str, head_dim: int, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
-    """Run a kernel that `load_kernels` has found. Tensors are passed as pointers to their data, None as NULL."""
+    """Run a kernel of `load_kernels`. A tensor is passed as a pointer to its data, and None is passed as NULL."""
     library = load_kernels(head_dim, dtype)
     assert library
     plain = (x.data_ptr() if isinstance(x, Tensor) else x for x in arguments)

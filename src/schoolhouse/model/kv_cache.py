@@ -1,4 +1,4 @@
-"""Attention contexts: `PackedAttention` for packed sequences, `SlotKVCache` for sampling. The decoder knows neither.
+"""Attention contexts: `PackedAttention` for packed sequences, `SlotKVCache` for sampling. The decoder works with both.
 
 N tokens of a batch, S sequences or slots, T tokens of the longest, P prompts, H query heads, K key heads, D head width.
 """
@@ -18,16 +18,16 @@ _ALIGN = 32  # the capacity for prompts is a multiple of this
 
 
 def _repeat_heads(x_SKTD: Tensor, heads: int) -> Tensor:
-    """Grouped-query attention: each key head serves heads / K query heads."""
+    """Grouped-query attention: heads / K query heads share one key head."""
     times = heads // x_SKTD.shape[1]
     return x_SKTD if times == 1 else x_SKTD.repeat_interleave(times, dim=1)
 
 
 class PackedAttention:
-    """Causal attention within each of several sequences that lie end to end, without padding tokens.
+    """Causal attention within each of several sequences. The sequences are end to end, without padding tokens.
 
-    Attention itself works on padded sequences, [S, T]. Padding is always behind the real tokens, so a causal mask hides
-    it. `keep_kv=True` keeps the keys and values of each layer, to prefill slots from.
+    Attention itself works on padded sequences, [S, T]. The padding comes after the real tokens, so a causal mask hides
+    the padding. `keep_kv=True` keeps the keys and values of each layer, so that slots can be prefilled with them.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", keep_kv: bool = False) -> None:
@@ -37,7 +37,7 @@ class PackedAttention:
         sequence_N = torch.repeat_interleave(torch.arange(self.num_sequences, device=device), self.lengths)
         self.starts = F.pad(torch.cumsum(self.lengths, 0), (1, 0))  # [S + 1]
         self.positions = torch.arange(len(sequence_N), device=device) - self.starts[sequence_N]  # [N]
-        self.padded_place = sequence_N * self.max_len + self.positions  # [N] place of each token in [S * T]
+        self.padded_place = sequence_N * self.max_len + self.positions  # [N] index of each token in [S * T]
         self.kept_kv: list[tuple[Tensor, Tensor]] | None = [] if keep_kv else None
 
     def pad(self, x_NKD: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class PackedAttention:
         return x_NHD if self.equal_lengths else x_NHD[self.padded_place]
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
-        # float32 even under autocast: on CPUs without AMX, bfloat16 attention is 2 to 4 times slower; not so on GPUs
+        # float32 on CPUs, even with autocast: without AMX, bfloat16 attention is 2 to 4 times slower; not so on GPUs
         dtype = v_NKD.dtype if v_NKD.is_cuda else torch.float32
         q_NHD, k_NKD, v_NKD = q_NHD.to(dtype), k_NKD.to(dtype), v_NKD.to(dtype)
         k_SKTD, v_SKTD = self.pad(k_NKD), self.pad(v_NKD)
@@ -68,16 +68,16 @@ class PackedAttention:
 
 
 class SlotKVCache:
-    """A preallocated KV cache for up to S growing sequences. The busy slots are always the first `busy` ones.
+    """A preallocated KV cache for up to S growing sequences. The busy slots are always the first `busy` slots.
 
-    Each layer has two stores: the distinct prompts, and the tokens of each slot behind its prompt. Queries of all slots
-    with the same prompt attend to it together, as one matrix product. Each query attends to its own slot alone. The two
-    results are merged by their log-sum-exp. When a slot is released, the last busy slot moves into its place, so
-    that every step works on a dense batch.
+    Each layer has two stores: one for the distinct prompts, and one for the tokens of each slot after its prompt. All
+    slots with the same prompt attend to this prompt together, in one matrix product. Each slot attends separately
+    to its own tokens. The two results are merged by their log-sum-exp. When a slot is released, the last busy slot
+    moves to its index, so that every step works on a dense batch.
     """
 
     dtype = torch.float32
-    """The number type of stored keys and values."""
+    """The dtype of stored keys and values."""
 
     def __init__(
         self,
@@ -92,9 +92,9 @@ class SlotKVCache:
     ) -> None:
         """Allocate all stores.
 
-        prompt_capacity  tokens of the longest prompt
-        capacity         tokens that a slot may add behind its prompt
-        max_prompts      distinct prompts at once; by default one for each slot
+        prompt_capacity  maximum number of tokens of a prompt
+        capacity         maximum number of tokens that a slot can add after its prompt
+        max_prompts      maximum number of distinct prompts at the same time; by default one for each slot
         """
         max_prompts = num_slots if max_prompts is None else min(max_prompts, num_slots)
         prompt_capacity += -prompt_capacity % _ALIGN
@@ -107,21 +107,21 @@ class SlotKVCache:
         self.prompt_values = allocate(max_prompts, num_kv_heads, prompt_capacity, head_dim)
         self._allocate_slots(allocate, num_slots, num_kv_heads, capacity, head_dim)
         self.prompt_length = torch.zeros(max_prompts, dtype=torch.long, device=device)  # [P]
-        self.prompt_of = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] place of each slot's prompt
-        self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] tokens behind the prompt
-        self.prompt_names: list[Hashable] = []  # [P] of the prompts in use
+        self.prompt_of = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] index of each slot's prompt
+        self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] tokens after the prompt
+        self.prompt_names: list[Hashable] = []  # [P] names of the prompts in use
         self.num_slots, self.capacity, self.busy = num_slots, capacity, 0
         self._slot_range = torch.arange(num_slots, device=device)
 
     def _allocate_slots(
         self, allocate: Callable[..., list[Tensor]], num_slots: int, num_kv_heads: int, capacity: int, head_dim: int
     ) -> None:
-        """Allocate the stores for the tokens behind the prompts."""
+        """Allocate the stores for the tokens after the prompts."""
         self.keys = allocate(num_slots, num_kv_heads, capacity, head_dim)  # [S, K, T, D]
         self.values = allocate(num_slots, num_kv_heads, capacity, head_dim)  # [S, K, T, D]
 
     def _used_slot_stores(self) -> list[Tensor]:
-        """The part of each slot store that busy slots have filled, a row for each slot."""
+        """The part of each slot store that busy slots have filled. A store has one row for each slot."""
         used = int(self.lengths[: self.busy].max())
         return [store[:, :, :used] for store in (*self.keys, *self.values)]
 
@@ -130,7 +130,7 @@ class SlotKVCache:
         return self.num_slots - self.busy
 
     def store_prompts(self, packed: PackedAttention, names: Sequence[Hashable]) -> None:
-        """Store prompts that were just read. Call `admit` next: `release` drops prompts that no slot uses."""
+        """Store prompts that the model has just read. Call `admit` next: `release` drops prompts that no slot uses."""
         if packed.kept_kv is None:
             raise ValueError("the keys and values of these prompts are gone: read them with keep_kv=True")
         places = slice(len(self.prompt_names), len(self.prompt_names) + packed.num_sequences)
@@ -141,7 +141,7 @@ class SlotKVCache:
         self.prompt_names += names
 
     def admit(self, names: Sequence[Hashable]) -> None:
-        """Fill the next free slots: slot busy + i continues the prompt names[i]."""
+        """Fill the next free slots. Slot busy + i continues the prompt names[i]."""
         place = {name: at for at, name in enumerate(self.prompt_names)}
         admitted = slice(self.busy, self.busy + len(names))
         self.prompt_of[admitted] = torch.tensor([place[name] for name in names], device=self.lengths.device)
@@ -150,7 +150,7 @@ class SlotKVCache:
         self._group_by_prompt()
 
     def release(self, finished: Tensor) -> Tensor:
-        """Release the slots that are `finished` [busy]. Gives the old places of the others, in their new order."""
+        """Release the slots that are `finished` [busy]. Returns the old indices of the others, in new order."""
         order = _compact(~finished, [*self._used_slot_stores(), self.prompt_of, self.lengths])
         self.busy = len(order)
         used = torch.bincount(self.prompt_of[: self.busy], minlength=len(self.prompt_names)) > 0
@@ -165,9 +165,9 @@ class SlotKVCache:
         return order
 
     def _group_by_prompt(self) -> None:
-        """Make the table [P, M] of each prompt's slots, padded with slot 0, and each slot's column in it.
+        """Create a table [P, M] with the slots of each prompt, padded with slot 0. Also store each slot's column.
 
-        M slots of the prompt that has most.
+        M is the number of slots of the prompt with the most slots.
         """
         prompt_S = self.prompt_of[: self.busy]
         count_P = torch.bincount(prompt_S, minlength=len(self.prompt_names))
@@ -181,7 +181,7 @@ class SlotKVCache:
         self._prompt_reach, self._prompt_mask = _length_mask(self.prompt_length[: len(self.prompt_names)])
 
     def begin_step(self) -> Tensor:
-        """Call once a step, before the decoder: positions [busy] of the tokens about to be added."""
+        """Call once per step, before the decoder. Returns the positions [busy] of the tokens that will be added."""
         lengths = self.lengths[: self.busy]
         self._reach, self._mask = _length_mask(lengths + 1)
         return self.prompt_length[self.prompt_of[: self.busy]] + lengths
@@ -190,13 +190,13 @@ class SlotKVCache:
         self.lengths[: self.busy] += 1
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
-        """One new token in each busy slot: N = busy."""
+        """Attention for one new token in each busy slot: N = busy."""
         n, heads, head_dim = q_NHD.shape
         slots, place = self._slot_range[:n], self.lengths[:n]
         self.keys[layer][slots, :, place] = k_NKD.float()
         self.values[layer][slots, :, place] = v_NKD.float()
         with torch.autocast(q_NHD.device.type, enabled=False):
-            # the H / K query heads of one key head side by side, as rows of one product
+            # the H / K query heads of one key head are side by side, as rows of one matrix product
             q_SKgD = (q_NHD.float() * head_dim**-0.5).view(n, k_NKD.shape[1], -1, head_dim)
             own_keys, own_values = self.keys[layer][:n, :, : self._reach], self.values[layer][:n, :, : self._reach]
             own = partial_attention(q_SKgD, own_keys.transpose(-1, -2), own_values, self._mask)
@@ -215,7 +215,7 @@ class SlotKVCache:
 
 
 def lazy_zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros that take no memory before the first write: on a CPU, the system hands out pages as they are touched."""
+    """Zeros that use no memory before the first write: on a CPU, the system allocates a page at its first write."""
     if torch.device(device).type != "cpu":
         return torch.zeros(sizes, dtype=dtype, device=device)
     array = np.zeros(sizes, {2: np.uint16, 4: np.float32}[dtype.itemsize])
@@ -223,9 +223,10 @@ def lazy_zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device | 
 
 
 def trim_memory() -> None:
-    """Give freed memory back to the system, where the C library (glibc) keeps it for reuse.
+    """Give freed memory back to the system. Otherwise the C library (glibc) keeps this memory for reuse.
 
-    Sampling and learning alternate, and both free much. Without this, each would hold its memory while the other runs.
+    Sampling and learning alternate, and both free much memory. Without this call, the memory of sampling would stay
+    allocated during learning, and the memory of learning would stay allocated during sampling.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -233,7 +234,7 @@ def trim_memory() -> None:
 
 
 def _length_mask(lengths: Tensor) -> tuple[int, Tensor | None]:
-    """The longest length, and a mask [., 1, 1, T] of -inf behind the end of shorter rows; None where all are equal."""
+    """The longest length, and a mask [., 1, 1, T] with -inf after the end of shorter rows. Equal lengths: no mask."""
     longest = int(lengths.max())
     if int(lengths.min()) == longest:
         return longest, None
@@ -242,12 +243,12 @@ def _length_mask(lengths: Tensor) -> tuple[int, Tensor | None]:
 
 
 def additive_mask(hidden: Tensor) -> Tensor:
-    """[., T] -> [., 1, 1, T]: -inf where `hidden` is True, to be added to attention scores."""
+    """A mask to add to attention scores: -inf where `hidden` is True. [., T] -> [., 1, 1, T]"""
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))[:, None, None]
 
 
 def partial_attention(q: Tensor, k_DT: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention over one store, before the division: sum of e^(score - max) v, sum of e^(score - max), max."""
+    """Attention over one store, before the division. Returns sum of e^(score - max) v, sum of e^(score - max), max."""
     score = q @ k_DT
     if mask is not None:
         score += mask
@@ -257,14 +258,14 @@ def partial_attention(q: Tensor, k_DT: Tensor, v: Tensor, mask: Tensor | None) -
 
 
 def merge_partial(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """Merge two partial attentions into one softmax over both stores."""
+    """Merge two partial attentions into the attention with one softmax over both stores."""
     max_score = torch.maximum(one[2], other[2])
     a, b = (one[2] - max_score).exp_(), (other[2] - max_score).exp_()
     return (one[0] * a + other[0] * b) / (one[1] * a + other[1] * b)
 
 
 def _compact(keep: Tensor, stores: Sequence[Tensor]) -> Tensor:
-    """Move the last kept rows of each store into the gaps. Gives old places of kept rows, in their new order."""
+    """Move the last kept rows of each store into the gaps. Returns the old indices of kept rows, in the new order."""
     n = int(keep.sum())
     old_place = torch.arange(len(keep), device=keep.device)
     gaps, movers = old_place[:n][~keep[:n]], old_place[n:][keep[n:]]

@@ -1,8 +1,8 @@
-"""Attention contexts computed by C kernels, where there is a C compiler; elsewhere those of kv_cache.py stay.
+"""Attention contexts with C kernels. Without a C compiler, the attention contexts of kv_cache.py are used.
 
-A decode step multiplies each key with one query, or with a few that share a prompt. Training multiplies sequences of
-unequal length. The batched products of torch are made for larger and more regular work, and reach a fraction of the
-machine's speed here (docs/performance.md has the figures).
+A decode step multiplies each key with one query, or with a few queries that share a prompt. Training multiplies
+sequences of unequal length. The batched products of torch are made for larger and more regular work. Here they reach
+only a fraction of the machine's speed (docs/performance.md has the figures).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def best_attention(
 
 
 class NativePackedAttention(PackedAttention):
-    """`PackedAttention` by C kernels: no padding, always float32.
+    """`PackedAttention` with C kernels: no padding, always float32.
 
-    A sequence may have a prefix that is stored once for several sequences. prefixes[s] is the place where it begins and
-    its length; (0, 0) means none. It must be a beginning of the last sequence before s that has no prefix. `lengths`
-    leave prefixes out. Such neighbours form a group.
+    Several sequences can share a prefix that is stored once. prefixes[s] is the start index and the length of the
+    prefix of sequence s; (0, 0) means no prefix. The prefix must be the beginning of the last sequence before s that
+    has no prefix. This sequence and the sequences with its prefix form a group. `lengths` do not include prefixes.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class _Attention(torch.autograd.Function):
 
 
 class NativeSlotKVCache(SlotKVCache):
-    """`SlotKVCache` by a C kernel. The result of a slot does not depend on other slots, to the bit."""
+    """`SlotKVCache` with a C kernel. Other slots do not change the result of a slot, not even by one bit."""
 
     def _allocate_slots(
         self, allocate: Callable[..., list[Tensor]], num_slots: int, num_kv_heads: int, capacity: int, head_dim: int
@@ -97,7 +97,7 @@ class NativeSlotKVCache(SlotKVCache):
         return [tiles[:, :used] for tiles in self.kv_tiles]
 
     def _group_by_prompt(self) -> None:
-        """Cut the busy slots, ordered by prompt, into blocks of one prompt each."""
+        """Order the busy slots by prompt, and cut them into blocks. All slots of a block have the same prompt."""
         prompt_S = self.prompt_of[: self.busy].numpy()
         self._slot_order = np.argsort(prompt_S, kind="stable")
         ends = np.flatnonzero(np.diff(prompt_S[self._slot_order], append=-1)) + 1

@@ -1,6 +1,6 @@
-"""Sampling: each distinct prompt is prefilled once, then all rollouts grow together, one token a step.
+"""Sampling: each distinct prompt is prefilled once. Then each step adds one token to every running rollout.
 
-The tokens of a rollout depend on its key and the weights, not on the other rollouts.
+The tokens of a rollout depend on its key and the weights, and not on the other rollouts.
 S busy slots of a step, P prompts, N tokens of a batch, C width, V vocabulary.
 """
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from schoolhouse.model.hf_adapter import HFAdapter
 
 OnToken = Callable[[int, int, float], bool | None]
-"""Called with (number of the rollout, token id, its log-probability) for each sampled token. True ends the turn."""
+"""Called with (number of the rollout, token id, log-probability) for each sampled token. True ends the turn."""
 
 
 class StopMatcher(NamedTuple):
-    """Ends a turn by its ids so far. `matches` is called only after an id for which `candidates` [V] is True."""
+    """Decides from the ids of a turn whether the turn ends. `matches` is only called after `candidates` [V]."""
 
     candidates: Tensor
     matches: Callable[[Sequence[int]], bool]
 
 
 class RequestSource(Protocol):
-    """Gives requests while earlier ones are being served. They are numbered in this order, from 0."""
+    """Gives new requests while earlier requests are being served. Requests are numbered in this order, from 0."""
 
     def new_requests(self, busy: bool) -> Sequence[Request] | None:
-        """New requests since the last step; None once the source is closed. May block while no slot is `busy`."""
+        """New requests since the last step, or None if the source is closed. May wait if no slot is `busy`."""
         ...
 
     def on_logits(self, owners: np.ndarray, logits_SV: Tensor) -> None:
-        """Called with the logits of each step before sampling. `owners` [S] are the numbers of the rollouts."""
+        """Called in each step, before sampling, with the logits. `owners` [S] are the numbers of the rollouts."""
         ...
 
     def on_finished(self, number: int, rollout: Rollout) -> None:
@@ -69,20 +69,22 @@ def extend(
     on_token: OnToken | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
-    """Sample up to `max_new_tokens` after each prefix. Gives the rollouts in the same order.
+    """Sample up to `max_new_tokens` tokens after each prefix. Returns the rollouts in the same order.
 
-    max_new_tokens    of one turn: one number for all rollouts, or one for each
+    max_new_tokens    limit for one turn: one number for all rollouts, or one number for each rollout
     stop_ids          ids that end a turn
     policy_version    stored in each rollout
-    num_slots         rollouts that grow at once
-    max_total_tokens  of all turns together, without the first prefix; with a `source`, of a whole rollout
-    next_turn         gives the prefix of the next turn when a turn ends. The rollout stays in its slot, and added
-                      context is read token by token while other slots sample. The result is that of a separate call
+    num_slots         maximum number of rollouts that are sampled at the same time
+    max_total_tokens  limit for all turns together, without the first prefix; with a `source`, for a whole rollout
+    next_turn         called when a turn ends; gives the prefix of the next turn. The rollout stays in its slot. The
+                      model reads added context token by token while other slots sample. The result is the same as
+                      with a separate call
     stop_matcher      ends a turn by its text
-    logit_bias        [V] added to all logits
+    logit_bias        [V] numbers that are added to all logits
     attention         classes of the attention contexts for prefill and decoding
-    source            more requests, each with its own sampling parameters, until it closes. Its rollouts go to
-                      `source.on_finished` and are not returned
+    source            gives more requests, each with its own sampling parameters, until the source closes. Their
+                      rollouts go to `source.on_finished` and are not returned
+    on_token          called for each sampled token; if it returns True, the turn ends
     progress          called with the number of rollouts that just finished
     """
     config, device = decoder.config, next(decoder.parameters()).device
@@ -122,7 +124,7 @@ def extend(
             if requests is None:
                 break
             continue
-        # Prefill is faster for several prompts at once, so it waits for free slots. Requests from a source do not wait.
+        # Prefill of several prompts together is faster, so prompts wait for free slots. Requests of a source do not.
         if table.waiting and cache.free >= (1 if source else max(1, num_slots // 4)):
             prompts = table.admit(cache.busy, cache.free)
             new_logits_SV = _prefill(decoder, packed_attention, cache, prompts, last_hidden)
@@ -139,7 +141,7 @@ def extend(
                 "the model's log-probabilities are not finite: there is NaN or infinity in its weights, or its "
                 "computation overflows; go back to an earlier checkpoint, or try precision float32"
             )
-        sampled_S = table.append(token_S, logprob_S)  # False where a token of added context was read instead
+        sampled_S = table.append(token_S, logprob_S)  # False if the slot reads a token of added context instead
         stopped_S = stop_V[token_S] & sampled_S
         if on_token:
             columns = (table.owner[:busy], token_S.tolist(), logprob_S.tolist(), sampled_S.tolist())
@@ -201,9 +203,9 @@ def _prefill(
     prompts: Sequence[tuple[int, ...]],
     last_hidden: dict[tuple[int, ...], Tensor],
 ) -> Tensor:
-    """Put each prompt into a free slot, and give the logits [S, V] after it. Prompts in the cache are not read again.
+    """Put each prompt into a free slot. Returns the logits [S, V] after it. Prompts in the cache are not read again.
 
-    last_hidden  of each prompt in the cache: the hidden state [C] of its last token
+    last_hidden  for each prompt in the cache, the hidden state [C] of its last token
     """
     for dropped in last_hidden.keys() - set(cache.prompt_names):
         del last_hidden[dropped]

@@ -1,6 +1,6 @@
-"""The interface that sampling code needs of a policy. Searches, servers and test doubles implement it too.
+"""The interface of a policy for code that samples. Searches, servers and test doubles also implement this interface.
 
-Imports nothing heavy.
+This file imports no heavy modules.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Generator(Protocol):
 
     @property
     def max_seq_len(self) -> int:
-        """Tokens of the longest sequence that the model reads."""
+        """Maximum number of tokens in a sequence that the model can read."""
         ...
 
     def extend(
@@ -34,5 +34,5 @@ class Generator(Protocol):
         on_token: Callable[[int, int, float], bool | None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
-        """Sample up to `max_new_tokens` after each prefix. Gives the rollouts in the same order."""
+        """Sample up to `max_new_tokens` tokens after each prefix. Returns the rollouts in the same order."""
         ...

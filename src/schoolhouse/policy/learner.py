@@ -1,4 +1,4 @@
-"""The learner: one optimizer step on packed batches, and its metrics."""
+"""The learner: one optimizer step on packed batches, and the metrics of this step."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from schoolhouse.algorithms.settings import Optimizer
 from schoolhouse.types import SchoolError
 
 MetricsFn = Callable[[Batch, Scores], dict[str, float]]
-"""More metrics of a batch: means over its trained tokens, and the number of these as "tokens"."""
+"""Computes more metrics of a batch: means over its trained tokens, and the number of trained tokens as "tokens"."""
 
 
 class Learner:
-    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) for a model. Weight decay applies to matrices alone.
+    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) for a model. Weight decay applies only to matrices.
 
     step  number of updates so far
     """
@@ -29,7 +29,7 @@ class Learner:
         self.reset()
 
     def reset(self) -> None:
-        """Start with fresh moments of the gradient."""
+        """Reset the moments of the gradient."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.config.weight_decay},
@@ -48,14 +48,15 @@ class Learner:
         max_logprob_gap: float = math.inf,
         metrics_fn: MetricsFn | None = None,
     ) -> dict[str, Any]:
-        """One optimizer step on sum(weight x loss) over all batches. Gives its metrics.
+        """One optimizer step on sum(weight x loss) over all batches. Returns the metrics of the step.
 
-        The batches are gradient accumulation: to split rollouts otherwise changes memory and speed, not the result.
+        Gradients are accumulated over the batches. Another split of the rollouts into batches changes memory and speed,
+        but not the result.
 
-        score_fn  gives log-probabilities of a batch, with a graph for the gradient
+        score_fn  computes the log-probabilities of a batch, with a graph for the gradient
 
-        Raises SchoolError, before the weights change, when the gradient is not finite, or when log-probabilities of
-        sampler and learner differ by more than `max_logprob_gap` on average.
+        Raises SchoolError if the gradient is not finite, or if the log-probabilities of sampler and learner differ by
+        more than `max_logprob_gap` on average. In both cases the weights are not changed.
         """
         self.optimizer.zero_grad(set_to_none=True)
         totals = dict.fromkeys(("loss", "tokens", "entropy", "gap", "gap_tokens", "kl_to_reference"), 0.0)
@@ -106,12 +107,12 @@ class Learner:
 
 
 def _has_kl(batch: Batch) -> bool:
-    """KL(pi || reference) is estimated from samples of pi, so not on the labelled examples of a reward model."""
+    """Whether KL(pi || reference) can be estimated: it needs samples of pi. Labelled examples are no such samples."""
     return {"reference", "sampled"} <= batch.columns.keys()
 
 
 def _add_token_stats(totals: dict[str, float], batch: Batch, scores: Scores) -> None:
-    """Add over trained tokens: entropy, |logprob of sampler - of learner|, and KL(pi || reference) estimated by k3."""
+    """Add sums over trained tokens: entropy, |sampler - learner| of log-probabilities, KL(pi || reference) by k3."""
     trained = batch.weight > 0
     totals["tokens"] += float(trained.sum())
     totals["entropy"] += float(scores.entropy[trained].sum())

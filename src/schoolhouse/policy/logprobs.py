@@ -1,4 +1,4 @@
-"""Log-probabilities of the tokens of a text, and the likeliest tokens in each place.
+"""Log-probabilities of the tokens of a text, and the most likely tokens at each position.
 
 N tokens of a part of the text, C width, V vocabulary.
 """
@@ -12,14 +12,14 @@ import torch
 
 from schoolhouse.policy.policy import Policy
 
-_CHUNK_TOKENS = 512  # tokens whose logits are in memory at once
+_CHUNK_TOKENS = 512  # number of tokens whose logits are in memory at the same time
 
 
 class TokenLogprob(NamedTuple):
     """One token of a text.
 
-    logprob       None for the first token, which has nothing before it
-    top_logprobs  the likeliest tokens in its place: (id, log-probability)
+    logprob       None for the first token, because no token comes before it
+    top_logprobs  the most likely tokens at its position: (id, log-probability)
     """
 
     token: int
@@ -29,7 +29,7 @@ class TokenLogprob(NamedTuple):
 
 @torch.no_grad()
 def token_logprobs(policy: Policy, tokens: Sequence[int], num_top: int = 1) -> list[TokenLogprob]:
-    """The log-probability of each token of a text, given the tokens before it, with the `num_top` likeliest tokens."""
+    """The log-probability of each token of a text, given the tokens before it, and the `num_top` most likely tokens."""
     ids = torch.tensor(list(tokens), device=policy.device)
     with policy.autocast():
         packed = policy.packed_attention([len(ids)], policy.device)

@@ -1,7 +1,7 @@
-"""The policy: one copy of the weights for sampling and training, with three verbs: extend, score, update.
+"""The policy: one copy of the weights for sampling and training, with three operations: extend, score, update.
 
-A policy joins a model, a generator (generator.py) and a learner (learner.py). The learner with its optimizer is made at
-the first update, so references, teachers, reward models and servers never allocate one.
+A policy combines a model, a generator (generator.py) and a learner (learner.py). The first update creates the learner
+and its optimizer. References, teachers, reward models and servers never allocate an optimizer.
 T tokens of a rollout, V vocabulary.
 """
 
@@ -43,20 +43,20 @@ if TYPE_CHECKING:
 
 
 class RolloutScores(NamedTuple):
-    """Log-probability and entropy of each token of a rollout; zero outside the loss mask. [T], float32."""
+    """Log-probability and entropy of each token of a rollout; both are 0 outside the loss mask. [T], float32."""
 
     logprob: np.ndarray
     entropy: np.ndarray
 
 
 class Policy:
-    """A decoder with its tokenizer and chat template (`conversation`), to be sampled, scored and updated.
+    """A decoder with its tokenizer and chat template (`conversation`). A policy samples, scores and learns.
 
-    precision  of matrix products; with `exact`, sampler and learner compute the same bits
+    precision  precision of matrix products; with `exact`, sampler and learner compute the same bits
     optimizer  the config of AdamW
-    device     by default the first GPU, or else the CPU
-    activation_checkpointing  learning keeps the input of each block alone, and computes the block again in the backward
-               pass (Chen et al. 2016, arXiv 1604.06174)
+    device     by default the first GPU, or the CPU if there is no GPU
+    activation_checkpointing  keep only the input of each block, and compute the block again in the backward pass (Chen
+               et al. 2016, arXiv 1604.06174)
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Policy:
     ) -> None:
         if conversation.tokenizer.vocab_size > decoder.config.vocab_size:
             raise SchoolError(
-                f"the tokenizer has {conversation.tokenizer.vocab_size} ids, the model only "
+                f"the tokenizer has {conversation.tokenizer.vocab_size} ids, but the model has only "
                 f"{decoder.config.vocab_size} (vocab_size in config.json): use the tokenizer of this model"
             )
         self.device = torch.device(device) if device is not None else pick_device()
@@ -85,7 +85,7 @@ class Policy:
             decoder.activation_checkpointing = activation_checkpointing
         elif activation_checkpointing:
             raise SchoolError(
-                "`activation_checkpointing` works for Llama, Qwen2, Qwen3 and Mistral decoders alone: set it to false"
+                "`activation_checkpointing` works only for Llama, Qwen2, Qwen3 and Mistral decoders: set it to false"
             )
         self._optimizer = optimizer or Optimizer()
 
@@ -102,7 +102,7 @@ class Policy:
         activation_checkpointing: bool = False,
         device: torch.device | str | None = None,
     ) -> Policy:
-        """A policy with random weights, which depend on the seed alone."""
+        """A policy with random weights. The weights depend only on the seed."""
         decoder = Decoder(config)
         init_weights(decoder, torch.Generator().manual_seed(digest(Key(seed, "weights")) % 2**63))
         return cls(decoder, conversation, precision, optimizer, activation_checkpointing, device)
@@ -118,7 +118,7 @@ class Policy:
     ) -> Policy:
         """A policy from a model folder in Hugging Face format, or from the newest checkpoint of a run folder.
 
-        Raises SchoolError, which names a missing or damaged file.
+        Raises SchoolError if a file is missing or damaged; the message names the file.
         """
         folder = resolve_model(folder)
         if not folder.is_dir():
@@ -133,13 +133,13 @@ class Policy:
         self.conversation.save(Path(folder))
 
     def reset(self, folder: Path | str | None = None) -> None:
-        """Start with a fresh optimizer, and with the weights of another model of the same shape where one is given."""
+        """Reset the optimizer. If a folder is given, also load the weights of that model, which has the same shape."""
         if folder is not None:
             self.decoder.load_state_dict(load_decoder(resolve_model(folder)).state_dict())
         self.learner.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """The training state beyond the model: the optimizer's moments and the number of updates."""
+        """The training state without the model: the optimizer's moments and the number of updates."""
         return self.learner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,28 +147,28 @@ class Policy:
 
     @cached_property
     def learner(self) -> Learner:
-        """The learner, made when it is first used."""
+        """The learner. The first access creates it."""
         return Learner(self.decoder, self._optimizer)
 
     @property
     def version(self) -> int:
-        """Number of updates so far, stored in each rollout that is sampled."""
+        """Number of updates so far. Each sampled rollout stores this number."""
         return self.learner.step if "learner" in self.__dict__ else 0
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether learning reads a prompt once for all its rollouts; pass it to `pack` as `share_prompts`."""
+        """Whether learning reads a prompt once for all its rollouts. Pass this value to `pack` as `share_prompts`."""
         return self.packed_attention is NativePackedAttention
 
     @property
     def max_seq_len(self) -> int:
-        """Tokens of the longest sequence that the model reads."""
+        """Maximum number of tokens in a sequence that the model can read."""
         return self.decoder.config.max_seq_len
 
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
 
-    # --- the three verbs
+    # --- the three operations
 
     def extend(
         self,
@@ -189,16 +189,17 @@ class Policy:
         on_token: generator.OnToken | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
-        """Sample up to `max_new_tokens` after each prefix. Gives the rollouts in the same order.
+        """Sample up to `max_new_tokens` tokens after each prefix. Returns the rollouts in the same order.
 
-        stop_ids          ids that end a turn, by default those of the conversation
-        num_slots         rollouts that grow at once
-        thinking_budget   tokens after which an open thought is closed
-        stop_strings      texts that end a turn, however they are split into tokens
-        next_turn         gives the next turn of a rollout whose turn ended (tools, users); set `max_total_tokens` too
-        max_total_tokens  of all turns together, without the first prefix
-        logit_bias        [V] added to all logits
-        on_token          called with (number of the rollout, token id, log-probability); True ends the turn
+        stop_ids          ids that end a turn; by default the stop ids of the conversation
+        num_slots         maximum number of rollouts that are sampled at the same time
+        thinking_budget   number of tokens after which an open thought is closed
+        stop_strings      texts that end a turn; a text may be split into tokens in any way
+        next_turn         called when a turn ends; gives the next turn (of tools or users). Also set `max_total_tokens`
+        max_total_tokens  maximum number of tokens of all turns together, without the first prefix
+        logit_bias        [V] numbers that are added to all logits
+        on_token          called with (number of the rollout, token id, log-probability); if it returns True, the turn
+                          ends
         progress          called with the number of rollouts that just finished
         """
         stop_matcher = self._stop_matcher(stop_strings) if stop_strings else None
@@ -237,9 +238,9 @@ class Policy:
         next_turn: NextTurn,
         on_token: generator.OnToken,
     ) -> None:
-        """Serve requests until the source closes, up to `num_slots` at once.
+        """Serve requests until the source closes. At most `num_slots` requests run at the same time.
 
-        max_total_tokens  of one rollout, its prompt included
+        max_total_tokens  maximum number of tokens of one rollout, including its prompt
         """
         with self.autocast():
             generator.extend(
@@ -263,7 +264,7 @@ class Policy:
         return generator.StopMatcher(torch.tensor([*candidates, *[False] * unused_ids]), matches)
 
     def _close_thoughts(self, rollouts: Sequence[Rollout], budget: int, max_new_tokens: int) -> NextTurn:
-        """A `next_turn` that closes thoughts at the budget."""
+        """A `next_turn` function that closes each thought that reaches the budget."""
         prompt_tokens = {(rollout.problem.id, rollout.key._replace(turn=0)): len(rollout) for rollout in rollouts}
 
         def next_turn(rollout: Rollout) -> tuple[Rollout, int] | None:
@@ -276,7 +277,7 @@ class Policy:
     def score(
         self, rollouts: Sequence[Rollout], temperature: float = 1.0, microbatch_tokens: int = 4_096
     ) -> list[RolloutScores]:
-        """Log-probability and entropy of each token of the loss masks, in the order of the rollouts."""
+        """Compute log-probability and entropy of each token in the loss masks, in the order of the rollouts."""
         results: dict[int, RolloutScores] = {}
         for members, batch in pack_for_scoring(rollouts, microbatch_tokens):
             scores = self._batch_scores(batch, temperature)
@@ -298,9 +299,9 @@ class Policy:
         max_logprob_gap: float = math.inf,
         metrics_fn: MetricsFn | None = None,
     ) -> dict[str, Any]:
-        """One optimizer step on sum(weight x loss) over all batches. Gives its metrics. Raises as Learner.update does.
+        """One optimizer step on sum(weight x loss) over all batches. Returns its metrics. Raises like Learner.update.
 
-        temperature  of the sampling, so that log-probabilities are about the same distribution
+        temperature  the temperature of sampling: the log-probabilities must belong to the same distribution
         """
         score_fn = partial(self._batch_scores, temperature=temperature)
         metrics = self.learner.update(
@@ -310,9 +311,9 @@ class Policy:
         return metrics
 
     def check_peak_memory(self, max_len: int, microbatch_tokens: int) -> None:
-        """Run forward and backward on the largest possible micro-batch, so that a lack of memory shows up at once.
+        """Run forward and backward on the largest possible micro-batch. If memory is too small, this call fails.
 
-        max_len  tokens of the longest rollout
+        max_len  maximum number of tokens in a rollout
         """
         max_len = min(max_len, self.max_seq_len)
         loss_mask, logprob = (True,) * max_len, (math.nan,) * max_len

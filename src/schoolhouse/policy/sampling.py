@@ -1,6 +1,6 @@
-"""Sample one token for each row of logits: temperature, filters, one uniform number a token.
+"""Sample one token for each row of logits: temperature, filters, one uniform random number per token.
 
-S slots busy in this step, V vocabulary.
+S busy slots of this step, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from schoolhouse.model.fused_ops import logprobs_and_entropy, sample_fused
 _BLOCK_SIZE = 64
 
 GREEDY_BELOW = 1e-4
-"""Smaller temperatures take the likeliest token: float32 keeps too few digits of logits divided by them."""
+"""With a smaller temperature the most likely token is chosen: float32 is too coarse for logits divided by it."""
 
 
 class SamplingParams(NamedTuple):
@@ -31,10 +31,11 @@ class SamplingParams(NamedTuple):
 
 
 def filter_logits(logits_SV: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
-    """Set unlikely logits to -inf: keep the top_k likeliest, the smallest set of mass top_p, and at least min_p x max.
+    """Set the logits of unlikely tokens to -inf.
 
-    top_p: Holtzman et al. 2019, arXiv 1904.09751; min_p: Nguyen et al. 2024, arXiv 2407.01082. Filters apply one after
-    another, in the order of the arguments. The likeliest token is always kept.
+    top_k keeps the top_k most likely tokens. top_p keeps the smallest set of tokens with probability top_p (Holtzman et
+    al. 2019, arXiv 1904.09751). min_p keeps tokens with probability of at least min_p x max (Nguyen et al. 2024, arXiv
+    2407.01082). The filters are applied in this order. The most likely token is always kept.
     """
     if top_k:
         smallest_kept = logits_SV.topk(min(top_k, logits_SV.shape[-1]), dim=-1).values[:, -1:]
@@ -56,8 +57,8 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """One token for each slot, and its log-probability under the distribution that it was sampled from: [S], [S].
 
-    A token is sampled by inverting the cumulative distribution at a uniform number. Temperatures below `GREEDY_BELOW`
-    take the likeliest token, and report its log-probability at temperature 1.
+    The token is the value of the inverse cumulative distribution at a uniform random number. With a temperature below
+    `GREEDY_BELOW` the most likely token is chosen, and its log-probability is that at temperature 1.
     """
     if temperature < GREEDY_BELOW:
         token_S = logits_SV.argmax(-1)
@@ -69,7 +70,7 @@ def sample(
     logits_SV = logits_SV.float() / temperature
     if filtered:
         logits_SV = filter_logits(logits_SV, top_k, top_p, min_p)
-    # Two steps, the block of tokens and the token in it: sums over blocks are fast, cumulative sums are slow.
+    # First choose a block of tokens, then a token in this block: sums over blocks are fast, cumulative sums are slow.
     mass_SV = logits_SV.softmax(-1)
     mass_SBV = F.pad(mass_SV, (0, -mass_SV.shape[-1] % _BLOCK_SIZE)).unflatten(-1, (-1, _BLOCK_SIZE))
     mass_SB = mass_SBV.sum(-1).double()
@@ -81,9 +82,9 @@ def sample(
 
 
 def _invert_cdf(mass_SX: Tensor, point_S: Tensor) -> tuple[Tensor, Tensor]:
-    """The place where the cumulative mass reaches a point, and the distance into that place: [S], [S].
+    """The index at which the cumulative mass reaches a point, and the mass between this index and the point: [S], [S].
 
-    A place without mass is never chosen, even where rounding puts the point before the first or behind the last one.
+    An index without mass is never chosen, even if rounding moves the point before the first or after the last one.
     """
     cumulative_SX, point_S1 = mass_SX.cumsum(-1), point_S.clamp_min(0.0)[:, None]
     place_S1 = torch.searchsorted(cumulative_SX, point_S1, right=True)
@@ -94,7 +95,7 @@ def _invert_cdf(mass_SX: Tensor, point_S: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_each(logits_SV: Tensor, uniform_S: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
-    """`sample` with one set of parameters for all slots (a sequence of one), or with one for each slot."""
+    """`sample` with one set of parameters for all slots (a sequence of length 1), or with one set for each slot."""
     if len(set(params)) == 1:
         return sample(logits_SV, uniform_S, *params[0])
     token_S = torch.zeros(len(params), dtype=torch.long, device=logits_SV.device)

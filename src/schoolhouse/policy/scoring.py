@@ -1,4 +1,4 @@
-"""Log-probabilities of a packed batch: the one forward pass that both scoring and learning use.
+"""Log-probabilities of a packed batch. Scoring and learning both use this forward pass.
 
 N tokens of a batch, C width.
 """
@@ -23,8 +23,8 @@ from schoolhouse.types import SchoolError
 if TYPE_CHECKING:
     from schoolhouse.model.hf_adapter import HFAdapter
 
-_CHUNK_LOGITS = 1 << 25  # logits in memory at once ...
-_MIN_CHUNK_TOKENS = 256  # ... but at least those of so many tokens: a matrix product of few rows is slow
+_CHUNK_LOGITS = 1 << 25  # number of logits in memory at the same time
+_MIN_CHUNK_TOKENS = 256  # a chunk has at least this many tokens, because matrix products with few rows are slow
 
 
 def batch_scores(
@@ -35,10 +35,10 @@ def batch_scores(
     device: torch.device,
     temperature: float,
 ) -> Scores:
-    """Log-probability and entropy [N] at each token of the loss mask, zero elsewhere.
+    """Log-probability and entropy [N] of each token in the loss mask; other tokens get 0.
 
-    Logits predict the token after them. The whole package shifts by that one token here and nowhere else.
-    Raises SchoolError for a sequence that is longer than the model reads.
+    The logits of a token predict the next token. This function is the only place in the package with this shift by one.
+    Raises SchoolError if a sequence is longer than the model can read.
     """
     if (longest := max(batch.lengths)) > decoder.config.max_seq_len:
         raise SchoolError(

@@ -1,4 +1,4 @@
-"""Rollouts for each training step, sampled up to `lag` updates before they are learned from."""
+"""Rollouts for each training step. They are sampled up to `lag` updates before the policy learns from them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from schoolhouse.types import Key, Rollout, SchoolError
 
 
 class RolloutStream:
-    """Yields (step, rollouts). With lag 0 it is on-policy: each step is sampled after the caller has updated.
+    """Yields (step, rollouts). With lag 0 the rollouts are on-policy: a step is sampled after the update before it.
 
     make_prompts  gives the prompts of a step
     sample        extends prompts with the policy
-    lag           updates between sampling and learning
-    ref_policy    another policy whose weights change, such as a synced reference: they are saved too
+    lag           number of updates between sampling and learning
+    ref_policy    another policy whose weights change, such as a synced reference; its weights are saved too
 
     A run saves the stream instead of the policy. Pending rollouts were sampled with older weights, so a resumed run
-    could not sample them again.
+    cannot sample them again.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RolloutStream:
         self.policy.save(folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the policy, pending rollouts, and the weights of the reference."""
+        """The state of the policy, the pending rollouts, and the weights of the reference."""
         state = {**self.policy.state_dict()}
         if self._pending:
             state["pending_rollouts"] = [(step, [_to_state(r) for r in rollouts]) for step, rollouts in self._pending]
@@ -59,7 +59,7 @@ class RolloutStream:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore all of it. Raises SchoolError where the task no longer gives the problems of pending rollouts."""
+        """Restore this state. Raises SchoolError if the task no longer gives the problems of the pending rollouts."""
         self.policy.load_state_dict(state)
         if self.ref_policy:
             self.ref_policy.decoder.load_state_dict(state["ref_policy"])
@@ -67,7 +67,7 @@ class RolloutStream:
         self._pending = deque((step, self._from_state(step, states)) for step, states in pending)
 
     def _from_state(self, step: int, states: Sequence[dict[str, Any]]) -> list[Rollout]:
-        """Pending rollouts of a step: prompts are made again, since problems are not saved."""
+        """Pending rollouts of a step. The prompts are created again, because problems are not saved."""
         prompts = self._make_prompts(step)
         saved = [(state["problem_id"], state["prompt_tokens"]) for state in states]
         if [(prompt.problem.id, len(prompt)) for prompt in prompts] != saved:
@@ -85,7 +85,7 @@ _FIELDS = ("tokens", "loss_mask", "logprob", "turns", "finish_reason", "policy_v
 
 
 def _to_state(rollout: Rollout) -> dict[str, Any]:
-    """A rollout as plain values, which `torch.load` reads with weights_only."""
+    """A rollout as plain values. `torch.load` can read them with weights_only."""
     prompt_tokens = rollout.turns[0] if rollout.turns else len(rollout)
     identity = {"problem_id": rollout.problem.id, "key": tuple(rollout.key), "prompt_tokens": prompt_tokens}
     return identity | {name: getattr(rollout, name) for name in _FIELDS}

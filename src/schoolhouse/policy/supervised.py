@@ -1,4 +1,4 @@
-"""One supervised update, as pretraining, fine-tuning, STaR and reward models use it."""
+"""One supervised update. Pretraining, fine-tuning, STaR and reward models use this function."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def supervised_update(
     prompts: bool = True,
     **columns: Any,
 ) -> dict[str, Any]:
-    """Update `step` of `steps` on the tokens of the loss masks. Gives the metrics of the update.
+    """Make update `step` of `steps` on the tokens in the loss masks. Returns the metrics of the update.
 
     loss_fn      by default the negative log-likelihood
     aggregation  gives the weight of each token in the loss
-    prompts      False where rollouts have no prompts, as in pretraining: every token may be in the loss mask
-    columns      further columns of the batch, a row [T] for each rollout, for the loss
+    prompts      False if rollouts have no prompts, as in pretraining: every token may be in the loss mask
+    columns      further columns of the batch that the loss needs, a row [T] for each rollout
     """
     batches = pack(rollouts, aggregation(rollouts), microbatch_tokens, prompts=prompts, **columns)
     learning_rate = optimizer.rate(step, steps)

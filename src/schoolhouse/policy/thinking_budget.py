@@ -1,4 +1,4 @@
-"""A thinking budget: a thought longer than the budget is closed, and the rest of the completion goes to the answer."""
+"""A thinking budget: a thought that reaches the budget is closed. The rest of the completion is for the answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from schoolhouse.types import Rollout
 def close_thought_at_budget(
     conversation: Conversation, rollout: Rollout, prompt_tokens: int, budget: int, max_new_tokens: int
 ) -> tuple[Rollout, int] | None:
-    """The next turn of a rollout that was sampled up to its budget; None where its completion has ended.
+    """The next turn of a rollout that was sampled up to its budget. None if its completion has ended.
 
-    prompt_tokens   tokens before the completion
-    budget          thinking tokens after which an open thought is closed
-    max_new_tokens  tokens of the whole completion, its thought included
+    prompt_tokens   number of tokens before the completion
+    budget          number of thinking tokens after which an open thought is closed
+    max_new_tokens  maximum number of tokens of the whole completion, including its thought
     """
     if rollout.finish_reason != "length" or len(rollout) - prompt_tokens != budget:
         return None

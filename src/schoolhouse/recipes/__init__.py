@@ -1,6 +1,7 @@
-"""Recipes: one paper, one file, its config in it. `load_recipe` finds ours by name and a user's own by its file.
+"""Recipes: one file for each paper, with its config. `load_recipe` finds a packaged recipe by its name, and a user's
+own recipe by its file.
 
-A recipe file holds a class `Config(BaseConfig)` and a function `name(config, run)` that is called like the file.
+A recipe file contains a class `Config(BaseConfig)` and a function `name(config, run)` with the name of the file.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 class Recipe(NamedTuple):
     """A recipe, ready to run.
 
-    name    as given: `grpo`, `path/of/my_recipe.py`, or a dotted module
+    name    the name as the user gave it: `grpo`, `path/of/my_recipe.py`, or a dotted module
     config  class of its config
-    train   called with a config and an open run
-    about   first paragraph of its docstring
-    file    of a user's own recipe
+    train   function that is called with a config and an open run
+    about   first paragraph of the docstring of its file
+    file    path of a user's own recipe; None for others
     """
 
     name: str
@@ -48,7 +49,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str) -> Recipe:
     """A recipe by its name, the path of its file (`my_recipe.py`) or its dotted module.
 
-    Raises SchoolError for an unknown name, with the nearest, and for a file that is no recipe, with its place.
+    Raises SchoolError for an unknown name (the message suggests the nearest name), and for a file that is not a recipe
+    (the message names the file).
     """
     if name.endswith(".py"):
         return _from_module(name, _load_file(Path(name)), Path(name))

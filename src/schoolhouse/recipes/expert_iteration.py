@@ -1,11 +1,11 @@
 """Expert iteration: search finds answers that plain sampling misses, verified answers train the next model, repeat.
 
-Anthony et al. 2017, arXiv 1705.08439, with any search of `school solve` as the expert. Every next model starts from the
-base. It learns from verified answers with their thoughts, and from fresh demonstrations, which keep it from narrowing
-to its own outputs (Shumailov et al. 2024, Nature 631). Each loop measures plain sampling, and how many of the right
-answers, rare ones among them, are still found.
+Anthony et al. 2017, arXiv 1705.08439. The expert can be any search of `school solve`. Each new model starts from the
+base model. The new model learns from verified answers with their thoughts, and from fresh demonstrations. The fresh
+demonstrations keep the outputs diverse (Shumailov et al. 2024, Nature 631). Each loop measures plain sampling, and
+measures what fraction of the right answers and of the rare right answers is still found.
 
-The kept answers are in kept/000001.jsonl of the run folder, in rows that `jsonl:` reads.
+The kept answers are in kept/000001.jsonl of the run folder, as rows that `jsonl:` can read.
 """
 
 from __future__ import annotations
@@ -40,35 +40,35 @@ Stats = dict[str, float]
 
 class Config(BaseConfig):
     model: str
-    """Folder of the base model, that every loop starts from (Hugging Face format), or of a run."""
+    """Folder of the base model (Hugging Face format), or of a run. Every loop starts from this model."""
     start_model: str = ""
-    """Folder of the model that the first loop searches with; none: the base."""
+    """Folder of the model for the search of the first loop. If empty: the base model."""
     task: str = "school"
     fresh_task: str = ""
-    """Where fresh demonstrations come from; none: no fresh ones."""
+    """Task that gives fresh demonstrations. If empty: no fresh demonstrations."""
     fresh_fraction: float = Field(0.2, ge=0, lt=1)
-    """Share of each update that is fresh."""
+    """Fraction of fresh demonstrations in each update."""
     seed: int = 0
     loops: int = Field(4, gt=0)
     prompts_per_loop: int = Field(256, gt=0)
-    """Searched in each loop, and sampled plainly."""
+    """Number of problems in each loop. They are solved by search and by plain sampling."""
     search: str = "vote?samples=16"
-    """As for `school solve`; "sample" is plain sampling."""
+    """The search, written as for `school solve`; "sample" is plain sampling."""
     search_budget: float = Field(inf, gt=0)
-    """Tokens a search may spend on one problem."""
+    """Maximum number of tokens that a search can use for one problem."""
     verify: bool = True
-    """Keep right answers alone. Without, whatever was found: an ablation, which must fail."""
+    """Keep only right answers. If false, keep every answer that was found: an ablation, which must fail."""
     max_kept_per_loop: int | None = Field(None, gt=0)
-    """Answers kept of a loop at most, drawn among them: the same for searches that are compared."""
+    """Maximum number of answers kept per loop, chosen at random. Use the same number to compare searches."""
     accumulate: bool = True
-    """Learn from what all loops so far have found. Without, from the last one's alone (ReST-EM)."""
+    """Learn from the answers of all loops so far. If false, learn only from the last loop (ReST-EM)."""
     max_new_tokens: int = Field(128, gt=0)
-    """Tokens of a plain answer."""
+    """Maximum number of tokens of an answer from plain sampling."""
     updates_per_loop: int = Field(150, gt=0)
     batch_size: int = Field(64, gt=0)
     optimizer: Optimizer = Optimizer(warmup_steps=10, weight_decay=0.01)
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Tokens of one micro-batch: memory, never the result."""
+    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
 
 
@@ -109,10 +109,11 @@ def expert_iteration(c: Config, run: Run) -> None:
 def search_stats(
     found: Sequence[SearchResult], right: Set[Key], kept: Sequence[Rollout], problems: Sequence[Problem]
 ) -> Stats:
-    """Share of problems that the search solved, tokens a problem, and coverage of the right answers by what is kept.
+    """Fraction of problems that the search solved, tokens per problem, and coverage of the right answers.
 
     right     keys of the right answers
-    coverage  of the distinct right answers; `rare_coverage` of those that belong to one problem alone
+    coverage  fraction of the distinct right answers that are among the kept answers; `rare_coverage` counts only right
+              answers that belong to a single problem
     """
     references = Counter(problem.reference for problem in problems)
     covered = {rollout.problem.reference for rollout in kept if rollout.key in right}
@@ -126,7 +127,7 @@ def search_stats(
 
 
 def fine_tune(c: Config, policy: Policy, examples: Sequence[Demonstration], fresh: Task | None, loop: int) -> Stats:
-    """Fine-tune on what was kept, with a share of fresh demonstrations in each update."""
+    """Fine-tune on the kept answers, with a fraction of fresh demonstrations in each update."""
     random, losses, updates = python_random(Key(c.seed, "engine study", loop)), [], c.updates_per_loop
     num_fresh = round(c.batch_size * c.fresh_fraction) if fresh else 0
     for update in range(updates):

@@ -1,7 +1,7 @@
 """GRPO and its variants: groups of completions, each compared with the other members of its group.
 
 Shao et al. 2024, arXiv 2402.03300, eq. 3. `preset` chooses a published variant (docs/recipes/grpo.md has the table).
-P problems a step, G rollouts a problem, T tokens of a rollout, N tokens of a batch.
+P problems per step, G rollouts per problem, T tokens of a rollout, N tokens of a batch.
 """
 
 from __future__ import annotations
@@ -68,22 +68,22 @@ class Config(BaseConfig):
     """Training problems: school[:families], gym:NAME, jsonl:PATH, python:PATH."""
     seed: int = 0
     preset: str = "ours"
-    """Variant whose settings to begin with: grpo, dr_grpo, dapo, rloo, reinforce_pp, gspo, cispo, lite_ppo, ..."""
+    """Start with the settings of this variant: grpo, dr_grpo, dapo, rloo, reinforce_pp, gspo, cispo, lite_ppo, ..."""
     steps: int = Field(100, gt=0)
     prompts_per_step: int = Field(32, gt=0)
-    """P: problems of one step."""
+    """P: number of problems per step."""
     group_size: int = Field(16, gt=1)
-    """G: rollouts of one problem. At least 2, or nothing can be compared."""
+    """G: number of rollouts per problem. At least 2, because rollouts of a group are compared."""
     num_minibatches: int = Field(1, gt=0)
-    """Optimizer steps on the rollouts of one step, each on its share of the groups. 1 is on-policy: no clipping."""
+    """Optimizer steps per step; each uses its part of the groups. 1 is on-policy: no clipping."""
     num_epochs: int = Field(1, gt=0)
-    """Times that the rollouts of one step are learned from."""
+    """How many times the policy learns from the rollouts of one step."""
     max_policy_lag: int = Field(0, ge=0)
-    """Updates between sampling and training. 0 is on-policy."""
+    """Number of updates between sampling and training. 0 is on-policy."""
     dynamic_sampling: int = Field(0, ge=0)
-    """DAPO: sample up to this many further times in a step, until `prompts_per_step` groups have mixed rewards."""
+    """DAPO: sample up to this many more times in a step, until `prompts_per_step` groups have mixed rewards."""
     max_logprob_gap: float = Field(0.1, gt=0)
-    """Stop when sampler and learner log-probabilities of fresh rollouts lie further apart in the mean."""
+    """Stop if log-probabilities of sampler and learner for fresh rollouts differ by more than this on average."""
     sampling: RolloutSampling = RolloutSampling()
     rewards: Rewards = Rewards()
     advantage: Advantage = Advantage()
@@ -91,10 +91,10 @@ class Config(BaseConfig):
     optimizer: Optimizer = Optimizer(learning_rate=2e-4, warmup_steps=5, lr_decay_fraction=0.0)
     eval: Eval = Eval()
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Tokens of one micro-batch: memory, never the result."""
+    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
     activation_checkpointing: bool = False
-    """A second forward pass for less memory, the same result."""
+    """Use less memory, but compute a second forward pass. The result is the same."""
     save_every: int = Field(20, gt=0)
 
     @classmethod
@@ -112,7 +112,7 @@ class Config(BaseConfig):
 
     @property
     def on_policy(self) -> bool:
-        """Whether every update sees rollouts of exactly the policy that it changes."""
+        """Whether every update uses only rollouts of exactly the policy that it changes."""
         return self.num_minibatches == 1 and self.num_epochs == 1 and self.max_policy_lag == 0
 
 
@@ -120,7 +120,7 @@ Sampler = Callable[[Policy, Sequence[Rollout], RolloutSampling], list[Rollout]]
 
 
 def sample_rollouts(policy: Policy, prompts: Sequence[Rollout], sampling: RolloutSampling) -> list[Rollout]:
-    """[P*G] prompts to [P*G] rollouts."""
+    """Sample [P*G] rollouts from [P*G] prompts."""
     return policy.extend(prompts, sampling.max_new_tokens, temperature=sampling.temperature)
 
 
@@ -144,7 +144,7 @@ def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
     stream = run.restore(RolloutStream(policy, make_prompts, rollout, c.max_policy_lag, synced_reference))
 
     for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
-        if c.eval.every and step and step % c.eval.every == 0:  # of the policy as it is before this step
+        if c.eval.every and step and step % c.eval.every == 0:  # evaluate the policy before this step
             began = time.monotonic()
             result = evaluate(
                 policy, task, c.eval.problems, c.eval.samples, c.sampling.max_new_tokens, c.sampling.temperature, c.seed
@@ -169,7 +169,7 @@ def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
 
 
 def make_loss(c: Config) -> Loss:
-    """The loss of one token, as the config names it."""
+    """The loss of one token, as set in the config."""
     if c.loss.type == "cispo":
         loss_fn = cispo(c.loss.clip_high, on_policy=c.on_policy)
     else:
@@ -182,7 +182,7 @@ def make_loss(c: Config) -> Loss:
 
 
 def format_weights(c: Config) -> dict[str, float]:
-    """Weights of the rewards for format and language; {} without any."""
+    """Weights of the rewards for format and language. {} if there are none."""
     weights = {"format": c.rewards.format, "language": c.rewards.language}
     return {name: weight for name, weight in weights.items() if weight}
 
@@ -190,10 +190,10 @@ def format_weights(c: Config) -> dict[str, float]:
 def shape_rewards(
     c: Config, policy: Policy, reference: Policy | None, groups: Sequence[Group], step: int
 ) -> list[Group]:
-    """The graded rollouts with the rewards that they are learned from."""
+    """The graded rollouts with the rewards for training."""
     conversation, max_new_tokens = policy.conversation, c.sampling.max_new_tokens
     shaped = drop_ungraded(apply_reward_control(c.rewards.control, groups, c.seed, step))
-    if c.dynamic_sampling:  # a batch of groups with mixed rewards and nothing else, in its denominators too
+    if c.dynamic_sampling:  # only groups with mixed rewards are in the batch and in its denominators
         shaped = drop_constant_reward_groups(shaped)[: c.prompts_per_step]
 
     def format_rewards(rollout: Rollout) -> dict[str, float]:
@@ -220,8 +220,11 @@ def shape_rewards(
 def learn(
     c: Config, policy: Policy, reference: Policy | None, loss_fn: Loss, groups: Sequence[Group], rate: float
 ) -> dict[str, Any]:
-    """Update on the groups that carry a signal, minibatch by minibatch; normalised over all groups of the step."""
-    # where all rewards of a group are equal, only a KL penalty has a gradient
+    """Update on the groups that give a training signal, one minibatch at a time.
+
+    The loss is normalised over all groups of the step.
+    """
+    # if all rewards of a group are equal, only a KL penalty has a gradient
     skip_constant = uses_group_baseline(c.advantage.baseline) and not c.loss.kl_coef
     signal = drop_constant_reward_groups(groups) if skip_constant else list(groups)
     divisor = c.loss.divisor or c.sampling.max_new_tokens
@@ -240,7 +243,7 @@ def learn(
             batches = pack(
                 rollouts, token_weight, c.microbatch_tokens, share_prompts=policy.shares_prompts, **columns_part
             )
-            gap = inf if c.max_policy_lag or updates else c.max_logprob_gap  # later the gap is what was learned
+            gap = inf if c.max_policy_lag or updates else c.max_logprob_gap  # after updates, learning causes the gap
             settings = (rate, c.optimizer.max_grad_norm, c.sampling.temperature, gap, metrics_fn)
             updates.append(policy.update(batches, loss_fn, *settings))
     means = {name: fmean(stats[name] for stats in updates) for name in updates[0]}
@@ -250,7 +253,7 @@ def learn(
 def make_columns(
     c: Config, policy: Policy, reference: Policy | None, signal: Sequence[Group], groups: Sequence[Group]
 ) -> Columns:
-    """What the loss needs of each token: its advantage, and its log-probability under the three policies."""
+    """The numbers that the loss needs for each token: advantage, and log-probabilities under other policies."""
     a, rollouts, temperature = c.advantage, rollouts_of(signal), c.sampling.temperature
     advantage = group_advantage(signal, a.baseline, a.scale_rewards, a.std_eps, a.std_ddof, scope=groups)
     columns: Columns = {
@@ -269,7 +272,10 @@ def make_columns(
 def minibatches(
     groups: Sequence[Group], weight: TokenWeight, columns: Columns, count: int
 ) -> list[tuple[list[Rollout], TokenWeight, Columns]]:
-    """Whole groups, dealt in turn. Weights are multiplied by the number of parts: each part is a mean itself."""
+    """Split the groups into `count` parts; each part gets whole groups.
+
+    The weights are multiplied by the number of parts, so that the loss of each part is a mean.
+    """
     rollouts = rollouts_of(groups)
     group_of = [at for at, group in enumerate(groups) for _ in group.rollouts]
     count = min(count, len(groups))

@@ -1,7 +1,8 @@
-"""Pretraining: the likelihood of text, and the tokenizer that reads it.
+"""Pretraining: the likelihood of text, and the tokenizer for this text.
 
-Text is a file of the user's own or the synthetic corpus of a task (`pretraining_text`, written on demand from a seed).
-A part of it is held out; its cost is reported in bits per byte, which no choice of tokenizer can flatter.
+The text is a file of the user or the synthetic corpus of a task (`pretraining_text`, generated from a seed when it is
+needed). A part of the text is held out. The result on this part is given in bits per byte, so the results of different
+tokenizers can be compared.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key, Precision, SchoolError
 
-_SAMPLE, _HELD_OUT = 2000, 1_000_003  # documents that train the tokenizer; the step whose documents are held out
+_SAMPLE, _HELD_OUT = 2000, 1_000_003  # documents for the tokenizer; step of the held-out documents
 
 
 class Model(BaseConfig):
-    """A Qwen3-shaped decoder."""
+    """A decoder with the architecture of Qwen3."""
 
     hidden_size: int = Field(128, gt=0)
     num_layers: int = Field(4, gt=0)
@@ -38,7 +39,7 @@ class Model(BaseConfig):
     intermediate_size: int = Field(384, gt=0)
     """Width inside the MLP."""
     max_seq_len: int = Field(1024, gt=0)
-    """The longest sequence it will read."""
+    """Maximum number of tokens in a sequence that the model can read."""
 
     @model_validator(mode="after")
     def _divides(self) -> Model:
@@ -63,31 +64,31 @@ class Model(BaseConfig):
 
 class Config(BaseConfig):
     text: Path | None = None
-    """A .txt or .jsonl file (or either as .gz) to learn from."""
+    """A .txt or .jsonl file (or one of them as .gz) to learn from."""
     task: str | None = None
-    """Or a task with a synthetic corpus: school[:families]."""
+    """Instead of `text`: a task with a synthetic corpus, school[:families]."""
     tokenizer: Path | None = None
-    """Folder of a tokenizer to use; without it one is trained on the text."""
+    """Folder of a tokenizer to use. Without this key, a tokenizer is trained on the text."""
     vocab_size: int = Field(1024, ge=262)
     seed: int = 0
     model: Model = Model()
     steps: int = Field(1000, gt=0)
     batch_size: int = Field(32, gt=0)
-    """Rows per update."""
+    """Number of rows per update."""
     demos_per_batch: int = Field(0, ge=0)
-    """Demonstrations of the task beside the rows of each update, as base models of today have read many."""
+    """Demonstrations of the task in each update, in addition to the rows. Base models of today have read many."""
     seq_len: int = Field(128, gt=1)
-    """Tokens of a row."""
+    """Number of tokens in a row."""
     held_out: float = Field(0.05, gt=0, lt=1)
-    """Share of a text file that training never sees."""
+    """Fraction of a text file that is not used for training."""
     optimizer: Optimizer = Optimizer(learning_rate=3e-3, weight_decay=0.01)
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Tokens of one micro-batch: memory, never the result."""
+    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
     activation_checkpointing: bool = False
-    """A second forward pass for less memory, the same result."""
+    """Use less memory, but compute a second forward pass. The result is the same."""
     eval_every: int = Field(250, gt=0)
-    """Measure bits per byte every so many steps (and after the last)."""
+    """Number of steps between measurements of bits per byte (the last step is always measured)."""
     save_every: int = Field(250, gt=0)
 
     @model_validator(mode="after")
@@ -135,7 +136,7 @@ def pretrain(c: Config, run: Run) -> None:
 
 
 def evaluate_text(policy: Policy, documents: Sequence[str], seq_len: int) -> float:
-    """Bits per byte of documents, each token predicted from at most `seq_len - 1` before it."""
+    """Bits per byte of documents. Each token is predicted from at most `seq_len - 1` tokens before it."""
     rows = chunks(token_stream(documents, policy.conversation.tokenizer), seq_len)
     scores = policy.score(text_rollouts(rows, 0, 0))
     return bits_per_byte(-float(sum(score.logprob.sum(dtype="float64") for score in scores)), documents)
@@ -146,7 +147,7 @@ def _documents(task: Task | None, step: int, count: int) -> list[str]:
 
 
 def _sample(train: Sequence[str], task: Task | None) -> list[str]:
-    """Text to train a tokenizer on: the file, or the synthetic corpus with the task's demonstrations, if it has any."""
+    """Text to train a tokenizer on: the file, or the synthetic corpus and the demonstrations of the task, if any."""
     if task is None:
         return list(train)
     try:

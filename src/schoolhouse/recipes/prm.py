@@ -1,12 +1,13 @@
-"""Process and outcome reward models: a label token behind each right step, or behind a solution with a right answer.
+"""Process and outcome reward models: a label token after each right step, or after a solution with a right answer.
 
 Process supervision: Lightman et al. 2023, arXiv 2305.20050. Labels come from a file (`data`, in PRM800K's format), from
-the task's own rules (`exact`, `strict`), or from how sampled continuations end (`hard`, `soft`: Math-Shepherd, Wang et
-al. 2023, arXiv 2312.08935). `outcome` labels whole solutions by their answer (Cobbe et al. 2021, arXiv 2110.14168), and
-so does `implicit`, whose reward is the likelihood of the solution itself (Yuan et al. 2024, arXiv 2412.01981).
+the rules of the task (`exact`, `strict`), or from the answers of sampled continuations (`hard`, `soft`: Math-Shepherd,
+Wang et al. 2023, arXiv 2312.08935). `outcome` labels whole solutions by their answer (Cobbe et al. 2021, arXiv
+2110.14168). `implicit` also labels whole solutions by their answer, but its reward is the likelihood of the solution
+itself (Yuan et al. 2024, arXiv 2412.01981).
 
-The generator's solutions are labelled once, before the first update; a resumed run makes the same ones again. They are
-in labels.jsonl of the run folder, in PRM800K's format.
+The solutions of the generator are labelled once, before the first update. A resumed run creates the same solutions and
+labels again. They are in labels.jsonl of the run folder, in PRM800K's format.
 """
 
 from __future__ import annotations
@@ -53,31 +54,32 @@ class Config(BaseConfig):
     model: str
     """Folder of the model that becomes the reward model (Hugging Face format), or of a run."""
     generator: str = ""
-    """Folder of the model whose solutions are labelled; none: labels come from `data`."""
+    """Folder of the model whose solutions are labelled. If empty: labels come from `data`."""
     data: Path | None = None
-    """Labelled solutions, JSON lines in PRM800K's format."""
+    """File with labelled solutions: JSON lines in PRM800K's format."""
     labels: Literal["exact", "strict", "hard", "soft", "outcome", "implicit"] = "exact"
-    """Where labels of the generator's solutions come from: the task's rules (idle words count as right, as in PRM800K,
-    or as wrong: `strict`), any or the share of continuations that end right, or the answer alone, by a label token or
-    by the likelihood of the solution itself."""
+    """Source of the labels. exact: the rules of the task; idle words are right, as in PRM800K. strict: the same, but
+    idle words are wrong. hard: 1 if any continuation has a right answer. soft: the fraction of continuations with a
+    right answer. outcome: the answer, learned by a label token. implicit: the answer, learned by the likelihood of the
+    solution itself."""
     task: str = "school:chain"
     seed: int = 0
     num_prompts: int = Field(500, gt=0)
     samples_per_prompt: int = Field(4, gt=0)
-    """Solutions of each."""
+    """Number of solutions per problem."""
     sampling: RolloutSampling = RolloutSampling()
     continuations: int = Field(8, gt=0)
-    """Behind each step, for `hard` and `soft`."""
+    """Number of continuations after each step, for `hard` and `soft`."""
     delimiter: str = Field("\n", min_length=1)
-    """What ends a step of `data`; elsewhere the task says."""
+    """Text that ends a step of `data`. For other labels the task defines this text."""
     shuffle_labels: bool = False
-    """Control: labels shuffled between steps; the reward model must learn nothing."""
+    """Control: shuffle the labels between steps. The reward model must then learn nothing."""
     steps: int = Field(500, gt=0)
     batch_size: int = Field(64, gt=0)
-    """Solutions of an update."""
+    """Number of solutions per update."""
     optimizer: Optimizer = Optimizer(weight_decay=0.01)
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Tokens of one micro-batch: memory, never the result."""
+    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
     save_every: int = Field(500, gt=0)
 
@@ -88,7 +90,7 @@ class Config(BaseConfig):
                 "give either `generator`, a model whose solutions are labelled, or `data`, a file of labels"
             )
         if self.labels == "implicit" and self.data:
-            raise ValueError("labels: implicit needs a `generator`: its judge learns from whole solutions of a model")
+            raise ValueError("labels: implicit needs a `generator`: the reward model learns from its whole solutions")
         return self
 
 
@@ -131,7 +133,7 @@ def prm(c: Config, run: Run) -> None:
 
 
 def label_solutions(c: Config, task: Task, reader: Conversation) -> tuple[list[tuple[LabelledSolution, Example]], int]:
-    """Labelled solutions of the generator, without those that were cut off, and the tokens that were sampled.
+    """Labelled solutions of the generator, without truncated ones, and the number of sampled tokens.
 
     reader  conversation of the model that becomes the reward model
     """

@@ -1,13 +1,14 @@
-"""RL with a process reward model beside the reward of the answer: process advantages, and the form that gets hacked.
+"""RL with a process reward model and the reward of the answer: process advantages, and a form that can be hacked.
 
-Setlur et al. 2024, arXiv 2410.08146 (PAV): the reward of a step is its progress, the change of the chance that the
-answer will be right, on top of the outcome: every token of step i learns from A_outcome + alpha (v_i - v_{i-1}).
-Progress telescopes: more good-looking steps earn nothing. A sum of step rewards (`raw`) rewards every step for itself,
-and a policy learns to write many (DeepSeek-R1 gave such rewards up: arXiv 2501.12948, section 4.2).
+Setlur et al. 2024, arXiv 2410.08146 (PAV): the reward of a step is its progress. Progress is the change of the
+probability that the answer will be right. It is added to the outcome: every token of step i learns from A_outcome +
+alpha (v_i - v_{i-1}). The sum of progress depends only on the first and the last value, so more good-looking steps earn
+nothing. The form `raw` is a sum of step rewards: each step earns its own reward, and a policy learns to write many
+steps (DeepSeek-R1 stopped using such rewards: arXiv 2501.12948, section 4.2).
 
-The value of a state is computed from the grades of all steps so far (`step_aggregation`): their product for a model
-that grades steps, the last for one that grades states (`school train prm --labels soft`).
-P problems a step, G rollouts a problem.
+The value of a state is computed from the grades of all steps so far (`step_aggregation`). Use their product for a model
+that grades steps, and the last grade for a model that grades states (`school train prm --labels soft`).
+P problems per step, G rollouts per problem.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ class Config(BaseConfig):
     model: str
     """Folder of the model to start from (Hugging Face format), or of a run."""
     reward_model: str
-    """Folder of a process reward model, or of the run that made it."""
+    """Folder of a process reward model, or of the run that trained it."""
     reward_form: Literal["progress", "raw"] = "progress"
-    """Reward a step for what it changed, or a rollout for the sum of its grades."""
+    """progress: reward a step for the change of the value. raw: reward a rollout for the sum of its grades."""
     step_aggregation: StepAggregation = "product"
-    """progress: what grades so far make a state worth; product or min for a model of steps, last for one of values."""
+    """progress: how grades so far give a value. A model that grades steps: product or min. States: last."""
     alpha: float = Field(1.0, ge=0)
-    """Weight beside the reward of the answer; 0 is outcome rewards alone."""
+    """Weight of the process reward, next to the reward of the answer. 0: only the reward of the answer."""
     task: str = "school"
     seed: int = 0
     steps: int = Field(45, gt=0)
@@ -63,9 +64,9 @@ class Config(BaseConfig):
     sampling: RolloutSampling = RolloutSampling()
     optimizer: Optimizer = Optimizer(learning_rate=1e-4, warmup_steps=5, lr_decay_fraction=0.0)
     max_logprob_gap: float = Field(0.1, gt=0)
-    """Stop when sampler and learner log-probabilities lie further apart in the mean."""
+    """Stop if log-probabilities of sampler and learner differ by more than this on average."""
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Tokens of one micro-batch: memory, never the result."""
+    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
     save_every: int = Field(20, gt=0)
 
@@ -104,7 +105,7 @@ def prm_rl(c: Config, run: Run) -> None:
 def learn(
     c: Config, policy: Policy, reward_model: RewardModel, groups: Sequence[Group], delimiter: str, rate: float
 ) -> dict[str, Any]:
-    """One update on the graded rollouts; {} if there are none."""
+    """Make one update on the graded rollouts. Returns its metrics, or {} if there are no graded rollouts."""
     rollouts = rollouts_of(groups)
     if not rollouts:
         return {}
@@ -126,7 +127,7 @@ def learn(
 def advantages(
     c: Config, groups: Sequence[Group], ends: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]
 ) -> list[list[float]]:
-    """A row [T] for each rollout; `grades` are log-probabilities of the steps that end at `ends`."""
+    """A row [T] of advantages for each rollout. `grades` are log-probabilities of the steps that end at `ends`."""
     if c.reward_form == "raw":
         rewards = [verdict.reward for group in groups for verdict in group.verdicts]
         summed = [

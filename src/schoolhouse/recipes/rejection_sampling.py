@@ -1,10 +1,10 @@
-"""Rejection sampling, and fine-tuning on what was kept: DeepSeek-R1's third stage, and its distillation.
+"""Rejection sampling, and fine-tuning on the kept answers: DeepSeek-R1's third stage, and its distillation.
 
 Guo et al. 2025, arXiv 2501.12948, sections 2.3.3 and 2.4. A teacher answers each problem several times. The student
-learns from answers that are right, complete and in one language, as if they were demonstrations. The student may be a
-smaller model (distillation), or the base that the teacher was made from (rejection sampling).
+learns from the answers that are right, complete and in one language, as if they were demonstrations. The student can be
+a smaller model (distillation), or the base model of the teacher (rejection sampling).
 
-The kept answers are in kept.jsonl of the run folder, in rows that `jsonl:` reads.
+The kept answers are in kept.jsonl of the run folder, as rows that `jsonl:` can read.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ class Config(BaseConfig):
     teacher: str
     """Folder of the model that answers, or of a run: its newest checkpoint."""
     model: str
-    """Folder of the model that learns from it (Hugging Face format), or of a run."""
+    """Folder of the model that learns from these answers (Hugging Face format), or of a run."""
     task: str = "school"
     seed: int = 0
     num_prompts: int = Field(1_000, gt=0)
-    """Problems that the teacher answers, all at once before the first step."""
+    """Number of problems that the teacher answers. It answers all of them before the first step."""
     samples_per_prompt: int = Field(4, gt=0)
     sampling: Sampling = Sampling()
     max_kept_per_problem: int = Field(4, gt=0)
-    """Answers kept of one problem, or easy ones take over."""
+    """Maximum number of answers that are kept per problem, so that easy problems do not dominate."""
     script: str = ""
-    """Script that a thought must be written in from beginning to end, such as latin or cjk; "": any."""
+    """Script of all words of a thought, such as latin or cjk. "": any script."""
     steps: int = Field(500, gt=0)
     batch_size: int = Field(64, gt=0)
     optimizer: Optimizer = Optimizer(weight_decay=0.01)
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Tokens of one micro-batch: memory, never the result."""
+    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
     save_every: int = Field(200, gt=0)
 
@@ -85,7 +85,7 @@ def rejection_sampling(c: Config, run: Run) -> None:
 
 
 def sample_teacher(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Rows of the teacher's completions that are kept, and how many were dropped for which reason."""
+    """Rows of the kept completions of the teacher, and the number of dropped completions for each reason."""
     teacher, task = Policy.load(c.teacher, c.precision), open_task(c.task, c.seed)
     conversation = teacher.conversation
     problems = task.train_problems(0, c.num_prompts)
@@ -122,7 +122,7 @@ def sample_teacher(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
 def _drop_reason(
     c: Config, reward: float | None, complete: bool, texts: tuple[str, str], known: Collection[tuple[str, str]]
 ) -> str:
-    """Why a completion is dropped; "" for one that is kept. `known` are the kept ones of its problem."""
+    """Why a completion is dropped, or "" if it is kept. `known` are the kept completions of the same problem."""
     thought = texts[0]
     if reward is None:
         return "dropped_ungraded"

@@ -1,12 +1,12 @@
-"""Fine-tuning on pairs of attempts: the baselines that SCoRe is compared with.
+"""Fine-tuning on pairs of attempts. SCoRe is compared with these baselines.
 
-Kumar et al. 2024, arXiv 2409.12917, section 4. STaR: the model attempts each problem twice, and pairs whose wrong first
-attempt was corrected are kept (Zelikman et al. 2022). Pair-SFT: a right attempt is put behind a wrong one at the same
-problem; there are far more of these (Welleck et al. 2022, arXiv 2211.00053). With `keep_correct`, right attempts that
-are followed by a right one are kept too, as many as there are corrected ones: the paper's D+.
+Kumar et al. 2024, arXiv 2409.12917, section 4. STaR: the model attempts each problem twice. Pairs with a wrong first
+attempt and a right second attempt are kept (Zelikman et al. 2022). Pair-SFT: a right attempt is put after a wrong
+attempt at the same problem; this gives far more pairs (Welleck et al. 2022, arXiv 2211.00053). With `keep_correct`,
+pairs of two right attempts are kept too, as many as corrected pairs: D+ in the paper.
 
-Only second attempts are learned; the first ones are their context. All pairs are the starting model's own, made before
-the first update; a resumed run makes the same ones again.
+The policy learns only the second attempts; the first attempts are their context. The starting model makes all pairs
+before the first update. A resumed run makes the same pairs again.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ class Pair(NamedTuple):
 
 class Config(BaseConfig):
     model: str
-    """Folder of the model to start from (Hugging Face format), or of a run. It should know what a second attempt is."""
+    """Folder of the model to start from (Hugging Face format), or of a run. It should already know second attempts."""
     task: str = "school"
     seed: int = 0
     pairs: Literal["star", "pair_sft"] = "star"
-    """The model's own second attempts, or right attempts of its own put behind wrong ones."""
+    """star: the model makes second attempts. pair_sft: a right attempt of the model is put after a wrong attempt."""
     keep_correct: bool = False
-    """Keep right attempts followed by right ones too, as many."""
+    """Also keep pairs of two right attempts, as many as corrected pairs."""
     num_prompts: int = Field(500, gt=0)
     samples_per_prompt: int = Field(8, gt=1)
-    """Pairs of attempts (`star`) or attempts (`pair_sft`) at each problem."""
+    """Number of pairs of attempts (`star`) or of attempts (`pair_sft`) per problem."""
     sampling: RolloutSampling = RolloutSampling()
-    """Of one attempt."""
+    """How one attempt is sampled."""
     instruction: str = REVISION_REQUEST
     steps: int = Field(300, gt=0)
     batch_size: int = Field(64, gt=0)
     optimizer: Optimizer = Optimizer(weight_decay=0.01)
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Tokens of one micro-batch: memory, never the result."""
+    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
     save_every: int = Field(300, gt=0)
 
@@ -94,9 +94,10 @@ def revision_sft(c: Config, run: Run) -> None:
 
 
 def choose_pairs(c: Config, pairs: Sequence[Pair]) -> list[Pair]:
-    """The corrected pairs; with `keep_correct` as many that were right twice, as far as there are, drawn by lot.
+    """The corrected pairs. With `keep_correct`, also the same number of pairs of two right attempts, chosen at random.
 
-    Second attempts that were cut off are left out: they would not teach to end.
+    If there are fewer pairs of two right attempts, all of them are kept. Truncated second attempts are left out,
+    because they would not teach the model to end its turn.
     """
     ended = [pair for pair in pairs if pair.rollout.finish_reason == "stop" and pair.second >= 1.0]
     corrected, right = [pair for pair in ended if pair.corrected], [pair for pair in ended if not pair.corrected]
@@ -105,7 +106,7 @@ def choose_pairs(c: Config, pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def sample_pairs(c: Config, policy: Policy, task: Task) -> tuple[list[Pair], int]:
-    """Pairs of attempts, where both could be graded, and how many tokens were sampled for all."""
+    """Pairs of two graded attempts, and the number of tokens that were sampled for all attempts."""
     conversation, problems = policy.conversation, task.train_problems(0, c.num_prompts)
     prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="revise")
     if c.pairs == "pair_sft":
@@ -123,9 +124,9 @@ def sample_pairs(c: Config, policy: Policy, task: Task) -> tuple[list[Pair], int
 
 
 def pair_up(group: Group, conversation: Conversation, instruction: str) -> list[Pair]:
-    """Every attempt at one problem with a right one behind it: another one where there is another. None without any.
+    """Put a right attempt after every attempt at one problem. If possible, this is another attempt.
 
-    Nothing is put behind an attempt that was cut off.
+    The result is empty if no attempt is right. A truncated attempt is never put after another attempt.
     """
     graded = [(r, v.reward) for r, v in zip(group.rollouts, group.verdicts, strict=True) if v.reward is not None]
     right = [rollout for rollout, reward in graded if reward >= 1.0 and rollout.finish_reason == "stop"]
@@ -140,6 +141,6 @@ def pair_up(group: Group, conversation: Conversation, instruction: str) -> list[
 
 
 def second_only(pair: Rollout) -> Rollout:
-    """The same tokens with a loss mask on the last turn alone."""
+    """The same tokens with a loss mask only on the last turn."""
     start = pair.turns[-1]
     return replace(pair, loss_mask=(False,) * start + pair.loss_mask[start:], turns=(start,))

@@ -1,11 +1,12 @@
-"""SCoRe: learn self-correction by reinforcement over two attempts at the same problem.
+"""SCoRe: learn self-correction by reinforcement learning over two attempts at the same problem.
 
-Kumar et al. 2024, arXiv 2409.12917. An attempt, a fixed request to look again (without a hint), a second attempt.
-Stage I rewards the second attempt alone, while a strong KL penalty holds the first to the starting model: rewarded at
-once, the two would become the same. Stage II rewards both, and the second by its change: r2 + alpha (r2 - r1).
-With stage1_steps 0 and alpha 0 it is plain reinforcement learning over two turns.
+Kumar et al. 2024, arXiv 2409.12917. A rollout is a first attempt, a fixed request to look again (without a hint), and a
+second attempt. Stage I rewards only the second attempt, and a strong KL penalty keeps the first attempt close to the
+starting model. If both attempts were rewarded from the start, they would become the same. Stage II rewards both
+attempts; the reward of the second attempt also contains its change: r2 + alpha (r2 - r1).
+With stage1_steps 0 and alpha 0 this recipe is plain reinforcement learning over two turns.
 
-P problems a step, G rollouts a problem, T tokens of a rollout.
+P problems per step, G rollouts per problem, T tokens of a rollout.
 """
 
 from __future__ import annotations
@@ -33,32 +34,32 @@ from schoolhouse.types import REVISION_REQUEST, Group, Precision, Rollout
 
 class Config(BaseConfig):
     model: str
-    """Folder of the model to start from (Hugging Face format), or of a run. It should know what a second attempt is."""
+    """Folder of the model to start from (Hugging Face format), or of a run. It should already know second attempts."""
     task: str = "school"
     seed: int = 0
     steps: int = Field(80, gt=0)
     stage1_steps: int = Field(40, ge=0)
-    """Steps of stage I; the rest is stage II."""
+    """Number of steps of stage I. The other steps are stage II."""
     prompts_per_step: int = Field(32, gt=0)
     group_size: int = Field(16, gt=1)
     sampling: RolloutSampling = RolloutSampling()
-    """Of one attempt."""
+    """How one attempt is sampled."""
     instruction: str = REVISION_REQUEST
-    """What stands between the attempts. It says nothing about whether the first was right."""
+    """The request between the two attempts. It does not say whether the first attempt was right."""
     alpha: float = Field(10.0, ge=0)
-    """How much a change from wrong to right, or back, weighs in stage II."""
+    """Weight of a change from wrong to right, or from right to wrong, in stage II."""
     kl_coef: float = Field(0.01, ge=0)
-    """beta1: KL penalty of all attempts."""
+    """beta1: coefficient of the KL penalty for all attempts."""
     stage1_kl_coef: float = Field(0.1, ge=0)
-    """beta2: that of the first attempt in stage I."""
+    """beta2: coefficient of the KL penalty for the first attempt in stage I."""
     future_reward_weight: float = Field(0.0, ge=0, le=1)
-    """Share of the second attempt's reward that the first one gets in stage II (in stage I first attempts get none).
-    The paper is silent; with any, a first attempt that leaves something to correct pays."""
+    """Fraction of the second attempt's reward that is added to the reward of the first attempt in stage II (in stage I,
+    first attempts get no reward). The paper does not say. Above 0, a first attempt with an error pays off."""
     optimizer: Optimizer = Optimizer(learning_rate=1e-4, warmup_steps=5, lr_decay_fraction=0.0)
     max_logprob_gap: float = Field(0.1, gt=0)
-    """Stop when sampler and learner log-probabilities lie further apart in the mean."""
+    """Stop if log-probabilities of sampler and learner differ by more than this on average."""
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Tokens of one micro-batch: memory, never the result."""
+    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
     save_every: int = Field(20, gt=0)
 
@@ -91,7 +92,7 @@ def self_correction(c: Config, run: Run) -> None:
 def learn(
     c: Config, policy: Policy, reference: Policy, first: list[Group], second: list[Group], stage_one: bool, rate: float
 ) -> dict[str, Any]:
-    """One update. Each attempt's tokens get that attempt's reward, compared within the group."""
+    """Make one update. The tokens of an attempt get the reward of this attempt, compared within the group."""
     early, late = map(
         drop_ungraded, shape_rewards(first, second, 0.0 if stage_one else c.alpha, c.future_reward_weight)
     )
@@ -128,8 +129,8 @@ def shape_rewards(
 ) -> tuple[list[Group], list[Group]]:
     """The groups of both attempts with shaped rewards: r2' = r2 + alpha (r2 - r1), and r1 + future_reward_weight r2'.
 
-    With alpha 10: wrong to wrong 0, wrong to right 11, right to right 1, right to wrong -10. None where either attempt
-    could not be graded.
+    With alpha 10, r2' is 0 (wrong, then wrong), 11 (wrong, then right), 1 (right, then right) or -10 (right, then
+    wrong). The reward is None if one of the attempts could not be graded.
     """
     pairs = [
         (a.reward, b.reward)
@@ -145,7 +146,7 @@ def shape_rewards(
 
 
 def score_loss() -> Loss:
-    """REINFORCE with a KL penalty whose coefficient is each token's own (column "kl_coef")."""
+    """REINFORCE with a KL penalty. Each token has its own coefficient of the penalty (column "kl_coef")."""
     gradient, kl = policy_gradient(), kl_penalty("k3")
 
     def loss(batch: Batch, scores: Scores) -> Any:

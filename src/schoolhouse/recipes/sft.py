@@ -1,6 +1,7 @@
 """Supervised fine-tuning on demonstrations: the likelihood of the completion, given the prompt.
 
-Only the completion carries loss (its end-of-turn token included); the mask comes from spans, never from string search.
+Only the tokens of the completion have a loss, including the end-of-turn token. The loss mask comes from token spans and
+never from a string search.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ class Config(BaseConfig):
     seed: int = 0
     steps: int = Field(500, gt=0)
     batch_size: int = Field(64, gt=0)
-    """Demonstrations per update."""
+    """Number of demonstrations per update."""
     optimizer: Optimizer = Optimizer(weight_decay=0.01)
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Tokens of one micro-batch: memory, never the result."""
+    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
     activation_checkpointing: bool = False
-    """A second forward pass for less memory, the same result."""
+    """Use less memory, but compute a second forward pass. The result is the same."""
     save_every: int = Field(200, gt=0)
 
 

@@ -1,12 +1,13 @@
-"""STaR: sample thoughts, keep those that led to a right answer, learn from them, repeat.
+"""STaR: sample thoughts, keep the thoughts with a right answer, learn from them, repeat.
 
 Zelikman et al. 2022, arXiv 2203.14465. A failed problem is sampled once more with the answer as a hint
-(rationalization), and learned as if there had been no hint. Every loop starts from the same base model, so that errors
-do not pile up. With samples_per_prompt > 1, temperature 0.7 and no rationalization it is ReST-EM (Singh et al. 2023,
-arXiv 2312.06585).
+(rationalization). The policy learns the new thought without the hint in the prompt. Every loop starts from the same
+base model, so that errors do not accumulate. With samples_per_prompt > 1, temperature 0.7 and no rationalization, this
+recipe is ReST-EM (Singh et al. 2023, arXiv 2312.06585).
 
-The paper prompts with a few demonstrations. A small model cannot learn from its prompt: here they are part of the
-training data of each loop (with a hint too, where failures get one), and loop 0 learns from them alone.
+In the paper, the prompt contains a few demonstrations. A small model cannot learn from its prompt, so here the
+demonstrations are part of the training data of each loop. If failed problems get a hint, the data also contain the
+demonstrations with a hint. Loop 0 learns only from the demonstrations.
 """
 
 from __future__ import annotations
@@ -34,42 +35,42 @@ from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rol
 
 class Config(BaseConfig):
     model: str
-    """Folder of the base model, that every loop starts from (Hugging Face format), or of a run."""
+    """Folder of the base model (Hugging Face format), or of a run. Every loop starts from this model."""
     task: str = "school:addition?digits=1-5"
-    """Problems with answers: the thoughts are to be found."""
+    """Problems with answers. The recipe must find the thoughts."""
     demos_task: str = "school:addition?digits=1-2&styles=full=100"
-    """Where the few demonstrations come from."""
+    """Task that gives the few demonstrations."""
     num_demos: int = Field(200, ge=0)
     seed: int = 0
     loops: int = Field(12, gt=0)
     prompts_per_loop: int = Field(512, gt=0)
     samples_per_prompt: int = Field(1, gt=0)
-    """Completions of each problem. 1 is STaR, which is greedy; ReST-EM 32 or 64 at temperature 0.7."""
+    """Number of completions per problem. STaR: 1, sampled greedily. ReST-EM: 32 or 64, at temperature 0.7."""
     sampling: Sampling = Sampling(temperature=0.0)
     rationalize: bool = True
-    """Try failed problems again with the answer as a hint."""
+    """Sample failed problems again, with the answer as a hint."""
     max_kept_per_problem: int = Field(10, gt=0)
-    """Right answers kept of one problem, or easy ones take over."""
+    """Maximum number of right answers that are kept per problem, so that easy problems do not dominate."""
     restart_from_base: bool = True
-    """Learn from the base model anew in each loop, not from where the last one ended."""
+    """Start each loop from the base model, and not from the model of the last loop."""
     keep: str = Field("right", pattern="^(right|all)$")
-    """`all` learns from wrong answers too: an ablation, which must fail."""
+    """With `all` the policy also learns from wrong answers: an ablation, which must fail."""
     keep_hint: bool = False
-    """Leave the hint in what is learned: an ablation, which must fail."""
+    """Keep the hint in the training data: an ablation, which must fail."""
     updates_per_loop: int = Field(100, gt=0)
-    """Of the first loop; the paper's grow by a fifth with each loop."""
+    """Number of updates. It grows by `updates_growth` per loop (in the paper by a fifth)."""
     updates_growth: float = Field(1.1, ge=1)
     batch_size: int = Field(64, gt=0)
     optimizer: Optimizer = Optimizer(learning_rate=2e-3, warmup_steps=10)
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Tokens of one micro-batch: memory, never the result."""
+    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
 
 
 def star(c: Config, run: Run) -> None:
     if c.samples_per_prompt > 1 and not c.sampling.temperature:
         raise SchoolError(
-            "several samples at temperature 0 are the same one: set sampling.temperature above 0 (ReST-EM: 0.7)"
+            "at temperature 0 all samples are identical: set sampling.temperature above 0 (ReST-EM uses 0.7)"
         )
     policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer))
     task, conversation = open_task(c.task, c.seed), policy.conversation
@@ -104,7 +105,7 @@ def star(c: Config, run: Run) -> None:
 
 
 def keep(groups: Sequence[Group], max_per_problem: int, everything: bool = False) -> list[Rollout]:
-    """Up to `max_per_problem` right rollouts of each problem, the same tokens once; or all of them (`everything`)."""
+    """Up to `max_per_problem` right rollouts of each problem, without duplicates; `everything`: wrong ones too."""
     kept, count = [], Counter()
     for group in groups:
         seen = set()
@@ -118,7 +119,7 @@ def keep(groups: Sequence[Group], max_per_problem: int, everything: bool = False
 
 
 def fine_tune(c: Config, policy: Policy, rollouts: Sequence[Rollout], loop: int) -> dict[str, float]:
-    """Fine-tune on rollouts, in a new order for each pass."""
+    """Fine-tune on rollouts. Each pass over them has a new order."""
     updates = round(c.updates_per_loop * c.updates_growth**loop)
     random, order, losses = python_random(Key(c.seed, "star study", loop)), [], []
     for update in range(updates):
@@ -136,7 +137,7 @@ def with_hint(problem: Problem) -> Problem:
 
 
 def _without_hint(policy: Policy, rollout: Rollout) -> Rollout:
-    """The same completion behind the question without its hint."""
+    """The same completion after the question without the hint."""
     *before, last = rollout.problem.messages
     question = last.content.removesuffix(f" ({rollout.problem.reference})")
     problem = replace(rollout.problem, messages=(*before, last._replace(content=question)))

@@ -15,12 +15,13 @@ from schoolhouse.types import NAN, Key, Message, Problem, Rollout
 
 
 class Example(NamedTuple):
-    """A solution with label tokens in it, and a target for each of them.
+    """A solution with label tokens in it, and a target for each label token.
 
-    target     [T] 0 to 1; nan where there is no label token
+    target     [T] 0 to 1; nan at tokens that are not label tokens
     reference  [T] nan
-    For an implicit reward model the solution is as it was sampled, `target` is its outcome at each token of it, and
-    `reference` holds the log-probabilities under the model that the reward model is trained from.
+    An example of an implicit reward model differs: the solution has no label tokens, `target` is the outcome of the
+    solution at each of its tokens, and `reference` holds the log-probabilities under the model that the reward model is
+    trained from.
     """
 
     rollout: Rollout
@@ -29,7 +30,7 @@ class Example(NamedTuple):
 
 
 def outcome_label(conversation: Conversation, rollout: Rollout, reward: float | None) -> LabelledSolution:
-    """The whole solution as one step: correct or not, or without a label where it is ungraded."""
+    """The whole solution as one step. Its label is correct or wrong; an ungraded solution has no label."""
     label = None if reward is None else 1.0 if reward >= 1.0 else -1.0
     completion, problem = conversation.parse_completion(rollout), rollout.problem
     text = f"{completion.thought or ''}\n{completion.answer}"
@@ -43,14 +44,14 @@ def step_example(
     delimiter: str,
     label_places: LabelPlaces,
 ) -> Example:
-    """A sampled solution, by its tokens, with label tokens where the reward model will be asked."""
+    """The tokens of a sampled solution, with a label token at each position that the reward model will score."""
     with_labels, positions = insert_label_tokens(conversation, rollout, delimiter, label_places)
-    # not strict: a solution has no labels behind its first error
+    # not strict: a solution has no labels after its first error
     return _example(with_labels, dict(zip(positions, labelled.targets, strict=False)))
 
 
 def sequence_example(rollout: Rollout, labelled: LabelledSolution, reference: Sequence[float]) -> Example:
-    """A sampled solution and its outcome, for an implicit reward model; an empty loss mask without an outcome."""
+    """A sampled solution and its outcome, for an implicit reward model. Without an outcome the loss mask is empty."""
     (target,) = labelled.targets
     if target is None:
         rollout = replace(rollout, loss_mask=(False,) * len(rollout))
@@ -59,9 +60,10 @@ def sequence_example(rollout: Rollout, labelled: LabelledSolution, reference: Se
 
 
 def read_examples(path: Path, conversation: Conversation, delimiter: str) -> list[tuple[LabelledSolution, Example]]:
-    """Labelled solutions of a file, as a policy would have written them; the reference answer is not in them.
+    """Read labelled solutions from a file, in the form in which a policy would have written them.
 
-    Each step is a thought that ends with the delimiter. The last step of a complete solution is its answer.
+    Each step is a thought that ends with the delimiter. The last step of a complete solution is its answer. The
+    examples do not contain the reference answer.
     """
     (label_id,) = conversation.tokenizer.encode(LABEL_TOKEN)
     pairs = []
@@ -81,7 +83,7 @@ def read_examples(path: Path, conversation: Conversation, delimiter: str) -> lis
 
 
 def shuffle_labels(examples: Sequence[Example], seed: int) -> list[Example]:
-    """Control: labels shuffled between steps, or between whole solutions for an implicit reward model."""
+    """A control: the labels are shuffled between steps (implicit reward model: between whole solutions)."""
     implicit = any(logprob == logprob for example in examples for logprob in example.reference)
     targets = [[target for target in example.target if target == target] for example in examples]
     pool = [target for own in targets for target in (own[:1] if implicit else own)]
@@ -95,7 +97,7 @@ def shuffle_labels(examples: Sequence[Example], seed: int) -> list[Example]:
 
 
 def _example(with_labels: Rollout, targets: Mapping[int, float | None]) -> Example:
-    """Only label tokens with a target are in the loss mask; tokens behind the last of them are left out."""
+    """An example whose loss mask has only label tokens with a target. Tokens after the last of these are left out."""
     known = {position: target for position, target in targets.items() if target is not None}
     end = max(known, default=-1) + 1
     rollout = Rollout(

@@ -1,8 +1,9 @@
 """Process rewards without step labels: the likelihoods of a model that was trained on outcomes.
 
 Yuan et al. 2024, arXiv 2412.01981. The reward of a solution is a log-ratio: r(y) = beta log pi(y) / pi_ref(y), where
-pi_ref is the model that the reward model was trained from. It is trained on outcomes alone (losses.implicit_prm). Its
-sum up to a step is the value of the solution so far, so it values steps that have no label.
+pi_ref is the model that the reward model was trained from. The reward model is trained on outcomes alone
+(losses.implicit_prm). The log-ratio summed up to the end of a step is the value of the solution so far. In this way the
+model values steps that have no label.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ BETA = 0.05
 
 @dataclass(frozen=True)
 class ImplicitRewardModel:
-    """Values solutions and parts of solutions by two models.
+    """Values solutions and parts of solutions with two models.
 
     reference  the model that `policy` was trained from
     """
@@ -39,7 +40,7 @@ class ImplicitRewardModel:
     step_aggregation: StepAggregation = "last"
 
     def step_logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        """log sigma(beta log pi / pi_ref) of the turn up to the end of each complete step, and of the whole turn."""
+        """log sigma(beta log pi / pi_ref), for the turn up to the end of each complete step and for the whole turn."""
         rollouts = [_as_sampled(rollout) for rollout in rollouts]
         scores, reference_scores = self.policy.score(rollouts), self.reference.score(rollouts)
         found = []
@@ -51,7 +52,7 @@ class ImplicitRewardModel:
         return found
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """One value for each rollout, 0 to 1; nan where it has no complete step."""
+        """One value from 0 to 1 for each rollout; nan if the rollout has no complete step."""
         aggregate = STEP_AGGREGATIONS[self.step_aggregation]
         return [aggregate(logprobs) if logprobs else nan for logprobs in self.step_logprobs(rollouts)]
 
@@ -59,7 +60,7 @@ class ImplicitRewardModel:
 def _as_sampled(rollout: Rollout) -> Rollout:
     """The rollout as if all tokens of its turn had been sampled: prefilled thoughts count too."""
     if len(rollout.turns) != 1:
-        return rollout  # between turns stand tokens of the user
+        return rollout  # between the turns there are tokens of the user
     start = rollout.turns[0]
     return replace(rollout, loss_mask=(*rollout.loss_mask[:start], *(True for _ in rollout.loss_mask[start:])))
 

@@ -1,9 +1,10 @@
-"""A reward model is a policy that scores one token, the label token, behind each step or behind the whole solution.
+"""A reward model is a policy that scores one token, the label token, after each step or after the whole solution.
 
-Process reward models (Lightman et al. 2023, arXiv 2305.20050) are asked behind each step, outcome reward models (Cobbe
-et al. 2021, arXiv 2110.14168) behind the whole solution. Label tokens are inserted into the solution, so a step is read
-as if all steps before it were labelled correct. The log-probability of a label token is the reward of its step.
-Training is `update` on the label tokens alone (losses.token_bce), use is `score`.
+Process reward models (Lightman et al. 2023, arXiv 2305.20050) score a label token after each step. Outcome reward
+models (Cobbe et al. 2021, arXiv 2110.14168) score a label token after the whole solution. Label tokens are inserted
+into the solution, so the model reads a step as if all steps before it were labelled correct. The log-probability of a
+label token is the reward of its step. The model is trained with `update` on the label tokens alone (losses.token_bce)
+and used with `score`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 LABEL_TOKEN = "+"
 OUTCOME_LABELS = ("outcome", "implicit")
-"""Labels of whole solutions: label tokens behind single steps mean nothing to a model trained on them."""
+"""Labels of whole solutions. A model trained on them gives no useful scores to label tokens after single steps."""
 
 LabelPlaces = Literal["steps", "end"]
-"""Where label tokens stand: behind each step and the answer, or at the end of the solution."""
+"""Where label tokens are inserted: after each step and the answer, or at the end of the solution."""
 StepAggregation = Literal["product", "min", "last", "mean"]
 
 STEP_AGGREGATIONS: Mapping[StepAggregation, Callable[[Sequence[float]], float]] = {
@@ -36,13 +37,13 @@ STEP_AGGREGATIONS: Mapping[StepAggregation, Callable[[Sequence[float]], float]] 
     "last": lambda logprobs: exp(logprobs[-1]),
     "mean": lambda logprobs: fsum(map(exp, logprobs)) / len(logprobs),
 }
-"""From the log-probabilities of steps to one value. Lightman et al. take the product, Math-Shepherd the minimum, Snell
-et al. (arXiv 2408.03314) the last. Labels of correct steps need product or min; values of states (Monte Carlo) need the
-last (Zhang et al. 2025, arXiv 2501.07301)."""
+"""How the log-probabilities of steps become one value. Lightman et al. take the product, Math-Shepherd takes the
+minimum, Snell et al. (arXiv 2408.03314) take the last. Labels of correct steps need product or min. Values of states
+(Monte Carlo) need the last (Zhang et al. 2025, arXiv 2501.07301)."""
 
 
 def labels_of_run(folder: Path) -> str | None:
-    """The `labels` of a reward model's run (`exact`, `soft`, ...); None where the folder has no config."""
+    """The config key `labels` of a reward model's run (`exact`, `soft`, ...); None if the folder has no config."""
     config = folder / "config.yaml"
     return read_config(config).get("labels") if config.is_file() else None
 
@@ -50,14 +51,14 @@ def labels_of_run(folder: Path) -> str | None:
 def running_values(logprobs: Sequence[float], step_aggregation: StepAggregation) -> list[float]:
     """The value of the solution up to each step.
 
-    One step's reward is not enough: a step behind an error may be rewarded as if nothing had happened.
+    The reward of one step is not enough: a step after an error can get a high reward as if there were no error.
     """
     aggregate = STEP_AGGREGATIONS[step_aggregation]
     return [aggregate(logprobs[: last + 1]) for last in range(len(logprobs))]
 
 
 class LabelTokens(NamedTuple):
-    """A rollout with label tokens in it, which alone are in its loss mask, and their positions."""
+    """A rollout with label tokens in it, and the positions of these tokens. Its loss mask has only label tokens."""
 
     rollout: Rollout
     positions: tuple[int, ...]
@@ -66,7 +67,10 @@ class LabelTokens(NamedTuple):
 def label_positions(
     conversation: Conversation, rollout: Rollout, delimiter: str, label_places: LabelPlaces
 ) -> list[int]:
-    """Where label tokens are inserted: behind each complete step and the answer of the last turn, or at its end."""
+    """Where label tokens are inserted.
+
+    steps: after each complete step and after the answer of the last turn. Otherwise: at the end of the rollout.
+    """
     return graded_step_ends(conversation, rollout, delimiter) if label_places == "steps" else [len(rollout)]
 
 
@@ -98,7 +102,7 @@ def insert_label_tokens(
 
 
 def check_same_tokenizer(first: Conversation, second: Conversation, first_name: str, second_name: str) -> None:
-    """Raises SchoolError where two models have different tokenizers: token ids of one mean nothing to the other."""
+    """Raises SchoolError if two models have different tokenizers. They would read the same token ids differently."""
     if first.tokenizer.vocab != second.tokenizer.vocab:
         raise SchoolError(
             f"{first_name} and {second_name} have different tokenizers: train the reward model from a model with the "
@@ -110,7 +114,7 @@ def check_same_tokenizer(first: Conversation, second: Conversation, first_name: 
 class RewardModel:
     """Values solutions and parts of solutions.
 
-    delimiter, label_places  as in training
+    delimiter, label_places  must be the same as in training
     """
 
     policy: Policy
@@ -119,7 +123,7 @@ class RewardModel:
     step_aggregation: StepAggregation = "product"
 
     def step_logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        """Log-probabilities of the label tokens of each rollout; none where it has no complete step."""
+        """Log-probabilities of the label tokens of each rollout; an empty list if it has no complete step."""
         labelled = [
             insert_label_tokens(self.policy.conversation, rollout, self.delimiter, self.label_places)
             for rollout in rollouts
@@ -129,6 +133,6 @@ class RewardModel:
         return [[float(p) for p in next(scores).logprob[[*one.positions]]] if one.positions else [] for one in labelled]
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """One value for each rollout, 0 to 1; nan where it has no complete step."""
+        """One value from 0 to 1 for each rollout; nan if the rollout has no complete step."""
         aggregate = STEP_AGGREGATIONS[self.step_aggregation]
         return [aggregate(logprobs) if logprobs else nan for logprobs in self.step_logprobs(rollouts)]

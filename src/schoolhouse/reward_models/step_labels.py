@@ -1,8 +1,9 @@
 """Solutions with labelled steps: labels by people (PRM800K), by the task's own rules, or by sampled continuations.
 
-PRM800K: Lightman et al. 2023, arXiv 2305.20050, one JSON object a line. Monte Carlo labels: Math-Shepherd, Wang et al.
-2023, arXiv 2312.08935. Several continuations are sampled behind each step. Its label is the share of them that is
-correct (soft), or whether any is (hard). This is a value, not correctness: a wrong step may still be corrected later.
+PRM800K: Lightman et al. 2023, arXiv 2305.20050, one JSON object per line. Monte Carlo labels: Math-Shepherd, Wang et
+al. 2023, arXiv 2312.08935. Several continuations are sampled after each step. A soft label is the share of correct
+continuations. A hard label says whether any continuation is correct. Both labels estimate a value, not correctness,
+because a later step can still correct a wrong step.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class LabelledSolution:
 
     labels     one for each step: -1 wrong, 0 neutral, 1 correct; None: no label
     reference  the correct answer; never shown to a reward model
-    soft       labels are values from 0 to 1
-    complete   the last step ends the solution; False for one that was cut at an error, or is an alternative
+    soft       True if labels are values from 0 to 1
+    complete   True if the last step ends the solution; False if it was cut at an error, or is an alternative
     """
 
     question: str
@@ -47,18 +48,18 @@ class LabelledSolution:
             raise ValueError(f"{len(self.steps)} steps and {len(self.labels)} labels: give one each")
 
     def truncate_at_first_error(self) -> LabelledSolution:
-        """The solution up to its first wrong step: people stop labelling there, and training does too."""
+        """The solution up to its first wrong step. People stop labelling there, so training stops there too."""
         end = next((i + 1 for i, label in enumerate(self.labels) if label == -1 and not self.soft), len(self.steps))
         complete = self.complete and end == len(self.steps)
         return replace(self, steps=self.steps[:end], labels=self.labels[:end], complete=complete)
 
     def strict(self) -> LabelledSolution:
-        """The same with neutral steps labelled wrong."""
+        """The same solution, with neutral steps labelled as wrong."""
         return replace(self, labels=tuple(-1.0 if label == 0 and not self.soft else label for label in self.labels))
 
     @property
     def targets(self) -> tuple[float | None, ...]:
-        """The target of a reward model for each step, 0 to 1: neutral counts as correct, as in the paper."""
+        """The target of a reward model for each step, 0 to 1. As in the paper, a neutral step counts as correct."""
         if self.soft:
             return self.labels
         return tuple(None if label is None else float(label >= 0) for label in self.labels)
@@ -68,9 +69,10 @@ class LabelledSolution:
 
 
 def read_prm800k(path: Path) -> list[LabelledSolution]:
-    """Every labelled path through the file's solutions: the chosen steps, and each alternative behind them.
+    """Every labelled path through the solutions of a file.
 
-    Raises SchoolError naming file, line and key.
+    A path has the chosen steps of a solution, or some chosen steps and one alternative step after them. A SchoolError
+    names the file, the line and the key.
     """
     solutions = []
     try:
@@ -88,8 +90,11 @@ def read_prm800k(path: Path) -> list[LabelledSolution]:
 
 
 def _paths(row: dict[str, Any]) -> Iterator[LabelledSolution]:
-    """The labelled paths of a row. Rows that tested the labellers, and rows that were given up, have none: the paper
-    leaves both out (Lightman et al. 2023, appendix on data collection)."""
+    """The labelled paths of a row.
+
+    Rows that tested the labellers have no paths, and rows that a labeller gave up have none. The paper leaves out both
+    kinds (Lightman et al. 2023, appendix on data collection).
+    """
     question = row["question"]
     is_test = row.get("is_quality_control_question") or row.get("is_initial_screening_question")
     if is_test or row["label"].get("finish_reason") in ("bad_problem", "give_up"):
@@ -129,7 +134,7 @@ def _label(completion: dict[str, Any]) -> float | None:
 
 
 def write_prm800k(path: Path, solutions: Iterable[LabelledSolution]) -> None:
-    """Write the same format: one row for a solution, one completion for a step; a value beside its rounded rating."""
+    """Write the same format: one row per solution, one completion per step. A soft label has a rounded rating too."""
     write_jsonl(path, map(_row, solutions))
 
 
@@ -174,7 +179,7 @@ def _completion(text: str, label: float | None, soft: bool) -> dict[str, Any]:
 
 
 def label_by_rules(task: Task, conversation: Conversation, rollouts: Sequence[Rollout]) -> list[LabelledSolution]:
-    """Labels by the task's own rules, the answer included. Raises SchoolError where the task cannot check steps."""
+    """Label steps and answers by the task's own rules. Raises SchoolError if the task cannot check steps."""
     step_labels = [
         map(float, task.step_labels(rollout.problem, steps(conversation, rollout, task.delimiter)))
         for rollout in rollouts
@@ -194,13 +199,14 @@ def label_by_continuations(
     max_new_tokens: int,
     hard: bool = False,
 ) -> tuple[list[LabelledSolution], int]:
-    """Labels by `num_continuations` continuations behind each step, at temperature 1, and the tokens sampled for them.
+    """Label each step with `num_continuations` continuations, sampled after the step at temperature 1.
 
-    The label is the share of correct continuations: the value of the state to the policy as it is, at whatever
-    temperature the solutions were sampled. The label of the answer is whether it is correct. A step behind which the
-    model has no room has no label.
+    The label of a step is the share of correct continuations. This is the value of the state for the policy at
+    temperature 1. The temperature at which the solutions were sampled does not matter. The label of the answer says
+    whether the answer is correct. If the model has no room for a continuation, the step has no label. The second result
+    is the number of tokens that were sampled.
 
-    hard  1 where any continuation is correct, else -1
+    hard  the label is 1 if any continuation is correct, else -1
     """
     conversation = policy.conversation
     ends = [step_ends(conversation, rollout, task.delimiter) for rollout in rollouts]
@@ -230,7 +236,7 @@ def label_by_continuations(
 
 
 def _correct(task: Task, conversation: Conversation, rollouts: Sequence[Rollout]) -> list[bool | None]:
-    """Whether each answer is correct; None where it is ungraded."""
+    """Whether each answer is correct; None if the answer is ungraded."""
     groups = grade(rollouts, task, conversation.parse_completion)
     rewards = [verdict.reward for group in groups for verdict in group.verdicts]
     return [None if reward is None else reward >= 1.0 for reward in rewards]
@@ -239,7 +245,7 @@ def _correct(task: Task, conversation: Conversation, rollouts: Sequence[Rollout]
 def _solution(
     task: Task, conversation: Conversation, rollout: Rollout, labels: tuple[float | None, ...], soft: bool = False
 ) -> LabelledSolution:
-    """`labels` are those of the steps and, last, of the answer, which a truncated turn does not have."""
+    """`labels` are the labels of the steps, then the label of the answer. A truncated turn has no answer."""
     problem, completion = rollout.problem, conversation.parse_completion(rollout)
     texts = steps(conversation, rollout, task.delimiter)
     if completion.complete:

@@ -1,4 +1,4 @@
-"""Files that survive a crash: written whole or not at all, synced, with checksums; and checkpoints of such files."""
+"""Files and checkpoints that survive a crash. They are written whole or not at all, synced, and have checksums."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or the list of files in a folder, is on the disk."""
+    """Wait until a file is on the disk. For a folder: wait until its list of files is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -29,7 +29,7 @@ def fsync(path: Path) -> None:
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Write a text file. After a crash it holds the old text or the new text."""
+    """Write a text file. After a crash the file has either the old text or the new text."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     fsync(partial)
@@ -48,7 +48,7 @@ class FolderInUse(SchoolError):
 
 
 def lock_folder(file: TextIO, folder: Path) -> None:
-    """Lock a folder for this process, by its open lock file. Raises FolderInUse if another process has locked it."""
+    """Lock a folder for this process with its open lock file. Raises FolderInUse if another process holds the lock."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -63,9 +63,10 @@ def lock_folder(file: TextIO, folder: Path) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one of its causes, means that the disk is full (or a quota or a file size limit reached).
+    """Whether an error, or one of its causes, means that the disk is full.
 
-    Libraries that write from C++ or Rust give the reason in their message only.
+    A full quota and a reached limit of the file size count too. Libraries that write from C++ or Rust give the reason
+    only in the text of their error.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -79,8 +80,8 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: numpy numbers as numbers, numbers that are not finite as null, unknown objects as text."""
-    with suppress(ValueError, TypeError):  # most values are plain already, and long
+    """Strict JSON. Numpy numbers become numbers, numbers that are not finite become null, and other objects text."""
+    with suppress(ValueError, TypeError):  # most values are plain already, and large
         return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
@@ -115,7 +116,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON lines file; none if there is no file. A partial last line is left out."""
+    """The lines of a JSON lines file; an empty list if there is no file. A partial last line is left out."""
     if not path.exists():
         return []
     rows = []
@@ -131,13 +132,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON lines file, whole or not at all; creates its folder."""
+    """Write a JSON lines file, whole or not at all. The folder is created if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, "".join(to_json(row) + "\n" for row in rows))
 
 
 def drop_partial_line(path: Path) -> None:
-    """Remove the text behind the last line end of a file."""
+    """Remove the text after the last line end of a file."""
     text = path.read_bytes() if path.exists() else b""
     if text and not text.endswith(b"\n"):
         os.truncate(path, text.rfind(b"\n") + 1)
@@ -147,7 +148,7 @@ def drop_partial_line(path: Path) -> None:
 
 
 class Stateful(Protocol):
-    """What a run can save: a model that writes its own files, and the state that training needs besides."""
+    """An object that a run can save: a model that writes its own files, and the other state that training needs."""
 
     def save(self, folder: Path) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -155,9 +156,10 @@ class Stateful(Protocol):
 
 
 def write_checkpoint(target: Path, state: Stateful, metadata: Mapping[str, Any]) -> None:
-    """Write the model in its own format, trainer.pt, and last a manifest.json with `metadata` and all checksums.
+    """Write a checkpoint: the model in its own format, trainer.pt, and last manifest.json.
 
-    The files are written to another folder, synced, and renamed to `target`: complete or absent, also after an error.
+    manifest.json has `metadata` and the checksums of all files. All files are written to another folder and synced.
+    Then this folder is renamed to `target`. So `target` is complete or absent, even after an error.
     """
     import torch
 
@@ -182,19 +184,19 @@ def write_checkpoint(target: Path, state: Stateful, metadata: Mapping[str, Any])
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
-    """Checksum of a manifest itself: a changed number in it is detected, as in any other file."""
+    """The checksum of a manifest itself. It detects a changed number in the manifest."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All complete checkpoints in a folder, oldest first. Only complete ones are named by a number."""
+    """All complete checkpoints in a folder, the oldest first. Only a complete checkpoint has a number as its name."""
     return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def resolve_model(folder: Path | str) -> Path:
-    """Model folder for a path: the newest checkpoint of a run folder, else the folder itself.
+    """The model folder for a path. For a run folder it is the newest checkpoint, else the folder itself.
 
-    Raises SchoolError for a pipeline's folder, naming its stages.
+    Raises SchoolError for the folder of a pipeline. The error names the stages.
     """
     folder = Path(folder)
     newest = list_checkpoints(folder / "checkpoints")
@@ -206,20 +208,20 @@ def resolve_model(folder: Path | str) -> Path:
 
 
 def delete_old_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep`."""
+    """Delete all checkpoints except the newest `keep` checkpoints."""
     for path in list_checkpoints(folder)[:-keep]:
-        partial = path.rename(path.with_name(f"{path.name}.partial"))  # no number for a half-deleted checkpoint
+        partial = path.rename(path.with_name(f"{path.name}.partial"))  # only a complete checkpoint has a number
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def delete_partial_checkpoints(folder: Path) -> None:
-    """Delete the remains of an interrupted write or deletion."""
+    """Delete files that an interrupted write or deletion left."""
     for partial in folder.glob("*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, after all its files were verified. Raises SchoolError naming a damaged file."""
+    """Verify all files of a checkpoint and return its manifest. If a file is damaged, a SchoolError names it."""
     saved = read_json(checkpoint / "manifest.json")
     if saved.pop("seal", None) != _seal(saved):
         raise SchoolError(

@@ -1,4 +1,4 @@
-"""What the metrics of a run mean: one sentence of advice for each problem that keeps it from learning."""
+"""Advice from the metrics of a run: one piece of advice for each problem that prevents learning."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 WINDOW = 10
-"""Number of steps that advice is based on. A single bad step means little."""
+"""Number of steps that the advice is based on. One bad step alone says little about the run."""
 
 
 def diagnose(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Advice by topic, from the newest lines of metrics.jsonl.
 
-    Empty before `WINDOW` steps of reinforcement learning. Shares are over the whole window.
+    There is no advice before `WINDOW` steps of reinforcement learning. Shares are over the whole window.
     """
     rows = [row for row in rows if row.get("groups")][-WINDOW:]
     if len(rows) < WINDOW:
@@ -48,7 +48,7 @@ def diagnose(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if total["truncated"] > 0.2 * rollouts:
         advice["truncated"] = (
             f"{_share(total['truncated'], rollouts)} of the completions were cut off at sampling.max_new_tokens: raise "
-            "it. With loss.mask_truncated true they are left out of the loss, and nothing teaches the policy to stop; "
+            "it. With loss.mask_truncated true they are left out of the loss, so the policy gets no signal to stop; "
             "with false they count as incorrect"
         )
     if total["no_answer"] - total["truncated"] > 0.2 * rollouts:
@@ -59,8 +59,8 @@ def diagnose(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     gaps = [row["logprob_gap"] for row in rows if row.get("logprob_gap") is not None]
     if gaps and sum(gaps) / len(gaps) > 0.02:
         advice["logprob_gap"] = (
-            f"log-probabilities of sampler and learner differ by {sum(gaps) / len(gaps):.3f} in the mean (0.02 is "
-            "much): set precision to float32 or exact, or loss.importance_correction to token"
+            f"log-probabilities of sampler and learner differ by {sum(gaps) / len(gaps):.3f} on average (0.02 is "
+            "a lot): set precision to float32 or exact, or loss.importance_correction to token"
         )
     return advice
 

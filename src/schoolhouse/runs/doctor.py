@@ -1,4 +1,4 @@
-"""What this machine offers to a run and what it lacks: `school doctor`."""
+"""`school doctor`: checks which hardware and software this machine has for a run, and what is missing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import NamedTuple
 from schoolhouse.runs.manifest import environment
 
 _MIN_DISK = _MIN_MEMORY = 2 << 30
-"""Bytes: about twice the memory that the quickstart needs, and more than its disk space."""
+"""Limits in bytes: about twice the memory that the quickstart needs, and more than the disk space that it needs."""
 
 
 class Finding(NamedTuple):
-    """A line of the report: topic, result, and advice if something should be done."""
+    """A line of the report: its topic, its result, and advice if the user should change something."""
 
     topic: str
     result: str
@@ -24,7 +24,7 @@ class Finding(NamedTuple):
 
 
 def check_machine(folder: Path = Path()) -> Iterator[Finding]:
-    """Check this machine and the disk of `folder`. Takes seconds: torch is loaded, kernels are built."""
+    """Check this machine and the disk of `folder`. This takes seconds: torch is loaded and kernels are built."""
     import torch
 
     from schoolhouse.model.kernel_build import ANY_HEAD_DIM, load_kernels
@@ -48,7 +48,7 @@ def check_machine(folder: Path = Path()) -> Iterator[Finding]:
         "built; they make sampling and learning faster" if built else "none",
         ""
         if built
-        else "install a C compiler (gcc or clang), or unset SCHOOLHOUSE_NATIVE=0; torch computes the same until then",
+        else "install a C compiler (gcc or clang), or unset SCHOOLHOUSE_NATIVE=0; until then torch computes the same",
     )
     yield from _memory()
     free = shutil.disk_usage(_existing(folder)).free

@@ -1,4 +1,4 @@
-"""How much time and memory a run will take, measured in its own first steps."""
+"""Estimates the time and the memory of a run: the first steps of this run are executed and measured."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from schoolhouse.runs.progress import duration
 from schoolhouse.types import SchoolError
 
 STEPS, LOOPS = 9, 2
-"""Length of the trial. The first step is start-up time."""
+"""Number of steps of the trial. The first step counts as start-up time."""
 
 
 @dataclass(frozen=True)
 class Estimate:
     """The cost of a run.
 
-    startup_seconds  until the first step is done
-    step_seconds     of a step, the median of the trial
-    eval_seconds     of all evaluations
-    peak_memory      bytes, in the trial; reinforcement learning begins with its largest micro-batch
-    step_growth      a step takes at most so many times as long as the one before (loops with growing updates)
+    startup_seconds  time until the first step is done
+    step_seconds     time of one step: the median of the trial
+    eval_seconds     time of all evaluations
+    peak_memory      peak of the trial in bytes; reinforcement learning begins with its largest micro-batch
+    step_growth      a step takes at most this many times as long as the step before (loops with growing updates)
     """
 
     steps: int
@@ -54,12 +54,12 @@ class Estimate:
             f"{duration(self.seconds)} on this machine: {self.steps} steps of {self.step_seconds:.2f} s"
             f"{growth}{evals}\n"
             f"{self.peak_memory / 1e9:.2f} GB of memory at the peak\n"
-            "if completions keep their present length; sampling and learning take longer with longer ones"
+            "if completions keep their present length; with longer completions, sampling and learning take longer"
         )
 
 
 def estimate(recipe: str, config: BaseConfig) -> Estimate:
-    """Run the first steps in another process and a temporary folder. Raises SchoolError if they fail."""
+    """Run the first steps in another process and in a temporary folder. Raises SchoolError if these steps fail."""
     name = next((name for name in ("steps", "loops") if name in type(config).model_fields), None)
     if name is None:
         raise SchoolError(f"{recipe} cannot be estimated: its config has neither a key `steps` nor `loops`")
@@ -81,7 +81,10 @@ def estimate(recipe: str, config: BaseConfig) -> Estimate:
 
 
 def _eval_steps(config: BaseConfig, steps: int) -> float:
-    """Completions of all evaluations, in steps: an upper bound of their time, as evaluation includes no learning."""
+    """The cost of all evaluations, as a number of steps: their completions divided by the completions of one step.
+
+    This is an upper bound of their time, because an evaluation includes no learning.
+    """
     values = config.model_dump()
     settings = values.get("eval", {})
     if not settings.get("every"):

@@ -1,4 +1,4 @@
-"""Inspect run folders: their state, their damage, and whether two of them are equal."""
+"""Inspect run folders: their state, their damage, and whether two runs are equal."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ STEP_FOLDERS = ("rollouts", "trees")
 class RunStatus:
     """The status of a run folder.
 
-    state            finished, running (a process uses it), stopped, or killed (no process uses it any more)
+    state            finished, running (a process uses the folder), stopped, or killed (no process uses it any more)
     steps            (done, total); total is None if the recipe has no key `steps`
-    io_fraction      share of its time that recording and saving took
-    slowest_grading  seconds, of a worker process for one completion; None without worker processes
-    result           numbers of its last step
+    io_fraction      share of the run's time that was spent on recording and saving
+    slowest_grading  the longest grading of one completion in a worker process, in seconds; None without workers
+    result           numbers of the last step
     """
 
     folder: Path
@@ -45,12 +45,12 @@ def is_run(folder: Path) -> bool:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """All run folders in a folder, itself included. The stages of a pipeline follow it."""
+    """All run folders in a folder, including the folder itself. The stages of a pipeline come after the pipeline."""
     return sorted(path.parent for path in folder.rglob("manifest.json") if is_run(path.parent))
 
 
 def inspect(folder: Path) -> RunStatus:
-    """The status of a run folder. Raises SchoolError if it is damaged or of another format."""
+    """The status of a run folder. Raises SchoolError if the folder is damaged or has another format."""
     manifest, config = read_manifest(folder / "manifest.json"), read_config(folder / "config.yaml")
     metrics = read_metrics(folder)
     state = str(manifest.get("state"))
@@ -90,7 +90,10 @@ def _status(
 
 
 def _io_fraction(times: Sequence[dict[str, Any]]) -> float:
-    """The first step of a session has no known start: only steps behind their predecessor count."""
+    """The share of time that was spent on recording and saving.
+
+    The start of a session's first step is unknown. So a step counts only if the step before it was also recorded.
+    """
     complete = [row for row in times if {"step", "seconds"} <= row.keys()]
     pairs = [
         (after["seconds"] - before["seconds"], after.get("io_seconds", 0.0))
@@ -114,7 +117,7 @@ def _is_locked(folder: Path) -> bool:
 
 
 def check(folder: Path) -> list[str]:
-    """The damage of a run folder, one sentence each; empty for an intact folder."""
+    """All damage of a run folder, one sentence for each problem; an empty list if the folder is intact."""
     problems = []
     for read in (
         lambda: read_manifest(folder / "manifest.json"),
@@ -147,7 +150,7 @@ def check(folder: Path) -> list[str]:
 
 
 def compare(one: Path, other: Path) -> list[str]:
-    """Differences of two runs in weights, metrics and rollouts; empty if they have the same bits."""
+    """Differences between two runs in weights, metrics and rollouts; an empty list if all bits are equal."""
     found = []
     for name in sorted({path.relative_to(folder) for folder in (one, other) for path in _bits(folder)}):
         if not ((one / name).exists() and (other / name).exists()):
@@ -158,7 +161,7 @@ def compare(one: Path, other: Path) -> list[str]:
 
 
 def _bits(folder: Path) -> Iterator[Path]:
-    """The files that a repeated run must reproduce: metrics, rollouts and the last model, of its stages too."""
+    """The files that a repeated run must reproduce: metrics, rollouts and the last model, also those of its stages."""
     for run in find_runs(folder):
         yield from (path for path in (run / "metrics.jsonl",) if path.exists())
         yield from (path for kind in STEP_FOLDERS for path in sorted((run / kind).glob("*.jsonl")))

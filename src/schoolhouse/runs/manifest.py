@@ -1,4 +1,4 @@
-"""What a run folder records: rollouts as lines of JSON, the environment, and how two configs differ."""
+"""The records of a run folder: rollouts as lines of JSON, the environment, and the differences of two configs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMAT = 1
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest.json of a run. Raises SchoolError if it is damaged or of another format."""
+    """The manifest.json of a run. Raises SchoolError if the file is damaged or has another format."""
     manifest = read_json(path)
     if (found := manifest.get("format")) != FORMAT:
         raise SchoolError(
@@ -38,7 +38,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def rollout_row(rollout: Rollout, verdict: Verdict, completion: Completion | None) -> dict[str, Any]:
-    """A rollout as a line of JSON. `logprob` has one number per sampled token, exact in float32."""
+    """A rollout as a line of JSON. `logprob` has one number for each sampled token, and is exact in float32."""
     return {
         "problem": rollout.problem.id,
         "family": rollout.problem.family,
@@ -57,7 +57,7 @@ def rollout_row(rollout: Rollout, verdict: Verdict, completion: Completion | Non
 
 
 def _spans(mask: Sequence[bool]) -> list[list[int]]:
-    """[start, end) of each stretch of sampled tokens."""
+    """[start, end) of each continuous range of sampled tokens."""
     edges = [i for i in range(len(mask) + 1) if (i and mask[i - 1]) != (i < len(mask) and mask[i])]
     return [[start, end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
@@ -66,7 +66,7 @@ _CPU_FEATURES = ("fma", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers of a run may depend on besides its config: versions, source code, machine."""
+    """Versions, source code and machine. The numbers of a run can depend on them, not only on the config."""
     flags: set[str] = set()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -92,7 +92,7 @@ def environment() -> dict[str, Any]:
 
 @cache
 def source_digest() -> str:
-    """A digest of this package's sources. A changed checkout gets another one, whatever its version number."""
+    """A digest of this package's source files. If a file changes, the digest changes, even with the same version."""
     home = Path(schoolhouse.__file__).parent
     sources = sorted(path for path in home.rglob("*") if path.suffix in (".py", ".c", ".h"))
     digest = hashlib.blake2b(digest_size=8)
@@ -102,12 +102,14 @@ def source_digest() -> str:
 
 
 ENVIRONMENT_KEYS = ("versions", "code", "python", "platform", "cores", "gpu", "threads", "processor")
-"""Keys of a manifest that describe the environment. A run repeats bit for bit where they are equal."""
+"""Keys of a manifest that describe the environment. If they are equal, a repeated run gives the same bits."""
 
 
 def environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A line for each value in which the environments of two manifests differ, and for each resume of either run in
-    another environment than the one it began in."""
+    """One line for each difference between the environments of two manifests.
+
+    If one of the two runs was resumed in another environment than its first one, there are lines for this resume too.
+    """
     both = [name for name in ENVIRONMENT_KEYS if name in old and name in new]
     lines = differences({name: old[name] for name in both}, {name: new[name] for name in both})
     for manifest in (old, new):
@@ -117,9 +119,9 @@ def environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 
 
 def record_resume(manifest: dict[str, Any], step: int) -> str:
-    """Note in a manifest that a run resumes in another environment; gives a message ("" in the same environment).
+    """Record in a manifest that a run resumes in another environment. Return a message ("" in the same environment).
 
-    In another environment a run continues, but not with the same bits as without a stop.
+    A run can continue in another environment. But its results may differ in their bits from a run without a stop.
     """
     now = environment()
     last = [{**manifest, "resumed_with": ()}, *manifest.get("resumed_with", ())][-1]
@@ -137,7 +139,7 @@ def _version(package: str) -> str | None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A line `  key: old -> new` for every value, at any depth, in which two mappings differ."""
+    """A line `  key: old -> new` for every value, at any depth, that differs between two mappings."""
     before, after = _flatten(old), _flatten(new)
     return [
         f"  {key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
@@ -147,14 +149,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
+    """Nested values as a flat mapping with dotted keys."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     inner = [pair for key, each in items for pair in _flatten(each, f"{prefix}.{key}" if prefix else str(key)).items()]
     return dict(inner) if inner else {prefix: value}
 
 
 def flatten_numbers(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers in a line of metrics, nested ones by dotted key."""
+    """The numbers in a line of metrics. Nested numbers have dotted keys."""
     found: dict[str, float] = {}
     for key, value in line.items():
         name = f"{prefix}.{key}" if prefix else key
@@ -166,19 +168,19 @@ def flatten_numbers(line: Mapping[str, Any], prefix: str = "") -> dict[str, floa
 
 
 def peak_memory_bytes(process: int = resource.RUSAGE_SELF) -> int:
-    """Largest resident size so far: of this process, or with RUSAGE_CHILDREN of its largest child that has ended."""
+    """Largest resident size so far of this process. With RUSAGE_CHILDREN: that of its largest child that has ended."""
     peak = resource.getrusage(process).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def budget_spent(folder: Path) -> tuple[int, float]:
-    """Tokens that a run has sampled for training, and the seconds that its evaluations took."""
+    """The number of tokens that a run has sampled for training, and the duration of its evaluations in seconds."""
     tokens = sum(line.get("sampled_tokens", 0) for line in read_jsonl(folder / "metrics.jsonl"))
     return tokens, sum(row.get("eval", 0.0) for row in read_jsonl(folder / "times.jsonl"))
 
 
 def headline(line: dict[str, Any]) -> str:
-    """The numbers of a step that are shown beside the progress bar."""
+    """The numbers of a step that are shown next to the progress bar."""
     shown = [name for name in ("reward", "loss", "bits_per_byte") if isinstance(line.get(name), (int, float))]
     return "  ".join(f"{name} {line[name]:.3f}" for name in shown)
 
@@ -192,7 +194,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_same_config(folder: Path, old_recipe: str | None, recipe: str, config: BaseConfig) -> None:
-    """Raises SchoolError naming every key in which the config of a run folder differs from this one."""
+    """Raises SchoolError if the config of a run folder differs from this config. The error names all these keys."""
     defaults = yaml.safe_load(dump(type(config).model_construct()))  # for keys that were added since the run began
     old = {"recipe": old_recipe, **defaults, **read_config(folder / "config.yaml")}
     new = {"recipe": recipe, **yaml.safe_load(dump(config))}
@@ -210,9 +212,9 @@ def weights_digest(model: Path | str) -> str:
 
 
 def check_unchanged(known: dict[str, str], name: str, digest: str, run: Path) -> None:
-    """Note a checksum under a name. Raises SchoolError if another one was noted when the run began."""
+    """Record a checksum under a name. Raises SchoolError if a different checksum was recorded when the run began."""
     if known.setdefault(name, digest) != digest:
         raise SchoolError(
             f"{name} has changed since {run} began, so the next steps would not match the finished ones: restore the "
-            "old version (of a run, its newest checkpoint counts), or start anew with another --dir"
+            "old version (for a run: its newest checkpoint), or start anew with another --dir"
         )

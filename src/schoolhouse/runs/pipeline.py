@@ -1,4 +1,4 @@
-"""Stages one after another, an evaluation after each, and a report: `school run` and `school quickstart`.
+"""`school run` and `school quickstart`: run stages one after another, evaluate after each stage, and write a report.
 
     seed: 0
     eval: {task: school, problems: 200, samples: 8, max_new_tokens: 128}
@@ -6,7 +6,7 @@
       - {name: base, recipe: pretrain, config: {steps: 500}}
       - {name: tuned, recipe: sft, config: {model: "stage:base"}}
 
-Each stage has its own run folder. `stage:NAME` stands for the final model of that stage. Finished stages are skipped.
+Each stage has its own run folder. `stage:NAME` means the final model of that stage. Finished stages are skipped.
 """
 
 from __future__ import annotations
@@ -43,31 +43,32 @@ class EvalSettings(BaseConfig):
     samples: int = Field(8, gt=0)
     """Completions for each problem."""
     max_new_tokens: int = Field(128, gt=0)
-    """Tokens of a completion, thinking included."""
+    """Limit of the tokens of a completion, thinking included."""
     temperature: float = Field(1.0, ge=0)
 
 
 class Stage(BaseConfig):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    """Name of the stage: of its folder, and in `stage:NAME`."""
+    """Name of the stage. It is the name of the stage's folder, and the NAME in `stage:NAME`."""
     recipe: str
     """Name of a recipe, or the path of a recipe file."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """Keys of the recipe's own config."""
+    """Config keys of the recipe."""
 
 
 class Pipeline(BaseConfig):
     seed: int = 0
-    """Seed of every stage that does not set its own."""
+    """Seed of every stage that does not set its own seed."""
     eval: EvalSettings = EvalSettings()
     stages: tuple[Stage, ...] = Field(min_length=1)
 
 
 def run_pipeline(path: Path | str, seed: int | None = None, folder: Path | str = "runs/pipeline") -> dict[str, Any]:
-    """Run the stages of a file, or of a packaged pipeline by its name, in `folder`; gives the content of report.json.
+    """Run the stages of a pipeline in `folder`, and return the content of report.json.
 
-    The same call again skips finished stages and resumes the rest. Every key of every stage is checked before anything
-    runs. Raises SchoolError naming the file, the line and the key.
+    `path` is a YAML file or the name of a packaged pipeline. If the same call is made again, finished stages are
+    skipped and unfinished stages resume. Every key of every stage is checked before the first stage runs. A SchoolError
+    names the file, the line and the key.
     """
     source = read_yaml(find_pipeline(path))
     if seed is not None:
@@ -103,19 +104,22 @@ def repeat_run(run: Path, folder: Path) -> None:
 
 
 def open_run(folder: Path, config: BaseConfig, recipe: Recipe) -> Run:
-    """The run of a recipe in a folder. A recipe file of a user is known by its name, wherever it is."""
+    """Open the run of a recipe in a folder. A user's recipe file is known by its name; its folder does not matter."""
     return Run.open(folder, config, recipe.file.name if recipe.file else recipe.name)
 
 
 def train_recipe(run: Run, recipe: Recipe) -> None:
-    """Train an open run. A user's recipe file must not change until the run ends, and errors in it name the line."""
+    """Train an open run. A user's recipe file must not change until the run ends. Errors in this file name the line."""
     run.track_files(recipe.file and recipe.file.resolve())
     with user_errors(recipe.file):
         recipe.train(run.config, run)
 
 
 def find_pipeline(path: Path | str) -> Path:
-    """The file of a pipeline: a path, or the name of a packaged one. Raises SchoolError with the nearest name."""
+    """The file of a pipeline, from its path or from the name of a packaged pipeline.
+
+    For an unknown name a SchoolError suggests the nearest name.
+    """
     packaged = {found.stem: found for found in _PACKAGED.glob("*.yaml")}
     path = Path(path)
     if path.is_file():
@@ -131,7 +135,7 @@ def find_pipeline(path: Path | str) -> Path:
 
 
 def _run_stage(i: int, pipeline: Pipeline, source: Source, folder: Path, models: Mapping[str, Path]) -> Path:
-    """Run a stage and its evaluation unless that is done; gives the folder of its final model."""
+    """Run a stage and its evaluation if they are not done yet. Return the folder of the stage's final model."""
     stage = pipeline.stages[i]
     config, recipe = _config(i, pipeline, source, models), load_recipe(stage.recipe)
     with open_run(folder / stage.name, config, recipe) as run:
@@ -147,7 +151,7 @@ def _run_stage(i: int, pipeline: Pipeline, source: Source, folder: Path, models:
 
 
 def _evaluate(pipeline: Pipeline, model: Path, path: Path) -> None:
-    """Evaluate a model; save the result with its duration and the peak memory of this process so far."""
+    """Evaluate a model. Save the result, the duration and the peak memory of this process so far."""
     from schoolhouse.eval.evaluate import evaluate
     from schoolhouse.policy.policy import Policy
     from schoolhouse.tasks.registry import open_task
@@ -189,11 +193,11 @@ def _replaced(value: Any, models: Mapping[str, Path]) -> Any:
     return value
 
 
-# ---- before anything runs
+# ---- checks before the first stage runs
 
 
 def _check(pipeline: Pipeline, source: Source, folder: Path) -> None:
-    """Raises SchoolError for anything that would stop a later stage."""
+    """Raises SchoolError for any mistake that would stop a later stage."""
     from schoolhouse.tasks.registry import open_task
 
     earlier: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""Progress and time left: a bar on a terminal, else a plain line every few seconds."""
+"""Shows progress and the time left: a progress bar on a terminal, else a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 Advance = Callable[[int, str], None]
-"""Callback: how many more are done, and a note to show beside the bar."""
+"""A callback. Its arguments: how many more units are done, and a note that is shown next to the bar."""
 
 _LINE_SECONDS = 10.0  # seconds between plain lines
-_showing = False  # one bar at a time: nothing inside a step draws a second one
+_showing = False  # there is only one bar at a time: code inside a step does not draw a second bar
 
 
 @contextmanager
 def progress(title: str, total: int | None, done: int = 0, unit: str = "step") -> Generator[Advance]:
-    """Show progress on stderr while the block runs. `total` None: unknown. A nested call shows nothing."""
+    """Show progress on stderr while the block runs. A nested call shows nothing.
+
+    `total` is None if the number of units is unknown.
+    """
     global _showing
     if _showing:
         yield lambda more, note="": None

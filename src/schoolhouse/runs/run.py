@@ -1,14 +1,16 @@
-"""The run folder: everything needed to read a run, to resume it and to repeat it.
+"""The run folder: all files that are needed to read a run, to resume it and to repeat it.
 
     config.yaml       every key of the config; the same command on the same folder resumes the run
     manifest.json     format, recipe, versions, machine, seed, state, seconds
-    metrics.jsonl     one line per step; nothing in it depends on the clock
-    times.jsonl       seconds since the start at the end of each step, and what parts of the step took
-    rollouts/         000012.jsonl: the rollouts of step 12 with their rewards; trees/ has those of searches
+    metrics.jsonl     one line per step; its numbers do not depend on the clock
+    times.jsonl       seconds from the start of the run to the end of each step, and the time of parts of the step
+    rollouts/         000012.jsonl: the rollouts of step 12 with their rewards
+    trees/            the trees of searches
     checkpoints/      000100/: the state after 100 steps, complete or absent; the model in Hugging Face format
 
-A checkpoint is written under another name, synced, completed by a manifest.json with the checksum of every file, and
-renamed into place. On resume, everything after the newest checkpoint is deleted and done again.
+A checkpoint is written to a folder with another name and synced. Its manifest.json with the checksum of every file is
+written last. Then the folder is renamed. When a run resumes, everything after the newest checkpoint is deleted and done
+again.
 """
 
 from __future__ import annotations
@@ -59,10 +61,10 @@ _END: Any = object()
 
 
 class Run:
-    """An open run folder. Make one with `Run.open`, use it as a context manager.
+    """An open run folder. Open it with `Run.open` and use it as a context manager.
 
-    folder    of the run
-    config    of the recipe
+    folder    the folder of the run
+    config    the config of the recipe
     step      the first step that is not done yet
     finished  whether all steps are done
     """
@@ -72,8 +74,8 @@ class Run:
         self.step = 0
         self._lock = open(folder / "lock", "a+")  # noqa: SIM115 (held until the run is closed)
         self._current_step: int | None = None  # the step whose body is running
-        self._metrics: Json = {}  # recorded in it so far
-        self._timings: Json = {}  # numbers of it that depend on the clock
+        self._metrics: Json = {}  # metrics recorded in this step so far
+        self._timings: Json = {}  # numbers of this step that depend on the clock
         self._completed = False
         self._budget = (inf, inf)  # tokens, seconds
         self._sampled_tokens, self._eval_seconds = 0, 0.0
@@ -87,10 +89,10 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path | str, config: BaseConfig, recipe: str) -> Run:
-        """A new run in `folder`, or the run in it at its newest checkpoint.
+        """Open a new run in `folder`, or resume the run in this folder from its newest checkpoint.
 
-        Raises SchoolError if the folder holds other files, a run with another config or of another format, or a
-        damaged checkpoint, or if another process uses it.
+        Raises SchoolError if the folder holds other files, a run with another config, a run of another format, or a
+        damaged checkpoint. Also raises SchoolError if another process uses the folder.
         """
         folder = Path(folder)
         own_files = {"lock", "manifest.json", "manifest.json.partial", "config.yaml.partial"}
@@ -124,11 +126,11 @@ class Run:
             self._lock.close()
 
     def finish(self) -> None:
-        """Mark the run as finished. Leaving the `with` block after the last step does so too."""
+        """Mark the run as finished. The end of the `with` block after the last step does the same."""
         self._set_state("finished")
 
     def save_manifest(self) -> None:
-        """Write the manifest with the seconds and steps so far."""
+        """Write the manifest with the number of seconds and steps so far."""
         self._set_state(self._manifest["state"])
 
     @property
@@ -141,13 +143,17 @@ class Run:
         return self._earlier_seconds + (0.0 if self.finished else time.monotonic() - self._session_start)
 
     def track_files(self, *files: Path | None) -> None:
-        """Note files that the run depends on. Raises SchoolError if one has changed since the run began."""
+        """Record files that the run depends on. Raises SchoolError if one of them has changed since the run began."""
         for path in filter(None, files):
             manifest.check_unchanged(self._manifest.setdefault("files", {}), str(path), checksum(path), self.folder)
         self.save_manifest()
 
     def set_budget(self, tokens: float = inf, seconds: float = inf) -> None:
-        """End the run after the step that reaches so many sampled tokens, or so many seconds without evaluations."""
+        """Set a budget. The run ends after the step in which it reaches the budget.
+
+        tokens   limit of the sampled tokens
+        seconds  limit of the time without evaluations
+        """
         self._budget = (tokens, seconds)
         if finite := {name: bound for name, bound in (("tokens", tokens), ("seconds", seconds)) if bound != inf}:
             self._manifest["budget"] = finite
@@ -159,15 +165,17 @@ class Run:
     def steps(
         self, source: Iterable[Item], save: Stateful, every: int = 100, total: int | None = None
     ) -> Iterator[Item]:
-        """Yield the items of `source`, each a step number or a tuple that begins with one, and save on schedule.
+        """Yield the items of `source`, and save checkpoints at regular intervals.
 
-        source  its time counts as `sampling` in times.jsonl, unless it is a list or a range
-        save    saved every `every` steps, and after the last one
-        total   steps of the whole run, for the time left (default: `config.steps`)
-        Ctrl-C or SIGTERM finishes the step, saves and raises Stopped; a second one stops at once.
+        An item is a step number, or a tuple whose first element is a step number.
+
+        source  if it is not a list or a range, its time counts as `sampling` in times.jsonl
+        save    the state that is saved every `every` steps, and after the last step
+        total   number of steps of the whole run, to show the time left (default: `config.steps`)
+        After Ctrl-C or SIGTERM the run finishes the step, saves and raises Stopped. A second signal stops it at once.
         """
         total = (total or getattr(self.config, "steps", None)) if self._budget == (inf, inf) else None
-        items = iter(() if self.step and self._budget_reached() else source)  # killed after its last step: no more
+        items = iter(() if self.step and self._budget_reached() else source)  # it was killed after its last step
         with Interrupts() as interrupts, progress(self.folder.name, total, self.step) as advance:
             while True:
                 with nullcontext() if isinstance(source, Sequence) else self.timed("sampling"):
@@ -207,7 +215,7 @@ class Run:
             self._advise()
 
     def _advise(self) -> None:
-        """Print what keeps the run from learning; each advice once, until it no longer holds."""
+        """Print advice about problems that prevent learning. Advice is not repeated while its problem lasts."""
         advice = diagnose(self._recent)
         for topic in advice.keys() - self._advised:
             print(f"{self.folder.name}, step {self.step}: {advice[topic]}", file=sys.stderr)
@@ -220,11 +228,11 @@ class Run:
         parse: Parse | None = None,
         **metrics: Any,
     ) -> None:
-        """Record the results of a step. All that is recorded in one step becomes one line of metrics.jsonl.
+        """Record the results of a step. All results of one step become one line of metrics.jsonl.
 
-        groups   graded rollouts: written to rollouts/, and summarised in the metrics
+        groups   graded rollouts; they are written to rollouts/ and summarised in the metrics
         parse    gives the thought and the answer of a rollout as text, for rollouts/
-        metrics  numbers, or mappings of numbers; those that depend on the clock belong in `log_timing`
+        metrics  numbers, or mappings of numbers; use `log_timing` for numbers that depend on the clock
         """
         with self.timed("io_seconds"):
             if groups is not None:
@@ -247,12 +255,12 @@ class Run:
         return group_stats(groups, completions) | (reflection_stats(groups, completions) if completions else {})
 
     def log_timing(self, **seconds: float | dict[str, float]) -> None:
-        """Add numbers of this step that depend on the clock to its line of times.jsonl; zeros are left out."""
+        """Add numbers that depend on the clock to this step's line of times.jsonl. Zeros are left out."""
         self._timings |= {name: spent for name, spent in seconds.items() if spent}
 
     @contextmanager
     def timed(self, name: str) -> Generator[None]:
-        """Add the seconds of the block to `name` in this step's line of times.jsonl."""
+        """Measure the seconds of the block and add them to `name` in this step's line of times.jsonl."""
         start = time.monotonic()
         yield
         self._timings[name] = round(self._timings.get(name, 0.0) + time.monotonic() - start, 6)
@@ -271,22 +279,25 @@ class Run:
         return (list_checkpoints(self.folder / "checkpoints") or [None])[-1]
 
     def model_path(self, model: Path | str) -> Path:
-        """Folder to load the model from: the newest checkpoint, else `model`.
+        """The folder to load the model from: the newest checkpoint, or `model` if there is no checkpoint.
 
-        Raises SchoolError if `model` has changed since the run began; a recipe may return to it later.
+        Raises SchoolError if `model` has changed since the run began, because a recipe may use `model` again later.
         """
         self.track_model(model)
         return self.latest_checkpoint() or Path(model)
 
     def track_model(self, model: Path | str) -> None:
-        """Note the weights of a model that the run depends on. Raises SchoolError if they have changed since."""
+        """Record the weights of a model that the run depends on. Raises SchoolError if they have changed since then."""
         if not self.finished and Path(model).is_dir():
             digest = manifest.weights_digest(model)
             manifest.check_unchanged(self._manifest.setdefault("models", {}), str(model), digest, self.folder)
             self.save_manifest()
 
     def restore(self, state: StatefulT) -> StatefulT:
-        """Load the training state of the newest checkpoint, if there is one, into what `model_path` was loaded into."""
+        """Load the training state of the newest checkpoint into `state`. Without a checkpoint nothing is loaded.
+
+        The model in `state` must have been loaded from `model_path`.
+        """
         if newest := self.latest_checkpoint():
             import torch
 
@@ -294,9 +305,10 @@ class Run:
         return state
 
     def save_checkpoint(self, state: Stateful) -> Path:
-        """Save the state after `step` steps: complete or absent. Older checkpoints but one are deleted.
+        """Save the state after `step` steps as a checkpoint that is complete or absent.
 
-        Raises SchoolError when the disk is full; the newest complete checkpoint is never deleted for space.
+        One older checkpoint is kept, and all others are deleted. Raises SchoolError if the disk is full. The newest
+        complete checkpoint is never deleted to free space.
         """
         target = self.folder / "checkpoints" / f"{self.step:06d}"
         if target.exists():

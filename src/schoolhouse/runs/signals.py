@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that wait until the current step is finished."""
+"""Handling of Ctrl-C and SIGTERM: the run stops when the current step is finished."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Counts Ctrl-C and SIGTERM while the block runs: the first is only counted, the second interrupts at once.
+    """Counts Ctrl-C and SIGTERM while the block runs. The first signal is only counted, the second interrupts at once.
 
-    Does nothing outside of the main thread, the only one to which Python delivers signals.
+    This class has no effect outside of the main thread, because Python delivers signals only to the main thread.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Errors in a user's own file (a recipe, a task, a reward function), shown as one line that names the place in it."""
+"""Errors in a user's own file (a recipe, a task, a reward function), shown as one line with the file's line number."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from schoolhouse.types import SchoolError
 
 
 class UserCodeError(SchoolError):
-    """An error in a user's file; the message begins with its place."""
+    """An error in a user's file. The message begins with the file and the line."""
 
 
 @contextmanager
 def user_errors(file: Path | None) -> Generator[None]:
     """Raise errors from the block as UserCodeError `FILE:LINE: in FUNCTION: ErrorType: message`.
 
-    The place is the last one in `file` on the way to the error. A SchoolError keeps its message behind the place.
-    Errors that did not come through `file` are raised unchanged, and all errors if `file` is None. `--debug` shows
-    the whole traceback.
+    The line is that of the innermost traceback frame in `file`. A SchoolError keeps its own message after the line. If
+    the traceback has no frame in `file`, or if `file` is None, the error is raised unchanged. `--debug` shows the whole
+    traceback.
     """
     try:
         yield

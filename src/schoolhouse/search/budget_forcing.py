@@ -1,8 +1,8 @@
 """Thoughts of a given length, and repeated attempts: budget forcing and sequential revision.
 
-Budget forcing: Muennighoff et al. 2025, arXiv 2501.19393 (s1). The end of a thought that is too short is removed, and a
-word is appended that makes the thought continue. A thought that is too long is closed. Sequential revision: Snell et
-al. 2024, arXiv 2408.03314: further attempts, each of which reads the attempts before it.
+Budget forcing: Muennighoff et al. 2025, arXiv 2501.19393 (s1). If a thought is too short, its end is removed and a word
+is appended that makes the thought continue. If a thought is too long, it is closed. Sequential revision: Snell et al.
+2024, arXiv 2408.03314. The policy makes further attempts, and each attempt reads the attempts before it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from schoolhouse.types import REVISION_REQUEST, Message, Rollout, SchoolError
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """An answer, and the tokens that were sampled for it, removed ones included."""
+    """An answer, and the number of tokens that were sampled for it. Removed tokens count too."""
 
     rollout: Rollout
     tokens: int
@@ -34,10 +34,11 @@ def budget_force(
     wait_text: str = "Wait",
     temperature: float = 1.0,
 ) -> list[BudgetResult]:
-    """One answer of at most `answer_tokens` to each prompt, behind a thought of `min_think` to `max_think` tokens.
+    """Sample one answer to each prompt, after a thought of `min_think` to `max_think` tokens.
 
-    `wait_text` counts as part of the thought. The thought is opened by a prefill. A turn that ends within the thought
-    counts as an early end of the thought. Raises SchoolError where `wait_text` may not fit between the bounds.
+    The answer has at most `answer_tokens` tokens. `wait_text` counts as part of the thought. A prefill opens the
+    thought. If the turn ends inside the thought, this counts as an early end of the thought. Raises SchoolError if
+    `wait_text` might not fit between `min_think` and `max_think`.
     """
     conversation = policy.conversation
     wait_ids = conversation.tokenizer.encode(wait_text)
@@ -72,14 +73,14 @@ def budget_force(
 
 
 def _cut(rollout: Rollout, end: int) -> Rollout:
-    """The rollout up to `end`. Its last turn stays open, even where nothing of it is left."""
+    """The rollout up to `end`. Its last turn stays open, even if no token of this turn is left."""
     return replace(rollout.truncate(end), turns=rollout.turns)
 
 
 def max_forced_tokens(conversation: Conversation, max_think: int, answer_tokens: int) -> int:
-    """The most tokens that a forced thought and its answer can take, removed ends included.
+    """The largest number of tokens that can be sampled for a forced thought and its answer, with all removed ends.
 
-    Every removed end is followed by a word of at least one token.
+    A word of at least one token follows every removed end. This limits the number of removed ends.
     """
     end_tokens = len(conversation.tokenizer.encode(END_THINK, parse_special=True))
     return max_think + (max_think + 1) * end_tokens + answer_tokens
@@ -88,7 +89,7 @@ def max_forced_tokens(conversation: Conversation, max_think: int, answer_tokens:
 def _answer(
     policy: Generator, results: Sequence[BudgetResult], answer_tokens: int, temperature: float
 ) -> list[BudgetResult]:
-    """The results, each with the answer behind its thought."""
+    """The results, each with an answer after its thought."""
     stop_ids = policy.conversation.stop_ids
     unanswered = [at for at, result in enumerate(results) if result.rollout.tokens[-1] not in stop_ids]
     rollouts = [results[at].rollout for at in unanswered]
@@ -108,7 +109,10 @@ def revise(
     temperature: float = 1.0,
     instruction: str = REVISION_REQUEST,
 ) -> list[list[Rollout]]:
-    """`rounds` attempts at each problem, each behind the attempts before it; fewer where the model has no room."""
+    """Make `rounds` attempts at each problem. Each attempt follows the earlier attempts in the same conversation.
+
+    A problem gets fewer attempts if the model's context has no room for more.
+    """
     request = (Message("user", instruction),)
     chains = [[rollout] for rollout in extend(policy, prompts, max_new_tokens, temperature)]
     for _ in range(rounds - 1):

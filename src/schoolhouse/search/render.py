@@ -1,4 +1,4 @@
-"""Show the tree of a search: in the terminal, as a page that stands alone, and as plain data."""
+"""Show the tree of a search: in the terminal, as a self-contained HTML page, and as plain data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_LABEL = 60  # characters of a thought
 
 
 def draw(result: SearchResult) -> RichTree:
-    """The tree for a terminal: the chosen path bold, dropped nodes dim, values behind thoughts."""
+    """The tree for a terminal. The chosen path is bold, dropped nodes are dim, and each value follows its thought."""
     from rich.text import Text
     from rich.tree import Tree as RichTree
 
@@ -42,7 +42,7 @@ def label(node: Node) -> str:
 
 
 def html_page(result: SearchResult, answer: str) -> str:
-    """The tree as an HTML page: thoughts fold, the chosen path is marked, colours follow light and dark."""
+    """The tree as an HTML page. Thoughts can be folded, and the chosen path is marked. The page has a dark mode."""
     tree = result.tree
     assert tree is not None
     question = _question(tree.root)
@@ -75,10 +75,10 @@ def html_page(result: SearchResult, answer: str) -> str:
 
 
 def result_to_json(result: SearchResult) -> dict[str, Any]:
-    """A search as plain data: tokens, why it ended, votes, and its thoughts in order of creation.
+    """A search as plain data: its tokens, the reason for its end, its votes, and its thoughts in order of creation.
 
-    A thought has its text, value (None: unknown), status, the index of its parent (None: the problem itself), and
-    whether it is on the path to the chosen answer.
+    A thought has a text, a value (None: unknown), a status, the index of its parent (None: the problem itself), and
+    a flag that says whether the thought is on the path to the chosen answer.
     """
     nodes, path = result.tree.nodes if result.tree else [], _chosen_path(result)
     index_of = {node: at for at, node in enumerate(nodes)}

@@ -1,10 +1,13 @@
-"""Search at inference time: one interface for all searches, counted in sampled tokens, those of values included.
+"""Search at inference time: one interface for all searches.
+
+The cost of a search is the number of sampled tokens. Tokens that are sampled for values count too.
 
 `Search` holds the options, `parse` reads them from a spec such as "tot?beam_width=1", and `solve` searches for answers
-to many problems at once. `SearchGenerator` stands in the place of a policy, so that a search can be evaluated.
+to many problems at once. `SearchGenerator` has the interface of a policy, so that a search can be evaluated.
 
-A strategy of your own is one generator function in a file of yours. It takes the tree of one problem and yields
-requests; `grow` (search/tree.py) yields the usual two, for children and for their values. Best-first search:
+You can write your own strategy: one generator function in your own file. The function takes the tree of one problem
+and yields requests. `grow` (search/tree.py) yields the two usual requests: one for children, one for their values. An
+example is best-first search:
 
     from schoolhouse.search.tree import Strategy, Tree, grow, rank
 
@@ -16,9 +19,9 @@ requests; `grow` (search/tree.py) yields the usual two, for children and for the
             frontier.sort(key=rank)
             frontier += yield from grow(tree, [frontier.pop(0)])
 
-`--search "my_search.py?thoughts=propose&max_expansions=30"` runs it. Parameters behind the tree are options of the
-strategy. All other options are those of `Search`: where thoughts and their values come from, and how the answer is
-selected. The search ends before a request that may overrun the budget.
+`--search "my_search.py?thoughts=propose&max_expansions=30"` runs this strategy. The parameters after the tree are
+options of the strategy. All other options are those of `Search`: where thoughts and their values come from, and how the
+answer is selected. The search ends before a request that could exceed the budget.
 """
 
 from __future__ import annotations
@@ -69,19 +72,22 @@ NamedKind = Literal[
 Kind = NamedKind | Literal["python"]
 
 TREE_KINDS: frozenset[Kind] = frozenset({"tot", "dfs", "beam", "dvts", "python"})
-"""Searches that grow a tree."""
+"""Searches that build a tree."""
 
 
 class Search(BaseConfig):
     """Options of a search.
 
-    sample, vote   one answer; the most frequent of several (self-consistency, Wang et al. 2022, arXiv 2203.11171)
-    weighted_vote, best_of_n  of several answers the one with the largest total value; the one with the best value
-    budget_force   one answer behind a thought of `min_think` to `max_think` tokens
-    revise         `samples` attempts, each behind those before it, and the most frequent answer
+    sample         one answer
+    vote           the most frequent of several answers (self-consistency, Wang et al. 2022, arXiv 2203.11171)
+    weighted_vote  the answer with the largest total value among several samples
+    best_of_n      the sample with the best value
+    budget_force   one answer after a thought of `min_think` to `max_think` tokens
+    revise         `samples` attempts, each of which follows the earlier ones, and then the most frequent answer
     tot, dfs       Tree of Thoughts, breadth first and depth first
-    beam, dvts     several samples of each step, of which the best continue; the same in separate subtrees
-    python         a strategy of the user's, in `file`
+    beam           several samples of each step; the best samples continue
+    dvts           the same in separate subtrees
+    python         the user's own strategy, in `file`
     """
 
     kind: Kind = "sample"
@@ -90,38 +96,39 @@ class Search(BaseConfig):
     options: Mapping[str, Any] = {}
     """python: options of the strategy itself."""
     beam_width: int = Field(5, gt=0)
-    """Thoughts kept of each level."""
+    """Number of thoughts that are kept on each level."""
     depth: int = Field(16, gt=0)
-    """Levels of the tree, the answer's included: a thought of more steps is never answered."""
+    """Levels of the tree, including the answer's level. A thought with more steps is never answered."""
     samples: int = Field(5, gt=0)
     """Answers to vote among; samples of each step; or lines read of each list of proposals."""
     thoughts: Literal["sample", "propose"] = "sample"
-    """Next thoughts: sampled steps of the policy, or steps that it lists when asked."""
+    """Source of next thoughts: steps that the policy samples, or steps that the policy lists when asked."""
     values: str = "prompt"
-    """Values of thoughts: the policy's, asked about each (prompt) or which is best (vote); the task's rules (exact, an
-    oracle); random numbers (random, a control); or those of the reward model in a folder."""
+    """Source of the values of thoughts. prompt: the policy is asked about each thought. vote: the policy is asked which
+    thought is best. exact: the task's rules (an oracle). random: random numbers (a control). A folder: the reward model
+    in it."""
     label_places: LabelPlaces = "steps"
-    """Where that reward model was trained to label: behind steps, or at the end of a solution."""
+    """Where this reward model expects its label tokens: after each step, or at the end of a solution."""
     reference_model: str = ""
     """Folder of the model that an implicit reward model was trained from (labels: implicit)."""
     step_aggregation: StepAggregation = "product"
-    """From step rewards to one value: product or min for labels of steps, last for values of states."""
+    """How step rewards become one value: product or min for labels of steps, last for values of states."""
     value_samples: int = Field(3, gt=0)
-    """Times the policy is asked for a value."""
+    """How many times the policy is asked for a value."""
     lookahead: int = Field(0, ge=0)
-    """Value a thought by the state so many of the most likely steps later."""
+    """Value a thought by the state that many steps later; each of these steps is the most likely one."""
     threshold: float = 0.0
-    """dfs: thoughts whose value is not above it are pruned."""
+    """dfs: thoughts whose value is not above this threshold are pruned."""
     selection: Literal["best", "vote"] = "best"
-    """Of several answers the one with the best value, or the one with the largest total value."""
+    """How one of several answers is chosen: the answer with the best value, or with the largest total value."""
     step_tokens: int = Field(32, gt=0)
     """Tokens of one sampled step."""
     proposal_tokens: int = Field(256, gt=0)
     """Tokens of a list of proposals."""
     num_proposals: int = Field(1, gt=0)
-    """Lists of proposals for each thought; a thought that several of them name counts once."""
+    """Lists of proposals for each thought. A thought that is in several lists counts once."""
     max_new_tokens: int = Field(128, gt=0)
-    """Tokens of a whole answer (sample, vote); of the answer behind the last step (trees)."""
+    """Limit of the tokens of a whole answer (sample, vote), or of the answer after the last step (trees)."""
     min_think: int = Field(0, ge=0)
     max_think: int = Field(64, gt=0)
     """budget_force: tokens of a thought."""
@@ -129,11 +136,11 @@ class Search(BaseConfig):
     """budget_force: the word that makes a thought continue."""
     temperature: float = Field(0.7, ge=0)
     budget: float = Field(inf, gt=0)
-    """Tokens that may be sampled for one problem, those of values included. A search never exceeds it."""
+    """Limit of the tokens sampled for one problem, including those for values. A search never exceeds this limit."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What the search was read from: a run refuses to continue with other files."""
+        """The files that the search was read from. A run refuses to continue with other files."""
         return (load_strategy(self.file)[0],) if self.kind == "python" else ()
 
 
@@ -143,8 +150,8 @@ _FIXED = ("kind", "file", "options", "budget")
 def parse(spec: str, budget: float = inf, *, allow_files: bool = True) -> Search:
     """The search that `KIND[?OPTION=VALUE&...]` names: "tot", "vote?samples=32", "my_search.py?depth=4&samples=8".
 
-    allow_files  False where the spec comes from a stranger: a Python file is refused, and not looked at
-    Raises SchoolError naming what is unknown, with the nearest name, or out of range.
+    allow_files  False if the spec comes from an untrusted source: a Python file is then refused without opening it
+    Raises SchoolError for an unknown name (with the nearest known name) or a value that is out of range.
     """
     kind, _, query = spec.partition("?")
     given = parse_query(f"search `{spec}`", query)
@@ -172,12 +179,12 @@ def parse(spec: str, budget: float = inf, *, allow_files: bool = True) -> Search
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found for one problem.
+    """The result of a search for one problem.
 
-    rollout  the answer; None where there is none
-    tokens   that were sampled in all, those of values included
+    rollout  the answer; None if there is no answer
+    tokens   the total number of sampled tokens, including those for values
     stop_reason  why the search ended, in words
-    tree     of its thoughts, where it grew one
+    tree     the tree of thoughts, if the search built a tree
     votes    each distinct answer with its count, the most frequent first
     """
 
@@ -191,10 +198,12 @@ class SearchResult:
 def solve(
     policy: Generator, task: Task, prompts: Sequence[Rollout], search: Search, value_fn: ValueFn | None = None
 ) -> list[SearchResult]:
-    """Search for an answer to each problem (`Conversation.prompt_rollout` makes its prompt), all at once.
+    """Search for an answer to each problem. All problems are searched at once.
 
-    value_fn  values of thoughts, instead of `search.values`
-    Raises SchoolError where the task cannot do what the search needs, or the budget does not pay for one answer.
+    The prompt of a problem comes from `Conversation.prompt_rollout`.
+
+    value_fn  gives the values of thoughts, instead of `search.values`
+    Raises SchoolError if the task lacks a function that the search needs, or if the budget is too small for one answer.
     """
     match search.kind:
         case "budget_force":
@@ -207,7 +216,7 @@ def solve(
     expand = _thought_source(policy, task, search)
     if search.kind == "dvts" and expand.max_children < search.beam_width:
         raise SchoolError(
-            f"dvts begins with {expand.max_children} thoughts, so it cannot keep {search.beam_width} subtrees apart: "
+            f"dvts begins with {expand.max_children} thoughts, but it needs {search.beam_width} separate subtrees: "
             "set `samples` to `beam_width` or more"
         )
     trees = [Tree(Node(prompt), search.budget, search_costs(expand, value)) for prompt in prompts]
@@ -217,7 +226,7 @@ def solve(
 
 @dataclass
 class SearchGenerator:
-    """Stands in the place of a policy: its completion of a prompt is the answer that the search finds.
+    """A search with the interface of a policy: the completion of a prompt is the answer that the search finds.
 
     `results` holds the results of the last call.
     """
@@ -243,7 +252,7 @@ class SearchGenerator:
         progress: Callable[[int], None] | None = None,
         **_: Any,
     ) -> list[Rollout]:
-        """An answer to each prompt, empty where the search found none. Sampling parameters are those of the search."""
+        """An answer to each prompt; empty if the search found no answer. The search sets the sampling parameters."""
         self.results = solve(self.policy, self.task, rollouts, self.search)
         if progress:
             progress(len(rollouts))
@@ -251,13 +260,13 @@ class SearchGenerator:
         return [result.rollout or prompt.append_sampled((), (), "length", 0) for prompt, result in pairs]
 
     def to_json(self) -> dict[str, Any]:
-        """The search and, problem by problem, its tokens and why it ended."""
+        """The options of the search, and for each problem its tokens and the reason why its search ended."""
         results = [{"tokens": result.tokens, "stop_reason": result.stop_reason} for result in self.results]
         budget = None if self.search.budget == inf else self.search.budget
         return {"search": {**self.search.model_dump(mode="json"), "budget": budget}, "search_results": results}
 
     def summary(self) -> str:
-        """Tokens of the last search, and how often it ended for which reason, in words."""
+        """A summary in words: the tokens of the last search, and how often each reason ended it."""
         tokens = [result.tokens for result in self.results]
         reasons = Counter(result.stop_reason for result in self.results)
         counts = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
@@ -328,8 +337,8 @@ def _select_answer(policy: Generator, tree: Tree, selection: str) -> SearchResul
 def _check_budget(search: Search, max_tokens: int) -> None:
     if max_tokens > search.budget:
         raise SchoolError(
-            f"{search.kind} may take {max_tokens} tokens, the budget is {search.budget:g}: raise it, or lower "
-            "`max_new_tokens` and the other lengths of the search"
+            f"{search.kind} can need {max_tokens} tokens, but the budget is {search.budget:g}: raise the budget, or "
+            "lower `max_new_tokens` and the other lengths of the search"
         )
 
 
@@ -354,7 +363,10 @@ def _revise(policy: Generator, prompts: Sequence[Rollout], search: Search) -> li
 def _sample_and_select(
     policy: Generator, task: Task, prompts: Sequence[Rollout], search: Search, value_fn: ValueFn | None
 ) -> list[SearchResult]:
-    """Whole answers, as many as the budget pays for: the most frequent, or that of the largest total or best value."""
+    """Sample as many whole answers as the budget allows, and select one of them.
+
+    The selected answer is the most frequent one, or the one with the largest total value or the best value.
+    """
     wanted = 1 if search.kind == "sample" else search.samples
     value = None
     if search.kind in ("weighted_vote", "best_of_n"):
@@ -363,8 +375,8 @@ def _sample_and_select(
     count = wanted if search.budget == inf else min(wanted, int(search.budget // cost))
     if not count:
         raise SchoolError(
-            f"a budget of {search.budget:g} tokens does not pay for one answer of {cost}: raise it, or lower "
-            "`max_new_tokens`"
+            f"a budget of {search.budget:g} tokens is too small for one answer of {cost} tokens: raise the budget, or "
+            "lower `max_new_tokens`"
         )
     repeated = [
         replace(prompt, key=prompt.key._replace(sample=prompt.key.sample * count + g))

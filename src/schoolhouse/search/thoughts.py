@@ -1,8 +1,9 @@
-"""Candidates for the next thought, from the policy: sampled steps, or steps that it proposes when asked.
+"""Candidates for the next thought, from the policy: sampled steps, or steps that the policy proposes when asked.
 
-A thought is a step of the policy's own turn, and a node holds the rollout up to it. `ThoughtSampler` continues the turn
-to the end of the next step, several times. `ThoughtProposer` asks the policy for a list of next steps and prefills each
-of them (Yao et al. 2023, arXiv 2305.10601, section 3). Values of thoughts are in `search/values.py`.
+A thought is a step of the policy's own turn. A node holds the rollout up to the end of its thought. `ThoughtSampler`
+continues the turn several times, each time to the end of the next step. `ThoughtProposer` asks the policy for a list of
+next steps and prefills each of them (Yao et al. 2023, arXiv 2305.10601, section 3). Values of thoughts are in
+`search/values.py`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from schoolhouse.tasks.base import Task
 from schoolhouse.types import Key, Problem, Rollout, SchoolError
 
 _BLANK_STEPS = 1
-"""How often a step is continued that holds nothing but white space."""
+"""How many times a step that contains only white space is continued."""
 
 
 @dataclass(frozen=True)
 class ThoughtSampler:
     """Continues each thought `samples` times, by one step or to the end of the turn.
 
-    step_tokens    of one step; a longer step is dropped, and so is a step for which the model has no room
-    answer_tokens  behind the last step: the end of the thought and the answer
+    step_tokens    limit of one step; a longer step is dropped, and so is a step that does not fit the model's context
+    answer_tokens  limit of the tokens after the last step: the end of the thought and the answer
     """
 
     policy: Generator
@@ -48,8 +49,8 @@ class ThoughtSampler:
         root_lengths = [len(node.state) for node in nodes if node.parent is None]
         if root_lengths and min(root_lengths) > self._max_prefix:
             raise SchoolError(
-                f"the model reads {self.policy.max_seq_len} tokens: behind a prompt of {min(root_lengths)} there is no "
-                f"room for a step of {self.step_tokens} and an answer: lower `step_tokens`"
+                f"the model reads {self.policy.max_seq_len} tokens; after a prompt of {min(root_lengths)} tokens there "
+                f"is no room for a step of {self.step_tokens} tokens and an answer: lower `step_tokens`"
             )
         forks = [[_fork(node.state, g, self.samples) for g in range(self.samples)] for node in nodes]
         prefixes = [[fork for fork in node_forks if len(fork) <= self._max_prefix] for node_forks in forks]
@@ -58,11 +59,11 @@ class ThoughtSampler:
 
     @property
     def _max_prefix(self) -> int:
-        """The longest prefix behind which one more step and the beginning of an answer have room."""
+        """The longest prefix that leaves room for one more step and the beginning of an answer."""
         return self.policy.max_seq_len - self.step_tokens - 1
 
     def _extend_by_step(self, prefixes: Sequence[Rollout]) -> list[Rollout]:
-        """One step behind each prefix; the answer too where the thought has ended."""
+        """Extend each prefix by one step. If the thought has ended, extend it by the answer too."""
         conversation = self.policy.conversation
         stop_strings = (self.task.delimiter,)
         extended = extend(self.policy, prefixes, self.step_tokens, self.temperature, stop_strings)
@@ -106,12 +107,12 @@ class ThoughtSampler:
 class ThoughtProposer:
     """Asks the policy for lists of next steps; each line of a list becomes a prefilled thought.
 
-    Where the task has nothing to ask, the policy answers, at temperature 0. Thoughts that lead to the same question are
-    one thought, and a line that stands in two lists is one candidate.
+    If the task has no further question, the policy answers at temperature 0. Thoughts that lead to the same question
+    count as one thought. A line that appears in two lists is one candidate.
 
-    max_lines        that are read of one list
-    proposal_tokens  of one list
-    num_proposals    lists for each thought
+    max_lines        the largest number of lines that are read from one list
+    proposal_tokens  the largest number of tokens of one list
+    num_proposals    the number of lists for each thought
     """
 
     policy: Generator
@@ -156,7 +157,7 @@ class ThoughtProposer:
         return expansions
 
     def _extend_in_room(self, prefixes: Sequence[Rollout], max_new_tokens: int, temperature: float) -> list[Rollout]:
-        """Rollouts extended by as many tokens as the model has room for."""
+        """The rollouts, each extended by at most as many tokens as fit the model's context."""
         room = [min(max_new_tokens, self.policy.max_seq_len - len(prefix)) for prefix in prefixes]
         if min(room, default=1) < 1:
             raise SchoolError(
@@ -191,7 +192,7 @@ class ThoughtProposer:
 
 
 def repeat_prompt(conversation: Conversation, question: Problem, key: Key, purpose: str, times: int) -> list[Rollout]:
-    """The same prompt several times, each with random numbers of its own."""
+    """The same prompt several times. Each copy has its own random numbers."""
     prompt = conversation.prompt_rollout(question, key._replace(purpose=purpose))
     return [replace(prompt, key=prompt.key._replace(sample=key.sample * times + g)) for g in range(times)]
 
@@ -210,7 +211,7 @@ def extend(
 
 
 def _fork(rollout: Rollout, at: int, num_forks: int) -> Rollout:
-    """The same rollout, to be extended with random numbers of its own."""
+    """A copy of the rollout that will be extended with its own random numbers."""
     fork = replace(rollout, key=rollout.key._replace(sample=rollout.key.sample * num_forks + at))
     return fork if fork.finish_reason in ("open", "context") else fork.prefill(())
 

@@ -1,11 +1,12 @@
-"""Trees of thoughts and strategies that search them. Nothing here knows what a thought is.
+"""Trees of thoughts, and strategies that search them. The code in this file does not look into a thought.
 
 Tree of Thoughts, Yao et al. 2023, arXiv 2305.10601 (breadth first, depth first); beam search with a verifier, Snell et
 al. 2024, arXiv 2408.03314; diverse verifier tree search, Beeching et al. 2024 (scaling test-time compute).
 
-A strategy is a generator over the tree of one problem, and reads like its paper. It yields a `Request` to expand or to
-value nodes, and receives one result for each node. `explore` runs many strategies at once: the requests of all problems
-are served together, in one batch of the sampler. `grow` is the step that all strategies here share.
+A strategy is a generator function for the tree of one problem, and its code follows its paper. The generator yields a
+`Request` to expand nodes or to value nodes, and receives one result for each node. `explore` runs many strategies at
+once: the requests of all problems are served together, in one batch of the sampler. `grow` is the step that all
+strategies here share.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from math import inf, nan
 from typing import Any, Literal, NamedTuple
 
 Status = Literal["open", "expanded", "answer", "dropped", "pruned", "duplicate"]
-"""`dropped`: others had better values; `pruned`: its value is not above the threshold; `duplicate`: the same thought
-stands elsewhere in the tree."""
+"""`dropped`: other nodes had better values; `pruned`: the value of this node is not above the threshold; `duplicate`:
+the same thought is already in the tree."""
 
 
 class Candidate(NamedTuple):
-    """A thought that may follow: its state and the text that is shown of it.
+    """A possible next thought: its state, and the text that is shown for it.
 
-    is_answer  it answers the problem
-    dedup_key  candidates with the same key are one thought; None: never a duplicate
+    is_answer  this candidate answers the problem
+    dedup_key  candidates with the same key count as one thought; None: this candidate is never a duplicate
     """
 
     state: Any
@@ -51,15 +52,15 @@ class Node:
 
     @property
     def path(self) -> list[Node]:
-        """From the first thought to this one, without the root, which is the problem."""
+        """The nodes from the first thought to this one. The root (the problem) is left out."""
         return [] if self.parent is None else [*self.parent.path, self]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """The most tokens that expanding and valuing one node can take: a budget is planned with them.
+    """Upper limits of the tokens for expanding one node and for valuing one node. Budgets are planned with them.
 
-    max_children  the most candidates of one expansion
+    max_children  the largest number of candidates of one expansion
     """
 
     expand: int = 0
@@ -68,7 +69,7 @@ class Costs:
 
     @property
     def per_node(self) -> int:
-        """Expanding one node and valuing all its children."""
+        """The cost of expanding one node and valuing all its children."""
         return self.expand + self.max_children * self.value
 
 
@@ -76,7 +77,7 @@ class Costs:
 class Tree:
     """The thoughts about one problem, in order of creation.
 
-    budget  the most tokens that may be sampled, those of values included; `tokens` counts them
+    budget  the limit of sampled tokens, including those for values; `tokens` counts the tokens used so far
     stop_reason  why the search ended, in words
     """
 
@@ -89,11 +90,14 @@ class Tree:
 
     @property
     def answers(self) -> list[Node]:
-        """Nodes that answer the problem, the best first; nodes without a value last; equals in order of creation."""
+        """Nodes that answer the problem. The best node is first, and nodes without a value are last.
+
+        Nodes of equal value are in order of creation.
+        """
         return sorted((node for node in self.nodes if node.is_answer), key=rank)
 
     def affordable(self, nodes: list[Node]) -> list[Node]:
-        """The first of these nodes, as many as the budget can grow."""
+        """The first of these nodes: as many as the remaining budget can expand and value."""
         cost = self.costs.per_node
         if self.budget == inf or not cost:
             return nodes
@@ -108,27 +112,27 @@ class Request(NamedTuple):
 
 
 class Expansion(NamedTuple):
-    """The candidates that follow one node, and the tokens that were sampled for them."""
+    """The candidates that follow one node, and the number of tokens that were sampled for them."""
 
     candidates: Sequence[Candidate]
     tokens: int
 
 
 class Valuation(NamedTuple):
-    """The value of one node, nan where it is unknown, and the tokens that were sampled for it."""
+    """The value of one node (nan if unknown), and the number of tokens that were sampled to get this value."""
 
     value: float
     tokens: int
 
 
 Strategy = Generator[Request, list[Any], None]
-"""Receives for each node of a request its candidates (`expand`) or its value (`value`)."""
+"""A strategy. For each node of a request it receives the node's candidates (`expand`) or its value (`value`)."""
 ExpandNodes = Callable[[Sequence[Node]], Sequence[Expansion]]
 ValueNodes = Callable[[Sequence[Node]], Sequence[Valuation]]
 
 
 def explore(trees: Sequence[Tree], strategies: Sequence[Strategy], expand: ExpandNodes, value: ValueNodes) -> None:
-    """Run one strategy on each tree, all of them together. Trees are filled in place."""
+    """Run one strategy on each tree. All strategies run together, and each tree is filled in place."""
     requests = {at: request for at, strategy in enumerate(strategies) if (request := next(strategy, None)) is not None}
     while requests:
         results: dict[int, list[Any]] = {at: [] for at in requests}
@@ -145,10 +149,12 @@ def explore(trees: Sequence[Tree], strategies: Sequence[Strategy], expand: Expan
 
 
 def breadth_first(tree: Tree, beam_width: int, depth: int, independent_subtrees: bool = False) -> Strategy:
-    """Level by level, keeping the `beam_width` best nodes: Tree of Thoughts' BFS; with sampled steps, beam search.
+    """Search level by level and keep the `beam_width` best nodes of each level.
+
+    This is the BFS of Tree of Thoughts. With sampled steps it is beam search.
 
     independent_subtrees  below the first level every kept node keeps its own best child: diverse verifier tree search
-    Answers are not expanded, and take no place in the beam.
+    Answers are not expanded and do not count in the beam width.
     """
     frontier, seen = [tree.root], set[Hashable]()
     for level in range(depth):
@@ -176,10 +182,12 @@ def breadth_first(tree: Tree, beam_width: int, depth: int, independent_subtrees:
 
 
 def depth_first(tree: Tree, threshold: float, depth: int, max_expansions: int = 100, num_answers: int = 1) -> Strategy:
-    """The best child first; back to earlier nodes where a branch ends. A child not above `threshold` is pruned.
+    """Expand the best child first, and return to earlier nodes where a branch ends.
 
-    max_expansions  nodes expanded before the search gives up
-    num_answers     answers after which it stops; a pruned answer does not count
+    A child whose value is not above `threshold` is pruned.
+
+    max_expansions  the search stops after expanding this many nodes
+    num_answers     the search stops after this many answers; a pruned answer does not count
     """
     stack, seen, expanded = [tree.root], set[Hashable](), 0
     while stack:
@@ -206,13 +214,13 @@ def grow(
     threshold: float = -inf,
     value: Callable[[Node], float] | None = None,
 ) -> Generator[Request, list[Any], list[Node]]:
-    """Expand nodes and value their children. Gives the open children: no answers, no duplicates, none that is pruned.
+    """Expand nodes and value their children. Return the open children: no answers, no duplicates, no pruned nodes.
 
-    Of children with the same key the one with the best value stays.
+    If several children have the same key, the one with the best value stays.
 
-    seen       keys of children that are duplicates, and are not valued
-    threshold  children whose value is not above it are pruned
-    value      values from a function of the strategy's own, instead of a request
+    seen       children with one of these keys are duplicates, and are not valued
+    threshold  a child whose value is not above the threshold is pruned
+    value      a function of the strategy that gives the values, instead of a request
     """
     expansions = yield Request("expand", parents)
     fresh: list[Node] = []
@@ -238,17 +246,17 @@ def grow(
 
 
 def rank(node: Node) -> float:
-    """A sort key: the best value first, nodes without a value last."""
+    """A sort key that puts the best value first and nodes without a value last."""
     return -node.value if node.value == node.value else inf
 
 
 def outcome(tree: Tree, cut: str = "") -> str:
-    """Why a search ended that had tokens left. `cut` names what stopped nodes that were still open."""
+    """Why a search ended before its budget was used up. `cut` says what stopped the nodes that were still open."""
     if not tree.answers:
         return cut or "the tree died out"
     if any(not node.value <= 0 for node in tree.answers):  # an unknown value is not 0
         return "answered"
-    return "its answers are worth nothing" + (f", {cut}" if cut else "")
+    return "all its answers have value 0" + (f", {cut}" if cut else "")
 
 
 def _send(strategy: Strategy, results: list[Any]) -> Request | None:

@@ -21,13 +21,13 @@ from schoolhouse.types import SchoolError
 
 
 def is_strategy_file(name: str) -> bool:
-    """Whether a search is named as `PATH.py` or `PATH.py:NAME`."""
+    """Whether a search name has the form `PATH.py` or `PATH.py:NAME`."""
     return name.endswith(".py") or ".py:" in name
 
 
 @cache
 def load_strategy(name: str) -> tuple[Path, FunctionType]:
-    """The file and the generator function that `PATH.py[:NAME]` names. Raises SchoolError naming file and line."""
+    """The file and the generator function that `PATH.py[:NAME]` names. A SchoolError names the file and the line."""
     file, separator, function_name = name.partition(".py:")
     path = Path(file + ".py" if separator else name)
     module = load_module(path, "--search PATH.py or --search PATH.py:NAME")
@@ -44,18 +44,18 @@ def load_strategy(name: str) -> tuple[Path, FunctionType]:
             raise SchoolError(f"{path} has no strategy `{function_name}`{suggest(function_name, [*strategies])}")
         return path, strategies[function_name]
     if len(strategies) != 1:
-        found = f"has {', '.join(strategies)}; say which: --search {path}:NAME" if strategies else "has no strategy"
+        found = f"has {', '.join(strategies)}; choose one: --search {path}:NAME" if strategies else "has no strategy"
         raise SchoolError(f"{path} {found}: a strategy is a function that takes a tree and yields requests")
     return path, next(iter(strategies.values()))
 
 
 def option_names(name: str) -> list[str]:
-    """The parameters of a strategy behind the tree."""
+    """The parameters of a strategy after the first one (the tree)."""
     return [*inspect.signature(load_strategy(name)[1]).parameters][1:]
 
 
 def strategy_options(name: str, given: Mapping[str, str]) -> dict[str, Any]:
-    """Those of the given options that are parameters of the strategy; the type of a parameter's default decides."""
+    """The given options that are parameters of the strategy. Each value gets the type of the parameter's default."""
     _, function = load_strategy(name)
     place = f"{definition(function)}: {function.__name__}"
     options = {}
@@ -75,9 +75,10 @@ def strategy_options(name: str, given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def run_user_strategy(name: str, tree: Tree, options: Mapping[str, Any]) -> Strategy:
-    """The strategy on one tree. It ends before a request that may overrun the budget; errors name the user's file.
+    """Run the user's strategy on one tree. Errors name the user's file.
 
-    An answer for which the budget leaves no value has the value nan, and counts all the same.
+    The strategy ends before a request that could exceed the budget. If the budget is too small to value an answer, the
+    answer has the value nan. This answer still counts as an answer.
     """
     path, function = load_strategy(name)
     results: list[Any] | None = None

@@ -1,8 +1,11 @@
-"""Values of thoughts: what decides which nodes of a tree are kept.
+"""Values of thoughts. A search keeps the nodes of a tree that have the best values.
 
-The policy itself, asked about each thought (`PromptedValue`) or which of several is best (`VoteValue`); a reward model
-(`RewardModelValue`); the task's own rules (`ExactValue`, an oracle); random numbers (`RandomValue`, a control); or any
-of these some steps later (`LookaheadValue`).
+Values can come from these sources:
+- the policy, which is asked about each thought (`PromptedValue`) or which of several thoughts is best (`VoteValue`)
+- a reward model (`RewardModelValue`)
+- the task's own rules (`ExactValue`, an oracle)
+- random numbers (`RandomValue`, a control)
+- one of these sources, applied some steps later (`LookaheadValue`)
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from schoolhouse.types import Rollout
 
 
 class ValueFn(Protocol):
-    """Values nodes. One node takes at most `max_tokens` sampled tokens."""
+    """A function that gives nodes their values. It samples at most `max_tokens` tokens for one node."""
 
     @property
     def max_tokens(self) -> int: ...
@@ -37,9 +40,9 @@ def search_costs(expand: ThoughtSampler | ThoughtProposer, value: ValueFn) -> Co
 
 @dataclass(frozen=True)
 class PromptedValue:
-    """Asks the policy for the value of each thought, `samples` times, and sums its answers.
+    """Asks the policy `samples` times for the value of each thought, and sums its answers.
 
-    The same question about the same problem is asked once. The value of an answer is that of the thought before it.
+    The same question about the same problem is asked once. An answer gets the value of the thought before it.
     """
 
     policy: Generator
@@ -82,11 +85,11 @@ class PromptedValue:
 
 @dataclass(frozen=True)
 class VoteValue:
-    """Asks the policy which of several thoughts is best, `samples` times: a value is a share of the votes.
+    """Asks the policy `samples` times which of several thoughts is best. The value of a thought is its share of votes.
 
-    Yao et al. 2023, section 3: vote across states. All thoughts about one problem stand for election, each of them
-    once. Where there are more than `ballot_size`, they are split into ballots of nearly equal size. The value of an
-    answer is that of the thought before it.
+    Yao et al. 2023, section 3: vote across states. The vote is among all different thoughts about one problem. If there
+    are more than `ballot_size` thoughts, they are split into ballots of nearly equal size. An answer gets the value of
+    the thought before it.
     """
 
     policy: Generator
@@ -131,9 +134,10 @@ class VoteValue:
 
 @dataclass(frozen=True)
 class ExactValue:
-    """The task's own rules: 1 for a thought without an error in it or before it, else 0. An oracle, for tests.
+    """The task's own rules: 1 if neither the thought nor an earlier thought has an error, else 0. An oracle, for tests.
 
-    An answer is graded by itself: it may be wrong behind correct thoughts. A whole completion needs both to be correct.
+    An answer is graded without its thoughts, because a wrong answer can follow correct thoughts. A whole completion
+    gets 1 only if its thoughts and its answer are correct.
     """
 
     conversation: Conversation
@@ -156,7 +160,7 @@ class ExactValue:
 
 @dataclass(frozen=True)
 class RandomValue:
-    """A control: a random number for each thought, always the same for the same thought."""
+    """A control: a random number for each thought. The same thought always gets the same number."""
 
     max_tokens: int = 0
 
@@ -167,7 +171,7 @@ class RandomValue:
 
 @dataclass(frozen=True)
 class RewardModelValue:
-    """A reward model's value of all steps so far. Each call counts as one token."""
+    """The value that a reward model gives to all steps so far. Valuing one node counts as one token."""
 
     reward_model: Callable[[Sequence[Rollout]], list[float]]
     max_tokens: int = 1
@@ -178,9 +182,9 @@ class RewardModelValue:
 
 @dataclass(frozen=True)
 class LookaheadValue:
-    """The value of a thought `steps` most likely steps later: lookahead (Snell et al. 2024, arXiv 2408.03314).
+    """Lookahead (Snell et al. 2024, arXiv 2408.03314): values the state that is `steps` steps after a thought.
 
-    sampler  extends by one step, at temperature 0
+    sampler  extends a thought by its most likely next step, at temperature 0
     """
 
     sampler: ThoughtSampler
@@ -204,13 +208,13 @@ class LookaheadValue:
 
 
 def _last_thought(node: Node) -> Node | None:
-    """The thought whose value counts: that before an answer; None for an answer without a thought."""
+    """The thought whose value counts. For an answer it is the thought before it; None if there is no such thought."""
     if not node.is_answer:
         return node
     return node.parent if node.parent and node.parent.parent else None
 
 
 def _split_evenly(thoughts: Sequence[list[int]], max_size: int) -> list[Sequence[list[int]]]:
-    """The fewest parts of at most `max_size`, of nearly equal size."""
+    """The smallest number of parts with at most `max_size` thoughts each. The parts have nearly equal size."""
     num_parts = -(-len(thoughts) // max_size)
     return [thoughts[i::num_parts] for i in range(num_parts)]

@@ -1,4 +1,4 @@
-"""Voting: self-consistency (Wang et al. 2022, arXiv 2203.11171), plain or weighted by the values of answers."""
+"""Majority voting: self-consistency (Wang et al. 2022, arXiv 2203.11171), unweighted or weighted by answer values."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def weighted_vote(
 ) -> tuple[int, tuple[tuple[str, int], ...]]:
     """The index of the winner, and each distinct answer (as first written) with its count, most frequent first.
 
-    An answer weighs its value: 1 without `values`, 0 where the value is unknown. Of the rollouts that agree with the
-    winning answer, the one with the largest value wins. A missing answer wins only where all are missing. Of equals the
-    first wins.
+    The weight of an answer is its value: 1 without `values`, 0 if the value is unknown. The winner is the rollout with
+    the largest value among those that have the winning answer. A missing answer wins only if all answers are missing.
+    In a tie the first one wins.
     """
     weights = [1.0] * len(rollouts) if values is None else [0.0 if isnan(value) else value for value in values]
     completions = [conversation.parse_completion(rollout) for rollout in rollouts]

@@ -1,6 +1,6 @@
-"""The bodies of requests, field by field, with the names of OpenAI's API.
+"""The fields of request bodies, with the names of OpenAI's API.
 
-Fields that this server cannot honour are refused, not ignored.
+A field that this server does not support is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from schoolhouse.types import Message, SchoolError
 ErrorCode = Literal["model_not_found", "context_length_exceeded", "invalid_value", "invalid_search"]
 ZeroPenalty = Annotated[float, Field(ge=0, le=0)]
 """Penalties are not implemented: 0 is the only value accepted."""
-MAX_SEARCH_TOKENS = 65_536  # of one search: other searches wait for it
+MAX_SEARCH_TOKENS = 65_536  # limit of one search, because other searches wait until it ends
 MAX_SAMPLES, MAX_TOP_LOGPROBS, MAX_STOP_TEXTS, MAX_MESSAGES = 64, 20, 4, 1_000
 MAX_STOP_TEXT_LENGTH = 1_000  # characters
 
 
 class InvalidRequest(SchoolError):
-    """A request that cannot be served: the field at fault, an error code and an HTTP status."""
+    """A request that cannot be served, with the wrong field, an error code and an HTTP status."""
 
     def __init__(
         self, message: str, param: str | None = None, code: ErrorCode = "invalid_value", status: int = 400
@@ -31,7 +31,7 @@ class InvalidRequest(SchoolError):
 
 
 def reject_surrogates(body: Any) -> Any:
-    """The body, unchanged. Raises ValueError where a string holds a lone surrogate, which UTF-8 cannot encode."""
+    """The body, unchanged. Raises ValueError if a string has a lone surrogate, because UTF-8 cannot encode it."""
     pending = [body]
     while pending:
         value = pending.pop()
@@ -164,7 +164,7 @@ class ChatCompletionRequest(BaseCompletionRequest):
     thinking_budget: Annotated[int, Field(ge=1)] | None = None
     search: str | None = None
     search_budget: Annotated[float, Field(gt=0, le=MAX_SEARCH_TOKENS)] | None = None
-    """Tokens that a search may sample; the default is the largest value."""
+    """Limit of the tokens that a search samples; the default is the largest allowed value."""
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
@@ -178,7 +178,7 @@ class ChatCompletionRequest(BaseCompletionRequest):
         filters_logits = self.top_k or self.min_p or self.top_p not in (None, 1.0)
         if self.search and (self.thinking_budget or filters_logits):
             raise ValueError(
-                "a `search` takes temperature, max_tokens and search_budget; write its other options behind its `?`"
+                "a `search` takes temperature, max_tokens and search_budget; write its other options after its `?`"
             )
         if self.search_budget and not self.search:
             raise ValueError("`search_budget` needs a `search`; name one, or leave it out")

@@ -1,4 +1,4 @@
-"""Checks Origin, Host, API key and body size of each request before it reaches the app."""
+"""Checks the Origin, the Host, the API key and the body size of each request before the request reaches the app."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
-"""Pages send requests to their own server only, and run only the scripts that it serves."""
+"""Pages can send requests only to their own server, and can run only scripts from this server."""
 PREFLIGHT_HEADERS = {
     "access-control-allow-methods": "GET, POST",
     "access-control-allow-headers": "authorization, content-type",
@@ -33,11 +33,11 @@ def error_body(message: str, error_type: str, param: str | None = None, code: st
 
 
 class AccessControl:
-    """ASGI middleware: refuses requests that fail a check, and counts responses by status.
+    """ASGI middleware that refuses requests that fail a check, and counts responses by status.
 
-    host             address the server is bound to; a loopback server accepts no other Host (DNS rebinding)
-    allowed_origins  origins of pages that may send requests, besides the server's own
-    api_key          required for every path below /v1 and /api; empty: none is required
+    host             address the server is bound to; on a loopback address only loopback Hosts pass (DNS rebinding)
+    allowed_origins  origins whose pages may send requests, in addition to the server's own origin
+    api_key          required for every path below /v1 and /api; empty: no key is required
     """
 
     def __init__(
@@ -75,7 +75,10 @@ class AccessControl:
         await (self.early_response(request) or self.app)(scope, receive, send_with_headers)
 
     def early_response(self, request: Request) -> Response | None:
-        """The response to a request that must not reach the app: an error, or a CORS preflight. None: pass it on."""
+        """The response to a request that must not reach the app: an error, or the reply to a CORS preflight.
+
+        None: the request goes to the app.
+        """
         host = request.headers.get("host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if self.host in LOOPBACK_HOSTS and name not in LOOPBACK_HOSTS:

@@ -1,7 +1,7 @@
-"""Continuous batching: a thread samples for all requests together, and delivers tokens to their event loops.
+"""Continuous batching: one thread samples for all requests together, and delivers tokens to their event loops.
 
-The generator (policy/generator.py) admits a request whenever a slot is free. New tokens are delivered in batches, at
-most twenty times a second: one message for each token of each stream would cost more than sampling the tokens.
+The generator (policy/generator.py) admits a request when a slot is free. New tokens are delivered in batches, at most
+20 times per second. One message for each token of each stream would cost more than sampling the tokens.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class EngineClosed(SchoolError):
 class PendingRequest:
     """One rollout to extend, and its output so far.
 
-    thinking_budget  tokens after which an open thought is closed
+    thinking_budget  number of tokens after which an open thought is closed
     stop_texts       texts that end the completion
-    top_logprobs     how many of the likeliest tokens are reported for each position
+    top_logprobs     number of most likely tokens that are reported for each position
     """
 
     rollout: Rollout
@@ -55,14 +55,17 @@ class PendingRequest:
     stop_texts: tuple[str, ...] = ()
     top_logprobs: int = 0
     cancelled: bool = False
-    """Its client has left: sampling ends with the next token."""
+    """True if the client has disconnected: sampling then ends with the next token."""
     sampled_ids: list[int] = field(default_factory=list)
     output: deque[TokenLogprob | Rollout | Exception] = field(default_factory=deque)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     async def stream(self) -> AsyncIterator[list[TokenLogprob | Rollout]]:
-        """New output as it comes, in lists; the finished rollout is the last item. Raises what ended the request."""
+        """Yields new output in lists when it is sampled. The last item is the finished rollout.
+
+        If an error ended the request, this error is raised.
+        """
         while True:
             await self.ready.wait()
             self.ready.clear()
@@ -82,14 +85,14 @@ Output = tuple[PendingRequest, TokenLogprob | Rollout | Exception]
 
 
 class BatchEngine:
-    """Samples up to `max_num_seqs` sequences at once; up to `max_queued_seqs` more may wait.
+    """Samples up to `max_num_seqs` sequences at once. Up to `max_queued_seqs` more can wait in the queue.
 
-    `load` makes the policy in the sampling thread. All other threads compute on one core: with two OpenMP teams in one
-    process, sampling took twice as long (docs/lab.md).
+    `load` makes the policy in the sampling thread. All other threads compute on one core, because sampling took twice
+    as long with two OpenMP teams in one process (docs/lab.md).
 
-    max_model_len  tokens of a sequence, its prompt included; the model's own limit where that is lower
+    max_model_len  limit of the tokens of a sequence, including its prompt; the model's own limit applies if it is lower
 
-    Raises what `load` raises.
+    An exception of `load` is raised here again.
     """
 
     def __init__(
@@ -125,9 +128,9 @@ class BatchEngine:
         return len(self._queue) + max(0, len(self._admitted) - self.max_num_seqs)
 
     def submit(self, requests: Sequence[PendingRequest]) -> None:
-        """Queue all of them, or none.
+        """Put all requests into the queue, or none of them.
 
-        Raises QueueFull, EngineClosed, or SchoolError for more requests than the engine can ever hold.
+        Raises QueueFull, EngineClosed, or SchoolError if there are more requests than the engine can ever hold.
         """
         capacity = self.max_num_seqs + self.max_queued_seqs
         with self._changed:
@@ -144,7 +147,7 @@ class BatchEngine:
             self._changed.notify()
 
     def close(self) -> None:
-        """Accept nothing more, finish what is queued or running, end the thread."""
+        """Accept no more requests, finish all queued and running requests, and end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -204,7 +207,7 @@ class BatchEngine:
         self._undelivered.append((pending, rollout))
 
     def next_turn(self, ended: Rollout) -> tuple[Rollout, int] | None:
-        """Closes a thought at its budget; the rest of the completion goes to the answer."""
+        """Closes a thought that has reached its budget. The remaining tokens of the completion are for the answer."""
         pending = self._by_problem[ended.problem.id]
         if pending.thinking_budget is None or pending.cancelled:
             return None
@@ -228,7 +231,7 @@ class BatchEngine:
         loaded.set_result(None)
         try:
             self.policy.serve(self, self.max_num_seqs, self.max_model_len, self.next_turn, self.on_token)
-        except Exception as error:  # whatever it is, every pending request must end with it
+        except Exception as error:  # any error here must end every pending request
             with self._changed:
                 self.error = error
                 unfinished = [*self._admitted.values(), *self._queue]
@@ -238,7 +241,7 @@ class BatchEngine:
         self._deliver()
 
     def _deliver(self) -> None:
-        """New output, in one call for each event loop."""
+        """Deliver new output, with one call for each event loop."""
         undelivered, self._undelivered, self._last_delivery = self._undelivered, [], time.monotonic()
         by_loop: dict[asyncio.AbstractEventLoop, list[Output]] = {}
         for pending, item in undelivered:
@@ -255,7 +258,7 @@ def _append_output(outputs: Sequence[Output]) -> None:
 
 
 class CancellablePolicy:
-    """A policy that can be cancelled: a running call ends with its next token, a later call raises EngineClosed."""
+    """A policy that can be cancelled. A running call then ends with its next token; later calls raise EngineClosed."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy, self._cancelled = policy, threading.Event()
@@ -276,5 +279,5 @@ class CancellablePolicy:
 
 
 def one_core_executor() -> ThreadPoolExecutor:
-    """One thread that computes on one core, beside the engines, so that it does not slow their thread teams down."""
+    """An executor with one thread on one core, so that its work does not slow down the threads of the engines."""
     return ThreadPoolExecutor(1, "background", initializer=torch.set_num_threads, initargs=(1,))

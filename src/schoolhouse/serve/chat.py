@@ -1,4 +1,4 @@
-"""Chat with a model in the terminal. Thoughts are dimmed, answers are plain; both appear while they are sampled."""
+"""Chat with a model in the terminal. Thoughts are dim and answers are plain. Both appear while they are sampled."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def chat(
 ) -> Rollout | None:
     """Chat until /quit or the end of input. Returns the last conversation.
 
-    max_new_tokens  of one answer; fewer where the model's context leaves less room
-    input_lines     instead of the keyboard
+    max_new_tokens  limit of one answer; the limit is lower if the model's context has less room
+    input_lines     lines that replace the input from the keyboard
     """
     console = console or Console()
     lines = None if input_lines is None else iter(input_lines)
@@ -63,7 +63,7 @@ def chat(
 
 
 def _answer(policy: Generator, prompt: Rollout, max_new_tokens: int, temperature: float, console: Console) -> Rollout:
-    """Sample an answer and show it. Ctrl-C ends it; the tokens sampled until then are kept."""
+    """Sample an answer and show it. Ctrl-C ends the answer, and the tokens sampled so far are kept."""
     view = _CompletionView(console)
     tokens: list[int] = []
     logprobs: list[float] = []
@@ -111,7 +111,7 @@ class _CompletionView:
 
 
 def _stable_part(text: str) -> str:
-    """Text without its end where that may still change: an incomplete character, or the beginning of a tag."""
+    """The text without an end that can still change: an incomplete character, or the beginning of a tag."""
     text = text.rstrip("\ufffd")
     for tag in (THINK, END_THINK):
         for n in range(len(tag), 0, -1):

@@ -1,4 +1,4 @@
-"""The chat page, and its arena: votes between two models are kept in a file and make a leaderboard."""
+"""The chat page and its arena. Votes between two models are stored in a file; a leaderboard is made from them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from schoolhouse.runs.atomic_io import to_json
 from schoolhouse.serve.api_schema import reject_surrogates
 from schoolhouse.web import PAGES
 
-MAX_VOTES = 100_000  # that a leaderboard is made from: the newest
+MAX_VOTES = 100_000  # a leaderboard is made from at most this many votes, the newest ones
 
 
 class Vote(BaseModel):
-    """Which of two answers is better. The names of their models are hidden until the vote."""
+    """A vote for the better of two answers. The names of the two models are hidden until the vote."""
 
     model_config = ConfigDict(extra="forbid")
     left: Annotated[str, Field(min_length=1, max_length=300)]
@@ -42,7 +42,7 @@ def add_page(app: FastAPI) -> None:
 
 
 def add_arena(app: FastAPI, votes: Path) -> None:
-    """Routes that add a vote to the file, and make a leaderboard from it."""
+    """Add two routes: one appends a vote to the file, the other makes a leaderboard from the file."""
     writing = asyncio.Lock()
 
     @app.get("/api/leaderboard")

@@ -1,4 +1,4 @@
-"""Serves the page at once, while the server is still being built: importing torch and loading a model take seconds."""
+"""Serves the page immediately, while the server is still loading. Importing torch and loading a model take seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schoolhouse.serve.settings import ServerConfig
 
 
 class LazyStart:
-    """An app that serves the page itself. All other requests wait until `build` has made the app that serves them."""
+    """An app that serves the page itself. All other requests wait until `build` has made the full app."""
 
     def __init__(self, config: ServerConfig, build: Callable[[], ASGIApp]) -> None:
         page_app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -38,13 +38,16 @@ class LazyStart:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = str(scope.get("path", ""))
         is_page = scope["type"] == "http" and (path == "/" or path.startswith("/web/"))
-        # shielded: a client that disconnects while it waits must not cancel the future that the others wait for
+        # shielded: if a waiting client disconnects, the future must not be cancelled, because other clients wait for it
         app = self.page_app if is_page else await asyncio.shield(asyncio.wrap_future(self.built))
         await app(scope, receive, send)
 
 
 def run(config: ServerConfig, build: Callable[[], ASGIApp], close: Callable[[], None], listener: socket) -> None:
-    """Serve requests to `listener` until a signal, then finish the running ones. Raises what `build` raised."""
+    """Serve requests to `listener` until a signal arrives, then finish the running requests.
+
+    An exception of `build` is raised here again.
+    """
     app = LazyStart(config, build)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     builder = threading.Thread(target=app.build_or_exit, args=(server,), name="loading", daemon=True)

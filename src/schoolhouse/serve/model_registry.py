@@ -1,7 +1,7 @@
-"""The models of a server: the one that it was started with, and every checkpoint below its folder.
+"""The models of a server: the model that the server was started with, and every checkpoint below its folder.
 
-A checkpoint of a run that is still training is listed as soon as it is complete. A model is loaded by the first request
-for it; the most recently used models stay loaded.
+If a run is still training, each of its checkpoints is listed when the checkpoint is complete. The first request for a
+model loads it. The most recently used models stay loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_LOADED = 3
 
 
 class ModelRegistry:
-    """Names of models, and an engine for each that is loaded. Reads nothing outside the server's folder."""
+    """Names of models, and an engine for each loaded model. The registry reads only files in the server's folder."""
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
@@ -44,7 +44,7 @@ class ModelRegistry:
         return list(self._engines.values())
 
     async def engine(self, name: str) -> BatchEngine:
-        """The engine of a model, which is loaded if necessary. Raises InvalidRequest for an unknown name."""
+        """The engine of a model. Loads the model if necessary. Raises InvalidRequest for an unknown name."""
         if name not in self._engines:
             async with self._loading:
                 if name not in self._engines:
@@ -65,7 +65,7 @@ class ModelRegistry:
         return engine
 
     async def _unload_idle(self, newest: str) -> None:
-        """Close the least recently used idle engines above the limit. The default model stays."""
+        """Close the least recently used idle engines until the limit is met. The default model stays loaded."""
         idle = [
             name
             for name, engine in self._engines.items()

@@ -1,4 +1,4 @@
-"""Requests of OpenAI's API as pending requests of the engine, and its output as responses, whole or streamed."""
+"""Makes pending requests of the engine from API requests, and API responses (whole or streamed) from its output."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Usage:
 def pending_chat(
     conversation: Conversation, body: ChatCompletionRequest, number: int, seed: int, max_model_len: int
 ) -> list[PendingRequest]:
-    """A pending request for each sample of request `number`. Raises InvalidRequest where the prompt is too long."""
+    """A pending request for each sample of request `number`. Raises InvalidRequest if the prompt is too long."""
     messages = tuple(sent.message for sent in body.messages)
     prompt = conversation.prompt(messages)
     max_new_tokens = _max_new_tokens(len(prompt), body.max_new_tokens, max_model_len)
@@ -61,7 +61,7 @@ def pending_chat(
 def pending_completions(
     conversation: Conversation, body: CompletionRequest, number: int, seed: int, max_model_len: int
 ) -> list[PendingRequest]:
-    """A pending request for each sample of each prompt, prompt by prompt."""
+    """A pending request for each sample of each prompt. The samples of one prompt are next to each other."""
     pending = []
     for index, prompt in enumerate(body.prompts):
         ids = _prompt_ids(conversation, prompt)
@@ -77,7 +77,7 @@ def pending_completions(
 
 
 def _prompt_ids(conversation: Conversation, prompt: str | list[int]) -> tuple[int, ...]:
-    """The ids of a prompt. Special tokens can be sent as ids only: in text, markup is plain text."""
+    """The ids of a prompt. Clients can send special tokens only as ids, because markup in a text is plain text."""
     tokenizer = conversation.tokenizer
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
@@ -87,11 +87,11 @@ def _prompt_ids(conversation: Conversation, prompt: str | list[int]) -> tuple[in
         )
     else:
         ids = prompt
-    return tuple(ids) or (tokenizer.eos_id,)  # an empty prompt: the end-of-text token, which texts begin after
+    return tuple(ids) or (tokenizer.eos_id,)  # an empty prompt becomes the end-of-text token: texts begin after it
 
 
 def _key(body: BaseCompletionRequest, seed: int, number: int, sample: int) -> Key:
-    """With a seed in the request the result depends on that seed alone; without, on the request's number."""
+    """The key of the random numbers: the seed of the request, or without a seed the number of the request."""
     if body.seed is None:
         return Key(seed, "served", step=number, sample=sample)
     return Key(body.seed, "asked", sample=sample)
@@ -110,7 +110,7 @@ def _max_new_tokens(prompt_tokens: int, requested: int | None, max_model_len: in
 
 
 def _first_stop(text: str, stop_texts: Sequence[str]) -> int | None:
-    """Where the first stop text begins; None where there is none."""
+    """The index at which the first stop text begins; None if there is no stop text."""
     return min((at for stop in stop_texts if (at := text.find(stop)) >= 0), default=None)
 
 
@@ -120,7 +120,7 @@ def _first_stop(text: str, stop_texts: Sequence[str]) -> int | None:
 def split_completion(
     conversation: Conversation, rollout: Rollout, stop_texts: Sequence[str]
 ) -> tuple[str | None, str, str]:
-    """Thought (None: there is none) and answer, up to a stop text, and the finish reason."""
+    """The thought (None if missing) and the answer, both cut at the first stop text, and the finish reason."""
     completion = conversation.parse_completion(rollout)
     thought, answer = completion.thought, completion.answer
     if (end := _first_stop(answer, stop_texts)) is not None:
@@ -166,7 +166,7 @@ def completion_choice(
     rollout: Rollout,
     echoed: Sequence[TokenLogprob] = (),
 ) -> Json:
-    """The completion's text; with `echo` behind its prompt, whose tokens then have log-probabilities too."""
+    """The text of the completion. With `echo` the prompt is before it, and prompt tokens have log-probabilities too."""
     tokenizer = conversation.tokenizer
     sampled = [token for token in tokens if token.token not in conversation.stop_ids]
     text = tokenizer.decode([token.token for token in sampled])
@@ -185,7 +185,7 @@ def _completion_logprobs(conversation: Conversation, tokens: Sequence[TokenLogpr
     offsets = [0]
     for text in texts:
         offsets.append(offsets[-1] + len(text))
-    # several ids may decode to one text (parts of characters): the likelier id comes first and stays
+    # several ids can decode to the same text (parts of characters): the likelier id is first and stays
     top_logprobs = [
         {decode([i]): p for i, p in reversed(token.top_logprobs)} if token.top_logprobs else None for token in tokens
     ]
@@ -213,7 +213,7 @@ def _logprob_json(conversation: Conversation, token: int, logprob: float | None)
 
 
 class _StopTextFilter:
-    """Passes text on up to a stop text. Text that may be the beginning of one is held back."""
+    """Passes on the text before the first stop text. Text that may be the beginning of a stop text is held back."""
 
     def __init__(self, stop_texts: Sequence[str]) -> None:
         self._stop_texts, self._held, self._stopped = stop_texts, "", False
@@ -231,14 +231,14 @@ class _StopTextFilter:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are a beginning of `stop`."""
+    """How many characters at the end of `text` are the beginning of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 async def chat_deltas(
     conversation: Conversation, body: ChatCompletionRequest, pending: PendingRequest
 ) -> AsyncIterator[Json | Usage]:
-    """Deltas of one sample with their log-probabilities, then its finish reason, last its usage."""
+    """Yields the deltas of one sample with their log-probabilities, then its finish reason, then its usage."""
     decoder = StreamDecoder(conversation)
     filters = {part: _StopTextFilter(body.stop_texts) for part in _DELTA_FIELDS}
     yield {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}
@@ -268,7 +268,7 @@ async def chat_deltas(
 async def completion_deltas(
     conversation: Conversation, body: CompletionRequest, pending: PendingRequest
 ) -> AsyncIterator[Json | Usage]:
-    """Pieces of the text of one sample, then its finish reason, last its usage."""
+    """Yields pieces of the text of one sample, then its finish reason, then its usage."""
     decoder, stop_filter = TextDecoder(conversation.tokenizer), _StopTextFilter(body.stop_texts)
     async for items in pending.stream():
         tokens = [item for item in items if isinstance(item, TokenLogprob) and item.token not in conversation.stop_ids]

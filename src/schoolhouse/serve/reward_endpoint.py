@@ -1,4 +1,4 @@
-"""POST /api/reward: the reward of an answer and of each of its steps, by the model of `school serve --reward_model`."""
+"""POST /api/reward: the reward of an answer and of each of its steps. `school serve --reward_model` sets the model."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ class RewardRequest(BaseModel):
     @model_validator(mode="after")
     def _check_last_role(self) -> RewardRequest:
         if self.messages[-1].role != "assistant":
-            raise ValueError("the last message must be the assistant's: it is the one that is graded")
+            raise ValueError("the last message must be the assistant's, because the last message is graded")
         return self
 
 
 def load_reward_model(config: ServerConfig) -> RewardModel | None:
-    """The server's reward model, used as it was trained: its run says how, unless the server's options do.
+    """Load the server's reward model, with the settings of its training.
 
-    Raises SchoolError for a folder without a model, a run of another recipe, and an implicit reward model.
+    The settings come from the server's options, or if they are not set there, from the run of the reward model. Raises
+    SchoolError for a folder without a model, for a run of another recipe, and for an implicit reward model.
     """
     folder = config.reward_model
     if folder is None:
@@ -59,14 +60,14 @@ def load_reward_model(config: ServerConfig) -> RewardModel | None:
         delimiter = run_config.get("delimiter", "\n")
     else:
         delimiter = open_task(run_config["task"]).delimiter
-    # the default aggregation is the product: the best one for values too (docs/claims/mc_labels.md)
+    # the default aggregation is the product; it is the best one for values too (docs/claims/mc_labels.md)
     return RewardModel(Policy.load(folder), delimiter, label_places)
 
 
 def grade_answer(reward_model: RewardModel, messages: Sequence[ChatMessage]) -> dict[str, Any]:
-    """`reward` of the last message, 0 to 1, and `steps`, each with its own; the answer is the last step.
+    """The `reward` of the last message, from 0 to 1, and its `steps`. Each step has its own reward.
 
-    Raises InvalidRequest for a conversation longer than the model's context.
+    The answer is the last step. Raises InvalidRequest if the conversation is longer than the model's context.
     """
     conversation, max_seq_len = reward_model.policy.conversation, reward_model.policy.max_seq_len
     *context, graded = (sent.message for sent in messages)

@@ -1,8 +1,8 @@
-"""`school serve`: a model behind OpenAI's API.
+"""`school serve`: serves a model with an OpenAI-compatible API.
 
-One engine samples for many requests together (batch_engine.py). Responses come whole or as server-sent events. A
-request that cannot be served gets a status and a reason. By default the server listens on the loopback address, and
-refuses requests from pages of other origins.
+One engine samples for many requests together (batch_engine.py). Responses are sent whole or as server-sent events. A
+request that cannot be served gets an error status and a reason. By default the server listens on the loopback address,
+and refuses requests from web pages of other origins.
 """
 
 from __future__ import annotations
@@ -75,12 +75,15 @@ class Server:
         self._background_jobs = 0
 
     def next_number(self) -> int:
-        """The number of a new request, which its random numbers depend on where it has no seed."""
+        """The number of a new request. If the request has no seed, its random numbers depend on this number."""
         self.num_requests += 1
         return self.num_requests
 
     async def run_in_background(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Run work beside the engines, one job after another. Raises QueueFull where too many wait, TimeoutError."""
+        """Run work outside the engines, one job after another.
+
+        Raises QueueFull if too many jobs wait, and TimeoutError after the timeout.
+        """
         limit = self.config.max_queued_seqs
         if self._background_jobs > limit:
             raise QueueFull(f"queue of searches and rewards full ({self._background_jobs - 1} of {limit}); retry later")
@@ -100,7 +103,7 @@ class Server:
 
 
 def build_app(server: Server) -> FastAPI:
-    """The server's routes, behind `AccessControl`."""
+    """The app with the server's routes. `AccessControl` checks each request first."""
 
     app = FastAPI(title="schoolhouse", version=__version__, docs_url=None, redoc_url=None)
     config, registry = server.config, server.registry
@@ -183,7 +186,7 @@ def build_app(server: Server) -> FastAPI:
 
     @app.post("/v1/chat/completions", response_model=None)
     async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
-        """A response to a conversation, with its thinking in a field of its own."""
+        """A response to a conversation, with its thinking in a separate field."""
         engine = await registry.engine(body.model)
         conversation, number = engine.policy.conversation, server.next_number()
         if body.search:
@@ -236,7 +239,7 @@ def build_app(server: Server) -> FastAPI:
     make_schema = app.openapi
 
     def schema_with_model_names() -> dict[str, Any]:
-        """The description of this API, with the present names of models."""
+        """The OpenAPI schema of this server, with the current names of its models."""
         schema = make_schema()
         for body_type in (ChatCompletionRequest, CompletionRequest):
             properties = schema["components"]["schemas"][body_type.__name__]["properties"]
@@ -258,7 +261,7 @@ def build_app(server: Server) -> FastAPI:
 async def _search(
     request: Request, server: Server, engine: BatchEngine, body: ChatCompletionRequest, number: int
 ) -> dict[str, Any]:
-    """One answer by a search. Searches run one after another beside the engine; a disconnect cancels one."""
+    """One answer, found by a search. Searches run one after another, outside the engine. A disconnect cancels one."""
     conversation, policy = engine.policy.conversation, CancellablePolicy(engine.policy)
     search = parse(body.search or "", body.search_budget or MAX_SEARCH_TOKENS, allow_files=False)
     if body.temperature is not None:
@@ -284,7 +287,7 @@ async def _search(
 
 
 def _reward_model_value(server: Server, engine: BatchEngine, search: Search) -> RewardModelValue | None:
-    """The server's reward model, for a search that names it. A search over HTTP can use no other folder."""
+    """The server's reward model, for a search that uses it. A search over HTTP cannot use any other reward model."""
     if search.values in ("prompt", "vote", "exact", "random") and not search.reference_model:
         return None
     model = server.reward_model

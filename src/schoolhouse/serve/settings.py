@@ -1,4 +1,4 @@
-"""Options of a server. Imports nothing heavy, so that `school serve --help` answers at once."""
+"""Options of a server. This module imports no large package, so that `school serve --help` is fast."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class ServerConfig(BaseConfig):
     allowed_origins: tuple[str, ...] = ()
     """Origins of other pages that may send requests, such as http://localhost:3000."""
     max_num_seqs: int = Field(64, gt=0)
-    """Completions that are sampled together."""
+    """Limit of the completions that are sampled together."""
     max_queued_seqs: int = Field(256, ge=0)
-    """Completions that may wait in the queue."""
+    """Limit of the completions that wait in the queue."""
     max_model_len: int | None = Field(None, gt=0)
-    """Tokens of a prompt and its completion; default: the context length of the model."""
+    """Limit of the tokens of a prompt and its completion; default: the context length of the model."""
     timeout: float = Field(600.0, gt=0)
     """Seconds until a request fails."""
     task: str = ""
-    """Task whose rules searches and rewards use, such as its step delimiter; empty: a step is a line, or as in the run
-    of the reward model."""
+    """Task whose rules are used by searches and rewards, such as its step delimiter. Empty: steps are as in the run of
+    the reward model, or each line is a step."""
     reward_model: Path | None = None
-    """Folder of a reward model, or of its run: it grades answers; searches use it with `values=reward_model`."""
+    """Folder of a reward model, or of its run. The model grades answers; searches use it with `values=reward_model`."""
     label_places: Literal["steps", "end", ""] = ""
-    """Where the reward model was trained to label: behind steps, or at the end of a solution; empty: as in its run, or
-    steps."""
+    """Where the reward model expects its label tokens: after each step, or at the end of a solution. Empty: as in its
+    run, or after each step."""
     votes: Path = Path("votes.jsonl")
     """File for the votes of the arena."""
     seed: int = 0

@@ -1,4 +1,7 @@
-"""Waits for the output of pending requests: whole, or as server-sent events. A disconnect or a timeout cancels them."""
+"""Waits for the output of pending requests and sends it whole or as server-sent events.
+
+A disconnect or a timeout cancels the requests.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ Output = tuple[list[TokenLogprob], Rollout]
 
 
 async def collect(request: Request, pending: Sequence[PendingRequest], timeout: float) -> list[Output]:
-    """The output of each pending request, once all are finished. A disconnect or a timeout frees their slots."""
+    """Wait until all pending requests are finished; return their outputs. A disconnect or a timeout cancels them."""
 
     async def read_all(one: PendingRequest) -> Output:
         tokens: list[TokenLogprob] = []
@@ -67,7 +70,10 @@ def stream_response(
     body: BaseCompletionRequest,
     timeout: float,
 ) -> StreamingResponse:
-    """All samples as one stream of events, each with its index; token counts at the end where they are requested."""
+    """Send all samples as one stream of events. Each event has the index of its sample.
+
+    If the client asked for token counts, they are at the end.
+    """
 
     async def events() -> AsyncIterator[str]:
         queue: asyncio.Queue[tuple[int, dict[str, Any] | Usage | Exception]] = asyncio.Queue()
@@ -108,7 +114,7 @@ def stream_response(
 
 
 def prompt_tokens(pending: Sequence[PendingRequest], body: BaseCompletionRequest) -> int:
-    """Tokens of all prompts; a prompt of several samples counts once."""
+    """The number of tokens of all prompts. A prompt with several samples counts once."""
     return sum(len(one.rollout) for one in pending[:: body.num_samples])
 
 
