@@ -66,26 +66,25 @@ CLAIM ?= grpo
 claims: $(CORE) ## published effects and their ablations into docs/claims; CLAIM="grpo baseline"
 	@for claim in $(CLAIM); do $(BIN)/school claim run $$claim --results docs/claims || exit 1; done
 
-# Peers that live elsewhere: VLLM=path/of/its/python NANOCHAT=path/of/its/checkout. Without them their races are left out.
+# Other libraries in other places: VLLM=path/of/its/python NANOCHAT=path/of/its/checkout. Without them their benchmarks are left out.
 VLLM ?=
 NANOCHAT ?=
-RACES := runs/bench
-RACE = $(BIN)/school bench
+BENCH := runs/bench
 
-bench: setup ## race against peers, then write docs/performance.md (long); VLLM=PYTHON NANOCHAT=CHECKOUT
-	@mkdir -p $(RACES)
-	$(RACE) sampler --against transformers --dtype float32 --json $(RACES)/sampler-transformers-3M.json
-	$(RACE) grpo --against trl --json $(RACES)/grpo-trl-3M.json
-	$(RACE) learner --against trainer --json $(RACES)/learner-trainer-3M.json
-	$(RACE) sampler --against transformers --dtype float32 --size 30M --problems 4 --json $(RACES)/sampler-transformers-30M.json
-	$(RACE) grpo --against trl --size 30M --problems 4 --json $(RACES)/grpo-trl-30M.json
-	$(RACE) learner --against trainer --size 30M --problems 4 --json $(RACES)/learner-trainer-30M.json
+bench: setup ## compare with other libraries, then write docs/performance.md (long); VLLM=PYTHON NANOCHAT=CHECKOUT
+	@mkdir -p $(BENCH)
+	$(BIN)/school bench sampler --against transformers --dtype float32 --json $(BENCH)/sampler-transformers-3M.json
+	$(BIN)/school bench grpo --against trl --json $(BENCH)/grpo-trl-3M.json
+	$(BIN)/school bench learner --against trainer --json $(BENCH)/learner-trainer-3M.json
+	$(BIN)/school bench sampler --against transformers --dtype float32 --size 30M --problems 4 --json $(BENCH)/sampler-transformers-30M.json
+	$(BIN)/school bench grpo --against trl --size 30M --problems 4 --json $(BENCH)/grpo-trl-30M.json
+	$(BIN)/school bench learner --against trainer --size 30M --problems 4 --json $(BENCH)/learner-trainer-30M.json
 ifneq ($(VLLM),)
-	$(RACE) sampler --against vllm --python $(VLLM) --dtype float32 --json $(RACES)/sampler-vllm-3M.json
-	$(RACE) sampler --against vllm --python $(VLLM) --size 30M --json $(RACES)/sampler-vllm-30M.json
+	$(BIN)/school bench sampler --against vllm --python $(VLLM) --dtype float32 --json $(BENCH)/sampler-vllm-3M.json
+	$(BIN)/school bench sampler --against vllm --python $(VLLM) --size 30M --json $(BENCH)/sampler-vllm-30M.json
 endif
 ifneq ($(NANOCHAT),)
-	$(RACE) pretrain --against nanochat --source $(NANOCHAT) --json $(RACES)/pretrain-nanochat.json
+	$(BIN)/school bench pretrain --against nanochat --source $(NANOCHAT) --json $(BENCH)/pretrain-nanochat.json
 endif
-	$(RACE) profile --json $(RACES)/profile.json
-	$(RACE) page --json $(RACES)
+	$(BIN)/school bench profile --json $(BENCH)/profile.json
+	$(BIN)/school bench page --json $(BENCH)

@@ -15,7 +15,7 @@ from schoolhouse.types import Group, Rollout, Verdict
 
 
 def soft_overlong_penalty(length: int, limit: int, buffer: int) -> float:
-    """DAPO's penalty on length in tokens (Yu et al. 2025, arXiv 2503.14476, eq. 13). It is added to the reward.
+    """DAPO's penalty on length in tokens (Yu et al. 2025, arXiv 2503.14476, eq. 13), to be added to the reward.
 
     The penalty is 0 up to `limit - buffer`, then falls linearly to -1 at `limit`, and is -1 for longer completions.
     """

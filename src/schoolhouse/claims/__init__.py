@@ -1,1 +1,1 @@
-"""One published effect, one file: its arms, the premise without which nothing is shown, and the rule of the verdict."""
+"""One published effect, one file: its arms, its premise, and the rule of its verdict."""

@@ -78,7 +78,7 @@ class Evaluation:
         return captured.get().rstrip()
 
     def by_problem(self) -> dict[str, float]:
-        """Accuracy on each problem that has a graded answer. This is the input of `paired_difference`."""
+        """Accuracy on each problem that has a graded answer. The returned list is the input of `paired_difference`."""
         return {record.problem: record.num_correct / record.num_graded for record in self.records if record.num_graded}
 
     def to_json(self, records: bool = False) -> dict[str, Any]:

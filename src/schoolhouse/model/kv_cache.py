@@ -130,7 +130,7 @@ class SlotKVCache:
         return self.num_slots - self.busy
 
     def store_prompts(self, packed: PackedAttention, names: Sequence[Hashable]) -> None:
-        """Store prompts that the model has just read. Call `admit` next: `release` drops prompts that no slot uses."""
+        """Store the keys and values of prompts after their prefill. Then call `admit`: `release` drops unused ones."""
         if packed.kept_kv is None:
             raise ValueError("the keys and values of these prompts are gone: read them with keep_kv=True")
         places = slice(len(self.prompt_names), len(self.prompt_names) + packed.num_sequences)

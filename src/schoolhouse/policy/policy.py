@@ -206,7 +206,7 @@ class Policy:
         if thinking_budget is not None:
             if next_turn or not isinstance(max_new_tokens, int):
                 raise SchoolError(
-                    "`thinking_budget` needs one `max_new_tokens` for all rollouts, and no `next_turn`: change these"
+                    "give `thinking_budget` with one `max_new_tokens` for all rollouts, and without `next_turn`"
                 )
             next_turn = self._close_thoughts(rollouts, thinking_budget, max_new_tokens)
             max_total_tokens, max_new_tokens = max_new_tokens, min(thinking_budget, max_new_tokens)

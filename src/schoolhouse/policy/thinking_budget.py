@@ -9,7 +9,7 @@ from schoolhouse.types import Rollout
 def close_thought_at_budget(
     conversation: Conversation, rollout: Rollout, prompt_tokens: int, budget: int, max_new_tokens: int
 ) -> tuple[Rollout, int] | None:
-    """The next turn of a rollout that was sampled up to its budget. None if its completion has ended.
+    """The next turn of a rollout that was sampled up to its budget. None if the completion of the rollout has ended.
 
     prompt_tokens   number of tokens before the completion
     budget          number of thinking tokens after which an open thought is closed

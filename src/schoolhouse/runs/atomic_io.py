@@ -156,7 +156,7 @@ class Stateful(Protocol):
 
 
 def write_checkpoint(target: Path, state: Stateful, metadata: Mapping[str, Any]) -> None:
-    """Write a checkpoint: the model in its own format, trainer.pt, and last manifest.json.
+    """Write a checkpoint: first the model in its own format, then trainer.pt, and manifest.json at the end.
 
     manifest.json has `metadata` and the checksums of all files. All files are written to another folder and synced.
     Then this folder is renamed to `target`. So `target` is complete or absent, even after an error.

@@ -309,7 +309,7 @@ const claimName = (claim) => (claim.scale && claim.scale !== "tiny" ? `${claim.c
 
 async function claims(show) {
   const found = await getJson("/api/claims");
-  const check = (one) => h("tr", {}, cell(one.kind), cell(one.text), cell(one.found), h("td", { class: one.holds ? "success" : "danger" }, one.kind === "reported" ? "" : one.holds ? "holds" : "does not hold"));
+  const check = (one) => h("tr", {}, cell(one.kind), cell(one.text), cell(one.found), h("td", { class: one.holds ? "success" : "danger" }, one.kind === "reported" ? "" : one.holds ? "passes" : "fails"));
   show(h("h1", {}, "Claims"), found.length ? null : h("p", { class: "soft" }, "No results of claims here. `school board --claims docs/claims` shows them."),
     found.map((claim) => h("article", { class: "card" },
       h("h2", {}, claimName(claim), " ", h("span", { class: claim.verdict === "PASS" ? "success" : "danger" }, claim.verdict)),

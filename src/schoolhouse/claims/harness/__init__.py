@@ -1,1 +1,1 @@
-"""What claims are made of, how they are run, and the pages that show them."""
+"""The parts that claims share: arms and rules, the runner, models to start from, figures and pages."""

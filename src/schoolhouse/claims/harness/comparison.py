@@ -1,4 +1,4 @@
-"""`school compare`: recipes on one task, from one model, with one budget, several seeds each."""
+"""`school compare` trains recipes on the same task, from the same model, with the same budget and the same seeds."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from schoolhouse.tasks.school.family import Family
 
 
 def longhand_steps(a: int, b: int) -> list[str]:
-    """The steps of a sum of two numbers with as many digits, units first."""
+    """The steps to add two numbers that have the same number of digits, units first."""
     steps, carry, digits = [], 0, ""
     for length in range(len(str(a)), 0, -1):
         x, y = str(a)[:length], str(b)[:length]
