@@ -80,7 +80,7 @@ def test_an_evaluation_with_a_search_reports_its_cost(here: Path, capsys: Any, t
             "instead of --samples, write options after `?`",
         ),
         (("solve", "{here}/none", "1 + 1?"), "not a folder"),
-        (("evaluate", "{here}/base", "--search", "vote", "--budget", "9"), "a budget of 9 tokens does not pay"),
+        (("evaluate", "{here}/base", "--search", "vote", "--budget", "9"), "a budget of 9 tokens is too small"),
     ],
 )
 def test_an_impossible_search_is_refused(here: Path, capsys: Any, args: tuple[str, ...], message: str):
