@@ -171,7 +171,7 @@ def test_what_a_model_writes_never_runs(tab, url: str):
     html = tab.page.evaluate(
         """async (text) => {
             const box = (await import("/web/markdown.js")).renderMarkdown(text);
-            document.getElementById("main").append(box);
+            document.body.append(box);
             await new Promise((done) => setTimeout(done, 100));
             return box.innerHTML;
         }""",
@@ -191,7 +191,7 @@ def render(tab, url: str, text: str):
     tab.page.evaluate(
         """async (text) => {
             const { renderMarkdown } = await import("/web/markdown.js");
-            document.getElementById("main").append(renderMarkdown(text));
+            document.body.append(renderMarkdown(text));
         }""",
         text,
     )
