@@ -109,7 +109,7 @@ PUBLISHED = {
     "cispo": ("mean", "group_std", "token_mean", "token", "cispo", 0.0, 0.0, 0.2, 4.0),
     "lite_ppo": ("mean", "batch_std", "token_mean", "token", "clip", 0.0, 0.0, 0.2, 0.2),
     "reinforce": ("none", "none", "sequence_sum", "token", "clip", 0.0, 0.0, 0.2, 0.28),
-    "ours": ("mean", "none", "token_mean", "token", "clip", 0.0, 0.0, 0.2, 0.28),
+    "default": ("mean", "none", "token_mean", "token", "clip", 0.0, 0.0, 0.2, 0.28),
 }
 
 

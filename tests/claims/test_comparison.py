@@ -44,10 +44,10 @@ def test_an_invalid_budget_is_refused(text: str):
 def test_two_recipes_are_compared_within_a_budget_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model = runner.run_step(PRETRAINED, tmp_path / "start")
     folder = tmp_path / "it"
-    args = f"--recipes ours,star --model {model} --task school:facts --budget 1k --seeds 2 --max_new_tokens 4"
+    args = f"--recipes default,star --model {model} --task school:facts --budget 1k --seeds 2 --max_new_tokens 4"
     compare([*args.split(), "--problems", "3", "--samples", "2", "--dir", str(folder)])
     record = json.loads((folder / "compare.json").read_text())
-    assert [row["arm"] for row in record["arms"]] == ["start", "ours", "star"]
+    assert [row["arm"] for row in record["arms"]] == ["start", "default", "star"]
     assert [len(row["by_seed"]) for row in record["arms"]] == [2, 2, 2]
     assert record["arms"][0]["gain"] is None
     runs = list((folder / "steps").iterdir())

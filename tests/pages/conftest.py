@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pytest
+
+from live_server import RunningServer, running_server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -41,8 +44,15 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., RunningServer]]:
+    """Starts servers for one test. `tab` depends on it, so a page is closed before its server stops."""
+    with ExitStack() as servers:
+        yield lambda *args, **options: servers.enter_context(running_server(*args, **options))
+
+
 @pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=["light 1280", "dark 390"])
-def tab(browser: Any, request: pytest.FixtureRequest) -> Iterator[Tab]:
+def tab(browser: Any, start_server: object, request: pytest.FixtureRequest) -> Iterator[Tab]:
     """A tab whose console must stay empty, and whose page must not be wider than the window, in every test."""
     scheme, width = request.param
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)

@@ -1,12 +1,12 @@
 """The board in a real browser: every view opened and clicked through, light and dark, wide and narrow."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from live_server import running_server
+from live_server import RunningServer, running_server
 from sample_runs import ROLLOUTS, rollout_row, tree_row, write_checkpoint, write_run
 
 EVIL = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
@@ -164,7 +164,7 @@ def test_the_header_tells_which_page_and_which_view(tab, url: str):
     tab.page.get_by_text("school chat MODEL --web").wait_for()
 
 
-def test_an_empty_folder_says_how_to_begin(tab, tmp_path: Path):
-    with running_server("board", str(tmp_path)) as empty:
-        tab.page.goto(empty.url)
-        tab.page.get_by_text("No runs in this folder yet").wait_for()
+def test_an_empty_folder_says_how_to_begin(tab, start_server: Callable[..., RunningServer], tmp_path: Path):
+    empty = start_server("board", str(tmp_path))
+    tab.page.goto(empty.url)
+    tab.page.get_by_text("No runs in this folder yet").wait_for()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from live_server import running_server
+from live_server import RunningServer, running_server
 from schoolhouse.search.solve import parse
 
 TASK = "school:chain?steps=2&styles=full=100"
@@ -242,44 +242,47 @@ def test_an_unknown_address_shows_the_chat(tab, url: str):
     tab.page.get_by_label("Thinking budget: unlimited").wait_for()
 
 
-def test_an_answer_has_a_reward_for_each_step(tab, sft_model: Callable[[str], Path]):
+def test_an_answer_has_a_reward_for_each_step(
+    tab, start_server: Callable[..., RunningServer], sft_model: Callable[[str], Path]
+):
     model = str(sft_model(TASK))
-    with running_server(
-        "serve", model, "--reward_model", model, "--task", "school:chain", ready_path="/health"
-    ) as server:
-        open_chat(tab, server.url, 48)
-        ask(tab)
-        tab.page.get_by_text("Reward: ").click()
-        tab.page.locator(".reward .token").first.wait_for()
-        tab.page.get_by_role("button", name="New chat").click()  # a long answer may leave no room in the context
-        tab.page.get_by_label("Samples").fill("3")
-        ask(tab)
-        tab.page.get_by_text("All samples").click()
-        tab.page.get_by_text("total reward").first.wait_for()
-        tab.page.get_by_role("button", name="New chat").click()
-        tab.page.get_by_label("Samples").fill("1")
-        tab.page.get_by_label("Search").select_option("best_of_n?samples=16&values=reward_model")
-        ask(tab)
-        tab.page.get_by_text("16 answers").wait_for()
-        assert tab.page.locator(".error").count() == 0
+    options = ("--reward_model", model, "--task", "school:chain")
+    server = start_server("serve", model, *options, ready_path="/health")
+    open_chat(tab, server.url, 48)
+    ask(tab)
+    tab.page.get_by_text("Reward: ").click()
+    tab.page.locator(".reward .token").first.wait_for()
+    tab.page.get_by_role("button", name="New chat").click()  # a long answer may leave no room in the context
+    tab.page.get_by_label("Samples").fill("3")
+    ask(tab)
+    tab.page.get_by_text("All samples").click()
+    tab.page.get_by_text("total reward").first.wait_for()
+    tab.page.get_by_role("button", name="New chat").click()
+    tab.page.get_by_label("Samples").fill("1")
+    tab.page.get_by_label("Search").select_option("best_of_n?samples=16&values=reward_model")
+    ask(tab)
+    tab.page.get_by_text("16 answers").wait_for()
+    assert tab.page.locator(".error").count() == 0
 
 
-def test_the_api_key_is_typed_once(tab, sft_model: Callable[[str], Path]):
-    with running_server("serve", str(sft_model(TASK)), "--api_key", "open sesame", ready_path="/health") as locked:
-        dialogs = []
-        tab.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.accept("open sesame")))
-        open_chat(tab, locked.url, 16)
-        ask(tab)
-        tab.page.locator(".assistant").wait_for()
-        tab.page.locator("#stop").wait_for(state="hidden")
-        assert dialogs == ["API key of this server:"]
-        assert tab.page.locator(".error").count() == 0
+def test_the_api_key_is_typed_once(tab, start_server: Callable[..., RunningServer], sft_model: Callable[[str], Path]):
+    locked = start_server("serve", str(sft_model(TASK)), "--api_key", "open sesame", ready_path="/health")
+    dialogs = []
+    tab.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.accept("open sesame")))
+    open_chat(tab, locked.url, 16)
+    ask(tab)
+    tab.page.locator(".assistant").wait_for()
+    tab.page.locator("#stop").wait_for(state="hidden")
+    assert dialogs == ["API key of this server:"]
+    assert tab.page.locator(".error").count() == 0
     tab.console.clear()  # the browser itself notes a 401
 
 
-def test_a_missing_api_key_is_an_error_on_the_page(tab, sft_model: Callable[[str], Path]):
-    with running_server("serve", str(sft_model(TASK)), "--api_key", "open sesame", ready_path="/health") as locked:
-        tab.page.on("dialog", lambda dialog: dialog.dismiss())
-        tab.page.goto(locked.url)
-        tab.page.get_by_text("the API key is missing or wrong").wait_for()
+def test_a_missing_api_key_is_an_error_on_the_page(
+    tab, start_server: Callable[..., RunningServer], sft_model: Callable[[str], Path]
+):
+    locked = start_server("serve", str(sft_model(TASK)), "--api_key", "open sesame", ready_path="/health")
+    tab.page.on("dialog", lambda dialog: dialog.dismiss())
+    tab.page.goto(locked.url)
+    tab.page.get_by_text("the API key is missing or wrong").wait_for()
     tab.console.clear()  # the browser itself notes a 401

@@ -60,13 +60,13 @@ def test_without_a_readable_value_the_first_proposals_are_followed(scripted: Mak
 
 def test_a_tree_without_readable_thoughts_dies_out_and_says_so(scripted: Make, game: Game24):
     result = search(scripted(lambda q, b, k: "no idea<|im_end|>"), game)
-    assert (result.rollout, result.stop_reason) == (None, "the tree died out")
+    assert (result.rollout, result.stop_reason) == (None, "no thought is left to expand")
 
 
 def test_a_budget_too_small_for_a_thought_says_so(scripted: Make, game: Game24):
     result = search(scripted(player), game, budget=100)
     assert (result.rollout, result.tokens) == (None, 0)
-    assert result.stop_reason == "the budget of 100 tokens does not pay for one more thought"
+    assert result.stop_reason == "the budget of 100 tokens is too small for one more thought"
 
 
 @pytest.mark.parametrize("kind", ["beam", "dvts"])

@@ -115,7 +115,7 @@ def test_depth_first_continues_past_an_answer_of_value_zero():
     """As the paper's DFS does: it continues where a value is above the threshold (0), not where it is equal to it."""
     tree, script = new_tree(), Script()
     explore([tree], [depth_first(tree, 0.0, 3)], script.expand, constant(0.0))
-    assert (tree.stop_reason, tree.answers) == ("the tree died out", [])
+    assert (tree.stop_reason, tree.answers) == ("no thought is left to expand", [])
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_depth_first_prunes_exactly_the_values_that_are_not_above_the_threshold(
 def test_the_stop_reason_tells_that_a_tree_died_out():
     tree, script = new_tree(), Script()
     explore([tree], [depth_first(tree, 2.0, 3)], script.expand, script.value)
-    assert (tree.stop_reason, tree.answers) == ("the tree died out", [])
+    assert (tree.stop_reason, tree.answers) == ("no thought is left to expand", [])
 
 
 def test_a_search_gives_up_after_its_most_expansions():
@@ -164,7 +164,7 @@ def test_no_strategy_exceeds_the_budget(budget: int):
 def test_the_stop_reason_tells_that_a_budget_is_too_small_for_one_thought():
     tree, script = new_tree(15), Script()
     explore([tree], [breadth_first(tree, 3, 3)], script.expand, script.value)
-    assert tree.stop_reason == "the budget of 15 tokens does not pay for one more thought"
+    assert tree.stop_reason == "the budget of 15 tokens is too small for one more thought"
     assert script.expanded == []
 
 
@@ -182,7 +182,7 @@ def test_a_thought_of_an_earlier_level_is_neither_valued_nor_kept_again():
     explore([tree], [breadth_first(tree, 5, 2)], expand, constant(1.0, tokens=1))
     assert [node.status for node in tree.nodes] == ["expanded", "duplicate", "duplicate", "duplicate"]
     assert tree.tokens == 1 + 2 + 1
-    assert tree.stop_reason == "the tree died out"
+    assert tree.stop_reason == "no thought is left to expand"
 
 
 @pytest.mark.parametrize("first", ["false", "true"])

@@ -60,14 +60,14 @@ def test_options_of_the_strategy_take_the_types_of_their_defaults(scripted: Make
     assert parse(f"{path}?{OPTIONS}&max_expansions=2").options == {"max_expansions": 2}
     result = run(scripted(player), game, f"{path}?{OPTIONS}&max_expansions=2")
     assert sum(node.status == "expanded" for node in result.tree.nodes) == 1  # and the root
-    assert (result.rollout, result.stop_reason) == (None, "the tree died out")
+    assert (result.rollout, result.stop_reason) == (None, "no thought is left to expand")
 
 
 def test_one_of_several_strategies_is_named_behind_the_file(scripted: Make, game: Game24, tmp_path: Path):
     path = write(tmp_path, example() + "\n\ndef idle(tree):\n    yield from ()\n")
     with pytest.raises(SchoolError, match="my_search.py has best_first, idle; choose one"):
         parse(str(path))
-    assert run(scripted(player), game, f"{path}:idle").stop_reason == "the tree died out"
+    assert run(scripted(player), game, f"{path}:idle").stop_reason == "no thought is left to expand"
     with pytest.raises(SchoolError, match="my_search.py has no strategy `best_frist`; did you mean `best_first`"):
         parse(f"{path}:best_frist")
 
@@ -78,7 +78,7 @@ def test_a_strategy_ends_before_a_request_that_may_exceed_the_budget(
 ):
     result = run(scripted(player), game, f"{write(tmp_path, example())}?{OPTIONS}", budget)
     assert result.tokens <= budget
-    assert result.stop_reason.startswith(f"the budget of {budget} tokens does not pay for one more ")
+    assert result.stop_reason.startswith(f"the budget of {budget} tokens is too small for one more ")
 
 
 def test_a_strategy_may_have_values_of_its_own(scripted: Make, game: Game24, tmp_path: Path):

@@ -147,7 +147,7 @@ class Rewards(BaseConfig):
 _SYMMETRIC = {"loss.clip_low": 0.2, "loss.clip_high": 0.2}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "ours": {},
+    "default": {},
     "reinforce": {"advantage.baseline": "none", "loss.aggregation": "sequence_sum"},  # Williams 1992
     "grpo": {  # arXiv 2402.03300
         "advantage.scale_rewards": "group_std",
@@ -201,7 +201,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of the `preset`, overwritten by the given values. Raises ValueError for an unknown preset."""
-    name = given.get("preset", "ours")
+    name = given.get("preset", "default")
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"unknown preset `{name}`{suggest(str(name), [*PRESETS])}")
     return merge(expand_dotted(PRESETS[name]), given)
@@ -210,7 +210,7 @@ def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
 def preset_conflicts(cls: type[BaseConfig], file: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
     """Messages about keys of a file that have another value in the `--preset` of the command line."""
     name = str(words.get("preset", ""))
-    if name not in PRESETS or name == file.get("preset", "ours"):
+    if name not in PRESETS or name == file.get("preset", "default"):
         return []
     file, words = expand_dotted(file), expand_dotted(words)
     keys = dict.fromkeys(key for preset in PRESETS.values() for key in preset)

@@ -127,7 +127,7 @@ def _scale(name: str) -> Scale:
 class Compare(BaseConfig):
     recipes: str
     """Recipes and presets, joined by commas:
-    grpo, dr_grpo, dapo, rloo, reinforce_pp, gspo, cispo, lite_ppo, reinforce, ours, star."""
+    grpo, dr_grpo, dapo, rloo, reinforce_pp, gspo, cispo, lite_ppo, reinforce, default, star."""
     model: Path
     """Folder of a model, or of a run. All arms start from this model."""
     task: str = "school"

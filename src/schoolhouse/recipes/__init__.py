@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-import sys
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from schoolhouse.config import BaseConfig, suggest
-from schoolhouse.runs.user_code import user_errors
+from schoolhouse.tasks.user_file import load_module
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
@@ -53,7 +51,10 @@ def load_recipe(name: str) -> Recipe:
     (the message names the file).
     """
     if name.endswith(".py"):
-        return _from_module(name, _load_file(Path(name)), Path(name))
+        path = Path(name)
+        if not path.stem.isidentifier():
+            raise SchoolError(f"{path}: a recipe file needs a name that Python can use, such as my_recipe.py")
+        return _from_module(name, load_module(path, "school train FILE.py"), path)
     if "." in name:
         try:
             return _from_module(name, import_module(name), None)
@@ -64,28 +65,8 @@ def load_recipe(name: str) -> Recipe:
     return _from_module(name, import_module(f"schoolhouse.recipes.{name}"), None)
 
 
-_recipe_files: set[str] = set()
-"""Names of modules that are recipe files: another file of that name replaces them."""
-
-
-def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise SchoolError(f"there is no recipe file {path}")
-    spec = spec_from_file_location(path.stem, path)
-    if not path.stem.isidentifier() or spec is None or spec.loader is None:
-        raise SchoolError(f"{path}: a recipe file needs a name that Python can use, such as my_recipe.py")
-    if path.stem in sys.modules.keys() - _recipe_files:
-        raise SchoolError(f"{path}: a Python module is named `{path.stem}` already; give the recipe file another name")
-    module = module_from_spec(spec)
-    _recipe_files.add(path.stem)
-    sys.modules[path.stem] = module  # classes of the file can be pickled, and their annotations resolved
-    with user_errors(path):
-        spec.loader.exec_module(module)
-    return module
-
-
 def _from_module(name: str, module: ModuleType, file: Path | None) -> Recipe:
-    where, stem = str(file or name), module.__name__.rpartition(".")[2]
+    where, stem = str(file or name), file.stem if file else name.rpartition(".")[2]
     config, train = getattr(module, "Config", None), getattr(module, stem, None)
     if not (isinstance(config, type) and issubclass(config, BaseConfig)):
         raise SchoolError(f"{where}: a recipe needs a class Config(BaseConfig) with its keys")

@@ -25,7 +25,7 @@ from schoolhouse.recipes import Recipe, load_recipe
 from schoolhouse.runs.atomic_io import atomic_write, read_json, to_json
 from schoolhouse.runs.manifest import peak_memory_bytes, read_manifest
 from schoolhouse.runs.run import Run, read_metrics
-from schoolhouse.runs.user_code import user_errors
+from schoolhouse.tasks.user_file import user_errors
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:

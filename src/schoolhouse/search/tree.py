@@ -160,7 +160,7 @@ def breadth_first(tree: Tree, beam_width: int, depth: int, independent_subtrees:
     for level in range(depth):
         parents = tree.affordable(frontier)
         if not parents:
-            tree.stop_reason = f"the budget of {tree.budget:g} tokens does not pay for one more thought"
+            tree.stop_reason = f"the budget of {tree.budget:g} tokens is too small for one more thought"
             break
         shortened = len(parents) < len(frontier)
         children = yield from grow(tree, parents, seen)
@@ -195,7 +195,7 @@ def depth_first(tree: Tree, threshold: float, depth: int, max_expansions: int = 
             tree.stop_reason = f"gave up after {max_expansions} thoughts"
             return
         if not tree.affordable(stack[-1:]):
-            tree.stop_reason = f"the budget of {tree.budget:g} tokens does not pay for one more thought"
+            tree.stop_reason = f"the budget of {tree.budget:g} tokens is too small for one more thought"
             return
         children = yield from grow(tree, [stack.pop()], seen, threshold)
         expanded += 1
@@ -253,7 +253,7 @@ def rank(node: Node) -> float:
 def outcome(tree: Tree, cut: str = "") -> str:
     """Why a search ended before its budget was used up. `cut` says what stopped the nodes that were still open."""
     if not tree.answers:
-        return cut or "the tree died out"
+        return cut or "no thought is left to expand"
     if any(not node.value <= 0 for node in tree.answers):  # an unknown value is not 0
         return "answered"
     return "all its answers have value 0" + (f", {cut}" if cut else "")

@@ -94,7 +94,7 @@ def run_user_strategy(name: str, tree: Tree, options: Mapping[str, Any]) -> Stra
             cost = tree.costs.expand if request.action == "expand" else tree.costs.value
             if tree.tokens + cost * len(request.nodes) > tree.budget:
                 action = "thought" if request.action == "expand" else "value"
-                tree.stop_reason = f"the budget of {tree.budget:g} tokens does not pay for one more {action}"
+                tree.stop_reason = f"the budget of {tree.budget:g} tokens is too small for one more {action}"
                 return
             results = yield request
     except StopIteration:

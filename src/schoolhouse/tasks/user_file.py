@@ -1,4 +1,4 @@
-"""A Python file of the user's, run as a module of its own: a task, a reward function, a search strategy.
+"""A Python file of the user's, run as a module of its own: a task, a reward function, a search strategy, a recipe.
 
 Errors name the user's file and line, wherever the exception was caught.
 """
@@ -11,15 +11,26 @@ import inspect
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from schoolhouse.types import SchoolError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
+
+
+class UserCodeError(SchoolError):
+    """An error in a user's file. The message begins with the file and the line."""
+
+
+class _Frame(NamedTuple):
+    filename: str
+    line: int
+    function: str
 
 
 def load_module(path: Path, usage: str) -> ModuleType:
@@ -45,17 +56,31 @@ def load_module(path: Path, usage: str) -> ModuleType:
         del sys.modules[name]
         place = raised_at(error)
         elsewhere = f"{place}: " if place and not _same_file(place, resolved) else ""
-        raise SchoolError(
-            f"{where_in(path, error)} cannot be run: {elsewhere}{type(error).__name__}: {error}"
-        ) from error
+        frames = _frames_in(path, error)
+        line = f":{frames[-1].line}" if frames else ""
+        raise SchoolError(f"{path}{line} cannot be run: {elsewhere}{_message(error)}") from error
     return module
 
 
-def where_in(path: Path, error: BaseException) -> str:
-    """`FILE:LINE`, the last line of a file that an exception passed through; `FILE` where it passed through none."""
-    place = str(path.resolve())
-    lines = [line for filename, line in _frames(error) if filename == place]
-    return f"{path}:{lines[-1]}" if lines else str(path)
+@contextmanager
+def user_errors(file: Path | None) -> Generator[None]:
+    """Raise errors from the block as UserCodeError `FILE:LINE: in FUNCTION: ErrorType: message`.
+
+    The line is that of the innermost traceback frame in `file`. A SchoolError keeps its own message after the line. If
+    the traceback has no frame in `file`, or if `file` is None, the error is raised unchanged. `--debug` shows the whole
+    traceback.
+    """
+    try:
+        yield
+    except UserCodeError:
+        raise
+    except Exception as error:
+        frames = _frames_in(file, error) if file else []
+        if not frames:
+            raise
+        line, function = frames[-1].line, frames[-1].function
+        place = f"{file}:{line}" if function == "<module>" else f"{file}:{line}: in {function}"
+        raise UserCodeError(f"{place}: {_message(error)}") from error
 
 
 def describe_error(error: BaseException) -> str:
@@ -65,7 +90,7 @@ def describe_error(error: BaseException) -> str:
     is involved, the last line of any file is named.
     """
     place = raised_at(error)
-    return f"{f'{place}: ' if place else ''}{type(error).__name__}: {error}"
+    return f"{f'{place}: ' if place else ''}{_message(error)}"
 
 
 def definition(thing: Callable[..., Any] | type) -> str:
@@ -82,19 +107,31 @@ def definition(thing: Callable[..., Any] | type) -> str:
 def raised_at(error: BaseException) -> str:
     """`FILE:LINE` of the innermost line of the user's that an exception passed through; of any line where none is."""
     frames = _frames(error)
-    own = [frame for frame in frames if _is_user_code(frame[0])]
+    own = [frame for frame in frames if _is_user_code(frame.filename)]
     if not frames:
         return ""
-    filename, line = (own or frames)[-1]
-    return f"{_shown(filename)}:{line}"
+    frame = (own or frames)[-1]
+    return f"{_shown(frame.filename)}:{frame.line}"
 
 
-def _frames(error: BaseException) -> list[tuple[str, int]]:
-    """File and line of each frame that an exception passed through, the outermost first. A syntax error is one more."""
-    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+def _message(error: BaseException) -> str:
+    return str(error) if isinstance(error, SchoolError) else f"{type(error).__name__}: {error}"
+
+
+def _frames(error: BaseException) -> list[_Frame]:
+    """The frames that an exception passed through, the outermost first. A syntax error is one more."""
+    frames = [
+        _Frame(frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
-        frames.append((error.filename, error.lineno))
-    return [(filename, line) for filename, line in frames if not filename.startswith("<")]
+        frames.append(_Frame(error.filename, error.lineno, "<module>"))
+    return [frame for frame in frames if not frame.filename.startswith("<")]
+
+
+def _frames_in(path: Path, error: BaseException) -> list[_Frame]:
+    """Those of the frames that are in a file."""
+    return [frame for frame in _frames(error) if Path(frame.filename).resolve() == path.resolve()]
 
 
 def _is_user_code(filename: str) -> bool:

@@ -269,7 +269,7 @@ def write_pages(folder: Path) -> None:
         *rows,
         "",
         "Each page holds its numbers, figure and command. `school claim list` also names claims without results here. "
-        "[The lab notebook](../lab.md) tells what was tried on the way, and what failed.",
+        "[The lab notebook](../lab.md) has all other experiments, including those that failed.",
         "",
     ]
     atomic_write(folder / "README.md", "\n".join(lines))

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from schoolhouse.runs.user_code import user_errors
+from schoolhouse.tasks.user_file import user_errors
 from schoolhouse.types import SchoolError
 
 SOURCE = """\
@@ -65,7 +65,7 @@ def test_a_relative_path_is_the_same_file(file: Path, monkeypatch: pytest.Monkey
     "text, message",
     [
         ("x = 1\ny = x / 0\n", ":2: ZeroDivisionError: division by zero"),
-        ("x = 1\ny = = 2\n", ":2: SyntaxError: invalid syntax"),
+        ("x = 1\ny = = 2\n", ":2: SyntaxError: invalid syntax (mine.py, line 2)"),
     ],
 )
 def test_an_error_outside_of_functions_names_the_line(file: Path, text: str, message: str) -> None:
