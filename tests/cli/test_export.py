@@ -12,7 +12,7 @@ import torch
 
 from schoolhouse.cli.main import main
 from schoolhouse.export.model_card import evaluation_lines, render_model_card
-from schoolhouse.model.checkpoint import read_weights
+from schoolhouse.model.folder import read_weights
 from schoolhouse.policy.policy import Policy
 from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.runs.manifest import read_config

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import Tokenizer, train_tokenizer
-from schoolhouse.model.decoder import ModelConfig
+from schoolhouse.model.config import ModelConfig
 from schoolhouse.policy.policy import Policy
 from schoolhouse.randomness import python_random
 from schoolhouse.runs.atomic_io import atomic_write, to_json

@@ -30,7 +30,7 @@ def write_gguf(source: Path, path: Path, int8: bool = False) -> None:
     except ImportError as error:
         raise SchoolError("GGUF needs the extra `release`: run pip install 'schoolhouse[release]'") from error
     from schoolhouse.data.chat import Conversation
-    from schoolhouse.model.checkpoint import read_weights
+    from schoolhouse.model.folder import read_weights
 
     config = read_json(source / "config.json")
     architecture = str(config.get("model_type"))

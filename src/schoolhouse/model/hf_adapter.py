@@ -6,44 +6,92 @@ N tokens of a batch, S sequences, V vocabulary, C width, H query heads, K key he
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schoolhouse.model.decoder import AttentionContext, ModelConfig
-from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
+from schoolhouse.model.config import ModelConfig
+from schoolhouse.model.decoder import AttentionContext
+from schoolhouse.model.folder import read_json
+from schoolhouse.model.kv_cache import PackedAttention
+from schoolhouse.model.parity import LOGIT_TOLERANCE, logit_difference, magnified, probe_tokens
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LOGIT_TOLERANCE = 1e-4
-"""A larger difference between logits with our attention and with the model's own attention is not a rounding error."""
+_UNSUPPORTED = {  # arguments of attention that an attention context does not implement
+    "softcap": "a soft cap on attention scores",
+    "s_aux": "attention sinks",
+    "position_bias": "a bias for positions",
+}
+_STATEFUL = re.compile("(Mamba|Conv1d|ShortConv|SSM|Recurrent|GatedDelta|LinearAttention|LightningAttention|Rwkv|LSTM)")
+"""Names of layers that carry a state from token to token."""
 
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # attention arguments that an attention context does not implement
+
+class _ForwardPass:
+    """The attention context of one forward pass. transformers calls attention once for each layer, in order."""
+
+    def __init__(self, context: AttentionContext) -> None:
+        self.context, self.layer = context, 0
+
+    def attend(self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
+        self.layer += 1
+        return self.context.attend(self.layer - 1, q_NHD, k_NKD, v_NKD)
+
+
+_current_pass: ContextVar[_ForwardPass] = ContextVar("_current_pass")
+"""Not every model hands extra arguments down to its attention, so the attention context takes this way."""
 
 
 def _attention_forward(
-    module: nn.Module,
-    q_1HND: Tensor,
-    k_1KND: Tensor,
-    v_1KND: Tensor,
-    mask: object,
-    attention_context: AttentionContext,
-    **options: Any,
+    module: nn.Module, q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor, mask: object = None, **options: Any
 ) -> tuple[Tensor, None]:
     """transformers calls this attention function. The attention context decides which keys a query attends to."""
-    for name in _UNSUPPORTED:
+    for name, part in _UNSUPPORTED.items():
         if options.get(name) is not None:
-            raise SchoolError(f"its attention needs `{name}`, which our attention does not have")
-    head_dim = q_1HND.shape[-1]
-    if (scale := options.get("scaling")) is not None:  # an attention context always divides by sqrt(D)
-        q_1HND = q_1HND * (scale * head_dim**0.5)
+            raise SchoolError(f"its attention has {part} (`{name}`), which ours does not have; use another model")
+    key_dim, value_dim = q_1HND.shape[-1], v_1KND.shape[-1]
+    head_dim = max(key_dim, value_dim)
+    scale = options.get("scaling")
+    # An attention context divides by sqrt(D), and all its heads have the same width.
+    q_1HND = q_1HND * ((key_dim**-0.5 if scale is None else scale) * head_dim**0.5)
     k_1KND = k_1KND.to(v_1KND.dtype)  # as in our own decoder
-    qkv = (x[0].transpose(0, 1).contiguous() for x in (q_1HND, k_1KND, v_1KND))
-    return attention_context.attend(int(str(module.layer_idx)), *qkv)[None], None
+    qkv = (F.pad(x, (0, head_dim - x.shape[-1]))[0].transpose(0, 1).contiguous() for x in (q_1HND, k_1KND, v_1KND))
+    return _current_pass.get().attend(*qkv)[None, ..., :value_dim], None
+
+
+class _BaseOutput:
+    """What a base model returns, with nothing in it but hidden states."""
+
+    def __init__(self, hidden_1NC: Tensor) -> None:
+        self.last_hidden_state = hidden_1NC
+
+    def __getitem__(self, index: int) -> Tensor | None:
+        return self.last_hidden_state if index == 0 else None
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class _GivenHidden(nn.Module):
+    """Takes the place of a base model: returns the hidden states that were passed as `inputs_embeds`."""
+
+    @property
+    def decoder(self) -> nn.Module:
+        """OPT calls the decoder within its base model."""
+        return self
+
+    def forward(self, *args: object, inputs_embeds: Tensor, **options: object) -> _BaseOutput:
+        return _BaseOutput(inputs_embeds)
 
 
 class HFAdapter(nn.Module):
@@ -52,105 +100,147 @@ class HFAdapter(nn.Module):
     def __init__(self, hf_model: PreTrainedModel, config: ModelConfig) -> None:
         super().__init__()
         self.hf_model, self.config = hf_model, config
+        self.hf_config: Mapping[str, object] = {}  # the config.json that this model was loaded from
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext) -> Tensor:
         base_model: Any = self.hf_model.base_model
-        inputs = {"input_ids": tokens_N[None], "position_ids": positions_N[None]}
-        return base_model(**inputs, attention_context=context, use_cache=False).last_hidden_state[0]
+        token = _current_pass.set(_ForwardPass(context))
+        try:
+            output = base_model(input_ids=tokens_N[None], position_ids=positions_N[None], use_cache=False)
+        finally:
+            _current_pass.reset(token)
+        return output.last_hidden_state[0]
 
     def project(self, hidden_NC: Tensor) -> Tensor:
-        return self.hf_model.get_output_embeddings()(hidden_NC)
+        """Logits [N, V]. The model's own code computes them, because some models scale or cap their logits."""
+        head: Any = copy.copy(self.hf_model)
+        head._modules = {**self.hf_model._modules, self.hf_model.base_model_prefix: _GivenHidden()}
+        return head(inputs_embeds=hidden_NC[None], use_cache=False).logits[0]
 
-    def save(self, folder: Path) -> None:
-        """Write config and weights in Hugging Face format."""
+    def save(self, folder: Path) -> dict[str, object]:
+        """Write the weights in Hugging Face format. Returns the contents of config.json."""
         self.hf_model.save_pretrained(folder)
+        return {**self.hf_config, **read_json(folder / "config.json")}
 
 
 def load_adapter(folder: Path) -> HFAdapter:
     """The model of a folder with any model_type, in float32.
 
     Raises SchoolError if transformers cannot load the folder completely. Also raises SchoolError if the logits with our
-    attention differ from the logits with the model's own attention: the model then scales or caps numbers in a way that
-    our attention does not implement.
+    attention differ from the logits with the model's own attention: the model then needs a part that our attention
+    does not implement.
     """
-    from transformers import AttentionInterface, AutoModelForCausalLM
+    from transformers import AttentionInterface
 
-    load: Any = AutoModelForCausalLM.from_pretrained  # its annotation leaves the loading info out
-    try:
-        hf_model, loading_info = load(
-            folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # the code of each model_type may raise anything
-        raise SchoolError(f"{folder}: transformers cannot load this model ({error})") from error
-    if problems := {name: sorted(map(str, keys))[:4] for name, keys in loading_info.items() if keys}:
-        raise SchoolError(f"{folder}: weights do not fit config.json ({problems}): copy the folder again")
+    hf_model = _load_hf_model(folder)
     # There is no mask function with this name, so transformers creates no mask.
     AttentionInterface.register("schoolhouse", _attention_forward)
     name = f"{folder}: model_type `{hf_model.config.model_type}`"
+    if layers := _stateful_layers(hf_model):
+        raise SchoolError(
+            f"{name} is not supported: its layers `{layers}` carry a state from token to token, and our cache holds "
+            "keys and values only; use a model whose layers are all attention"
+        )
     try:
-        adapter, difference = _compare(hf_model.eval())
-    except Exception as error:  # as above
+        adapter, difference = _compare(hf_model)
+    except SchoolError as error:
+        raise SchoolError(f"{name} is not supported: {error}") from error
+    except Exception as error:  # the code of each model_type may raise anything
         raise SchoolError(f"{name} does not work with our attention ({type(error).__name__}: {error})") from error
     if not difference <= LOGIT_TOLERANCE:
         raise SchoolError(
-            f"{name} gives logits with our attention that differ by {difference:.2g} from its own "
-            f"(at most {LOGIT_TOLERANCE:g} is rounding): it scales, caps or hides something that our attention leaves "
-            "out; use another model"
+            f"{name} is not supported: with our attention its logits differ by {difference:.2g} from those with its "
+            f"own attention (at most {LOGIT_TOLERANCE:g} is rounding), so its attention does something that ours does "
+            "not; use another model"
         )
+    adapter.hf_config = read_json(folder / "config.json")
     return adapter
+
+
+def _load_hf_model(folder: Path) -> PreTrainedModel:
+    """The model in float32, in evaluation mode, with its own attention. The code of a folder is never run."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    load: Any = AutoModelForCausalLM.from_pretrained  # its annotation leaves the loading info out
+    config = read_json(folder / "config.json")
+    logging.disable_progress_bar()
+    try:
+        hf_model, loading_info = load(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # the code of each model_type may raise anything
+        kind = config.get("model_type")
+        if "trust_remote_code" in str(error):
+            reason = f"model_type `{kind}` needs Python code from the folder, and code from a model folder is never run"
+            raise SchoolError(f"{folder}: {reason}; use a model whose type transformers knows") from error
+        if "model type" in str(error) or "model identifier" in str(error):
+            reason = f"the installed transformers has no model_type `{kind}`"
+            raise SchoolError(f"{folder}: {reason}; upgrade transformers, or use another model") from error
+        raise SchoolError(f"{folder}: transformers cannot load this model ({error})") from error
+    if problems := {name: sorted(map(str, keys))[:4] for name, keys in loading_info.items() if keys}:
+        raise SchoolError(f"{folder}: weights do not fit config.json ({problems}): copy the folder again")
+    return hf_model.eval()
+
+
+def _stateful_layers(hf_model: nn.Module) -> str:
+    """The class names of layers that carry a state from token to token, or an empty text."""
+    names = {type(module).__name__ for module in hf_model.modules() if _STATEFUL.search(type(module).__name__)}
+    return ", ".join(sorted(name for name in names if not name.endswith(("CausalLM", "Model", "Norm", "NormGated"))))
 
 
 @torch.no_grad()
 def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
-    """The adapter, and the largest difference between its logits and the model's own logits.
-
-    The logits of the adapter are computed twice: packed, and decoded with slots. The test uses two sequences of 16
-    tokens, so that it can detect attention between sequences. It magnifies the output of the head, because a soft cap
-    is nearly linear for small logits, and the logits of an untrained model are small.
-    """
-    magnify = 64.0
-    hook = hf_model.get_output_embeddings().register_forward_hook(lambda head, x, logits: logits * magnify)
-    tokens_ST = (torch.arange(1, 33) * 7919 % hf_model.config.get_text_config().vocab_size).view(2, 16)
-    own_STV = hf_model(tokens_ST, use_cache=False).logits
-    hf_model.set_attn_implementation("schoolhouse")
-
-    prompts, whole = PackedAttention([8, 8], keep_kv=True), PackedAttention([16, 16])
-    adapter = HFAdapter(hf_model, _model_config(hf_model, num_layers=1, num_kv_heads=1, head_dim=1))
-    adapter(tokens_ST[:, :8].flatten(), prompts.positions, prompts)
-    kept_kv = prompts.kept_kv
-    if not kept_kv:
-        raise SchoolError("it never calls an attention function")
-    num_layers, (_, num_kv_heads, _, head_dim) = len(kept_kv), kept_kv[0][0].shape
-    adapter.config = _model_config(hf_model, num_layers, num_kv_heads, head_dim)
-    packed_STV = adapter.project(adapter(tokens_ST.flatten(), whole.positions, whole)).view_as(own_STV)
-
-    cache = SlotKVCache(num_layers, 2, num_kv_heads, head_dim, prompt_capacity=8, capacity=8)
-    cache.store_prompts(prompts, [0, 1])
-    cache.admit([0, 1])
-    differences = [packed_STV - own_STV]
-    for t in range(8, 16):
-        logits_SV = adapter.project(adapter(tokens_ST[:, t], cache.begin_step(), cache))
-        cache.end_step()
-        differences.append(logits_SV - own_STV[:, t])
-    hook.remove()
-    return adapter, max(float(difference.abs().max()) for difference in differences) / magnify
+    """The adapter, and the largest difference between its logits and the model's own logits."""
+    tokens_ST = probe_tokens(hf_model.config.get_text_config().vocab_size)
+    with magnified(hf_model.get_output_embeddings()):
+        try:
+            expected_STV = hf_model(tokens_ST, use_cache=False).logits
+        except Exception as error:
+            raise SchoolError(f"transformers itself cannot compute its logits ({error}); check config.json") from error
+        hf_model.set_attn_implementation("schoolhouse")
+        adapter = HFAdapter(hf_model, _model_config(hf_model))
+        packed = PackedAttention([tokens_ST.shape[1]] * 2, keep_kv=True)
+        adapter(tokens_ST.flatten(), packed.positions, packed)
+        if not packed.kept_kv:
+            raise SchoolError("it computes attention in its own code, which cannot use our cache; use another model")
+        shapes = {(k.shape[1], k.shape[3]) for k, _ in packed.kept_kv}
+        if len(shapes) > 1:
+            raise SchoolError(
+                f"its layers have different numbers or widths of key heads ({sorted(shapes)}); use another model"
+            )
+        num_kv_heads, head_dim = shapes.pop()
+        adapter.config = replace(
+            adapter.config,
+            num_hidden_layers=len(packed.kept_kv),
+            num_key_value_heads=num_kv_heads,
+            head_dim=head_dim,
+        )
+        return adapter, logit_difference(adapter, expected_STV, tokens_ST)
 
 
-def _model_config(hf_model: PreTrainedModel, num_layers: int, num_kv_heads: int, head_dim: int) -> ModelConfig:
-    """The numbers that sampler and learner need. Layers, heads and width come from the keys that attention received."""
+def _model_config(hf_model: PreTrainedModel) -> ModelConfig:
+    """The numbers that sampler and learner need. Layers and key heads are preliminary."""
     config: Any = hf_model.config.get_text_config()
     # above these lengths, a model attends to fewer keys, or rotates its queries with another frequency
     limits = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]
-    if "longrope" in str(getattr(config, "rope_parameters", "")):
-        limits.append(getattr(config, "original_max_position_embeddings", None))
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "longrope" in str(rope):
+        limits += [getattr(config, "original_max_position_embeddings", None)]
+        limits += [rope.get("original_max_position_embeddings")]
     return ModelConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
-        intermediate_size=getattr(config, "intermediate_size", 4 * config.hidden_size),
-        num_hidden_layers=num_layers,
+        intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        num_hidden_layers=1,
         num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=num_kv_heads,
-        head_dim=head_dim,
+        num_key_value_heads=1,
+        head_dim=1,
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=bool(config.tie_word_embeddings),
         model_type=hf_model.config.model_type,

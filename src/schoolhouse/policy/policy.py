@@ -24,7 +24,8 @@ from schoolhouse.algorithms.settings import Optimizer
 from schoolhouse.data.chat import Conversation
 from schoolhouse.model.batch_invariant import InvariantPackedAttention, InvariantSlotKVCache, make_batch_invariant
 from schoolhouse.model.checkpoint import load_decoder, save_decoder
-from schoolhouse.model.decoder import Decoder, ModelConfig, init_weights
+from schoolhouse.model.config import ModelConfig
+from schoolhouse.model.decoder import Decoder, init_weights
 from schoolhouse.model.device import pick_device, pick_dtype
 from schoolhouse.model.kv_cache import trim_memory
 from schoolhouse.model.native_attention import NativePackedAttention, best_attention

@@ -1,0 +1,87 @@
+"""Frequencies of rotary position embeddings (Su et al. 2021), also for contexts longer than those of pretraining.
+
+D head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""The values of `rope_type` that `rope_frequencies` computes."""
+
+SCALING_KEYS = {
+    "default": frozenset[str](),
+    "linear": frozenset({"factor"}),
+    "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
+    "yarn": frozenset(
+        "factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim "
+        "truncate".split()
+    ),
+}
+"""The keys of each `rope_type`, under the names of a Hugging Face config.json."""
+
+
+def rope_frequencies(
+    head_dim: int, theta: float, scaling: Mapping[str, Any], max_positions: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, float]:
+    """Angle per position [D / 2], and the factor for cosine and sine.
+
+    scaling        `rope_type` and its keys; an empty mapping is the default type
+    max_positions  the longest context of the model; the context of pretraining if `scaling` does not give one
+    """
+    dims = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
+    frequency = 1.0 / theta ** (dims / head_dim)
+    rope_type = scaling.get("rope_type", "default")
+    if rope_type == "linear":  # position interpolation, Chen et al. 2023
+        return frequency / scaling["factor"], 1.0
+    pretrained = scaling.get("original_max_position_embeddings") or max_positions
+    if rope_type == "llama3":
+        return _llama3(frequency, pretrained, scaling), 1.0
+    if rope_type == "yarn":
+        factor = scaling.get("factor") or max_positions / pretrained
+        return _yarn(frequency, head_dim, theta, pretrained, factor, scaling), _yarn_magnitude(factor, scaling)
+    return frequency, 1.0
+
+
+def _llama3(frequency: Tensor, pretrained: float, scaling: Mapping[str, Any]) -> Tensor:
+    """Llama 3.1: slow rotations are divided by `factor`, fast ones stay, and those between are interpolated."""
+    turns = pretrained * frequency / (2 * math.pi)  # in the context of pretraining
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequency * (keep + (1 - keep) / scaling["factor"])
+
+
+def _yarn(
+    frequency: Tensor, head_dim: int, theta: float, pretrained: float, factor: float, scaling: Mapping[str, Any]
+) -> Tensor:
+    """YaRN (Peng et al. 2023): a linear ramp over the dimensions between `beta_fast` and `beta_slow` turns."""
+
+    def dimension(turns: float) -> float:
+        """The dimension that makes this number of turns in the context of pretraining."""
+        return head_dim * math.log(pretrained / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    index = torch.arange(len(frequency), device=frequency.device, dtype=torch.float32)
+    interpolated = ((index - first) / ((last - first) or 0.001)).clamp(0, 1)
+    return frequency * (1 - interpolated) + frequency / factor * interpolated
+
+
+def _yarn_magnitude(factor: float, scaling: Mapping[str, Any]) -> float:
+    """The factor for cosine and sine. It raises the temperature of attention in long contexts (YaRN, section 3.4)."""
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+
+    def magnitude(mscale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+    mscale, mscale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return magnitude(mscale) / magnitude(mscale_all) if mscale and mscale_all else magnitude(1.0)
