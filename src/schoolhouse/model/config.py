@@ -30,6 +30,7 @@ class ModelConfig:
     qk_norm: bool = True
     sliding_window: int | None = None  # limits the sequence length; within the window, attention is full
     rope_scaling: Mapping[str, Any] = field(default_factory=dict)  # rope_type and its keys; empty: the default type
+    plain_attention: bool = True  # False if a layer has a window, a soft cap or sinks, which the fast kernels lack
 
     @property
     def max_seq_len(self) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -21,18 +22,19 @@ from torch import Tensor, nn
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.decoder import AttentionContext
 from schoolhouse.model.folder import read_json
-from schoolhouse.model.kv_cache import PackedAttention
+from schoolhouse.model.kv_cache import AttentionRule, PackedAttention, SlotKVCache
 from schoolhouse.model.parity import LOGIT_TOLERANCE, logit_difference, magnified, probe_tokens
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_UNSUPPORTED = {  # arguments of attention that an attention context does not implement
-    "softcap": "a soft cap on attention scores",
-    "s_aux": "attention sinks",
-    "position_bias": "a bias for positions",
-}
+_LONG_WINDOW = 2048
+"""A window of this size or more limits the length of sequences instead: plain attention has the fast kernels."""
+
+_PROBE_WINDOW = 4
+"""The size of windows in the comparison of logits, so that its short sequences are longer than a window."""
+
 _STATEFUL = re.compile("(Mamba|Conv1d|ShortConv|SSM|Recurrent|GatedDelta|LinearAttention|LightningAttention|Rwkv|LSTM)")
 """Names of layers that carry a state from token to token."""
 
@@ -42,31 +44,44 @@ class _ForwardPass:
 
     def __init__(self, context: AttentionContext) -> None:
         self.context, self.layer = context, 0
+        self.rules: list[AttentionRule] = []
 
-    def attend(self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
-        self.layer += 1
-        return self.context.attend(self.layer - 1, q_NHD, k_NKD, v_NKD)
+    def attend(self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: AttentionRule | None) -> Tensor:
+        layer, self.layer = self.layer, self.layer + 1
+        if rule is None:
+            return self.context.attend(layer, q_NHD, k_NKD, v_NKD)
+        self.rules.append(rule)
+        if type(self.context) not in (PackedAttention, SlotKVCache):
+            raise ValueError(f"{type(self.context).__name__} computes plain attention only")
+        context: Any = self.context
+        return context.attend_by_rule(layer, q_NHD, k_NKD, v_NKD, rule)
 
 
 _current_pass: ContextVar[_ForwardPass] = ContextVar("_current_pass")
-"""Not every model hands extra arguments down to its attention, so the attention context takes this way."""
+"""Some models do not hand extra arguments down to their attention, so a variable carries the context."""
 
 
 def _attention_forward(
     module: nn.Module, q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor, mask: object = None, **options: Any
 ) -> tuple[Tensor, None]:
     """transformers calls this attention function. The attention context decides which keys a query attends to."""
-    for name, part in _UNSUPPORTED.items():
-        if options.get(name) is not None:
-            raise SchoolError(f"its attention has {part} (`{name}`), which ours does not have; use another model")
+    if options.get("position_bias") is not None:
+        raise SchoolError("its attention has a bias for positions, which ours does not have; use another model")
     key_dim, value_dim = q_1HND.shape[-1], v_1KND.shape[-1]
     head_dim = max(key_dim, value_dim)
     scale = options.get("scaling")
     # An attention context divides by sqrt(D), and all its heads have the same width.
     q_1HND = q_1HND * ((key_dim**-0.5 if scale is None else scale) * head_dim**0.5)
     k_1KND = k_1KND.to(v_1KND.dtype)  # as in our own decoder
-    qkv = (F.pad(x, (0, head_dim - x.shape[-1]))[0].transpose(0, 1).contiguous() for x in (q_1HND, k_1KND, v_1KND))
-    return _current_pass.get().attend(*qkv)[None, ..., :value_dim], None
+    q, k, v = (F.pad(x, (0, head_dim - x.shape[-1]))[0].transpose(0, 1).contiguous() for x in (q_1HND, k_1KND, v_1KND))
+    return _current_pass.get().attend(q, k, v, _rule(options))[None, ..., :value_dim], None
+
+
+def _rule(options: Mapping[str, Any]) -> AttentionRule | None:
+    """The rule of a layer; None for plain attention."""
+    window, softcap, sinks = (options.get(name) for name in ("sliding_window", "softcap", "s_aux"))
+    window = window if window is not None and window < _LONG_WINDOW else None
+    return None if window is softcap is sinks is None else AttentionRule(window, softcap, sinks)
 
 
 class _BaseOutput:
@@ -103,13 +118,20 @@ class HFAdapter(nn.Module):
         self.hf_config: Mapping[str, object] = {}  # the config.json that this model was loaded from
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext) -> Tensor:
+        return self.run(tokens_N, positions_N, context)[0]
+
+    def run(
+        self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext
+    ) -> tuple[Tensor, list[AttentionRule]]:
+        """Hidden states [N, C], and the rules of the layers whose attention is not plain."""
         base_model: Any = self.hf_model.base_model
-        token = _current_pass.set(_ForwardPass(context))
+        this_pass = _ForwardPass(context)
+        token = _current_pass.set(this_pass)
         try:
             output = base_model(input_ids=tokens_N[None], position_ids=positions_N[None], use_cache=False)
         finally:
             _current_pass.reset(token)
-        return output.last_hidden_state[0]
+        return output.last_hidden_state[0], this_pass.rules
 
     def project(self, hidden_NC: Tensor) -> Tensor:
         """Logits [N, V]. The model's own code computes them, because some models scale or cap their logits."""
@@ -194,11 +216,45 @@ def _stateful_layers(hf_model: nn.Module) -> str:
     return ", ".join(sorted(name for name in names if not name.endswith(("CausalLM", "Model", "Norm", "NormGated"))))
 
 
-@torch.no_grad()
 def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
-    """The adapter, and the largest difference between its logits and the model's own logits."""
+    """The adapter, and the largest difference between its logits and the model's own logits.
+
+    If the logits differ with short windows only, then the longest sequence is a window.
+    """
+    config: Any = hf_model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < _LONG_WINDOW:
+        with _windows_of(hf_model, _PROBE_WINDOW):
+            adapter, difference = _compare_once(hf_model)
+        if difference <= LOGIT_TOLERANCE:
+            return adapter, difference
+    adapter, difference = _compare_once(hf_model)
+    adapter.config = replace(adapter.config, sliding_window=_length_limit(hf_model, window))
+    return adapter, difference
+
+
+@contextmanager
+def _windows_of(hf_model: PreTrainedModel, size: int) -> Generator[None]:
+    """Set all windows of a model to this size for a while."""
+    config = hf_model.config.get_text_config()
+    holders: list[Any] = [
+        x for x in (config, *hf_model.modules()) if isinstance(getattr(x, "sliding_window", None), int)
+    ]
+    before = [holder.sliding_window for holder in holders]
+    try:
+        for holder in holders:
+            holder.sliding_window = size
+        yield
+    finally:
+        for holder, window in zip(holders, before, strict=True):
+            holder.sliding_window = window
+
+
+@torch.no_grad()
+def _compare_once(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
     tokens_ST = probe_tokens(hf_model.config.get_text_config().vocab_size)
     with magnified(hf_model.get_output_embeddings()):
+        hf_model.set_attn_implementation("eager")
         try:
             expected_STV = hf_model(tokens_ST, use_cache=False).logits
         except Exception as error:
@@ -206,7 +262,7 @@ def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
         hf_model.set_attn_implementation("schoolhouse")
         adapter = HFAdapter(hf_model, _model_config(hf_model))
         packed = PackedAttention([tokens_ST.shape[1]] * 2, keep_kv=True)
-        adapter(tokens_ST.flatten(), packed.positions, packed)
+        rules = adapter.run(tokens_ST.flatten(), packed.positions, packed)[1]
         if not packed.kept_kv:
             raise SchoolError("it computes attention in its own code, which cannot use our cache; use another model")
         shapes = {(k.shape[1], k.shape[3]) for k, _ in packed.kept_kv}
@@ -220,19 +276,27 @@ def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
             num_hidden_layers=len(packed.kept_kv),
             num_key_value_heads=num_kv_heads,
             head_dim=head_dim,
+            plain_attention=not rules,
         )
         return adapter, logit_difference(adapter, expected_STV, tokens_ST)
+
+
+def _length_limit(hf_model: PreTrainedModel, window: int | None = None) -> int | None:
+    """The length above which a model attends to fewer keys, or rotates with other frequencies; None: no such length."""
+    config: Any = hf_model.config.get_text_config()
+    limits = [window, getattr(config, "attention_chunk_size", None)]
+    if (long_window := getattr(config, "sliding_window", None)) is not None and long_window >= _LONG_WINDOW:
+        limits.append(long_window)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "longrope" in str(rope):
+        limits += [getattr(config, "original_max_position_embeddings", None)]
+        limits += [rope.get("original_max_position_embeddings")]
+    return min((limit for limit in limits if limit), default=None)
 
 
 def _model_config(hf_model: PreTrainedModel) -> ModelConfig:
     """The numbers that sampler and learner need. Layers and key heads are preliminary."""
     config: Any = hf_model.config.get_text_config()
-    # above these lengths, a model attends to fewer keys, or rotates its queries with another frequency
-    limits = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]
-    rope = getattr(config, "rope_parameters", None) or {}
-    if "longrope" in str(rope):
-        limits += [getattr(config, "original_max_position_embeddings", None)]
-        limits += [rope.get("original_max_position_embeddings")]
     return ModelConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -244,5 +308,5 @@ def _model_config(hf_model: PreTrainedModel) -> ModelConfig:
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=bool(config.tie_word_embeddings),
         model_type=hf_model.config.model_type,
-        sliding_window=min((limit for limit in limits if limit), default=None),
+        sliding_window=_length_limit(hf_model),
     )

@@ -27,7 +27,7 @@ from schoolhouse.model.checkpoint import load_decoder, save_decoder
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.decoder import Decoder, init_weights
 from schoolhouse.model.device import pick_device, pick_dtype
-from schoolhouse.model.kv_cache import trim_memory
+from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache, trim_memory
 from schoolhouse.model.native_attention import NativePackedAttention, best_attention
 from schoolhouse.policy import generator
 from schoolhouse.policy.learner import Learner, MetricsFn
@@ -78,7 +78,9 @@ class Policy:
         self.decoder = decoder.to(self.device)
         self.conversation = conversation
         self.dtype = pick_dtype(precision, self.device)
-        self.packed_attention, self.slot_cache = best_attention(decoder.config.head_dim, self.dtype, self.device)
+        self.packed_attention, self.slot_cache = PackedAttention, SlotKVCache
+        if decoder.config.plain_attention:
+            self.packed_attention, self.slot_cache = best_attention(decoder.config.head_dim, self.dtype, self.device)
         if precision == "exact":
             make_batch_invariant(self.decoder)
             self.packed_attention, self.slot_cache = InvariantPackedAttention, InvariantSlotKVCache
