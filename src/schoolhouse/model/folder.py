@@ -1,4 +1,4 @@
-"""The files of a model folder in Hugging Face format: JSON, safetensors, and the config.json of a saved model."""
+"""Read the JSON files and the weights of a model folder in Hugging Face format, and write its config.json."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a model folder: of safetensors, or else of pytorch_model.bin. An index lists several files."""
+    """Read all tensors of a model folder from safetensors files, or from pytorch_model.bin if there are none."""
     for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_pickled)):
         index = folder / f"{name}.index.json"
         if not index.exists() and not (folder / name).exists():
@@ -43,7 +43,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = {}
         for shard in names:
             if not (folder / shard).is_file():
-                raise SchoolError(f"{folder / shard} is missing; the index names this file: copy it too")
+                raise SchoolError(
+                    f"{folder / shard} is missing, but the index lists this file; copy the file to the folder"
+                )
             weights.update(read(folder / shard))
         return weights
     raise SchoolError(
@@ -61,7 +63,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
-    """`weights_only` keeps the file from running code."""
+    """Read a file of torch.save. The option `weights_only` prevents that code in the file runs."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -73,9 +75,9 @@ _ROPE_TYPES_OF_TRANSFORMERS_4 = ("default", "linear", "dynamic", "yarn", "longro
 
 
 def write_config(folder: Path, config: Mapping[str, Any], eos_id: int | None, pad_id: int | None) -> None:
-    """Write config.json so that transformers 4 and 5 read the same model.
+    """Write a config.json from which transformers 4 and transformers 5 load the same model, with float32 weights.
 
-    Keys of the original config.json stay, also those that only another program reads. The weights are in float32.
+    All keys of the original config.json are kept, also keys that only other programs read.
     """
     tokens = {"eos_token_id": eos_id, "pad_token_id": pad_id, "bos_token_id": None}
     kept = {key: value for key, value in config.items() if key in tokens and value is not None}
@@ -85,9 +87,9 @@ def write_config(folder: Path, config: Mapping[str, Any], eos_id: int | None, pa
 
 
 def _rope_of_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that say to transformers 4 what `rope_parameters` says to transformers 5.
+    """Return the keys with which transformers 4 reads the values of `rope_parameters`, a key of transformers 5.
 
-    Without these keys, transformers 4 takes `rope_theta: 10000`, and the model writes wrong text.
+    Without these keys, transformers 4 uses `rope_theta: 10000`, and the model generates wrong text.
     """
     rope = config.get("rope_parameters")
     if not isinstance(rope, Mapping):

@@ -1,7 +1,10 @@
-"""Other transformers decoders with the interface of `Decoder`. They use their own layers, but our attention. At load
-time, the adapter compares the logits with those of the model's own attention.
+"""An adapter that gives other transformers decoders the interface of `Decoder`.
 
-N tokens of a batch, S sequences, V vocabulary, C width, H query heads, K key heads, D head width.
+The model keeps its own layers, but uses the attention of this package. When a model is loaded, its logits are compared
+with the logits of the model's own attention.
+
+In the shapes of tensors, N is the number of tokens of a batch, S the number of sequences, V the vocabulary size, and C
+the width. H is the number of query heads, K the number of key heads, and D the head width.
 """
 
 from __future__ import annotations
@@ -30,17 +33,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LONG_WINDOW = 2048
-"""A window of this size or more limits the length of sequences instead: plain attention has the fast kernels."""
+"""A sliding window of this size or more limits the length of sequences: only plain attention has fast kernels."""
 
 _PROBE_WINDOW = 4
-"""The size of windows in the comparison of logits, so that its short sequences are longer than a window."""
+"""The size of sliding windows while logits are compared. The sequences of the comparison are longer."""
 
 _STATEFUL = re.compile("(Mamba|Conv1d|ShortConv|SSM|Recurrent|GatedDelta|LinearAttention|LightningAttention|Rwkv|LSTM)")
-"""Names of layers that carry a state from token to token."""
+"""The class names of layers that carry a state from one token to the next."""
 
 
 class _ForwardPass:
-    """The attention context of one forward pass. transformers calls attention once for each layer, in order."""
+    """The attention context of one forward pass, and the number of the current layer.
+
+    transformers calls the attention function once for each layer, in the order of the layers.
+    """
 
     def __init__(self, context: AttentionContext) -> None:
         self.context, self.layer = context, 0
@@ -58,7 +64,7 @@ class _ForwardPass:
 
 
 _current_pass: ContextVar[_ForwardPass] = ContextVar("_current_pass")
-"""Some models do not hand extra arguments down to their attention, so a variable carries the context."""
+"""The current forward pass. Some models do not pass extra arguments to their attention function."""
 
 
 def _attention_forward(
@@ -78,14 +84,14 @@ def _attention_forward(
 
 
 def _rule(options: Mapping[str, Any]) -> AttentionRule | None:
-    """The rule of a layer; None for plain attention."""
+    """Return the attention rule of a layer, or None if its attention is plain."""
     window, softcap, sinks = (options.get(name) for name in ("sliding_window", "softcap", "s_aux"))
     window = window if window is not None and window < _LONG_WINDOW else None
     return None if window is softcap is sinks is None else AttentionRule(window, softcap, sinks)
 
 
 class _BaseOutput:
-    """What a base model returns, with nothing in it but hidden states."""
+    """The output of a base model. It contains only hidden states."""
 
     def __init__(self, hidden_1NC: Tensor) -> None:
         self.last_hidden_state = hidden_1NC
@@ -98,11 +104,11 @@ class _BaseOutput:
 
 
 class _GivenHidden(nn.Module):
-    """Takes the place of a base model: returns the hidden states that were passed as `inputs_embeds`."""
+    """A replacement for a base model. It returns the hidden states that were passed as `inputs_embeds`."""
 
     @property
     def decoder(self) -> nn.Module:
-        """OPT calls the decoder within its base model."""
+        """The head of OPT calls `decoder`, a part of its base model."""
         return self
 
     def forward(self, *args: object, inputs_embeds: Tensor, **options: object) -> _BaseOutput:
@@ -110,7 +116,10 @@ class _GivenHidden(nn.Module):
 
 
 class HFAdapter(nn.Module):
-    """A transformers model with the interface of `Decoder`. It maps tokens [N] at positions [N] to states [N, C]."""
+    """A transformers model with the interface of `Decoder`.
+
+    The model maps tokens [N] at positions [N] to hidden states [N, C].
+    """
 
     def __init__(self, hf_model: PreTrainedModel, config: ModelConfig) -> None:
         super().__init__()
@@ -123,7 +132,7 @@ class HFAdapter(nn.Module):
     def run(
         self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext
     ) -> tuple[Tensor, list[AttentionRule]]:
-        """Hidden states [N, C], and the rules of the layers whose attention is not plain."""
+        """Compute the hidden states [N, C]. Also return the rules of the layers whose attention is not plain."""
         base_model: Any = self.hf_model.base_model
         this_pass = _ForwardPass(context)
         token = _current_pass.set(this_pass)
@@ -134,19 +143,19 @@ class HFAdapter(nn.Module):
         return output.last_hidden_state[0], this_pass.rules
 
     def project(self, hidden_NC: Tensor) -> Tensor:
-        """Logits [N, V]. The model's own code computes them, because some models scale or cap their logits."""
+        """Compute logits [N, V] with the model's own code, because some models scale or cap their logits."""
         head: Any = copy.copy(self.hf_model)
         head._modules = {**self.hf_model._modules, self.hf_model.base_model_prefix: _GivenHidden()}
         return head(inputs_embeds=hidden_NC[None], use_cache=False).logits[0]
 
     def save(self, folder: Path) -> dict[str, object]:
-        """Write the weights in Hugging Face format. Returns the contents of config.json."""
+        """Write the weights in Hugging Face format, and return the contents of config.json."""
         self.hf_model.save_pretrained(folder)
         return {**self.hf_config, **read_json(folder / "config.json")}
 
 
 def load_adapter(folder: Path) -> HFAdapter:
-    """The model of a folder with any model_type, in float32.
+    """Load the model of a folder with any `model_type`, in float32.
 
     Raises SchoolError if transformers cannot load the folder completely. Also raises SchoolError if the logits with our
     attention differ from the logits with the model's own attention: the model then needs a part that our attention
@@ -180,7 +189,7 @@ def load_adapter(folder: Path) -> HFAdapter:
 
 
 def _load_hf_model(folder: Path) -> PreTrainedModel:
-    """The model in float32, in evaluation mode, with its own attention. The code of a folder is never run."""
+    """Load the model in float32 with its own attention. Python code from the folder is never run."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -211,15 +220,15 @@ def _load_hf_model(folder: Path) -> PreTrainedModel:
 
 
 def _stateful_layers(hf_model: nn.Module) -> str:
-    """The class names of layers that carry a state from token to token, or an empty text."""
+    """Return the class names of layers that carry a state from one token to the next, or an empty text."""
     names = {type(module).__name__ for module in hf_model.modules() if _STATEFUL.search(type(module).__name__)}
     return ", ".join(sorted(name for name in names if not name.endswith(("CausalLM", "Model", "Norm", "NormGated"))))
 
 
 def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
-    """The adapter, and the largest difference between its logits and the model's own logits.
+    """Create the adapter, and compute the largest difference between its logits and the model's own logits.
 
-    If the logits differ with short windows only, then the longest sequence is a window.
+    If the logits are equal only without sliding windows, the window limits the length of sequences.
     """
     config: Any = hf_model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
@@ -235,7 +244,7 @@ def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
 
 @contextmanager
 def _windows_of(hf_model: PreTrainedModel, size: int) -> Generator[None]:
-    """Set all windows of a model to this size for a while."""
+    """Set all sliding windows of a model to this size inside the context."""
     config = hf_model.config.get_text_config()
     holders: list[Any] = [
         x for x in (config, *hf_model.modules()) if isinstance(getattr(x, "sliding_window", None), int)
@@ -282,7 +291,10 @@ def _compare_once(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
 
 
 def _length_limit(hf_model: PreTrainedModel, window: int | None = None) -> int | None:
-    """The length above which a model attends to fewer keys, or rotates with other frequencies; None: no such length."""
+    """Return the longest sequence that the adapter computes exactly, or None if there is no limit.
+
+    Above this length, the model attends to fewer keys, or uses other rotary frequencies.
+    """
     config: Any = hf_model.config.get_text_config()
     limits = [window, getattr(config, "attention_chunk_size", None)]
     if (long_window := getattr(config, "sliding_window", None)) is not None and long_window >= _LONG_WINDOW:
@@ -295,7 +307,7 @@ def _length_limit(hf_model: PreTrainedModel, window: int | None = None) -> int |
 
 
 def _model_config(hf_model: PreTrainedModel) -> ModelConfig:
-    """The numbers that sampler and learner need. Layers and key heads are preliminary."""
+    """Return the model sizes that the sampler and the learner need, with one layer and one key head for now."""
     config: Any = hf_model.config.get_text_config()
     return ModelConfig(
         vocab_size=config.vocab_size,
