@@ -12,7 +12,7 @@ from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.folder import read_json
 from schoolhouse.model.hf_adapter import HFAdapter
 from schoolhouse.policy.policy import Policy
-from schoolhouse.types import SchoolError
+from schoolhouse.types import Message, SchoolError
 
 
 @pytest.fixture
@@ -87,6 +87,17 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_an_error(policy, tiny_confi
     save_file({name: w.contiguous() for name, w in cut.items()}, smaller / "model.safetensors")
     rewrite_config(smaller, vocab_size=size - 9)
     load_error(smaller, f"tokenizer has {size} token ids, but the model has only {size - 9}.*vocab_size")
+
+
+def test_a_special_token_without_a_row_is_no_reason_to_refuse_a_model(folder, policy):
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    entry = {**tokenizer["added_tokens"][0], "id": policy.conversation.tokenizer.vocab_size, "content": "<image>"}
+    tokenizer["added_tokens"].append(entry)
+    path.write_text(json.dumps(tokenizer))
+    loaded = Policy.load(folder, precision="float32")
+    assert loaded.conversation.tokenizer.special_tokens["<image>"] == loaded.decoder.config.vocab_size
+    assert max(loaded.conversation.prompt((Message("user", "an <image>"),))) < loaded.decoder.config.vocab_size
 
 
 @pytest.mark.parametrize(

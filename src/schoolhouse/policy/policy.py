@@ -77,7 +77,9 @@ class Policy:
         activation_checkpointing: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        if conversation.tokenizer.vocab_size > decoder.config.vocab_size:
+        tokenizer, vocab_size = conversation.tokenizer, decoder.config.vocab_size
+        ordinary_ids = set(tokenizer.vocab.values()) - set(tokenizer.special_tokens.values())
+        if max(ordinary_ids, default=0) >= vocab_size:  # Gemma 3 1b has a special token for images beyond its rows
             raise SchoolError(
                 f"the tokenizer has {conversation.tokenizer.vocab_size} token ids, but the model has only "
                 f"{decoder.config.vocab_size} (vocab_size in config.json): use the tokenizer of this model"
