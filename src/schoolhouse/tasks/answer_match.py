@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from schoolhouse.tasks.answers.compare import Policy
 from schoolhouse.tasks.answers.expressions import load_math_verify
-from schoolhouse.tasks.answers.extraction import Extraction, extract_answer, normalized_answer
+from schoolhouse.tasks.answers.extraction import SEVERAL, Extraction, extract_answer, extract_list, normalized_answer
 from schoolhouse.tasks.answers.grade import compare_answers, read_reference
 from schoolhouse.tasks.answers.perturb import perturb_answer
 from schoolhouse.types import Completion, Verdict
@@ -29,4 +29,6 @@ def answer_match(
     question  a candidate that stands in it is no answer, unless it is the reference
     """
     answer, reason = extract_answer(completion, extraction)
+    if reason == SEVERAL:
+        answer = extract_list(completion)
     return Verdict(0.0, reason) if answer is None else compare_answers(answer, reference, question, policy)

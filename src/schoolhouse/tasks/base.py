@@ -5,11 +5,12 @@ A verdict is computed in process where `in_process` is True, else in a worker pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from traceback import clear_frames
 
-from schoolhouse.tasks.answer_match import perturb_answer
+from schoolhouse.tasks.answers.extraction import normalized_answer
+from schoolhouse.tasks.answers.perturb import perturb_answer
 from schoolhouse.tasks.user_file import definition, describe_error
 from schoolhouse.types import Completion, Demonstration, Message, Problem, SchoolError, Verdict
 
@@ -68,6 +69,10 @@ class Task:
     def wrong_answer(self, problem: Problem) -> str:
         """A wrong final answer of the same kind as the reference, for `audit_task`."""
         return perturb_answer(problem.reference)
+
+    def normalized_answer(self, completion: Completion) -> Hashable | None:
+        """The final answer in the form in which votes are counted (maj@k); None where there is none."""
+        return normalized_answer(completion)
 
     def make_problem(self, text: str) -> Problem:
         """A problem from text that a user typed. It has no reference."""

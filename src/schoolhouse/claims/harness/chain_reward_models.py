@@ -16,7 +16,7 @@ from schoolhouse.eval.reward_model_eval import auc, best_of_n, first_error_f1, v
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.prm import STEP_AGGREGATIONS, LabelPlaces, RewardModel
 from schoolhouse.reward_models.step_labels import label_by_continuations, label_by_rules
-from schoolhouse.tasks.answer_match import normalized_answer
+from schoolhouse.tasks.answers.extraction import normalized_answer
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.grading import grade
 from schoolhouse.tasks.registry import open_task

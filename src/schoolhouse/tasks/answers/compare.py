@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from schoolhouse.tasks.answers.evaluate import equal_formulas, proportional
 from schoolhouse.tasks.answers.finished import unfinished
-from schoolhouse.tasks.answers.formula import Tree, negated
+from schoolhouse.tasks.answers.formula import Tree, negated, parse_formula
 from schoolhouse.tasks.answers.numbers import number_fault
 from schoolhouse.tasks.answers.spelling import plain_words, spelling, words
-from schoolhouse.tasks.answers.structure import Amount, Answer, Parts, Relation, Text
+from schoolhouse.tasks.answers.structure import Amount, Answer, Parts, Relation, Text, name_of
 from schoolhouse.tasks.answers.units import Units, unit_fault
 
 
@@ -158,8 +158,8 @@ def _by_name(candidate: tuple, reference: tuple, policy: Policy) -> str:
 
 
 def _named_value(relation: Relation) -> Answer | None:
-    """The value of `x = 5` or `x in [1, 2]`; of `x = 10/2 = 5` the last."""
-    if relation.name and all(operator in ("=", "in") for operator in relation.operators):
+    """The value of `x = 5`, `x \\approx 5` or `x in [1, 2]`; None for a longer chain."""
+    if relation.name and all(operator in ("=", "in", "~") for operator in relation.operators):
         return relation.members[-1] if len(relation.members) == 2 else None
     return None
 
@@ -168,10 +168,12 @@ def _relation_fault(candidate: Answer, reference: Relation, policy: Policy) -> s
     if (interval := _interval(reference)) and (
         not isinstance(candidate, Relation) or set(reference.operators) - {"=", "in"}
     ):
-        other = _interval(candidate) if isinstance(candidate, Relation) else candidate
+        other = (_interval(candidate) or _named_value(candidate)) if isinstance(candidate, Relation) else candidate
         if other is not None:
             return fault(other, interval, policy)
     values = _values(reference)
+    if isinstance(candidate, Relation) and (interval := _interval(candidate)) and values:
+        candidate = interval
     if not isinstance(candidate, Relation):
         if not values:
             return "the value is not the equation"
@@ -205,8 +207,6 @@ _MIRRORED = {"<": "<", "<=": "<=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 
 
 def _trees(relation: Relation) -> list[Tree]:
-    from schoolhouse.tasks.answers.formula import parse_formula
-
     trees = []
     for member in relation.members:
         tree = member.tree if isinstance(member, Amount) else parse_formula(member.raw)
@@ -252,7 +252,7 @@ def _interval(answer: Answer) -> Parts | None:
         members, operators = members[::-1], [{">": "<", ">=": "<="}[operator] for operator in operators[::-1]]
     infinity = Amount("\\infty", None, ("inf",))
     minus = Amount("-\\infty", None, ("neg", ("inf",)))
-    names = [isinstance(member, Amount) and member.tree is not None and member.tree[0] == "sym" for member in members]
+    names = [bool(name_of(member.raw)) and not re.fullmatch(r"[0-9.]+|e|\\pi", member.raw) for member in members]
     if ">" in operators or ">=" in operators or names.count(True) != 1:
         return None
     if len(members) == 3 and names[1]:

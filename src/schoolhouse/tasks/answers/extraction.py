@@ -21,14 +21,32 @@ from schoolhouse.types import Completion
 Extraction = Literal["boxed", "answer_colon", "hash", "last_number", "whole", "auto"]
 """How the final answer is marked."""
 
+SEVERAL = "more than one final answer"
+
 _MARKS = re.compile(r"\\boxed[ \t]*\{|\\.|[{}]", re.DOTALL)
-_BLANK = re.compile(r"(?:\\(?:phantom|hspace|vspace)\*?\{[^{}]*\}|\\(?:square|Box|quad|qquad|dots|ldots|[ ,;:!])|[\s~?_])*")
+_BLANK = re.compile(r"(?:\\(?:phantom|hspace|vspace)\*?\{[^{}]*\}|\\(?:square|Box|quad|qquad|dots|ldots|[ ,;:!])|[\s~])*")
 _COLON = re.compile(r"^[^\w\n]*(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*\**\s*[:\uff1a]\s*(?P<answer>\S.*)$", re.I | re.M)
 _HASH = re.compile(r"####[ \t]*(?P<answer>[^\n]*\S)")
 _LAST_NUMBER = re.compile(
     r"(?<![\w.])[-+\u2212]?(?:\\?\$[ \t]*)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+\s?/\s?[0-9]+|[0-9]*\.?[0-9]+)"
     r"(?:[eE][-+]?[0-9]+)?(?:\s?\\?%)?(?![\w]*[0-9])"
 )
+
+
+_BETWEEN = re.compile(r"(?:\\\)|\\\(|\\[,; ]|\\q?quad|[$\s*]|[,;]|\\text\s*\{\s*and\s*\}|\band\b)*")
+
+
+def extract_list(completion: Completion) -> str | None:
+    r"""The values of several \boxed{...} that a comma or `and` joins, as one list; None for other completions."""
+    text = completion.answer
+    boxes = _boxes(text)
+    if len(boxes) < 2 or _tags(text):
+        return None
+    for (_, end), (start, _) in zip(boxes, boxes[1:], strict=False):
+        between = text[end + 1 : text.rindex("\\boxed", end, start)]
+        if not _BETWEEN.fullmatch(between) or not re.search(r"[,;]|and", between):
+            return None
+    return ", ".join(_clean(text[start:end]) for start, end in boxes)
 
 
 def extract_answer(completion: Completion, extraction: Extraction = "boxed") -> tuple[str | None, str]:
@@ -78,7 +96,7 @@ def _marked(completion: Completion) -> tuple[str | None, str]:
     marked = [*filled, marked[-1]]
     last = marked[-1]
     if any(normal_form(other) != normal_form(last) for other in marked[:-1]):
-        return None, "more than one final answer"
+        return None, SEVERAL
     return (last, "") if last else (None, "the final answer is empty")
 
 

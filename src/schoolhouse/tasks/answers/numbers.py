@@ -63,10 +63,13 @@ def read_number(text: str, comma: bool = False) -> Number | None:
         return None
     text = clean(text)
     percent = text.endswith("%")
-    text = _without_parentheses(text.removesuffix("%").strip())
+    text = text.removesuffix("%").strip()
+    if (inner := _without_parentheses(text)) != text:
+        found = None if "," in inner else _read(inner, False)
+        return found and found._replace(percent=percent)
     outer = re.match(r"([-+])\s*(?=\()", text)
     if outer and (inner := _without_parentheses(text[outer.end() :])) != text[outer.end() :]:
-        found = _read(inner, comma)
+        found = None if "," in inner else _read(inner, False)
         return found and found._replace(value=-found.value if outer[1] == "-" else found.value, percent=percent)
     found = _read(text, comma)
     return found and found._replace(percent=percent)

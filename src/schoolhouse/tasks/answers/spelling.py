@@ -61,10 +61,10 @@ def clean(text: str) -> str:
     text = re.sub(r"\\text\{\s*([ei])\s*\}", r" \1 ", text)
     text = re.sub(r"\\text\{d\}(?=\s*[a-zA-Z])", " d ", text)
     text = re.sub(r"\\text\{([^{}]*)\}", lambda match: "\\text{" + match[1].strip() + "}", text)
-    text = re.sub(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1", text)
-    text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("**", "^" if "^" not in text else "**")
+    text = re.sub(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1 ", text)
+    text = text.replace("!=", r"\ne ").replace("<=", r"\le ").replace(">=", r"\ge ").replace("**", "^" if "^" not in text else "**")
     text = re.sub(r"\\\{\s*\\\}", r"\\emptyset ", text)
-    text = re.sub(r"\s*(?:\\text\{(?:percent|per cent)\}|\bper ?cent\b)$", "%", text)
+    text = re.sub(r"\s*(?:\\text\{(?:percent|per cent|percentage|pct)\}|\bper ?cent(?:age)?\b|\bpct\b)$", "%", text)
     text = re.sub(r"[ \t]+", " ", text).strip()
     return _without_frame(text)
 

@@ -1,0 +1,55 @@
+"""How a task grades final answers: options of its spec (`?extract=hash&units=strict&grader=hf`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, get_args
+
+from schoolhouse.config import suggest
+from schoolhouse.tasks.answer_match import answer_match, exactly_comparable
+from schoolhouse.tasks.answers.compare import Policy
+from schoolhouse.tasks.answers.extraction import Extraction
+from schoolhouse.tasks.answers.peers import GRADERS, load_peer, peer_match
+from schoolhouse.tasks.answers.units import Units
+from schoolhouse.types import Completion, Problem, SchoolError, Verdict
+
+GRADING_OPTIONS = ("extract", "units", "grader")
+
+
+class Grading(NamedTuple):
+    """How the final answers of a task are found and compared. `grader`: ours, or the rules of another package."""
+
+    extraction: Extraction = "boxed"
+    policy: Policy = Policy()
+    grader: str = "ours"
+
+    def in_process(self, references: Iterable[str]) -> bool:
+        """Whether answers can be compared with all these references quickly and in any process."""
+        return self.grader == "ours" and all(map(exactly_comparable, references))
+
+    def grade(self, problem: Problem, completion: Completion) -> Verdict:
+        """Reward 1 if the final answer equals the reference or an alias of the problem, else 0 and the reason."""
+        references = (problem.reference, *getattr(problem, "aliases", ()))
+        if self.grader != "ours":
+            return peer_match(self.grader, completion, references)
+        question = "\n".join(message.content for message in problem.messages if message.role == "user")
+        return answer_match(completion, references, question, self.extraction, self.policy)
+
+
+def pop_grading(options: dict[str, str], where: str) -> Grading:
+    """Takes the grading options out of the options of a spec. Raises SchoolError for an unknown value.
+
+    where  the start of the message, such as `jsonl`
+    """
+    values = {
+        "extract": (options.pop("extract", "boxed"), get_args(Extraction)),
+        "units": (options.pop("units", "optional"), get_args(Units)),
+        "grader": (options.pop("grader", "ours"), tuple(GRADERS)),
+    }
+    for name, (value, known) in values.items():
+        if value not in known:
+            raise SchoolError(f"{where}: option `{name}` is `{value}`{suggest(value, list(known))}")
+    chosen = {name: value for name, (value, _) in values.items()}
+    if chosen["grader"] != "ours":
+        load_peer(chosen["grader"])
+    return Grading(chosen["extract"], Policy(chosen["units"]), chosen["grader"])  # ty: ignore[invalid-argument-type]
