@@ -84,12 +84,25 @@ def _parts_fault(candidate: Answer, reference: Parts, policy: Policy) -> str:
     own = _named_tuples(candidate.members)
     if own:
         candidate = Parts(candidate.raw, "", tuple(value for _, values in own for value in values))
+    candidate, reference = _as_unions(candidate, reference)
     kinds = {candidate.brackets or "{}", reference.brackets or "{}"}
     if len(kinds) > 1:
         return "another kind of brackets"
     if reference.brackets in ("", "{}", "u"):
         return _multiset_fault(candidate.members, reference.members, policy)
     return _sequence_fault(candidate.members, reference.members, policy)
+
+
+def _as_unions(candidate: Parts, reference: Parts) -> tuple[Parts, Parts]:
+    """`x<1 or x>2` as a union, where the other is one."""
+    if "u" not in (candidate.brackets, reference.brackets):
+        return candidate, reference
+    found = []
+    for parts in (candidate, reference):
+        intervals = [_interval(member) for member in parts.members]
+        complete = not parts.brackets and all(intervals)
+        found.append(Parts(parts.raw, "u", tuple(filter(None, intervals))) if complete else parts)
+    return found[0], found[1]
 
 
 def _sequence_fault(candidate: Sequence[Answer], reference: Sequence[Answer], policy: Policy) -> str:

@@ -19,6 +19,8 @@ def unfinished(candidate: Tree, reference: Tree) -> str:
     if extra := _functions(candidate) - _functions(reference):
         if not symbols(reference):
             return f"restates the problem: calculate the {sorted(extra)[0]}"
+    if _idle(candidate) > _idle(reference):
+        return "restates the problem: nothing is added or multiplied"
     if len(_unsimplified_roots(candidate)) > len(_unsimplified_roots(reference)):
         return "restates the problem: simplify the root"
     if _is_factored(reference) and candidate[0] in ("add", "neg") and not _is_factored(candidate):
@@ -27,6 +29,17 @@ def unfinished(candidate: Tree, reference: Tree) -> str:
         if _loose_ends(candidate) > _loose_ends(reference):
             return "restates the problem: calculate the sums and products"
     return ""
+
+
+def _idle(tree: Tree) -> int:
+    """Operations that change nothing: + 0, times 1, divided by 1, to the power of 1."""
+    zero, one = ("num", Fraction(0)), ("num", Fraction(1))
+    return sum(
+        (part[0] == "add" and zero in part[1:])
+        or (part[0] == "mul" and one in part[1:])
+        or (part[0] in ("div", "pow") and part[2] == one)
+        for part in walk(tree)
+    )
 
 
 def _functions(tree: Tree) -> set[str]:
@@ -93,7 +106,7 @@ def _loose_ends(tree: Tree) -> int:
         if part[0] == "mul":
             numbers = sum(factor[0] == "num" or _is_power_of_numbers(factor) for factor in part[1:])
             sums = sum(factor[0] == "add" for factor in part[1:])
-            count += (numbers > 1) + (sums > 1) + any(factor == ("num", Fraction(1)) for factor in part[1:])
+            count += (numbers > 1) + (sums > 1)
             count += len(part[1:]) - len({repr(factor) for factor in part[1:]})
         elif part[0] == "add":
             terms = [term[1] if term[0] == "neg" else term for term in part[1:]]

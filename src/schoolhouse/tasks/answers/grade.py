@@ -19,8 +19,9 @@ from schoolhouse.types import Verdict
 Comparison = Literal["choice", "number", "text", "formula", "math-verify"]
 """How answers are compared with a reference."""
 
-_RIGHT = Verdict(1.0)
-_DIGITS = re.compile(r"-?[0-9]+", re.ASCII)
+_RIGHT, _WRONG = Verdict(1.0), Verdict(0.0, "another number")
+_PLAIN = re.compile(r"\\?\$?(-?)\$?([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,30})(?:\.([0-9]{1,30}))?\$?\.?")
+"""Whole and decimal numbers, which are compared first, because most answers are such."""
 
 
 class Reference(NamedTuple):
@@ -71,8 +72,8 @@ def compare_answers(
 
 
 def _compare(candidate: str, reference: str, question: str, policy: Policy) -> Verdict:
-    if _DIGITS.fullmatch(candidate) and _DIGITS.fullmatch(reference) and len(candidate) + len(reference) < 600:
-        return _RIGHT if int(candidate) == int(reference) else Verdict(0.0, "another number")
+    if (plain := _plain_number(reference)) and (number := _plain_number(candidate)):
+        return _RIGHT if number == plain else _WRONG
     expected = read_reference(reference)
     limit = MAX_NUMBER_CHARS if expected.comparison == "number" else MAX_FORMULA_CHARS
     if len(candidate) > max(limit, 2 * len(reference)):
@@ -88,6 +89,15 @@ def _compare(candidate: str, reference: str, question: str, policy: Policy) -> V
     if question and copied(answer, expected.answer, question):
         return Verdict(0.0, "restates the problem: it stands in the question")
     return _RIGHT
+
+
+def _plain_number(text: str) -> tuple[str, str, str] | None:
+    match = _PLAIN.fullmatch(text)
+    if not match:
+        return None
+    sign, whole, decimals = match.groups("")
+    whole, decimals = whole.replace(",", "").lstrip("0"), decimals.rstrip("0")
+    return sign if whole or decimals else "", whole, decimals
 
 
 def _fault(candidate: str, reference: str, expected: Reference, policy: Policy) -> tuple[str, Answer]:

@@ -17,6 +17,8 @@ def copied(candidate: Answer, reference: Answer, question: str) -> bool:
     """Whether an answer that equals the reference is only copied from the question."""
     if not question or _same(candidate, reference):
         return False
+    if isinstance(candidate, Relation) and candidate.name:
+        candidate = candidate.members[-1]
     text = _loose(candidate.raw)
     if text and _occurs(text, _loose(question)):
         return True

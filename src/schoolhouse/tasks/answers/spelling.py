@@ -37,10 +37,16 @@ _TEXT = r"\\(?:text(?:normal|rm|bf|it|sf|tt)?|mathrm|mbox|hbox|operatorname\*?|m
 _FONT = r"\\(?:mathbf|mathit|mathsf|mathcal|boldsymbol|bm|mathnormal|mathord|displaylines|ensuremath)\s*"
 
 
+_PLAIN = re.compile(r"[A-Za-z0-9 .,:/()+=^_-]*")
+"""Text without any markup."""
+
+
 @lru_cache(maxsize=4096)
 def clean(text: str) -> str:
     """The text without markup that changes nothing. Words stay inside \\text{...}, and spaces between words stay."""
     text = text.strip()
+    if _PLAIN.fullmatch(text):
+        return _without_frame(re.sub(r"\s*\b(?:per ?cent(?:age)?|pct)$", "%", re.sub(r"[ \t]+", " ", text)))
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z({\[%$,;!])", r"\\", text)  # a backslash that was escaped twice
     for sign, command in _SIGNS.items():
@@ -53,8 +59,8 @@ def clean(text: str) -> str:
     text = _without_dollars(text).strip()
     text = re.sub(r"\{\s*,\s*\}|,\s*\\!\s*", ",", text)
     text = re.sub(r"(?<=[0-9])\\[,;:](?=[0-9]{3}(?![0-9]))", "", text)
-    text = re.sub(r"\\!", "", text)
-    text = re.sub(r"\\[,;: >]|(?<!\\)~", " ", text)
+    text = re.sub(r"(?<!\\)\\!", "", text)
+    text = re.sub(r"(?<!\\)(?:\\[,;: >]|~)", " ", text)
     text = re.sub(r"\\([a-zA-Z]+)", _rename, text)
     text = re.sub(rf"{_TEXT}\{{", r"\\text{", text)
     text = re.sub(rf"{_FONT}\{{([^{{}}]*)\}}", r"{\1}", text)

@@ -66,6 +66,7 @@ _MATRIX = re.compile(r"\\begin\{(?P<kind>[pbvBV]?matrix|array)\}(?:\{[lcr|]+\})?
 _NAME = re.compile(r"(?:\\[a-zA-Z]+|[a-zA-Z]{1,4})(?:_\{?[a-zA-Z0-9,\\]+\}?)?'*(?:\s*\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\))?")
 _SEGMENT = r"(?:\|?[A-Z]{1,5}(?:_\{?[A-Za-z0-9]+\}?)?'?\|?|\\overline\{[A-Z]{2}\}|(?:m\s*)?\\angle\s*[A-Z]{1,3}|[A-Z]_\{[^{}]*\})"
 _GEOMETRIC = re.compile(rf"{_SEGMENT}(?:\s*[:/]\s*{_SEGMENT})*|\\frac\s*\{{\s*{_SEGMENT}\s*\}}\s*\{{\s*{_SEGMENT}\s*\}}|P\s*\([^()=<>]*\)")
+_DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial)\s*[a-zA-Z]\s*\}\s*\{\s*(?:d|\\partial)\s*[a-zA-Z]\s*\}")
 _ARITHMETIC = re.compile(r"[0-9.,\s]+(?:[-+*/][0-9.,\s]+)+")
 MAX_PARTS = 200
 
@@ -259,7 +260,7 @@ def name_of(text: str) -> str:
     plain = re.sub(r"\s+", "", plain) if not re.search(r"[a-zA-Z]{3}", plain) else plain
     if re.fullmatch(r"\(?[a-zA-Z](?:_\{?\w+\}?)?(?:\s*,\s*[a-zA-Z](?:_\{?\w+\}?)?)+\)?", plain):
         return plain.strip("()").replace(" ", "")
-    if _GEOMETRIC.fullmatch(plain):
+    if _GEOMETRIC.fullmatch(plain) or _DERIVATIVE.fullmatch(plain):
         return re.sub(r"[{}\s]", "", plain)
     match = _NAME.fullmatch(plain)
     if not match or re.match(r"\\(?:sin|cos|tan|cot|sec|csc|ln|log|sqrt|frac|int|sum|lim|pi|infty)(?![a-zA-Z])", plain):
