@@ -6,7 +6,7 @@ The public names of the library. They are loaded when they are first used, so th
 
 Data: `Problem`, `Message`, `Completion`, `Demonstration`, `Verdict`, `Rollout`, `Group`, `Key`, `Batch`, `Scores`.
 Policies: `Policy` with its verbs extend, score and update, `Conversation`, `prompt_groups`, `RolloutStream`.
-Tasks: `Task`, `open_task`, `grade`, `answer_match`, `audit_task`.
+Tasks: `Task`, `open_task`, `grade`, `grade_rollouts`, `answer_match`, `audit_task`.
 Algorithms: `group_advantage` and other functions from groups to rows, losses, `pack` and token weights.
 Runs and configs: `Run`, `BaseConfig` and the groups that recipes share, `load_recipe`, `evaluate`.
 """
@@ -39,7 +39,8 @@ _PUBLIC = {
     "tasks.answer_match": "answer_match",
     "tasks.audit": "audit_task",
     "tasks.base": "Task",
-    "tasks.grading": "grade",
+    "tasks.grade_reply": "grade",
+    "tasks.grading": "grade_rollouts",
     "tasks.registry": "open_task",
     "eval.evaluate": "evaluate",
     "recipes": "Recipe load_recipe recipe_names",
@@ -89,6 +90,7 @@ __all__ = [
     "drop_ungraded",
     "evaluate",
     "grade",
+    "grade_rollouts",
     "group_advantage",
     "group_stats",
     "importance_corrected",
@@ -183,7 +185,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from schoolhouse.tasks.answer_match import answer_match
     from schoolhouse.tasks.audit import audit_task
     from schoolhouse.tasks.base import Task
-    from schoolhouse.tasks.grading import grade
+    from schoolhouse.tasks.grade_reply import grade
+    from schoolhouse.tasks.grading import grade_rollouts
     from schoolhouse.tasks.registry import open_task
     from schoolhouse.types import (
         Completion,

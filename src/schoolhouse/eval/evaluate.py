@@ -12,7 +12,7 @@ from schoolhouse.eval.statistics import Estimate, bootstrap, bootstrap_share, ma
 from schoolhouse.policy.interface import Generator
 from schoolhouse.runs.progress import progress as show_progress
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.types import Group, Key, SchoolError
 
 if TYPE_CHECKING:
@@ -132,7 +132,9 @@ def evaluate(
             temperature=temperature,
             progress=progress or (lambda num_ended: advance(num_ended, "")),
         )
-    records = tuple(_record(group, conversation, task) for group in grade(rollouts, task, conversation.parse_completion))
+    records = tuple(
+        _record(group, conversation, task) for group in grade_rollouts(rollouts, task, conversation.parse_completion)
+    )
     return Evaluation(
         task.spec[0] if task.spec else task.name,
         samples,

@@ -11,7 +11,9 @@ from schoolhouse.types import Completion, Rollout
 
 
 def weighted_vote(
-    conversation: Conversation, rollouts: Sequence[Rollout], values: Sequence[float] | None = None,
+    conversation: Conversation,
+    rollouts: Sequence[Rollout],
+    values: Sequence[float] | None = None,
     normalize: Callable[[Completion], Hashable | None] = normalized_answer,
 ) -> tuple[int, tuple[tuple[str, int], ...]]:
     """The index of the winner, and each distinct answer (as first written) with its count, most frequent first.

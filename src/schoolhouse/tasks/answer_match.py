@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from schoolhouse.tasks.answers.compare import Policy
-from schoolhouse.tasks.answers.expressions import load_math_verify
-from schoolhouse.tasks.answers.extraction import SEVERAL, Extraction, extract_answer, extract_list, normalized_answer
+from schoolhouse.tasks.answers.extraction import SEVERAL, Extraction, extract_answer, extract_list
 from schoolhouse.tasks.answers.grade import compare_answers, read_reference
-from schoolhouse.tasks.answers.perturb import perturb_answer
 from schoolhouse.types import Completion, Verdict
 
 

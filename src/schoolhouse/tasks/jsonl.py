@@ -14,7 +14,7 @@ from typing import Any
 from schoolhouse.config import suggest
 from schoolhouse.tasks.answers.expressions import load_math_verify
 from schoolhouse.tasks.answers.extraction import extract_answer, normalized_answer
-from schoolhouse.tasks.answers.options import GRADING_OPTIONS, Grading, pop_grading
+from schoolhouse.tasks.answers.options import GRADING_OPTIONS, OURS, Grading, pop_grading
 from schoolhouse.tasks.dataset_task import DatasetTask, shuffled_epochs
 from schoolhouse.types import Completion, Demonstration, Message, Problem, SchoolError, Verdict
 
@@ -29,7 +29,8 @@ def open_jsonl(path: str, seed: int = 0, **options: str) -> JsonLines:
     """The task of a file.
 
     Options: `holdout=tenth|all|none`, the part held out for evaluation; `instruct=boxed` adds a request for a \\boxed{}
-    answer to every problem; `extract`, `units` and `grader` (docs/grading.md). Raises SchoolError naming file, line and mistake.
+    answer to every problem; `extract`, `units` and `grader` (docs/grading.md).
+    Raises SchoolError naming file, line and mistake.
     """
     for option in options:
         if option not in OPTIONS:
@@ -53,7 +54,7 @@ class JsonLines(DatasetTask):
         seed: int = 0,
         holdout: str = "tenth",
         instruction: str = "",
-        grading: Grading = Grading(),  # noqa: B008: immutable
+        grading: Grading = OURS,
     ) -> None:
         super().__init__(f"jsonl:{path}", seed, holdout)
         self.rows = read_rows(path, instruction)

@@ -190,7 +190,7 @@ class RewardFunctionTask(DatasetTask):
         return Verdict(float(result), "", parts)
 
     def normalized_answer(self, completion: Completion) -> Hashable | None:
-        r"""The answer in \boxed{} or <answer>, behind `####` or `Answer:`; else the whole text, if nothing marks one."""
+        r"""The answer in \boxed{} or <answer>, or behind `####` or `Answer:`; else the whole text."""
         return normalized_answer(completion, "auto")
 
     def _arguments(self, problem: Problem, answer: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 r"""References like those of MATH, with changed ones that are wrong, and questions whose formula is no answer.
 
-    python tests/tasks/answers/math_like.py 10000     grades that many pairs, and prints every false positive
+python tests/tasks/answers/math_like.py 10000     grades that many pairs, and prints every false positive
 """
 
 from __future__ import annotations
@@ -42,7 +42,14 @@ def radical(r: random.Random) -> Pair:
     p, q = r.sample(PRIMES, 2)
     a, b = two(r)
     return f"{a}\\sqrt{{{p}}}", r.choice(
-        [f"{b}\\sqrt{{{p}}}", f"{a}\\sqrt{{{q}}}", f"{a}\\sqrt[3]{{{p}}}", f"\\sqrt{{{a * a * p}}}", f"{a * p**0.5:.6f}", str(a)]
+        [
+            f"{b}\\sqrt{{{p}}}",
+            f"{a}\\sqrt{{{q}}}",
+            f"{a}\\sqrt[3]{{{p}}}",
+            f"\\sqrt{{{a * a * p}}}",
+            f"{a * p**0.5:.6f}",
+            str(a),
+        ]
     )
 
 
@@ -50,13 +57,19 @@ def radical_sum(r: random.Random) -> Pair:
     p, q = r.sample(PRIMES, 2)
     a, b = two(r)
     return f"\\frac{{{a}+\\sqrt{{{p}}}}}{{{q}}}", r.choice(
-        [f"\\frac{{{a}-\\sqrt{{{p}}}}}{{{q}}}", f"\\frac{{{b}+\\sqrt{{{p}}}}}{{{q}}}", f"{a}+\\frac{{\\sqrt{{{p}}}}}{{{q}}}"]
+        [
+            f"\\frac{{{a}-\\sqrt{{{p}}}}}{{{q}}}",
+            f"\\frac{{{b}+\\sqrt{{{p}}}}}{{{q}}}",
+            f"{a}+\\frac{{\\sqrt{{{p}}}}}{{{q}}}",
+        ]
     )
 
 
 def angle(r: random.Random) -> Pair:
     p, q = r.sample(PRIMES, 2)
-    return f"\\frac{{{p}\\pi}}{{{q}}}", r.choice([f"\\frac{{{q}\\pi}}{{{p}}}", f"\\frac{{{p}}}{{{q}}}", f"\\frac{{{p}\\pi}}{{{q + 1}}}"])
+    return f"\\frac{{{p}\\pi}}{{{q}}}", r.choice(
+        [f"\\frac{{{q}\\pi}}{{{p}}}", f"\\frac{{{p}}}{{{q}}}", f"\\frac{{{p}\\pi}}{{{q + 1}}}"]
+    )
 
 
 def polynomial(r: random.Random) -> Pair:
@@ -83,18 +96,27 @@ def monomial(r: random.Random) -> Pair:
 
 def geometry(r: random.Random) -> Pair:
     a, b = two(r)
-    return f"{a}\\pi r^2 h", r.choice([f"{a}\\pi r^2", f"{b}\\pi r^2 h", f"{a}\\pi r h^2", f"{a} r^2 h", f"{a}\\pi R^2 h"])
+    return f"{a}\\pi r^2 h", r.choice(
+        [f"{a}\\pi r^2", f"{b}\\pi r^2 h", f"{a}\\pi r h^2", f"{a} r^2 h", f"{a}\\pi R^2 h"]
+    )
 
 
 def factors(r: random.Random) -> Pair:
     a, b = two(r)
-    return f"(x+{a})(x-{b})", r.choice([f"(x-{a})(x+{b})", f"(x+{a})(x+{b})", f"x^2+{a - b}x-{a * b}", f"(x+{a})(y-{b})"])
+    return f"(x+{a})(x-{b})", r.choice(
+        [f"(x-{a})(x+{b})", f"(x+{a})(x+{b})", f"x^2+{a - b}x-{a * b}", f"(x+{a})(y-{b})"]
+    )
 
 
 def rational(r: random.Random) -> Pair:
     a, b = two(r)
     return f"\\frac{{x+{a}}}{{x-{b}}}", r.choice(
-        [f"\\frac{{x-{b}}}{{x+{a}}}", f"\\frac{{x+{b}}}{{x-{b}}}", f"x+\\frac{{{a}}}{{x-{b}}}", f"\\frac{{x+{a}}}{{x+{b}}}"]
+        [
+            f"\\frac{{x-{b}}}{{x+{a}}}",
+            f"\\frac{{x+{b}}}{{x-{b}}}",
+            f"x+\\frac{{{a}}}{{x-{b}}}",
+            f"\\frac{{x+{a}}}{{x+{b}}}",
+        ]
     )
 
 
@@ -106,41 +128,68 @@ def complex_number(r: random.Random) -> Pair:
 def point(r: random.Random) -> Pair:
     a, b = two(r)
     return f"({a},-\\frac{{{b}}}{{11}})", r.choice(
-        [f"(-\\frac{{{b}}}{{11}},{a})", f"({a},\\frac{{{b}}}{{11}})", f"[{a},-\\frac{{{b}}}{{11}}]", str(a), f"{a},-\\frac{{{b}}}{{11}}"]
+        [
+            f"(-\\frac{{{b}}}{{11}},{a})",
+            f"({a},\\frac{{{b}}}{{11}})",
+            f"[{a},-\\frac{{{b}}}{{11}}]",
+            str(a),
+            f"{a},-\\frac{{{b}}}{{11}}",
+        ]
     )
 
 
 def interval(r: random.Random) -> Pair:
     a, b = sorted(two(r))
-    return f"[{a},{b})", r.choice([f"({a},{b})", f"[{a},{b}]", f"[{a},{b + 1})", f"({a},{b}]", f"{a}<x<{b}", f"[{a},\\infty)"])
+    return f"[{a},{b})", r.choice(
+        [f"({a},{b})", f"[{a},{b}]", f"[{a},{b + 1})", f"({a},{b}]", f"{a}<x<{b}", f"[{a},\\infty)"]
+    )
 
 
 def union(r: random.Random) -> Pair:
     a, b = sorted(two(r))
     return f"(-\\infty,-{a}]\\cup[{b},\\infty)", r.choice(
-        [f"(-\\infty,-{a})\\cup[{b},\\infty)", f"(-\\infty,-{a}]\\cup[{b + 1},\\infty)", f"(-\\infty,-{a}]", f"[-{a},{b}]", f"(-\\infty,{a}]\\cup[{b},\\infty)"]
+        [
+            f"(-\\infty,-{a})\\cup[{b},\\infty)",
+            f"(-\\infty,-{a}]\\cup[{b + 1},\\infty)",
+            f"(-\\infty,-{a}]",
+            f"[-{a},{b}]",
+            f"(-\\infty,{a}]\\cup[{b},\\infty)",
+        ]
     )
 
 
 def values(r: random.Random) -> Pair:
     a, b, c = r.sample(range(2, 99), 3)
-    return f"{a}, {b}, {c}", r.choice([f"{a}, {b}", f"{a}, {b}, {c + 1}", f"{a}, {b}, {c}, {c}", f"{a}, {b}, -{c}", f"{a}{b}, {c}"])
+    return f"{a}, {b}, {c}", r.choice(
+        [f"{a}, {b}", f"{a}, {b}, {c + 1}", f"{a}, {b}, {c}, {c}", f"{a}, {b}, -{c}", f"{a}{b}, {c}"]
+    )
 
 
 def named(r: random.Random) -> Pair:
     a, b = two(r)
-    return f"x={a}, y={b}", r.choice([f"x={b}, y={a}", f"{b}, {a}", f"x={a}", f"x={a}, z={b}", f"x={a}, y={a}", f"({b},{a})"])
+    return f"x={a}, y={b}", r.choice(
+        [f"x={b}, y={a}", f"{b}, {a}", f"x={a}", f"x={a}, z={b}", f"x={a}, y={a}", f"({b},{a})"]
+    )
 
 
 def line(r: random.Random) -> Pair:
     a, b = two(r)
-    return f"y={a}x-{b}", r.choice([f"y={b}x-{a}", f"y={a}x+{b}", f"y={a}x", f"x={a}y-{b}", f"{a}x-{b}=0", f"y=-{a}x-{b}"])
+    return f"y={a}x-{b}", r.choice(
+        [f"y={b}x-{a}", f"y={a}x+{b}", f"y={a}x", f"x={a}y-{b}", f"{a}x-{b}=0", f"y=-{a}x-{b}"]
+    )
 
 
 def circle(r: random.Random) -> Pair:
     a, b = two(r)
     return f"(x-{a})^2+(y+{b})^2=16", r.choice(
-        [f"(x+{a})^2+(y+{b})^2=16", f"(x-{a})^2+(y+{b})^2=4", f"(x-{b})^2+(y+{a})^2=16", "16", f"(x-{a})^2+(y+{b})^2", "5=0"]
+        [
+            f"(x+{a})^2+(y+{b})^2=16",
+            f"(x-{a})^2+(y+{b})^2=4",
+            f"(x-{b})^2+(y+{a})^2=16",
+            "16",
+            f"(x-{a})^2+(y+{b})^2",
+            "5=0",
+        ]
     )
 
 
@@ -158,7 +207,9 @@ def differential(r: random.Random) -> Pair:
 
 def constant_left(r: random.Random) -> Pair:
     name = r.choice(["I", "E", "e", "i", "I_{p}", "\\pi"])
-    return f"{name}=\\frac{{V}}{{R}}", r.choice([f"{name}=\\frac{{R}}{{V}}", f"{name}=VR", f"{name}=\\frac{{V}}{{r}}", f"{name}=0"])
+    return f"{name}=\\frac{{V}}{{R}}", r.choice(
+        [f"{name}=\\frac{{R}}{{V}}", f"{name}=VR", f"{name}=\\frac{{V}}{{r}}", f"{name}=0"]
+    )
 
 
 def inequality(r: random.Random) -> Pair:
@@ -186,7 +237,12 @@ def quantity(r: random.Random) -> Pair:
 def quantities(r: random.Random) -> Pair:
     a, b = two(r)
     return f"{a}\\text{{ feet }}{b}\\text{{ inches}}", r.choice(
-        [f"{a}\\text{{ feet }}{b + 1}\\text{{ inches}}", f"{b}\\text{{ feet }}{a}\\text{{ inches}}", f"{a}\\text{{ feet}}", str(a)]
+        [
+            f"{a}\\text{{ feet }}{b + 1}\\text{{ inches}}",
+            f"{b}\\text{{ feet }}{a}\\text{{ inches}}",
+            f"{a}\\text{{ feet}}",
+            str(a),
+        ]
     )
 
 
@@ -231,13 +287,21 @@ def tiny(r: random.Random) -> Pair:
 def function(r: random.Random) -> Pair:
     a, b = two(r)
     return f"{a}\\sin({b}t)+\\ln {b}", r.choice(
-        [f"{a}\\cos({b}t)+\\ln {b}", f"{b}\\sin({b}t)+\\ln {b}", f"{a}\\sin({b})+\\ln {b}", f"{a}\\sin({b}t)+\\log {b}", f"{a}\\sin({b}t)"]
+        [
+            f"{a}\\cos({b}t)+\\ln {b}",
+            f"{b}\\sin({b}t)+\\ln {b}",
+            f"{a}\\sin({b})+\\ln {b}",
+            f"{a}\\sin({b}t)+\\log {b}",
+            f"{a}\\sin({b}t)",
+        ]
     )
 
 
 def exponential(r: random.Random) -> Pair:
     a, b = two(r)
-    return f"{a}e^{{-{b}t}}", r.choice([f"{a}e^{{{b}t}}", f"{b}e^{{-{b}t}}", f"{a}e^{{-{b}}}", f"{a}e^{{-{a}t}}", f"{a}"])
+    return f"{a}e^{{-{b}t}}", r.choice(
+        [f"{a}e^{{{b}t}}", f"{b}e^{{-{b}t}}", f"{a}e^{{-{b}}}", f"{a}e^{{-{a}t}}", f"{a}"]
+    )
 
 
 KINDS: tuple[Callable[[random.Random], Pair], ...] = (
@@ -283,8 +347,12 @@ def copied_questions(count: int, seed: int = 0) -> Iterator[tuple[str, str, str]
                 (f"{a}(x-{b})+{b}", f"{a}x-{a * b - b}"),
             ]
         )
-        question = r.choice([f"Simplify ${formula}$.", f"What is $${formula}$$ equal to?", f"Let $f(x)={formula}$. Find it."])
-        candidate = r.choice([formula, f"\\left({formula}\\right)", formula.replace("+", " + "), f"f(x)={formula}", f"${formula}$"])
+        question = r.choice(
+            [f"Simplify ${formula}$.", f"What is $${formula}$$ equal to?", f"Let $f(x)={formula}$. Find it."]
+        )
+        candidate = r.choice(
+            [formula, f"\\left({formula}\\right)", formula.replace("+", " + "), f"f(x)={formula}", f"${formula}$"]
+        )
         if reference != formula:
             yield question, reference, candidate
 

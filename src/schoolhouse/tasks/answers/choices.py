@@ -8,7 +8,9 @@ from typing import NamedTuple
 from schoolhouse.tasks.answers.spelling import clean
 
 _BARE = re.compile(r"(?:(?:option|choice|answer)\s+)?[(\[]?\s*(?P<letter>[A-Ja-j])\s*[)\].:]?", re.IGNORECASE)
-_WITH_TEXT = re.compile(r"(?:(?:option|choice)\s+)?(?P<open>[(\[]?)\s*(?P<letter>[A-J])\s*(?P<close>[)\]]?[.:]?)\s*(?P<text>\S.*)")
+_WITH_TEXT = re.compile(
+    r"(?:(?:option|choice)\s+)?(?P<open>[(\[]?)\s*(?P<letter>[A-J])\s*(?P<close>[)\]]?[.:]?)\s*(?P<text>\S.*)"
+)
 _ANOTHER = re.compile(r"(?<![A-Za-z])[(\[]?[A-J][)\].:](?:\s|$)|\b(?:or|and)\s+[(\[]?[A-J]\b")
 
 
@@ -23,7 +25,9 @@ class Choice(NamedTuple):
 def read_choice(answer: str) -> Choice | None:
     """The choice that an answer names; None for any other text, and for two choices."""
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", clean(answer)).strip()
-    text = re.sub(r"^\{?\\(?:textbf|mathbf|mathrm)?\s*\{?(\(?[A-J]\)?)\}?\}?", r"\1", text) if text[:1] == "\\" else text
+    text = (
+        re.sub(r"^\{?\\(?:textbf|mathbf|mathrm)?\s*\{?(\(?[A-J]\)?)\}?\}?", r"\1", text) if text[:1] == "\\" else text
+    )
     if match := _BARE.fullmatch(text):
         return Choice(match["letter"].upper(), framed="(" in text)
     match = _WITH_TEXT.fullmatch(text)

@@ -1,4 +1,4 @@
-"""Whether a candidate is the reference: text by its spelling, numbers exactly, formulas by value, lists by their brackets."""
+"""Whether a candidate is the reference: text by spelling, numbers exactly, formulas by value, lists by brackets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def text_fault(candidate: str, reference: str) -> str:
 
 def _amount_fault(candidate: Text | Amount, reference: Amount, policy: Policy) -> str:
     if isinstance(candidate, Text):
-        calculable = reference.number and re.search(r"[0-9]", candidate.raw) and re.search(r"[-+*/^]|\\[a-z]", candidate.raw)
+        calculable = (
+            reference.number and re.search(r"[0-9]", candidate.raw) and re.search(r"[-+*/^]|\\[a-z]", candidate.raw)
+        )
         if calculable:
             return "restates the problem: give the number"
         return "not a bare number" if reference.number else "not readable as mathematics"
@@ -269,7 +271,9 @@ def _interval(answer: Answer) -> Parts | None:
     if ">" in operators or ">=" in operators or names.count(True) != 1:
         return None
     if len(members) == 3 and names[1]:
-        return Parts("", ("(" if operators[0] == "<" else "[") + (")" if operators[1] == "<" else "]"), (members[0], members[2]))
+        return Parts(
+            "", ("(" if operators[0] == "<" else "[") + (")" if operators[1] == "<" else "]"), (members[0], members[2])
+        )
     if len(members) != 2:
         return None
     if names[0]:

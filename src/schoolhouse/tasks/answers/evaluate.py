@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import mpmath
+from mpmath.libmp import NoConvergence
 
 from schoolhouse.tasks.answers.formula import Tree, ordered, symbols, walk
 
@@ -115,9 +116,8 @@ class _Evaluator:
     def function(self, tree: Tree) -> Any:
         mp, name = self.mp, tree[1]
         x = self.value(tree[2])
-        if abs(x) > MAX_EXPONENT:
-            if name not in ("ln", "log", "lg"):
-                raise TooLarge(name)
+        if abs(x) > MAX_EXPONENT and name not in ("ln", "log", "lg"):
+            raise TooLarge(name)
         if name in ("ln", "log", "lg"):
             base = self.value(tree[3]) if len(tree) > 3 else (mp.e if name == "ln" else mp.mpf(10))
             if not x or not base or base == 1:
@@ -155,7 +155,7 @@ def value_at(tree: Tree, names: frozenset[str], number: int, digits: int) -> tup
         return evaluator.value(tree), evaluator.magnitude
     except (Undefined, ZeroDivisionError, ValueError, TypeError):
         return None
-    except (OverflowError, mpmath.libmp.NoConvergence, MemoryError) as error:
+    except (OverflowError, NoConvergence, MemoryError) as error:
         raise TooLarge(str(error)) from None
 
 
@@ -189,7 +189,7 @@ def _equal_at(a: Tree, b: Tree, names: frozenset[str], number: int) -> tuple[boo
     """Whether the values at a point are equal (None: undefined), and whether the first is real."""
     first, second = value_at(a, names, number, DIGITS), value_at(b, names, number, DIGITS)
     if first is None:
-        return (None if second is None else None), False
+        return None, False
     real = mpmath.im(first[0]) == 0
     if second is None:
         return False, real

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Hashable
+from itertools import pairwise
 from typing import Literal
 
 from schoolhouse.tasks.answers.strict import normal_form
@@ -24,11 +25,16 @@ Extraction = Literal["boxed", "answer_colon", "hash", "last_number", "whole", "a
 SEVERAL = "more than one final answer"
 
 _MARKS = re.compile(r"\\boxed[ \t]*\{|\\.|[{}]", re.DOTALL)
-_BLANK = re.compile(r"(?:\\(?:phantom|hspace|vspace)\*?\{[^{}]*\}|\\(?:square|Box|quad|qquad|dots|ldots|[ ,;:!])|[\s~])*")
-_COLON = re.compile(r"^[^\w\n]*(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*\**\s*[:\uff1a]\s*(?P<answer>\S.*)$", re.I | re.M)
+_BLANK = re.compile(
+    r"(?:\\(?:phantom|hspace|vspace)\*?\{[^{}]*\}|\\(?:square|Box|quad|qquad|dots|ldots|[ ,;:!])|[\s~])*"
+)
+_COLON = re.compile(
+    r"^[^\w\n]*(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*\**\s*[:\uff1a]\s*(?P<answer>\S.*)$", re.I | re.M
+)
 _HASH = re.compile(r"####[ \t]*(?P<answer>[^\n]*\S)")
 _LAST_NUMBER = re.compile(
-    r"(?<![\w.])[-+\u2212]?(?:\\?\$[ \t]*)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+\s?/\s?[0-9]+|[0-9]*\.?[0-9]+)"
+    r"(?<![\w.])[-+\u2212]?(?:\\?\$[ \t]*)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?"
+    r"|[0-9]+\s?/\s?[0-9]+|[0-9]*\.?[0-9]+)"
     r"(?:[eE][-+]?[0-9]+)?(?:\s?\\?%)?(?![\w]*[0-9])"
 )
 
@@ -42,7 +48,7 @@ def extract_list(completion: Completion) -> str | None:
     boxes = _boxes(text)
     if len(boxes) < 2 or _tags(text):
         return None
-    for (_, end), (start, _) in zip(boxes, boxes[1:], strict=False):
+    for (_, end), (start, _) in pairwise(boxes):
         between = text[end + 1 : text.rindex("\\boxed", end, start)]
         if not _BETWEEN.fullmatch(between) or not re.search(r"[,;]|and", between):
             return None

@@ -1,4 +1,4 @@
-r"""Whether a candidate is a result, or only restates the problem: `\sqrt{88}` for `2\sqrt{22}`, `x^2-9` for `(x+3)(x-3)`.
+r"""Whether a candidate is a result, or only restates the problem, as `\sqrt{88}` does for `2\sqrt{22}`.
 
 A formula with the right value is refused where it leaves to be done what the reference has done.
 """
@@ -16,18 +16,17 @@ _LOGARITHMS = {"ln", "log", "lg"}
 
 def unfinished(candidate: Tree, reference: Tree) -> str:
     """What an equal candidate leaves to be done; "" for a result."""
-    if extra := _functions(candidate) - _functions(reference):
-        if not symbols(reference):
-            return f"restates the problem: calculate the {sorted(extra)[0]}"
+    extra = _functions(candidate) - _functions(reference)
+    if extra and not symbols(reference):
+        return f"restates the problem: calculate the {min(extra)}"
     if _idle(candidate) > _idle(reference):
         return "restates the problem: nothing is added or multiplied"
     if len(_unsimplified_roots(candidate)) > len(_unsimplified_roots(reference)):
         return "restates the problem: simplify the root"
     if _is_factored(reference) and candidate[0] in ("add", "neg") and not _is_factored(candidate):
         return "restates the problem: give the factors"
-    if not symbols(reference):
-        if _loose_ends(candidate) > _loose_ends(reference):
-            return "restates the problem: calculate the sums and products"
+    if not symbols(reference) and _loose_ends(candidate) > _loose_ends(reference):
+        return "restates the problem: calculate the sums and products"
     return ""
 
 
@@ -100,7 +99,7 @@ def _whole(tree: Tree) -> bool:
 
 
 def _loose_ends(tree: Tree) -> int:
-    """Sums and products of numbers that could be calculated: `2+3`, `2 \\cdot 3`, `(1+2i)6 - 3i`, `3/\\sqrt{27}` not."""
+    r"""Sums and products of numbers that could be calculated, such as `2+3`, `2 \cdot 3` and `(1+2i)6 - 3i`."""
     count = 0
     for part in walk(tree):
         if part[0] == "mul":

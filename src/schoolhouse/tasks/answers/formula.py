@@ -1,19 +1,19 @@
 r"""Formulas as trees: a parser for the LaTeX and the plain text of algebra, that reads the whole text or nothing.
 
-math-verify drops what it does not know (`4t` -> `4`) and calculates what is no formula (`2021-03-04`). This parser refuses
-instead: letters keep their case, a letter is never a unit, digits behind a letter are no formula (`C6H12O6`).
+math-verify drops what it does not know (`4t` -> `4`) and calculates what is no formula (`2021-03-04`). This parser
+refuses instead: letters keep their case, a letter is never a unit, digits behind a letter are no formula (`C6H12O6`).
 
 A tree is a tuple: its kind, then its parts. Kinds: num sym inf add mul div pow neg root fn fact abs floor ceil binom.
 """
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from schoolhouse.tasks.answers.spelling import clean
+from schoolhouse.tasks.answers.tokens import FUNCTIONS, NotAFormula, tokens_of
 
 Tree = tuple[Any, ...]
 
@@ -23,63 +23,12 @@ MAX_FORMULA_CHARS = 2_000
 MAX_DEPTH = 60
 """Brackets inside brackets; a deeper formula is not read."""
 
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch ln log lg exp "
-    "max min gcd lcm det Re Im arg sgn".split()
-)
-_INVERSE = {name: "arc" + name for name in "sin cos tan cot sec csc".split()}
+_INVERSE: dict[str, str] = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc")}
 _GREEK = frozenset(
     "alpha beta gamma delta epsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho varrho sigma tau upsilon "
     "phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar nabla partial aleph".split()
 )
 _ACCENTS = frozenset("vec hat bar tilde dot ddot overline overrightarrow mathbb widehat".split())
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
-    r"|(?P<command>\\[a-zA-Z]+)|(?P<letters>[a-zA-Z]+)|(?P<other>\\[{}|]|\S))"
-)
-_WORDS = FUNCTIONS | {"sqrt", "pi", "infinity", "inf", "infty", "oo", "arcsinh", "asin", "acos", "atan", "theta", "alpha"}
-_ALIASES = {"infinity": "infty", "inf": "infty", "oo": "infty", "asin": "arcsin", "acos": "arccos", "atan": "arctan"}
-_ALIASES |= {"sqrt": "sqrt", "lg": "log", "arcsinh": "arcsinh"}
-
-
-class NotAFormula(ValueError):
-    """Text that is no formula of this grammar."""
-
-
-def _tokens(text: str) -> list[str]:
-    tokens: list[str] = []
-    at, text = 0, text.rstrip()
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        if not match:
-            raise NotAFormula(text[at:])
-        spaced = at > 0 and text[at] == " "
-        at = match.end()
-        if match["number"]:
-            if tokens and not spaced and re.fullmatch(r"[a-zA-Z]'*", tokens[-1]):
-                raise NotAFormula("digits behind a letter")
-            if re.match("0[0-9]", match["number"]):
-                raise NotAFormula("a number that starts with 0")
-            tokens.append(match["number"])
-        elif word := match["letters"]:
-            tokens += _split_letters(word)
-        else:
-            tokens.append(match["command"] or match["other"])
-    return tokens
-
-
-def _split_letters(word: str) -> list[str]:
-    """`xy` is a product, `AB` one name, `sin` a function; longer words are no formula."""
-    if word in _WORDS:
-        return ["\\" + _ALIASES.get(word, word)]
-    if len(word) > 1 and word.isupper() and len(word) <= 5:
-        return ["@" + word]
-    if len(word) <= 3 or (len(word) == 4 and len(set(word)) == 4 and not re.search("[aeiou]", word)):
-        return list(word)
-    for name in sorted(FUNCTIONS | {"sqrt", "pi"}, key=len, reverse=True):
-        if word.startswith(name) and len(word) - len(name) == 1:
-            return ["\\" + name, word[-1]]
-    raise NotAFormula(f"the word {word!r}")
 
 
 @lru_cache(maxsize=8192)
@@ -88,7 +37,7 @@ def parse_formula(text: str) -> Tree | None:
     if len(text) > MAX_FORMULA_CHARS:
         return None
     try:
-        parser = _Parser(_tokens(clean(text)))
+        parser = _Parser(tokens_of(clean(text)))
         tree = parser.sum(0)
         if parser.at != len(parser.tokens):
             raise NotAFormula(parser.peek())
@@ -143,7 +92,7 @@ class _Parser:
                     raise NotAFormula("a number behind a factor")
                 before = factors[-1]
                 factor = self.power(depth)
-                if before[0] == "num" and len(factors) == 1 and _is_proper(factor) and before[1].denominator == 1:
+                if before[0] == "num" and len(factors) == 1 and _is_proper(factor) and _is_whole(before):
                     factors = [("num", before[1] + factor[1][1] / factor[2][1])]  # a mixed number
                 else:
                     factors.append(factor)
@@ -158,7 +107,25 @@ class _Parser:
         return negated(tree) if negative else tree
 
     def starts_factor(self, token: str) -> bool:
-        if not token or token in ("+", "-", ")", "]", "}", "\\}", ",", ";", "=", "<", ">", "&", ":", "^", "_", "!", "'"):
+        if not token or token in (
+            "+",
+            "-",
+            ")",
+            "]",
+            "}",
+            "\\}",
+            ",",
+            ";",
+            "=",
+            "<",
+            ">",
+            "&",
+            ":",
+            "^",
+            "_",
+            "!",
+            "'",
+        ):
             return False
         if token in ("|", "\\|"):
             return not self.absolute
@@ -187,7 +154,7 @@ class _Parser:
         return self.argument(depth + 1)
 
     def postfix(self, tree: Tree, depth: int) -> Tree:
-        while self.peek() == "!":
+        if self.peek() == "!":
             self.take()
             tree = ("fact", tree)
         return tree
@@ -351,6 +318,10 @@ class _Parser:
 def negated(tree: Tree) -> Tree:
     """The tree of the negative; a number stays a number."""
     return ("num", -tree[1]) if tree[0] == "num" else ("neg", tree)
+
+
+def _is_whole(tree: Tree) -> bool:
+    return tree[1].denominator == 1
 
 
 def _is_proper(tree: Tree) -> bool:

@@ -1,4 +1,4 @@
-r"""Literal numbers, read exactly: `-1,234.50`, `6.02\times 10^{23}`, `\frac{3}{4}`, `1 1/2`, `0.\overline{3}`, `28 %`."""
+r"""Literal numbers, read exactly: `-1,234.50`, `6.02\times 10^{23}`, `\frac{3}{4}`, `1 1/2`, `28 %`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class Number(NamedTuple):
 _SIGN = r"(?P<sign>[-+]?)\s*"
 _DIGITS = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]{0,2}(?: [0-9]{3})+|[0-9]+)"
 _DECIMAL = rf"(?P<decimal>{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
-_POWER = r"(?:[eE](?P<e>[-+]?[0-9]+)|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{\s*(?P<power>[-+]?\s*[0-9]+)\s*\}|(?P<digit>[0-9])))"
+_POWER = (
+    r"(?:[eE](?P<e>[-+]?[0-9]+)|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*"
+    r"(?:\{\s*(?P<power>[-+]?\s*[0-9]+)\s*\}|(?P<digit>[0-9])))"
+)
 _INTEGER = r"[-+]?\s*[0-9][0-9,]*\.?"
 _FRACTION = (
     rf"(?:\\frac\s*(?:\{{\s*(?P<top>{_INTEGER})\s*\}}|(?P<top1>[0-9]))\s*"

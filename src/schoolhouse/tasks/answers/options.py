@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, get_args
 
 from schoolhouse.config import suggest
@@ -30,10 +30,17 @@ class Grading(NamedTuple):
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
         """Reward 1 if the final answer equals the reference or an alias of the problem, else 0 and the reason."""
         references = (problem.reference, *getattr(problem, "aliases", ()))
+        question = "\n".join(message.content for message in problem.messages if message.role == "user")
+        return self.compare(completion, references, question)
+
+    def compare(self, completion: Completion, references: Sequence[str], question: str = "") -> Verdict:
+        """Reward 1 if the final answer equals one of the references, else 0 and the reason."""
         if self.grader != "ours":
             return peer_match(self.grader, completion, references)
-        question = "\n".join(message.content for message in problem.messages if message.role == "user")
         return answer_match(completion, references, question, self.extraction, self.policy)
+
+
+OURS = Grading()
 
 
 def pop_grading(options: dict[str, str], where: str) -> Grading:

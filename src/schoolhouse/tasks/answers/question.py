@@ -56,7 +56,7 @@ def _occurs(text: str, question: str) -> bool:
     while at >= 0:
         before, after = question[at - 1 : at], question[at + len(text) : at + len(text) + 1]
         inside = (text[0].isalnum() and (before.isdigit() or before == ".")) or (
-            text[-1].isalnum() and (after.isdigit() or after in ("^", "_", "!") and after != "")
+            text[-1].isalnum() and (after.isdigit() or (after in ("^", "_", "!") and after != ""))
         )
         if not inside:
             return True

@@ -1,7 +1,7 @@
 r"""The spelling of an answer: LaTeX markup that changes nothing is removed, and text is compared by what is left.
 
-    \left( \dfrac{1}{2} \right)  ->  (\frac{1}{2})
-    $1\,000$                     ->  1000
+\left( \dfrac{1}{2} \right)  ->  (\frac{1}{2})
+$1\,000$                     ->  1000
 """
 
 from __future__ import annotations
@@ -68,7 +68,12 @@ def clean(text: str) -> str:
     text = re.sub(r"\\text\{d\}(?=\s*[a-zA-Z])", " d ", text)
     text = re.sub(r"\\text\{([^{}]*)\}", lambda match: "\\text{" + match[1].strip() + "}", text)
     text = re.sub(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1 ", text)
-    text = text.replace("!=", r"\ne ").replace("<=", r"\le ").replace(">=", r"\ge ").replace("**", "^" if "^" not in text else "**")
+    text = (
+        text.replace("!=", r"\ne ")
+        .replace("<=", r"\le ")
+        .replace(">=", r"\ge ")
+        .replace("**", "^" if "^" not in text else "**")
+    )
     text = re.sub(r"\\\{\s*\\\}", r"\\emptyset ", text)
     text = re.sub(r"\s*(?:\\text\{(?:percent|per cent|percentage|pct)\}|\bper ?cent(?:age)?\b|\bpct\b)$", "%", text)
     text = re.sub(r"[ \t]+", " ", text).strip()

@@ -82,6 +82,7 @@ def _unwrap(text: str) -> str:
     match = _WRAPPERS.fullmatch(text)
     return match[1].strip() if match else text
 
+
 def normal_form(text: str) -> Hashable:
     """Equal for two spellings of the same answer."""
     return parse_number(text) or normalize_words(text) or "".join(text.split())

@@ -1,9 +1,9 @@
 r"""The structure of an answer: an amount with a unit, a list, a tuple, an interval, a matrix, a relation, or text.
 
-    (1, \frac{\pi}{2}]     Parts("(]", amounts)
-    x = 1 \text{ or } x=2  Parts("", relations)
-    2\sqrt{3}\text{ cm}    Amount(tree, unit="cm")
-    2021-03-04             Text
+(1, \frac{\pi}{2}]     Parts("(]", amounts)
+x = 1 \text{ or } x=2  Parts("", relations)
+2\sqrt{3}\text{ cm}    Amount(tree, unit="cm")
+2021-03-04             Text
 """
 
 from __future__ import annotations
@@ -62,10 +62,19 @@ _OPERATORS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": 
 _OPERATORS |= {"\\equiv": "==", "\\sim": "~", ":=": "="}
 _RELATION = re.compile(r":=|\\(?:le|ge|ne|approx|in|equiv|sim)(?![a-zA-Z])|[=<>]")
 _SEPARATOR = re.compile(r"[,;\n]|\\\\|\\text\{\s*(?:,?\s*(?:and|or|AND|OR))\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
-_MATRIX = re.compile(r"\\begin\{(?P<kind>[pbvBV]?matrix|array)\}(?:\{[lcr|]+\})?(?P<body>.*)\\end\{(?P=kind)\}", re.DOTALL)
-_NAME = re.compile(r"(?:\\[a-zA-Z]+|[a-zA-Z]{1,4})(?:_\{?[a-zA-Z0-9,\\]+\}?)?'*(?:\s*\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\))?")
-_SEGMENT = r"(?:\|?[A-Z]{1,5}(?:_\{?[A-Za-z0-9]+\}?)?'?\|?|\\overline\{[A-Z]{2}\}|(?:m\s*)?\\angle\s*[A-Z]{1,3}|[A-Z]_\{[^{}]*\})"
-_GEOMETRIC = re.compile(rf"{_SEGMENT}(?:\s*[:/]\s*{_SEGMENT})*|\\frac\s*\{{\s*{_SEGMENT}\s*\}}\s*\{{\s*{_SEGMENT}\s*\}}|P\s*\([^()=<>]*\)")
+_MATRIX = re.compile(
+    r"\\begin\{(?P<kind>[pbvBV]?matrix|array)\}(?:\{[lcr|]+\})?(?P<body>.*)\\end\{(?P=kind)\}", re.DOTALL
+)
+_NAME = re.compile(
+    r"(?:\\[a-zA-Z]+|[a-zA-Z]{1,4})(?:_\{?[a-zA-Z0-9,\\]+\}?)?'*(?:\s*\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\))?"
+)
+_SEGMENT = (
+    r"(?:\|?[A-Z]{1,5}(?:_\{?[A-Za-z0-9]+\}?)?'?\|?|\\overline\{[A-Z]{2}\}|(?:m\s*)?\\angle\s*[A-Z]{1,3}|"
+    r"[A-Z]_\{[^{}]*\})"
+)
+_GEOMETRIC = re.compile(
+    rf"{_SEGMENT}(?:\s*[:/]\s*{_SEGMENT})*|\\frac\s*\{{\s*{_SEGMENT}\s*\}}\s*\{{\s*{_SEGMENT}\s*\}}|P\s*\([^()=<>]*\)"
+)
 _DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial)\s*[a-zA-Z]\s*\}\s*\{\s*(?:d|\\partial)\s*[a-zA-Z]\s*\}")
 _ARITHMETIC = re.compile(r"[0-9.,\s]+(?:[-+*/][0-9.,\s]+)+")
 MAX_PARTS = 200
@@ -215,10 +224,11 @@ def _list(text: str, pieces: Sequence[str], comma: bool, letters: bool, depth: i
         return _read(pieces[0], comma, letters, depth + 1)
     members = tuple(_read(piece, False, letters, depth + 1) for piece in pieces)
     first = members[0]
-    if isinstance(first, Relation) and first.name and len(first.members) == 2 and first.operators[0] in ("=", "in"):
-        if not any(isinstance(member, (Relation, Text)) for member in members[1:]):
-            named = [first, *(Relation(m.raw, ("=",), (first.members[0], m), first.name) for m in members[1:])]
-            return Parts(text, "", tuple(named))
+    named = isinstance(first, Relation) and first.name and first.operators in (("=",), ("in",))
+    if named and not any(isinstance(member, (Relation, Text)) for member in members[1:]):
+        assert isinstance(first, Relation)
+        rest = (Relation(member.raw, ("=",), (first.members[0], member), first.name) for member in members[1:])
+        return Parts(text, "", (first, *rest))
     if any(isinstance(member, Text) for member in members) and not all(
         isinstance(member, Text) and plain_words(member.raw) for member in members
     ):
@@ -255,7 +265,7 @@ def _operators(text: str, pieces: Sequence[str]) -> list[str]:
 
 
 def name_of(text: str) -> str:
-    """The name that the left side of an equation gives to a value: `x`, `f(x)`, `(p, q)`, `V_{max}`; "" for a formula."""
+    """What the left side of an equation calls a value: `x`, `f(x)`, `(p, q)`, `V_{max}`; "" for a formula."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip()
     plain = re.sub(r"\s+", "", plain) if not re.search(r"[a-zA-Z]{3}", plain) else plain
     if re.fullmatch(r"\(?[a-zA-Z](?:_\{?\w+\}?)?(?:\s*,\s*[a-zA-Z](?:_\{?\w+\}?)?)+\)?", plain):

@@ -9,8 +9,8 @@ import re
 from typing import Literal, NamedTuple
 
 Units = Literal["optional", "strict", "lenient"]
-"""Policy for units. `optional`: a unit may be left out, but neither changed nor added. `strict`: a unit must be written.
-`lenient`: a unit may also be added where the reference has none."""
+"""Policy for units. `optional`: a unit may be left out, but neither changed nor added. `strict`: a unit must be
+written. `lenient`: a unit may also be added where the reference has none."""
 
 _NAMES = {
     "degree": "degrees deg circ",
