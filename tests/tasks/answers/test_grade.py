@@ -2,9 +2,9 @@ r"""Grading final answers: the issue's kinds, and the pairs of other packages' s
 
 import json
 import re
-import sys
 from pathlib import Path
 
+import math_like
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +14,6 @@ from schoolhouse.tasks.answers.compare import Policy
 from schoolhouse.tasks.answers.grade import compare_answers, read_reference
 from schoolhouse.tasks.answers.strict import strict_compare
 from schoolhouse.types import Completion
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import math_like
 
 PAIRS = [json.loads(line) for line in Path(__file__).with_name("pairs.jsonl").read_text().splitlines()]
 
@@ -116,8 +112,8 @@ def test_the_reason_says_what_is_wrong() -> None:
 
 latex = st.lists(
     st.sampled_from(
-        [r"\frac", r"\sqrt", "{", "}", "(", ")", "[", "]", "^", "_", "1", "23", "x", "-", "+", "=", ",", " ", r"\text{cm}",
-         r"\pi", "|", "!", "<", r"\\", r"\pm", "%", "$", r"\begin{pmatrix}", r"\end{pmatrix}", "&", "and", ".", r"\{"]
+        [r"\frac", r"\sqrt", "{", "}", "(", ")", "[", "]", "^", "_", "1", "23", "x", "-", "+", "=", ",", " ",
+         r"\text{cm}", r"\pi", "|", "!", "<", r"\\", r"\pm", "%", "$", r"\begin{pmatrix}", r"\end{pmatrix}", "&", "and", ".", r"\{"]
     ),
     max_size=14,
 ).map("".join)  # fmt: skip

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from schoolhouse.tasks.answers.evaluate import equal_formulas, proportional
+from schoolhouse.tasks.answers.evaluate import equal_formulas, nearly_equal, proportional
 from schoolhouse.tasks.answers.finished import unfinished
 from schoolhouse.tasks.answers.formula import Tree, negated, parse_formula
 from schoolhouse.tasks.answers.numbers import number_fault
@@ -32,7 +32,7 @@ def fault(candidate: Answer, reference: Answer, policy: Policy) -> str:
     if isinstance(candidate, Relation):
         if isinstance(reference, Parts) and (interval := _interval(candidate)):
             return fault(interval, reference, policy)
-        value = _named_value(candidate)
+        value = _named_value(candidate) or _approximated(candidate)
         return fault(value, reference, policy) if value else "an equation is not the value"
     if isinstance(reference, Parts):
         return _parts_fault(candidate, reference, policy)
@@ -177,6 +177,15 @@ def _named_value(relation: Relation) -> Answer | None:
     if relation.name and all(operator in ("=", "in", "~") for operator in relation.operators):
         return relation.members[-1] if len(relation.members) == 2 else None
     return None
+
+
+def _approximated(relation: Relation) -> Answer | None:
+    r"""The exact value of `\sqrt{2} \approx 1.414`, where the number that is added is one within a percent."""
+    exact, number = relation.members[0], relation.members[-1]
+    if relation.operators != ("~",) or not isinstance(exact, Amount) or not isinstance(number, Amount):
+        return None
+    near = exact.tree is not None and number.tree is not None and nearly_equal(exact.tree, number.tree)
+    return exact if near and number.number and not exact.number else None
 
 
 def _relation_fault(candidate: Answer, reference: Relation, policy: Policy) -> str:

@@ -185,6 +185,17 @@ def equal_formulas(a: Tree, b: Tree) -> bool:
     return bool(known) and all(known)
 
 
+def nearly_equal(a: Tree, b: Tree) -> bool:
+    """Whether two constants are equal to a percent."""
+    if symbols(a) or symbols(b):
+        return False
+    try:
+        first, second = (value_at(tree, frozenset(), 0, DIGITS) for tree in (a, b))
+    except TooLarge:
+        return False
+    return bool(first and second) and abs(first[0] - second[0]) <= abs(first[0]) / 100
+
+
 def _equal_at(a: Tree, b: Tree, names: frozenset[str], number: int) -> tuple[bool | None, bool]:
     """Whether the values at a point are equal (None: undefined), and whether the first is real."""
     first, second = value_at(a, names, number, DIGITS), value_at(b, names, number, DIGITS)

@@ -47,7 +47,7 @@ _FRACTION = (
 _PATTERNS = [
     re.compile(rf"{_SIGN}{_DECIMAL}{_POWER}?"),
     re.compile(rf"{_SIGN}{_FRACTION}"),
-    re.compile(rf"{_SIGN}(?P<whole>[0-9]+)\s*(?:(?<=\s)|(?=\\frac)){_FRACTION}"),
+    re.compile(rf"{_SIGN}(?P<whole>{_DIGITS}) *(?:(?<= )|(?=\\frac)){_FRACTION}"),
     re.compile(r"(?P<sign>[-+]?)\s*10\s*\^\s*(?:\{\s*(?P<ten>[-+]?\s*[0-9]+)\s*\}|(?P<ten1>[0-9]))"),
     re.compile(
         rf"{_SIGN}(?P<before>[0-9]*)\.(?P<fixed>[0-9]*)\s*\\(?:overline|bar|dot)\s*(?:\{{(?P<again>[0-9]+)\}}|(?P<again1>[0-9]))"

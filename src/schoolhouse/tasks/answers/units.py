@@ -101,6 +101,8 @@ def split_unit(text: str, letters: bool = False) -> Split:
     plain = re.fullmatch(r"[A-Za-z]+", raw)
     if glued and plain and raw not in _UNIT_OF and len(raw) < 4:
         return Split(text, "")  # `5xy`, `AB`
+    if plain and not re.search(r"[0-9\\]", amount):
+        return Split(text, "")  # a name: `C Cecile`
     if plain and raw not in _UNIT_OF and len(raw) < 3 and not re.search("[0-9]$", amount):
         return Split(text, "")
     return Split(amount, unit_name(raw))

@@ -1,6 +1,6 @@
 r"""References like those of MATH, with changed ones that are wrong, and questions whose formula is no answer.
 
-python tests/tasks/answers/math_like.py 10000     grades that many pairs, and prints every false positive
+python tests/math_like.py 10000     grades that many pairs, and prints every false positive
 """
 
 from __future__ import annotations
