@@ -1,5 +1,6 @@
 """Every code block of docs/grading.md runs, in order, in one folder."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -28,7 +29,9 @@ def test_every_code_block_of_the_page_runs(
                 "1.0",
             ]
         elif language == "json":
-            Path("pairs.jsonl").write_text(block)
+            keys = json.loads(block.splitlines()[0])
+            name = "pairs" if "candidate" in keys else "programs" if "test_list" in keys else "instructions"
+            Path(f"{name}.jsonl").write_text(block)
         elif language == "bash":
             for command in block.splitlines():
                 statuses[command] = main(shlex.split(command)[1:])

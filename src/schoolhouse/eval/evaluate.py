@@ -11,6 +11,7 @@ from schoolhouse.data.chat import Conversation
 from schoolhouse.eval.statistics import Estimate, bootstrap, bootstrap_share, maj_at_k, pass_at_k
 from schoolhouse.policy.interface import Generator
 from schoolhouse.runs.progress import progress as show_progress
+from schoolhouse.tasks.answers.extraction import normalized_answer
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.types import Group, Key, SchoolError
@@ -230,7 +231,10 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def _record(group: Group, conversation: Conversation, task: Task) -> Record:
-    answers = [task.normalized_answer(conversation.parse_completion(rollout)) for rollout in group.rollouts]
+    completions = [conversation.parse_completion(rollout) for rollout in group.rollouts]
+    answers = [task.normalized_answer(completion) for completion in completions]
+    if any(a is None and _is_correct(verdict.reward) for a, verdict in zip(answers, group.verdicts, strict=True)):
+        answers = [normalized_answer(completion, "auto") for completion in completions]  # the task needs no mark
     logprobs = [
         logprob
         for rollout in group.rollouts

@@ -8,13 +8,14 @@ from schoolhouse.config import parse_query, suggest
 from schoolhouse.tasks.base import Task
 from schoolhouse.types import SchoolError
 
-KINDS = ("school", "jsonl", "game24", "gym", "python")
+KINDS = ("school", "jsonl", "code", "ifeval", "game24", "gym", "python")
 
 
 def open_task(spec: str, seed: int = 0) -> Task:
     """The task of a spec `KIND[:REST][?OPTION=VALUE&...]`.
 
     "school", "school:addition+chain", "school:addition?digits=4" · "gym:chain_sum?size=500" · "jsonl:PATH" ·
+    "code:PATH" (programs with tests) · "ifeval:PATH" (constraints that can be checked) ·
     "game24:PATH.csv" · "python:PATH.py", "python:PATH.py:name", "python:PATH.py:reward?data=PATH.jsonl".
     Raises SchoolError for an unknown kind, with a suggestion. Each kind checks its own names and options.
     """
@@ -30,6 +31,14 @@ def open_task(spec: str, seed: int = 0) -> Task:
             from schoolhouse.tasks.jsonl import open_jsonl
 
             task = open_jsonl(rest, seed, **options)
+        case "code":
+            from schoolhouse.tasks.code_task import open_code
+
+            task = open_code(rest, seed, **options)
+        case "ifeval":
+            from schoolhouse.tasks.ifeval import open_ifeval
+
+            task = open_ifeval(rest, seed, **options)
         case "game24":
             from schoolhouse.tasks.game24 import Game24
 
@@ -46,7 +55,7 @@ def open_task(spec: str, seed: int = 0) -> Task:
             raise SchoolError(f"unknown task `{spec}`{_suggestion(body)}")
     task.__dict__["spec"] = (spec, seed)  # a task may be a frozen dataclass
     paths = (rest, rest.partition(".py:")[0] + ".py", options.get("data"))
-    if kind in ("jsonl", "game24", "python"):
+    if kind in ("jsonl", "code", "ifeval", "game24", "python"):
         task.__dict__["files"] = tuple(Path(path) for path in paths if path and Path(path).is_file())
     if not task.name:
         task.__dict__["name"] = spec

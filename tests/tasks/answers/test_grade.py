@@ -4,11 +4,11 @@ import json
 import re
 from pathlib import Path
 
-import math_like
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import math_like
 from schoolhouse.tasks.answer_match import answer_match, exactly_comparable
 from schoolhouse.tasks.answers.compare import Policy
 from schoolhouse.tasks.answers.grade import compare_answers, read_reference
@@ -113,7 +113,8 @@ def test_the_reason_says_what_is_wrong() -> None:
 latex = st.lists(
     st.sampled_from(
         [r"\frac", r"\sqrt", "{", "}", "(", ")", "[", "]", "^", "_", "1", "23", "x", "-", "+", "=", ",", " ",
-         r"\text{cm}", r"\pi", "|", "!", "<", r"\\", r"\pm", "%", "$", r"\begin{pmatrix}", r"\end{pmatrix}", "&", "and", ".", r"\{"]
+         r"\text{cm}", r"\pi", "|", "!", "<", r"\\", r"\pm", "%", "$",
+         r"\begin{pmatrix}", r"\end{pmatrix}", "&", "and", ".", r"\{"]
     ),
     max_size=14,
 ).map("".join)  # fmt: skip

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,10 @@ PAGE = (Path(__file__).parents[3] / "docs" / "grading.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def rewards() -> Iterator[list[float | None]]:
+def rewards() -> list[float | None]:
     assert multiprocessing.parent_process() is None
     pairs = [Pair("", row["reference"], row["candidate"], "", None) for row in ROWS]
-    yield [verdict.reward for verdict in grade_pairs(pairs, Grading(extraction="auto"))]
+    return [verdict.reward for verdict in grade_pairs(pairs, Grading(extraction="auto"))]
 
 
 def test_ours_agrees_with_the_suites_but_for_the_stated_policies(rewards: list[float | None]) -> None:

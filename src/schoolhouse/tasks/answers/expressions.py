@@ -29,13 +29,18 @@ def expression_fault(candidate: str, reference: str) -> str:
     signs = [set(_KNOWN.findall(clean(text))) for text in (candidate, reference)]
     if signs[0] - signs[1]:
         return "restates the problem: give the result"
-    expected, value = _parse(reference), _parse(candidate)
-    if not expected or not value:
-        return "another answer" if value else "not readable as mathematics"
     from math_verify import verify
 
-    # Thirty digits: at the default six, 0.333333 equals 1/3 and 1.414214 equals the root of 2.
-    equal = verify(expected, value, float_rounding=30, numeric_precision=50, timeout_seconds=None, raise_on_error=True)
+    try:
+        expected, value = _parse(reference), _parse(candidate)
+        if not expected or not value:
+            return "another answer" if value else "not readable as mathematics"
+        # Thirty digits: at the default six, 0.333333 equals 1/3 and 1.414214 equals the root of 2.
+        equal = verify(
+            expected, value, float_rounding=30, numeric_precision=50, timeout_seconds=None, raise_on_error=True
+        )
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError, ValueError):
+        return "not comparable as mathematics"  # an error inside sympy is no reason to leave the reply ungraded
     return "" if equal else "another answer"
 
 
