@@ -59,6 +59,7 @@ class JsonLines(DatasetTask):
         super().__init__(f"jsonl:{path}", seed, holdout)
         self.rows = read_rows(path, instruction)
         self.grading = grading
+        self.notes = grading.notes([problem.reference for problem, _ in self.rows])
         self.in_process = grading.in_process(problem.reference for problem, _ in self.rows)
 
     @cached_property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from multiprocessing import parent_process
 from pathlib import Path
 
 from schoolhouse.config import parse_query, suggest
@@ -59,6 +61,9 @@ def open_task(spec: str, seed: int = 0) -> Task:
         task.__dict__["files"] = tuple(Path(path) for path in paths if path and Path(path).is_file())
     if not task.name:
         task.__dict__["name"] = spec
+    if parent_process() is None:  # a worker process opens the task again
+        for note in task.notes:
+            print(f"school: {note}", file=sys.stderr)
     return task
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, get_args
 
@@ -9,11 +10,15 @@ from schoolhouse.config import suggest
 from schoolhouse.tasks.answer_match import answer_match, exactly_comparable
 from schoolhouse.tasks.answers.compare import Policy
 from schoolhouse.tasks.answers.extraction import Extraction
+from schoolhouse.tasks.answers.grade import read_reference
 from schoolhouse.tasks.answers.peers import GRADERS, load_peer, peer_match
 from schoolhouse.tasks.answers.units import Units
 from schoolhouse.types import Completion, Problem, SchoolError, Verdict
 
 GRADING_OPTIONS = ("extract", "units", "grader")
+
+
+_LATEX = re.compile(r"\\(?!text|mathrm|mbox|%|\$|&|#|[ ,;:!])")
 
 
 class Grading(NamedTuple):
@@ -26,6 +31,18 @@ class Grading(NamedTuple):
     def in_process(self, references: Iterable[str]) -> bool:
         """Whether answers can be compared with all these references quickly and in any process."""
         return self.grader == "ours" and all(map(exactly_comparable, references))
+
+    def notes(self, references: Sequence[str]) -> tuple[str, ...]:
+        """A note on references that look like mathematics, but cannot be read. They are compared by their spelling."""
+        if self.grader != "ours":
+            return ()
+        spelled = [text for text in references if _LATEX.search(text) and read_reference(text).comparison == "text"]
+        if not spelled:
+            return ()
+        return (
+            f"{len(spelled):,} of {len(references):,} references cannot be read as mathematics, and are compared by "
+            f"their spelling; the first is {spelled[0][:80]!r}",
+        )
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
         """Reward 1 if the final answer equals the reference or an alias of the problem, else 0 and the reason."""
