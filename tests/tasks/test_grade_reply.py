@@ -74,7 +74,7 @@ def test_pairs_are_graded_in_order_also_by_math_verify(tmp_path: Path) -> None:
         {"reference": r"\sum_{k=0}^{n} F_k", "candidate": r"\sum_{k=0}^{n} F_k"},
         {"reference": ["1", "2"], "candidate": "2", "question": "one or two?", "expected": 1},
         {"reference": r"\sum_{k=0}^{n-1} F_k F_{n}", "candidate": r"\sum_{k=0}^{n-1} F_n F_k"},
-        {"reference": r"\sum_{k=0}^{n-1} F_k F_{n}", "candidate": r"\sum_{k=0}^{n-2} F_n F_k"},
+        {"reference": r"\mathbb{R}\setminus\{2\}", "candidate": r"\mathbb{R}\setminus\{1\}"},
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))

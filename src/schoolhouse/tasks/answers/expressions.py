@@ -13,6 +13,8 @@ from schoolhouse.tasks.answers.spelling import clean
 
 _KNOWN = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|mathbb|setminus|cap|cup|subset|log)(?![a-zA-Z])")
 
+_UNDONE = re.compile(r"\\(?:int|iint|oint|sum|prod|lim)(?![a-zA-Z])")
+
 
 def needs_math_verify(reference: str) -> bool:
     """Whether a reference that is no formula of ours has the signs of one that math-verify reads."""
@@ -26,7 +28,7 @@ def expression_fault(candidate: str, reference: str) -> str:
             f"comparing with {reference!r} needs math-verify, which may run for ever; grade in a worker process "
             "(`grade_all` or WorkerPool)"
         )
-    signs = [set(_KNOWN.findall(clean(text))) for text in (candidate, reference)]
+    signs = [set(_UNDONE.findall(clean(text))) for text in (candidate, reference)]
     if signs[0] - signs[1]:
         return "restates the problem: give the result"
     from math_verify import verify

@@ -107,13 +107,20 @@ def _loose_ends(tree: Tree) -> int:
             sums = sum(factor[0] == "add" for factor in part[1:])
             count += (numbers > 1) + (sums > 1)
             count += len(part[1:]) - len({repr(factor) for factor in part[1:]})
+        elif _is_power_of_a_sum(part):
+            count += 1
         elif part[0] == "add":
             terms = [term[1] if term[0] == "neg" else term for term in part[1:]]
             count += sum(_is_rational(term) for term in terms) > 1
+            count += any(term[0] == "add" or _is_power_of_a_sum(term) for term in terms)
             count += any(term[0] == "mul" and any(factor[0] == "add" for factor in term[1:]) for term in terms)
             bases = [_irrational_part(term) for term in terms if not _is_rational(term)]
             count += len(bases) - len(set(bases))
     return count
+
+
+def _is_power_of_a_sum(tree: Tree) -> bool:
+    return tree[0] == "pow" and tree[1][0] == "add" and _whole(tree[2])
 
 
 def _is_power_of_numbers(tree: Tree) -> bool:

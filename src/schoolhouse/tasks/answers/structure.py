@@ -16,6 +16,7 @@ from typing import NamedTuple
 from schoolhouse.tasks.answers.formula import Tree, parse_formula, walk
 from schoolhouse.tasks.answers.numbers import Number, read_number
 from schoolhouse.tasks.answers.spelling import clean, plain_words
+from schoolhouse.tasks.answers.tokens import FUNCTIONS
 from schoolhouse.tasks.answers.units import split_unit
 
 
@@ -76,6 +77,8 @@ _GEOMETRIC = re.compile(
     rf"{_SEGMENT}(?:\s*[:/]\s*{_SEGMENT})*|\\frac\s*\{{\s*{_SEGMENT}\s*\}}\s*\{{\s*{_SEGMENT}\s*\}}|P\s*\([^()=<>]*\)"
 )
 _DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial)\s*[a-zA-Z]\s*\}\s*\{\s*(?:d|\\partial)\s*[a-zA-Z]\s*\}")
+_SHORT_WORDS = frozenset("no on up us it is in at to of he me we go so do be by my an as if ok hi am pm".split())
+_REALS = re.compile(r"\\mathbb\s*(?:\{\s*R\s*\}|R)|\\R")
 _ARITHMETIC = re.compile(r"[0-9.,\s]+(?:[-+*/][0-9.,\s]+)+")
 MAX_PARTS = 200
 
@@ -97,6 +100,8 @@ def _read(text: str, comma: bool, letters: bool, depth: int) -> Answer:
         return Text(text)
     if (amount := _amount(text, comma, letters, numbers_only=True)) is not None:
         return amount
+    if _REALS.fullmatch(text):
+        return _read("(-\\infty,\\infty)", comma, letters, depth + 1)
     if matrix := _matrix(text, comma, letters, depth):
         return matrix
     if "\\pm" in text or "\\mp" in text:
@@ -136,11 +141,20 @@ def _amount(text: str, comma: bool, letters: bool, numbers_only: bool = False) -
     if tree is None and unit:
         amount, unit, percent = text, "", text.endswith("%")
         tree = parse_formula(text.removesuffix("%"))
-    if tree is None or ("," in amount and not re.search(r"[0-9],[0-9]{3}", amount)):
+    if tree is None or _is_word(amount) or ("," in amount and not re.search(r"[0-9],[0-9]{3}", amount)):
         return None
     if any(part == ("degree",) for part in walk(tree)):
         return None
     return Amount(text, None, tree, unit, percent)
+
+
+def _is_word(text: str) -> bool:
+    """Whether letters are a word and no product: `yes` and `NO` are words, `xy`, `xyz` and `AB` are not."""
+    return any(
+        word.lower() in _SHORT_WORDS or (len(word) > 2 and re.search("[aeiou]", word.lower()))
+        for word in (text.split() if re.fullmatch(r"[A-Za-z]+(?:[\s'-]+[A-Za-z]+)*", text) else ())
+        if word.lower() not in FUNCTIONS and word not in ("pi", "sqrt", "inf", "infinity")
+    )
 
 
 def split_top(text: str, separator: re.Pattern[str]) -> list[str]:

@@ -46,8 +46,8 @@ def tokens_of(text: str) -> list[str]:
         if match["number"]:
             if tokens and not spaced and re.fullmatch(r"[a-zA-Z]'*", tokens[-1]):
                 raise NotAFormula("digits behind a letter")
-            if re.match("0[0-9]", match["number"]):
-                raise NotAFormula("a number that starts with 0")
+            if re.match("0[0-9]", match["number"]) or (match["number"] == "0" and text[at : at + 1].isalpha()):
+                raise NotAFormula("a number that starts with 0")  # 007, 0x1F
             tokens.append(match["number"])
         elif word := match["letters"]:
             tokens += _split_letters(word)
