@@ -9,7 +9,7 @@ from schoolhouse import (
     Policy,
     clipped_surrogate,
     drop_constant_reward_groups,
-    grade,
+    grade_rollouts,
     group_advantage,
     group_stats,
     open_task,
@@ -27,7 +27,7 @@ for step in range(int(rest[0]) if rest else 20):
     problems = task.train_problems(step, 8)
     prompts = prompt_groups(conversation, problems, 8, seed=0, purpose="train", step=step)  # [P*G]
     rollouts = policy.extend(prompts, max_new_tokens=64)
-    groups = grade(rollouts, task, conversation.parse_completion)
+    groups = grade_rollouts(rollouts, task, conversation.parse_completion)
     print(f"step {step}: reward {group_stats(groups)['reward']:.3f}")
     if signal := drop_constant_reward_groups(groups):  # a group of equal rewards has no gradient
         advantage = group_advantage(signal, scale="none")

@@ -18,7 +18,7 @@ from schoolhouse import (
     Run,
     Scores,
     drop_ungraded,
-    grade,
+    grade_rollouts,
     open_task,
     pack,
     prompt_groups,
@@ -67,7 +67,7 @@ def my_recipe(c: Config, run: Run) -> None:
 
     stream = run.restore(RolloutStream(policy, make_prompts, sample))
     for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=10):
-        groups = drop_ungraded(grade(rollouts, task, conversation.parse_completion))
+        groups = drop_ungraded(grade_rollouts(rollouts, task, conversation.parse_completion))
         graded = rollouts_of(groups)
         batches = pack(graded, token_mean(graded), advantage=best_of_group(groups))
         rate = c.optimizer.rate(step, c.steps)

@@ -3,10 +3,10 @@
 You import all public names from `schoolhouse`. A name is loaded when it is first used, so `import schoolhouse` is fast.
 The names for data are `Problem`, `Message`, `Completion`, `Demonstration`, `Verdict`, `Rollout`, `Group`, `Key`,
 `Batch` and `Scores`. The names for policies are `Policy` (with the methods extend, score and update), `Conversation`,
-`prompt_groups` and `RolloutStream`. The names for tasks are `Task`, `open_task`, `grade`, `answer_match` and
-`audit_task`. The names for algorithms are `group_advantage` and other advantages, the losses, `pack` and token weights.
-The names for runs and configs are `Run`, `BaseConfig`, the groups of config keys that recipes share, `load_recipe` and
-`evaluate`. The next line imports the most important names:
+`prompt_groups` and `RolloutStream`. The names for tasks are `Task`, `open_task`, `grade`, `grade_rollouts`,
+`answer_match` and `audit_task`. The names for algorithms are `group_advantage` and other advantages, the losses, `pack`
+and token weights. The names for runs and configs are `Run`, `BaseConfig`, the groups of config keys that recipes share,
+`load_recipe` and `evaluate`. The next line imports the most important names:
 
     from schoolhouse import Policy, Task, Problem, Verdict, Rollout, Group
 """
@@ -39,7 +39,8 @@ _PUBLIC = {
     "tasks.answer_match": "answer_match",
     "tasks.audit": "audit_task",
     "tasks.base": "Task",
-    "tasks.grading": "grade",
+    "tasks.grade_reply": "grade",
+    "tasks.grading": "grade_rollouts",
     "tasks.registry": "open_task",
     "eval.evaluate": "evaluate",
     "recipes": "Recipe load_recipe recipe_names",
@@ -89,6 +90,7 @@ __all__ = [
     "drop_ungraded",
     "evaluate",
     "grade",
+    "grade_rollouts",
     "group_advantage",
     "group_stats",
     "importance_corrected",
@@ -183,7 +185,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from schoolhouse.tasks.answer_match import answer_match
     from schoolhouse.tasks.audit import audit_task
     from schoolhouse.tasks.base import Task
-    from schoolhouse.tasks.grading import grade
+    from schoolhouse.tasks.grade_reply import grade
+    from schoolhouse.tasks.grading import grade_rollouts
     from schoolhouse.tasks.registry import open_task
     from schoolhouse.types import (
         Completion,

@@ -23,7 +23,8 @@ RECIPE = '''\
 from pathlib import Path
 
 from schoolhouse import (
-    BaseConfig, Optimizer, Policy, grade, open_task, pack, policy_gradient, prompt_groups, rollouts_of, token_mean
+    BaseConfig, Optimizer, Policy, grade_rollouts, open_task, pack, policy_gradient, prompt_groups, rollouts_of,
+    token_mean,
 )
 
 
@@ -48,7 +49,7 @@ def my_recipe(config, run):
             raise RuntimeError("crash")
         problems = task.train_problems(step, 2)
         prompts = prompt_groups(policy.conversation, problems, 2, seed=config.seed, purpose="train", step=step)
-        groups = grade(policy.extend(prompts, max_new_tokens=4), task, parse)
+        groups = grade_rollouts(policy.extend(prompts, max_new_tokens=4), task, parse)
         rollouts = rollouts_of(groups)
         batches = pack(rollouts, token_mean(rollouts), advantage=advantage_rows(rollouts))
         run.record(step, groups, parse, **policy.update(batches, policy_gradient(), learning_rate=1e-3))

@@ -115,6 +115,20 @@ def test_the_majority_counts_normal_forms() -> None:
     assert evaluation.overall["maj_at_4"].value == pytest.approx(0.5)  # one of the two winning answers is graded wrong
 
 
+def test_a_task_that_needs_no_mark_has_votes() -> None:
+    class Plain(Doubles):
+        def grade(self, problem: Problem, completion: Completion) -> Verdict:
+            return Verdict(float(completion.answer == problem.reference))
+
+    def answer(problem: Problem, sample: int) -> tuple[str, str]:
+        return "", problem.reference if sample else "77"
+
+    overall = evaluate(ScriptedPolicy(answer), Plain(), 5, 4, 99).overall
+    assert overall["pass_at_1"].value == 0.75
+    assert overall["maj_at_4"].value == 1.0
+    assert overall["no_answer"].value == 0.0
+
+
 def test_thoughts_are_measured_apart_for_correct_and_incorrect_answers() -> None:
     overall = run(lambda problem, sample: ("2" * (9 if sample else 3), boxed(problem, plus=bool(sample)))).overall
     assert overall["thought_tokens_correct"].value == 3

@@ -350,12 +350,12 @@ def test_two_epochs_of_a_run_are_two_updates_a_step(
 
 @pytest.mark.fault("verifier hangs")
 def test_ungraded_rollouts_are_left_out(sft_model: SftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    grade = grpo.grade
+    grade = grpo.grade_rollouts
 
     def grade_all_but_first(*args: Any) -> list[Group]:
         return [Group(one.problem, one.rollouts, (Verdict(None, "timeout"), *one.verdicts[1:])) for one in grade(*args)]
 
-    monkeypatch.setattr(grpo, "grade", grade_all_but_first)
+    monkeypatch.setattr(grpo, "grade_rollouts", grade_all_but_first)
     steps = run_steps(sft_model, tmp_path / "run", monkeypatch)
     assert [[len(one.rollouts) for one in step.groups] for step in steps] == [[3] * 4] * 2
 

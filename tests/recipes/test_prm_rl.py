@@ -119,7 +119,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(
 def test_a_step_without_any_graded_rollout_updates_nothing_and_the_run_goes_on(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    grade, calls = prm_rl.grade, []
+    grade, calls = prm_rl.grade_rollouts, []
 
     def fail_first(*args: Any) -> list[Group]:
         calls.append(args)
@@ -128,6 +128,6 @@ def test_a_step_without_any_graded_rollout_updates_nothing_and_the_run_goes_on(
             return groups
         return [Group(one.problem, one.rollouts, (Verdict(None, "timeout"),) * len(one.rollouts)) for one in groups]
 
-    monkeypatch.setattr(prm_rl, "grade", fail_first)
+    monkeypatch.setattr(prm_rl, "grade_rollouts", fail_first)
     rows = read_metrics(train(tmp_path / "run", config(models)).folder)
     assert ["trained_tokens" in row for row in rows] == [False, True, True]

@@ -320,13 +320,13 @@ def test_dynamic_sampling_keeps_groups_of_mixed_rewards(model: str, tmp_path: Pa
 def test_dynamic_sampling_gives_each_attempt_problems_and_random_numbers_of_its_own(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    keys, grade = list[Key](), grpo.grade
+    keys, grade = list[Key](), grpo.grade_rollouts
 
     def all_wrong(rollouts: Any, *rest: Any) -> list[Group]:
         keys.extend(rollout.key for rollout in rollouts)
         return [Group(g.problem, g.rollouts, (verdict(0.0),) * len(g.rollouts)) for g in grade(rollouts, *rest)]
 
-    monkeypatch.setattr(grpo, "grade", all_wrong)
+    monkeypatch.setattr(grpo, "grade_rollouts", all_wrong)
     train_grpo(tmp_path / "run", model=model, steps=1, dynamic_sampling=2, prompts_per_step=4, group_size=2)
     expected = [Key(0, "practice", 0, problem, sample) for problem in range(3 * 4) for sample in range(2)]
     assert keys == expected

@@ -95,12 +95,12 @@ def test_an_answer_without_a_thought_is_in_no_script(folder: Path, monkeypatch: 
 
 
 def test_a_truncated_answer_is_dropped_although_it_is_right(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    grade = rejection_sampling.grade
+    grade = rejection_sampling.grade_rollouts
 
     def all_right(*args: Any) -> list[Group]:
         return [Group(g.problem, g.rollouts, tuple(Verdict(1.0) for _ in g.rollouts)) for g in grade(*args)]
 
-    monkeypatch.setattr(rejection_sampling, "grade", all_right)
+    monkeypatch.setattr(rejection_sampling, "grade_rollouts", all_right)
     rows, counts = rejection_sampling.sample_teacher(config(folder, **{"sampling.max_new_tokens": 2}))
     assert (rows, counts["dropped_wrong"]) == ([], counts["rollouts"])
 

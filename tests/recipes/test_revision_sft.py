@@ -10,7 +10,7 @@ import pytest
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import revision_sft
 from schoolhouse.runs.run import read_metrics
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import NAN, Group, Key, Rollout, SchoolError
 from tiny_groups import verdict
@@ -83,7 +83,7 @@ def test_correct_pairs_are_drawn_from_all_and_truncated_ones_are_left_out(model:
 def test_pairs_have_the_rewards_of_the_task(model: Path, pairs: str):
     policy, task = Policy.load(model), open_task(TASK)
     found, tokens = revision_sft.sample_pairs(config(model, pairs=pairs), policy, task)
-    groups = grade([pair.rollout for pair in found], task, policy.conversation.parse_completion)
+    groups = grade_rollouts([pair.rollout for pair in found], task, policy.conversation.parse_completion)
     assert [verdict.reward for group in groups for verdict in group.verdicts] == [pair.second for pair in found]
     assert any(pair.second == 1.0 for pair in found)
     assert all(len(pair.rollout.turns) == 2 for pair in found)

@@ -176,7 +176,7 @@ def test_each_loop_starts_from_the_base_or_from_the_last_loop(
 def test_a_rationalized_completion_is_learned_without_its_hint_unless_keep_hint_is_true(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_hint: bool
 ):
-    grade = star.grade
+    grade = star.grade_rollouts
 
     def right_with_a_hint(*args: Any) -> list[Group]:
         return [
@@ -187,7 +187,7 @@ def test_a_rationalized_completion_is_learned_without_its_hint_unless_keep_hint_
     def has_hint(text: str) -> bool:
         return "(" in text
 
-    monkeypatch.setattr(star, "grade", right_with_a_hint)
+    monkeypatch.setattr(star, "grade_rollouts", right_with_a_hint)
     loops = loops_of(tmp_path / "run", config(folder, num_demos=0, keep_hint=keep_hint), monkeypatch)
     rollouts = [rollout for loop in loops for rollout in loop.rollouts]
     tokenizer = Policy.load(folder / "base").conversation.tokenizer

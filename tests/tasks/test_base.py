@@ -6,7 +6,7 @@ import pytest
 
 from schoolhouse.tasks.audit import audit_task
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Completion, Key, Message, Problem, Rollout, SchoolError, Verdict
 
@@ -42,7 +42,7 @@ class Sums(Task):
         ("shoping", "did you mean `school:shopping`"),
         ("data/train.jsonl", "did you mean `jsonl:data/train.jsonl`"),
         ("mine.py", "did you mean `python:mine.py`"),
-        ("qqq", "known: school, jsonl, game24, gym, python"),
+        ("qqq", "known: school, jsonl, code, ifeval, game24, gym, python"),
         ("", "unknown task ``"),
         ("school?digits", "`digits` is not an option; write NAME=VALUE"),
         ("school?=4", "`=4` is not an option"),
@@ -85,7 +85,7 @@ def rollouts(*keys: tuple[int, int, int]) -> list[Rollout]:
 
 def test_rollouts_of_one_problem_are_one_group_in_order() -> None:
     all_rollouts = rollouts((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 1, 0))
-    groups = grade(all_rollouts, Sums(), lambda rollout: Completion(None, f"\\boxed{{{rollout.key.sample}}}"))
+    groups = grade_rollouts(all_rollouts, Sums(), lambda rollout: Completion(None, f"\\boxed{{{rollout.key.sample}}}"))
     assert [group.problem.id for group in groups] == ["0+0", "0+1", "1+0", "1+1"]
     assert [group.rewards for group in groups] == [(1.0, 0.0), (0.0, 1.0), (0.0,), (0.0,)]
     assert [rollout for group in groups for rollout in group.rollouts] == all_rollouts
@@ -94,15 +94,17 @@ def test_rollouts_of_one_problem_are_one_group_in_order() -> None:
 def test_different_problems_are_never_one_group() -> None:
     first, second = rollouts((0, 0, 0), (1, 0, 0))
     second = Rollout(second.problem, first.key, (), (), ())
-    assert len(grade([first, second], Sums(), lambda rollout: Completion(None, ""))) == 2
+    assert len(grade_rollouts([first, second], Sums(), lambda rollout: Completion(None, ""))) == 2
 
 
 def test_no_rollouts_are_no_groups() -> None:
-    assert grade([], Sums(), lambda rollout: Completion(None, "")) == []
+    assert grade_rollouts([], Sums(), lambda rollout: Completion(None, "")) == []
 
 
 def test_an_exception_in_a_verifier_is_never_a_zero() -> None:
-    (group,) = grade(rollouts((0, 0, 0)), Sums(lambda problem, answer: 1 / 0), lambda rollout: Completion(None, ""))
+    (group,) = grade_rollouts(
+        rollouts((0, 0, 0)), Sums(lambda problem, answer: 1 / 0), lambda rollout: Completion(None, "")
+    )
     (verdict,) = group.verdicts
     assert verdict.reward is None
     assert re.fullmatch(r".*test_base.py:\d+: ZeroDivisionError: division by zero", verdict.reason)

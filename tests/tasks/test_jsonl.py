@@ -251,3 +251,30 @@ def test_a_stored_demonstration_comes_back_unchanged(tmp_path: Path) -> None:
     loaded = {(d.problem.messages, d.thought, d.answer) for d in task.demonstrations(0, 2)}
     assert loaded == {(problem.messages, d.thought, d.answer) for d in (with_thought, without_thought)}
     assert task.train_problems(0, 1)[0].reference == problem.reference
+
+
+def test_references_that_cannot_be_read_are_told_when_the_task_opens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    references = [r"\frac{1}{2}", r"\begin{cases} ?", r"\text{June 20}", "7:30"]
+    path.write_text("\n".join(json.dumps({"prompt": r, "reference": r}) for r in references))
+    open_task(f"jsonl:{path}")
+    assert capsys.readouterr().err == (
+        "school: 1 of 4 references cannot be read as mathematics, and are compared by their spelling; the first is "
+        "'\\\\begin{cases} ?'\n"
+    )
+
+
+def test_the_options_of_grading_decide(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": r"Simplify $\sqrt{75}$.", "reference": r"5\sqrt{3}"}))
+    task = open_task(f"jsonl:{path}?extract=hash&holdout=all")
+    (problem,) = task.eval_problems()
+    rewards = [
+        task.grade(problem, Completion(None, f"#### {answer}")).reward for answer in (r"5\sqrt{3}", r"\sqrt{75}")
+    ]
+    assert rewards == [1.0, 0.0]
+    assert task.normalized_answer(Completion(None, "#### 5")) is not None
+    with pytest.raises(SchoolError, match="option `units` is `loose`"):
+        open_task(f"jsonl:{path}?units=loose")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade, worker_pool
+from schoolhouse.tasks.grading import grade_rollouts, worker_pool
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.tasks.worker_pool import WorkerPool
 from schoolhouse.types import Completion, Key, Problem, Rollout, SchoolError, Verdict
@@ -283,7 +283,9 @@ def test_grade_uses_the_tasks_own_workers(file: Path) -> None:
     problems = [Problem("a", (), "right"), Problem("b", (), "other")]
     rollouts = [Rollout(p, Key(0, "t", 0, i, g), (), (), ()) for i, p in enumerate(problems) for g in range(2)]
     task = open_task(f"python:{file}")
-    groups = grade(rollouts, task, lambda rollout: Completion(None, "right" if rollout.key.sample else "raise"))
+    groups = grade_rollouts(
+        rollouts, task, lambda rollout: Completion(None, "right" if rollout.key.sample else "raise")
+    )
     assert [group.problem.id for group in groups] == ["a", "b"]
     assert [[v.reward for v in group.verdicts] for group in groups] == [[None, 1.0], [None, 0.0]]
     worker_pool(task).close()

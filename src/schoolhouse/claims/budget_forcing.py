@@ -11,7 +11,7 @@ from schoolhouse.claims.harness.models import chain_model, require_tiny
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
 from schoolhouse.search.budget_forcing import budget_force
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.registry import open_task
 
 TASK = "school:chain?steps=6"
@@ -41,7 +41,7 @@ class BudgetForcing(Evaluation):
                 policy, prompts, min_think, self.max_think, self.max_new_tokens, WAIT_TEXT, self.temperature
             )
             rollouts = [result.rollout for result in results]
-            groups = grade(rollouts, task, conversation.parse_completion)
+            groups = grade_rollouts(rollouts, task, conversation.parse_completion)
             rewards = [verdict.reward or 0.0 for group in groups for verdict in group.verdicts]
             thoughts = [conversation.thought_length(rollout) for rollout in rollouts]
             overall[f"accuracy_{min_think}"] = fmean(rewards)

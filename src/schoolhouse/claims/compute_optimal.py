@@ -15,7 +15,7 @@ from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.prm import RewardModel
 from schoolhouse.search.solve import Search, solve
 from schoolhouse.search.values import RewardModelValue
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.registry import open_task
 
 BUDGETS = {384: 3, 512: 4, 1536: 8}
@@ -59,7 +59,7 @@ class SearchStrategies(Evaluation):
                 search = Search.model_validate({**defaults, **options, "budget": budget})
                 results = solve(generator, task, prompts, search, RewardModelValue(reward_model))
                 rollouts = [result.rollout for result in results if result.rollout]
-                groups = grade(rollouts, task, conversation.parse_completion)
+                groups = grade_rollouts(rollouts, task, conversation.parse_completion)
                 solved = {g.problem.id: float((g.verdicts[0].reward or 0.0) >= 1.0) for g in groups}
                 correct.setdefault(str(budget), {})[name] = [solved.get(problem.id, 0.0) for problem in problems]
         return {"overall": {}, "predicted_accuracy": [fmean(few) for few in per_problem], "correct": correct}

@@ -13,7 +13,7 @@ from schoolhouse.claims.harness.models import chain_model, grpo_step, require_ti
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.two_attempts import Attempts, first_attempts, two_attempts
 from schoolhouse.policy.policy import Policy
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import REVISION_REQUEST, Group, Message, Rollout
 
@@ -44,7 +44,7 @@ class TwoAttempts(Evaluation):
             return prompt_groups(conversation, problems, self.samples, seed=seed, purpose=purpose)
 
         def graded(rollouts: Sequence[Rollout]) -> list[Group]:
-            return grade(rollouts, task, conversation.parse_completion)
+            return grade_rollouts(rollouts, task, conversation.parse_completion)
 
         attempts = two_attempts(policy, prompts("two attempts"), self.max_new_tokens, self.temperature)
         first, second = graded(first_attempts(attempts)), graded(attempts)

@@ -99,7 +99,7 @@ def solve(args: Sequence[str]) -> None:
     from schoolhouse.search.render import draw, html_page
     from schoolhouse.search.solve import TREE_KINDS, parse
     from schoolhouse.search.solve import solve as search
-    from schoolhouse.tasks.answer_match import extract_answer
+    from schoolhouse.tasks.answers.extraction import extract_answer
     from schoolhouse.tasks.base import Task
     from schoolhouse.tasks.registry import open_task
 

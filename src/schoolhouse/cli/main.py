@@ -74,6 +74,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "track": Command("copy the metrics of a run to trackio, wandb or tensorboard", "schoolhouse.cli.track:track"),
         "doctor": Command("check this machine, and whether run folders are intact", "schoolhouse.cli.runs:doctor"),
         "task": Command("show the problems of a task, or check its verifier", "schoolhouse.cli.data:task"),
+        "grade": Command("grade answers: pairs of reference and candidate in a file", "schoolhouse.cli.grade:grade"),
         "tokens": Command("show how a text is split into tokens", "schoolhouse.cli.data:tokens"),
     },
     "measure": {
@@ -114,7 +115,8 @@ USER_ERRNOS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    The exit status is 0 for success, 2 for an error that the user can correct, and 130 if the user stopped the command.
+    The exit status is 0 for success, 1 if `school grade` finds an unexpected grade, 2 for an error that the user can
+    correct, and 130 if the user stopped the command.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
@@ -129,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SchoolError(f"unknown command `{args[0]}`{_suggestion(args[0])}")
         else:
             module, _, function = command.target.partition(":")
-            getattr(import_module(module), function)(args[1:])
+            status = getattr(import_module(module), function)(args[1:]) or 0
+            sys.stdout.flush()
+            return status
         sys.stdout.flush()
     except KeyboardInterrupt as stop:  # if a run was saved, `stop` has a message
         if debug:

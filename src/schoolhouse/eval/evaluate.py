@@ -11,9 +11,9 @@ from schoolhouse.data.chat import Conversation
 from schoolhouse.eval.statistics import Estimate, bootstrap, bootstrap_share, maj_at_k, pass_at_k
 from schoolhouse.policy.interface import Generator
 from schoolhouse.runs.progress import progress as show_progress
-from schoolhouse.tasks.answer_match import normalized_answer
+from schoolhouse.tasks.answers.extraction import normalized_answer
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.types import Group, Key, SchoolError
 
 if TYPE_CHECKING:
@@ -148,7 +148,9 @@ def evaluate(
             temperature=temperature,
             progress=progress or (lambda num_ended: advance(num_ended, "")),
         )
-    records = tuple(_record(group, conversation) for group in grade(rollouts, task, conversation.parse_completion))
+    records = tuple(
+        _record(group, conversation, task) for group in grade_rollouts(rollouts, task, conversation.parse_completion)
+    )
     return Evaluation(
         task.spec[0] if task.spec else task.name,
         samples,
@@ -244,8 +246,11 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def _record(group: Group, conversation: Conversation) -> Record:
-    answers = [normalized_answer(conversation.parse_completion(rollout)) for rollout in group.rollouts]
+def _record(group: Group, conversation: Conversation, task: Task) -> Record:
+    completions = [conversation.parse_completion(rollout) for rollout in group.rollouts]
+    answers = [task.normalized_answer(completion) for completion in completions]
+    if any(a is None and _is_correct(verdict.reward) for a, verdict in zip(answers, group.verdicts, strict=True)):
+        answers = [normalized_answer(completion, "auto") for completion in completions]  # the task needs no mark
     logprobs = [
         logprob
         for rollout in group.rollouts

@@ -32,7 +32,7 @@ from schoolhouse.runs.run import Run
 from schoolhouse.search.render import tree_rows
 from schoolhouse.search.solve import SearchResult, parse, solve
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.jsonl import demonstration_from_row, demonstration_to_row
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout
@@ -87,9 +87,9 @@ def expert_iteration(c: Config, run: Run) -> None:
             prompt_groups(conversation, problems, 1, seed=c.seed, purpose=purpose, step=loop)
             for purpose in ("engine plain", "engine search")
         )
-        plain = grade(policy.extend(plain_prompts, c.max_new_tokens), task, conversation.parse_completion)
+        plain = grade_rollouts(policy.extend(plain_prompts, c.max_new_tokens), task, conversation.parse_completion)
         found = solve(policy, task, search_prompts, search)
-        graded = grade([one.rollout for one in found if one.rollout], task, conversation.parse_completion)
+        graded = grade_rollouts([one.rollout for one in found if one.rollout], task, conversation.parse_completion)
         right = right_keys(graded)
         if trees := tree_rows(found, right):
             write_jsonl(_file(run, "trees", loop), trees)

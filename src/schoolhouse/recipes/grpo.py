@@ -52,7 +52,7 @@ from schoolhouse.eval.evaluate import evaluate
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.runs.run import Run
-from schoolhouse.tasks.grading import grade, timing
+from schoolhouse.tasks.grading import grade_rollouts, timing
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Group, Precision, Rollout
 
@@ -147,11 +147,11 @@ def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
             settings = (c.eval.problems, c.eval.samples, c.sampling.max_new_tokens, c.sampling.temperature)
             with run.timed("eval"):
                 run.record(step, eval=evaluate(policy, task, *settings, c.seed).to_json())
-        groups = grade(rollouts, task, conversation.parse_completion)
+        groups = grade_rollouts(rollouts, task, conversation.parse_completion)
         for attempt in range(1, 1 + c.dynamic_sampling):
             if len(drop_constant_reward_groups(groups)) < c.prompts_per_step:
                 more = rollout(policy, make_prompts(step, attempt))
-                groups += grade(more, task, conversation.parse_completion)
+                groups += grade_rollouts(more, task, conversation.parse_completion)
         run.log_timing(grading=timing(task))
         if synced_reference and step and step % c.loss.ref_model_sync_steps == 0:
             synced_reference.decoder.load_state_dict(policy.decoder.state_dict())

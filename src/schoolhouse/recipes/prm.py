@@ -46,7 +46,7 @@ from schoolhouse.reward_models.step_labels import (
 )
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key, Precision, SchoolError
 
@@ -155,7 +155,7 @@ def label_solutions(c: Config, task: Task, reader: Conversation) -> tuple[list[t
         checked = label_by_rules(task, conversation, solutions)
         labelled = [(one.strict() if c.labels == "strict" else one).truncate_at_first_error() for one in checked]
     elif c.labels in ("outcome", "implicit"):
-        groups = grade(solutions, task, conversation.parse_completion)
+        groups = grade_rollouts(solutions, task, conversation.parse_completion)
         verdicts = [verdict for group in groups for verdict in group.verdicts]
         labelled = [outcome_label(conversation, r, v.reward) for r, v in zip(solutions, verdicts, strict=True)]
     else:

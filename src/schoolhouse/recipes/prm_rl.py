@@ -41,7 +41,7 @@ from schoolhouse.reward_models.prm import (
     running_values,
 )
 from schoolhouse.runs.run import Run
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Group, Precision, Rollout, SchoolError
 
@@ -96,7 +96,7 @@ def prm_rl(c: Config, run: Run) -> None:
 
     stream = run.restore(RolloutStream(policy, make_prompts, sample))
     for step, sampled in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
-        groups = grade(sampled, task, conversation.parse_completion)
+        groups = grade_rollouts(sampled, task, conversation.parse_completion)
         rate = c.optimizer.rate(step, c.steps)
         with run.timed("learning"):
             stats = learn(c, policy, reward_model, drop_ungraded(groups), task.delimiter, rate)

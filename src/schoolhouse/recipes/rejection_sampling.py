@@ -27,7 +27,7 @@ from schoolhouse.randomness import python_random
 from schoolhouse.runs.atomic_io import atomic_write, read_json, read_jsonl, to_json, write_jsonl
 from schoolhouse.runs.progress import progress
 from schoolhouse.runs.run import Run
-from schoolhouse.tasks.grading import grade, grade_all
+from schoolhouse.tasks.grading import grade_all, grade_rollouts
 from schoolhouse.tasks.jsonl import demonstration_from_row, demonstration_to_row
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import SCRIPTS, Completion, Demonstration, Key, Precision, Problem, SchoolError
@@ -101,7 +101,7 @@ def sample_teacher(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
             temperature=c.sampling.temperature,
             progress=lambda more: advance(more, ""),
         )
-    groups = grade(rollouts, task, conversation.parse_completion)
+    groups = grade_rollouts(rollouts, task, conversation.parse_completion)
     cases: list[tuple[Problem, Completion]] = []
     rows, counts = [], Counter(sampled_tokens=sampled_tokens(rollouts_of(groups)))
     kept: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)

@@ -29,7 +29,7 @@ from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.randomness import python_random
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import NAN, REVISION_REQUEST, Group, Key, Message, Precision, Rollout, SchoolError
 
@@ -114,12 +114,12 @@ def sample_pairs(c: Config, policy: Policy, task: Task) -> tuple[list[Pair], int
     prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="revise")
     if c.pairs == "pair_sft":
         attempts = policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
-        groups = grade(attempts, task, conversation.parse_completion)
+        groups = grade_rollouts(attempts, task, conversation.parse_completion)
         pairs = [pair for group in groups for pair in pair_up(group, conversation, c.instruction)]
         return pairs, sampled_tokens(attempts)
     both = two_attempts(policy, prompts, c.sampling.max_new_tokens, c.sampling.temperature, c.instruction)
     first, second = (
-        [v.reward for group in grade(rollouts, task, conversation.parse_completion) for v in group.verdicts]
+        [v.reward for group in grade_rollouts(rollouts, task, conversation.parse_completion) for v in group.verdicts]
         for rollouts in (first_attempts(both), both)
     )
     graded = zip(both, first, second, strict=True)

@@ -28,7 +28,7 @@ from schoolhouse.eval.two_attempts import Attempts, first_attempts, two_attempts
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.runs.run import Run
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import REVISION_REQUEST, Group, Precision, Rollout
 
@@ -80,8 +80,8 @@ def self_correction(c: Config, run: Run) -> None:
 
     stream = run.restore(RolloutStream(policy, make_prompts, sample))
     for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
-        second = grade(rollouts, task, conversation.parse_completion)
-        first = grade(first_attempts(rollouts), task, conversation.parse_completion)
+        second = grade_rollouts(rollouts, task, conversation.parse_completion)
+        first = grade_rollouts(first_attempts(rollouts), task, conversation.parse_completion)
         attempts = Attempts.of(first, second, conversation.parse_completion)
         run.record(step, second, conversation.parse_completion, **attempts.to_json())
         rate = c.optimizer.rate(step, c.steps)

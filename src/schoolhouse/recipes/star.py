@@ -28,7 +28,7 @@ from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.randomness import python_random
 from schoolhouse.runs.run import Run
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout, SchoolError
 
@@ -83,7 +83,7 @@ def star(c: Config, run: Run) -> None:
     def sample(loop: int, problems: Sequence[Problem], purpose: str) -> list[Group]:
         prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose=purpose, step=loop)
         rollouts = policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
-        return grade(rollouts, task, conversation.parse_completion)
+        return grade_rollouts(rollouts, task, conversation.parse_completion)
 
     for loop in run.steps(range(run.step, 1 + c.loops), save=policy, every=1, total=1 + c.loops):
         kept, groups, stats = list[Rollout](), list[Group](), dict[str, Any]()

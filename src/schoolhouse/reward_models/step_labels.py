@@ -22,7 +22,7 @@ from schoolhouse.data.steps import step_ends, steps
 from schoolhouse.policy.interface import Generator
 from schoolhouse.runs.atomic_io import write_jsonl
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.types import Rollout, SchoolError
 
 RATINGS = (-1, 0, 1)
@@ -241,7 +241,7 @@ def label_by_continuations(
     ]
     continued = policy.extend(prefixes, max_new_tokens)
     tokens = sum(len(after) - len(before) for before, after in zip(prefixes, continued, strict=True))
-    groups = iter(grade(continued, task, conversation.parse_completion))
+    groups = iter(grade_rollouts(continued, task, conversation.parse_completion))
     solutions = []
     correct = _correct(task, conversation, rollouts)
     for rollout, own, is_correct in zip(rollouts, states, correct, strict=True):
@@ -257,7 +257,7 @@ def label_by_continuations(
 
 def _correct(task: Task, conversation: Conversation, rollouts: Sequence[Rollout]) -> list[bool | None]:
     """Return for each answer whether it is correct, or None if the answer is ungraded."""
-    groups = grade(rollouts, task, conversation.parse_completion)
+    groups = grade_rollouts(rollouts, task, conversation.parse_completion)
     rewards = [verdict.reward for group in groups for verdict in group.verdicts]
     return [None if reward is None else reward >= 1.0 for reward in rewards]
 

@@ -413,7 +413,7 @@ def _sample_and_select(
     for at, prompt in enumerate(prompts):
         own = slice(at * count, (at + 1) * count)
         answers, values = completions[own], [valuation.value for valuation in valuations[own]]
-        winner, votes = weighted_vote(policy.conversation, answers, values)
+        winner, votes = weighted_vote(policy.conversation, answers, values, task.normalized_answer)
         if search.kind == "best_of_n":  # a truncated answer has fewer steps, and so an easier product
             complete = [policy.conversation.parse_completion(answer).complete for answer in answers]
             winner = max(range(count), key=lambda i: (complete[i], -inf if isnan(values[i]) else values[i]))

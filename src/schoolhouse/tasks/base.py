@@ -6,11 +6,12 @@ processes with a timeout (worker_pool.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from traceback import clear_frames
 
-from schoolhouse.tasks.answer_match import perturb_answer
+from schoolhouse.tasks.answers.extraction import normalized_answer
+from schoolhouse.tasks.answers.perturb import perturb_answer
 from schoolhouse.tasks.user_file import definition, describe_error
 from schoolhouse.types import Completion, Demonstration, Message, Problem, SchoolError, Verdict
 
@@ -31,7 +32,8 @@ class Task:
     `grade` runs only in worker processes.
     `spec` has the two arguments of `open_task`: the name of the task with its options, and the seed. Worker processes
     open the task again with these arguments. `files` has the files that the task was read from. If one of the files has
-    changed, a run refuses to resume. `delimiter` is the text that ends each step of a thought.
+    changed, a run refuses to resume. `notes` tell the user about the data: for instance, how many rows are left out.
+    `delimiter` is the text that ends each step of a thought.
 
     All other methods are optional. Define `step_labels` if single steps can be checked. For tree search with prompts,
     define `propose_prompt`, `value_prompt` or `vote_prompt`, and the parser for each prompt that you define.
@@ -41,6 +43,7 @@ class Task:
     in_process: bool = False
     spec: tuple[str, int] | None = None
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
     delimiter: str = "\n"
 
     def train_problems(self, step: int, count: int) -> list[Problem]:
@@ -82,6 +85,10 @@ class Task:
     def wrong_answer(self, problem: Problem) -> str:
         """Return a wrong final answer that looks like the reference. `audit_task` must reject it."""
         return perturb_answer(problem.reference)
+
+    def normalized_answer(self, completion: Completion) -> Hashable | None:
+        """The final answer in the form in which votes are counted (maj@k); None where there is none."""
+        return normalized_answer(completion)
 
     def make_problem(self, text: str) -> Problem:
         """Make a problem from a text that a user typed. The problem has no reference answer."""

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from schoolhouse.config import suggest
 from schoolhouse.randomness import python_random
-from schoolhouse.tasks.answer_match import extract_answer
+from schoolhouse.tasks.answers.extraction import extract_answer
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.school.countdown import evaluate_expression
 from schoolhouse.types import Completion, Demonstration, Key, Message, Problem, SchoolError, Verdict

@@ -13,7 +13,7 @@ from schoolhouse.types import Completion, Group, Rollout, Verdict
 _POOL = "_worker_pool"
 
 
-def grade(
+def grade_rollouts(
     rollouts: Sequence[Rollout], task: Task, parse: Callable[[Rollout], Completion], pool: WorkerPool | None = None
 ) -> list[Group]:
     """Verdicts for rollouts, in order. Consecutive rollouts of the same step and problem form one group.

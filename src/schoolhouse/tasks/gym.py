@@ -17,7 +17,8 @@ from functools import cached_property
 from typing import Any
 
 from schoolhouse.config import suggest
-from schoolhouse.tasks.answer_match import extract_answer, perturb_answer
+from schoolhouse.tasks.answers.extraction import extract_answer
+from schoolhouse.tasks.answers.perturb import perturb_answer
 from schoolhouse.tasks.dataset_task import DatasetTask
 from schoolhouse.types import Completion, Message, Problem, SchoolError, Verdict
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from schoolhouse.config import suggest
-from schoolhouse.tasks.answer_match import answer_match, exactly_comparable, extract_answer, load_math_verify
+from schoolhouse.tasks.answers.expressions import load_math_verify
+from schoolhouse.tasks.answers.extraction import extract_answer, normalized_answer
+from schoolhouse.tasks.answers.options import GRADING_OPTIONS, OURS, Grading, pop_grading
 from schoolhouse.tasks.dataset_task import DatasetTask, shuffled_epochs
 from schoolhouse.types import Completion, Demonstration, Message, Problem, SchoolError, Verdict
 
 ROW_FORMATS = "question/answer (as in GSM8K), problem/solution (as in MATH) or prompt/reference"
-OPTIONS = ("holdout", "instruct")
+OPTIONS = ("holdout", "instruct", *GRADING_OPTIONS)
 INSTRUCTION = "Put your final answer in \\boxed{}."
 ROLES = ("system", "user", "assistant")
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -27,27 +29,38 @@ def open_jsonl(path: str, seed: int = 0, **options: str) -> JsonLines:
     """The task of a file.
 
     Options: `holdout=tenth|all|none`, the part held out for evaluation; `instruct=boxed` adds a request for a \\boxed{}
-    answer to every problem. Raises SchoolError naming file, line and mistake.
+    answer to every problem; `extract`, `units` and `grader` (docs/grading.md).
+    Raises SchoolError naming file, line and mistake.
     """
     for option in options:
         if option not in OPTIONS:
             raise SchoolError(f"jsonl: unknown option `{option}`{suggest(option, OPTIONS)}")
+    grading = pop_grading(options, "jsonl")
     instruct = options.pop("instruct", "")
     if instruct not in ("", "boxed"):
         raise SchoolError(f"jsonl: option `instruct` is `{instruct}`; it must be `boxed`")
-    return JsonLines(Path(path), seed, instruction=INSTRUCTION if instruct else "", **options)
+    return JsonLines(Path(path), seed, instruction=INSTRUCTION if instruct else "", grading=grading, **options)
 
 
 class JsonLines(DatasetTask):
-    """The problems of a file, graded by their final answer (answer_match.py).
+    """The problems of a file, graded by their final answer (answers/).
 
-    In process where every reference is a number or words, else in worker processes with math-verify.
+    In process where every reference is a number or text, else in worker processes.
     """
 
-    def __init__(self, path: Path, seed: int = 0, holdout: str = "tenth", instruction: str = "") -> None:
+    def __init__(
+        self,
+        path: Path,
+        seed: int = 0,
+        holdout: str = "tenth",
+        instruction: str = "",
+        grading: Grading = OURS,
+    ) -> None:
         super().__init__(f"jsonl:{path}", seed, holdout)
         self.rows = read_rows(path, instruction)
-        self.in_process = all(exactly_comparable(problem.reference) for problem, _ in self.rows)
+        self.grading = grading
+        self.notes = grading.notes([problem.reference for problem, _ in self.rows])
+        self.in_process = grading.in_process(problem.reference for problem, _ in self.rows)
 
     @cached_property
     def all_problems(self) -> list[Problem]:
@@ -61,7 +74,11 @@ class JsonLines(DatasetTask):
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
         """Reward 1 if the final answer equals the reference, else 0."""
-        return answer_match(completion, problem.reference)
+        return self.grading.grade(problem, completion)
+
+    def normalized_answer(self, completion: Completion) -> Hashable | None:
+        """The final answer, found as for a grade."""
+        return normalized_answer(completion, self.grading.extraction)
 
     @cached_property
     def _train_demonstrations(self) -> list[Demonstration]:

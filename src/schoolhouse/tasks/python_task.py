@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 from schoolhouse.config import suggest
+from schoolhouse.tasks.answers.extraction import normalized_answer
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.dataset_task import DatasetTask
 from schoolhouse.tasks.jsonl import read_rows
@@ -199,6 +200,10 @@ class RewardFunctionTask(DatasetTask):
         if not _is_number(result):
             return Verdict(None, f"{self._place} returned {str(result)[:40]!r}, which is not a finite number", parts)
         return Verdict(float(result), "", parts)
+
+    def normalized_answer(self, completion: Completion) -> Hashable | None:
+        r"""The answer in \boxed{} or <answer>, or behind `####` or `Answer:`; else the whole text."""
+        return normalized_answer(completion, "auto")
 
     def _arguments(self, problem: Problem, answer: str) -> dict[str, Any]:
         """Select the arguments that the reward function accepts, by the names of its parameters."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from multiprocessing import parent_process
 from pathlib import Path
 
 from schoolhouse.config import parse_query, suggest
 from schoolhouse.tasks.base import Task
 from schoolhouse.types import SchoolError
 
-KINDS = ("school", "jsonl", "game24", "gym", "python")
+KINDS = ("school", "jsonl", "code", "ifeval", "game24", "gym", "python")
 
 
 def open_task(spec: str, seed: int = 0) -> Task:
     """Open the task of a spec of the form `KIND[:REST][?OPTION=VALUE&...]`.
 
     Examples of specs are "school", "school:addition+chain", "school:addition?digits=4", "gym:chain_sum?size=500",
-    "jsonl:PATH", "game24:PATH.csv", "python:PATH.py", "python:PATH.py:name" and
+    "jsonl:PATH", "code:PATH", "ifeval:PATH", "game24:PATH.csv", "python:PATH.py", "python:PATH.py:name" and
     "python:PATH.py:reward?data=PATH.jsonl". Raises SchoolError with a suggestion if the kind is unknown. Each kind
     checks its own names and options.
     """
@@ -31,6 +33,14 @@ def open_task(spec: str, seed: int = 0) -> Task:
             from schoolhouse.tasks.jsonl import open_jsonl
 
             task = open_jsonl(rest, seed, **options)
+        case "code":
+            from schoolhouse.tasks.code_task import open_code
+
+            task = open_code(rest, seed, **options)
+        case "ifeval":
+            from schoolhouse.tasks.ifeval import open_ifeval
+
+            task = open_ifeval(rest, seed, **options)
         case "game24":
             from schoolhouse.tasks.game24 import Game24
 
@@ -47,10 +57,13 @@ def open_task(spec: str, seed: int = 0) -> Task:
             raise SchoolError(f"unknown task `{spec}`{_suggestion(body)}")
     task.__dict__["spec"] = (spec, seed)  # a task may be a frozen dataclass
     paths = (rest, rest.partition(".py:")[0] + ".py", options.get("data"))
-    if kind in ("jsonl", "game24", "python"):
+    if kind in ("jsonl", "code", "ifeval", "game24", "python"):
         task.__dict__["files"] = tuple(Path(path) for path in paths if path and Path(path).is_file())
     if not task.name:
         task.__dict__["name"] = spec
+    if parent_process() is None:  # a worker process opens the task again
+        for note in task.notes:
+            print(f"school: {note}", file=sys.stderr)
     return task
 
 

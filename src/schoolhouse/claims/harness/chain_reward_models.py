@@ -16,9 +16,9 @@ from schoolhouse.eval.reward_model_eval import auc, best_of_n, first_error_f1, v
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.prm import STEP_AGGREGATIONS, LabelPlaces, RewardModel
 from schoolhouse.reward_models.step_labels import label_by_continuations, label_by_rules
-from schoolhouse.tasks.answer_match import normalized_answer
+from schoolhouse.tasks.answers.extraction import normalized_answer
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade
+from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Group, Rollout
 
@@ -55,7 +55,7 @@ class AnswerSelection(Evaluation):
         conversation, problems = generator.conversation, task.eval_problems(self.problems)
         prompts = prompt_groups(conversation, problems, self.samples, seed=seed, purpose="picks")
         sampled = generator.extend(prompts, self.max_new_tokens, temperature=self.temperature)
-        groups = grade(sampled, task, conversation.parse_completion)
+        groups = grade_rollouts(sampled, task, conversation.parse_completion)
         rollouts = rollouts_of(groups)
         reward_model = RewardModel(policy, self.delimiter or task.delimiter, self.label_places)
         step_logprobs = reward_model.step_logprobs(rollouts)

@@ -16,7 +16,9 @@ from typing import Any
 
 from schoolhouse.config import suggest
 from schoolhouse.randomness import python_random
-from schoolhouse.tasks.answer_match import answer_match, extract_answer, perturb_answer
+from schoolhouse.tasks.answers.extraction import extract_answer
+from schoolhouse.tasks.answers.perturb import perturb_answer
+from schoolhouse.tasks.answers.strict import strict_compare
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.school import pretraining_text
 from schoolhouse.tasks.school.addition import ADDITION
@@ -175,11 +177,11 @@ class School(Task):
 
     def _grade_answer(self, problem: Problem, completion: Completion) -> Verdict:
         family = FAMILIES[problem.family]
-        if not family.accepts:
-            return answer_match(completion, problem.reference)
         answer, reason = extract_answer(completion)
         if answer is None:
             return Verdict(0.0, reason)
+        if not family.accepts:
+            return strict_compare(answer, problem.reference)
         return Verdict(1.0) if family.accepts(answer, problem.info) else Verdict(0.0, "not a correct expression")
 
     def step_labels(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:

@@ -1,0 +1,149 @@
+r"""Final answers: the one that a completion marks.
+
+boxed         \boxed{...} or <answer>...</answer>
+answer_colon  the line `Answer: X` (or `The final answer is: X`)
+hash          what follows the last `####` on its line, as in GSM8K
+last_number   the last number of the text
+whole         the whole text
+auto          the first of boxed, hash, answer_colon and whole that there is
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Hashable
+from itertools import pairwise
+from typing import Literal
+
+from schoolhouse.tasks.answers.strict import normal_form
+from schoolhouse.types import Completion
+
+Extraction = Literal["boxed", "answer_colon", "hash", "last_number", "whole", "auto"]
+"""How the final answer is marked."""
+
+SEVERAL = "more than one final answer"
+
+_MARKS = re.compile(r"\\boxed[ \t]*\{|\\.|[{}]", re.DOTALL)
+_BLANK = re.compile(
+    r"(?:\\(?:phantom|hspace|vspace)\*?\{[^{}]*\}|\\(?:square|Box|quad|qquad|dots|ldots|[ ,;:!])|[\s~])*"
+)
+_COLON = re.compile(
+    r"^[^\w\n]*(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*\**\s*[:\uff1a]\s*(?P<answer>\S.*)$", re.I | re.M
+)
+_HASH = re.compile(r"####[ \t]*(?P<answer>[^\n]*\S)")
+_LAST_NUMBER = re.compile(
+    r"(?<![\w.])[-+\u2212]?(?:\\?\$[ \t]*)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?"
+    r"|[0-9]+\s?/\s?[0-9]+|[0-9]*\.?[0-9]+)"
+    r"(?:[eE][-+]?[0-9]+)?(?:\s?\\?%)?(?![\w]*[0-9])"
+)
+
+
+_BETWEEN = re.compile(r"(?:\\\)|\\\(|\\[,; ]|\\q?quad|[$\s*]|[,;]|\\text\s*\{\s*and\s*\}|\band\b)*")
+
+
+def extract_list(completion: Completion) -> str | None:
+    r"""The values of several \boxed{...} that a comma or `and` joins, as one list; None for other completions."""
+    text = completion.answer
+    boxes = _boxes(text)
+    if len(boxes) < 2 or _tags(text):
+        return None
+    for (_, end), (start, _) in pairwise(boxes):
+        between = text[end + 1 : text.rindex("\\boxed", end, start)]
+        if not _BETWEEN.fullmatch(between) or not re.search(r"[,;]|and", between):
+            return None
+    return ", ".join(_clean(text[start:end]) for start, end in boxes)
+
+
+def extract_answer(completion: Completion, extraction: Extraction = "boxed") -> tuple[str | None, str]:
+    r"""The final answer of a completion; or None and the reason.
+
+    With `boxed`, equal marked answers (`5`, `5.0`) count as one, and different ones count as none, so that hedging does
+    not pay. Inside <answer> the content of \boxed{...} is the answer. A marker that is not closed marks nothing. All
+    other modes take the last answer.
+    """
+    text = completion.answer
+    if extraction == "boxed":
+        return _marked(completion)
+    if extraction == "auto":
+        answer, reason = _marked(completion)
+        if answer is not None or not reason.startswith("no final answer"):
+            return answer, reason
+        matches = [match["answer"] for pattern in (_HASH, _COLON) for match in list(pattern.finditer(text))[-1:]]
+        found = matches[0] if matches else text
+    elif extraction == "whole":
+        found = text
+    elif extraction == "last_number":
+        numbers = _LAST_NUMBER.findall(text)
+        found = numbers[-1] if numbers else ""
+    else:
+        lines = list((_HASH if extraction == "hash" else _COLON).finditer(text))
+        found = lines[-1]["answer"] if lines else ""
+    found = _without_marks(found)
+    return (found, "") if found else (None, "no final answer")
+
+
+def _without_marks(text: str) -> str:
+    r"""An answer without bold type around it, and without \boxed{}."""
+    text = re.sub(r"^\*+|\*+$", "", text.strip()).strip()
+    boxes = _boxes(text)
+    return text[slice(*boxes[-1])].strip() if boxes else text
+
+
+def _marked(completion: Completion) -> tuple[str | None, str]:
+    text = completion.answer
+    boxes, tags = _boxes(text), _tags(text)
+    starts = [start for start, _ in boxes]
+    tags = [(start, end) for start, end in tags if bisect_left(starts, start) == bisect_left(starts, end)]
+    marked = [_clean(text[start:end]) for start, end in sorted(boxes + tags)]
+    if not marked:
+        return None, "no final answer" if completion.complete else "no final answer: the completion was cut off"
+    filled = [answer for answer in marked[:-1] if not _BLANK.fullmatch(answer)]  # a quoted "put it in \\boxed{}"
+    marked = [*filled, marked[-1]]
+    last = marked[-1]
+    if any(normal_form(other) != normal_form(last) for other in marked[:-1]):
+        return None, SEVERAL
+    return (last, "") if last else (None, "the final answer is empty")
+
+
+def _boxes(text: str) -> list[tuple[int, int]]:
+    r"""Spans of the contents of the outermost \boxed{...}, in one pass: braces balanced, escaped ones ignored."""
+    spans: list[tuple[int, int]] = []
+    stack: list[int | None] = []  # where a box's content starts; None for a plain brace
+    for mark in _MARKS.finditer(text):
+        token = mark.group()
+        if token == "{":
+            stack.append(None)
+        elif token.startswith("\\boxed"):
+            stack.append(mark.end())
+        elif token == "}" and stack and (start := stack.pop()) is not None:
+            while spans and spans[-1][0] > start:
+                spans.pop()
+            spans.append((start, mark.start()))
+    return spans
+
+
+def _tags(text: str) -> list[tuple[int, int]]:
+    """Spans of the contents of <answer>...</answer>; of several openings before a closing, the last."""
+    spans, at = [], 0
+    while (end := text.find("</answer>", at)) >= 0:
+        start = text.rfind("<answer>", at, end)
+        if start >= 0:
+            spans.append((start + len("<answer>"), end))
+        at = end + len("</answer>")
+    return spans
+
+
+def _clean(text: str) -> str:
+    r"""The text without surrounding spaces and without a second \boxed{} around the whole."""
+    text = text.strip()
+    if re.fullmatch(r"\{[^{}]*\}", text):
+        text = text[1:-1].strip()
+    boxes = _boxes(text) if text.startswith("\\boxed") else []
+    return text[slice(*boxes[0])].strip() if boxes and boxes[0][1] == len(text) - 1 else text
+
+
+def normalized_answer(completion: Completion, extraction: Extraction = "boxed") -> Hashable | None:
+    """The final answer in the form in which votes are counted; None where there is none."""
+    answer, _ = extract_answer(completion, extraction)
+    return None if answer is None else normal_form(answer)

@@ -1,0 +1,75 @@
+"""The rules of other packages, so that their published numbers can be compared: each by its own code, where installed.
+
+hf       math-verify, as in lighteval and TRL's examples
+verl     `verl.utils.reward_score.math_verify` or, without it, verl's rule for MATH
+minerva  lm-eval's task `minerva_math`
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib import import_module
+
+from schoolhouse.types import Completion, SchoolError, Verdict
+
+PeerGrader = Callable[[str, str], float]
+"""(reply, reference) -> reward."""
+
+
+def peer_match(name: str, completion: Completion, references: Sequence[str]) -> Verdict:
+    """The verdict of another package's rule on the text behind the thought; the best over several references."""
+    grader = load_peer(name)
+    reward = max(float(grader(completion.answer, reference)) for reference in references)
+    return Verdict(reward, "" if reward >= 1 else f"refused by the rules of {name}")
+
+
+@lru_cache(maxsize=8)
+def load_peer(name: str) -> PeerGrader:
+    """The rule of a package. Raises SchoolError where the package is not installed."""
+    package, load = _PEERS[name]
+    try:
+        return load()
+    except ImportError as error:
+        raise SchoolError(
+            f"the grader `{name}` is the rule of the package `{package}`, which cannot be imported ({error}); install "
+            f"it (`pip install {package}`), or use `grader=ours`"
+        ) from error
+
+
+def _load_hf() -> PeerGrader:
+    from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+    def grade(reply: str, reference: str) -> float:
+        expected = parse(f"${reference}$", parsing_timeout=None)  # ty: ignore[invalid-argument-type]
+        found = parse(reply, parsing_timeout=None)  # ty: ignore[invalid-argument-type]
+        return float(verify(expected, found, timeout_seconds=None))
+
+    return grade
+
+
+def _load_verl() -> PeerGrader:
+    module = import_module("verl.utils.reward_score.math_reward")
+    return lambda reply, reference: float(module.compute_score(reply, reference))
+
+
+def _load_minerva() -> PeerGrader:
+    module = import_module("lm_eval.tasks.minerva_math.utils")
+
+    def grade(reply: str, reference: str) -> float:
+        answer = module.normalize_final_answer(module.get_unnormalized_answer(reply))
+        return float(module.is_equiv(answer, module.normalize_final_answer(reference)))
+
+    return grade
+
+
+_PEERS: dict[str, tuple[str, Callable[[], PeerGrader]]] = {
+    "hf": ("math-verify", _load_hf),
+    "verl": ("verl", _load_verl),
+    "minerva": ("lm-eval[math]", _load_minerva),
+}
+
+GRADERS = ("ours", *_PEERS)

@@ -1,0 +1,123 @@
+"""Runs a program with its tests in a process of its own, with limits. Started as a script by `run_tests`.
+
+The program and the tests come as JSON on standard input. What passed is written to a pipe of its own, behind a secret
+mark, so that nothing that the program prints can be read as a result. A program that ends early writes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+TIME_LIMIT = 4.0
+"""Seconds for a program and all its tests; below the timeout of a worker process, so that a slow program is wrong."""
+
+MEMORY_LIMIT = 1 << 30
+"""Bytes of address space."""
+
+
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+
+
+class ProgramRun(NamedTuple):
+    """How many tests passed, of how many; and the first error."""
+
+    passed: int
+    total: int
+    error: str
+
+
+def run_tests(code: str, tests: Sequence[str], setup: str = "", time_limit: float = TIME_LIMIT) -> ProgramRun:
+    """Run a program, then each test in its namespace, in a new process without the environment of this one.
+
+    The process has limits on time, memory, open files and the size of files, and a temporary folder. In a system that
+    allows it, the process has no network (`unshare`). It is no full sandbox: it can read the files that you can read.
+    """
+    total, mark = len(tests), secrets.token_hex(8)
+    read, write = os.pipe()
+    job = json.dumps(
+        {"code": code, "tests": list(tests), "setup": setup, "seconds": time_limit, "fd": write, "mark": mark}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-I", os.path.abspath(__file__)]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder},
+            pass_fds=(write,),
+            start_new_session=True,
+        )
+        os.close(write)
+        try:
+            process.communicate(job.encode(), timeout=time_limit)
+            error = "" if process.returncode == 0 else f"the program ended with status {process.returncode}"
+        except subprocess.TimeoutExpired:
+            error = f"no result within {time_limit:g} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, 9)
+            process.wait()
+            with os.fdopen(read, "rb") as pipe:
+                lines = pipe.read(1 << 20).decode("utf-8", "replace").splitlines()
+    results = [json.loads(line.removeprefix(mark)) for line in lines if line.startswith(mark)]
+    passed = {index for index, message in results if message == "passed"}
+    first = next((message for _, message in results if message != "passed"), "")
+    return ProgramRun(len(passed), total, first or error or ("" if len(passed) == total else "the program ended early"))
+
+
+def _main() -> None:
+    job: dict[str, Any] = json.loads(sys.stdin.read())
+    descriptor, mark = job["fd"], job.pop("mark")
+    _limit(job["seconds"])
+    write, dumps, exception = os.write, json.dumps, Exception
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    sys.stdin = io.StringIO()
+
+    def report(index: int, message: str) -> None:
+        write(descriptor, (mark + dumps([index, message[:200]]) + "\n").encode())
+
+    for index, text in [(-2, job["setup"]), (-1, job["code"]), *enumerate(job["tests"])]:
+        try:
+            exec(compile(text, "<program>" if index < 0 else f"<test {index + 1}>", "exec"), namespace)
+        except AssertionError:
+            report(index, f"test {index + 1} failed: {text.strip().splitlines()[0] if text.strip() else ''}")
+        except (exception, SystemExit, KeyboardInterrupt) as error:
+            report(index, f"{type(error).__name__}: {error}")
+            if index < 0:
+                return
+        else:
+            if index >= 0:
+                report(index, "passed")
+
+
+def _limit(seconds: float) -> None:
+    import resource
+
+    limits = {
+        resource.RLIMIT_CPU: int(seconds) + 1,
+        resource.RLIMIT_AS: MEMORY_LIMIT,
+        resource.RLIMIT_FSIZE: 1 << 24,
+        resource.RLIMIT_NOFILE: 64,
+        resource.RLIMIT_CORE: 0,
+    }
+    for name, value in limits.items():
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(name, (value, value))
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+
+
+if __name__ == "__main__":
+    _main()

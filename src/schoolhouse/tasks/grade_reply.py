@@ -1,0 +1,145 @@
+"""Grade single replies: `schoolhouse.grade(reply, reference)`, and the pairs of a file (`school grade`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from schoolhouse.tasks.answers.expressions import load_math_verify
+from schoolhouse.tasks.answers.grade import read_reference
+from schoolhouse.tasks.answers.options import Grading, pop_grading
+from schoolhouse.tasks.base import ProgressFn, Task
+from schoolhouse.tasks.worker_pool import WorkerPool
+from schoolhouse.types import Completion, Message, Problem, SchoolError, Verdict
+
+
+def grade(
+    reply: str,
+    reference: str | Sequence[str],
+    *,
+    question: str = "",
+    extract: str = "auto",
+    units: str = "optional",
+    grader: str = "ours",
+) -> Verdict:
+    r"""Reward 1 if the final answer of a reply equals the reference (or one of several), else 0 and the reason.
+
+    reply     what the model wrote. A thought in <think>...</think> does not count.
+    question  a candidate that stands in it is no answer, unless it is the reference
+    extract   how the answer is marked: `boxed` (\boxed{} or <answer>), `hash` (####), `answer_colon` (Answer: X),
+              `last_number`, `whole`; `auto`: the first of boxed, hash, answer_colon and whole that there is
+    units     `optional`: a unit may be left out, but not changed or added; `strict`: it must be written; `lenient`: it
+              may be added too
+    grader    `ours`, or the rules of another package where it is installed: `hf`, `verl`, `minerva`
+    Raises SchoolError for an unknown option. Some references, such as integrals, are compared in a worker process.
+    """
+    grading = pop_grading({"extract": extract, "units": units, "grader": grader}, "grade")
+    problem, completion = _case(reply, reference, question)
+    if grading.grader == "ours" and not _needs_worker(problem):
+        return grading.compare(completion, _references(problem), question)
+    return _pool(grading).grade_all([(problem, completion)])[0]
+
+
+class Pair(NamedTuple):
+    """A reference, a candidate, and the reward that the candidate should get (None: not said)."""
+
+    place: str
+    reference: str | tuple[str, ...]
+    candidate: str
+    question: str
+    expected: float | None
+
+
+class PairTask(Task):
+    """Grades pairs; it has no problems of its own."""
+
+    name = "pairs"
+
+    def __init__(self, grading: Grading) -> None:
+        self.grading = grading
+
+    def grade(self, problem: Problem, completion: Completion) -> Verdict:
+        """The verdict of one pair."""
+        question = problem.messages[0].content if problem.messages else ""
+        return self.grading.compare(completion, _references(problem), question)
+
+    def warm_up(self) -> None:
+        """Imports math-verify."""
+        load_math_verify()
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a file with one JSON object per line. Raises SchoolError naming file, line and mistake."""
+    pairs = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise SchoolError(f"cannot read {path}: {error.strerror}; give a file with one JSON object per line") from error
+    except UnicodeDecodeError:
+        raise SchoolError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
+    for line, text in enumerate(lines, 1):
+        if text.strip():
+            pairs.append(_pair(f"{path}:{line}", text))
+    if not pairs:
+        raise SchoolError(f"{path} has no pairs; write {{reference, candidate}} on each line, and `expected` if known")
+    return pairs
+
+
+def _pair(place: str, text: str) -> Pair:
+    try:
+        row: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SchoolError(f"{place}: not JSON ({error}); each line must be one JSON object") from None
+    if not isinstance(row, Mapping):
+        raise SchoolError(f"{place}: not a JSON object; each line must be one, with `reference` and `candidate`")
+    reference, candidate = row.get("reference"), row.get("candidate")
+    references = reference if isinstance(reference, list) else [reference]
+    if not references or not all(isinstance(each, str) for each in references):
+        raise SchoolError(f"{place}: `reference` is {json.dumps(reference)[:60]}; it must be text, or a list of texts")
+    if not isinstance(candidate, str):
+        raise SchoolError(f"{place}: `candidate` is {json.dumps(candidate)[:60]}; it must be text")
+    question, expected = row.get("question") or "", row.get("expected")
+    if not isinstance(question, str):
+        raise SchoolError(f"{place}: `question` is {json.dumps(question)[:60]}; it must be text")
+    if expected is not None and not isinstance(expected, (int, float)):
+        raise SchoolError(f"{place}: `expected` is {json.dumps(expected)[:60]}; it must be 1 or 0")
+    accepted = reference if isinstance(reference, str) else tuple(references)
+    return Pair(place, accepted, candidate, question, None if expected is None else float(expected))
+
+
+def grade_pairs(pairs: Sequence[Pair], grading: Grading, progress: ProgressFn | None = None) -> list[Verdict]:
+    """One verdict for each pair, in order, by worker processes with a timeout."""
+    cases = [_case(pair.candidate, pair.reference, pair.question) for pair in pairs]
+    with WorkerPool(PairTask(grading)) as pool:
+        return pool.grade_all(cases, progress)
+
+
+def _case(reply: str, reference: str | Sequence[str], question: str) -> tuple[Problem, Completion]:
+    references = (reference,) if isinstance(reference, str) else tuple(reference)
+    if not references:
+        raise SchoolError("grade: the list of references is empty; give one reference or more")
+    messages = (Message("user", question),) if question else ()
+    thought, end, answer = reply.rpartition("</think>")
+    if not end:
+        thought, start, _ = reply.partition("<think>")
+        answer = thought if start else reply
+    problem = Problem("pair", messages, references[0], info={"references": references})
+    return problem, Completion(thought if end else None, answer)
+
+
+def _references(problem: Problem) -> tuple[str, ...]:
+    references = problem.info["references"]
+    assert isinstance(references, tuple)
+    return references
+
+
+def _needs_worker(problem: Problem) -> bool:
+    return any(read_reference(reference).comparison == "math-verify" for reference in _references(problem))
+
+
+@lru_cache(maxsize=4)
+def _pool(grading: Grading) -> WorkerPool:
+    return WorkerPool(PairTask(grading), num_workers=1)
