@@ -53,7 +53,8 @@ def export(args: Sequence[str]) -> None:
         raise SchoolError(f"{c.to} is not empty: give a new folder with --to")
     c.to.mkdir(parents=True, exist_ok=True)
     if c.format == "hf":
-        for path in (source / name for name in (*FILES, *(shard.name for shard in source.glob("*.safetensors*")))):
+        weights = list(source.glob("*.safetensors*")) or list(source.glob("pytorch_model*.bin*"))
+        for path in (*(source / name for name in FILES), *weights):
             if path.is_file():
                 shutil.copyfile(path, c.to / path.name)
     else:

@@ -90,6 +90,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "bench": Command("measure speed and memory against another library", "schoolhouse.cli.bench:bench"),
     },
     "models": {
+        "pull": Command("fetch a model of the Hugging Face Hub by its name, ORG/NAME", "schoolhouse.cli.models:pull"),
         "import": Command(
             "make a model folder of a GGUF file, as LM Studio and Ollama use it", "schoolhouse.cli.models:import_model"
         ),
