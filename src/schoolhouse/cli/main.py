@@ -69,7 +69,9 @@ GROUPS: dict[str, dict[str, Command]] = {
             "schoolhouse.cli.serve:board",
         ),
         "track": Command("copy the metrics of a run to trackio, wandb or tensorboard", "schoolhouse.cli.track:track"),
-        "doctor": Command("check this machine, and whether run folders are intact", "schoolhouse.cli.runs:doctor"),
+        "doctor": Command(
+            "check this machine, whether runs are intact, and what a model is", "schoolhouse.cli.runs:doctor"
+        ),
         "task": Command("show the problems of a task, or check its verifier", "schoolhouse.cli.data:task"),
         "tokens": Command("show how a text is split into tokens", "schoolhouse.cli.data:tokens"),
     },
