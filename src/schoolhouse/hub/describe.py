@@ -135,7 +135,7 @@ def describe_model(name: Path | str) -> ModelDescription:
 
 _ADAPTER_LIMITS = (
     "`activation_checkpointing` needs the own decoder",
-    "`school export --format gguf` needs the own decoder",
+    "GGUF export needs the own decoder",
 )
 
 

@@ -17,7 +17,7 @@ MICROBATCH_TOKENS = 4_096
 """Tokens of a micro-batch: the default of the recipes."""
 
 _CHUNK_LOGITS, _MIN_CHUNK_TOKENS = 1 << 25, 256  # as in policy/scoring.py, which computes logits in chunks
-_PROGRAM = 500_000_000
+_PROGRAM = 300_000_000
 """Bytes of Python, torch and the compiled kernels."""
 
 
@@ -76,7 +76,7 @@ def memory_need(config: ModelConfig, num_parameters: int) -> MemoryNeed:
         gradients=4 * num_parameters,
         moments=8 * num_parameters,
         logits=2 * 4 * chunk * config.vocab_size,
-        activations=4 * per_token * MICROBATCH_TOKENS,
+        activations=(3 if copies else 4) * per_token * MICROBATCH_TOKENS,
         kv_cache=1_000 * 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim,
     )
 
