@@ -158,3 +158,30 @@ def test_the_folder_of_a_pipeline_names_its_stages(tmp_path: Path) -> None:
         SchoolError, match=r"several stages \(pretrain, sft\): give the folder of one stage, such as .*/sft"
     ):
         resolve_model(tmp_path)
+
+
+def test_an_adapter_is_refused_with_the_name_of_its_base_model(tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "base_model_name_or_path": "school/base"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(SchoolError) as error:
+        resolve_model(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path} holds only an adapter (LORA), which changes a base model (school/base) and is no model by itself; "
+        "merge it into the base model with the package peft (docs/models.md has the lines), and use the merged folder"
+    )
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model(tmp_path) == tmp_path
+
+
+def test_a_gguf_file_is_refused_with_the_command_that_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").touch()
+    with pytest.raises(SchoolError, match=r"tiny.gguf is a GGUF file: .* `school import .*tiny.gguf --to DIR`"):
+        resolve_model(tmp_path / "tiny.gguf")
+
+
+def test_a_name_that_is_neither_folder_nor_cached_names_the_command_that_fetches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SchoolError, match="school/tiny@v2 is not a folder.*`school pull school/tiny --revision v2`"):
+        resolve_model("school/tiny@v2")

@@ -35,9 +35,7 @@ class Export(BaseConfig):
 
 def export(args: Sequence[str]) -> None:
     """Run the command `school export MODEL --to DIR`."""
-    c = parse_options(
-        Export, args, "school export MODEL --to DIR [--format hf|gguf|int8] [--dtype D]", ("model",)
-    )
+    c = parse_options(Export, args, "school export MODEL --to DIR [--format hf|gguf|int8] [--dtype D]", ("model",))
     if c is None:
         return
     source = resolve_model(c.model)

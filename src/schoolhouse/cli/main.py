@@ -72,7 +72,9 @@ GROUPS: dict[str, dict[str, Command]] = {
             "schoolhouse.cli.serve:board",
         ),
         "track": Command("copy the metrics of a run to trackio, wandb or tensorboard", "schoolhouse.cli.track:track"),
-        "doctor": Command("check this machine, and whether run folders are intact", "schoolhouse.cli.runs:doctor"),
+        "doctor": Command(
+            "check this machine, whether runs are intact, and what a model is", "schoolhouse.cli.runs:doctor"
+        ),
         "task": Command("show the problems of a task, or check its verifier", "schoolhouse.cli.data:task"),
         "grade": Command("grade answers: pairs of reference and candidate in a file", "schoolhouse.cli.grade:grade"),
         "tokens": Command("show how a text is split into tokens", "schoolhouse.cli.data:tokens"),
@@ -94,6 +96,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "bench": Command("measure speed and memory against another library", "schoolhouse.cli.bench:bench"),
     },
     "models": {
+        "pull": Command("fetch a model of the Hugging Face Hub by its name, ORG/NAME", "schoolhouse.cli.models:pull"),
         "import": Command(
             "make a model folder of a GGUF file, as LM Studio and Ollama use it", "schoolhouse.cli.models:import_model"
         ),

@@ -1,7 +1,8 @@
-"""The command `school import` converts a GGUF file to a model folder, which all other commands can read."""
+"""`school pull` and `school import`: models of others become folders that every other command reads."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,35 @@ from pathlib import Path
 from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig
 from schoolhouse.types import SchoolError
+
+
+class Pull(BaseConfig):
+    name: str
+    """Name on the hub: ORG/NAME."""
+    to: Path | None = None
+    """Folder to write. Without it, the model goes to the cache of Hugging Face, and its name is enough to use it."""
+    revision: str = "main"
+    """Branch, tag or commit."""
+
+
+def pull(args: Sequence[str]) -> None:
+    """school pull ORG/NAME [--to DIR] [--revision R]"""
+    c = parse_options(Pull, args, "school pull ORG/NAME [--to DIR] [--revision R]", ("name",))
+    if c is None:
+        return
+    from schoolhouse.hub.pull import pull as fetch
+
+    try:
+        pulled = fetch(c.name, c.to, c.revision)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command fetches the rest") from None
+    for file, size in pulled.sizes.items():
+        print(f"{size:>14,}  {file}" + ("" if file in pulled.fetched else "  (was there already)"))
+    total, fetched = (sum(pulled.sizes[file] for file in files) for files in (pulled.sizes, pulled.fetched))
+    print(f"{total:>14,}  bytes in {len(pulled.sizes)} files, {fetched:,} of them fetched now")
+    print(f"commit {pulled.commit}, licence {pulled.licence or 'not named'}, folder {pulled.folder}")
+    name = c.name if c.revision == "main" else f"{c.name}@{c.revision}"
+    print(f"next: school chat {shlex.quote(str(c.to or name))}")
 
 
 class Import(BaseConfig):

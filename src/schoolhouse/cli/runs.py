@@ -17,17 +17,25 @@ if TYPE_CHECKING:
 
 class Doctor(BaseConfig):
     folder: Path | None = None
-    """A run folder, or a folder with runs. The command checks these runs after the machine."""
+    """A run folder or a folder with runs, which is checked too; or a model: its folder, or its name on the hub."""
 
 
 def doctor(args: Sequence[str]) -> None:
-    """Run the command `school doctor [FOLDER]`."""
-    c = parse_options(Doctor, args, "school doctor [FOLDER]", ("folder",))
+    """school doctor [RUN|MODEL]"""
+    c = parse_options(Doctor, args, "school doctor [RUN|MODEL]", ("folder",))
     if c is None:
         return
     from schoolhouse.runs.doctor import check_machine
     from schoolhouse.runs.inspect import check, find_runs, inspect
 
+    if c.folder is not None and _is_model(c.folder):
+        from schoolhouse.hub.describe import describe_model, render
+
+        description = describe_model(c.folder)
+        print(render(description))
+        if description.problems:
+            raise SystemExit(1)
+        return
     for finding in check_machine(c.folder or Path()):
         print(f"{finding.topic:16}  {finding.result}" + (f"\n{'':16}  -> {finding.advice}" if finding.advice else ""))
     if c.folder is None:
@@ -51,6 +59,18 @@ def doctor(args: Sequence[str]) -> None:
                 print(f"  the slowest grading of a completion took {status.slowest_grading:.2g} s")
     if damaged:
         raise SchoolError(f"{damaged} of {len(folders)} run folders have problems; the output above names the problems")
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether this is a model or its name, and neither a run nor a folder with runs."""
+    from schoolhouse.runs.hub_cache import parse_hub_name
+    from schoolhouse.runs.inspect import find_runs
+
+    if not folder.exists():
+        return parse_hub_name(str(folder)) is not None
+    names = ("config.json", "adapter_config.json", "tokenizer.json", "*.safetensors", "pytorch_model*.bin")
+    found = folder.suffix == ".gguf" or any(path for name in names for path in folder.glob(name))
+    return found and not find_runs(folder)
 
 
 class Runs(BaseConfig):

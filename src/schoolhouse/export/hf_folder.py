@@ -35,13 +35,31 @@ def copy_model_folder(source: Path, folder: Path, dtype: DType | None) -> None:
     if (source / TEMPLATES).is_dir():
         shutil.copytree(source / TEMPLATES, folder / TEMPLATES)
     shards = sorted(source.glob("*.safetensors"))
-    if dtype is None:
+    if not shards:
+        _save_as_safetensors(source, folder, dtype)
+    elif dtype is None:
         for path in (*shards, *source.glob("*.safetensors.index.json")):
             shutil.copyfile(path, folder / path.name)
+    else:
+        _convert(shards, folder, dtype)
+    if dtype is None:
         return
-    _convert(shards, folder, dtype)
     config = {**read_json(source / "config.json"), "dtype": dtype, "torch_dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_as_safetensors(source: Path, folder: Path, dtype: DType | None) -> None:
+    """Write the weights of an older pytorch_model.bin as one safetensors file."""
+    import torch
+    from safetensors.torch import save_file
+
+    from schoolhouse.model.folder import read_weights
+
+    weights = read_weights(source)
+    if dtype is not None:
+        weights = {name: x.to(getattr(torch, dtype)) if x.is_floating_point() else x for name, x in weights.items()}
+    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+    save_file(copies, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _convert(shards: list[Path], folder: Path, dtype: DType) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from schoolhouse.runs.hub_cache import find_cached_model, parse_hub_name
 from schoolhouse.types import SchoolError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -210,20 +211,43 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def resolve_model(folder: Path | str) -> Path:
-    """Find the model folder for a path: the newest checkpoint of a run folder, or the given folder itself.
+    """The model folder for a path or a name.
 
-    Raises SchoolError if the path is the folder of a pipeline. The error message names the stages of the pipeline.
+    For a run folder it is the newest checkpoint, and for another local folder the folder itself. Without a local
+    folder, `ORG/NAME` or `ORG/NAME@REVISION` is a model that `school pull` has fetched.
+    Raises SchoolError for the folder of a pipeline (the error names the stages), for an adapter without its base
+    model, for a GGUF file, and for a name that is neither a local folder nor in the cache.
     """
-    folder = Path(folder)
+    name, folder = str(folder), Path(folder)
+    if not folder.exists() and parse_hub_name(name):
+        if (cached := find_cached_model(name)) is None:
+            raise SchoolError(
+                f"{name} is not a folder, and the cache of Hugging Face has no complete model of this name; give a "
+                f"local folder, or fetch a model of the hub with `school pull {name.replace('@', ' --revision ')}`"
+            )
+        folder = cached
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise SchoolError(
+            f"{folder} is a GGUF file: make a model folder of it with `school import {folder} --to DIR`, and use DIR"
+        )
     newest = list_checkpoints(folder / "checkpoints")
     stages = sorted(path.parent.parent.name for path in folder.glob("*/checkpoints/*") if path.name.isdigit())
     if stages and not newest:
         names = ", ".join(dict.fromkeys(stages))
-        raise SchoolError(
-            f"{folder} is a run of several stages ({names}): give the folder of one stage, "
-            f"such as {folder / stages[-1]}"
-        )
+        raise SchoolError(f"{folder} is a run of several stages ({names}): give one, such as {folder / stages[-1]}")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
+        raise SchoolError(describe_adapter(str(folder), read_json(folder / "adapter_config.json")))
     return newest[-1] if newest else folder
+
+
+def describe_adapter(name: str, config: Mapping[str, Any]) -> str:
+    """The error for an adapter without its base model. `config` is the content of adapter_config.json."""
+    base = config.get("base_model_name_or_path") or "not named in adapter_config.json"
+    kind = config.get("peft_type") or "adapter"
+    return (
+        f"{name} holds only an adapter ({kind}), which changes a base model ({base}) and is no model by itself; merge "
+        "it into the base model with the package peft (docs/models.md has the lines), and use the merged folder"
+    )
 
 
 def delete_old_checkpoints(folder: Path, keep: int) -> None:

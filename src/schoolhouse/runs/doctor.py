@@ -69,15 +69,19 @@ def check_machine(folder: Path = Path()) -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
+    free, total = machine_memory()
+    advice = "the quickstart takes about 1.1 GB: close other programs, or set activation_checkpointing to true"
+    yield Finding("memory", f"{_size(free)} free of {_size(total)}", advice if free < _MIN_MEMORY else "")
+
+
+def machine_memory() -> tuple[int, int]:
+    """Bytes of memory that are free, and of all memory. A system that does not say what is free gives all for both."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free, total = (int(lines[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))
     except (OSError, KeyError, ValueError):
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        yield Finding("memory", f"{_size(total)}")
-        return
-    advice = "the quickstart takes about 1.1 GB: close other programs, or set activation_checkpointing to true"
-    yield Finding("memory", f"{_size(free)} free of {_size(total)}", advice if free < _MIN_MEMORY else "")
+        free = total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free, total
 
 
 def _existing(folder: Path) -> Path:

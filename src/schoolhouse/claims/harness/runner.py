@@ -33,10 +33,9 @@ from schoolhouse.runs.atomic_io import (
     checksum,
     read_json,
     read_jsonl,
-    resolve_model,
     to_json,
 )
-from schoolhouse.runs.manifest import budget_spent, source_digest, weights_digest
+from schoolhouse.runs.manifest import budget_spent, source_digest, weight_files, weights_digest
 from schoolhouse.runs.run import Run, read_metrics
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import SchoolError
@@ -204,8 +203,7 @@ def _task_digests(task: str | None) -> list[str]:
 
 def fingerprint(model: Path) -> str:
     """A digest of the weights of a model folder, or of a run's newest checkpoint."""
-    folder = resolve_model(model)
-    return _digest(json.dumps([checksum(path) for path in sorted(folder.glob("*.safetensors"))]))
+    return _digest(json.dumps([checksum(path) for path in weight_files(model)]))
 
 
 def _resolve(step: Step, place: Callable[[Step], Path]) -> tuple[Recipe, Any]:

@@ -1,0 +1,90 @@
+"""How much memory a model takes, by its numbers: an estimate before a run. `school estimate` measures a run.
+
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from schoolhouse.model.config import ModelConfig
+from schoolhouse.model.device import pick_device, pick_dtype
+from schoolhouse.runs.doctor import machine_memory
+
+MICROBATCH_TOKENS = 4_096
+"""Tokens of a micro-batch: the default of the recipes."""
+
+_CHUNK_LOGITS, _MIN_CHUNK_TOKENS = 1 << 25, 256  # as in policy/scoring.py, which computes logits in chunks
+_PROGRAM = 300_000_000
+"""Bytes of Python, torch and the compiled kernels."""
+
+
+class MemoryNeed(NamedTuple):
+    """Bytes that a model takes.
+
+    weights, gradients, moments  of the parameters in float32; `moments` are those of Adam
+    logits       of one chunk of tokens, with gradients
+    activations  of a micro-batch of 4,096 tokens
+    kv_cache     of 1,000 tokens of a rollout
+    """
+
+    weights: float
+    gradients: float
+    moments: float
+    logits: float
+    activations: float
+    kv_cache: float
+
+    @property
+    def sampling(self) -> float:
+        """Weights, and the program itself. The cache comes on top."""
+        return self.weights + _PROGRAM
+
+    @property
+    def training(self) -> float:
+        return self.sampling + self.gradients + self.moments + self.logits + self.activations
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Two lines of a report: topic and text."""
+        free, total = machine_memory()
+        fits = "it fits" if self.training < free else "it does not fit"
+        if self.training >= free:
+            fits += "; set microbatch_tokens lower, train with activation_checkpointing, or use a smaller model"
+        parts = ("weights", "gradients", "moments", "logits", "activations")
+        named = ", ".join(f"{part} {_size(getattr(self, part))}" for part in parts)
+        return [
+            (
+                "memory to sample",
+                f"about {_size(self.sampling)}, and {_size(self.kv_cache)} for 1,000 tokens in the cache",
+            ),
+            ("memory to train", f"about {_size(self.training)} ({named}, and the program)"),
+            ("memory here", f"{_size(free)} free of {_size(total)}: to train, {fits}"),
+        ]
+
+
+def memory_need(config: ModelConfig, num_parameters: int) -> MemoryNeed:
+    """An estimate. `num_parameters` is the number in the files."""
+    dtype = pick_dtype("auto", pick_device())
+    copies = 0 if dtype == torch.float32 else dtype.itemsize  # matrix products read a copy in their own type
+    chunk = min(MICROBATCH_TOKENS, max(_MIN_CHUNK_TOKENS, _CHUNK_LOGITS // config.vocab_size))
+    heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    per_token = config.num_hidden_layers * (4 * config.hidden_size + heads + 3 * config.intermediate_size)
+    return MemoryNeed(
+        weights=(4 + copies) * num_parameters,
+        gradients=4 * num_parameters,
+        moments=8 * num_parameters,
+        logits=2 * 4 * chunk * config.vocab_size,
+        activations=(3 if copies else 4) * per_token * MICROBATCH_TOKENS,
+        kv_cache=1_000 * 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim,
+    )
+
+
+def free_memory() -> int:
+    """Bytes that are free where the model goes: the GPU, or else the machine."""
+    return machine_memory()[0]
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.2f} MB"

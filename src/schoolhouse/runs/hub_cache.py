@@ -1,0 +1,30 @@
+"""Models that `school pull` has fetched: their folders in the cache of Hugging Face. Nothing here uses a network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+
+
+def parse_hub_name(name: str) -> tuple[str, str] | None:
+    """(ORG/NAME, revision) of a text such as `ORG/NAME` or `ORG/NAME@REVISION`. None for any other text."""
+    found = _HUB_NAME.fullmatch(name)
+    if not found or ".." in name or "--" in name:  # the hub allows neither in a name
+        return None
+    return found[1], found[2] or "main"
+
+
+def find_cached_model(name: str) -> Path | None:
+    """The folder of a complete model in the cache (HF_HOME). None if the cache does not have it.
+
+    `school pull` fetches config.json last, so a snapshot with this file is complete.
+    """
+    parsed = parse_hub_name(name)
+    if parsed is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache  # only names of the hub need this import
+
+    config = try_to_load_from_cache(parsed[0], "config.json", revision=parsed[1])
+    return Path(config).parent if isinstance(config, str) else None
