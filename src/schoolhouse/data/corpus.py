@@ -100,8 +100,12 @@ def row_source(
 
 
 def token_stream(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-    """All documents as one stream of ids, int32, with a separator before, between and after them."""
+    """All documents as one stream of ids, int32, with a separator before, between and after them.
+
+    A document begins with the ids that the tokenizer's own rules put before a text (a bos token, for many models).
+    """
     separator = tokenizer.special_tokens.get(END_OF_TEXT, tokenizer.eos_id)
+    bos_ids = [token for token in tokenizer.bos_ids if token != separator]
     pieces, ends = [], []
     for document in documents:
         pieces += _pieces(document)
@@ -109,7 +113,7 @@ def token_stream(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     encoded = tokenizer.encode_batch(pieces)
     parts: list[list[int]] = [[separator]]
     for start, end in zip([0, *ends], ends, strict=False):
-        parts += [*encoded[start:end], [separator]]
+        parts += [bos_ids, *encoded[start:end], [separator]]
     return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
 
 
