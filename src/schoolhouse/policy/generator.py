@@ -18,6 +18,7 @@ from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
 from schoolhouse.policy.sampling import SamplingParams, sample_each
 from schoolhouse.policy.slots import NextTurn, Request, SlotTable
+from schoolhouse.policy.unused_ids import mask_unused
 from schoolhouse.types import Rollout, SchoolError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def extend(
     next_turn: NextTurn | None = None,
     stop_matcher: StopMatcher | None = None,
     logit_bias: Tensor | None = None,
+    unused_ids: Tensor | None = None,
     attention: tuple[type[PackedAttention], type[SlotKVCache]] = (PackedAttention, SlotKVCache),
     source: RequestSource | None = None,
     on_token: OnToken | None = None,
@@ -81,6 +83,7 @@ def extend(
                       with a separate call
     stop_matcher      ends a turn by its text
     logit_bias        [V] numbers that are added to all logits
+    unused_ids        ids without a token; they are never sampled
     attention         classes of the attention contexts for prefill and decoding
     source            gives more requests, each with its own sampling parameters, until the source closes. Their
                       rollouts go to `source.on_finished` and are not returned
@@ -131,6 +134,7 @@ def extend(
             logits_SV = new_logits_SV if logits_SV is None else torch.cat((logits_SV, new_logits_SV))
         assert logits_SV is not None
         busy = cache.busy
+        logits_SV = mask_unused(logits_SV, unused_ids)
         if logit_bias is not None:
             logits_SV = logits_SV + logit_bias
         if source:

@@ -18,6 +18,7 @@ from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.fused_ops import logprobs_and_entropy
 from schoolhouse.model.kv_cache import PackedAttention
 from schoolhouse.model.native_attention import NativePackedAttention
+from schoolhouse.policy.unused_ids import mask_unused
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
@@ -34,10 +35,12 @@ def batch_scores(
     autocast: AbstractContextManager[object],
     device: torch.device,
     temperature: float,
+    unused_ids: Tensor | None = None,
 ) -> Scores:
     """Log-probability and entropy [N] of each token in the loss mask; other tokens get 0.
 
     The logits of a token predict the next token. This function is the only place in the package with this shift by one.
+    `unused_ids` are ids without a token; their probability is 0.
     Raises SchoolError if a sequence is longer than the model can read.
     """
     if (longest := max(batch.lengths)) > decoder.config.max_seq_len:
@@ -55,7 +58,8 @@ def batch_scores(
     targets = targets.to(device)
 
     def project(hidden_NC: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-        return logprobs_and_entropy(decoder.project(hidden_NC), target_N, temperature or 1.0)
+        logits_NV = mask_unused(decoder.project(hidden_NC), unused_ids)
+        return logprobs_and_entropy(logits_NV, target_N, temperature or 1.0)
 
     with autocast:
         hidden_NC = decoder(tokens.to(device), packed.positions, packed)

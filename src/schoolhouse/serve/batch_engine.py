@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from schoolhouse.data.chat import Conversation
 from schoolhouse.policy.logprobs import TokenLogprob
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.sampling import SamplingParams
@@ -46,6 +47,7 @@ class PendingRequest:
     thinking_budget  number of tokens after which an open thought is closed
     stop_texts       texts that end the completion
     top_logprobs     number of most likely tokens that are reported for each position
+    conversation     how a thought is written; None: as in the conversation of the policy
     """
 
     rollout: Rollout
@@ -54,6 +56,7 @@ class PendingRequest:
     thinking_budget: int | None = None
     stop_texts: tuple[str, ...] = ()
     top_logprobs: int = 0
+    conversation: Conversation | None = None
     cancelled: bool = False
     """True if the client has disconnected: sampling then ends with the next token."""
     sampled_ids: list[int] = field(default_factory=list)
@@ -212,7 +215,8 @@ class BatchEngine:
         if pending.thinking_budget is None or pending.cancelled:
             return None
         prompt_tokens, budget = len(pending.rollout), pending.thinking_budget
-        turn = close_thought_at_budget(self.policy.conversation, ended, prompt_tokens, budget, pending.max_new_tokens)
+        conversation = pending.conversation or self.policy.conversation
+        turn = close_thought_at_budget(conversation, ended, prompt_tokens, budget, pending.max_new_tokens)
         if turn is not None:
             closing_ids = turn[0].tokens[len(ended) :]
             self._undelivered += [(pending, TokenLogprob(token, 0.0, ())) for token in closing_ids]
