@@ -70,6 +70,16 @@ def test_a_template_without_system_turns_gets_the_text_before_the_question(token
     assert "user be short\n\n2+3?" in conversation.render((Message("system", "be short"), *QUESTION))
 
 
+def test_a_template_that_needs_a_system_message_gets_it_from_the_settings(tokenizer: Tokenizer) -> None:
+    needy = "{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}" + DATED
+    conversation = Conversation(tokenizer, needy, settings("--system", "be kind"))
+    rollout = conversation.demonstration_rollout(Demonstration(Problem("p", QUESTION, ""), None, "5"), Key(0, "test"))
+    grown = conversation.append_messages(rollout, [Message("user", "sure?")])
+    assert grown.tokens == conversation.prompt((*QUESTION, Message("assistant", "5"), Message("user", "sure?")))
+    with pytest.raises(SchoolError, match="no system message"):
+        Conversation(tokenizer, needy).prompt(QUESTION)
+
+
 def test_an_argument_reaches_the_template(tokenizer: Tokenizer) -> None:
     closed = Conversation(tokenizer, SWITCHED)
     assert closed.render(QUESTION).endswith("<think></think>")

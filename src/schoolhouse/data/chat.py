@@ -196,7 +196,8 @@ class Conversation:
 
         If the last turn was cut off, it is ended first.
         """
-        placeholders = [Message("user", "-"), Message("assistant", ANSWER), *messages]
+        system = [Message("system", "-")] if self.facts.needs_system else []
+        placeholders = [*system, Message("user", "-"), Message("assistant", ANSWER), *messages]
         stand_ins = self._stand_ins(messages)
         text = self._render(placeholders, True, stand_ins).rpartition(ANSWER)[2]
         ids = self._encode_rendered([(text, stand_ins)], [True])[0]

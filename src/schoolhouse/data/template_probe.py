@@ -22,6 +22,7 @@ Render = Callable[[Sequence[Mapping[str, Any]], bool, Mapping[str, Any]], str]
 QUESTION, ANSWER, THOUGHT, SYSTEM, SECOND = "\ue0a0", "\ue0a1", "\ue0a2", "\ue0a3", "\ue0a4"
 """Private characters that stand for the contents of a conversation."""
 
+_SYSTEM_MESSAGE = {"role": "system", "content": SYSTEM}
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 
 
@@ -30,6 +31,7 @@ class TemplateFacts(NamedTuple):
 
     variables        variables that the template needs, beside the usual ones
     parts            whether a content must be a list of parts, as in templates of vision models
+    needs_system     whether the template refuses a conversation without a system message
     thought_key      key of a message from which the template takes the thought; "": from no key
     thought_in_content  whether a thought can be written into the content, with its marks
     thought_format   marks of a thought, and the blanks around an answer
@@ -44,6 +46,7 @@ class TemplateFacts(NamedTuple):
 
     variables: Mapping[str, Any]
     parts: bool
+    needs_system: bool
     thought_key: str
     thought_in_content: bool
     thought_format: ThoughtFormat
@@ -58,10 +61,10 @@ class TemplateFacts(NamedTuple):
 
 def probe_template(render: Render, tokenizer: Tokenizer, template: str) -> TemplateFacts:
     """Find out what a template does. Raises SchoolError if it has no assistant turn or no generation prompt."""
-    variables, parts = _find_variant(render)
+    variables, parts, needs_system = _find_variant(render)
 
     def show(messages: Sequence[Json], generation: bool = False) -> str:
-        return render([_as_parts(message) for message in messages] if parts else messages, generation, variables)
+        return render(_adapt(messages, parts, needs_system), generation, variables)
 
     question = {"role": "user", "content": QUESTION}
     reply = {"role": "assistant", "content": ANSWER}
@@ -91,7 +94,9 @@ def probe_template(render: Render, tokenizer: Tokenizer, template: str) -> Templ
     end_id, ending, ends_itself = _find_end(tokenizer, tail, next_tail, style)
     style = style._replace(
         ending=ending,
-        switch=_find_switch(render, question, variables, parts, style) if style.closed_by(prompt) else "",
+        switch=_find_switch(render, _adapt([question], parts, needs_system), variables, style)
+        if style.closed_by(prompt)
+        else "",
         start_id=tokenizer.special_tokens.get(style.start),
         end_id=tokenizer.special_tokens.get(style.end),
     )
@@ -103,24 +108,22 @@ def probe_template(render: Render, tokenizer: Tokenizer, template: str) -> Templ
     return TemplateFacts(
         variables=variables,
         parts=parts,
+        needs_system=needs_system,
         thought_key=key,
         thought_in_content=in_content,
         thought_format=style,
         keeps_thoughts=THOUGHT in _try(show, [question, with_thought, {"role": "user", "content": SECOND}]),
         renders_thought=ends_itself and bool(key or in_content) and thinking.startswith(prompt),
         renders_answer=ends_itself and bool(completion) and (not style.opened_by_prompt or style.end in completion),
-        knows_system=SYSTEM in _try(show, [{"role": "system", "content": SYSTEM}, question]),
+        knows_system=needs_system or SYSTEM in _try(show, [_SYSTEM_MESSAGE, question]),
         end_id=end_id,
         ends_itself=ends_itself,
         next_end_id=_first_special(tokenizer, next_tail),
     )
 
 
-def _find_switch(
-    render: Render, question: Json, variables: Mapping[str, Any], parts: bool, style: ThoughtFormat
-) -> str:
+def _find_switch(render: Render, messages: Sequence[Json], variables: Mapping[str, Any], style: ThoughtFormat) -> str:
     """The argument with which the prompt does not close the thought."""
-    messages = [_as_parts(question) if parts else question]
     prompts = ((name, render(messages, True, {**variables, name: True})) for name in ("enable_thinking", "thinking"))
     return next((name for name, prompt in prompts if not style.closed_by(prompt)), "")
 
@@ -130,24 +133,30 @@ def _as_parts(message: Json) -> Json:
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
-def _find_variant(render: Render) -> tuple[Mapping[str, Any], bool]:
-    """The variables and the kind of content with which the template renders an exchange.
+def _adapt(messages: Sequence[Json], parts: bool, needs_system: bool) -> Sequence[Json]:
+    """The messages in the form that a template needs."""
+    messages = [_SYSTEM_MESSAGE, *messages] if needs_system else messages
+    return [_as_parts(message) for message in messages] if parts else messages
+
+
+def _find_variant(render: Render) -> tuple[Mapping[str, Any], bool, bool]:
+    """The variables, the kind of content, and whether a system message is needed, to render an exchange.
 
     A template for tool use can need a list of tools. A template of a vision model can need a list of parts.
     """
     question, reply = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
     extra: tuple[Json, ...] = ({"tools": None}, {"tools": []}, {"tools": [], "functions": "", "datetime": ""})
-    variants = list(product(extra, (False, True)))
+    variants = list(product(extra, (False, True), (False, True)))
     errors = []
-    for variables, parts in variants:
-        messages = [_as_parts(question), _as_parts(reply)] if parts else [question, reply]
+    for variables, parts, needs_system in variants:
         try:
-            prompt, whole = render(messages[:1], True, variables), render(messages, False, variables)
+            prompt = render(_adapt([question], parts, needs_system), True, variables)
+            whole = render(_adapt([question, reply], parts, needs_system), False, variables)
         except SchoolError as error:
             errors.append(error)
             continue
         if QUESTION in prompt and ANSWER in whole:
-            return variables, parts
+            return variables, parts, needs_system
     if len(errors) == len(variants):
         raise errors[0]
     return variants[0]
