@@ -1,8 +1,8 @@
-"""Text to token ids and back: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; over bytes as in GPT-2).
+"""The tokenizer: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909), on bytes as in GPT-2.
 
-Encoding and then decoding gives the same text again. Each digit is one token, so a number of n digits always has n
-tokens. Ordinary text never produces the ids of special tokens (`<|im_end|>`, `<think>`, ...); only `parse_special=True`
-produces them. Folders are read and written in Hugging Face format.
+Encoding a text and decoding the ids gives the same text again. Each digit is one token, so a number with n digits
+always has n tokens. Ordinary text never produces the ids of special tokens such as `<|im_end|>` or `<think>`. Only
+`parse_special=True` produces special tokens. Folders are read and written in Hugging Face format.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ THINK, END_THINK, PAD = "<think>", "</think>", "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, THINK, END_THINK, PAD)
 
 # A word with the space or sign before it; one digit; several signs; line ends; spaces, except the last before a word.
-_WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 _LOOKS_SPECIAL = re.compile(r"\s*[<\[].*[>\]]\s*", re.DOTALL)
 
 
 class Tokenizer:
-    """Text to ids and back. `config` is the content of tokenizer_config.json, and `save` writes it back unchanged.
+    """A tokenizer, which converts text to token ids and back.
 
-    vocab_size      ids are from 0 to vocab_size - 1
-    bos_ids         ids that the tokenizer's own rules put before a text; () for most tokenizers
-    eos_id          id that ends a document
-    pad_id          id that fills a batch; the model never reads it
-    special_tokens  {text: id} of every token that ordinary text must not produce
-    added_tokens    {id: token} of the same tokens
-    chat_template   the model's own template for chats, or None
-    chat_templates  its other templates, by name (`tool_use`, `rag`)
+    The argument `config` is the content of tokenizer_config.json; `save` writes this content unchanged.
+
+    `vocab_size` is the number of ids. The ids are from 0 to vocab_size - 1.
+    `bos_ids` are the ids that the tokenizer puts before a text, according to tokenizer.json. Most tokenizers have none.
+    `eos_id` is the id that ends a document.
+    `pad_id` is the id that fills a batch. The model never reads this id.
+    `special_tokens` is a dict {text: id} of all tokens that ordinary text must not produce.
+    `added_tokens` is a dict {id: token} of the same tokens.
+    `chat_template` is the chat template of the model, or None.
+    `chat_templates` are the other chat templates of the model, by name (`tool_use`, `rag`).
     """
 
     def __init__(
@@ -74,7 +76,10 @@ class Tokenizer:
         self.bos_ids = self._find_bos_ids()
 
     def special_token(self, name: str) -> str | None:
-        """The text of `eos_token`, `bos_token`, ... in the config, if the value is a string or {"content": ...}."""
+        """Return the text of a token, such as `eos_token`, from tokenizer_config.json.
+
+        The value of the key must be a string or {"content": ...}; otherwise None is returned.
+        """
         token = self.config.get(name)
         text = token.get("content") if isinstance(token, dict) else token
         return text if isinstance(text, str) else None
@@ -84,7 +89,7 @@ class Tokenizer:
         token_id = None if text is None else self._inner.token_to_id(text)
         if token_id is None:
             raise SchoolError(
-                f"tokenizer_config.json: `{name}` ({purpose}) is {text!r}, which is no token of tokenizer.json; "
+                f"tokenizer_config.json: `{name}` ({purpose}) is {text!r}, which is not a token of tokenizer.json; "
                 "use a token of tokenizer.json"
             )
         return token_id
@@ -123,16 +128,16 @@ class Tokenizer:
         return sorted(set(range(size)) - set(self.vocab.values()))
 
     def encode(self, text: str, parse_special: bool = False, continues: bool = False) -> list[int]:
-        """Ids of a text. If the text contains `<|im_end|>`, this is ordinary text, except with `parse_special`.
+        """Encode a text as token ids. Only `parse_special` turns a text such as `<|im_end|>` into a special token.
 
-        continues  the text continues another text. SentencePiece tokenizers put a blank before a text; then they do not
+        With `continues`, the text continues another text. Then a SentencePiece tokenizer puts no blank before the text.
         """
         return self.encode_batch([text], parse_special, continues)[0]
 
     def encode_batch(
         self, texts: Sequence[str], parse_special: bool = False, continues: bool = False
     ) -> list[list[int]]:
-        """`encode` for many texts, in parallel. Raises SchoolError for a lone surrogate (half a character)."""
+        """Encode many texts in parallel. Raises SchoolError if a text contains a lone surrogate (half a character)."""
         encoder = self._inner if parse_special else self._plain
         encoder = self._continuing[parse_special] if continues else encoder
         try:
@@ -142,11 +147,11 @@ class Tokenizer:
             if bad is None:
                 raise
             raise SchoolError(
-                f"a lone surrogate (half a character) cannot be encoded; remove it from {bad[:80]!r}"
+                f"a text contains a lone surrogate (half a character); remove it from the text {bad[:80]!r}"
             ) from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """Text of ids. Bytes that are not UTF-8 (half a character) become U+FFFD."""
+        """Decode ids to a text. Bytes that are not valid UTF-8, such as half a character, become U+FFFD."""
         return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def decode_sections(self, ids: Sequence[int]) -> str:
@@ -161,11 +166,11 @@ class Tokenizer:
         return "".join(map(self.decode, sections))
 
     def id_to_token(self, token_id: int) -> str:
-        """One token as it is in the vocabulary (byte-level alphabet: `Ġ` is a space)."""
+        """Return a token as it is written in the vocabulary. In the byte-level alphabet, `Ġ` is a space."""
         return self._inner.id_to_token(token_id) or ""
 
     def save(self, folder: Path | str, chat_template: str | None = None) -> None:
-        """Write tokenizer.json, tokenizer_config.json and the chat templates, as AutoTokenizer reads them."""
+        """Write tokenizer.json, tokenizer_config.json and the chat templates, so that AutoTokenizer can read them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         template = chat_template or self.chat_template
@@ -184,7 +189,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:
-        """A tokenizer from a model folder, or from the newest checkpoint of a run.
+        """Load the tokenizer of a model folder, or of the newest checkpoint of a run.
 
         Raises SchoolError if a file is missing or damaged; the message names the file.
         """
@@ -193,17 +198,17 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of `vocab_size` tokens: special tokens, all 256 bytes, and the most frequent pairs.
+    """Train a byte-level BPE with `vocab_size` tokens: special tokens, all 256 bytes, and the most frequent pairs.
 
-    If the texts do not have enough pairs, there are fewer tokens. The same texts give the same tokenizer.
+    If the texts do not contain enough pairs, the vocabulary is smaller. The same texts give the same tokenizer.
     """
     minimum = 256 + len(SPECIAL_TOKENS)
     if vocab_size < minimum:
-        raise SchoolError(f"a vocab_size of {vocab_size} is too small: bytes and special tokens alone take {minimum}")
+        raise SchoolError(f"a vocab_size of {vocab_size} is too small; set `vocab_size` to at least {minimum}")
     inner = Inner(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -29,8 +29,9 @@ def add_think_tokens(decoder: Decoder | HFAdapter, conversation: Conversation) -
     new_ids = sorted(set(tokenizer.vocab.values()) - set(conversation.tokenizer.vocab.values()))
     if not new_ids:
         return conversation
-    old_ids = torch.tensor(sorted(conversation.tokenizer.vocab.values()))
-    if tokenizer.vocab_size > decoder.config.vocab_size:
+    rows = decoder.config.vocab_size
+    old_ids = torch.tensor(sorted(token for token in conversation.tokenizer.vocab.values() if token < rows))
+    if tokenizer.vocab_size > rows:
         _grow(decoder, tokenizer.vocab_size)
     with torch.no_grad():
         for weight in _vocabulary_weights(decoder):
