@@ -318,7 +318,7 @@ def parse_args(cls: type[BaseConfig], args: Sequence[str], positional: Sequence[
         texts = [text] if equals else []
         while not equals and rest and not rest[0].startswith("--"):
             texts.append(rest.pop(0))
-        key, value = _parse_option(option, texts, known)
+        key, value = _parse_option(cls, option, texts, known)
         *groups, last = key.split(".")
         locations[(*groups, last)] = option
         group = values
@@ -328,16 +328,16 @@ def parse_args(cls: type[BaseConfig], args: Sequence[str], positional: Sequence[
     return Source(values, locations)
 
 
-def _parse_option(option: str, texts: list[str], known: Mapping[str, Any]) -> tuple[str, Any]:
+def _parse_option(cls: type[BaseConfig], option: str, texts: list[str], known: Mapping[str, Any]) -> tuple[str, Any]:
     """Return the key of an option, and the value of the option as text."""
     key = option.removeprefix("--").replace("-", "_")
     *groups, last = key.split(".")
     positive = ".".join((*groups, last.removeprefix("no_")))
     if key not in known and not texts and known.get(positive) is bool:
         return positive, "false"
-    if key not in known:
+    if key not in known and not any(model.model_config.get("extra") == "allow" for model in _models_at(cls, groups)):
         raise SchoolError(f"unknown option {option}{suggest(f'--{key}', [f'--{name}' for name in known])}")
-    annotation = known[key]
+    annotation = known.get(key, bool if not texts else str)
     if not texts and annotation is bool:
         return key, "true"
     if _is_sequence(annotation):

@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from schoolhouse.types import Completion, Demonstration, Key, Message, Problem, Rollout, SchoolError
+from template_zoo import write_model
 
 KEY = Key(0, "test")
 TEXT = st.lists(st.one_of(st.text(max_size=6), st.sampled_from(SPECIAL_TOKENS)), max_size=5).map("".join)
@@ -242,7 +243,7 @@ def test_a_template_without_a_generation_prompt_may_continue_at_inst(tokenizer: 
     )
     conversation = Conversation(tokenizer, template)
     assert conversation.render((Message("user", "2 + 2?"),)) == "[INST] 2 + 2? [/INST]"
-    assert conversation.parse_completion(sampled(conversation, " 4")) == Completion(None, " 4")
+    assert conversation.parse_completion(sampled(conversation, " 4")) == Completion(None, "4")
 
 
 def test_a_template_may_drop_earlier_thoughts(tokenizer: Tokenizer) -> None:
@@ -362,6 +363,33 @@ def test_tokens_that_strip_blanks_do_so_beside_typed_tags_too(tokenizer: Tokeniz
     assert plain[plain.index(end) + 1] == tokenizer.special_tokens["<|im_start|>"]
 
 
+# --- SentencePiece
+
+LLAMA_2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + eos_token + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["blank", "first"])
+@pytest.mark.parametrize("template", [LLAMA_2, ZEPHYR], ids=["Llama 2", "Zephyr"])
+def test_a_reply_has_no_blank_that_the_template_does_not_write(tmp_path: Path, template: str, kind: str) -> None:
+    write_model(tmp_path, template, kind, plain=("[INST]", "[/INST]", "<|assistant|>", "<|user|>"))
+    conversation = Conversation.load(tmp_path)
+    tokenizer = conversation.tokenizer
+    rollout = conversation.demonstration_rollout(Demonstration(problem("two"), None, "five"), KEY)
+    messages = (Message("user", "two"), Message("assistant", "five"))
+    whole = tokenizer.encode(conversation.render(messages, add_generation_prompt=False).rstrip(), parse_special=True)
+    assert list(rollout.tokens) == whole
+    grown = conversation.append_messages(rollout, [Message("user", "six")])
+    assert grown.tokens == conversation.prompt((*messages, Message("user", "six")))
+    assert conversation.parse_completion(rollout) == Completion(None, "five", True)
+
+
 # --- templates that cannot be used
 
 
@@ -373,13 +401,8 @@ def test_tokens_that_strip_blanks_do_so_beside_typed_tags_too(tokenizer: Tokeniz
             "no assistant turn",
         ),
         ("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", "no generation prompt"),
-        (
-            "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}",
-            "does not end",
-        ),
         ("{% for m in messages %}", "line 1"),
         ("{{ raise_exception('only tools here') }}", "only tools here"),
-        ("{{ strftime_now('%Y') }}", "strftime_now"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused_at_once(tokenizer: Tokenizer, template: str, message: str) -> None:
@@ -387,27 +410,22 @@ def test_a_template_that_cannot_be_used_is_refused_at_once(tokenizer: Tokenizer,
         Conversation(tokenizer, template)
 
 
-def test_a_template_that_does_not_continue_its_prompt_is_refused_with_the_difference(tokenizer: Tokenizer) -> None:
-    broken = PLAIN.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant\n<think>{% endif")
-    assert broken != PLAIN
-    with pytest.raises(SchoolError, match="the prompt has '<think>' where a demonstration has '5"):
-        Conversation(tokenizer, broken).demonstration_rollout(Demonstration(problem(), None, "5"), KEY)
+def test_a_demonstration_closes_the_thought_that_the_prompt_opens(tokenizer: Tokenizer) -> None:
+    opening = PLAIN.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant\n<think>{% endif")
+    assert opening != PLAIN
+    rollout = Conversation(tokenizer, opening).demonstration_rollout(Demonstration(problem(), None, "5"), KEY)
+    assert tokenizer.decode(trained_tokens(rollout)) == "</think>5<|im_end|>"
 
 
-def test_a_template_that_drops_thoughts_is_refused_for_demonstrations_with_one(tokenizer: Tokenizer) -> None:
+def test_a_template_that_drops_thoughts_is_not_asked_to_write_them(tokenizer: Tokenizer) -> None:
     dropping = PLAIN.replace(
         "{{ m.content }}<|im_end|>{% endgen", "{{ m.content.split('</think>')[-1] }}<|im_end|>{% endgen"
     )
     assert dropping != PLAIN
     conversation = Conversation(tokenizer, dropping)
-    with pytest.raises(SchoolError, match="drops thoughts"):
-        conversation.demonstration_rollout(Demonstration(problem(), "t", "5"), KEY)
-    assert (
-        conversation.parse_completion(
-            conversation.demonstration_rollout(Demonstration(problem(), None, "5"), KEY)
-        ).answer
-        == "5"
-    )
+    rollout = conversation.demonstration_rollout(Demonstration(problem(), "t", "5"), KEY)
+    assert tokenizer.decode(trained_tokens(rollout)) == "<think>t</think>5<|im_end|>"
+    assert conversation.parse_completion(rollout) == Completion("t", "5", True)
 
 
 @pytest.mark.fault("mask all zero")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.scripts import script_share
-from schoolhouse.data.tokenizer import END_THINK, THINK
 from schoolhouse.types import Rollout
 
 
@@ -18,9 +17,9 @@ def has_format(conversation: Conversation, rollout: Rollout) -> bool:
     """
     text = conversation.tokenizer.decode(rollout.last_turn())
     completion = conversation.parse_completion(rollout)
-    prompt_opens_thought = conversation.thought_format.opened_by_prompt
-    one_thought = [text.count(THINK), text.count(END_THINK)] == [0 if prompt_opens_thought else 1, 1]
-    thought_first = prompt_opens_thought or text.lstrip().startswith(THINK)
+    style = conversation.thought_format
+    one_thought = [text.count(style.start), text.count(style.end)] == [0 if style.opened_by_prompt else 1, 1]
+    thought_first = style.opened_by_prompt or text.lstrip().startswith(style.start)
     both_parts = all(part and part.strip() for part in (completion.thought, completion.answer))
     return one_thought and thought_first and completion.complete and both_parts
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from schoolhouse.data.stream_decode import TextDecoder
-from schoolhouse.data.tokenizer import END_THINK, THINK, Tokenizer
+from schoolhouse.data.thought import guess_marks
+from schoolhouse.data.tokenizer import Tokenizer
 from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.types import SchoolError
 
@@ -45,8 +46,10 @@ def token_triples(tokenizer: Tokenizer | None, row: Json) -> list[list[Any]]:
     sampled = [False] * len(row["tokens"])
     for start, end in row["sampled_spans"]:
         sampled[start:end] = [True] * (end - start)
-    think_id = tokenizer.special_tokens.get(THINK) if tokenizer else None
-    end_think_id = tokenizer.special_tokens.get(END_THINK) if tokenizer else None
+    think_id = end_think_id = None
+    if tokenizer:
+        start, end, _ = guess_marks(tokenizer.chat_template or "", tokenizer.special_tokens)
+        think_id, end_think_id = tokenizer.special_tokens.get(start), tokenizer.special_tokens.get(end)
     decoder = TextDecoder(tokenizer) if tokenizer else None
     logprobs, triples, thinking, completion_begun = iter(row["logprob"]), [], False, False
     for token, is_sampled in zip(row["tokens"], sampled, strict=True):

@@ -9,12 +9,12 @@ from pathlib import Path
 from pydantic import Field
 
 from schoolhouse.cli.options import parse_options
-from schoolhouse.config import BaseConfig
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.runs.atomic_io import atomic_write, to_json
 from schoolhouse.types import Key, SchoolError
 
 
-class Evaluate(BaseConfig):
+class Evaluate(ChatConfig):
     model: Path
     """Folder of a model, or of a run: its newest checkpoint."""
     task: str = "school"
@@ -45,7 +45,7 @@ def evaluate(args: Sequence[str]) -> None:
     from schoolhouse.tasks.registry import open_task
 
     task = open_task(c.task, c.seed)
-    policy = Policy.load(c.model)
+    policy = Policy.load(c.model, chat=c)
     saved: dict[str, object] = {}
     if c.save:
         c.save.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def evaluate(args: Sequence[str]) -> None:
         atomic_write(c.save, to_json({**result.to_json(records=True), **saved}, 2) + "\n")
 
 
-class Solve(BaseConfig):
+class Solve(ChatConfig):
     model: Path
     """Folder of a model, or of a run: its newest checkpoint."""
     problem: str
@@ -110,7 +110,7 @@ def solve(args: Sequence[str]) -> None:
         )
     if c.page:
         c.page.parent.mkdir(parents=True, exist_ok=True)
-    policy = Policy.load(c.model)
+    policy = Policy.load(c.model, chat=c)
     prompt = policy.conversation.prompt_rollout(task.make_problem(c.problem), Key(c.seed, "solve"))
     (result,) = search(policy, task, [prompt], settings)
     completion = policy.conversation.parse_completion(result.rollout) if result.rollout else None

@@ -11,11 +11,12 @@ from pydantic import Field
 
 from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.serve.settings import ServerConfig
 from schoolhouse.types import SchoolError
 
 
-class Chat(BaseConfig):
+class Chat(ChatConfig):
     model: Path
     """Folder of a model, or of a run: its newest checkpoint."""
     max_new_tokens: int = Field(512, gt=0)
@@ -39,12 +40,13 @@ def chat(args: Sequence[str]) -> None:
             raise SchoolError(
                 "--max_new_tokens and --temperature do not work with --web: set both values on the web page"
             )
-        listen(ServerConfig(model=c.model, port=c.port, seed=c.seed))
+        chat_settings = c.model_dump(include=set(ChatConfig.model_fields))
+        listen(ServerConfig(model=c.model, port=c.port, seed=c.seed, **chat_settings))
         return
     from schoolhouse.policy.policy import Policy
     from schoolhouse.serve.chat import chat as talk
 
-    talk(Policy.load(c.model), c.max_new_tokens, c.temperature, seed=c.seed)
+    talk(Policy.load(c.model, chat=c), c.max_new_tokens, c.temperature, seed=c.seed)
 
 
 def serve(args: Sequence[str]) -> None:

@@ -6,8 +6,8 @@ Three rules hold for every template:
 * Only the text of the template itself becomes special tokens. `<|im_end|>` inside a message is ordinary text: a
   private character replaces it while the template is rendered. Templates that trim or search their contents are safe
   too.
-* A completion is parsed by the ids of `<think>` and `</think>`. If a tokenizer has no such ids, the parser searches the
-  text for the first `<think>`.
+* A completion is parsed by the ids of its marks of thought (`<think>` and `</think>`). Marks that are not one token
+  each are searched in the text.
 
 The template gets the thoughts of earlier assistant turns, and keeps or drops them. The default template keeps all
 thoughts, so the sampled tokens stay a prefix of the next prompt. Qwen3's template keeps only the last thought.
@@ -17,33 +17,24 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from schoolhouse.data.chat_template import DEFAULT_TEMPLATE, PLAIN_TEMPLATE, compile_template
-from schoolhouse.data.tokenizer import END_THINK, THINK, TURN_END, TURN_START, Tokenizer
+from schoolhouse.data.chat_settings import ChatConfig
+from schoolhouse.data.chat_template import compile_template, select_template
+from schoolhouse.data.generation_config import (
+    FILE_NAME,
+    eos_token_ids,
+    merged_generation_config,
+    read_generation_config,
+)
+from schoolhouse.data.template_probe import ANSWER, probe_template
+from schoolhouse.data.thought import split_turn, text_bounds, thought_bounds
+from schoolhouse.data.tokenizer import Tokenizer
+from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.types import NAN, Completion, Demonstration, Key, Message, Problem, Rollout, SchoolError
-
-_ANSWER, _THOUGHT = "\ue0a0", "\ue0a1"  # placeholders while a template is inspected
-
-
-class ThoughtFormat(NamedTuple):
-    """How a template and a tokenizer write a thought.
-
-    start_id, end_id       ids of `<think>` and `</think>`; None if the tokenizer has no such token
-    opened_by_prompt       whether the generation prompt itself ends with `<think>`
-    before, after, between white space after `<think>`, before `</think>`, and between `</think>` and the answer
-    """
-
-    start_id: int | None
-    end_id: int | None
-    opened_by_prompt: bool = False
-    before: str = ""
-    after: str = ""
-    between: str = ""
 
 
 class Conversation:
@@ -51,49 +42,84 @@ class Conversation:
 
     tokenizer       converts text to ids
     template        jinja2 text
-    stop_ids        ids that end the assistant's turn
+    stop_ids        ids that end the assistant's turn: the template's end, and every eos id of the model
     thought_format  how a thought is written
-    Raises SchoolError if the template has no assistant turn, no generation prompt, or no end of turn.
+    facts           what else the template does
+    Raises SchoolError if the template has no assistant turn or no generation prompt.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: str | None = None,
+        chat: ChatConfig | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
         special_tokens = tokenizer.special_tokens
-        default = DEFAULT_TEMPLATE if {TURN_START, TURN_END} <= special_tokens.keys() else PLAIN_TEMPLATE
         self.tokenizer = tokenizer
-        self.template = template or tokenizer.chat_template or default
-        self._compiled = compile_template(self.template)
+        self.chat = chat or ChatConfig()
+        self.generation_config = dict(generation_config or {})
+        self.template = template or select_template(tokenizer, self.chat.template.name)
+        self._compiled = compile_template(self.template, self.chat.template.date)
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
         self._template_variables = {name: tokenizer.special_token(name) or "" for name in names}
+        self._template_variables |= self.chat.template.arguments
         longest_first = sorted(special_tokens, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self.thought_format = ThoughtFormat(special_tokens.get(THINK), special_tokens.get(END_THINK))
-        self._thought_place = ""  # "field": the template writes thoughts; "content": we do; "": it drops them
-        self._inspect_template()
+        self.facts = probe_template(self._render_jinja, tokenizer, self.template)
+        self.thought_format = self.facts.thought_format
+        eos_ids = [token for token in eos_token_ids(self.generation_config) if tokenizer.id_to_token(token)]
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((self.facts.end_id, tokenizer.eos_id, *eos_ids)))
         self.prompt = lru_cache(4096)(self._prompt)
+        self._variant = lru_cache(16)(self._with_arguments)
 
     @classmethod
-    def load(cls, folder: Path | str) -> Conversation:
-        """Tokenizer and chat template of a model folder."""
-        return cls(Tokenizer.load(folder))
+    def load(cls, folder: Path | str, chat: ChatConfig | None = None) -> Conversation:
+        """Tokenizer, chat template and generation settings of a model folder."""
+        folder = resolve_model(folder)
+        return cls(Tokenizer.load(folder), None, chat, read_generation_config(folder))
+
+    def with_arguments(self, arguments: Mapping[str, Any]) -> Conversation:
+        """The same conversation with more arguments for its template, such as `enable_thinking`."""
+        return self._variant(json.dumps(arguments, sort_keys=True))
+
+    def _with_arguments(self, arguments: str) -> Conversation:
+        template = self.chat.template.model_copy(update=json.loads(arguments))
+        chat = self.chat.model_copy(update={"template": template})
+        return Conversation(self.tokenizer, self.template, chat, self.generation_config)
 
     def save(self, folder: Path | str) -> None:
-        """Write tokenizer and chat template in Hugging Face format."""
+        """Write tokenizer, chat template and generation settings in Hugging Face format."""
         self.tokenizer.save(folder, self.template)
-        (Path(folder) / "generation_config.json").write_text(
-            json.dumps({"eos_token_id": list(self.stop_ids), "pad_token_id": self.tokenizer.pad_id}, indent=2) + "\n"
-        )
+        config = merged_generation_config(self.generation_config, self.stop_ids, self.tokenizer.pad_id)
+        (Path(folder) / FILE_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
     # --- from messages to ids
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text of a conversation. With `add_generation_prompt` it ends at the start of the assistant's turn."""
+        messages = self._with_system(messages)
         stand_ins = self._stand_ins(messages)
         return _unmask(self._render(messages, add_generation_prompt, stand_ins), stand_ins)
 
     def _prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """Ids of a conversation, up to the start of the assistant's turn."""
+        messages = self._with_system(messages)
         stand_ins = self._stand_ins(messages)
         return tuple(self._encode_rendered([(self._render(messages, True, stand_ins), stand_ins)])[0])
+
+    def _with_system(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The messages with the system message of the settings, if they have none.
+
+        A template without system turns gets the system message before the first question, in the same turn.
+        """
+        messages = tuple(messages)
+        if self.chat.system and not any(message.role == "system" for message in messages):
+            messages = (Message("system", self.chat.system), *messages)
+        if self.facts.knows_system or len(messages) < 2 or messages[0].role != "system" or messages[1].role != "user":
+            return messages
+        system, question, *rest = messages
+        return (question._replace(content=f"{system.content}\n\n{question.content}"), *rest)
 
     def prompt_rollout(self, problem: Problem, key: Key) -> Rollout:
         """The prompt of a problem as a rollout. The loss mask is False everywhere."""
@@ -107,43 +133,53 @@ class Conversation:
     def demonstration_rollouts(self, demonstrations: Sequence[Demonstration], keys: Sequence[Key]) -> list[Rollout]:
         """`demonstration_rollout` for many demonstrations. If a thought is None, it is written like an empty thought.
 
-        Raises SchoolError if the template does not continue its own prompt, drops the thought or never ends the turn,
-        or if the loss mask would be empty or full.
+        A template that does not continue its own prompt, drops the thought or never ends the turn is not asked: then
+        the completion is what a model writes that follows the marks of the template (`ThoughtFormat.wrap`).
+        Raises SchoolError if the prompt closes the thought, but the demonstration has one, or if the loss mask would be
+        empty or full.
         """
         texts = [self._render_demonstration(demonstration) for demonstration in demonstrations]
         prompts = self._encode_rendered([(prompt, stand_ins) for prompt, _, stand_ins in texts])
-        completions = self._encode_rendered([(completion, stand_ins) for _, completion, stand_ins in texts])
+        completions = self._encode_rendered(
+            [(completion, stand_ins) for _, completion, stand_ins in texts], list(map(self._continues, prompts))
+        )
         parts = zip(demonstrations, keys, prompts, completions, strict=True)
         return [self._join_demonstration(*part) for part in parts]
 
     def _render_demonstration(self, demonstration: Demonstration) -> tuple[str, str, dict[str, str]]:
         """The text of the prompt, the text of the completion, and the stand-ins of both."""
-        problem = demonstration.problem
-        if demonstration.thought and not self._thought_place:
-            raise SchoolError(f"problem {problem.id}: the chat template drops thoughts; use a template that keeps them")
-        messages = (*problem.messages, Message("assistant", demonstration.answer, demonstration.thought))
+        problem, thought = demonstration.problem, demonstration.thought
+        messages = (*self._with_system(problem.messages), Message("assistant", demonstration.answer, thought))
         stand_ins = self._stand_ins(messages)
-        prompt, whole = self._render(messages[:-1], True, stand_ins), self._render(messages, False, stand_ins)
-        if not whole.startswith(prompt):
-            pairs = enumerate(zip(prompt, whole, strict=False))
-            at = next((i for i, (left, right) in pairs if left != right), len(whole))
+        prompt = self._render(messages[:-1], True, stand_ins)
+        if self.facts.renders_thought if thought else self.facts.renders_answer:
+            whole = self._render(messages, False, stand_ins)
+            if whole.startswith(prompt):
+                return prompt, whole[len(prompt) :], stand_ins
+        if thought and self.thought_format.closed_by(prompt):
+            switch = self.thought_format.switch
             raise SchoolError(
-                f"problem {problem.id}: the chat template does not continue its own generation prompt: the prompt has "
-                f"{prompt[at:][:60]!r} where a demonstration has {whole[at:][:60]!r} (after {prompt[:at][-40:]!r})"
+                f"problem {problem.id}: the generation prompt closes the thought itself ({prompt[-40:]!r}), but the "
+                f"demonstration has a thought; {f'give --template.{switch} true, or ' if switch else ''}leave the "
+                "thoughts out"
             )
-        return prompt, whole[len(prompt) :], stand_ins
+        thought = None if thought is None else _mask(thought, stand_ins)
+        completion = self.thought_format.wrap(thought, _mask(demonstration.answer, stand_ins))
+        return prompt, completion + self.tokenizer.added_token_text(self.facts.end_id), stand_ins
+
+    def _continues(self, ids: Sequence[int]) -> bool:
+        """Whether a text after these ids continues a text, so that the tokenizer puts no blank before it."""
+        return not (self.tokenizer.puts_blank_after_special and ids[-1:] and ids[-1] in self.tokenizer.added_tokens)
 
     def _join_demonstration(
         self, demonstration: Demonstration, key: Key, prompt: list[int], completion: list[int]
     ) -> Rollout:
-        problem = demonstration.problem
-        end = next((i + 1 for i, token in enumerate(completion) if token in self.stop_ids), 0)
-        if not end:
-            raise SchoolError(f"problem {problem.id}: the chat template does not end the assistant's turn")
-        if end == 1 or not prompt:
+        problem, end_id = demonstration.problem, self.facts.end_id
+        end = completion.index(end_id) + 1 if end_id in completion else 0
+        if end <= 1 or not prompt:
             raise SchoolError(
                 f"problem {problem.id}: the loss mask would be {'empty' if prompt else 'full'}: {len(prompt)} tokens "
-                f"of prompt and {end - 1} of completion before the end of the turn"
+                f"of prompt and {max(end - 1, 0)} of completion before the end of the turn"
             )
         return Rollout(
             problem,
@@ -160,27 +196,36 @@ class Conversation:
 
         If the last turn was cut off, it is ended first.
         """
-        placeholders = [Message("user", ""), Message("assistant", _ANSWER), *messages]
+        system = [Message("system", "-")] if self.facts.needs_system else []
+        placeholders = [*system, Message("user", "-"), Message("assistant", ANSWER), *messages]
         stand_ins = self._stand_ins(messages)
-        text = self._render(placeholders, True, stand_ins).rpartition(_ANSWER)[2]
-        ids = self._encode_rendered([(text, stand_ins)])[0]
-        if rollout.tokens[-1] in self.stop_ids:
-            ids = ids[1 + next(i for i, token in enumerate(ids) if token in self.stop_ids) :]
+        text = self._render(placeholders, True, stand_ins).rpartition(ANSWER)[2]
+        ids = self._encode_rendered([(text, stand_ins)], [True])[0]
+        last = rollout.tokens[-1]
+        ends = {self.facts.next_end_id} if self.facts.ends_itself else {self.facts.next_end_id} & {last}
+        if last in self.stop_ids and (ended := next((i + 1 for i, token in enumerate(ids) if token in ends), 0)):
+            ids = ids[ended:]
         return rollout.append_context(ids)
 
     def close_thought(self, rollout: Rollout) -> Rollout:
         """The rollout with `</think>` added if its last turn is inside a thought; else the rollout as it is."""
+        return rollout.prefill(self.end_thought_ids) if self.is_thinking(rollout) else rollout
+
+    @property
+    def end_thought_ids(self) -> list[int]:
+        """Ids of the mark that closes a thought (`</think>`)."""
         end_id = self.thought_format.end_id
-        end = self.tokenizer.encode(END_THINK) if end_id is None else [end_id]
-        return rollout.prefill(end) if self.is_thinking(rollout) else rollout
+        if end_id is not None:
+            return [end_id]
+        return self.tokenizer.encode(self.thought_format.end, parse_special=True, continues=True)
 
     def is_thinking(self, rollout: Rollout) -> bool:
         """Whether the last turn is inside a thought: the thought was opened but not closed, and the turn goes on."""
         ids, complete = self._last_turn(rollout)
-        if self._needs_text_search:
-            _, opened, rest = self._split_at_think(ids)
-            return bool(opened) and END_THINK not in rest and not complete
-        start, end = self._thought_bounds(ids)
+        if not self.thought_format.by_ids:
+            start, _, closed = text_bounds(self.thought_format, self.tokenizer, ids)
+            return start is not None and not closed and not complete
+        start, end = thought_bounds(self.thought_format, ids)
         return start is not None and end == len(ids) and not complete
 
     def stop_matcher(self, texts: Sequence[str]) -> tuple[list[bool], Callable[[Sequence[int]], bool]]:
@@ -206,21 +251,7 @@ class Conversation:
         Text before `<think>` is dropped. If the thought is never closed, the answer is empty.
         """
         ids, complete = self._last_turn(rollout)
-        if self._needs_text_search:
-            text, opened, rest = self._split_at_think(ids)
-            if not opened:
-                return Completion(None, text, complete)
-            thought, closed, answer = rest.partition(END_THINK)
-        else:
-            start, end = self._thought_bounds(ids)
-            if start is None:
-                return Completion(None, self.tokenizer.decode(ids), complete)
-            closed = end < len(ids)
-            thought, answer = self.tokenizer.decode(ids[start:end]), self.tokenizer.decode(ids[end + 1 :])
-        if closed:
-            thought = thought.removesuffix(self.thought_format.after)
-        thought = thought.removeprefix(self.thought_format.before)
-        return Completion(thought, answer.removeprefix(self.thought_format.between), complete)
+        return Completion(*split_turn(self.thought_format, self.tokenizer, ids, complete), complete)
 
     def thought_length(self, rollout: Rollout) -> int:
         """Number of tokens in the last turn's thought. Open thought: all tokens after `<think>`. No thought: 0."""
@@ -231,43 +262,31 @@ class Conversation:
         """Start and end of the last turn's thought among the rollout's tokens, and whether it was closed."""
         ids, _ = self._last_turn(rollout)
         offset = rollout.turns[-1] if rollout.turns else len(rollout)
-        if not self._needs_text_search:
-            start, end = self._thought_bounds(ids)
-            return (offset, offset, False) if start is None else (offset + start, offset + end, end < len(ids))
-        start = 0 if self.thought_format.opened_by_prompt else self._tokens_until(THINK, ids)
-        rest = ids[start:]
-        closed = END_THINK in self.tokenizer.decode(rest)
-        end = self._tokens_until(END_THINK, rest) - len(self.tokenizer.encode(END_THINK)) if closed else len(rest)
-        return offset + start, offset + start + max(0, end), closed
+        if self.thought_format.by_ids:
+            start, end = thought_bounds(self.thought_format, ids)
+            closed = end < len(ids)
+        else:
+            start, end, closed = text_bounds(self.thought_format, self.tokenizer, ids)
+        return (offset, offset, False) if start is None else (offset + start, offset + end, closed)
 
     def prefill_thought(self, rollout: Rollout, text: str) -> Rollout:
         """The rollout with text added to its thought. If the turn has not started, the thought is opened first."""
-        if rollout.finish_reason not in ("open", "context"):
-            return rollout.prefill(self.tokenizer.encode(text))
-        if self.thought_format.opened_by_prompt:
-            return rollout.prefill(self.tokenizer.encode(text))
-        start_id = self.thought_format.start_id
-        opening = self.tokenizer.encode(THINK) if start_id is None else [start_id]
-        return rollout.prefill([*opening, *self.tokenizer.encode(self.thought_format.before + text)])
+        style = self.thought_format
+        if rollout.finish_reason not in ("open", "context") or style.opened_by_prompt:
+            return rollout.prefill(self.tokenizer.encode(text, continues=True))
+        if style.start_id is None:
+            opening = self.tokenizer.encode(style.prefix + style.start, parse_special=True, continues=True)
+        else:
+            opening = [*self.tokenizer.encode(style.prefix, continues=True), style.start_id]
+        ids = self.tokenizer.encode(style.before + text, continues=self._continues(opening))
+        return rollout.prefill([*opening, *ids])
 
     def prefill_answer(self, rollout: Rollout, text: str) -> Rollout:
         """The rollout with its thought closed, then an answer, then the end of the turn."""
-        ids = self.tokenizer.encode(self.thought_format.between + text)
+        thinking = self.is_thinking(rollout) or rollout.finish_reason == "prefill"
+        style = self.thought_format
+        ids = self.tokenizer.encode((style.between if thinking else style.lead) + text + style.ending, continues=True)
         return self.close_thought(rollout).prefill([*ids, self.stop_ids[0]])
-
-    @property
-    def _needs_text_search(self) -> bool:
-        """Whether the tokenizer has no ids for `<think>` and `</think>`."""
-        return self.thought_format.start_id is None or self.thought_format.end_id is None
-
-    def _tokens_until(self, tag: str, ids: tuple[int, ...]) -> int:
-        """Number of tokens up to the token that completes `tag`. Number of all tokens if the text has no `tag`."""
-        return bisect_left(range(len(ids)), True, key=lambda n: tag in self.tokenizer.decode(ids[:n]))
-
-    def _split_at_think(self, ids: tuple[int, ...]) -> tuple[str, str, str]:
-        """Text before the first `<think>`, the tag, and the text after it. The tag is empty if the text has none."""
-        text = self.tokenizer.decode(ids)
-        return ("", THINK, text) if self.thought_format.opened_by_prompt else text.partition(THINK)
 
     def _last_turn(self, rollout: Rollout) -> tuple[tuple[int, ...], bool]:
         """The last turn without its end-of-turn id, and whether the turn had this id."""
@@ -275,69 +294,36 @@ class Conversation:
         complete = bool(turn) and turn[-1] in self.stop_ids
         return (turn[:-1] if complete else turn), complete
 
-    def _thought_bounds(self, ids: tuple[int, ...]) -> tuple[int | None, int]:
-        """Start of the first thought (None: no thought) and index of its end tag (len(ids): never closed)."""
-        start_id, end_id, opened_by_prompt, *_ = self.thought_format
-        assert start_id is not None
-        assert end_id is not None
-        if opened_by_prompt:
-            start = 0
-        elif start_id in ids:
-            start = ids.index(start_id) + 1
-        else:
-            return None, len(ids)
-        return start, ids.index(end_id, start) if end_id in ids[start:] else len(ids)
-
     # --- the template
 
-    def _inspect_template(self) -> None:
-        """Render one exchange to see what the template does. Raises SchoolError if the template cannot be used."""
-        question = [{"role": "user", "content": _THOUGHT}]
-        reply = {"role": "assistant", "content": _ANSWER, "reasoning_content": _THOUGHT * 2}
-        prompt, whole = self._render_jinja(question, True), self._render_jinja([*question, reply], False)
-        if _ANSWER not in whole:
-            raise SchoolError("the chat template has no assistant turn: it leaves out what an assistant writes")
-        continues = whole.startswith(prompt) and prompt.rpartition(_THOUGHT)[2] != whole.rpartition(_ANSWER)[2]
-        if prompt == self._render_jinja(question, False) and not continues:  # [/INST] needs no generation prompt
-            raise SchoolError(
-                "the chat template has no generation prompt: `add_generation_prompt` changes nothing in it"
-            )
-        tail = self.tokenizer.encode(whole.rpartition(_ANSWER)[2], parse_special=True)
-        end = next((token for token in tail if token in self.tokenizer.added_tokens), None)
-        if end is None:
-            raise SchoolError("the chat template does not end the assistant's turn with a special token")
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((end, self.tokenizer.eos_id)))
-        generation_prompt = prompt.rpartition(_THOUGHT)[2]
-        opened_by_prompt = generation_prompt.rfind(THINK) > generation_prompt.rfind(END_THINK)
-        if _THOUGHT * 2 in whole:
-            self._thought_place = "field"
-        else:
-            content = f"{THINK}{_THOUGHT * 2}{END_THINK}{_ANSWER}"
-            whole = self._render_jinja([*question, {"role": "assistant", "content": content}], False)
-            self._thought_place = "content" if _THOUGHT * 2 in whole and _ANSWER in whole else ""
-        blanks = re.search(rf"{THINK}(\s*){_THOUGHT * 2}(\s*){END_THINK}(\s*){_ANSWER}", whole)
-        start_id, end_id, *_ = self.thought_format
-        self.thought_format = ThoughtFormat(start_id, end_id, opened_by_prompt, *(blanks.groups() if blanks else ()))
-
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, stand_ins: Mapping[str, str]) -> str:
-        return self._render_jinja([self._as_dict(message, stand_ins) for message in messages], add_generation_prompt)
+        dicts = [self._as_dict(message, stand_ins) for message in messages]
+        return self._render_jinja(dicts, add_generation_prompt, self.facts.variables)
 
-    def _as_dict(self, message: Message, stand_ins: Mapping[str, str]) -> dict[str, str]:
+    def _as_dict(self, message: Message, stand_ins: Mapping[str, str]) -> dict[str, Any]:
         """A message as templates take it, with stand-ins for special tokens in it."""
         role, content, thought = message
         if stand_ins:
             role, content = _mask(role, stand_ins), _mask(content, stand_ins)
             thought = None if thought is None else _mask(thought, stand_ins)
-        if thought is None or role != "assistant":
-            return {"role": role, "content": content}
-        if self._thought_place == "content":
-            return {"role": role, "content": f"{THINK}{thought}{END_THINK}{content}" if thought else content}
-        return {"role": role, "content": content, "reasoning_content": thought}
+        facts, style = self.facts, self.thought_format
+        keys: dict[str, Any] = {}
+        if thought is not None and role == "assistant":
+            if facts.thought_in_content:
+                content = f"{style.start}{thought}{style.end}{content}" if thought else content
+            else:
+                keys[facts.thought_key or "reasoning_content"] = thought
+        parts = [{"type": "text", "text": content}] if facts.parts else content
+        return {"role": role, "content": parts, **keys}
 
-    def _render_jinja(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    def _render_jinja(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]
+    ) -> str:
         try:
             return self._compiled.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._template_variables
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                **{**variables, **self._template_variables},
             )
         except Exception as error:  # a template is code, and may raise anything
             raise SchoolError(f"the chat template refuses the conversation: {error}") from error
@@ -352,26 +338,36 @@ class Conversation:
         free = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in used)
         return dict(zip(longest_first, free, strict=False))
 
-    def _encode_rendered(self, texts: Sequence[tuple[str, Mapping[str, str]]]) -> list[list[int]]:
-        """Ids of rendered texts with their stand-ins. All special tokens in these texts come from the template."""
-        unmasked = [text for text, stand_ins in texts if not stand_ins]
-        batch = iter(self.tokenizer.encode_batch(unmasked, parse_special=True))
-        return [self._encode_masked(text, stand_ins) if stand_ins else next(batch) for text, stand_ins in texts]
+    def _encode_rendered(
+        self, texts: Sequence[tuple[str, Mapping[str, str]]], continues: Sequence[bool] = ()
+    ) -> list[list[int]]:
+        """Ids of rendered texts with their stand-ins. All special tokens in these texts come from the template.
 
-    def _encode_masked(self, text: str, stand_ins: Mapping[str, str]) -> list[int]:
-        """Ids of a text with stand-ins, piece by piece between its special tokens."""
+        continues  for each text, whether it continues another text
+        """
+        rows = [
+            (text, stand_ins, self.tokenizer.puts_blank and continued)
+            for (text, stand_ins), continued in zip(texts, continues or [False] * len(texts), strict=True)
+        ]
+        whole = [text for text, stand_ins, continued in rows if not (stand_ins or continued)]
+        batch = iter(self.tokenizer.encode_batch(whole, parse_special=True))
+        return [self._encode_pieces(*row) if row[1] or row[2] else next(batch) for row in rows]
+
+    def _encode_pieces(self, text: str, stand_ins: Mapping[str, str], continues: bool) -> list[int]:
+        """Ids of a text, piece by piece between its special tokens."""
         ids: list[int] = []
         start, strip = 0, False
         for found in self._special_pattern.finditer(text):
             token = self.tokenizer.special_tokens[found.group()]
             piece = text[start : found.start()]
             piece = piece.rstrip() if self.tokenizer.added_tokens[token].lstrip else piece
-            ids += [*self._encode_piece(piece, strip, stand_ins), token]
+            ids += [*self._encode_piece(piece, strip, stand_ins, continues), token]
             start, strip = found.end(), self.tokenizer.added_tokens[token].rstrip
-        return ids + self._encode_piece(text[start:], strip, stand_ins)
+            continues = not self.tokenizer.puts_blank_after_special
+        return ids + self._encode_piece(text[start:], strip, stand_ins, continues)
 
-    def _encode_piece(self, text: str, strip: bool, stand_ins: Mapping[str, str]) -> list[int]:
-        return self.tokenizer.encode(_unmask(text.lstrip() if strip else text, stand_ins))
+    def _encode_piece(self, text: str, strip: bool, stand_ins: Mapping[str, str], continues: bool) -> list[int]:
+        return self.tokenizer.encode(_unmask(text.lstrip() if strip else text, stand_ins), continues=continues)
 
 
 def _mask(text: str, stand_ins: Mapping[str, str]) -> str:

@@ -109,8 +109,12 @@ def row_source(
 
 
 def token_stream(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-    """Encode all documents as one stream of ids (int32), with a separator before, between and after the documents."""
+    """Encode all documents as one stream of ids (int32), with a separator before, between and after the documents.
+
+    A document begins with the ids that the tokenizer puts before a text, such as the bos token of many models.
+    """
     separator = tokenizer.special_tokens.get(END_OF_TEXT, tokenizer.eos_id)
+    bos_ids = [token for token in tokenizer.bos_ids if token != separator]
     pieces, ends = [], []
     for document in documents:
         pieces += _pieces(document)
@@ -118,7 +122,7 @@ def token_stream(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     encoded = tokenizer.encode_batch(pieces)
     parts: list[list[int]] = [[separator]]
     for start, end in zip([0, *ends], ends, strict=False):
-        parts += [*encoded[start:end], [separator]]
+        parts += [bos_ids, *encoded[start:end], [separator]]
     return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
 
 

@@ -5,20 +5,11 @@ All pieces together are the text that `Conversation.parse_completion` returns.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
-
 from schoolhouse.data.chat import Conversation
+from schoolhouse.data.stream_marks import Delta, MarkSplitter, Part, overlap
 from schoolhouse.data.tokenizer import Tokenizer
 
-Part = Literal["thought", "answer"]
 _REPLACEMENT = "\ufffd"  # the decoder returns this for bytes of an incomplete character
-
-
-class Delta(NamedTuple):
-    """New text of one part of a completion: the thought or the answer."""
-
-    part: Part
-    text: str
 
 
 class TextDecoder:
@@ -55,6 +46,8 @@ class StreamDecoder:
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
         self._format = conversation.thought_format
+        self._marks = None if self._format.by_ids else MarkSplitter(self._format)
+        self._complete = False
         self._part: Part | None = "thought" if self._format.opened_by_prompt else None
         self._after_thought = False
         self._decoder = TextDecoder(conversation.tokenizer)
@@ -63,7 +56,10 @@ class StreamDecoder:
     def push(self, token: int) -> list[Delta]:
         """Add a token of the turn, and return the text that this token adds."""
         if token in self._conversation.stop_ids:
+            self._complete = True
             return []
+        if self._marks:
+            return self._marks.push(self._decoder.push(token))
         if token == self._format.start_id and self._part is None:
             self._start_part("thought")
             return []
@@ -71,11 +67,20 @@ class StreamDecoder:
             last = self._deltas(self._decoder.flush(), closing=True)
             self._start_part("answer")
             return last
+        if self._part is None and self._format.prefix:
+            self._held += self._decoder.push(token)
+            if self._format.prefix.startswith(self._held):  # a thought may follow
+                return []
+            self._part = "answer"
+            return self._deltas("")
         self._part = self._part or "answer"
         return self._deltas(self._decoder.push(token))
 
     def flush(self) -> list[Delta]:
         """End the turn, and return the text that was not returned before."""
+        if self._marks:
+            return self._marks.push(self._decoder.flush(), ending=True, complete=self._complete)
+        self._part = self._part or ("answer" if self._held else None)
         return self._deltas(self._decoder.flush(), ending=True)
 
     def _start_part(self, part: Part) -> None:
@@ -89,16 +94,17 @@ class StreamDecoder:
             return []
         text = self._held + text
         self._held = ""
-        prefix = self._format.before if part == "thought" else self._format.between if self._after_thought else ""
+        after = self._format.between if self._after_thought else self._format.lead
+        prefix = self._format.before if part == "thought" else after
         if not self._begun:
             if prefix and not (closing or ending) and prefix.startswith(text) and text != prefix:
                 self._held = text
                 return []
             self._begun, text = bool(text), text.removeprefix(prefix)
-        suffix = self._format.after if part == "thought" else ""
-        if closing:
+        suffix = self._format.after if part == "thought" else self._format.ending
+        if closing or (ending and part == "answer" and self._complete):
             text = text.removesuffix(suffix)
         elif suffix and not ending:
-            held = next((n for n in range(len(suffix), 0, -1) if text.endswith(suffix[:n])), 0)
+            held = overlap(text, suffix)
             text, self._held = (text[:-held], text[-held:]) if held else (text, "")
         return [Delta(part, text)] if text else []

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Inner
 
+from schoolhouse.data.tokenizer_files import TokenizerFiles, read_tokenizer_files, without_leading_blank
+from schoolhouse.data.tokenizer_files import without_tokens as _without
 from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.types import SchoolError
 
@@ -35,18 +38,28 @@ class Tokenizer:
     The argument `config` is the content of tokenizer_config.json; `save` writes this content unchanged.
 
     `vocab_size` is the number of ids. The ids are from 0 to vocab_size - 1.
+    `bos_ids` are the ids that the tokenizer puts before a text, according to tokenizer.json. Most tokenizers have none.
     `eos_id` is the id that ends a document.
     `pad_id` is the id that fills a batch. The model never reads this id.
     `special_tokens` is a dict {text: id} of all tokens that ordinary text must not produce.
     `added_tokens` is a dict {id: token} of the same tokens.
+    `chat_template` is the chat template of the model, or None.
+    `chat_templates` are the other chat templates of the model, by name (`tool_use`, `rag`).
     """
 
-    def __init__(self, inner: Inner, config: dict[str, Any], chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        inner: Inner,
+        config: dict[str, Any],
+        chat_template: str | None = None,
+        chat_templates: Mapping[str, str] | None = None,
+    ) -> None:
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
         self.config = config
         self.chat_template = chat_template
+        self.chat_templates = dict(chat_templates or {})
         self.vocab: dict[str, int] = inner.get_vocab()
         self.vocab_size = max(self.vocab.values()) + 1
         added_tokens = inner.get_added_tokens_decoder()
@@ -55,8 +68,12 @@ class Tokenizer:
         }
         self.special_tokens: dict[str, int] = {token.content: i for i, token in self.added_tokens.items()}
         self._plain = _without(inner, set(self.added_tokens))
+        self._continuing = {True: without_leading_blank(inner), False: without_leading_blank(self._plain)}
         self.eos_id = self._special_id("eos_token", "the token that ends a document")
-        self.pad_id = self._special_id("pad_token", "padding") if self.special_token("pad_token") else self.eos_id
+        pad_token = self.special_token("pad_token")
+        pad_id = inner.token_to_id(pad_token) if pad_token else None  # some folders name a token that is not there
+        self.pad_id = self.eos_id if pad_id is None else pad_id
+        self.bos_ids = self._find_bos_ids()
 
     def special_token(self, name: str) -> str | None:
         """Return the text of a token, such as `eos_token`, from tokenizer_config.json.
@@ -77,13 +94,52 @@ class Tokenizer:
             )
         return token_id
 
-    def encode(self, text: str, parse_special: bool = False) -> list[int]:
-        """Encode a text as token ids. Only `parse_special` turns a text such as `<|im_end|>` into a special token."""
-        return self.encode_batch([text], parse_special)[0]
+    def _find_bos_ids(self) -> tuple[int, ...]:
+        """The ids that the post-processor of tokenizer.json puts before a text, as transformers does."""
+        plain, whole = (self._inner.encode("a", add_special_tokens=special).ids for special in (False, True))
+        starts = (n for n in range(len(whole) + 1) if whole[n : n + len(plain)] == plain)
+        return tuple(whole[: next(starts, 0)])
 
-    def encode_batch(self, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
+    @cached_property
+    def puts_blank(self) -> bool:
+        """Whether the tokenizer puts a blank before a text, as SentencePiece does."""
+        return self._continuing[True] is not self._inner
+
+    @cached_property
+    def puts_blank_after_special(self) -> bool:
+        """Whether a text after a special token gets the same blank as a text at the start."""
+        if not (self.puts_blank and self.special_tokens):
+            return False
+        token, token_id = next(iter(self.special_tokens.items()))
+        return self.encode(f"{token}a", parse_special=True) == [token_id, *self.encode("a")]
+
+    def added_token_text(self, token_id: int) -> str:
+        """The text of a token that ordinary text does not produce."""
+        return self.added_tokens[token_id].content if token_id in self.added_tokens else self.id_to_token(token_id)
+
+    def with_tokens(self, texts: Sequence[str]) -> Tokenizer:
+        """A tokenizer with these tokens too. They look special, so ordinary text does not produce them."""
+        inner = Inner.from_str(self._inner.to_str())
+        inner.add_tokens([AddedToken(text, special=False, normalized=False) for text in texts])
+        return Tokenizer(inner, self.config, self.chat_template, self.chat_templates)
+
+    def missing_ids(self, size: int) -> list[int]:
+        """The ids below `size` that have no token. A model can have more rows of logits than there are tokens."""
+        return sorted(set(range(size)) - set(self.vocab.values()))
+
+    def encode(self, text: str, parse_special: bool = False, continues: bool = False) -> list[int]:
+        """Encode a text as token ids. Only `parse_special` turns a text such as `<|im_end|>` into a special token.
+
+        With `continues`, the text continues another text. Then a SentencePiece tokenizer puts no blank before the text.
+        """
+        return self.encode_batch([text], parse_special, continues)[0]
+
+    def encode_batch(
+        self, texts: Sequence[str], parse_special: bool = False, continues: bool = False
+    ) -> list[list[int]]:
         """Encode many texts in parallel. Raises SchoolError if a text contains a lone surrogate (half a character)."""
         encoder = self._inner if parse_special else self._plain
+        encoder = self._continuing[parse_special] if continues else encoder
         try:
             return [e.ids for e in encoder.encode_batch_fast(texts, add_special_tokens=False)]
         except TypeError:
@@ -98,12 +154,23 @@ class Tokenizer:
         """Decode ids to a text. Bytes that are not valid UTF-8, such as half a character, become U+FFFD."""
         return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
 
+    def decode_sections(self, ids: Sequence[int]) -> str:
+        """Text of ids, without the blanks that the tokenizer puts after special tokens when it encodes a text."""
+        if not self.puts_blank_after_special:
+            return self.decode(ids)
+        sections: list[list[int]] = [[]]
+        for token in ids:
+            sections += [[token], []] if token in self.added_tokens else []
+            if token not in self.added_tokens:
+                sections[-1].append(token)
+        return "".join(map(self.decode, sections))
+
     def id_to_token(self, token_id: int) -> str:
         """Return a token as it is written in the vocabulary. In the byte-level alphabet, `Ġ` is a space."""
         return self._inner.id_to_token(token_id) or ""
 
     def save(self, folder: Path | str, chat_template: str | None = None) -> None:
-        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, so that AutoTokenizer can read them."""
+        """Write tokenizer.json, tokenizer_config.json and the chat templates, so that AutoTokenizer can read them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         template = chat_template or self.chat_template
@@ -111,6 +178,10 @@ class Tokenizer:
         if template:
             config["chat_template"] = template
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        for name, text in self.chat_templates.items():
+            path = folder / "additional_chat_templates" / f"{name}.jinja"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
         (folder / "tokenizer.json").write_text(self._inner.to_str(pretty=True), encoding="utf-8")
         (folder / "tokenizer_config.json").write_text(
             json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -122,27 +193,8 @@ class Tokenizer:
 
         Raises SchoolError if a file is missing or damaged; the message names the file.
         """
-        folder = resolve_model(folder)
-        path = folder / "tokenizer.json"
-        text = _read(path, "save the tokenizer again with transformers' AutoTokenizer(...).save_pretrained")
-        try:
-            inner = Inner.from_str(text)
-        except Exception as error:  # the library raises plain Exception
-            raise SchoolError(f"{path} is damaged or truncated ({error}); copy the file again") from error
-        path = folder / "tokenizer_config.json"
-        text = _read(path, "it must name at least the eos_token")
-        try:
-            config = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise SchoolError(
-                f"{path}: line {error.lineno} is damaged or truncated ({error.msg}); copy the file again"
-            ) from error
-        if not isinstance(config, dict):
-            raise SchoolError(f"{path} must contain a JSON object, not {type(config).__name__}; copy the file again")
-        template = folder / "chat_template.jinja"
-        if template.is_file():
-            return cls(inner, config, _read(template, "it holds the chat template"))
-        return cls(inner, config, _default_template(config.get("chat_template")))
+        files: TokenizerFiles = read_tokenizer_files(resolve_model(folder))
+        return cls(files.inner, files.config, files.chat_template, files.chat_templates)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -177,32 +229,3 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         "model_max_length": 1_000_000,
     }
     return Tokenizer(inner, config)
-
-
-def _without(inner: Inner, tokens: set[int]) -> Inner:
-    """Return a copy of a tokenizer in which the given added tokens are ordinary text."""
-    content = json.loads(inner.to_str())
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] not in tokens]
-    try:
-        return Inner.from_str(json.dumps(content))
-    except Exception as error:  # the library raises plain Exception
-        raise SchoolError(f"tokenizer.json is damaged ({error}); copy the file again") from error
-
-
-def _read(path: Path, advice: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SchoolError(f"{path} is missing; {advice}") from None
-    except UnicodeDecodeError as error:
-        raise SchoolError(f"{path} is damaged ({error}); copy the file again") from error
-
-
-def _default_template(template: object) -> str | None:
-    """Return the chat template of tokenizer_config.json.
-
-    The value can be a template, or a list of named templates. From a list, the template "default" is used.
-    """
-    if isinstance(template, list):
-        return next((t["template"] for t in template if t.get("name") == "default"), None)
-    return template if isinstance(template, str) else None

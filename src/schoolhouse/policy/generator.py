@@ -22,6 +22,7 @@ from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
 from schoolhouse.policy.sampling import SamplingParams, sample_each
 from schoolhouse.policy.slots import NextTurn, Request, SlotTable
+from schoolhouse.policy.unused_ids import mask_unused
 from schoolhouse.types import Rollout, SchoolError
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def extend(
     next_turn: NextTurn | None = None,
     stop_matcher: StopMatcher | None = None,
     logit_bias: Tensor | None = None,
+    unused_ids: Tensor | None = None,
     attention: tuple[type[PackedAttention], type[SlotKVCache]] = (PackedAttention, SlotKVCache),
     source: RequestSource | None = None,
     on_token: OnToken | None = None,
@@ -100,6 +102,7 @@ def extend(
         other slots sample. Sampling all turns in one call gives the same tokens as a separate call for each turn.
     `stop_matcher`: decides from the text of a turn whether the turn ends.
     `logit_bias`: a number for each token of the vocabulary [V], which is added to the logit of this token.
+    `unused_ids`: the ids without a token, which are never sampled.
     `attention`: the two classes that compute attention, one class for the prefill and one class (with the KV cache) for
         decoding.
     `source`: gives more requests, each with its own sampling parameters, until the source closes. The rollouts of a
@@ -131,7 +134,7 @@ def extend(
     decode_step = GraphedStep(decode, cache) if isinstance(cache, StaticSlotKVCache) else decode
     table = SlotTable(rollouts, limits, params, policy_version, num_slots, capacity, config.max_seq_len, device)
     stop_V = torch.zeros(config.vocab_size, dtype=torch.bool, device=device)
-    stop_V[list(stop_ids)] = True
+    stop_V[[token for token in stop_ids if token < config.vocab_size]] = True
     candidate_V = None if stop_matcher is None else stop_matcher.candidates.to(device)
     finished: dict[int, Rollout] = {}
     logits_SV: Tensor | None = None
@@ -151,6 +154,7 @@ def extend(
             logits_SV = new_logits_SV if logits_SV is None else torch.cat((logits_SV, new_logits_SV))
         assert logits_SV is not None
         busy = cache.busy
+        logits_SV = mask_unused(logits_SV, unused_ids)
         if logit_bias is not None:
             logits_SV = logits_SV + logit_bias
         if source:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from schoolhouse.policy.policy import Policy
+from schoolhouse.policy.unused_ids import mask_unused
 
 _CHUNK_TOKENS = 512  # number of tokens whose logits are in memory at the same time
 
@@ -41,6 +42,7 @@ def token_logprobs(policy: Policy, tokens: Sequence[int], num_top: int = 1) -> l
         for start in range(0, len(ids) - 1, _CHUNK_TOKENS):
             next_N = ids[start + 1 : start + 1 + _CHUNK_TOKENS]
             logits_NV = policy.decoder.project(hidden_NC[start : start + len(next_N)])
+            logits_NV = mask_unused(logits_NV, policy.unused_ids)
             logprob_NV = logits_NV.float().log_softmax(-1)
             logprobs = logprob_NV.gather(1, next_N[:, None])[:, 0].tolist()
             top = logprob_NV.topk(min(num_top, logprob_NV.shape[1]))

@@ -26,6 +26,7 @@ from schoolhouse.algorithms.losses import Loss
 from schoolhouse.algorithms.packing import Batch, Scores, pack, pack_for_scoring, token_mean
 from schoolhouse.algorithms.settings import Optimizer
 from schoolhouse.data.chat import Conversation
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.model.batch_invariant import InvariantPackedAttention, InvariantSlotKVCache, make_batch_invariant
 from schoolhouse.model.checkpoint import load_decoder, save_decoder
 from schoolhouse.model.config import ModelConfig
@@ -38,7 +39,9 @@ from schoolhouse.policy.learner import Learner, MetricsFn
 from schoolhouse.policy.sampling import SamplingParams
 from schoolhouse.policy.scoring import batch_scores
 from schoolhouse.policy.slots import NextTurn
+from schoolhouse.policy.think_tokens import add_think_tokens
 from schoolhouse.policy.thinking_budget import close_thought_at_budget
+from schoolhouse.policy.unused_ids import find_unused_ids
 from schoolhouse.randomness import digest
 from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.types import Key, Precision, Problem, Rollout, SchoolError
@@ -87,6 +90,8 @@ class Policy:
         self.device = torch.device(device) if device is not None else pick_device()
         self.decoder = decoder.to(self.device)
         self.conversation = conversation
+        missing_ids = conversation.tokenizer.missing_ids(decoder.config.vocab_size)
+        self.unused_ids = find_unused_ids(missing_ids, self.device)
         self.dtype = pick_dtype(precision, self.device)
         self.packed_attention, self.slot_cache = PackedAttention, SlotKVCache
         if decoder.config.plain_attention:
@@ -128,16 +133,20 @@ class Policy:
         optimizer: Optimizer | None = None,
         activation_checkpointing: bool = False,
         device: torch.device | str | None = None,
+        chat: ChatConfig | None = None,
     ) -> Policy:
         """Load a policy from a model folder in Hugging Face format, or from the newest checkpoint of a run folder.
 
+        `chat`: the system message and the chat template with its arguments; the default is the template of the model.
         Raises SchoolError if a file is missing or damaged. The error message names the file.
         """
         folder = resolve_model(folder)
         if not folder.is_dir():
             raise SchoolError(f"{folder} is not a folder: give a local folder with a model in Hugging Face format")
-        conversation = Conversation.load(folder)
-        return cls(load_decoder(folder), conversation, precision, optimizer, activation_checkpointing, device)
+        decoder, conversation = load_decoder(folder), Conversation.load(folder, chat)
+        if conversation.chat.add_think_tokens:
+            conversation = add_think_tokens(decoder, conversation)
+        return cls(decoder, conversation, precision, optimizer, activation_checkpointing, device)
 
     def save(self, folder: Path | str) -> None:
         """Write the model in Hugging Face format: config, safetensors, tokenizer and chat template."""
@@ -247,6 +256,7 @@ class Policy:
                 next_turn=next_turn,
                 stop_matcher=stop_matcher,
                 logit_bias=None if logit_bias is None else logit_bias.to(self.device),
+                unused_ids=self.unused_ids,
                 attention=(self.packed_attention, self.slot_cache),
                 on_token=on_token,
                 progress=progress,
@@ -276,6 +286,7 @@ class Policy:
                 num_slots=num_slots,
                 max_total_tokens=max_total_tokens,
                 next_turn=next_turn,
+                unused_ids=self.unused_ids,
                 attention=(self.packed_attention, self.slot_cache),
                 source=source,
                 on_token=on_token,
@@ -356,4 +367,12 @@ class Policy:
         self.decoder.zero_grad(set_to_none=True)
 
     def _batch_scores(self, batch: Batch, temperature: float) -> Scores:
-        return batch_scores(self.decoder, batch, self.packed_attention, self.autocast(), self.device, temperature)
+        return batch_scores(
+            self.decoder,
+            batch,
+            self.packed_attention,
+            self.autocast(),
+            self.device,
+            temperature,
+            self.unused_ids,
+        )

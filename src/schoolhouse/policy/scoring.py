@@ -18,6 +18,7 @@ from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.fused_ops import logprobs_and_entropy
 from schoolhouse.model.kv_cache import PackedAttention
 from schoolhouse.model.native_attention import NativePackedAttention
+from schoolhouse.policy.unused_ids import mask_unused
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ def batch_scores(
     autocast: AbstractContextManager[object],
     device: torch.device,
     temperature: float,
+    unused_ids: Tensor | None = None,
 ) -> Scores:
     """Compute the log-probability [N] and the entropy [N] of each token in the loss mask.
 
-    Tokens outside the loss mask get 0.
+    Tokens outside the loss mask get 0. The ids in `unused_ids` have no token, and their probability is 0.
 
     The logits at a position predict the next token. In the whole package, only `batch_scores` shifts tokens by one
     position. Raises SchoolError if a sequence is longer than the model can read.
@@ -57,7 +59,8 @@ def batch_scores(
     targets = targets.to(device)
 
     def project(hidden_NC: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-        return logprobs_and_entropy(decoder.project(hidden_NC), target_N, temperature or 1.0)
+        logits_NV = mask_unused(decoder.project(hidden_NC), unused_ids)
+        return logprobs_and_entropy(logits_NV, target_N, temperature or 1.0)
 
     with autocast:
         hidden_NC = decoder(tokens.to(device), packed.positions, packed)

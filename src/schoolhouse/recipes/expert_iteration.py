@@ -22,7 +22,7 @@ from pydantic import Field
 
 from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
 from schoolhouse.algorithms.settings import Optimizer
-from schoolhouse.config import BaseConfig
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
@@ -40,7 +40,7 @@ from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rol
 Stats = dict[str, float]
 
 
-class Config(BaseConfig):
+class Config(ChatConfig):
     model: str
     """Folder of the base model (Hugging Face format), or of a run. Every loop starts from this model."""
     start_model: str = ""
@@ -75,7 +75,7 @@ class Config(BaseConfig):
 
 
 def expert_iteration(c: Config, run: Run) -> None:
-    policy = run.restore(Policy.load(run.model_path(c.start_model or c.model), c.precision, c.optimizer))
+    policy = run.restore(Policy.load(run.model_path(c.start_model or c.model), c.precision, c.optimizer, chat=c))
     task, search, conversation = open_task(c.task, c.seed), parse(c.search, c.search_budget), policy.conversation
     fresh = open_task(c.fresh_task, c.seed) if c.fresh_task else None
     run.track_files(*task.files, *search.files, *(fresh.files if fresh else ()))

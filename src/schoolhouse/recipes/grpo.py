@@ -46,7 +46,7 @@ from schoolhouse.algorithms.settings import (
     preset_conflicts,
     with_preset,
 )
-from schoolhouse.config import BaseConfig
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.evaluate import evaluate
 from schoolhouse.policy.policy import Policy
@@ -60,7 +60,7 @@ Columns = dict[str, Any]
 """Named rows [T], one for each rollout."""
 
 
-class Config(BaseConfig):
+class Config(ChatConfig):
     model: str
     """Folder of the model to start from (Hugging Face format), or of a run: its newest checkpoint."""
     task: str = "school"
@@ -124,8 +124,8 @@ def sample_rollouts(policy: Policy, prompts: Sequence[Rollout], sampling: Rollou
 
 
 def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
-    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing)
-    reference = Policy.load(c.model, c.precision) if c.loss.kl_coef or c.rewards.kl_coef else None
+    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing, chat=c)
+    reference = Policy.load(c.model, c.precision, chat=c) if c.loss.kl_coef or c.rewards.kl_coef else None
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)
     loss_fn = make_loss(c)

@@ -22,8 +22,8 @@ from schoolhouse.algorithms.groups import sampled_tokens
 from schoolhouse.algorithms.losses import implicit_prm, token_bce
 from schoolhouse.algorithms.packing import sequence_mean, token_mean
 from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
-from schoolhouse.config import BaseConfig
 from schoolhouse.data.chat import Conversation
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
@@ -51,7 +51,7 @@ from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key, Precision, SchoolError
 
 
-class Config(BaseConfig):
+class Config(ChatConfig):
     model: str
     """Folder of the model that becomes the reward model (Hugging Face format), or of a run."""
     generator: str = ""
@@ -98,7 +98,7 @@ class Config(BaseConfig):
 
 
 def prm(c: Config, run: Run) -> None:
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer))
+    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
     task, conversation, tokens = open_task(c.task, c.seed), policy.conversation, 0
     run.track_files(*task.files, c.data)
     if c.data:
@@ -142,7 +142,7 @@ def label_solutions(c: Config, task: Task, reader: Conversation) -> tuple[list[t
 
     Truncated solutions are left out. `reader` is the conversation of the model that becomes the reward model.
     """
-    generator = Policy.load(c.generator, c.precision)
+    generator = Policy.load(c.generator, c.precision, chat=c)
     conversation, problems = generator.conversation, task.train_problems(0, c.num_prompts)
     check_same_tokenizer(conversation, reader, "the generator", "the reward model")
     prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="solution")
@@ -164,7 +164,7 @@ def label_solutions(c: Config, task: Task, reader: Conversation) -> tuple[list[t
         )
         tokens += more
     if c.labels == "implicit":
-        scores = Policy.load(c.model, c.precision).score(solutions)
+        scores = Policy.load(c.model, c.precision, chat=c).score(solutions)
         rows = zip(labelled, solutions, scores, strict=True)
         return [(one, sequence_example(rollout, one, score.logprob.tolist())) for one, rollout, score in rows], tokens
     pairs = zip(labelled, solutions, strict=True)

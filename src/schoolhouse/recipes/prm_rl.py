@@ -27,7 +27,7 @@ from schoolhouse.algorithms.groups import drop_ungraded, rollouts_of, with_rewar
 from schoolhouse.algorithms.losses import clipped_surrogate
 from schoolhouse.algorithms.packing import pack, token_mean
 from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
-from schoolhouse.config import BaseConfig
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.data.steps import graded_step_ends
 from schoolhouse.policy.policy import Policy
@@ -46,7 +46,7 @@ from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Group, Precision, Rollout, SchoolError
 
 
-class Config(BaseConfig):
+class Config(ChatConfig):
     model: str
     """Folder of the model to start from (Hugging Face format), or of a run."""
     reward_model: str
@@ -73,7 +73,7 @@ class Config(BaseConfig):
 
 
 def prm_rl(c: Config, run: Run) -> None:
-    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer)
+    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c)
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)
     run.track_model(c.reward_model)

@@ -18,7 +18,8 @@ from pydantic import Field, model_validator
 
 from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
 from schoolhouse.algorithms.settings import Optimizer, Sampling
-from schoolhouse.config import BaseConfig, suggest
+from schoolhouse.config import suggest
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.data.scripts import script_share
 from schoolhouse.policy.policy import Policy
@@ -33,7 +34,7 @@ from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import SCRIPTS, Completion, Demonstration, Key, Precision, Problem, SchoolError
 
 
-class Config(BaseConfig):
+class Config(ChatConfig):
     teacher: str
     """Folder of the model that answers, or of a run: its newest checkpoint."""
     model: str
@@ -75,7 +76,7 @@ def rejection_sampling(c: Config, run: Run) -> None:
             f"none of {counts['rollouts']} completions was kept ({counts}): use a teacher that solves some problems"
         )
     run.track_files(run.folder / "kept.jsonl")
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer))
+    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
 
     for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):
         batch = python_random(Key(c.seed, "distill", step)).choices(demonstrations, k=c.batch_size)
@@ -90,7 +91,7 @@ def sample_teacher(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
 
     Returns a row for each kept completion, and the number of dropped completions for each reason.
     """
-    teacher, task = Policy.load(c.teacher, c.precision), open_task(c.task, c.seed)
+    teacher, task = Policy.load(c.teacher, c.precision, chat=c), open_task(c.task, c.seed)
     conversation = teacher.conversation
     problems = task.train_problems(0, c.num_prompts)
     prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="harvest")

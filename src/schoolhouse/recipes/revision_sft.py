@@ -20,8 +20,8 @@ from pydantic import Field
 
 from schoolhouse.algorithms.groups import sampled_tokens
 from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
-from schoolhouse.config import BaseConfig
 from schoolhouse.data.chat import Conversation
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.two_attempts import first_attempts, two_attempts
 from schoolhouse.policy.policy import Policy
@@ -46,7 +46,7 @@ class Pair(NamedTuple):
         return self.first < 1.0 <= self.second
 
 
-class Config(BaseConfig):
+class Config(ChatConfig):
     model: str
     """Folder of the model to start from (Hugging Face format), or of a run. It should already know second attempts."""
     task: str = "school"
@@ -72,7 +72,7 @@ class Config(BaseConfig):
 
 def revision_sft(c: Config, run: Run) -> None:
     task = open_task(c.task, c.seed)
-    pairs, tokens = sample_pairs(c, Policy.load(c.model, c.precision), task)
+    pairs, tokens = sample_pairs(c, Policy.load(c.model, c.precision, chat=c), task)
     kept = choose_pairs(c, pairs)
     if not kept:
         raise SchoolError(
@@ -86,7 +86,7 @@ def revision_sft(c: Config, run: Run) -> None:
         "sampled_tokens": tokens,
     }
     examples = [second_only(pair.rollout) for pair in kept]
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer))
+    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
     run.track_files(*task.files)
 
     for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):

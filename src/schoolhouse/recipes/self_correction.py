@@ -22,7 +22,7 @@ from schoolhouse.algorithms.groups import drop_ungraded, rollouts_of, with_rewar
 from schoolhouse.algorithms.losses import Loss, kl_penalty, policy_gradient
 from schoolhouse.algorithms.packing import Batch, Scores, pack, token_mean
 from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
-from schoolhouse.config import BaseConfig
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.two_attempts import Attempts, first_attempts, two_attempts
 from schoolhouse.policy.policy import Policy
@@ -33,7 +33,7 @@ from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import REVISION_REQUEST, Group, Precision, Rollout
 
 
-class Config(BaseConfig):
+class Config(ChatConfig):
     model: str
     """Folder of the model to start from (Hugging Face format), or of a run. It should already know second attempts."""
     task: str = "school"
@@ -66,8 +66,8 @@ class Config(BaseConfig):
 
 
 def self_correction(c: Config, run: Run) -> None:
-    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer)
-    reference = Policy.load(c.model, c.precision)
+    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c)
+    reference = Policy.load(c.model, c.precision, chat=c)
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from schoolhouse.algorithms.settings import Optimizer
-from schoolhouse.config import BaseConfig
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.runs.run import Run
@@ -17,7 +17,7 @@ from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Key, Precision
 
 
-class Config(BaseConfig):
+class Config(ChatConfig):
     model: str
     """Folder of the model to start from (Hugging Face format), or of a run: its newest checkpoint."""
     task: str = "school"
@@ -36,7 +36,9 @@ class Config(BaseConfig):
 
 
 def sft(c: Config, run: Run) -> None:
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing))
+    policy = run.restore(
+        Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing, chat=c)
+    )
     task = open_task(c.task, c.seed)
     run.track_files(*task.files)
 

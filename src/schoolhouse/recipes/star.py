@@ -22,7 +22,7 @@ from pydantic import Field
 
 from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
 from schoolhouse.algorithms.settings import Optimizer, Sampling
-from schoolhouse.config import BaseConfig
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
@@ -33,7 +33,7 @@ from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout, SchoolError
 
 
-class Config(BaseConfig):
+class Config(ChatConfig):
     model: str
     """Folder of the base model (Hugging Face format), or of a run. Every loop starts from this model."""
     task: str = "school:addition?digits=1-5"
@@ -72,7 +72,7 @@ def star(c: Config, run: Run) -> None:
         raise SchoolError(
             "at temperature 0 all samples are identical: set sampling.temperature above 0 (ReST-EM uses 0.7)"
         )
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer))
+    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
     task, conversation = open_task(c.task, c.seed), policy.conversation
     demos_task = open_task(c.demos_task, c.seed)
     run.track_files(*task.files, *demos_task.files)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from schoolhouse.data.chat import Conversation
-from schoolhouse.data.tokenizer import END_THINK
 from schoolhouse.policy.interface import Generator
 from schoolhouse.search.thoughts import extend
 from schoolhouse.types import REVISION_REQUEST, Message, Rollout, SchoolError
@@ -45,7 +44,7 @@ def budget_force(
     is too short. Raises SchoolError if `wait_text` might not fit between `min_think` and `max_think`.
     """
     conversation = policy.conversation
-    wait_ids = conversation.tokenizer.encode(wait_text)
+    wait_ids = conversation.tokenizer.encode(wait_text, continues=True)
     if min_think and not wait_ids:
         raise SchoolError("`wait_text` is empty: give a word that makes a thought continue, such as `Wait`")
     if min_think and min_think + len(wait_ids) - 1 > max_think:
@@ -53,13 +52,13 @@ def budget_force(
             f"`wait_text` has {len(wait_ids)} tokens, which do not fit between `min_think` ({min_think}) and "
             f"`max_think` ({max_think}): raise `max_think` to {min_think + len(wait_ids) - 1}, or lower `min_think`"
         )
-    end_tokens = len(conversation.tokenizer.encode(END_THINK, parse_special=True))
+    end_tokens = len(conversation.end_thought_ids)
     thinking = {at: BudgetResult(conversation.prefill_thought(prompt, ""), 0) for at, prompt in enumerate(prompts)}
     thought: dict[int, BudgetResult] = {}
     while thinking:
         room = [max_think - conversation.thought_length(result.rollout) + end_tokens for result in thinking.values()]
         prefixes = [result.rollout for result in thinking.values()]
-        extended = extend(policy, prefixes, room, temperature, (END_THINK,))
+        extended = extend(policy, prefixes, room, temperature, (conversation.thought_format.end,))
         still_thinking: dict[int, BudgetResult] = {}
         for (at, before), rollout in zip(thinking.items(), extended, strict=True):
             result = BudgetResult(rollout, before.tokens + len(rollout) - len(before.rollout))
@@ -87,7 +86,7 @@ def max_forced_tokens(conversation: Conversation, max_think: int, answer_tokens:
     Tokens that are sampled and then removed are included in the largest number. At least one token of `wait_text` is
     added after each removed end of a thought, so the number of removed ends is limited.
     """
-    end_tokens = len(conversation.tokenizer.encode(END_THINK, parse_special=True))
+    end_tokens = len(conversation.end_thought_ids)
     return max_think + (max_think + 1) * end_tokens + answer_tokens
 
 

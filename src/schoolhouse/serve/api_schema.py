@@ -178,11 +178,17 @@ class ChatCompletionRequest(BaseCompletionRequest):
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
+    chat_template_kwargs: Annotated[dict[str, bool | int | float | str | None], Field(max_length=16)] | None = None
+    """Arguments of the chat template, such as {"enable_thinking": false}, with vLLM's name."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> ChatCompletionRequest:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("`top_logprobs` is set, but `logprobs` is not true; set `logprobs` to true")
+        if self.search and self.chat_template_kwargs:
+            raise ValueError(
+                "a `search` uses the template arguments of the server; leave out `chat_template_kwargs` or `search`"
+            )
         if self.search and (self.stream or self.num_samples > 1 or self.logprobs or self.stop_texts):
             raise ValueError(
                 "a `search` returns one answer and cannot be streamed; leave out `stream`, `n`, `logprobs` and `stop`"

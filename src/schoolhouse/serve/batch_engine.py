@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from schoolhouse.data.chat import Conversation
 from schoolhouse.policy.logprobs import TokenLogprob
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.sampling import SamplingParams
@@ -46,6 +47,7 @@ class PendingRequest:
     `thinking_budget`: the number of tokens after which a thought that has not ended is closed.
     `stop_texts`: the texts that end the completion.
     `top_logprobs`: the number of most likely tokens that are returned for each position.
+    `conversation`: the chat template of this request; None means the chat template of the policy.
     """
 
     rollout: Rollout
@@ -54,6 +56,7 @@ class PendingRequest:
     thinking_budget: int | None = None
     stop_texts: tuple[str, ...] = ()
     top_logprobs: int = 0
+    conversation: Conversation | None = None
     cancelled: bool = False
     """True if the client has disconnected. Then sampling ends with the next token."""
     sampled_ids: list[int] = field(default_factory=list)
@@ -220,7 +223,8 @@ class BatchEngine:
         if pending.thinking_budget is None or pending.cancelled:
             return None
         prompt_tokens, budget = len(pending.rollout), pending.thinking_budget
-        turn = close_thought_at_budget(self.policy.conversation, ended, prompt_tokens, budget, pending.max_new_tokens)
+        conversation = pending.conversation or self.policy.conversation
+        turn = close_thought_at_budget(conversation, ended, prompt_tokens, budget, pending.max_new_tokens)
         if turn is not None:
             closing_ids = turn[0].tokens[len(ended) :]
             self._undelivered += [(pending, TokenLogprob(token, 0.0, ())) for token in closing_ids]

@@ -5,11 +5,10 @@ The text of a thought is dim, and the text of an answer is not dim. Text is show
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
-from schoolhouse.data.tokenizer import END_THINK, THINK
 from schoolhouse.policy.interface import Generator
 from schoolhouse.types import Completion, Key, Message, Problem, Rollout, SchoolError
 
@@ -68,7 +67,8 @@ def chat(
 
 def _answer(policy: Generator, prompt: Rollout, max_new_tokens: int, temperature: float, console: Console) -> Rollout:
     """Sample an answer and show it. Ctrl-C ends the answer, but the tokens that were sampled so far are kept."""
-    view = _CompletionView(console)
+    style = policy.conversation.thought_format
+    view = _CompletionView(console, (style.start, style.end))
     tokens: list[int] = []
     logprobs: list[float] = []
 
@@ -94,14 +94,15 @@ def _answer(policy: Generator, prompt: Rollout, max_new_tokens: int, temperature
 class _CompletionView:
     """Prints the new text of a growing completion."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, marks: Sequence[str]) -> None:
+        self._console, self._marks = console, marks
         self._thought = self._answer = ""
 
     def show(self, completion: Completion, final: bool = False) -> None:
         thought, answer = completion.thought or "", completion.answer
         if not final:
-            thought, answer = thought if answer else _stable_part(thought), _stable_part(answer)
+            thought = thought if answer else _stable_part(thought, self._marks)
+            answer = _stable_part(answer, self._marks)
         self._print(thought[len(self._thought) :], "dim italic")
         self._thought = max(self._thought, thought, key=len)
         if answer and not self._answer and self._thought:
@@ -114,13 +115,13 @@ class _CompletionView:
             self._console.print(text, style=style, end="", markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-def _stable_part(text: str) -> str:
+def _stable_part(text: str, marks: Sequence[str]) -> str:
     """Return the text without a last part that can still change.
 
-    A last part can still change if it is an incomplete character or the beginning of a tag.
+    A last part can still change if it is an incomplete character or the beginning of a mark of thoughts.
     """
     text = text.rstrip("\ufffd")
-    for tag in (THINK, END_THINK):
+    for tag in marks:
         for n in range(len(tag), 0, -1):
             if text.endswith(tag[:n]):
                 return text[:-n]

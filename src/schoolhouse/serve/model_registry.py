@@ -65,7 +65,10 @@ class ModelRegistry:
             known = ", ".join(f"`{other}`" for other in folders)
             raise InvalidRequest(f"unknown model `{name}`; choose one of {known}", "model", "model_not_found", 404)
         engine = BatchEngine(
-            lambda: Policy.load(folders[name]), config.max_num_seqs, config.max_queued_seqs, config.max_model_len
+            lambda: Policy.load(folders[name], chat=config),
+            config.max_num_seqs,
+            config.max_queued_seqs,
+            config.max_model_len,
         )
         self._engines[name] = engine
         return engine

@@ -20,7 +20,7 @@ from schoolhouse.serve.api_schema import (
     InvalidRequest,
 )
 from schoolhouse.serve.batch_engine import PendingRequest
-from schoolhouse.types import NAN, Key, Problem, Rollout
+from schoolhouse.types import NAN, Key, Problem, Rollout, SchoolError
 
 Json = dict[str, Any]
 _DELTA_FIELDS = {"thought": "reasoning_content", "answer": "content"}
@@ -41,6 +41,16 @@ class Usage:
         }
 
 
+def conversation_of(conversation: Conversation, body: ChatCompletionRequest) -> Conversation:
+    """The conversation with the template arguments of a request. Raises InvalidRequest if the template refuses them."""
+    if not body.chat_template_kwargs:
+        return conversation
+    try:
+        return conversation.with_arguments(body.chat_template_kwargs)
+    except SchoolError as error:
+        raise InvalidRequest(f"`chat_template_kwargs`: {error}", "chat_template_kwargs") from None
+
+
 def pending_chat(
     conversation: Conversation, body: ChatCompletionRequest, number: int, seed: int, max_model_len: int
 ) -> list[PendingRequest]:
@@ -58,7 +68,13 @@ def pending_chat(
         rollout = conversation.prompt_rollout(problem, _key(body, seed, number, sample))
         pending.append(
             PendingRequest(
-                rollout, max_new_tokens, body.sampling_params, body.thinking_budget, body.stop_texts, top_logprobs
+                rollout,
+                max_new_tokens,
+                body.sampling_params,
+                body.thinking_budget,
+                body.stop_texts,
+                top_logprobs,
+                conversation,
             )
         )
     return pending
@@ -86,10 +102,12 @@ def _prompt_ids(conversation: Conversation, prompt: str | list[int]) -> tuple[in
     """Return the token ids of a prompt.
 
     Clients can send special tokens only as token ids. In a text, the name of a special token is read as normal text.
+
+    A text begins with the ids that the tokenizer puts before a text, such as the bos token of many models.
     """
     tokenizer = conversation.tokenizer
     if isinstance(prompt, str):
-        ids = tokenizer.encode(prompt)
+        ids = [*tokenizer.bos_ids, *tokenizer.encode(prompt)]
     elif invalid := [token for token in prompt if not 0 <= token < tokenizer.vocab_size]:
         raise InvalidRequest(
             f"`prompt` contains the token id {invalid[0]}, but token ids must be from 0 to less than "
@@ -187,7 +205,7 @@ def completion_choice(
     tokenizer = conversation.tokenizer
     sampled = [token for token in tokens if token.token not in conversation.stop_ids]
     text = tokenizer.decode([token.token for token in sampled])
-    prompt = tokenizer.decode([token.token for token in echoed])
+    prompt = tokenizer.decode([token.token for token in echoed if token.token not in tokenizer.bos_ids])
     return {
         "index": index,
         "text": prompt + text[: _first_stop(text, body.stop_texts)],

@@ -51,6 +51,7 @@ from schoolhouse.serve.responses import (
     chat_deltas,
     completion_choice,
     completion_deltas,
+    conversation_of,
     pending_chat,
     pending_completions,
     split_completion,
@@ -193,7 +194,7 @@ def build_app(server: Server) -> FastAPI:
     async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
         """Answer a conversation. The thinking of the model is in a separate field of the response."""
         engine = await registry.engine(body.model)
-        conversation, number = engine.policy.conversation, server.next_number()
+        conversation, number = conversation_of(engine.policy.conversation, body), server.next_number()
         if body.search:
             response = await _search(request, server, engine, body, number)
             return JSONResponse({**_header("chatcmpl", "chat.completion", body.model), **response})

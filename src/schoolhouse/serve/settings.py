@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from schoolhouse.config import BaseConfig
+from schoolhouse.data.chat_settings import ChatConfig
 
 
-class ServerConfig(BaseConfig):
+class ServerConfig(ChatConfig):
     model: Path
     """Folder of a model, or of a run: its newest checkpoint."""
     host: str = "127.0.0.1"

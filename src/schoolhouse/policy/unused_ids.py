@@ -1,0 +1,27 @@
+"""Ids without a token: a model can have more rows of logits than its tokenizer has tokens.
+
+Qwen2.5 has 151,936 rows and 151,665 tokens.
+Such an id has no text, so it is never sampled. Sampler, learner and scores treat it alike: its probability is 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NEVER = -1e9
+"""The logit of an id that is never sampled. It is finite, so that entropies and gradients stay finite."""
+
+
+def find_unused_ids(missing_ids: list[int], device: torch.device) -> Tensor | None:
+    """The ids without a token as a tensor [U]; None if every id has a token."""
+    return torch.tensor(missing_ids, device=device) if missing_ids else None
+
+
+def mask_unused(logits_SV: Tensor, unused_ids: Tensor | None) -> Tensor:
+    """The logits [S, V] with `NEVER` at the unused ids. Without gradients the logits are changed in place."""
+    if unused_ids is None:
+        return logits_SV
+    if torch.is_grad_enabled():
+        return logits_SV.index_fill(1, unused_ids, NEVER)
+    return logits_SV.index_fill_(1, unused_ids, NEVER)
