@@ -121,6 +121,24 @@ def test_other_origins_and_host_names_are_refused(client: TestClient):
     assert client.get("/api/runs", headers={"Origin": "http://127.0.0.1"}).status_code == 200
 
 
+def test_a_board_can_have_a_key_and_other_names(run_folder: Callable[..., Path]):
+    app = build_app(run_folder("one").parent, "0.0.0.0", api_key="sesame", allowed_hosts=("board.example.org",))
+    with TestClient(app, base_url="http://board.example.org") as client:
+        assert client.get("/").status_code == 200  # the page asks for the key
+        assert client.get("/api/runs").status_code == 401
+        assert client.get("/api/runs", headers={"Authorization": "Bearer sesame"}).status_code == 200
+        assert client.get("/", headers={"Host": "evil.test"}).status_code == 421
+
+
+def test_no_get_loads_a_model(client: TestClient):
+    """An <img> of another site can send a GET without an Origin, but no POST."""
+    query = {"name": "one", "step": 0, "problem": "a"}
+    assert client.get("/api/rescore", params=query).status_code == 405
+    refused = client.post("/api/rescore", params=query, headers={"Origin": "http://evil.test"})
+    assert refused.status_code == 403
+    assert client.get("/api/runs", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+
+
 def test_the_page_loads_files_of_its_own_server_only(client: TestClient):
     page = client.get("/")
     assert "default-src 'self'" in page.headers["content-security-policy"]

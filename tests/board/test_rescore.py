@@ -60,10 +60,10 @@ def test_the_nearest_checkpoint_is_the_last_one_before(policy_version: int, step
 def test_the_board_rescores_a_group(run: Path):
     with TestClient(build_app(run.parent), base_url="http://127.0.0.1") as client:
         query = {"name": "one", "step": 0, "problem": "a"}
-        default = client.get("/api/rescore", params=query).json()
-        latest = client.get("/api/rescore", params={**query, "checkpoint": 4}).json()
+        default = client.post("/api/rescore", params=query).json()
+        latest = client.post("/api/rescore", params={**query, "checkpoint": 4}).json()
         assert (default["checkpoint"], default["checkpoints"], latest["checkpoint"]) == (2, [2, 4], 4)
         assert [len(row) for row in default["rows"]] == [5, 7]
         assert default["rows"] != latest["rows"]
-        assert client.get("/api/rescore", params={**query, "checkpoint": 3}).status_code == 422
-        assert client.get("/api/rescore", params={**query, "problem": "b"}).status_code == 404
+        assert client.post("/api/rescore", params={**query, "checkpoint": 3}).status_code == 422
+        assert client.post("/api/rescore", params={**query, "problem": "b"}).status_code == 404

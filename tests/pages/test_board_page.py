@@ -108,6 +108,22 @@ def test_claims_have_verdicts_and_figures(tab, url: str):
     assert figure.evaluate("image => image.naturalWidth") > 100
 
 
+def test_the_key_of_a_board_is_typed_once_and_figures_are_shown(
+    tab, start_server: Callable[..., RunningServer], tmp_path: Path
+):
+    (tmp_path / "runs").mkdir()
+    key = {"SCHOOLHOUSE_API_KEY": "open sesame"}
+    board = start_server("board", str(tmp_path / "runs"), "--claims", str(CLAIMS), environment=key)
+    dialogs = []
+    tab.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.accept("open sesame")))
+    tab.page.goto(f"{board.url}/#/claims")
+    figure = tab.page.locator("img[src^=data]").first
+    figure.wait_for()
+    assert figure.evaluate("async (image) => { await image.decode(); return image.naturalWidth; }") > 0
+    assert dialogs == ["API key of this server:"]
+    tab.console.clear()  # the response 401
+
+
 def test_markup_in_a_run_is_text_in_every_view(tab, url: str):
     name = "<b onclick=x>bad"
     for view in ("", f"#/run?name={name}", f"#/rollouts?name={name}"):

@@ -11,6 +11,7 @@ from schoolhouse.policy.logprobs import TokenLogprob
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.sampling import SamplingParams
 from schoolhouse.serve.batch_engine import BatchEngine, CancellablePolicy, EngineClosed, PendingRequest, QueueFull
+from schoolhouse.serve.kv_room import plan_room
 from schoolhouse.types import Key, Message, Problem, Rollout, SchoolError
 
 
@@ -155,8 +156,12 @@ def test_an_error_in_one_request_does_not_end_the_others(policy: Policy, engine:
     assert engine.error is None
 
 
+def cancellable_policy(policy: Policy) -> CancellablePolicy:
+    return CancellablePolicy(policy, plan_room(policy, 4, None))
+
+
 def test_a_cancelled_policy_samples_nothing(policy: Policy):
-    cancellable = CancellablePolicy(policy)
+    cancellable = cancellable_policy(policy)
     (rollout,) = cancellable.extend([make_prompt(policy, 0)], 24)
     assert rollout.tokens == policy.extend([make_prompt(policy, 0)], 24)[0].tokens
     assert cancellable.max_seq_len == policy.max_seq_len
@@ -166,18 +171,21 @@ def test_a_cancelled_policy_samples_nothing(policy: Policy):
 
 
 def test_cancelling_ends_a_running_call_with_its_next_token(policy: Policy, monkeypatch: pytest.MonkeyPatch):
-    cancellable, extend = CancellablePolicy(policy), policy.extend
+    cancellable, extend = cancellable_policy(policy), policy.extend
+    seen: list[Any] = []
 
     def cancel_at_the_first_token(*args: Any, on_token: Any, **options: Any) -> list[Rollout]:
         def cancel_and_forward(*token: Any) -> bool:
+            seen.append(token)
             cancellable.cancel()
             return on_token(*token)
 
         return extend(*args, on_token=cancel_and_forward, **options)
 
     monkeypatch.setattr(policy, "extend", cancel_at_the_first_token)
-    (rollout,) = cancellable.extend([make_prompt(policy, 0)], 24)
-    assert len(rollout) == len(make_prompt(policy, 0)) + 1
+    with pytest.raises(EngineClosed, match="client has disconnected"):
+        cancellable.extend([make_prompt(policy, 0)], 24)
+    assert len(seen) == 1
 
 
 def test_closing_finishes_all_accepted_requests(policy: Policy):

@@ -24,6 +24,7 @@ from openai import (
 from live_server import RunningServer, get, running_server
 from schoolhouse.policy.logprobs import token_logprobs
 from schoolhouse.policy.policy import Policy
+from schoolhouse.serve.api_schema import ChatCompletionRequest, CompletionRequest
 from schoolhouse.types import Key, Message, Problem
 
 QUESTION = "Start at 7. Add 5. Take 3."
@@ -246,8 +247,8 @@ def test_concurrent_requests_get_their_own_responses(client: Any):
             {"top_p": 0.5, "extra_body": {"search": "vote"}},
             "can set only `temperature`, `max_tokens` and `search_budget`",
         ),
-        ({"extra_body": {"search_budget": 64}}, "`search_budget` is set, but `search` is not"),
-        ({"extra_body": {"search": "vote", "search_budget": 1e9}}, "less than or equal to 65536"),
+        ({"extra_body": {"search_budget": 64}}, "search_budget: is set, but `search` is not"),
+        ({"extra_body": {"search": "vote", "search_budget": 1e9}}, "must be at most 65,536, but is"),
     ],
 )
 def test_an_invalid_request_gets_400_and_the_reason(client: Any, change: dict[str, Any], message: str):
@@ -255,9 +256,91 @@ def test_an_invalid_request_gets_400_and_the_reason(client: Any, change: dict[st
         client.chat.completions.create(**{"model": "tiny", "messages": MESSAGES, **change})
 
 
+def post(server: RunningServer, path: str, body: dict[str, Any]) -> tuple[int, str]:
+    status, text, _ = get(f"{server.url}{path}", {"Content-Type": "application/json"}, json.dumps(body).encode())
+    return status, text
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        ("/v1/completions", CompletionRequest, {"prompt": "7"}),
+        ("/v1/chat/completions", ChatCompletionRequest, {"messages": MESSAGES, "max_tokens": 8}),
+    ],
+    ids=["completion", "chat"],
+)
+def test_null_gives_the_default(server: RunningServer, path: str, kind: Any, body: dict[str, Any], stream: bool):
+    def choices(text: str) -> Any:
+        """The choices of a response, or the whole text of a stream."""
+        if not stream:
+            return json.loads(text)["choices"]
+        events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        parts = [choice.get("delta", choice) for event in events for choice in event["choices"]]
+        return ["".join(part.get(name) or "" for part in parts) for name in ("text", "content", "reasoning_content")]
+
+    body = {"model": "tiny", "seed": 3, "stream": stream, **body}
+    nulls = dict.fromkeys(kind.model_fields) | body
+    (status, expected), (status_of_nulls, found) = post(server, path, body), post(server, path, nulls)
+    assert (status, status_of_nulls) == (200, 200)
+    assert choices(found) == choices(expected)
+    assert any(choices(expected))
+
+
+def test_false_logprobs_are_left_out(server: RunningServer):
+    body = {"model": "tiny", "prompt": "7", "logprobs": False}
+    status, text = post(server, "/v1/completions", body)
+    assert (status, json.loads(text)["choices"][0]["logprobs"]) == (200, None)
+
+
+def test_an_error_names_the_field(server: RunningServer):
+    content = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:"}}]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+    status, text = post(server, "/v1/chat/completions", body)
+    error = json.loads(text)["error"]
+    assert (status, error["param"]) == (400, "messages[0].content[1].type")
+    assert error["message"] == "messages[0].content[1].type: `image_url` is not supported, only text"
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        ("/v1/completions", {"prompt": "a" * 1_000_000}, "the prompt has 1,000,000 characters"),
+        ("/v1/completions", {"prompt": [1] * 150_000}, "the prompt has 150,000 tokens"),
+        ("/v1/completions", {"prompt": ["a"] * 150_000}, "asks for 150,000 completions"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 1_000_000}]}, "1,000,000 characters"),
+        ("/v1/chat/completions", {"messages": [{}] * 150_000}, "the limit is 200,000 values"),
+    ],
+    ids=["text", "ids", "prompts", "chat", "objects"],
+)
+def test_an_oversized_request_is_refused_before_any_work(
+    server: RunningServer, path: str, change: dict[str, Any], message: str
+):
+    """The time limit is far below the seconds that the work would take, and far above the milliseconds of a refusal."""
+    start = time.perf_counter()
+    status, text = post(server, path, {"model": "tiny", **change})
+    assert (status, time.perf_counter() - start < 0.5) == (400, True)
+    assert message in text
+
+
+def test_other_requests_are_answered_while_a_long_prompt_is_encoded(server: RunningServer):
+    """The thought counts only after it was encoded, because a template may drop it."""
+    thought = {"role": "assistant", "content": "", "reasoning_content": "a b" * 300_000}
+    body = {"model": "tiny", "messages": [thought, *MESSAGES]}
+    with ThreadPoolExecutor(1) as threads:
+        refused = threads.submit(post, server, "/v1/chat/completions", body)
+        answered = 0
+        while not refused.done():
+            assert read_health(server)["status"] == "ok"
+            answered += not refused.done()
+    assert refused.result()[0] == 400
+    assert answered > 5
+
+
 def test_a_body_that_is_not_json_gets_400(server: RunningServer):
     status, text, _ = get(f"{server.url}/v1/completions", {"Content-Type": "application/json"}, b"{")
-    assert (status, json.loads(text)["error"]["message"]) == (400, "the body is not valid JSON")
+    assert status == 400
+    assert json.loads(text)["error"]["message"].startswith("the body is not valid JSON")
 
 
 def test_an_unknown_model_gets_404(client: Any):
@@ -329,12 +412,24 @@ def test_the_servers_own_origin_may_send_requests(server: RunningServer):
 
 
 def test_an_api_key_is_required_where_one_is_set(model: Path):
-    with serve(model, "--api_key", API_KEY) as server:
-        assert open_client(server, API_KEY).models.list().data[0].id == "tiny"
+    key = {"SCHOOLHOUSE_API_KEY": API_KEY}
+    with running_server("serve", str(model), ready_path="/health", environment=key) as server:
+        assert open_client(server, API_KEY).models.list().data
         with pytest.raises(AuthenticationError, match="missing or wrong"):
             open_client(server, "guess").models.list()
         assert get(f"{server.url}/api/leaderboard")[0] == 401
         assert get(f"{server.url}/")[0] == 200  # the page prompts for the key
+
+
+def test_a_server_for_other_machines_checks_names_and_warns(model: Path):
+    with serve(model, "--host", "0.0.0.0", "--allowed_hosts", "models.example.org") as server:
+        assert get(f"{server.url}/v1/models", {"Host": "models.example.org"})[0] == 200
+        assert get(f"{server.url}/v1/models", {"Host": "evil.test"})[0] == 421
+        assert get(f"{server.url}/", {"Host": "evil.test"})[0] == 421
+        server.process.send_signal(signal.SIGTERM)
+        output = server.process.communicate(timeout=30)[0]
+    assert "the server has no API key" in output
+    assert "KV cache: 64 sequences of 256 tokens" in output
 
 
 def test_a_timeout_gets_504(model: Path):
@@ -378,6 +473,25 @@ def test_a_disconnect_frees_the_slots(server: RunningServer, client: Any, stream
     while any(read_health(server)[state] for state in ("running", "waiting")):
         assert time.monotonic() < deadline
     assert 0 < sampled_tokens() - before < 0.9 * whole
+
+
+def test_searches_stop_when_their_clients_disconnect(server: RunningServer, client: Any):
+    """The last search waits for ten earlier ones, which have no clients any more."""
+    options = {"model": "tiny", "messages": MESSAGES, "temperature": 3.0}
+    long = "vote?samples=300&max_new_tokens=200"
+    start = time.perf_counter()
+    client.chat.completions.create(**options, extra_body={"search": long})
+    whole = time.perf_counter() - start
+    address, sent = server.url.removeprefix("http://"), json.dumps({**options, "search": long})
+    host, port = address.split(":")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+    for _ in range(10):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"{head}Content-Length: {len(sent)}\r\n\r\n{sent}".encode())
+            time.sleep(0.02)
+    start = time.perf_counter()
+    client.chat.completions.create(**options, extra_body={"search": "vote?samples=1&max_new_tokens=1"})
+    assert time.perf_counter() - start < 4 * whole
 
 
 def test_sigterm_finishes_running_requests(model: Path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from tokenizers import Tokenizer as Inner
 from tokenizers import processors
 
 from schoolhouse.data.chat import Conversation
+from schoolhouse.model.config import ModelConfig
+from schoolhouse.policy.policy import Policy
 from schoolhouse.serve.api_schema import ChatCompletionRequest, CompletionRequest, InvalidRequest
-from schoolhouse.serve.batch_engine import PendingRequest
-from schoolhouse.serve.responses import conversation_of, pending_chat, pending_completions
+from schoolhouse.serve.batch_engine import BatchEngine, PendingRequest
+from schoolhouse.serve.prompts import PromptEncoder, chat_prompt, completion_prompts
+from schoolhouse.serve.responses import conversation_of, pending_chat
 from template_zoo import write_model
 
 TEMPLATE = (
@@ -31,11 +36,27 @@ def chat_request(**fields: Any) -> ChatCompletionRequest:
     return ChatCompletionRequest(model="m", messages=[{"role": "user", "content": "two"}], **fields)
 
 
+@contextmanager
+def serving(conversation: Conversation) -> Generator[tuple[BatchEngine, PromptEncoder]]:
+    """An engine with a tiny model that has this template, and the thread for long prompts."""
+    config = ModelConfig(conversation.tokenizer.vocab_size, 16, 16, 1, 1, 1, 16, 128)
+    policy = Policy.create(config, conversation, precision="float32")
+    engine, encoder = BatchEngine(lambda: policy), PromptEncoder(4, 10)
+    try:
+        yield engine, encoder
+    finally:
+        engine.close()
+        encoder.close()
+
+
 def first_chat(conversation: Conversation, body: ChatCompletionRequest) -> PendingRequest:
     async def make() -> PendingRequest:
-        return pending_chat(conversation_of(conversation, body), body, 0, 0, 128)[0]
+        chosen = conversation_of(conversation, body)
+        prompt = await chat_prompt(engine, chosen, body, encoder)
+        return pending_chat(engine, chosen, body, prompt, 0, 0)[0]
 
-    return asyncio.run(make())
+    with serving(conversation) as (engine, encoder):
+        return asyncio.run(make())
 
 
 def test_a_request_gives_arguments_to_the_template(conversation: Conversation) -> None:
@@ -60,9 +81,10 @@ def test_a_text_begins_with_the_bos_token_of_the_tokenizer(conversation: Convers
 
     async def make(prompt: Any) -> tuple[int, ...]:
         body = CompletionRequest(model="m", prompt=prompt)
-        return pending_completions(Conversation.load(tmp_path), body, 0, 0, 128)[0].rollout.tokens
+        return (await completion_prompts(engine, body, encoder))[0]
 
     ids = conversation.tokenizer.encode("two")
-    assert asyncio.run(make("two")) == (bos, *ids)
-    assert asyncio.run(make("")) == (bos,)
-    assert asyncio.run(make(ids)) == tuple(ids)
+    with serving(Conversation.load(tmp_path)) as (engine, encoder):
+        assert asyncio.run(make("two")) == (bos, *ids)
+        assert asyncio.run(make("")) == (bos,)
+        assert asyncio.run(make(ids)) == tuple(ids)

@@ -102,8 +102,17 @@ class Board:
         return False
 
 
-def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -> FastAPI:
-    """The board of one folder of runs. `claims` is a folder with results of claims (docs/claims)."""
+def build_app(
+    root: Path,
+    host: str = "127.0.0.1",
+    claims: Path | None = None,
+    api_key: str = "",
+    allowed_hosts: Sequence[str] = (),
+) -> FastAPI:
+    """The board of one folder of runs. `claims` is a folder with results of claims (docs/claims).
+
+    The other arguments are those of `AccessControl`.
+    """
     board = Board(root)
     app = FastAPI(title="schoolhouse board", version=__version__, docs_url=None, redoc_url=None)
 
@@ -179,8 +188,9 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
             "history": rollout_index.problem_history(folder, problem),
         }
 
-    @app.get("/api/rescore")
-    def get_token_scores(
+    # POST, because the request loads a model: with POST, browsers name the origin of the page that sends the request
+    @app.post("/api/rescore")
+    def compute_token_scores(
         name: str, step: Step, problem: str, checkpoint: Annotated[int | None, Query(ge=0)] = None
     ) -> Json:
         from schoolhouse.board.rescore import checkpoint_steps, nearest_checkpoint, rescore  # imports torch
@@ -227,7 +237,7 @@ def build_app(root: Path, host: str = "127.0.0.1", claims: Path | None = None) -
         return FileResponse(PAGES / "board.html")
 
     app.mount("/web", StaticFiles(directory=PAGES), name="web")
-    app.add_middleware(AccessControl, host=host)
+    app.add_middleware(AccessControl, host=host, api_key=api_key, allowed_hosts=allowed_hosts)
     return app
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,19 +59,23 @@ def serve(args: Sequence[str]) -> None:
 
 def listen(c: ServerConfig) -> None:
     """Run the server until the user stops it with Ctrl-C or the process gets SIGTERM."""
+    from schoolhouse.serve.auth import exposure_warning, key_or_variable
     from schoolhouse.serve.lazy_start import run
 
+    c = c.model_copy(update={"api_key": key_or_variable(c.api_key)})
     servers: list[Any] = []
 
     def build() -> Any:
         from schoolhouse.serve.server import Server, build_app  # imports torch; the port is open before this import
 
         servers.append(Server(c))
-        print("the model is loaded", flush=True)
+        print(f"the model is loaded; {servers[0].registry.default_engine.room.summary()}", flush=True)
         return build_app(servers[0])
 
     address, listener = f"http://{c.host}:{c.port}", bind_socket(c.host, c.port)
     print(f"API: {address}/v1, web page: {address} (Ctrl-C stops the server)", flush=True)
+    if warning := exposure_warning(c.host, c.api_key):
+        print(warning, file=sys.stderr, flush=True)
     run(c, build, lambda: servers[0].close(), listener)
 
 
@@ -89,6 +94,10 @@ class Board(BaseConfig):
     host: str = "127.0.0.1"
     """Address of the page. With the default, only this machine can open the page."""
     port: int = Field(8100, ge=1, le=65535)
+    api_key: str = ""
+    """Key that the page asks for; empty: the key in the environment variable SCHOOLHOUSE_API_KEY, or no key."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names of the board in the Host header of requests, such as board.example.org; * allows all names."""
     claims: Path | None = None
     """Folder with the results of claims."""
 
@@ -103,7 +112,12 @@ def board(args: Sequence[str]) -> None:
     import uvicorn
 
     from schoolhouse.board.app import build_app
+    from schoolhouse.serve.auth import exposure_warning, key_or_variable
 
+    api_key = key_or_variable(c.api_key)
     listener = bind_socket(c.host, c.port)
     print(f"board of {c.folder}: http://{c.host}:{c.port} (Ctrl-C stops it)", flush=True)
-    uvicorn.Server(uvicorn.Config(build_app(c.folder, c.host, c.claims), log_level="warning")).run(sockets=[listener])
+    if warning := exposure_warning(c.host, api_key):
+        print(warning, file=sys.stderr, flush=True)
+    app = build_app(c.folder, c.host, c.claims, api_key, c.allowed_hosts)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])

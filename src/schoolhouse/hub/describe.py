@@ -158,7 +158,7 @@ def _list(keys: list[str], most: int = 3) -> str:
 
 
 _LENGTH_REASONS = {  # key of config.json: why a longer sequence is not computed exactly
-    "sliding_window": "its layers attend to {} tokens (`sliding_window`), and plain attention within this window is faster",
+    "sliding_window": "its layers attend to {} tokens (`sliding_window`), and plain attention in this window is fast",
     "attention_chunk_size": "its layers attend within {} tokens (`attention_chunk_size`), and our cache has no chunks",
     "original_max_position_embeddings": "its rotary frequencies change above {} tokens (longrope)",
 }

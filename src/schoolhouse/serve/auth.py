@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
+import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +14,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
+ANY_HOST = "*"
+KEY_VARIABLE = "SCHOOLHOUSE_API_KEY"
+"""The environment variable of the API key. Other users of a machine can read command lines, but not this variable."""
 MAX_BODY_BYTES = 4 << 20
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -35,10 +40,11 @@ def error_body(message: str, error_type: str, param: str | None = None, code: st
 class AccessControl:
     """ASGI middleware that rejects each request that fails a check, and counts the responses by HTTP status.
 
-    `host`: the address on which the server listens. If the server listens on a loopback address, the Host header of a
-        request must be a loopback name too, as a protection against DNS rebinding.
+    `host`: the address on which the server listens. It decides which names the Host header of a request can have. The
+        function `accepts_host` explains the rule.
     `allowed_origins`: the origins whose web pages can send requests, in addition to the server's own origin.
-    `api_key`: the key that is required for every path below /v1 and /api. If `api_key` is empty, no key is required.
+    `allowed_hosts`: more names that the Host header can have. The name `*` allows all names.
+    `api_key`: the key that is required for every path below /v1 and /api. If the key is empty, no key is required.
     """
 
     def __init__(
@@ -48,8 +54,10 @@ class AccessControl:
         allowed_origins: Sequence[str] = (),
         api_key: str = "",
         status_counts: Counter[int] | None = None,
+        allowed_hosts: Sequence[str] = (),
     ) -> None:
         self.app, self.host, self.allowed_origins, self.api_key = app, host, allowed_origins, api_key
+        self.allowed_hosts = allowed_hosts
         self.status_counts = Counter[int]() if status_counts is None else status_counts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,17 +89,28 @@ class AccessControl:
         Returns None if the app should handle the request.
         """
         host = request.headers.get("host", "")
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-        if self.host in LOOPBACK_HOSTS and name not in LOOPBACK_HOSTS:
-            text = f"the server does not accept the host name `{name}`; use 127.0.0.1 or localhost"
-            return JSONResponse(error_body(text, "invalid_request_error"), 421)
+        if not accepts_host(host, self.host, self.allowed_hosts):
+            text = (
+                f"the server does not accept the host name `{host[:300]}`; use 127.0.0.1, localhost or the IP address "
+                "of the server, or start the server with `--allowed_hosts NAME`"
+            )
+            return JSONResponse(error_body(text, "invalid_request_error", code="host_not_allowed"), 421)
         origin = request.headers.get("origin")
-        if origin and origin not in (f"http://{host}", f"https://{host}", *self.allowed_origins):
-            text = f"web pages of {origin} cannot send requests; `school serve --allowed_origins` allows such requests"
+        protected = request.url.path.startswith(("/v1", "/api"))
+        # browsers send Sec-Fetch-Site with requests that have no Origin, such as those of an <img>
+        foreign = protected and request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        # behind a proxy, the Host header can be another name of the server than the one in the browser
+        own_origins = {f"{scheme}://{name}" for name in (host, *self.allowed_hosts) for scheme in ("http", "https")}
+        own_origins |= set(self.allowed_origins)
+        if (origin and origin not in own_origins) or (foreign and not origin):
+            text = (
+                f"web pages of {origin or 'other sites'} cannot send requests; start the server with "
+                "`--allowed_origins ORIGIN` to allow requests of one origin"
+            )
             return JSONResponse(error_body(text, "invalid_request_error", code="origin_not_allowed"), 403)
         if origin in self.allowed_origins and "access-control-request-method" in request.headers:
             return Response(status_code=204, headers=PREFLIGHT_HEADERS)
-        if self.api_key and request.url.path.startswith(("/v1", "/api")):
+        if self.api_key and protected:
             sent_key = request.headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(sent_key.encode(), self.api_key.encode()):
                 text = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
@@ -104,3 +123,42 @@ class AccessControl:
             text = f"the body has {int(length):,} bytes, but the limit is {MAX_BODY_BYTES:,} bytes; send a smaller body"
             return JSONResponse(error_body(text, "invalid_request_error"), 413)
         return None
+
+
+def accepts_host(header: str, listens_on: str, allowed_hosts: Sequence[str] = ()) -> bool:
+    """Return whether a server accepts a request with this Host header.
+
+    A web page can give its own name the IP address of a server (DNS rebinding). The page can then send requests to the
+    server as if the server had the name of the page. So only these names are accepted: loopback names, the address on
+    which the server listens, and the names in `allowed_hosts`. A server that listens on another address than a loopback
+    address also accepts every IP address, because a page with a name cannot send an IP address in this header.
+    """
+    name = header.rpartition(":")[0] if header.rpartition(":")[2].isdecimal() else header
+    name = name.lower().removesuffix(".")
+    names = {allowed.lower() for allowed in (*LOOPBACK_HOSTS, listens_on, *allowed_hosts)}
+    if ANY_HOST in allowed_hosts or name in names or header.lower() in names:
+        return True
+    return listens_on not in LOOPBACK_HOSTS and _is_ip_address(name)
+
+
+def _is_ip_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+def key_or_variable(api_key: str) -> str:
+    """Return the API key of an option, or the key in the environment variable if the option is empty."""
+    return api_key or os.environ.get(KEY_VARIABLE, "").strip()
+
+
+def exposure_warning(host: str, api_key: str) -> str:
+    """Return a warning if other machines can reach a server that needs no key. Otherwise return an empty text."""
+    if host in LOOPBACK_HOSTS or api_key:
+        return ""
+    return (
+        f"warning: other machines can reach this server at {host}, and the server has no API key; set the environment "
+        f"variable {KEY_VARIABLE}, or use --host 127.0.0.1"
+    )

@@ -2,12 +2,15 @@
 
 The generator (policy/generator.py) starts a request when a slot is free. New tokens are sent in batches, at most 20
 times per second. A message for each single token would take more time than the sampling of the tokens.
+
+The KV cache of the generator has one shape at a time (kv_room.py). If the next request of the queue needs a longer
+shape, the engine starts no other requests, finishes the running ones, and makes a new cache. After the long requests,
+the engine goes back to the usual shape in the same way.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
 from collections import deque
@@ -26,6 +29,7 @@ from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.sampling import SamplingParams
 from schoolhouse.policy.slots import Request
 from schoolhouse.policy.thinking_budget import close_thought_at_budget
+from schoolhouse.serve.kv_room import CacheShape, KVRoom, plan_room
 from schoolhouse.types import Rollout, SchoolError
 
 NUM_THREADS = torch.get_num_threads()
@@ -64,6 +68,11 @@ class PendingRequest:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
+    @property
+    def max_len(self) -> int:
+        """The maximum number of tokens of the request, including its prompt."""
+        return len(self.rollout) + self.max_new_tokens
+
     async def stream(self) -> AsyncIterator[list[TokenLogprob | Rollout]]:
         """Yield lists of new output while tokens are sampled. The last item of the output is the finished rollout.
 
@@ -97,7 +106,9 @@ class BatchEngine:
     the same exception.
 
     `max_model_len`: the maximum number of tokens of a sequence, including its prompt. If the model itself has a lower
-        limit, the limit of the model applies.
+        limit, the limit of the model applies. If the memory is too small for the context of the model, the limit is
+        lower too.
+    `reserved`: bytes of memory that other engines can still take.
     """
 
     def __init__(
@@ -106,6 +117,7 @@ class BatchEngine:
         max_num_seqs: int = 64,
         max_queued_seqs: int = 256,
         max_model_len: int | None = None,
+        reserved: int = 0,
     ) -> None:
         self.max_num_seqs, self.max_queued_seqs = max_num_seqs, max_queued_seqs
         self.sampled_tokens = self.finished = 0
@@ -118,11 +130,18 @@ class BatchEngine:
         self._top_logprobs: dict[int, tuple[tuple[int, float], ...]] = {}
         self._num_admitted, self._closing, self._last_delivery = 0, False, 0.0
         self.policy: Policy
-        self.max_model_len = max_model_len or sys.maxsize
+        self.room: KVRoom
+        self._shape: CacheShape
         loaded: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(load, loaded), name="sampler", daemon=True)
+        args = (load, loaded, max_model_len, reserved)
+        self._thread = threading.Thread(target=self._run, args=args, name="sampler", daemon=True)
         self._thread.start()
         loaded.result()
+
+    @property
+    def max_model_len(self) -> int:
+        """The maximum number of tokens of a sequence, including its prompt."""
+        return self.room.max_model_len
 
     @property
     def running(self) -> int:
@@ -136,8 +155,12 @@ class BatchEngine:
         """Put all requests into the queue, or raise an error and queue no request.
 
         Raises QueueFull if the queue has no room, and EngineClosed if the engine has stopped. Raises SchoolError if
-        there are more requests than the engine can ever hold at the same time.
+        there are more requests than the engine can ever hold at the same time, or if a request is too long.
         """
+        if (longest := max((request.max_len for request in requests), default=0)) > self.max_model_len:
+            raise SchoolError(
+                f"a request needs {longest} tokens, but the limit is {self.max_model_len} tokens; ask for fewer tokens"
+            )
         capacity = self.max_num_seqs + self.max_queued_seqs
         with self._changed:
             if self.error:
@@ -169,10 +192,8 @@ class BatchEngine:
         with self._changed:
             while not busy and not self._queue and not self._closing:
                 self._changed.wait()
-            if not self._queue and self._closing:
-                return None
             admitted = []
-            while self._queue:
+            while self._queue and (self._queue[0].cancelled or self._fits(self._queue[0])):
                 pending = self._queue.popleft()
                 if pending.cancelled:
                     continue
@@ -182,7 +203,16 @@ class BatchEngine:
                 if pending.thinking_budget is not None:
                     first_turn = min(pending.thinking_budget, pending.max_new_tokens)
                 admitted.append(Request(pending.rollout, max(1, first_turn), pending.sampling_params))
-            return admitted
+            if admitted or self._admitted:
+                return admitted
+            return None if self._queue or self._closing or self._shape != self.room.usual else admitted
+
+    def _fits(self, pending: PendingRequest) -> bool:
+        """Whether a request can start in the present cache. Long caches have few slots and are kept only if needed."""
+        if len(self._admitted) >= self._shape.num_seqs or pending.max_len > self._shape.max_len:
+            return False
+        needed = (pending, *self._admitted.values())
+        return self._shape == self.room.usual or any(self.room.shape_for(one.max_len) == self._shape for one in needed)
 
     def on_logits(self, owners: np.ndarray, logits_SV: Tensor) -> None:
         self._top_logprobs.clear()
@@ -232,17 +262,20 @@ class BatchEngine:
 
     # --- the sampling thread
 
-    def _run(self, load: Callable[[], Policy], loaded: Future[None]) -> None:
+    def _run(self, load: Callable[[], Policy], loaded: Future[None], max_model_len: int | None, reserved: int) -> None:
         torch.set_num_threads(NUM_THREADS)
         try:
             self.policy = load()
-            self.max_model_len = min(self.max_model_len, self.policy.max_seq_len)
+            self.room = plan_room(self.policy, self.max_num_seqs, max_model_len, reserved)
+            self._shape = self.room.usual
         except BaseException as error:
             loaded.set_exception(error)
             return
         loaded.set_result(None)
         try:
-            self.policy.serve(self, self.max_num_seqs, self.max_model_len, self.next_turn, self.on_token)
+            while not self._finished():
+                self._num_admitted = 0  # the generator numbers the requests of each call from 0
+                self.policy.serve(self, *self._shape, self.next_turn, self.on_token)
         except Exception as error:  # any error here must end every pending request
             with self._changed:
                 self.error = error
@@ -251,6 +284,12 @@ class BatchEngine:
                 self._admitted.clear()
             self._undelivered += [(one, EngineClosed(f"the sampler has stopped: {error}")) for one in unfinished]
         self._deliver()
+
+    def _finished(self) -> bool:
+        """Choose the shape of the next cache. Returns True if the engine is closed and no request is left."""
+        with self._changed:
+            self._shape = self.room.shape_for(self._queue[0].max_len) if self._queue else self.room.usual
+            return self._closing and not self._queue
 
     def _deliver(self) -> None:
         """Send new output to the requests, with one call for each event loop."""
@@ -270,24 +309,42 @@ def _append_output(outputs: Sequence[Output]) -> None:
 
 
 class CancellablePolicy:
-    """A policy that can be cancelled. A cancelled call ends with its next token, and later calls raise EngineClosed."""
+    """A policy that can be cancelled. A cancelled call ends with its next token, and later calls raise EngineClosed.
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy, self._cancelled = policy, threading.Event()
+    `room`: the memory of the engine of this policy. The KV cache of a call takes at most a fifth of this memory, unless
+        one sequence needs more.
+    """
+
+    def __init__(self, policy: Policy, room: KVRoom) -> None:
+        self._policy, self._room, self._cancelled = policy, room, threading.Event()
         self.conversation = policy.conversation
 
     @property
     def max_seq_len(self) -> int:
-        return self._policy.max_seq_len
+        return self._room.max_model_len
 
     def cancel(self) -> None:
         self._cancelled.set()
 
-    def extend(self, *args: Any, **options: Any) -> list[Rollout]:
-        """`Policy.extend`."""
+    def check(self) -> None:
+        """Raise EngineClosed if the policy was cancelled."""
         if self._cancelled.is_set():
             raise EngineClosed("the request was cancelled: its client has disconnected")
-        return self._policy.extend(*args, **options, on_token=lambda *_: self._cancelled.is_set())
+
+    def extend(self, rollouts: Sequence[Rollout], max_new_tokens: int | Sequence[int], **options: Any) -> list[Rollout]:
+        """`Policy.extend`."""
+        self.check()
+        most = max_new_tokens if isinstance(max_new_tokens, int) else max(max_new_tokens, default=1)
+        most = max(most, options.get("max_total_tokens") or 0)
+        longest = max(map(len, rollouts), default=1) + most
+        num_slots = max(1, min(512, self._room.budget // 5 // (self._room.bytes_per_token * longest)))
+        on_token = self._stops
+        return self._policy.extend(rollouts, max_new_tokens, **options, num_slots=num_slots, on_token=on_token)
+
+    def _stops(self, *_: Any) -> bool:
+        """Raise EngineClosed at the first token after `cancel`, so that no further turn of the call begins."""
+        self.check()
+        return False
 
 
 def one_core_executor() -> ThreadPoolExecutor:

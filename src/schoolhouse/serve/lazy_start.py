@@ -23,7 +23,9 @@ class LazyStart:
     def __init__(self, config: ServerConfig, build: Callable[[], ASGIApp]) -> None:
         page_app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         add_page(page_app)
-        self.page_app: ASGIApp = AccessControl(page_app, config.host, config.allowed_origins)
+        self.page_app: ASGIApp = AccessControl(
+            page_app, config.host, config.allowed_origins, allowed_hosts=config.allowed_hosts
+        )
         self.built: Future[ASGIApp] = Future()
         self._build = build
 

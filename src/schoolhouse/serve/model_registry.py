@@ -14,6 +14,7 @@ from schoolhouse.policy.policy import Policy
 from schoolhouse.runs.atomic_io import list_checkpoints
 from schoolhouse.serve.api_schema import InvalidRequest
 from schoolhouse.serve.batch_engine import BatchEngine
+from schoolhouse.serve.prompts import longest_token
 from schoolhouse.serve.settings import ServerConfig
 
 MAX_LOADED = 3
@@ -69,7 +70,9 @@ class ModelRegistry:
             config.max_num_seqs,
             config.max_queued_seqs,
             config.max_model_len,
+            reserved=sum(other.room.reserved for other in self.engines),
         )
+        longest_token(engine.policy.conversation.tokenizer)  # the first call takes a while for a large vocabulary
         self._engines[name] = engine
         return engine
 

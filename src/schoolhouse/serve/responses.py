@@ -5,13 +5,18 @@ A response is sent as a whole or as a stream.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+from fastapi.responses import Response
 
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.stream_decode import StreamDecoder, TextDecoder
+from schoolhouse.data.tokenizer import Tokenizer
 from schoolhouse.policy.logprobs import TokenLogprob
 from schoolhouse.serve.api_schema import (
     BaseCompletionRequest,
@@ -19,7 +24,8 @@ from schoolhouse.serve.api_schema import (
     CompletionRequest,
     InvalidRequest,
 )
-from schoolhouse.serve.batch_engine import PendingRequest
+from schoolhouse.serve.batch_engine import BatchEngine, PendingRequest
+from schoolhouse.serve.prompts import context_words
 from schoolhouse.types import NAN, Key, Problem, Rollout, SchoolError
 
 Json = dict[str, Any]
@@ -52,20 +58,23 @@ def conversation_of(conversation: Conversation, body: ChatCompletionRequest) -> 
 
 
 def pending_chat(
-    conversation: Conversation, body: ChatCompletionRequest, number: int, seed: int, max_model_len: int
+    engine: BatchEngine,
+    conversation: Conversation,
+    body: ChatCompletionRequest,
+    prompt: tuple[int, ...],
+    number: int,
+    seed: int,
 ) -> list[PendingRequest]:
     """Make one engine request for each sample of a chat request. Raises InvalidRequest if the prompt is too long.
 
     `number`: the number of the chat request.
     """
     messages = tuple(sent.message for sent in body.messages)
-    prompt = conversation.prompt(messages)
-    max_new_tokens = _max_new_tokens(len(prompt), body.max_new_tokens, max_model_len)
-    top_logprobs = (body.top_logprobs or 0) if body.logprobs else 0
+    max_new_tokens = _max_new_tokens(engine, len(prompt), body.max_new_tokens, "messages")
     pending = []
-    for sample in range(body.num_samples):
+    for sample in range(body.n):
         problem = Problem(f"{number}.{sample}", messages, "")
-        rollout = conversation.prompt_rollout(problem, _key(body, seed, number, sample))
+        rollout = _prompt_rollout(problem, _key(body, seed, number, sample), prompt)
         pending.append(
             PendingRequest(
                 rollout,
@@ -73,7 +82,7 @@ def pending_chat(
                 body.sampling_params,
                 body.thinking_budget,
                 body.stop_texts,
-                top_logprobs,
+                body.top_logprobs,
                 conversation,
             )
         )
@@ -81,42 +90,23 @@ def pending_chat(
 
 
 def pending_completions(
-    conversation: Conversation, body: CompletionRequest, number: int, seed: int, max_model_len: int
+    engine: BatchEngine, body: CompletionRequest, prompts: Sequence[tuple[int, ...]], number: int, seed: int
 ) -> list[PendingRequest]:
     """Make one engine request for each sample of each prompt. The samples of one prompt are next to each other."""
     pending = []
-    for index, prompt in enumerate(body.prompts):
-        ids = _prompt_ids(conversation, prompt)
-        max_new_tokens = _max_new_tokens(len(ids), body.max_tokens, max_model_len)
-        for sample in range(body.num_samples):
-            key = _key(body, seed, number, index * body.num_samples + sample)
-            problem = Problem(f"{number}.{index}.{sample}", (), "")
-            rollout = Rollout(problem, key, ids, (False,) * len(ids), (NAN,) * len(ids))
+    for index, ids in enumerate(prompts):
+        max_new_tokens = _max_new_tokens(engine, len(ids), body.max_tokens, "prompt")
+        for sample in range(body.n):
+            key = _key(body, seed, number, index * body.n + sample)
+            rollout = _prompt_rollout(Problem(f"{number}.{index}.{sample}", (), ""), key, ids)
             pending.append(
                 PendingRequest(rollout, max_new_tokens, body.sampling_params, None, body.stop_texts, body.logprobs or 0)
             )
     return pending
 
 
-def _prompt_ids(conversation: Conversation, prompt: str | list[int]) -> tuple[int, ...]:
-    """Return the token ids of a prompt.
-
-    Clients can send special tokens only as token ids. In a text, the name of a special token is read as normal text.
-
-    A text begins with the ids that the tokenizer puts before a text, such as the bos token of many models.
-    """
-    tokenizer = conversation.tokenizer
-    if isinstance(prompt, str):
-        ids = [*tokenizer.bos_ids, *tokenizer.encode(prompt)]
-    elif invalid := [token for token in prompt if not 0 <= token < tokenizer.vocab_size]:
-        raise InvalidRequest(
-            f"`prompt` contains the token id {invalid[0]}, but token ids must be from 0 to less than "
-            f"{tokenizer.vocab_size}",
-            "prompt",
-        )
-    else:
-        ids = prompt
-    return tuple(ids) or (tokenizer.eos_id,)  # an empty prompt becomes the end-of-text token: texts begin after it
+def _prompt_rollout(problem: Problem, key: Key, ids: tuple[int, ...]) -> Rollout:
+    return Rollout(problem, key, ids, (False,) * len(ids), (NAN,) * len(ids))
 
 
 def _key(body: BaseCompletionRequest, seed: int, number: int, sample: int) -> Key:
@@ -126,16 +116,16 @@ def _key(body: BaseCompletionRequest, seed: int, number: int, sample: int) -> Ke
     return Key(body.seed, "asked", sample=sample)
 
 
-def _max_new_tokens(prompt_tokens: int, requested: int | None, max_model_len: int) -> int:
-    remaining = max_model_len - prompt_tokens
+def _max_new_tokens(engine: BatchEngine, prompt_tokens: int, requested: int | None, param: str) -> int:
+    remaining = engine.max_model_len - prompt_tokens
     if remaining < 1 or (requested or 0) > remaining:
         raise InvalidRequest(
-            f"the context length is {max_model_len} tokens, but the prompt has {prompt_tokens} tokens and the "
+            f"the context length is {context_words(engine)}, but the prompt has {prompt_tokens} tokens and the "
             f"completion needs {requested or 1} more; shorten the prompt, or lower max_tokens",
-            "max_tokens" if remaining >= 1 else "messages",
+            "max_tokens" if remaining >= 1 else param,
             "context_length_exceeded",
         )
-    return max(1, remaining if requested is None else requested)
+    return max(1, engine.room.default_len(prompt_tokens) - prompt_tokens if requested is None else requested)
 
 
 def _first_stop(text: str, stop_texts: Sequence[str]) -> int | None:
@@ -215,14 +205,15 @@ def completion_choice(
 
 
 def _completion_logprobs(conversation: Conversation, tokens: Sequence[TokenLogprob]) -> Json:
-    decode = conversation.tokenizer.decode
-    texts = [decode([token.token]) for token in tokens]
+    tokenizer = conversation.tokenizer
+    texts = [_token_text(tokenizer, token.token)[0] for token in tokens]
     offsets = [0]
     for text in texts:
         offsets.append(offsets[-1] + len(text))
     # several ids can decode to the same text (parts of characters): the likelier id is first and stays
     top_logprobs = [
-        {decode([i]): p for i, p in reversed(token.top_logprobs)} if token.top_logprobs else None for token in tokens
+        {_token_text(tokenizer, i)[0]: p for i, p in reversed(token.top_logprobs)} if token.top_logprobs else None
+        for token in tokens
     ]
     return {
         "tokens": texts,
@@ -240,8 +231,34 @@ def _chat_logprob(conversation: Conversation, token: TokenLogprob) -> Json:
 
 
 def _logprob_json(conversation: Conversation, token: int, logprob: float | None) -> Json:
-    text = conversation.tokenizer.decode([token])
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+    text, text_bytes = _token_text(conversation.tokenizer, token)
+    return {"token": text, "logprob": logprob, "bytes": text_bytes}
+
+
+@lru_cache(1 << 16)
+def _token_text(tokenizer: Tokenizer, token: int) -> tuple[str, list[int]]:
+    """The text of a token, and the bytes of the text. A response with log-probabilities needs thousands of texts."""
+    text = tokenizer.decode([token])
+    return text, list(text.encode())
+
+
+async def whole_response(header: Json, choices: Iterable[Json], usage: Json, in_thread: bool = False) -> Response:
+    """Make the response with all choices.
+
+    `in_thread`: if true, the choices are converted to JSON in a thread, one after another, so that the event loop goes
+        on. For responses with many log-probabilities.
+    """
+
+    def render() -> Response:
+        parts = [_to_json(choice) for choice in choices]
+        content = f'{_to_json(header)[:-1]},"choices":[{",".join(parts)}],"usage":{_to_json(usage)}}}'
+        return Response(content.encode(), media_type="application/json")
+
+    return await asyncio.to_thread(render) if in_thread else render()
+
+
+def _to_json(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 # --- streamed responses

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from math import exp
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.prm import STEP_AGGREGATIONS, RewardModel, label_positions
 from schoolhouse.runs.manifest import read_config, read_manifest
-from schoolhouse.serve.api_schema import MAX_MESSAGES, ChatMessage, InvalidRequest, reject_surrogates
+from schoolhouse.serve.api_schema import MAX_MESSAGES, ChatMessage, InvalidRequest
+from schoolhouse.serve.request_fields import RequestModel, field_error
 from schoolhouse.serve.settings import ServerConfig
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.registry import open_task
@@ -24,18 +25,16 @@ RECIPE = "prm"
 """The recipe whose runs make reward models."""
 
 
-class RewardRequest(BaseModel):
+class RewardRequest(RequestModel):
     """A request with a conversation. The reward model grades the last message of the conversation."""
 
-    model_config = ConfigDict(extra="forbid")
-    messages: Annotated[list[ChatMessage], Field(min_length=2, max_length=MAX_MESSAGES)]
-
-    _valid_unicode = model_validator(mode="before")(reject_surrogates)
+    messages: Annotated[list[ChatMessage], Field(min_length=2, max_length=MAX_MESSAGES, fail_fast=True)]
 
     @model_validator(mode="after")
     def _check_last_role(self) -> RewardRequest:
         if self.messages[-1].role != "assistant":
-            raise ValueError("the last message is graded, so its role must be `assistant`; send such a message last")
+            text = "the last message is graded, so its role must be `assistant`; send such a message last"
+            raise field_error("messages", text)
         return self
 
 

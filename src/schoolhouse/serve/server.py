@@ -11,13 +11,15 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from schoolhouse import __version__
@@ -44,6 +46,8 @@ from schoolhouse.serve.batch_engine import (
 )
 from schoolhouse.serve.chat_page import add_arena
 from schoolhouse.serve.model_registry import ModelRegistry
+from schoolhouse.serve.prompts import PromptEncoder, chat_prompt, check_length, completion_prompts
+from schoolhouse.serve.request_fields import BodyError, error_text, read_json
 from schoolhouse.serve.responses import (
     Usage,
     assistant_message,
@@ -55,13 +59,14 @@ from schoolhouse.serve.responses import (
     pending_chat,
     pending_completions,
     split_completion,
+    whole_response,
 )
 from schoolhouse.serve.reward_endpoint import RewardRequest, grade_answer, load_reward_model
 from schoolhouse.serve.settings import ServerConfig
 from schoolhouse.serve.streaming import Output, collect, on_disconnect, prompt_tokens, stream_response, timeout_text
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.registry import open_task
-from schoolhouse.types import SchoolError
+from schoolhouse.types import Rollout, SchoolError
 
 
 class Server:
@@ -71,7 +76,7 @@ class Server:
         self.config, self.registry = config, ModelRegistry(config)
         self.task: Task = open_task(config.task, config.seed) if config.task else Task()
         self.started, self.num_requests, self.status_counts = time.time(), 0, Counter[int]()
-        self._executor = one_core_executor()
+        self._executor, self.encoder = one_core_executor(), PromptEncoder(config.max_queued_seqs, config.timeout)
         self.reward_model = self._executor.submit(load_reward_model, config).result()  # in the thread that uses it
         self._background_jobs = 0
 
@@ -80,22 +85,40 @@ class Server:
         self.num_requests += 1
         return self.num_requests
 
-    async def run_in_background(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Run a job outside the engines. Jobs outside the engines run one after another.
+    async def run_in_background(
+        self, request: Request, work: Callable[..., Any], *args: Any, cancel: Callable[[], None] = lambda: None
+    ) -> Any:
+        """Run a job outside the engines. Such jobs run one after another.
 
-        Raises QueueFull if too many jobs wait, and TimeoutError after the server's timeout.
+        If the client of the request disconnects, `cancel` is called, and a job that has not started never starts.
+        Raises QueueFull if too many jobs wait, TimeoutError after the server's timeout, and EngineClosed if the client
+        has disconnected.
         """
-        limit = self.config.max_queued_seqs
+        limit, left = self.config.max_queued_seqs, False
         if self._background_jobs > limit:
             raise QueueFull(
                 f"the queue of searches and rewards is full ({self._background_jobs - 1} of {limit} places are taken); "
                 "send the request again later"
             )
+
+        def stop() -> None:
+            nonlocal left
+            left = True
+            cancel()
+            job.cancel()
+
         self._background_jobs += 1
+        job = self._executor.submit(work, *args)
         try:
-            async with asyncio.timeout(self.config.timeout):
-                return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+            async with on_disconnect(request, stop), asyncio.timeout(self.config.timeout):
+                return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            if left:
+                raise EngineClosed("the request was cancelled: its client has disconnected") from None
+            raise
         finally:
+            cancel()
+            job.cancel()
             self._background_jobs -= 1
 
     def total(self, count: Callable[[BatchEngine], int]) -> int:
@@ -104,22 +127,43 @@ class Server:
 
     def close(self) -> None:
         self.registry.close()
+        self.encoder.close()
+
+
+class JsonRequest(Request):
+    """A request whose body is read by `read_json`."""
+
+    async def json(self) -> Any:
+        try:
+            return read_json(await self.body())
+        except BodyError as error:
+            raise HTTPException(400, str(error)) from None
+
+
+class JsonRoute(APIRoute):
+    """A route that gets a `JsonRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_json(request: Request) -> Response:
+            return await handle(JsonRequest(request.scope, request.receive))
+
+        return handle_json
 
 
 def build_app(server: Server) -> FastAPI:
     """Build the app with the server's routes. The class `AccessControl` checks each request first."""
 
     app = FastAPI(title="schoolhouse", version=__version__, docs_url=None, redoc_url=None)
+    app.router.route_class = JsonRoute
     config, registry = server.config, server.registry
 
     @app.exception_handler(RequestValidationError)
     async def invalid_body(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"] if part != "body") or None
-        if first["type"] == "json_invalid":
-            return JSONResponse(error_body("the body is not valid JSON", "invalid_request_error"), 400)
-        text = f"{field or 'the request'}: {first['msg']}"
-        return JSONResponse(error_body(text, "invalid_request_error", field), 400)
+        path, text = error_text(first)
+        return JSONResponse(error_body(text, "invalid_request_error", path or None), 400)
 
     @app.exception_handler(SchoolError)
     async def school_error(_: Request, error: SchoolError) -> Response:
@@ -198,23 +242,26 @@ def build_app(server: Server) -> FastAPI:
         if body.search:
             response = await _search(request, server, engine, body, number)
             return JSONResponse({**_header("chatcmpl", "chat.completion", body.model), **response})
-        pending = pending_chat(conversation, body, number, config.seed, engine.max_model_len)
+        prompt = await chat_prompt(engine, conversation, body, server.encoder)
+        pending = pending_chat(engine, conversation, body, prompt, number, config.seed)
         engine.submit(pending)
         if body.stream:
             streams = [chat_deltas(conversation, body, one) for one in pending]
             header = _header("chatcmpl", "chat.completion.chunk", body.model)
             return stream_response(header, streams, pending, body, config.timeout)
         outputs = await collect(request, pending, config.timeout)
-        choices = [chat_choice(conversation, body, index, *output) for index, output in enumerate(outputs)]
+        choices = (chat_choice(conversation, body, index, *output) for index, output in enumerate(outputs))
         header = _header("chatcmpl", "chat.completion", body.model)
-        return JSONResponse({**header, "choices": choices, "usage": _usage(pending, outputs, body)})
+        return await whole_response(header, choices, _usage(pending, outputs, body), in_thread=body.logprobs)
 
     @app.post("/v1/completions", response_model=None)
     async def create_completion(request: Request, body: CompletionRequest) -> Response:
         """Continue the text of a prompt."""
         engine = await registry.engine(body.model)
         conversation = engine.policy.conversation
-        pending = pending_completions(conversation, body, server.next_number(), config.seed, engine.max_model_len)
+        number = server.next_number()
+        prompts = await completion_prompts(engine, body, server.encoder)
+        pending = pending_completions(engine, body, prompts, number, config.seed)
         header = _header("cmpl", "text_completion", body.model)
         if body.max_tokens:
             engine.submit(pending)
@@ -227,20 +274,24 @@ def build_app(server: Server) -> FastAPI:
         echoed: list[Sequence[TokenLogprob]] = [()] * len(pending)
         if body.echo:
             num_top = body.logprobs or 0
-            prompts = [one.rollout.tokens for one in pending]
-            echoed = [await server.run_in_background(token_logprobs, engine.policy, ids, num_top) for ids in prompts]
-        choices = [
+            work = partial(token_logprobs, engine.policy, num_top=num_top)
+            echoed = [await server.run_in_background(request, work, one.rollout.tokens) for one in pending]
+        choices = (
             completion_choice(conversation, body, index, *output, echoed[index]) for index, output in enumerate(outputs)
-        ]
-        return JSONResponse({**header, "choices": choices, "usage": _usage(pending, outputs, body)})
+        )
+        in_thread = body.logprobs is not None
+        return await whole_response(header, choices, _usage(pending, outputs, body), in_thread)
 
     @app.post("/api/reward")
-    async def reward(body: RewardRequest) -> dict[str, Any]:
+    async def reward(request: Request, body: RewardRequest) -> dict[str, Any]:
         """Compute the reward of the last message, and the reward of each of its steps."""
         if server.reward_model is None:
             text = "this server has no reward model; start it with `school serve --reward_model FOLDER`"
             raise InvalidRequest(text, status=404)
-        return await server.run_in_background(grade_answer, server.reward_model, body.messages)
+        characters = sum(len(message.content) for message in (sent.message for sent in body.messages))
+        policy = server.reward_model.policy
+        check_length(policy.conversation.tokenizer, policy.max_seq_len, characters, "messages")
+        return await server.run_in_background(request, grade_answer, server.reward_model, body.messages)
 
     make_schema = app.openapi
 
@@ -260,6 +311,7 @@ def build_app(server: Server) -> FastAPI:
         allowed_origins=config.allowed_origins,
         api_key=config.api_key,
         status_counts=server.status_counts,
+        allowed_hosts=config.allowed_hosts,
     )
     return app
 
@@ -271,21 +323,19 @@ async def _search(
 
     If the client disconnects, its search is cancelled.
     """
-    conversation, policy = engine.policy.conversation, CancellablePolicy(engine.policy)
+    conversation, policy = engine.policy.conversation, CancellablePolicy(engine.policy, engine.room)
     search = parse(body.search or "", body.search_budget or MAX_SEARCH_TOKENS, allow_files=False)
-    if body.temperature is not None:
+    if "temperature" in body.model_fields_set:
         search = search.model_copy(update={"temperature": body.temperature})
-    value_fn = _reward_model_value(server, engine, search)
+    value_fn = _reward_model_value(server, engine, search, policy.check)
     if body.max_new_tokens is not None:
         search = search.model_copy(update={"max_new_tokens": body.max_new_tokens})
     one_sample = body.model_copy(update={"n": 1})
-    (pending,) = pending_chat(conversation, one_sample, number, server.config.seed, engine.max_model_len)
+    prompt_ids = await chat_prompt(engine, conversation, body, server.encoder)
+    (pending,) = pending_chat(engine, conversation, one_sample, prompt_ids, number, server.config.seed)
     prompt = pending.rollout
-    async with on_disconnect(request, policy.cancel):
-        try:
-            (result,) = await server.run_in_background(solve, policy, server.task, [prompt], search, value_fn)
-        finally:
-            policy.cancel()
+    args = (policy, server.task, [prompt], search, value_fn)
+    (result,) = await server.run_in_background(request, solve, *args, cancel=policy.cancel)
     thought, answer, finish_reason = None, "", "length"
     if result.rollout:
         thought, answer, finish_reason = split_completion(conversation, result.rollout, ())
@@ -295,10 +345,13 @@ async def _search(
     return {"choices": [choice], "usage": usage, "search": render.result_to_json(result)}
 
 
-def _reward_model_value(server: Server, engine: BatchEngine, search: Search) -> RewardModelValue | None:
+def _reward_model_value(
+    server: Server, engine: BatchEngine, search: Search, check: Callable[[], None]
+) -> RewardModelValue | None:
     """Return the server's reward model if the search uses a reward model, else None.
 
-    A search over HTTP can use only the reward model with which the server was started.
+    A search over HTTP can use only the reward model with which the server was started. `check` is called before each
+    use of the reward model, and raises an error if the client has disconnected.
     """
     if search.values in ("prompt", "vote", "exact", "random") and not search.reference_model:
         return None
@@ -319,7 +372,12 @@ def _reward_model_value(server: Server, engine: BatchEngine, search: Search) -> 
     check_same_tokenizer(engine.policy.conversation, model.policy.conversation, "this model", "the reward model")
     if "step_aggregation" in search.model_fields_set:
         model = replace(model, step_aggregation=search.step_aggregation)
-    return RewardModelValue(model)
+
+    def checked(rollouts: Sequence[Rollout]) -> list[float]:
+        check()
+        return model(rollouts)
+
+    return RewardModelValue(checked)
 
 
 def _header(prefix: str, kind: str, model: str) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def stream_response(
 
 def prompt_tokens(pending: Sequence[PendingRequest], body: BaseCompletionRequest) -> int:
     """Count the tokens of all prompts. A prompt with several samples counts only once."""
-    return sum(len(one.rollout) for one in pending[:: body.num_samples])
+    return sum(len(one.rollout) for one in pending[:: body.n])
 
 
 def timeout_text(timeout: float) -> str:

@@ -1,6 +1,6 @@
 // The board: one view for each address after the #, drawn from what the server reads in run folders.
 
-import { field, formatDuration, formatNumber, getJson, h, queryString, searchTree, select } from "./common.js";
+import { field, formatDuration, formatNumber, getJson, h, image, postQuery, queryString, searchTree, select } from "./common.js";
 
 const main = document.getElementById("main");
 const RELOAD = 3000; // milliseconds between requests for a run in progress
@@ -230,7 +230,7 @@ async function group(show) {
   const { rows, history } = found;
   const colouring = COLOURINGS.has(query.colour) ? query.colour : "kind";
   const [, needsCheckpoint] = COLOURINGS.get(colouring);
-  const scores = needsCheckpoint && (await getJson("/api/rescore", { name: query.name, step: query.step, problem: query.problem, checkpoint: query.checkpoint }));
+  const scores = needsCheckpoint && (await postQuery("/api/rescore", { name: query.name, step: query.step, problem: query.problem, checkpoint: query.checkpoint }));
   const change = (changes) => go("group", { ...query, ...changes });
   const sample = (row, index) => h("article", { class: "card" },
     h("p", {}, h("b", { class: rewardClass(row.reward) }, `Reward ${formatNumber(row.reward)}`),
@@ -315,7 +315,7 @@ async function claims(show) {
       h("h2", {}, claimName(claim), " ", h("span", { class: claim.verdict === "PASS" ? "success" : "danger" }, claim.verdict)),
       h("p", {}, claim.sentence, " ", h("span", { class: "soft" }, `(${claim.paper}; ${claim.seeds.length} seeds)`)), h("p", {}, "Rule: ", claim.rule),
       table(null, claim.checks.map(check)),
-      h("p", {}, h("img", { src: `/api/figure/${encodeURIComponent(claimName(claim))}.png`, alt: `Figure of claim ${claimName(claim)}`, loading: "lazy" })))));
+      h("p", {}, image(`/api/figure/${encodeURIComponent(claimName(claim))}.png`, `Figure of claim ${claimName(claim)}`)))));
 }
 
 async function difference(show) {

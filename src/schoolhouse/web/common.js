@@ -41,6 +41,20 @@ export function queryString(query) {
 
 export const getJson = async (path, query = {}) => readJson(await request(`${path}?${queryString(query)}`));
 
+export const postQuery = async (path, query) => readJson(await request(`${path}?${queryString(query)}`, { method: "POST" }));
+
+// An image of the server. An <img> cannot send the API key, so with a key the image is fetched and becomes a data URL.
+export function image(path, alt) {
+  if (!sessionStorage.getItem("key")) return h("img", { src: path, alt, loading: "lazy" });
+  const element = h("img", { alt });
+  request(path).then(async (response) => {
+    const reader = new FileReader();
+    reader.onload = () => { element.src = reader.result; };
+    if (response.ok) reader.readAsDataURL(await response.blob());
+  });
+  return element;
+}
+
 export const formatNumber = (value, digits = 3) =>
   value == null ? "–" : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toFixed(digits));
 

@@ -1,0 +1,149 @@
+"""How many sequences fit into memory, and how long the sequences can be.
+
+A KV cache has a fixed shape: a number of slots, and a number of tokens for each slot. A large model with a long context
+would need more memory than a machine has (64 slots of 32,768 tokens of Qwen2.5-0.5B need 103 GB). So the shape of the
+cache follows the free memory and the requests: many slots for requests of usual length, or fewer slots while a longer
+request runs. If all slots with the full context fit into memory, there is only this one shape.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from schoolhouse.policy.policy import Policy
+from schoolhouse.types import SchoolError
+
+MIN_USUAL_LEN = 2_048
+"""Fewer slots are better than slots that are shorter than this number of tokens."""
+_SHARE = {"cpu": 0.5, "cuda": 0.8}
+"""The part of the free memory that a KV cache can take. The rest is for the activations of a prefill."""
+
+
+class CacheShape(NamedTuple):
+    """The shape of a KV cache: the number of sequences, and the number of tokens of each sequence with its prompt."""
+
+    num_seqs: int
+    max_len: int
+
+
+class KVRoom(NamedTuple):
+    """The memory of the KV cache of one engine.
+
+    `max_num_seqs`: the maximum number of sequences at the same time.
+    `max_model_len`: the maximum number of tokens of a sequence.
+    `context_len`: the maximum number of tokens without the limit of the memory.
+    `bytes_per_token`: the size of one token of one slot.
+    `budget`: the maximum size of the cache in bytes.
+    `free`: the free memory in bytes, when the model was loaded.
+    """
+
+    max_num_seqs: int
+    max_model_len: int
+    context_len: int
+    bytes_per_token: int
+    budget: int
+    free: int
+
+    @property
+    def usual(self) -> CacheShape:
+        """The shape for requests of usual length. No other shape has more slots."""
+        len_of_all = self.budget // (self.bytes_per_token * self.max_num_seqs)
+        return self._shape(min(self.max_model_len, max(MIN_USUAL_LEN, len_of_all)))
+
+    def shape_for(self, num_tokens: int) -> CacheShape:
+        """Return the shape with the most slots in which a sequence of `num_tokens` tokens fits.
+
+        The lengths of the shapes are the usual length times a power of 2, so that similar requests have the same shape.
+        """
+        length = self.usual.max_len
+        while length < num_tokens:
+            length *= 2
+        return self._shape(min(length, self.max_model_len))
+
+    def default_len(self, prompt_tokens: int) -> int:
+        """Return the maximum length of a sequence whose request does not set the number of new tokens."""
+        return self.shape_for(prompt_tokens + self.usual.max_len // 2).max_len
+
+    @property
+    def reserved(self) -> int:
+        """The size of the largest cache in bytes."""
+        return max(shape.num_seqs * shape.max_len for shape in (self.usual, self._longest)) * self.bytes_per_token
+
+    def summary(self) -> str:
+        """Describe the shapes in one line."""
+        usual, longest = self.usual, self._longest
+        text = f"KV cache: {usual.num_seqs} sequences of {usual.max_len:,} tokens"
+        if longest != usual:
+            text += f", or {longest.num_seqs} of {longest.max_len:,} tokens for requests that ask for more"
+        if self.max_model_len < self.context_len:
+            text += f" (memory limits the context length of {self.context_len:,} tokens)"
+        return f"{text}; at most {_size(self.reserved)} of {_size(self.free)} of free memory"
+
+    @property
+    def _longest(self) -> CacheShape:
+        return self._shape(self.max_model_len)
+
+    def _shape(self, length: int) -> CacheShape:
+        return CacheShape(min(self.max_num_seqs, max(1, self.budget // (self.bytes_per_token * length))), length)
+
+
+def plan_room(policy: Policy, max_num_seqs: int, max_model_len: int | None, reserved: int = 0) -> KVRoom:
+    """Plan the KV cache of a model that is loaded.
+
+    `max_model_len`: the limit that the user has set; None for the context length of the model.
+    `reserved`: the size of the caches of other models. On a CPU, a cache takes its memory only when it is used.
+    Raises SchoolError if a sequence of `max_model_len` tokens does not fit into memory, or if nothing fits.
+    """
+    free = max(0, free_memory(policy.device) - (reserved if policy.device.type == "cpu" else 0))
+    budget = int(free * _SHARE.get(policy.device.type, 0.5))
+    context_len = min(max_model_len or policy.max_seq_len, policy.max_seq_len)
+    bytes_per_token = cache_bytes_per_token(policy)
+    fitting = budget // bytes_per_token
+    smallest = context_len if max_model_len else min(context_len, MIN_USUAL_LEN)
+    if fitting < smallest:
+        raise SchoolError(
+            f"a sequence of {smallest:,} tokens needs {_size(smallest * bytes_per_token)} of KV cache, but only "
+            f"{_size(budget)} are left for the cache (free memory: {_size(free)}); close other programs, or set "
+            f"--max_model_len to a smaller number"
+        )
+    return KVRoom(max_num_seqs, min(context_len, fitting), context_len, bytes_per_token, budget, free)
+
+
+def cache_bytes_per_token(policy: Policy) -> int:
+    """Return the size of one token of one slot: keys and values of all layers, in the two stores of `SlotKVCache`."""
+    config = policy.decoder.config
+    numbers = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return 4 * numbers * policy.slot_cache.dtype.itemsize
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free memory of a device in bytes. For a CPU, the limit of a container counts too."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return min(_free_bytes())
+
+
+def _free_bytes() -> Iterator[int]:
+    """Yield upper bounds of the free memory of this process."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        yield int(lines["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        yield limit - used + int(stat["inactive_file"])
+    except (OSError, KeyError, ValueError):  # no container, or no limit (`max`)
+        return
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"

@@ -1,0 +1,201 @@
+"""The types of request fields, and the messages for fields that are wrong.
+
+A field whose value is `null` counts as absent. Numbers, booleans and texts are not converted into one another. The
+validation of a request stops at the first mistake in a list, so that the time for a wrong request is short.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic_core import PydanticCustomError, from_json
+
+from schoolhouse.config import suggest
+from schoolhouse.types import SchoolError
+
+_MAX_SHOWN = 60  # characters of a wrong value in a message
+MAX_BODY_VALUES = 200_000
+"""Limit of the values in a body. The event loop reads so many numbers in about 10 ms."""
+
+
+def _whole(value: Any) -> Any:
+    """Return 16 for 16.0, because some clients have only one type of numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+"""Goes behind the limits of a number, because pydantic describes only such limits in the OpenAPI schema."""
+Float = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Bool = Annotated[bool, Strict()]
+
+
+class RequestModel(BaseModel):
+    """The base class of request bodies and of their parts. A field that is `null` counts as absent.
+
+    Unknown fields are refused. The class variable `UNSUPPORTED` maps the names of known fields, which are refused too,
+    to the advice in the message. For these fields, an empty list, object or text counts as absent. The class variable
+    `KINDS` lists the allowed values of `type`, which is checked first, because other kinds have other fields.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
+    KINDS: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        if cls.KINDS and body.get("type") not in (None, *cls.KINDS):
+            text = f"{shown(body['type'])} is not supported, only {' and '.join(cls.KINDS)}"
+            raise field_error("type", text)
+        kept = {}
+        for name, value in body.items():
+            if value is None or (name in cls.UNSUPPORTED and value in ([], {}, "")):
+                continue
+            if name in cls.UNSUPPORTED:
+                raise field_error(name, cls.UNSUPPORTED[name])
+            if name not in cls.model_fields:
+                known = suggest(name[:_MAX_SHOWN], list(cls.model_fields))
+                advice = f"this field is unknown, and unknown fields are not ignored; leave it out{known}"
+                raise field_error(name, advice)
+            kept[name] = value
+        return kept
+
+
+def field_error(field: str, text: str) -> PydanticCustomError:
+    """Make the error for a field that does not fit to other fields. `field` is the path below the checked model."""
+    return PydanticCustomError("unsupported_field", "{advice}", {"field": field, "advice": text})
+
+
+def only(*allowed: Any, advice: str) -> BeforeValidator:
+    """Make a validator that accepts only the given values. A field with such a validator changes nothing."""
+
+    def check(value: Any) -> Any:
+        if not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in allowed):
+            raise PydanticCustomError("not_supported", "{text}", {"text": f"{shown(value)} is not supported; {advice}"})
+        return value
+
+    choices, literal = tuple(value for value in allowed if isinstance(value, int | str)), cast(Any, Literal)
+    return BeforeValidator(check, json_schema_input_type=literal[choices]) if choices else BeforeValidator(check)
+
+
+class BodyError(SchoolError):
+    """The error for a body that cannot be read as JSON."""
+
+
+def read_json(body: bytes) -> Any:
+    """Read a body as JSON. The time is at most about 20 ms, because bodies with too many values are refused first.
+
+    Raises BodyError for too many values, for text that is not JSON in UTF-8, and for a lone surrogate (half of a
+    character), which UTF-8 cannot encode.
+    """
+    if (cost := _reading_cost(body)) > MAX_BODY_VALUES:
+        raise BodyError(
+            f"the body has about {cost:,} values, but the limit is {MAX_BODY_VALUES:,} values (an object counts as "
+            "several values); send less in one request"
+        )
+    try:
+        return from_json(body)
+    except ValueError as error:
+        if "surrogate" in str(error) or "hex escape" in str(error):
+            with suppress(ValueError):
+                json.loads(body)  # this parser accepts half of a character
+                text = "a string contains a lone surrogate (half of a character); send valid Unicode text"
+                raise BodyError(text) from None
+        raise BodyError(f"the body is not valid JSON: {error}") from None
+
+
+def _reading_cost(body: bytes) -> int:
+    """Estimate the time for reading a JSON text, in the time for reading one number. 4 MiB take about 5 ms."""
+    return body.count(b",") + body.count(b"[") + 5 * body.count(b"{") + 2 * body.count(b'":')
+
+
+# --- messages
+
+
+def shown(value: Any) -> str:
+    """Return a short description of a wrong value."""
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, str):
+        return f"`{value}`" if len(value) <= _MAX_SHOWN else f"a text of {len(value):,} characters"
+    text = json.dumps(value, default=str)
+    return text if len(text) <= _MAX_SHOWN else f"a number of {len(text):,} digits"
+
+
+def field_path(location: Sequence[str | int]) -> str:
+    """Return the path of a field, such as `messages[0].content[1].type`.
+
+    A name in round brackets is a branch of a union and no field.
+    """
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part != "body" and not part.startswith("("):
+            path += f".{part}" if path else part
+    return path
+
+
+_TYPES = {
+    "string": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "an object",
+    "model": "an object",
+}
+_LIMITS: dict[str, Callable[[Mapping[str, Any], Any], str]] = {
+    "greater_than_equal": lambda limit, value: f"must be at least {_number(limit['ge'])}, but is {shown(value)}",
+    "greater_than": lambda limit, value: f"must be more than {_number(limit['gt'])}, but is {shown(value)}",
+    "less_than_equal": lambda limit, value: f"must be at most {_number(limit['le'])}, but is {shown(value)}",
+    "too_long": lambda limit, value: f"has {_length(value)} entries, but the limit is {limit['max_length']:,}",
+    "too_short": lambda limit, value: f"is {shown(value)}, but needs at least {limit['min_length']:,}",
+    "string_too_long": lambda limit, value: (
+        f"has {_length(value)} characters, but the limit is {limit['max_length']:,}"
+    ),
+    "string_too_short": lambda limit, value: "is empty; send a text",
+    "literal_error": lambda limit, value: f"{shown(value)} is not supported, only {_plain(limit['expected'])}",
+    "finite_number": lambda limit, value: f"must be a finite number, but is {shown(value)}",
+    "missing": lambda limit, value: "this field is missing; send it",
+    "unsupported_field": lambda limit, value: limit["advice"],
+}
+
+
+def error_text(error: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the path of the wrong field (empty for the whole request), and a message that begins with the path."""
+    kind, limits, value = error["type"], error.get("ctx", {}), error.get("input")
+    location = [*error["loc"], limits["field"]] if kind == "unsupported_field" else error["loc"]
+    path = field_path(location)
+    if not path and kind == "missing":
+        return "", "the body is empty; send a JSON object"
+    if kind in _LIMITS:
+        text = _LIMITS[kind](limits, value)
+    elif (name := kind.partition("_")[0]) in _TYPES and kind.rpartition("_")[2] in ("type", "parsing", "from", "size"):
+        text = f"must be {_TYPES[name]}, but is {shown(value)}"
+    elif kind == "value_error":
+        text = error["msg"].partition(", ")[2]
+    else:
+        text = error["msg"]
+    return path, f"{path or 'the request'}: {text}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,g}"
+
+
+def _length(value: Any) -> str:
+    return f"{len(value):,}" if hasattr(value, "__len__") else "too many"
+
+
+def _plain(expected: str) -> str:
+    """Return `'a' or 'b'` without the quotation marks of Python."""
+    return expected.replace("'", "")
