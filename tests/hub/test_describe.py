@@ -82,6 +82,13 @@ def test_the_parameters_are_counted_in_the_files(folder: Path, policy: Policy) -
     assert (described.num_parameters, described.dtypes) == (count, ("bfloat16",))
 
 
+def test_weights_that_no_index_names_are_not_counted(folder: Path, policy: Policy) -> None:
+    (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    described = describe_model(folder).weights
+    assert described
+    assert described.num_parameters == sum(weight.numel() for weight in policy.decoder.parameters())
+
+
 def test_unknown_keys_that_change_nothing_are_named(folder: Path) -> None:
     rewrite(folder / "config.json", embedding_note=1)
     described = describe_model(folder)
@@ -191,7 +198,7 @@ def test_a_tokenizer_that_is_too_large_has_exit_status_1(folder: Path, save_adap
 
 
 def test_a_model_that_does_not_fit_is_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describe, "free_memory", lambda: 1_000)
+    monkeypatch.setattr(describe, "machine_memory", lambda: (1_000, 1_000))
     monkeypatch.setattr(describe, "load_decoder", pytest.fail)
     described = describe_model(folder)
     assert described.problems[0].startswith("to load the model takes 0.00 GB, and 0.00 GB are free")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -14,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.chat_template import DEFAULT_TEMPLATE
-from schoolhouse.hub.memory import MemoryNeed, free_memory, memory_need
+from schoolhouse.hub.memory import MemoryNeed, memory_need
 from schoolhouse.model.checkpoint import load_decoder
 from schoolhouse.model.config import ARCHITECTURES, ModelConfig, unknown_keys, unsupported_keys
 from schoolhouse.model.decoder import Decoder
-from schoolhouse.model.folder import read_json
+from schoolhouse.model.folder import read_json, weight_paths
 from schoolhouse.policy.policy import Policy
 from schoolhouse.runs.atomic_io import resolve_model
-from schoolhouse.runs.manifest import weight_files
+from schoolhouse.runs.doctor import machine_memory
 from schoolhouse.types import Message, SchoolError
 
 
@@ -99,7 +98,7 @@ def describe_model(name: Path | str) -> ModelDescription:
         weights = _read_weights(folder)
     except SchoolError as error:
         return ModelDescription(folder, model_type, problems=(str(error),))
-    needed, free = weights.num_bytes + 4 * weights.num_parameters, free_memory()
+    needed, free = weights.num_bytes + 4 * weights.num_parameters, machine_memory()[0]
     if needed > free:
         problems.append(
             f"to load the model takes {_size(needed)}, and {_size(free)} are free: use a smaller model, or a machine "
@@ -187,10 +186,8 @@ def _values(value: object, key: str) -> Iterator[object]:
 
 def _read_weights(folder: Path) -> Weights:
     """The headers of the weights. Raises SchoolError if a file is damaged, or if there is none."""
-    files = weight_files(folder)
+    files = weight_paths(folder)
     tensors = [tensor for path in files for tensor in _headers(path)]
-    if not tensors:
-        raise SchoolError(f"{folder} has no weights: model.safetensors or pytorch_model.bin is missing; copy it again")
     num_parameters = sum(prod(shape) for shape, _ in tensors)
     return Weights(
         num_parameters, sum(path.stat().st_size for path in files), tuple(sorted({dtype for _, dtype in tensors}))
@@ -252,11 +249,11 @@ def _template_source(folder: Path, conversation: Conversation) -> str:
             f"none; the default template is used ({'ChatML' if conversation.template == DEFAULT_TEMPLATE else 'plain'})"
         )
     for path in sorted(folder.rglob("*.jinja")):
-        if path.read_text(encoding="utf-8") == template:
+        if path.read_text(encoding="utf-8", errors="replace") == template:
             return str(path.relative_to(folder))
     for name in ("tokenizer_config.json", "chat_template.json"):
         path = folder / name
-        if path.is_file() and template in _texts(json.loads(path.read_text(encoding="utf-8")).get("chat_template")):
+        if path.is_file() and template in _texts(read_json(path).get("chat_template")):
             return name
     return "the folder"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+_HUB_NAME = re.compile(r"(\w[\w.-]{,95}\b/\w[\w.-]{,95}\b)(?:@([\w./-]+))?", re.ASCII)
 
 
 def parse_hub_name(name: str) -> tuple[str, str] | None:
     """(ORG/NAME, revision) of a text such as `ORG/NAME` or `ORG/NAME@REVISION`. None for any other text."""
     found = _HUB_NAME.fullmatch(name)
-    if not found or ".." in name or "--" in name:  # the hub allows neither in a name
-        return None
+    if not found or ".." in name or "--" in name or found[1].endswith(".git"):
+        return None  # as the hub does
     return found[1], found[2] or "main"
 
 
