@@ -28,3 +28,8 @@ def find_cached_model(name: str) -> Path | None:
 
     config = try_to_load_from_cache(parsed[0], "config.json", revision=parsed[1])
     return Path(config).parent if isinstance(config, str) else None
+
+
+def is_on_disk(model: Path | str) -> bool:
+    """Whether a model is here: a local folder, or a complete model in the cache."""
+    return Path(model).is_dir() or find_cached_model(str(model)) is not None

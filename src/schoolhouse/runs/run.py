@@ -47,6 +47,7 @@ from schoolhouse.runs.atomic_io import (
     write_checkpoint,
 )
 from schoolhouse.runs.diagnostics import WINDOW, diagnose
+from schoolhouse.runs.hub_cache import is_on_disk
 from schoolhouse.runs.progress import progress
 from schoolhouse.runs.signals import Interrupts, Stopped
 from schoolhouse.types import Completion, Group, Rollout, SchoolError
@@ -288,7 +289,7 @@ class Run:
 
     def track_model(self, model: Path | str) -> None:
         """Record the weights of a model that the run depends on. Raises SchoolError if they have changed since then."""
-        if not self.finished and Path(model).is_dir():
+        if not self.finished and is_on_disk(model):
             digest = manifest.weights_digest(model)
             manifest.check_unchanged(self._manifest.setdefault("models", {}), str(model), digest, self.folder)
             self.save_manifest()

@@ -35,6 +35,7 @@ from schoolhouse.runs.atomic_io import (
     read_jsonl,
     to_json,
 )
+from schoolhouse.runs.hub_cache import is_on_disk
 from schoolhouse.runs.manifest import budget_spent, source_digest, weight_files, weights_digest
 from schoolhouse.runs.run import Run, read_metrics
 from schoolhouse.tasks.registry import open_task
@@ -161,7 +162,7 @@ def _check_stored(run_folder: Path, manifest: Mapping[str, Any]) -> None:
     if versions != {source_digest()}:
         print(f"  {run_folder}: made by other code than this; delete it to train it again", file=sys.stderr)
     for model, digest in manifest.get("models", {}).items():
-        if Path(model).is_dir() and weights_digest(model) != digest:
+        if is_on_disk(model) and weights_digest(model) != digest:
             raise SchoolError(
                 f"{run_folder} began from other weights than {model} has now: delete {run_folder.name} to train it "
                 "again, or put the old weights back"
