@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from schoolhouse.cli.main import main
 from schoolhouse.export.model_card import evaluation_lines, render_model_card
@@ -44,6 +45,36 @@ def test_a_folder_opens_in_transformers_and_here(run: Path, tmp_path: Path):
     with torch.no_grad():
         generated = reference.generate(**ids, max_new_tokens=24, do_sample=False)
     assert tuple(generated[0].tolist())[: len(tokens)] == tokens
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_pickled_weights_are_written_as_safetensors(run: Path, tmp_path: Path, dtype: str | None):
+    source = tmp_path / "source"
+    shutil.copytree(resolve_model(run), source)
+    weights = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    torch.save({**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}, source / "pytorch_model.bin")
+    options = ["--dtype", dtype] if dtype else []
+    assert main(["export", str(source), "--to", str(tmp_path / "out"), *options]) == 0
+    exported = read_weights(tmp_path / "out")
+    to = getattr(torch, dtype) if dtype else torch.float32
+    assert all(torch.equal(exported[name], weight.to(to)) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_written_in_the_number_type_that_is_asked_for(run: Path, tmp_path: Path, dtype: str):
+    transformers: Any = pytest.importorskip("transformers")
+    assert main(["export", str(run), "--to", str(tmp_path / "out"), "--dtype", dtype]) == 0
+    exported, original = load_file(tmp_path / "out" / "model.safetensors"), read_weights(resolve_model(run))
+    assert all(torch.equal(exported[name], weight.to(getattr(torch, dtype))) for name, weight in original.items())
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert loaded.dtype == getattr(torch, dtype)
+
+
+def test_a_number_type_is_refused_for_llama_cpp(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["export", str(run), "--to", str(tmp_path / "out"), "--format", "gguf", "--dtype", "float16"]) == 2
+    assert "--dtype float16 is only for --format hf" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_card_describes_the_training(run: Path, tmp_path: Path):

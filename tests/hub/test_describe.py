@@ -111,10 +111,14 @@ def test_a_key_that_sends_a_llama_to_the_adapter_is_named(save_adapter) -> None:
 
 
 def test_a_sliding_window_is_named(save_adapter) -> None:
-    described = describe_model(save_adapter("starcoder2", sliding_window=32))
+    described = describe_model(save_adapter("starcoder2", sliding_window=2_048, max_position_embeddings=4_096))
     assert described.config
-    assert described.config.max_seq_len == 32
-    assert described.length_reason.startswith("its layers attend to 32 tokens (`sliding_window`)")
+    assert described.config.max_seq_len == 2_048
+    assert described.length_reason.startswith("its layers attend to 2,048 tokens (`sliding_window`)")
+    described = describe_model(save_adapter("starcoder2", sliding_window=32, max_position_embeddings=4_096))
+    assert described.config
+    assert described.config.max_seq_len == 4_096
+    assert any("fast kernels" in limit for limit in described.limits)
 
 
 def test_longrope_is_named(save_adapter) -> None:
@@ -160,10 +164,9 @@ def test_a_missing_template_is_said(folder: Path) -> None:
 
 
 def test_a_refused_model_has_exit_status_1(save_adapter, capsys) -> None:
-    folder = save_adapter("gemma2", attn_logit_softcapping=50.0, query_pre_attn_scalar=8)
-    status, lines = doctor(capsys, folder)
+    status, lines = doctor(capsys, save_adapter("lfm2", layer_types=["conv", "full_attention"]))
     assert status == 1
-    assert "a soft cap on attention scores" in lines["CANNOT BE USED"]
+    assert "carry a state from token to token" in lines["CANNOT BE USED"]
     assert "decoder" not in lines
 
 

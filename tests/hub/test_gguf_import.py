@@ -131,7 +131,7 @@ def test_an_imported_tokenizer_splits_text_as_the_file_says(make_folder, tmp_pat
 def test_an_unknown_split_is_refused_with_the_way_out(make_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("schoolhouse.export.gguf.split_of", lambda tokenizer: "abacus")
     write_gguf(make_folder("llama"), tmp_path / "model.gguf")
-    with pytest.raises(SchoolError, match="splits text as `abacus`.*--tokenizer"):
+    with pytest.raises(SchoolError, match="unknown value `abacus`.*--tokenizer"):
         import_gguf(tmp_path / "model.gguf", tmp_path)
     import_gguf(tmp_path / "model.gguf", tmp_path, tokenizer=tmp_path / "original")
     assert split_of(json.loads((tmp_path / "tokenizer.json").read_text())) == "qwen2"
@@ -142,7 +142,7 @@ def test_a_truncated_file_is_named(make_folder, tmp_path):
     content = (tmp_path / "model.gguf").read_bytes()
     for length in (0, 10, len(content) // 20):
         (tmp_path / "model.gguf").write_bytes(content[:length])
-        with pytest.raises(SchoolError, match=r"model\.gguf is no complete GGUF file"):
+        with pytest.raises(SchoolError, match=r"model\.gguf is not a complete GGUF file"):
             import_gguf(tmp_path / "model.gguf", tmp_path)
 
 

@@ -74,7 +74,9 @@ A, B = [5, 9, 13, 2, 60, 44, 3, 21, 8], [7, 7, 30, 1]
         ("phi3", {}),
         ("gemma3_text", {"head_dim": 12, "query_pre_attn_scalar": 3}),
         ("granite", {"attention_multiplier": 0.5, "residual_multiplier": 0.3, "logits_scaling": 8.0}),
-        ("gemma2", {"head_dim": 12, "attn_logit_softcapping": None, "final_logit_softcapping": 2.0}),
+        ("gemma2", {"head_dim": 12, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
+        ("gpt_oss", {"head_dim": 12, "num_local_experts": 4, "sliding_window": 3}),
+        ("gemma3_text", {"head_dim": 12, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}),
         ("cohere", {"logit_scale": 0.25}),
         ("stablelm", {"partial_rotary_factor": 0.5}),
         ("nemotron", {"head_dim": 12}),
@@ -103,13 +105,35 @@ def test_the_config_holds_the_sizes_of_the_model(tmp_path):
     assert (config.head_dim, config.model_type, config.max_seq_len) == (12, "olmo2", 64)
 
 
-def test_a_sliding_window_limits_the_sequence_length(tmp_path):
+def test_a_short_window_is_computed(tmp_path):
     save_hf_model("phi3", tmp_path, sliding_window=24)
-    assert load_adapter(tmp_path).config.max_seq_len == 24
+    config = load_adapter(tmp_path).config
+    assert (config.max_seq_len, config.plain_attention) == (64, False)
 
 
-def test_greedy_sampling_equals_that_of_transformers(tmp_path):
-    hf_model = save_hf_model("olmo2", tmp_path)
+def test_a_long_window_limits_the_sequence_length_and_keeps_the_fast_kernels(tmp_path):
+    save_hf_model("phi3", tmp_path, sliding_window=2048, max_position_embeddings=4096)
+    config = load_adapter(tmp_path).config
+    assert (config.max_seq_len, config.plain_attention) == (2048, True)
+
+
+def test_a_window_that_attention_is_not_told_limits_the_sequence_length(tmp_path, monkeypatch):
+    monkeypatch.setattr("schoolhouse.model.hf_adapter._rule", lambda options: None)
+    save_hf_model("phi3", tmp_path, sliding_window=24)
+    config = load_adapter(tmp_path).config
+    assert (config.max_seq_len, config.plain_attention) == (24, True)
+
+
+@pytest.mark.parametrize(
+    "model_type, changes",
+    [
+        ("olmo2", {}),
+        ("gemma2", {"head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 3}),
+        ("gpt_oss", {"head_dim": 12, "num_local_experts": 4, "sliding_window": 2}),
+    ],
+)
+def test_greedy_sampling_equals_that_of_transformers(tmp_path, model_type, changes):
+    hf_model = save_hf_model(model_type, tmp_path, **changes)
     problem = Problem("p", (Message("user", "?"),), "")
     prompts = [
         Rollout(problem, Key(0, "t", sample=i), tuple(ids), (False,) * len(ids), (NAN,) * len(ids))
@@ -150,8 +174,6 @@ def test_transformers_loads_a_saved_adapter_with_the_same_logits(tmp_path):
     "model_type, changes, reason",
     [
         ("gptj", {"n_embd": 48, "n_head": 4, "n_layer": 2, "rotary_dim": 4}, "computes attention in its own code"),
-        ("gemma2", {"head_dim": 12, "final_logit_softcapping": None}, "softcap"),
-        ("gpt_oss", {"head_dim": 12, "num_local_experts": 4}, "s_aux"),
         ("mamba", {}, "MambaMixer.*carry a state"),
         ("lfm2", {"layer_types": ["conv", "full_attention"]}, "Lfm2ShortConv.*carry a state"),
     ],

@@ -88,14 +88,14 @@ def test_steps_may_be_sampled_instead_of_proposed(scripted: Make, game: Game24, 
 
 
 def test_more_subtrees_than_first_thoughts_are_refused(scripted: Make, game: Game24):
-    with pytest.raises(SchoolError, match="needs 5 separate subtrees: set `samples`"):
+    with pytest.raises(SchoolError, match="`beam_width` asks for 5 separate subtrees: set `samples`"):
         search(scripted(player), game, kind="dvts", thoughts="sample", beam_width=5, samples=4)
 
 
 def test_a_task_that_proposes_nothing_says_what_to_use_instead(scripted: Make):
     task, policy = open_task("school:chain"), scripted(player)
     prompts = [policy.conversation.prompt_rollout(task.eval_problems(1)[0], Key(0, "t"))]
-    with pytest.raises(SchoolError, match="use thoughts=sample"):
+    with pytest.raises(SchoolError, match="set `thoughts` to sample"):
         solve(policy, task, prompts, Search(**TREE))
 
 
@@ -116,7 +116,7 @@ def test_a_vote_samples_as_many_answers_as_the_budget_pays_for(scripted: Make, g
 
 
 def test_a_budget_without_one_answer_is_refused(scripted: Make, game: Game24):
-    with pytest.raises(SchoolError, match="a budget of 10 tokens is too small for one answer of 48 tokens"):
+    with pytest.raises(SchoolError, match="budget of 10 tokens is too small, because one answer can cost 48 tokens"):
         search(scripted(player), game, kind="sample", budget=10)
 
 
@@ -158,7 +158,7 @@ def test_a_thought_may_be_forced_to_a_length_and_attempts_revised(scripted: Make
 
 @pytest.mark.parametrize("kind", ["budget_force", "revise"])
 def test_a_search_that_may_exceed_the_budget_is_refused(scripted: Make, game: Game24, kind: str):
-    with pytest.raises(SchoolError, match=f"{kind} can need .* tokens, but the budget is 60: raise the budget"):
+    with pytest.raises(SchoolError, match=f"{kind}` can need .* tokens, but the budget is 60 tokens: raise the budget"):
         search(scripted(player), game, kind=kind, budget=60)
 
 
@@ -190,8 +190,8 @@ def test_a_spec_names_a_search_and_its_options():
         ("python", "unknown search `python`"),
         ("tot?beam_widht=1", "unknown option `beam_widht`; did you mean `beam_width`"),
         ("tot?file=my.py", "unknown option `file`"),
-        ("tot?beam_width=0", "`beam_width`: input should be greater than 0"),
-        ("tot?step_aggregation=sum", "`step_aggregation`: input should be 'product', 'min', 'last' or 'mean'"),
+        ("tot?beam_width=0", "`beam_width` is `0`: it should be greater than 0"),
+        ("tot?step_aggregation=sum", "`step_aggregation` is `sum`: it should be 'product', 'min', 'last' or 'mean'"),
     ],
 )
 def test_a_wrong_spec_is_refused(spec: str, message: str):

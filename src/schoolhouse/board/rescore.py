@@ -1,7 +1,7 @@
 """Log-probabilities and entropies of recorded samples under a checkpoint of their run, computed on request.
 
-Under the checkpoint that sampled them, the entropy shows where the policy was uncertain. Under a later checkpoint, the
-log-probabilities show what the policy has learned since then.
+Under the checkpoint that sampled a rollout, the entropy shows where the policy was uncertain. Under a later checkpoint,
+the log-probabilities show what the policy has learned since then.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def nearest_checkpoint(steps: Sequence[int], policy_version: int) -> int:
-    """The last checkpoint that is not later than a policy version. If all are later, the first checkpoint.
+    """The step of the last checkpoint that is not later than `policy_version`, or the first step if all are later.
 
-    steps  at least one step, in ascending order
+    steps  the steps of at least one checkpoint, in ascending order.
     """
     return steps[max(0, bisect_right(steps, policy_version) - 1)]
 
 
 def rescore(run: Path, checkpoint: int, rows: Sequence[dict[str, Any]]) -> list[list[TokenScore]]:
-    """The score of each token of each rollout, at the run's temperature.
+    """The log-probability and entropy of each token of each rollout, at the run's temperature.
 
     Raises SchoolError for a missing checkpoint.
     """
     folder = next((one for one in list_checkpoints(run / "checkpoints") if int(one.name) == checkpoint), None)
     if folder is None:
         kept = ", ".join(map(str, checkpoint_steps(run))) or "none"
-        raise SchoolError(f"{run.name} has no checkpoint of step {checkpoint}; kept: {kept}")
+        raise SchoolError(f"{run.name} has no checkpoint of step {checkpoint}; choose one of the kept steps: {kept}")
     rollouts = [_rollout(row) for row in rows]
     with _rescoring:
         policy = _load(str(folder), folder.stat().st_mtime)
@@ -60,7 +60,7 @@ def rescore(run: Path, checkpoint: int, rows: Sequence[dict[str, Any]]) -> list[
 
 
 def _temperature(run: Path) -> float:
-    """The sampling temperature of the run; 1 for greedy sampling and for a recipe without this option."""
+    """The sampling temperature of the run; 1 for greedy sampling or a recipe without a sampling temperature."""
     sampling = read_config(run / "config.yaml").get("sampling") or {}
     return float(sampling.get("temperature", 1.0)) or 1.0
 

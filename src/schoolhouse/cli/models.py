@@ -1,4 +1,4 @@
-"""`school pull` and `school import`: models of others become folders that every other command reads."""
+"""The commands `school pull` and `school import` make model folders, which all other commands can read."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def import_model(args: Sequence[str]) -> None:
     if c is None:
         return
     if c.to.exists() and any(c.to.iterdir() if c.to.is_dir() else [c.to]):
-        raise SchoolError(f"{c.to} is not empty: give a new folder with --to")
+        raise SchoolError(f"the folder {c.to} is not empty; give a new folder with --to")
     from schoolhouse.hub.gguf_import import import_gguf
 
     existed = c.to.exists()

@@ -1,4 +1,4 @@
-"""Write a model as GGUF, for llama.cpp.
+"""Write a model as a GGUF file, which llama.cpp can read.
 
 H heads, D head width, C width.
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from schoolhouse.model.config import ModelConfig
 
 BLOCK_SIZE = 32
-"""Numbers that share a scale in Q8_0."""
+"""The number of values that share one scale in the format Q8_0."""
 
 _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""model_type -> the name of the architecture in GGUF."""
+"""This table gives the name of the architecture in GGUF for a model_type."""
 
 Json = Mapping[str, Any]
 
@@ -33,13 +33,14 @@ Json = Mapping[str, Any]
 def write_gguf(source: Path, path: Path, int8: bool = False) -> None:
     """Write a model folder as one file for llama.cpp.
 
-    int8  write matrices in blocks of 8-bit numbers (Q8_0)
-    Raises SchoolError if the architecture or the tokenizer is not one of those that this function writes.
+    `int8`: if true, matrices are written in blocks of 8-bit numbers (the format Q8_0).
+
+    Raises SchoolError if GGUF files cannot be written for this architecture or for this tokenizer.
     """
     try:
         import gguf
     except ImportError as error:
-        raise SchoolError("GGUF needs the extra `release`: run pip install 'schoolhouse[release]'") from error
+        raise SchoolError("to write GGUF, install the extra `release`: pip install 'schoolhouse[release]'") from error
     from schoolhouse.data.chat import Conversation
     from schoolhouse.model.config import parse_model_config
     from schoolhouse.model.folder import read_weights
@@ -48,8 +49,8 @@ def write_gguf(source: Path, path: Path, int8: bool = False) -> None:
     architecture = _ARCHITECTURES.get(str(hf_config.get("model_type")))
     if architecture is None:
         raise SchoolError(
-            f"{source} is a {hf_config.get('model_type')} model, and GGUF is written for {', '.join(_ARCHITECTURES)}: "
-            "export it with --format hf, and convert it with llama.cpp's own script"
+            f"{source} is a {hf_config.get('model_type')} model, but only {', '.join(_ARCHITECTURES)} models can be "
+            "written as GGUF: export the model with --format hf, and convert it with llama.cpp's own script"
         )
     config = parse_model_config(hf_config, str(source / "config.json"))
     writer = gguf.GGUFWriter(path, architecture)
@@ -79,7 +80,7 @@ def write_gguf(source: Path, path: Path, int8: bool = False) -> None:
     for name, tensor in weights.items():
         gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if gguf_name is None:
-            raise SchoolError(f"{source}: GGUF has no name for `{name}`")
+            raise SchoolError(f"cannot write {source} as GGUF: the format has no name for the tensor `{name}`")
         array: np.ndarray = tensor.float().numpy()
         projection = name.split(".")[-2]
         if architecture == "llama" and projection in heads:
@@ -96,13 +97,13 @@ def write_gguf(source: Path, path: Path, int8: bool = False) -> None:
 
 
 def _pair_neighbours(array: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder the rows of a projection [H * D, ...]: llama.cpp rotates neighbours where transformers rotates halves."""
+    """Reorder the rows of a projection [H * D, ...], because llama.cpp rotates pairs of neighbouring rows."""
     by_half = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
     return np.ascontiguousarray(by_half.swapaxes(1, 2)).reshape(array.shape)
 
 
 def _write_rope_scaling(gguf: Any, writer: Any, config: ModelConfig) -> None:
-    """The scaling of rotary frequencies. The type `llama3` is a table of factors [D / 2]."""
+    """Write the scaling of rotary frequencies. GGUF stores the type `llama3` as a table of factors [D / 2]."""
     from schoolhouse.model.rope import rope_frequencies
 
     scaling = config.rope_scaling
@@ -117,12 +118,14 @@ def _write_rope_scaling(gguf: Any, writer: Any, config: ModelConfig) -> None:
         writer.add_rope_scaling_factor(float(scaling.get("factor") or config.max_position_embeddings / original))
         if kind == "yarn":
             if scaling.keys() - {"rope_type", "factor", "original_max_position_embeddings"}:
-                raise SchoolError(f"GGUF is written for YaRN with default settings, not for {dict(scaling)}")
+                raise SchoolError(
+                    f"YaRN can be written as GGUF only with its default settings, and this model has {dict(scaling)}"
+                )
             writer.add_rope_scaling_orig_ctx_len(original)
 
 
 def _write_vocabulary(gguf: Any, writer: Any, source: Path, config: Json, conversation: Conversation) -> None:
-    """Tokens, their types, merges or scores, the ids with a role, and the chat template."""
+    """Write tokens, token types, merges or scores, special ids and the chat template."""
     tokenizer = read_json(source / "tokenizer.json")
     vocab_size = int(config["vocab_size"])
     added = {entry["id"]: entry for entry in tokenizer["added_tokens"]}
@@ -137,7 +140,7 @@ def _write_vocabulary(gguf: Any, writer: Any, source: Path, config: Json, conver
         split = split_of(tokenizer)
         if split is None:
             raise SchoolError(
-                f"{source / 'tokenizer.json'} splits text in a way for which GGUF has no name that is known here: "
+                f"{source / 'tokenizer.json'} splits text in a way that has no known name in GGUF: "
                 "export the model with --format hf, and convert it with llama.cpp's own script"
             )
         writer.add_tokenizer_model("gpt2")
@@ -168,6 +171,6 @@ def _token_type(gguf: Any, token_id: int, words: Mapping[int, str], added: Mappi
 
 
 def _adds_space(tokenizer: Json) -> bool:
-    """Whether a SentencePiece tokenizer puts a blank before a text."""
+    """Return whether a SentencePiece tokenizer puts a blank before a text."""
     normalizer, pre_tokenizer = str(tokenizer.get("normalizer")), str(tokenizer.get("pre_tokenizer"))
     return "Prepend" in normalizer or "'prepend_scheme': 'first'" in pre_tokenizer or "'always'" in pre_tokenizer

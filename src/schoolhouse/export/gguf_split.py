@@ -1,4 +1,4 @@
-"""How a byte-level BPE splits text before it merges bytes: the names in GGUF files, the splits in tokenizer.json."""
+"""Names for the ways in which byte-level BPE tokenizers split text: in GGUF files, and in tokenizer.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPLITS = {
 
 
 def split_of(tokenizer_json: Mapping[str, Any]) -> str | None:
-    """The value of `tokenizer.ggml.pre` for a tokenizer.json with byte-level BPE; None if it is not known.
+    """Return the value of `tokenizer.ggml.pre` for a tokenizer.json, or None if the value is unknown.
 
     The tokenizers of this package split text as Qwen2 does, except for rare pieces after an apostrophe.
     """

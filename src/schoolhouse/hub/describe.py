@@ -127,15 +127,17 @@ def describe_model(name: Path | str) -> ModelDescription:
         "" if decoder is None else _length_reason(config, decoder.config),
         template,
         memory,
-        () if decoder is None or isinstance(decoder, Decoder) else _ADAPTER_LIMITS,
+        () if decoder is None else tuple(_limits(isinstance(decoder, Decoder), decoder.config)),
         tuple(problems),
     )
 
 
-_ADAPTER_LIMITS = (
-    "`activation_checkpointing` needs the own decoder",
-    "GGUF export needs the own decoder",
-)
+def _limits(own: bool, config: ModelConfig) -> Iterator[str]:
+    if not own:
+        yield "`activation_checkpointing` needs the own decoder"
+        yield "GGUF export needs the own decoder"
+    if not config.plain_attention:
+        yield "the fast kernels compute plain attention only: a layer has a window, a soft cap or attention sinks"
 
 
 def _decoder_reason(config: Mapping[str, object], own: bool) -> str:
@@ -157,8 +159,8 @@ def _list(keys: list[str], most: int = 3) -> str:
 
 
 _LENGTH_REASONS = {  # key of config.json: why a longer sequence is not computed exactly
-    "sliding_window": "its layers attend to {} tokens (`sliding_window`), and our cache has no window",
-    "attention_chunk_size": "its layers attend within {} tokens (`attention_chunk_size`), and our cache has no chunks",
+    "sliding_window": "its layers attend to {} tokens (`sliding_window`); only shorter windows are computed",
+    "attention_chunk_size": "its layers attend within {} tokens (`attention_chunk_size`)",
     "original_max_position_embeddings": "its rotary frequencies change above {} tokens (longrope)",
 }
 

@@ -1,8 +1,8 @@
-"""Turn a GGUF file, as llama.cpp, LM Studio and Ollama use it, into a model folder in Hugging Face format.
+"""Convert a GGUF file to a model folder in Hugging Face format. llama.cpp, LM Studio and Ollama use GGUF files.
 
-The architectures that `school export` writes are read here, the others by transformers. The file's key
-`tokenizer.ggml.pre` decides how text is split before tokenization: transformers does not read this key.
-D head width, H heads.
+This module reads the architectures that `school export` can write. transformers reads the other architectures. The key
+`tokenizer.ggml.pre` of the file says how text is split before tokenization. transformers ignores this key.
+The shapes use these letters: D head width, H heads.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 
 def import_gguf(path: Path, folder: Path, tokenizer: Path | None = None) -> None:
-    """Write the model of a GGUF file to `folder`: config, float32 weights, tokenizer, chat template, stop ids.
+    """Write the model of a GGUF file to a folder: config, float32 weights, tokenizer, chat template, stop ids.
 
-    tokenizer  a folder whose tokenizer files are taken, for a file whose own tokenizer cannot be read
-    Raises SchoolError if the file is damaged, or if transformers does not read its architecture.
+    `tokenizer`: a folder with the tokenizer of the original model. It replaces the tokenizer of the file.
+
+    Raises SchoolError if the file is damaged, or if transformers cannot read its architecture.
     """
     reader = _open(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,23 +57,23 @@ def _open(path: Path) -> GGUFReader:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise SchoolError("GGUF needs the extra `release`: run pip install 'schoolhouse[release]'") from error
+        raise SchoolError("to read GGUF, install the extra `release`: pip install 'schoolhouse[release]'") from error
     if not path.is_file():
         raise SchoolError(f"{path} is not a file; give a .gguf file")
     try:
         return GGUFReader(path)
     except Exception as error:  # the library raises what a damaged number leads to
-        raise SchoolError(f"{path} is no complete GGUF file ({error}); download it again") from error
+        raise SchoolError(f"{path} is not a complete GGUF file ({error}); download the file again") from error
 
 
 def _field(reader: GGUFReader, name: str) -> Any:
-    """The value of a key of the file; None if the file does not have this key."""
+    """Return the value of a key, or None if the file does not have the key."""
     field = reader.get_field(name)
     return None if field is None else field.contents()
 
 
 def _read_decoder(path: Path, reader: GGUFReader) -> Decoder | None:
-    """The model of a file, if our decoder has its architecture and exactly its weights."""
+    """Return the model of the file, or None if `Decoder` does not have the same architecture and weights."""
     import gguf
 
     architecture = _field(reader, "general.architecture")
@@ -97,8 +98,8 @@ def _read_decoder(path: Path, reader: GGUFReader) -> Decoder | None:
         array = gguf.quants.dequantize(tensors[gguf_name].data, tensors[gguf_name].tensor_type)
         if array.shape != tuple(parameter.shape):
             raise SchoolError(
-                f"{path}: `{gguf_name}` is {list(array.shape)}, and by the keys of the file it should be "
-                f"{list(parameter.shape)}; the file is damaged: download it again"
+                f"{path} is damaged: the tensor `{gguf_name}` has the shape {list(array.shape)}, but the keys of the "
+                f"file require {list(parameter.shape)}; download the file again"
             )
         if architecture == "llama" and (projection := name.split(".")[-2]) in heads:
             array = _pair_halves(array, heads[projection])
@@ -107,12 +108,12 @@ def _read_decoder(path: Path, reader: GGUFReader) -> Decoder | None:
 
 
 def _model_config(path: Path, reader: GGUFReader, model_type: str, tied: bool) -> ModelConfig:
-    """The sizes and the rotary embedding of a model, from the keys of the file."""
+    """Read the sizes and the rotary embedding of the model from the keys of the file."""
 
     def key(name: str, default: Any = None) -> Any:
         value = _field(reader, f"{model_type}.{name}")
         if value is None and default is None:
-            raise SchoolError(f"{path} has no key `{model_type}.{name}`; the file is damaged: download it again")
+            raise SchoolError(f"{path} is damaged: the key `{model_type}.{name}` is missing; download the file again")
         return default if value is None else value
 
     scaling: dict[str, Any] = {}
@@ -142,9 +143,10 @@ def _model_config(path: Path, reader: GGUFReader, model_type: str, tied: bool) -
 
 
 def _llama3_scaling(path: Path, config: ModelConfig, factors: Tensor) -> dict[str, Any]:
-    """The scaling of Llama 3.1 that gives these divisors [D / 2] of the frequencies, with its usual turns 1 and 4.
+    """Return the Llama 3.1 scaling that divides the rotary frequencies by these factors [D / 2].
 
-    Raises SchoolError if no such scaling gives them.
+    The scaling has `low_freq_factor` 1 and `high_freq_factor` 4, as in all Llama models. Raises SchoolError if no such
+    scaling gives the factors.
     """
     plain, _ = rope_frequencies(config.head_dim, config.rope_theta, {}, config.max_position_embeddings)
     factor = float(factors.max())
@@ -164,7 +166,7 @@ def _llama3_scaling(path: Path, config: ModelConfig, factors: Tensor) -> dict[st
 
 
 def _pair_halves(array: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder the rows of a projection [H * D, ...]: transformers rotates halves where llama.cpp rotates neighbours."""
+    """Reorder the rows of a projection [H * D, ...], because transformers rotates the two halves of a head."""
     by_pair = array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:])
     return by_pair.swapaxes(1, 2).reshape(array.shape)
 
@@ -186,9 +188,11 @@ def _convert_by_transformers(path: Path, folder: Path, architecture: str) -> Non
         reason = f"its architecture is `{architecture}`, and transformers reads {names}"
         if architecture in GGUF_SUPPORTED_ARCHITECTURES:
             reason = f"{type(error).__name__}: {error}"
-        raise SchoolError(f"{path} cannot be read as a model ({reason}); use its Hugging Face folder") from error
+        raise SchoolError(
+            f"{path} cannot be read as a model ({reason}); use the Hugging Face folder of this model"
+        ) from error
     if missing := sorted(info["missing_keys"]):
-        raise SchoolError(f"{path} lacks weights: {', '.join(missing[:4])}; download it again")
+        raise SchoolError(f"{path} does not contain these weights: {', '.join(missing[:4])}; download the file again")
     del model.config.quantization_config  # the numbers are float32 now
     model.hf_quantizer = None
     model.save_pretrained(folder)
@@ -202,8 +206,8 @@ def _save_tokenizer(path: Path, folder: Path, reader: GGUFReader) -> None:
     kind, split = _field(reader, "tokenizer.ggml.model"), _field(reader, "tokenizer.ggml.pre")
     if kind == "gpt2" and split not in SPLITS:
         raise SchoolError(
-            f"{path} splits text as `{split}` (tokenizer.ggml.pre), which is not known here; download the tokenizer of "
-            "the original model, and name its folder with --tokenizer"
+            f"{path} has the unknown value `{split}` in `tokenizer.ggml.pre`, so it is unclear how text is split; "
+            "download the tokenizer of the original model, and give its folder with --tokenizer"
         )
     load: Any = AutoTokenizer.from_pretrained  # its annotation says that it may return None
     try:
@@ -211,7 +215,7 @@ def _save_tokenizer(path: Path, folder: Path, reader: GGUFReader) -> None:
     except Exception as error:  # as above
         raise SchoolError(
             f"{path} has a tokenizer that cannot be read ({error}); download the tokenizer of the original model, and "
-            "name its folder with --tokenizer"
+            "give its folder with --tokenizer"
         ) from error
     if kind == "gpt2":
         _set_split(tokenizer, SPLITS[split])
@@ -225,7 +229,7 @@ def _save_tokenizer(path: Path, folder: Path, reader: GGUFReader) -> None:
 
 
 def _set_split(tokenizer: PreTrainedTokenizerBase, split: str) -> None:
-    """Replace the way in which a byte-level BPE splits text before it merges bytes."""
+    """Set how a byte-level BPE tokenizer splits text before it merges bytes."""
     from tokenizers import Regex, decoders, pre_tokenizers
 
     as_gpt2 = split in (DIGITS, GPT2)
@@ -240,7 +244,7 @@ def _set_split(tokenizer: PreTrainedTokenizerBase, split: str) -> None:
 
 
 def _save_generation_config(folder: Path, reader: GGUFReader) -> None:
-    """All ids that end a reply: `eos` ends a text, `eot` ends a turn, `eom` ends a message."""
+    """Write the ids of all tokens that end a reply: the end of a text, of a turn and of a message."""
     ids = [_field(reader, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     stops = list(dict.fromkeys(int(token) for token in ids if token is not None))
     content = {"eos_token_id": stops, "bos_token_id": _field(reader, "tokenizer.ggml.bos_token_id")}

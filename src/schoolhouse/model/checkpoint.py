@@ -24,8 +24,8 @@ def load_decoder(folder: Path) -> Decoder | HFAdapter:
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise SchoolError(
-            f"{path}: the weights are quantized (`quantization_config`: {method}); use the original model, or a GGUF "
-            "file with `school import`"
+            f"{path}: the weights are quantized with {method} (key `quantization_config`); use the original model, or "
+            "convert a GGUF file of this model with `school import`"
         )
     try:
         ours = _is_ours(config)
@@ -41,7 +41,7 @@ def load_decoder(folder: Path) -> Decoder | HFAdapter:
 
 
 def _is_ours(config: dict[str, object]) -> bool:
-    """Whether our decoder computes what this config.json says. Keys that we do not know are tried, not refused."""
+    """Return whether `Decoder` can compute this model. For unknown keys, the logits of a small model are compared."""
     if unsupported_keys(config):
         return False
     if not unknown_keys(config):
@@ -78,7 +78,7 @@ def _fill(decoder: Decoder, weights: dict[str, Tensor], folder: Path) -> Decoder
 
 
 def save_decoder(decoder: Decoder | HFAdapter, folder: Path, eos_id: int | None, pad_id: int | None) -> None:
-    """Write config.json and model.safetensors. transformers 4 and 5 can load the folder."""
+    """Write config.json and model.safetensors. transformers 4 and transformers 5 can load the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(decoder, Decoder):
         weights = {name: parameter.detach().cpu().contiguous() for name, parameter in decoder.named_parameters()}

@@ -1,4 +1,4 @@
-"""The configuration of our decoder, read from the config.json of a Hugging Face folder and written to one."""
+"""Read the configuration of `Decoder` from a Hugging Face config.json, and write it to a config.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schoolhouse.types import SchoolError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The configuration of a decoder, under the names of a Hugging Face config.json."""
+    """The configuration of a decoder. The fields have the names of the keys in a Hugging Face config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -30,6 +30,7 @@ class ModelConfig:
     qk_norm: bool = True
     sliding_window: int | None = None  # limits the sequence length; within the window, attention is full
     rope_scaling: Mapping[str, Any] = field(default_factory=dict)  # rope_type and its keys; empty: the default type
+    plain_attention: bool = True  # False if a layer has a window, a soft cap or sinks, which the fast kernels lack
 
     @property
     def max_seq_len(self) -> int:
@@ -80,7 +81,7 @@ _ROPE = {"rope_parameters", "rope_scaling", "rope_theta"}
 
 
 def unsupported_keys(config: Mapping[str, object]) -> list[str]:
-    """The keys of a config.json whose values our decoder does not implement, each as `key: value`."""
+    """List the keys of a config.json whose values `Decoder` does not implement. An entry has the form `key: value`."""
     model_type = str(config.get("model_type"))
     if model_type not in ARCHITECTURES:
         return [f"model_type: {model_type}"]
@@ -104,18 +105,18 @@ def unsupported_keys(config: Mapping[str, object]) -> list[str]:
 
 
 def unknown_keys(config: Mapping[str, object]) -> list[str]:
-    """The keys of a config.json of which it is unknown whether they change what a forward pass computes."""
+    """List the keys of a config.json that may change the forward pass in an unknown way."""
     known = {*_SIZES, *_INERT, *_SUPPORTED_VALUES, *_ROPE, "sliding_window", "layer_types"}
     return [key for key, value in config.items() if key not in known and value is not None]
 
 
 def parse_model_config(config: Mapping[str, object], source: str = "config.json") -> ModelConfig:
-    """The configuration in a config.json. Raises SchoolError if a value cannot be right or is not implemented.
+    """Parse a config.json. Raises SchoolError if a value is impossible or not implemented.
 
-    source  the name of the file, for errors
+    `source`: the name of the file, for error messages.
     """
     if unsupported := unsupported_keys(config):
-        raise SchoolError(f"{source}: our decoder does not implement `{unsupported[0]}`")
+        raise SchoolError(f"{source}: the decoder of this package does not implement `{unsupported[0]}`")
     for key in _SIZES:
         value = config.get(key)
         if value is None and key in _REQUIRED:
@@ -152,9 +153,10 @@ def parse_model_config(config: Mapping[str, object], source: str = "config.json"
 
 
 def _rope_scaling(config: Mapping[str, object]) -> dict[str, Any]:
-    """`rope_type` and the keys that change its frequencies. Empty for the default type.
+    """Return `rope_type` and the keys that change rotary frequencies, or an empty mapping for the default type.
 
-    transformers 5 writes `rope_parameters`, transformers 4 writes `rope_scaling`, and old files say `type`.
+    transformers 5 writes the key `rope_parameters`. transformers 4 writes the key `rope_scaling`. Old files contain
+    `type` instead of `rope_type`.
     """
     for key in ("rope_parameters", "rope_scaling"):
         rope = config.get(key) or {}
@@ -173,7 +175,7 @@ def _rope_scaling(config: Mapping[str, object]) -> dict[str, Any]:
 
 
 def model_config_to_json(config: ModelConfig) -> dict[str, object]:
-    """The contents of a config.json that transformers 4 and 5 read."""
+    """Return the contents of a config.json that transformers 4 and transformers 5 can read."""
     sizes = {key: value for key, value in asdict(config).items() if key in _SIZES}
     architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[config.model_type]
     window = {"sliding_window": config.sliding_window} if config.model_type == "mistral" else {}

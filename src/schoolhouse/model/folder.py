@@ -1,4 +1,4 @@
-"""The files of a model folder in Hugging Face format: JSON, safetensors, and the config.json of a saved model."""
+"""Read the JSON files and the weights of a model folder in Hugging Face format, and write its config.json."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a model folder. Raises SchoolError; the message names the file."""
+    """Read all tensors of a model folder. Raises SchoolError; the message names the file."""
     weights: dict[str, Tensor] = {}
     for path in weight_paths(folder):
         weights.update((_read_safetensors if path.suffix == ".safetensors" else _read_pickled)(path))
@@ -37,7 +37,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def weight_paths(folder: Path) -> list[Path]:
-    """The files of the weights: of safetensors, or else of pytorch_model.bin. An index lists several files."""
+    """Find the files of the weights: safetensors files, or pytorch_model.bin if there are none."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if not index.exists() and not (folder / name).exists():
@@ -50,7 +50,9 @@ def weight_paths(folder: Path) -> list[Path]:
             names = sorted({str(shard) for shard in weight_map.values()})
         for shard in names:
             if not (folder / shard).is_file():
-                raise SchoolError(f"{folder / shard} is missing; the index names this file: copy it too")
+                raise SchoolError(
+                    f"{folder / shard} is missing, but the index lists this file; copy the file to the folder"
+                )
         return [folder / shard for shard in names]
     raise SchoolError(
         f"{folder / 'model.safetensors'} is missing; a model folder holds its weights in model.safetensors or "
@@ -67,7 +69,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
-    """`weights_only` keeps the file from running code."""
+    """Read a file of torch.save. The option `weights_only` prevents that code in the file runs."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -79,9 +81,9 @@ _ROPE_TYPES_OF_TRANSFORMERS_4 = ("default", "linear", "dynamic", "yarn", "longro
 
 
 def write_config(folder: Path, config: Mapping[str, Any], eos_id: int | None, pad_id: int | None) -> None:
-    """Write config.json so that transformers 4 and 5 read the same model.
+    """Write a config.json from which transformers 4 and transformers 5 load the same model, with float32 weights.
 
-    Keys of the original config.json stay, also those that only another program reads. The weights are in float32.
+    All keys of the original config.json are kept, also keys that only other programs read.
     """
     tokens = {"eos_token_id": eos_id, "pad_token_id": pad_id, "bos_token_id": None}
     kept = {key: value for key, value in config.items() if key in tokens and value is not None}
@@ -91,9 +93,9 @@ def write_config(folder: Path, config: Mapping[str, Any], eos_id: int | None, pa
 
 
 def _rope_of_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that say to transformers 4 what `rope_parameters` says to transformers 5.
+    """Return the keys with which transformers 4 reads the values of `rope_parameters`, a key of transformers 5.
 
-    Without these keys, transformers 4 takes `rope_theta: 10000`, and the model writes wrong text.
+    Without these keys, transformers 4 uses `rope_theta: 10000`, and the model generates wrong text.
     """
     rope = config.get("rope_parameters")
     if not isinstance(rope, Mapping):

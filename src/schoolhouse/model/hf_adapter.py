@@ -1,14 +1,18 @@
-"""Other transformers decoders with the interface of `Decoder`. They use their own layers, but our attention. At load
-time, the adapter compares the logits with those of the model's own attention.
+"""An adapter that gives other transformers decoders the interface of `Decoder`.
 
-N tokens of a batch, S sequences, V vocabulary, C width, H query heads, K key heads, D head width.
+The model keeps its own layers, but uses the attention of this package. When a model is loaded, its logits are compared
+with the logits of the model's own attention.
+
+In the shapes of tensors, N is the number of tokens of a batch, S the number of sequences, V the vocabulary size, and C
+the width. H is the number of query heads, K the number of key heads, and D the head width.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -21,56 +25,73 @@ from torch import Tensor, nn
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.decoder import AttentionContext
 from schoolhouse.model.folder import read_json
-from schoolhouse.model.kv_cache import PackedAttention
+from schoolhouse.model.kv_cache import AttentionRule, PackedAttention, SlotKVCache
 from schoolhouse.model.parity import LOGIT_TOLERANCE, logit_difference, magnified, probe_tokens
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_UNSUPPORTED = {  # arguments of attention that an attention context does not implement
-    "softcap": "a soft cap on attention scores",
-    "s_aux": "attention sinks",
-    "position_bias": "a bias for positions",
-}
+_LONG_WINDOW = 2048
+"""A sliding window of this size or more limits the length of sequences: only plain attention has fast kernels."""
+
+_PROBE_WINDOW = 4
+"""The size of sliding windows while logits are compared. The sequences of the comparison are longer."""
+
 _STATEFUL = re.compile("(Mamba|Conv1d|ShortConv|SSM|Recurrent|GatedDelta|LinearAttention|LightningAttention|Rwkv|LSTM)")
-"""Names of layers that carry a state from token to token."""
+"""The class names of layers that carry a state from one token to the next."""
 
 
 class _ForwardPass:
-    """The attention context of one forward pass. transformers calls attention once for each layer, in order."""
+    """The attention context of one forward pass, and the number of the current layer.
+
+    transformers calls the attention function once for each layer, in the order of the layers.
+    """
 
     def __init__(self, context: AttentionContext) -> None:
         self.context, self.layer = context, 0
+        self.rules: list[AttentionRule] = []
 
-    def attend(self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
-        self.layer += 1
-        return self.context.attend(self.layer - 1, q_NHD, k_NKD, v_NKD)
+    def attend(self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: AttentionRule | None) -> Tensor:
+        layer, self.layer = self.layer, self.layer + 1
+        if rule is None:
+            return self.context.attend(layer, q_NHD, k_NKD, v_NKD)
+        self.rules.append(rule)
+        if type(self.context) not in (PackedAttention, SlotKVCache):
+            raise ValueError(f"{type(self.context).__name__} computes plain attention only")
+        context: Any = self.context
+        return context.attend_by_rule(layer, q_NHD, k_NKD, v_NKD, rule)
 
 
 _current_pass: ContextVar[_ForwardPass] = ContextVar("_current_pass")
-"""Not every model hands extra arguments down to its attention, so the attention context takes this way."""
+"""The current forward pass. Some models do not pass extra arguments to their attention function."""
 
 
 def _attention_forward(
     module: nn.Module, q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor, mask: object = None, **options: Any
 ) -> tuple[Tensor, None]:
     """transformers calls this attention function. The attention context decides which keys a query attends to."""
-    for name, part in _UNSUPPORTED.items():
-        if options.get(name) is not None:
-            raise SchoolError(f"its attention has {part} (`{name}`), which ours does not have; use another model")
+    if options.get("position_bias") is not None:
+        raise SchoolError("its attention has a bias for positions, which ours does not have; use another model")
     key_dim, value_dim = q_1HND.shape[-1], v_1KND.shape[-1]
     head_dim = max(key_dim, value_dim)
     scale = options.get("scaling")
     # An attention context divides by sqrt(D), and all its heads have the same width.
     q_1HND = q_1HND * ((key_dim**-0.5 if scale is None else scale) * head_dim**0.5)
     k_1KND = k_1KND.to(v_1KND.dtype)  # as in our own decoder
-    qkv = (F.pad(x, (0, head_dim - x.shape[-1]))[0].transpose(0, 1).contiguous() for x in (q_1HND, k_1KND, v_1KND))
-    return _current_pass.get().attend(*qkv)[None, ..., :value_dim], None
+    q, k, v = (F.pad(x, (0, head_dim - x.shape[-1]))[0].transpose(0, 1).contiguous() for x in (q_1HND, k_1KND, v_1KND))
+    return _current_pass.get().attend(q, k, v, _rule(options))[None, ..., :value_dim], None
+
+
+def _rule(options: Mapping[str, Any]) -> AttentionRule | None:
+    """Return the attention rule of a layer, or None if its attention is plain."""
+    window, softcap, sinks = (options.get(name) for name in ("sliding_window", "softcap", "s_aux"))
+    window = window if window is not None and window < _LONG_WINDOW else None
+    return None if window is softcap is sinks is None else AttentionRule(window, softcap, sinks)
 
 
 class _BaseOutput:
-    """What a base model returns, with nothing in it but hidden states."""
+    """The output of a base model. It contains only hidden states."""
 
     def __init__(self, hidden_1NC: Tensor) -> None:
         self.last_hidden_state = hidden_1NC
@@ -83,11 +104,11 @@ class _BaseOutput:
 
 
 class _GivenHidden(nn.Module):
-    """Takes the place of a base model: returns the hidden states that were passed as `inputs_embeds`."""
+    """A replacement for a base model. It returns the hidden states that were passed as `inputs_embeds`."""
 
     @property
     def decoder(self) -> nn.Module:
-        """OPT calls the decoder within its base model."""
+        """The head of OPT calls `decoder`, a part of its base model."""
         return self
 
     def forward(self, *args: object, inputs_embeds: Tensor, **options: object) -> _BaseOutput:
@@ -95,7 +116,10 @@ class _GivenHidden(nn.Module):
 
 
 class HFAdapter(nn.Module):
-    """A transformers model with the interface of `Decoder`. It maps tokens [N] at positions [N] to states [N, C]."""
+    """A transformers model with the interface of `Decoder`.
+
+    The model maps tokens [N] at positions [N] to hidden states [N, C].
+    """
 
     def __init__(self, hf_model: PreTrainedModel, config: ModelConfig) -> None:
         super().__init__()
@@ -103,28 +127,35 @@ class HFAdapter(nn.Module):
         self.hf_config: Mapping[str, object] = {}  # the config.json that this model was loaded from
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext) -> Tensor:
+        return self.run(tokens_N, positions_N, context)[0]
+
+    def run(
+        self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext
+    ) -> tuple[Tensor, list[AttentionRule]]:
+        """Compute the hidden states [N, C]. Also return the rules of the layers whose attention is not plain."""
         base_model: Any = self.hf_model.base_model
-        token = _current_pass.set(_ForwardPass(context))
+        this_pass = _ForwardPass(context)
+        token = _current_pass.set(this_pass)
         try:
             output = base_model(input_ids=tokens_N[None], position_ids=positions_N[None], use_cache=False)
         finally:
             _current_pass.reset(token)
-        return output.last_hidden_state[0]
+        return output.last_hidden_state[0], this_pass.rules
 
     def project(self, hidden_NC: Tensor) -> Tensor:
-        """Logits [N, V]. The model's own code computes them, because some models scale or cap their logits."""
+        """Compute logits [N, V] with the model's own code, because some models scale or cap their logits."""
         head: Any = copy.copy(self.hf_model)
         head._modules = {**self.hf_model._modules, self.hf_model.base_model_prefix: _GivenHidden()}
         return head(inputs_embeds=hidden_NC[None], use_cache=False).logits[0]
 
     def save(self, folder: Path) -> dict[str, object]:
-        """Write the weights in Hugging Face format. Returns the contents of config.json."""
+        """Write the weights in Hugging Face format, and return the contents of config.json."""
         self.hf_model.save_pretrained(folder)
         return {**self.hf_config, **read_json(folder / "config.json")}
 
 
 def load_adapter(folder: Path) -> HFAdapter:
-    """The model of a folder with any model_type, in float32.
+    """Load the model of a folder with any `model_type`, in float32.
 
     Raises SchoolError if transformers cannot load the folder completely. Also raises SchoolError if the logits with our
     attention differ from the logits with the model's own attention: the model then needs a part that our attention
@@ -158,7 +189,7 @@ def load_adapter(folder: Path) -> HFAdapter:
 
 
 def _load_hf_model(folder: Path) -> PreTrainedModel:
-    """The model in float32, in evaluation mode, with its own attention. The code of a folder is never run."""
+    """Load the model in float32 with its own attention. Python code from the folder is never run."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -189,16 +220,50 @@ def _load_hf_model(folder: Path) -> PreTrainedModel:
 
 
 def _stateful_layers(hf_model: nn.Module) -> str:
-    """The class names of layers that carry a state from token to token, or an empty text."""
+    """Return the class names of layers that carry a state from one token to the next, or an empty text."""
     names = {type(module).__name__ for module in hf_model.modules() if _STATEFUL.search(type(module).__name__)}
     return ", ".join(sorted(name for name in names if not name.endswith(("CausalLM", "Model", "Norm", "NormGated"))))
 
 
-@torch.no_grad()
 def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
-    """The adapter, and the largest difference between its logits and the model's own logits."""
+    """Create the adapter, and compute the largest difference between its logits and the model's own logits.
+
+    If the logits are equal only without sliding windows, the window limits the length of sequences.
+    """
+    config: Any = hf_model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < _LONG_WINDOW:
+        with _windows_of(hf_model, _PROBE_WINDOW):
+            adapter, difference = _compare_once(hf_model)
+        if difference <= LOGIT_TOLERANCE:
+            return adapter, difference
+    adapter, difference = _compare_once(hf_model)
+    adapter.config = replace(adapter.config, sliding_window=_length_limit(hf_model, window))
+    return adapter, difference
+
+
+@contextmanager
+def _windows_of(hf_model: PreTrainedModel, size: int) -> Generator[None]:
+    """Set all sliding windows of a model to this size inside the context."""
+    config = hf_model.config.get_text_config()
+    holders: list[Any] = [
+        x for x in (config, *hf_model.modules()) if isinstance(getattr(x, "sliding_window", None), int)
+    ]
+    before = [holder.sliding_window for holder in holders]
+    try:
+        for holder in holders:
+            holder.sliding_window = size
+        yield
+    finally:
+        for holder, window in zip(holders, before, strict=True):
+            holder.sliding_window = window
+
+
+@torch.no_grad()
+def _compare_once(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
     tokens_ST = probe_tokens(hf_model.config.get_text_config().vocab_size)
     with magnified(hf_model.get_output_embeddings()):
+        hf_model.set_attn_implementation("eager")
         try:
             expected_STV = hf_model(tokens_ST, use_cache=False).logits
         except Exception as error:
@@ -206,7 +271,7 @@ def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
         hf_model.set_attn_implementation("schoolhouse")
         adapter = HFAdapter(hf_model, _model_config(hf_model))
         packed = PackedAttention([tokens_ST.shape[1]] * 2, keep_kv=True)
-        adapter(tokens_ST.flatten(), packed.positions, packed)
+        rules = adapter.run(tokens_ST.flatten(), packed.positions, packed)[1]
         if not packed.kept_kv:
             raise SchoolError("it computes attention in its own code, which cannot use our cache; use another model")
         shapes = {(k.shape[1], k.shape[3]) for k, _ in packed.kept_kv}
@@ -220,19 +285,30 @@ def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
             num_hidden_layers=len(packed.kept_kv),
             num_key_value_heads=num_kv_heads,
             head_dim=head_dim,
+            plain_attention=not rules,
         )
         return adapter, logit_difference(adapter, expected_STV, tokens_ST)
 
 
-def _model_config(hf_model: PreTrainedModel) -> ModelConfig:
-    """The numbers that sampler and learner need. Layers and key heads are preliminary."""
+def _length_limit(hf_model: PreTrainedModel, window: int | None = None) -> int | None:
+    """Return the longest sequence that the adapter computes exactly, or None if there is no limit.
+
+    Above this length, the model attends to fewer keys, or uses other rotary frequencies.
+    """
     config: Any = hf_model.config.get_text_config()
-    # above these lengths, a model attends to fewer keys, or rotates its queries with another frequency
-    limits = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]
+    limits = [window, getattr(config, "attention_chunk_size", None)]
+    if (long_window := getattr(config, "sliding_window", None)) is not None and long_window >= _LONG_WINDOW:
+        limits.append(long_window)
     rope = getattr(config, "rope_parameters", None) or {}
     if "longrope" in str(rope):
         limits += [getattr(config, "original_max_position_embeddings", None)]
         limits += [rope.get("original_max_position_embeddings")]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def _model_config(hf_model: PreTrainedModel) -> ModelConfig:
+    """Return the model sizes that the sampler and the learner need, with one layer and one key head for now."""
+    config: Any = hf_model.config.get_text_config()
     return ModelConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -244,5 +320,5 @@ def _model_config(hf_model: PreTrainedModel) -> ModelConfig:
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=bool(config.tie_word_embeddings),
         model_type=hf_model.config.model_type,
-        sliding_window=min((limit for limit in limits if limit), default=None),
+        sliding_window=_length_limit(hf_model),
     )

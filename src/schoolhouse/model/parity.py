@@ -1,6 +1,6 @@
-"""Compare logits: a decoder with our attention, and the same weights with the attention of transformers.
+"""Compare the logits of two implementations with the same weights: the one of this package and transformers' own.
 
-S sequences, T tokens of the longest, V vocabulary.
+The shapes use these letters: S sequences, T tokens of the longest sequence, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
 
 
 class LanguageModel(Protocol):
-    """What `Decoder` and `HFAdapter` have in common."""
+    """The common interface of `Decoder` and `HFAdapter`."""
 
     config: ModelConfig
 
@@ -36,13 +36,13 @@ _PROMPT, _LENGTH = 8, 16  # tokens of each test sequence: to read as a prompt, a
 
 
 def probe_tokens(vocab_size: int) -> Tensor:
-    """Two sequences [2, T] of token ids. With two sequences, the comparison detects attention between sequences."""
+    """Return two sequences [2, T] of token ids. Two sequences are enough to detect attention between sequences."""
     return (torch.arange(1, 2 * _LENGTH + 1) * 7919 % vocab_size).view(2, _LENGTH)
 
 
 @contextmanager
 def magnified(head: nn.Module) -> Generator[None]:
-    """Magnify the output of the head: a soft cap is nearly linear for the small logits of an untrained model."""
+    """Magnify the output of the head inside the context, because a soft cap is nearly linear for small logits."""
     hook = head.register_forward_hook(lambda module, inputs, logits: logits * _MAGNIFY)
     try:
         yield
@@ -51,9 +51,10 @@ def magnified(head: nn.Module) -> Generator[None]:
 
 
 def logit_difference(decoder: LanguageModel, expected_STV: Tensor, tokens_ST: Tensor) -> float:
-    """The largest difference between magnified logits of the decoder and `expected_STV`, divided by the magnification.
+    """Return the largest difference between the logits of the decoder and the expected logits.
 
-    The logits of the decoder are computed twice: packed, and token by token with a cache. Call it within `magnified`.
+    The logits of the decoder are computed twice: in a packed batch, and token by token with a cache. Call this function
+    inside the context `magnified`. The magnification is removed from the result.
     """
     config = decoder.config
     whole = PackedAttention([_LENGTH, _LENGTH])
@@ -76,9 +77,9 @@ def logit_difference(decoder: LanguageModel, expected_STV: Tensor, tokens_ST: Te
 
 @torch.no_grad()
 def decoder_computes(hf_config: dict[str, Any]) -> bool:
-    """Whether our decoder gives the logits of transformers for this config.json, which has keys that we do not know.
+    """Return whether `Decoder` gives the same logits as transformers for a config.json with unknown keys.
 
-    The comparison uses a model of at most four layers, with random weights and a small vocabulary.
+    The comparison uses a small model with the same config: at most four layers, random weights and a small vocabulary.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,6 +1,6 @@
-"""Frequencies of rotary position embeddings (Su et al. 2021), also for contexts longer than those of pretraining.
+"""Compute the frequencies of rotary position embeddings (Su et al. 2021), also with scaling for long contexts.
 
-D head width.
+The shapes use this letter: D head width.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ SCALING_KEYS = {
 def rope_frequencies(
     head_dim: int, theta: float, scaling: Mapping[str, Any], max_positions: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, float]:
-    """Angle per position [D / 2], and the factor for cosine and sine.
+    """Return the angle per position [D / 2], and a factor for cosine and sine.
 
-    scaling        `rope_type` and its keys; an empty mapping is the default type
-    max_positions  the longest context of the model; the context of pretraining if `scaling` does not give one
+    `scaling`: the key `rope_type` and the other keys of this type. An empty mapping means the default type.
+    `max_positions`: the longest context of the model. The value is also the context length of pretraining if `scaling`
+    does not contain this length.
     """
     dims = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
     frequency = 1.0 / theta ** (dims / head_dim)
@@ -50,7 +51,7 @@ def rope_frequencies(
 
 
 def _llama3(frequency: Tensor, pretrained: float, scaling: Mapping[str, Any]) -> Tensor:
-    """Llama 3.1: slow rotations are divided by `factor`, fast ones stay, and those between are interpolated."""
+    """Scale as Llama 3.1: divide low frequencies by `factor`, keep high ones, and interpolate between them."""
     turns = pretrained * frequency / (2 * math.pi)  # in the context of pretraining
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -60,10 +61,10 @@ def _llama3(frequency: Tensor, pretrained: float, scaling: Mapping[str, Any]) ->
 def _yarn(
     frequency: Tensor, head_dim: int, theta: float, pretrained: float, factor: float, scaling: Mapping[str, Any]
 ) -> Tensor:
-    """YaRN (Peng et al. 2023): a linear ramp over the dimensions between `beta_fast` and `beta_slow` turns."""
+    """Scale as YaRN (Peng et al. 2023): interpolate linearly between `beta_fast` and `beta_slow` turns."""
 
     def dimension(turns: float) -> float:
-        """The dimension that makes this number of turns in the context of pretraining."""
+        """Return the dimension that makes this number of turns within the context length of pretraining."""
         return head_dim * math.log(pretrained / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
@@ -76,7 +77,7 @@ def _yarn(
 
 
 def _yarn_magnitude(factor: float, scaling: Mapping[str, Any]) -> float:
-    """The factor for cosine and sine. It raises the temperature of attention in long contexts (YaRN, section 3.4)."""
+    """Return the factor for cosine and sine, which changes the temperature of attention (YaRN, section 3.4)."""
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])
 

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning on demonstrations: the likelihood of the completion, given the prompt.
+"""Supervised fine-tuning on demonstrations: maximize the likelihood of the completion, given the prompt.
 
-Only the tokens of the completion have a loss, including the end-of-turn token. The loss mask comes from token spans and
-never from a string search.
+Only the tokens of the completion have a loss, including the end-of-turn token. The loss mask comes from known token
+positions, never from a search for strings in the text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Advice from the metrics of a run: one piece of advice for each problem that prevents learning."""
+"""This file reads the metrics of a run, and gives one piece of advice for each problem that prevents learning."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 WINDOW = 10
-"""Number of steps that the advice is based on. One bad step alone says little about the run."""
+"""The number of steps on which the advice is based. One bad step alone says little about the run."""
 
 
 def diagnose(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Advice by topic, from the newest lines of metrics.jsonl.
+    """Return a mapping from the topic of a problem to advice. The advice is based on the newest lines of metrics.jsonl.
 
-    There is no advice before `WINDOW` steps of reinforcement learning. Shares are over the whole window.
+    Before `WINDOW` steps of reinforcement learning are done, there is no advice. Each percentage in the advice is
+    computed over the last `WINDOW` steps together.
     """
     rows = [row for row in rows if row.get("groups")][-WINDOW:]
     if len(rows) < WINDOW:
@@ -43,13 +44,13 @@ def diagnose(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if total["all_incorrect"] > 0.5 * groups:
         advice["all_incorrect"] = (
             f"all samples were incorrect for {_share(total['all_incorrect'], groups)} of the problems: take easier "
-            "ones, raise group_size, or train on more demonstrations (sft) first"
+            "problems, raise group_size, or train on more demonstrations (sft) first"
         )
     if total["truncated"] > 0.2 * rollouts:
         advice["truncated"] = (
             f"{_share(total['truncated'], rollouts)} of the completions were cut off at sampling.max_new_tokens: raise "
-            "it. With loss.mask_truncated true they are left out of the loss, so the policy gets no signal to stop; "
-            "with false they count as incorrect"
+            "this limit. If loss.mask_truncated is true, truncated completions are left out of the loss, and the "
+            "policy does not learn to stop. If it is false, truncated completions count as incorrect"
         )
     if total["no_answer"] - total["truncated"] > 0.2 * rollouts:
         advice["no_answer"] = (

@@ -1,8 +1,9 @@
-"""transformers' `generate`: padded batches, a key-value cache, completions of forced length.
+"""Run transformers' `generate` with padded batches, a key-value cache, and completions of a fixed length.
 
-64 rows at a time, sorted by prompt length so that little is padding, and a static cache: the fastest setting of those
-tried on a CPU (docs/performance.md). On a GPU all rows at once. The keys `rows_at_once` and `cache` (its
-cache_implementation) of work.json select another.
+On a CPU, the backend generates in batches of 64 rows with a static cache, because `generate` was fastest with this
+batch size and cache (docs/performance.md). The rows are sorted by prompt length, so that there is little padding. On a
+GPU, the backend generates all rows in one batch. In work.json, the key `rows_at_once` sets the batch size, and the key
+`cache` sets the option `cache_implementation` of transformers.
 """
 
 from typing import Any
