@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-TOKEN = "hf_accepted"
+TOKEN, EXPIRED = "hf_accepted", "hf_expired"
 
 
 @dataclass
@@ -96,6 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         if self.hub.failing:
             return self._fail(self.hub.failing, "", "The server fails")
+        if self.headers.get("Authorization") == f"Bearer {EXPIRED}":
+            return self._fail(401, "", "Invalid credentials in Authorization header")
         info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path)
         tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
@@ -162,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _fail(self, status: int, code: str, message: str) -> None:
         content = json.dumps({"error": message}).encode()
-        self._send(status, content, {"X-Error-Code": code, "X-Error-Message": message} if code else {})
+        self._send(status, content, {"X-Error-Code": code, "X-Error-Message": message})
 
     def _send(self, status: int, content: bytes, headers: dict[str, str], cut: int | None = None) -> None:
         self.send_response(status)

@@ -47,6 +47,20 @@ def test_a_folder_opens_in_transformers_and_here(run: Path, tmp_path: Path):
     assert tuple(generated[0].tolist())[: len(tokens)] == tokens
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_pickled_weights_are_written_as_safetensors(run: Path, tmp_path: Path, dtype: str | None):
+    source = tmp_path / "source"
+    shutil.copytree(resolve_model(run), source)
+    weights = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    torch.save({**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}, source / "pytorch_model.bin")
+    options = ["--dtype", dtype] if dtype else []
+    assert main(["export", str(source), "--to", str(tmp_path / "out"), *options]) == 0
+    exported = read_weights(tmp_path / "out")
+    to = getattr(torch, dtype) if dtype else torch.float32
+    assert all(torch.equal(exported[name], weight.to(to)) for name, weight in weights.items())
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_are_written_in_the_number_type_that_is_asked_for(run: Path, tmp_path: Path, dtype: str):
     transformers: Any = pytest.importorskip("transformers")

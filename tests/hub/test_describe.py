@@ -82,6 +82,13 @@ def test_the_parameters_are_counted_in_the_files(folder: Path, policy: Policy) -
     assert (described.num_parameters, described.dtypes) == (count, ("bfloat16",))
 
 
+def test_weights_that_no_index_names_are_not_counted(folder: Path, policy: Policy) -> None:
+    (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    described = describe_model(folder).weights
+    assert described
+    assert described.num_parameters == sum(weight.numel() for weight in policy.decoder.parameters())
+
+
 def test_unknown_keys_that_change_nothing_are_named(folder: Path) -> None:
     rewrite(folder / "config.json", embedding_note=1)
     described = describe_model(folder)
@@ -104,10 +111,14 @@ def test_a_key_that_sends_a_llama_to_the_adapter_is_named(save_adapter) -> None:
 
 
 def test_a_sliding_window_is_named(save_adapter) -> None:
-    described = describe_model(save_adapter("starcoder2", sliding_window=2048, max_position_embeddings=4096))
+    described = describe_model(save_adapter("starcoder2", sliding_window=2_048, max_position_embeddings=4_096))
     assert described.config
-    assert described.config.max_seq_len == 2048
+    assert described.config.max_seq_len == 2_048
     assert described.length_reason.startswith("its layers attend to 2,048 tokens (`sliding_window`)")
+    described = describe_model(save_adapter("starcoder2", sliding_window=32, max_position_embeddings=4_096))
+    assert described.config
+    assert described.config.max_seq_len == 4_096
+    assert any("fast kernels" in limit for limit in described.limits)
 
 
 def test_longrope_is_named(save_adapter) -> None:
@@ -153,8 +164,7 @@ def test_a_missing_template_is_said(folder: Path) -> None:
 
 
 def test_a_refused_model_has_exit_status_1(save_adapter, capsys) -> None:
-    folder = save_adapter("mamba")
-    status, lines = doctor(capsys, folder)
+    status, lines = doctor(capsys, save_adapter("lfm2", layer_types=["conv", "full_attention"]))
     assert status == 1
     assert "carry a state from token to token" in lines["CANNOT BE USED"]
     assert "decoder" not in lines
@@ -191,7 +201,7 @@ def test_a_tokenizer_that_is_too_large_has_exit_status_1(folder: Path, save_adap
 
 
 def test_a_model_that_does_not_fit_is_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describe, "free_memory", lambda: 1_000)
+    monkeypatch.setattr(describe, "machine_memory", lambda: (1_000, 1_000))
     monkeypatch.setattr(describe, "load_decoder", pytest.fail)
     described = describe_model(folder)
     assert described.problems[0].startswith("to load the model takes 0.00 GB, and 0.00 GB are free")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_server import TOKEN, Hub, Repository, running_hub
+from hub_server import EXPIRED, TOKEN, Hub, Repository, running_hub
 from schoolhouse.cli.main import main
 from schoolhouse.data.chat import Conversation
 from schoolhouse.model.folder import read_weights
@@ -186,6 +186,11 @@ def test_a_gated_model_needs_a_licence_and_a_token(hub: Hub) -> None:
     assert school("pull", NAME, HF_TOKEN=TOKEN).returncode == 0
 
 
+def test_a_token_that_is_not_valid_is_said(hub: Hub) -> None:
+    message = f"{hub.url} refuses the token for {NAME} (status 401): set HF_TOKEN to a token that may read it"
+    assert pull_error(NAME, HF_TOKEN=EXPIRED) == message
+
+
 def test_a_private_model_needs_a_token(hub: Hub) -> None:
     hub.repositories[NAME].private = True
     assert pull_error(NAME).startswith(f"{hub.url} has no model `{NAME}`, or it is private: check the spelling;")
@@ -241,11 +246,23 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(hub: Hub) -
     assert hub.downloads() == []
 
 
+def test_a_disk_that_fills_up_is_said(hub: Hub) -> None:
+    size = len(hub.repositories[NAME].files["model.safetensors"])
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size - 1}, {size - 1}));"
+    code = f"{limit} from schoolhouse.cli.main import main; raise SystemExit(main(['pull', '{NAME}']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    message = f"the disk is full: free some space, and run the same command again to fetch the rest of {NAME}"
+    assert done.stderr.strip() == f"school: error: {message}"
+
+
 def test_a_repository_without_a_config_is_no_model(hub: Hub) -> None:
     hub.repositories[NAME] = Repository({"data.csv": b"1"})
     assert pull_error(NAME) == f"{NAME} is not a model for this program: it has no config.json"
     hub.repositories[NAME] = Repository({"tiny-Q4_K_M.gguf": b"1"})
-    assert "it has GGUF files (tiny-Q4_K_M.gguf): download one, and run `school import FILE" in pull_error(NAME)
+    message = pull_error(NAME)
+    assert f"it has GGUF files (tiny-Q4_K_M.gguf): fetch one with `hf download {NAME} FILE --local-dir .`" in message
+    assert "run `school import FILE --to DIR`" in message
 
 
 def test_a_repository_without_weights_is_said(hub: Hub) -> None:

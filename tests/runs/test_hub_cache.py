@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import validate_repo_id
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schoolhouse.runs.hub_cache import find_cached_model, parse_hub_name
 
@@ -18,10 +21,20 @@ from schoolhouse.runs.hub_cache import find_cached_model, parse_hub_name
         ("./a/b", None),
         ("a/b/c", None),
         ("a/b@", None),
+        ("a/b-", None),
+        ("a/b.git", None),
+        ("a/" + "b" * 97, None),
     ],
 )
 def test_names_of_the_hub(text: str, parsed: tuple[str, str] | None) -> None:
     assert parse_hub_name(text) == parsed
+
+
+@given(st.from_regex(r"[\w.@-]{1,9}/[\w.@/-]{1,9}", fullmatch=True))
+def test_every_name_that_is_read_is_one_for_the_library(text: str) -> None:
+    if parsed := parse_hub_name(text):
+        validate_repo_id(parsed[0])
+        assert text in (parsed[0], f"{parsed[0]}@{parsed[1]}")
 
 
 def test_a_model_that_is_not_in_the_cache_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -322,6 +322,25 @@ def test_a_changed_base_model_is_refused(tmp_path: Path) -> None:
         run.model_path(tmp_path / "base")
 
 
+def test_a_changed_base_model_in_the_cache_of_the_hub_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    refs, snapshots = (tmp_path / "hub" / "models--school--base" / name for name in ("refs", "snapshots"))
+    refs.mkdir(parents=True)
+    for commit in ("1" * 40, "2" * 40):
+        (snapshots / commit).mkdir(parents=True)
+        (snapshots / commit / "config.json").touch()
+        (snapshots / commit / "model.safetensors").write_text(commit)
+    (refs / "main").write_text("1" * 40)
+    with Run.open(tmp_path / "run", Config(), "toy") as run:
+        assert str(run.model_path("school/base")) == "school/base"
+        run.record(0, loss=1.0)
+    (refs / "main").write_text("2" * 40)  # as a later `school pull` does
+    with Run.open(tmp_path / "run", Config(), "toy") as run, pytest.raises(SchoolError, match="base has changed since"):
+        run.model_path("school/base")
+
+
 def test_a_key_that_was_added_since_the_run_began_has_its_default(tmp_path: Path) -> None:
     train(tmp_path)
     path = tmp_path / "config.yaml"

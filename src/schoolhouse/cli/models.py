@@ -1,4 +1,4 @@
-"""`school pull` and `school import`: models of others become folders that every other command reads."""
+"""The commands `school pull` and `school import` make model folders, which all other commands can read."""
 
 from __future__ import annotations
 

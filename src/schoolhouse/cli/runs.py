@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 class Doctor(BaseConfig):
     folder: Path | None = None
-    """A run folder or a folder with runs, which is checked too; or a model: its folder, or its name on the hub."""
+    """A run folder or a folder with runs, which are checked after the machine. Or a model: its folder or its name."""
 
 
 def doctor(args: Sequence[str]) -> None:
-    """school doctor [RUN|MODEL]"""
+    """Run the command `school doctor [RUN|MODEL]`."""
     c = parse_options(Doctor, args, "school doctor [RUN|MODEL]", ("folder",))
     if c is None:
         return

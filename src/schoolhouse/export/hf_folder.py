@@ -36,7 +36,7 @@ def copy_model_folder(source: Path, folder: Path, dtype: DType | None) -> None:
         shutil.copytree(source / TEMPLATES, folder / TEMPLATES)
     shards = sorted(source.glob("*.safetensors"))
     if not shards:
-        _save_as_safetensors(source, folder, dtype)
+        _convert_pickled(source, folder, dtype)
     elif dtype is None:
         for path in (*shards, *source.glob("*.safetensors.index.json")):
             shutil.copyfile(path, folder / path.name)
@@ -46,20 +46,6 @@ def copy_model_folder(source: Path, folder: Path, dtype: DType | None) -> None:
         return
     config = {**read_json(source / "config.json"), "dtype": dtype, "torch_dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _save_as_safetensors(source: Path, folder: Path, dtype: DType | None) -> None:
-    """Write the weights of an older pytorch_model.bin as one safetensors file."""
-    import torch
-    from safetensors.torch import save_file
-
-    from schoolhouse.model.folder import read_weights
-
-    weights = read_weights(source)
-    if dtype is not None:
-        weights = {name: x.to(getattr(torch, dtype)) if x.is_floating_point() else x for name, x in weights.items()}
-    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
-    save_file(copies, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _convert(shards: list[Path], folder: Path, dtype: DType) -> None:
@@ -79,3 +65,18 @@ def _convert(shards: list[Path], folder: Path, dtype: DType) -> None:
     if len(shards) > 1:
         index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _convert_pickled(source: Path, folder: Path, dtype: DType | None) -> None:
+    """Write the weights of pytorch_model.bin as safetensors, which do not share memory between tensors."""
+    import torch
+    from safetensors.torch import save_file
+
+    from schoolhouse.model.folder import read_weights
+
+    weights = read_weights(source)
+    if dtype is not None:
+        to = getattr(torch, dtype)
+        weights = {name: tensor.to(to) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    weights = {name: tensor.clone().contiguous() for name, tensor in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -14,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.chat_template import DEFAULT_TEMPLATE
-from schoolhouse.hub.memory import MemoryNeed, free_memory, memory_need
+from schoolhouse.hub.memory import MemoryNeed, memory_need
 from schoolhouse.model.checkpoint import load_decoder
 from schoolhouse.model.config import ARCHITECTURES, ModelConfig, unknown_keys, unsupported_keys
 from schoolhouse.model.decoder import Decoder
-from schoolhouse.model.folder import read_json
+from schoolhouse.model.folder import read_json, weight_paths
 from schoolhouse.policy.policy import Policy
 from schoolhouse.runs.atomic_io import resolve_model
-from schoolhouse.runs.manifest import weight_files
+from schoolhouse.runs.doctor import machine_memory
 from schoolhouse.types import Message, SchoolError
 
 
@@ -99,7 +98,7 @@ def describe_model(name: Path | str) -> ModelDescription:
         weights = _read_weights(folder)
     except SchoolError as error:
         return ModelDescription(folder, model_type, problems=(str(error),))
-    needed, free = weights.num_bytes + 4 * weights.num_parameters, free_memory()
+    needed, free = weights.num_bytes + 4 * weights.num_parameters, machine_memory()[0]
     if needed > free:
         problems.append(
             f"to load the model takes {_size(needed)}, and {_size(free)} are free: use a smaller model, or a machine "
@@ -128,15 +127,17 @@ def describe_model(name: Path | str) -> ModelDescription:
         "" if decoder is None else _length_reason(config, decoder.config),
         template,
         memory,
-        () if decoder is None or isinstance(decoder, Decoder) else _ADAPTER_LIMITS,
+        () if decoder is None else tuple(_limits(isinstance(decoder, Decoder), decoder.config)),
         tuple(problems),
     )
 
 
-_ADAPTER_LIMITS = (
-    "`activation_checkpointing` needs the own decoder",
-    "GGUF export needs the own decoder",
-)
+def _limits(own: bool, config: ModelConfig) -> Iterator[str]:
+    if not own:
+        yield "`activation_checkpointing` needs the own decoder"
+        yield "GGUF export needs the own decoder"
+    if not config.plain_attention:
+        yield "the fast kernels compute plain attention only: a layer has a window, a soft cap or attention sinks"
 
 
 def _decoder_reason(config: Mapping[str, object], own: bool) -> str:
@@ -158,8 +159,8 @@ def _list(keys: list[str], most: int = 3) -> str:
 
 
 _LENGTH_REASONS = {  # key of config.json: why a longer sequence is not computed exactly
-    "sliding_window": "its layers attend to {} tokens (`sliding_window`), and plain attention in this window is fast",
-    "attention_chunk_size": "its layers attend within {} tokens (`attention_chunk_size`), and our cache has no chunks",
+    "sliding_window": "its layers attend to {} tokens (`sliding_window`); only shorter windows are computed",
+    "attention_chunk_size": "its layers attend within {} tokens (`attention_chunk_size`)",
     "original_max_position_embeddings": "its rotary frequencies change above {} tokens (longrope)",
 }
 
@@ -187,10 +188,8 @@ def _values(value: object, key: str) -> Iterator[object]:
 
 def _read_weights(folder: Path) -> Weights:
     """The headers of the weights. Raises SchoolError if a file is damaged, or if there is none."""
-    files = weight_files(folder)
+    files = weight_paths(folder)
     tensors = [tensor for path in files for tensor in _headers(path)]
-    if not tensors:
-        raise SchoolError(f"{folder} has no weights: model.safetensors or pytorch_model.bin is missing; copy it again")
     num_parameters = sum(prod(shape) for shape, _ in tensors)
     return Weights(
         num_parameters, sum(path.stat().st_size for path in files), tuple(sorted({dtype for _, dtype in tensors}))
@@ -252,11 +251,11 @@ def _template_source(folder: Path, conversation: Conversation) -> str:
             f"none; the default template is used ({'ChatML' if conversation.template == DEFAULT_TEMPLATE else 'plain'})"
         )
     for path in sorted(folder.rglob("*.jinja")):
-        if path.read_text(encoding="utf-8") == template:
+        if path.read_text(encoding="utf-8", errors="replace") == template:
             return str(path.relative_to(folder))
     for name in ("tokenizer_config.json", "chat_template.json"):
         path = folder / name
-        if path.is_file() and template in _texts(json.loads(path.read_text(encoding="utf-8")).get("chat_template")):
+        if path.is_file() and template in _texts(read_json(path).get("chat_template")):
             return name
     return "the folder"
 

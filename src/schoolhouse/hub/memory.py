@@ -48,7 +48,7 @@ class MemoryNeed(NamedTuple):
 
     def lines(self) -> list[tuple[str, str]]:
         """Two lines of a report: topic and text."""
-        free, total = machine_memory()
+        free, total = _device_memory()
         fits = "it fits" if self.training < free else "it does not fit"
         if self.training >= free:
             fits += "; set microbatch_tokens lower, train with activation_checkpointing, or use a smaller model"
@@ -81,9 +81,9 @@ def memory_need(config: ModelConfig, num_parameters: int) -> MemoryNeed:
     )
 
 
-def free_memory() -> int:
-    """Bytes that are free where the model goes: the GPU, or else the machine."""
-    return machine_memory()[0]
+def _device_memory() -> tuple[int, int]:
+    """Bytes that are free, and all bytes: of the GPU if there is one, else of the machine."""
+    return torch.cuda.mem_get_info() if pick_device().type == "cuda" else machine_memory()
 
 
 def _size(num_bytes: float) -> str:

@@ -164,22 +164,24 @@ def _weight_files(name: str, sizes: Mapping[str, int], fetch_file: Callable[[str
             return {index, *shards}
         if weights in sizes:
             return {weights}
-    raise SchoolError(
-        f"{name} has no weights in model.safetensors or pytorch_model.bin{_gguf_hint(sizes)}; use another repository"
-    )
+    hint = _gguf_hint(name, sizes) or "; use another repository"
+    raise SchoolError(f"{name} has no weights in model.safetensors or pytorch_model.bin{hint}")
 
 
 def _not_a_model(name: str, sizes: Mapping[str, int], fetch_file: Callable[[str], Path]) -> str:
     if "adapter_config.json" in sizes:
         return describe_adapter(name, read_json(fetch_file("adapter_config.json")))
-    return f"{name} is not a model for this program: it has no config.json{_gguf_hint(sizes)}"
+    return f"{name} is not a model for this program: it has no config.json{_gguf_hint(name, sizes)}"
 
 
-def _gguf_hint(sizes: Mapping[str, int]) -> str:
+def _gguf_hint(name: str, sizes: Mapping[str, int]) -> str:
     files = sorted(file for file in sizes if file.endswith(".gguf"))
     if not files:
         return ""
-    return f"; it has GGUF files ({', '.join(files[:3])}): download one, and run `school import FILE --to DIR`"
+    return (
+        f"; it has GGUF files ({', '.join(files[:3])}): fetch one with `hf download {name} FILE --local-dir .`, and "
+        "run `school import FILE --to DIR`"
+    )
 
 
 def _is_present(name: str, file: str, commit: str, to: Path | None, size: int) -> bool:

@@ -29,8 +29,16 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read all tensors of a model folder from safetensors files, or from pytorch_model.bin if there are none."""
-    for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_pickled)):
+    """Read all tensors of a model folder. Raises SchoolError; the message names the file."""
+    weights: dict[str, Tensor] = {}
+    for path in weight_paths(folder):
+        weights.update((_read_safetensors if path.suffix == ".safetensors" else _read_pickled)(path))
+    return weights
+
+
+def weight_paths(folder: Path) -> list[Path]:
+    """Find the files of the weights: safetensors files, or pytorch_model.bin if there are none."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if not index.exists() and not (folder / name).exists():
             continue
@@ -40,14 +48,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             if not isinstance(weight_map, dict):
                 raise SchoolError(f"{index} has no `weight_map`: the index is damaged, copy it again")
             names = sorted({str(shard) for shard in weight_map.values()})
-        weights: dict[str, Tensor] = {}
         for shard in names:
             if not (folder / shard).is_file():
                 raise SchoolError(
                     f"{folder / shard} is missing, but the index lists this file; copy the file to the folder"
                 )
-            weights.update(read(folder / shard))
-        return weights
+        return [folder / shard for shard in names]
     raise SchoolError(
         f"{folder / 'model.safetensors'} is missing; a model folder holds its weights in model.safetensors or "
         "pytorch_model.bin"

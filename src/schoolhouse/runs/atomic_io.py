@@ -211,12 +211,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def resolve_model(folder: Path | str) -> Path:
-    """The model folder for a path or a name.
+    """Find the model folder for a path or a name.
 
-    For a run folder it is the newest checkpoint, and for another local folder the folder itself. Without a local
-    folder, `ORG/NAME` or `ORG/NAME@REVISION` is a model that `school pull` has fetched.
-    Raises SchoolError for the folder of a pipeline (the error names the stages), for an adapter without its base
-    model, for a GGUF file, and for a name that is neither a local folder nor in the cache.
+    For a run folder, this is the newest checkpoint. For another local folder, it is the folder itself. If there is no
+    local folder, `ORG/NAME` or `ORG/NAME@REVISION` is a model that `school pull` has fetched.
+    Raises SchoolError if the path is the folder of a pipeline (the message names the stages), an adapter without its
+    base model, a GGUF file, or a name that is neither a local folder nor in the cache.
     """
     name, folder = str(folder), Path(folder)
     if not folder.exists() and parse_hub_name(name):

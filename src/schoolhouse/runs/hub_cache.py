@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+_HUB_NAME = re.compile(r"(\w[\w.-]{,95}\b/\w[\w.-]{,95}\b)(?:@([\w./-]+))?", re.ASCII)
 
 
 def parse_hub_name(name: str) -> tuple[str, str] | None:
     """(ORG/NAME, revision) of a text such as `ORG/NAME` or `ORG/NAME@REVISION`. None for any other text."""
     found = _HUB_NAME.fullmatch(name)
-    if not found or ".." in name or "--" in name:  # the hub allows neither in a name
-        return None
+    if not found or ".." in name or "--" in name or found[1].endswith(".git"):
+        return None  # as the hub does
     return found[1], found[2] or "main"
 
 
@@ -28,3 +28,8 @@ def find_cached_model(name: str) -> Path | None:
 
     config = try_to_load_from_cache(parsed[0], "config.json", revision=parsed[1])
     return Path(config).parent if isinstance(config, str) else None
+
+
+def is_on_disk(model: Path | str) -> bool:
+    """Whether a model is here: a local folder, or a complete model in the cache."""
+    return Path(model).is_dir() or find_cached_model(str(model)) is not None

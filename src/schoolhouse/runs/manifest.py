@@ -226,12 +226,12 @@ def check_same_config(folder: Path, old_recipe: str | None, recipe: str, config:
 
 
 def weights_digest(model: Path | str) -> str:
-    """Checksums of the weights in a model folder, or in a run's newest checkpoint."""
+    """Compute the checksums of the weights in a model folder, or in the newest checkpoint of a run."""
     return " ".join(checksum(path) for path in weight_files(model))
 
 
 def weight_files(model: Path | str) -> list[Path]:
-    """The files with the weights of a model folder, or of a run's newest checkpoint."""
+    """Find the files with the weights in a model folder, or in the newest checkpoint of a run."""
     folder = resolve_model(model)
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 

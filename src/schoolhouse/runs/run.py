@@ -48,6 +48,7 @@ from schoolhouse.runs.atomic_io import (
     write_checkpoint,
 )
 from schoolhouse.runs.diagnostics import WINDOW, diagnose
+from schoolhouse.runs.hub_cache import is_on_disk
 from schoolhouse.runs.progress import progress
 from schoolhouse.runs.signals import Interrupts, Stopped
 from schoolhouse.types import Completion, Group, Rollout, SchoolError
@@ -313,7 +314,7 @@ class Run:
 
         Raises SchoolError if the weights have changed since the run began.
         """
-        if not self.finished and Path(model).is_dir():
+        if not self.finished and is_on_disk(model):
             digest = manifest.weights_digest(model)
             manifest.check_unchanged(self._manifest.setdefault("models", {}), str(model), digest, self.folder)
             self.save_manifest()

@@ -35,6 +35,7 @@ from schoolhouse.runs.atomic_io import (
     read_jsonl,
     to_json,
 )
+from schoolhouse.runs.hub_cache import is_on_disk
 from schoolhouse.runs.manifest import budget_spent, source_digest, weight_files, weights_digest
 from schoolhouse.runs.run import Run, read_metrics
 from schoolhouse.tasks.registry import open_task
@@ -171,7 +172,7 @@ def _check_stored(run_folder: Path, manifest: Mapping[str, Any]) -> None:
             file=sys.stderr,
         )
     for model, digest in manifest.get("models", {}).items():
-        if Path(model).is_dir() and weights_digest(model) != digest:
+        if is_on_disk(model) and weights_digest(model) != digest:
             raise SchoolError(
                 f"the weights of {model} have changed since {run_folder} was trained from them; delete "
                 f"{run_folder.name} to train this step again, or restore the old weights"
