@@ -224,10 +224,11 @@ def _headers(path: Path) -> Iterator[tuple[list[int], str]]:
 def _describe_template(folder: Path, conversation: Conversation) -> Template:
     tokenizer, thought = conversation.tokenizer, conversation.thought_format
     if thought.start_id is None or thought.end_id is None:
-        marks = "`<think>` and `</think>` as text: the tokenizer has no tokens for them"
+        marks = f"`{thought.start.strip()}` and `{thought.end.strip()}` as text: the tokenizer has no tokens for them"
     else:
         start, end = (f"`{tokenizer.id_to_token(i)}` (id {i})" for i in (thought.start_id, thought.end_id))
         marks = f"{start} and {end}"
+    marks += "" if thought.own else "; the model shows no marks of its own"
     marks += "; the prompt opens the thought" if thought.opened_by_prompt else ""
     text = tokenizer.special_token("bos_token")
     bos_id = tokenizer.vocab.get(text) if text else None
