@@ -23,6 +23,9 @@ class Policy(NamedTuple):
 
 def fault(candidate: Answer, reference: Answer, policy: Policy) -> str:
     """Why a candidate is not the reference; "" where it is."""
+    if isinstance(reference, Amount) and reference.number and isinstance(candidate, Amount):
+        reason = _amount_fault(candidate, reference, policy)
+        return reason if not reason.startswith("restates") or spelling(candidate.raw) != spelling(reference.raw) else ""
     if candidate.raw and spelling(candidate.raw) == spelling(reference.raw):
         return ""
     if isinstance(reference, Text):

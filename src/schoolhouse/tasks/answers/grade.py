@@ -20,7 +20,7 @@ Comparison = Literal["choice", "number", "text", "formula", "math-verify"]
 """How answers are compared with a reference."""
 
 _RIGHT, _WRONG = Verdict(1.0), Verdict(0.0, "another number")
-_PLAIN = re.compile(r"\\?\$?(-?)\$?([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,30})(?:\.([0-9]{1,30}))?\$?\.?")
+_PLAIN = re.compile(r"(?:[a-zA-Z] ?= ?)?\\?\$?(-?)\$?([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,30})(?:\.([0-9]{1,30}))?\$?\.?")
 """Whole and decimal numbers, which are compared first, because most answers are such."""
 
 
@@ -72,7 +72,7 @@ def compare_answers(
 
 
 def _compare(candidate: str, reference: str, question: str, policy: Policy) -> Verdict:
-    if (plain := _plain_number(reference)) and (number := _plain_number(candidate)):
+    if "=" not in reference and (plain := _plain_number(reference)) and (number := _plain_number(candidate)):
         return _RIGHT if number == plain else _WRONG
     expected = read_reference(reference)
     limit = MAX_NUMBER_CHARS if expected.comparison == "number" else MAX_FORMULA_CHARS
@@ -91,6 +91,7 @@ def _compare(candidate: str, reference: str, question: str, policy: Policy) -> V
     return _RIGHT
 
 
+@lru_cache(maxsize=4096)
 def _plain_number(text: str) -> tuple[str, str, str] | None:
     match = _PLAIN.fullmatch(text)
     if not match:
