@@ -61,7 +61,8 @@ class Problem:
     """A task instance: the messages of its prompt, and the reference answer.
 
     `id` is stable: the same instance has the same id in every run. `family` groups problems in reports.
-    `info` holds further data for the verifier, beside the reference. The policy never sees `info`.
+    `info` holds further data for the verifier, beside the reference. The policy never sees `info`. `aliases` are other
+    answers that count as the reference.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Problem:
     family: str = ""
     source: str = ""
     info: Mapping[str, object] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,16 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A problem with a thought and an answer, for supervised fine-tuning. `style` names the style of the writing."""
+    """A problem with a thought and an answer, for supervised fine-tuning. `style` names the style of the writing.
+
+    `untrained` are the indices of assistant messages of the problem that are never trained.
+    """
 
     problem: Problem
     thought: str | None
     answer: str
     style: str = ""
+    untrained: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

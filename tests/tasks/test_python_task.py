@@ -247,7 +247,7 @@ def test_trl_functions_may_be_coroutines(tmp_path: Path, data: Path) -> None:
 def test_verl_functions_get_the_answer_without_the_thought(tmp_path: Path, data: Path) -> None:
     code = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
-    assert (data_source, solution_str, extra_info) == ("data", "1", None)
+    assert (data_source, solution_str, extra_info) == ("data", "1", {})
     return {"score": solution_str == ground_truth, "length": len(solution_str), "note": "fine"}
 """
     verdict = graded_in_process(tmp_path, data, code, "1")

@@ -29,6 +29,7 @@ class Task:
     in_process  True: `grade` is quick and harmless, and is called in process; else only in worker processes
     spec        (spec, seed) passed to `open_task`, from which worker processes open the task again
     files       files the task was read from: a run refuses to resume with other contents
+    notes       what a user has to know about the data: rows that are left out, for instance
     delimiter   ends a step of a thought
 
     All other methods are optional. A task whose steps can be checked defines `step_labels`. A task for tree search
@@ -39,6 +40,7 @@ class Task:
     in_process: bool = False
     spec: tuple[str, int] | None = None
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
     delimiter: str = "\n"
 
     def train_problems(self, step: int, count: int) -> list[Problem]:

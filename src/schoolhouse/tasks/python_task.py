@@ -12,9 +12,10 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from schoolhouse.config import suggest
+from schoolhouse.data.shapes import value_at
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.dataset_task import DatasetTask
-from schoolhouse.tasks.jsonl import read_rows
+from schoolhouse.tasks.row_source import SOURCE_OPTIONS, RowSource, read_examples
 from schoolhouse.tasks.user_file import definition, load_module, raised_at
 from schoolhouse.types import Completion, Problem, SchoolError, Verdict
 
@@ -26,7 +27,7 @@ def open_python(rest: str, seed: int = 0, **options: str) -> Task:
     """The Task or reward function of a file. The file is run here and in each worker process.
 
     NAME may be left out where the file has one Task or one reward function. A reward function needs problems:
-    `?data=PATH.jsonl` (and `holdout=tenth|all|none`). The options of a Task are arguments of its class.
+    `?data=PATH`, with the options of `jsonl:` (docs/data.md). The options of a Task are arguments of its class.
     Raises SchoolError naming the file, the line and the mistake.
     """
     file, separator, name = rest.partition(".py:")
@@ -35,7 +36,7 @@ def open_python(rest: str, seed: int = 0, **options: str) -> Task:
     chosen = _choose(module, path, name)
     if isinstance(chosen, type):
         return _open_class(chosen, path, seed, options)
-    return RewardFunctionTask(chosen, path, seed, **_reward_options(options, path))
+    return _open_reward(chosen, path, seed, options)
 
 
 def _choose(module: ModuleType, path: Path, name: str) -> Any:
@@ -116,27 +117,34 @@ def _signature_style(function: FunctionType) -> str:
     return "trl" if "completions" in names else "verl" if "solution_str" in names else ""
 
 
-def _reward_options(options: Mapping[str, str], path: Path) -> dict[str, str]:
+def _open_reward(function: FunctionType, path: Path, seed: int, options: dict[str, str]) -> RewardFunctionTask:
+    known = ("data", "holdout", *SOURCE_OPTIONS)
     for option in options:
-        if option not in ("data", "holdout"):
-            raise SchoolError(f"{path}: unknown option `{option}`{suggest(option, ['data', 'holdout'])}")
+        if option not in known:
+            raise SchoolError(f"{path}: unknown option `{option}`{suggest(option, known)}")
     if "data" not in options:
         raise SchoolError(f"{path}: a reward function needs problems: add ?data=PATH.jsonl")
-    return dict(options)
+    data, holdout = options.pop("data"), options.pop("holdout", "tenth")
+    return RewardFunctionTask(function, path, seed, RowSource.of(data, options), holdout)
 
 
 class RewardFunctionTask(DatasetTask):
     """The problems of a file, graded by a reward function. It gets one answer at a time, without the thought.
 
-    Columns of the row are passed by name as in TRL; `ground_truth` is the reference, as in verl. None and numbers that
-    are not finite give a verdict without a reward.
+    Columns of the row are passed by name as in TRL. `ground_truth` is `reward_model.ground_truth` of a row of verl's,
+    unchanged, else a column of this name, else the reference. A row needs a prompt, and no reference. None and numbers
+    that are not finite give a verdict without a reward.
     """
 
-    def __init__(self, function: FunctionType, path: Path, seed: int, data: str, holdout: str = "tenth") -> None:
+    def __init__(
+        self, function: FunctionType, path: Path, seed: int, source: RowSource, holdout: str = "tenth"
+    ) -> None:
         super().__init__(f"python:{path}:{function.__name__}", seed, holdout)
         self._function, self._style = function, _signature_style(function)
         self._place = f"{definition(function)}: {function.__name__}"
-        self._problems = [problem for problem, _ in read_rows(Path(data))]
+        examples, self.notes = read_examples(source, need="prompt")
+        self.files, self._mapped = source.files, "answer" in source.options.mapping
+        self._problems = [example.problem for example in examples]
         self._parameters = inspect.signature(function).parameters
         self._takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters.values())
         for parameter in self._parameters.values():
@@ -149,7 +157,7 @@ class RewardFunctionTask(DatasetTask):
             arguments = self._arguments(problem, "")
             for name in _missing_arguments(function, arguments):
                 hint = suggest(name, sorted(arguments))
-                raise SchoolError(f"{self._place} needs `{name}`, which row {row} of {data} does not have{hint}")
+                raise SchoolError(f"{self._place} needs `{name}`, which row {row} of {source.path} does not have{hint}")
 
     @cached_property
     def all_problems(self) -> list[Problem]:
@@ -195,18 +203,27 @@ class RewardFunctionTask(DatasetTask):
             available = {
                 "data_source": row.get("data_source", problem.source),
                 "solution_str": answer,
-                "ground_truth": problem.reference,
-                "extra_info": row.get("extra_info"),
+                "ground_truth": self._ground_truth(problem),
+                "extra_info": row.get("extra_info") or {},
             }
         else:
             available = {"reference": [problem.reference]} | {name: [value] for name, value in row.items()}
-            if isinstance(row.get("prompt"), list):  # a conversational dataset: messages instead of text
+            if isinstance(row.get("prompt"), list) or len(problem.messages) > 1:  # conversational: messages, not text
                 available["prompts"] = [[{"role": m.role, "content": m.content} for m in problem.messages]]
                 available["completions"] = [[{"role": "assistant", "content": answer}]]
             else:
                 available["prompts"], available["completions"] = [problem.messages[-1].content], [answer]
-            available.pop("prompt", None)
+            for name in ("prompt", "completion"):  # TRL does not pass them as columns either
+                available.pop(name, None)
         return {name: value for name, value in available.items() if self._takes_any or name in self._parameters}
+
+    def _ground_truth(self, problem: Problem) -> Any:
+        """The ground truth as verl's rows have it: text, a number, a list or a mapping."""
+        if not self._mapped:
+            for key in ("reward_model.ground_truth", "ground_truth"):
+                if (value := value_at(problem.info, key)) is not None:
+                    return value
+        return problem.reference
 
 
 def _missing_arguments(function: FunctionType | type, arguments: Mapping[str, Any]) -> list[str]:
