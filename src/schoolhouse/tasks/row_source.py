@@ -91,14 +91,15 @@ def scan(source: RowSource, need: Need = "answer or reply") -> Iterator[ReadRow]
             continue
         try:
             row = parse_row(raw.values, source.options)
-            _require(row, need)
+            require(row, need)
         except BadRow as error:
             yield ReadRow(raw, None, str(error))
         else:
             yield ReadRow(raw, row)
 
 
-def _require(row: Row, need: Need) -> None:
+def require(row: Row, need: Need) -> None:
+    """Raises BadRow with the way out if a row lacks what is needed."""
     if need == "prompt" or row.references or row.reply:
         return
     own = "grade the rows by a reward function of your own: `python:FILE.py?data=PATH`"
