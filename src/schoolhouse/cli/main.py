@@ -71,6 +71,10 @@ GROUPS: dict[str, dict[str, Command]] = {
         "track": Command("copy the metrics of a run to trackio, wandb or tensorboard", "schoolhouse.cli.track:track"),
         "doctor": Command("check this machine, and whether run folders are intact", "schoolhouse.cli.runs:doctor"),
         "task": Command("show the problems of a task, or check its verifier", "schoolhouse.cli.data:task"),
+        "data": Command(
+            "show how a data file is read: columns, examples as the model sees them, tokens, mistakes",
+            "schoolhouse.cli.data_file:data",
+        ),
         "tokens": Command("show how a text is split into tokens", "schoolhouse.cli.data:tokens"),
     },
     "measure": {

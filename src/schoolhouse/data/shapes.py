@@ -82,7 +82,7 @@ _CHANGING = {
 
 _ROLE_NAMES = (("choices", _CHOICES), ("system", _SYSTEM), ("tools", _TOOLS), ("thought", ["reasoning_content"]))
 _CODE = ("test_list", "input_output", "public_test_cases", "private_test_cases", "unit_tests", "tests", "test_cases")
-_WAYS = "name the columns by hand, as in `?question=KEY&answer=KEY`, or `?messages=KEY` for chats"
+_BY_HAND = "or columns named by hand: `?question=KEY&answer=KEY`"
 
 
 class Shape(NamedTuple):
@@ -174,7 +174,7 @@ def _kind(columns: _Columns, mapping: Mapping[str, str]) -> Shape:
         return Shape("chat", roles)
     if not question:
         names = ", ".join(map(repr, columns.row)) or "none"
-        raise BadRow(f"has the keys {names}; it needs {FORMATS}; {_WAYS}")
+        raise BadRow(f"has the keys {names}; it needs {FORMATS}, {_BY_HAND}")
     roles["question"] = (question,)
     instruction = normalized(question) in ("instruction", "prompt")  # `input` completes it, as in Alpaca
     roles |= _optional(columns, mapping, "context", [*_CONTEXT, *(["input"] if instruction else [])])
@@ -244,7 +244,7 @@ def _completion(columns: _Columns, mapping: Mapping[str, str]) -> tuple[str, str
     return mapping.get("thought", ""), columns.first(_COMPLETION)
 
 
-FORMATS = "question/answer (as in GSM8K), problem/solution (as in MATH), prompt/reference, or messages (as in a chat)"
+FORMATS = "question/answer (as in GSM8K), problem/solution (as in MATH), prompt/reference or messages (a chat)"
 
 
 def _refuse_other_uses(columns: _Columns) -> None:

@@ -45,6 +45,11 @@ class JsonLines(DatasetTask):
         references = [text for problem, *_ in self.rows for text in (problem.reference, *problem.aliases)]
         self.in_process = all(map(exactly_comparable, filter(None, references)))
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether any row has a reference answer. A file of chats has none."""
+        return any(problem.reference for problem, *_ in self.rows)
+
     @cached_property
     def all_problems(self) -> list[Problem]:
         """Every row, in the order of the file. Raises SchoolError if a row has no reference answer."""

@@ -29,6 +29,8 @@ CHOICE_INSTRUCTION = "Put the letter of the correct choice in \\boxed{}."
 Need = Literal["answer or reply", "prompt"]
 """What each row must have. A reward function of a user needs the prompt alone."""
 
+_LOOKED_AT = 20  # rows whose unused columns are looked at
+_LONG = 200  # characters of a text that a user may expect to be used
 _ALL_BAD = 1_000  # if so many rows in front are all bad, the rest is not read
 
 
@@ -52,6 +54,13 @@ class RowSource:
         ignore = tuple(filter(None, options.get("ignore", "").split(",")))
         place = {name: options[name] for name in ("split", "subset", "drop") if name in options}
         return cls(path, options=RowOptions(mapping, ignore), **place)
+
+    @property
+    def spec(self) -> str:
+        """The task `jsonl:` with the same options, without a list of dropped rows."""
+        options = {"split": self.split, "subset": self.subset, "ignore": ",".join(self.options.ignore)}
+        given = [f"{name}={value}" for name, value in {**options, **self.options.mapping}.items() if value]
+        return f"jsonl:{self.path}" + (f"?{'&'.join(given)}" if given else "")
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -100,16 +109,22 @@ def scan(source: RowSource, need: Need = "answer or reply") -> Iterator[ReadRow]
 
 def require(row: Row, need: Need) -> None:
     """Raises BadRow with the way out if a row lacks what is needed."""
-    if need == "prompt" or row.references or row.reply:
-        return
+    if need != "prompt" and (error := unusable(row)):
+        raise BadRow(error)
+
+
+def unusable(row: Row) -> str:
+    """Why a row has neither an answer to grade nor a reply to imitate, and the way out; empty if it has one of them."""
     own = "grade the rows by a reward function of your own: `python:FILE.py?data=PATH`"
+    if row.references or row.reply:
+        return ""
     if row.kind == "code":
-        raise BadRow(f"has tests of a program instead of an answer; {own}")
+        return f"has tests of a program instead of an answer; {own}"
     if row.kind == "constraints":
-        raise BadRow(f"has instructions to follow (IFEval) instead of an answer; {own}")
+        return f"has instructions to follow (IFEval) instead of an answer; {own}"
     if row.kind in ("prompt", "chat"):
-        raise BadRow(f"has a prompt, but neither an answer nor a reply; name the answer (`?answer=KEY`), or {own}")
-    raise BadRow(row.reference_error)
+        return f"has a prompt, but neither an answer nor a reply; name the answer (`?answer=KEY`), or {own}"
+    return row.reference_error
 
 
 def read_examples(source: RowSource, instruct: bool = False, need: Need = "answer or reply") -> Examples:
@@ -120,6 +135,7 @@ def read_examples(source: RowSource, instruct: bool = False, need: Need = "answe
     dropped = read_drop_list(source.drop) if source.drop else set()
     examples: list[Example] = []
     bad: list[ReadRow] = []
+    unused: dict[str, None] = {}
     num_dropped = 0
     for read in scan(source, need):
         if dropped and row_digest(read.source) in dropped:
@@ -130,11 +146,13 @@ def read_examples(source: RowSource, instruct: bool = False, need: Need = "answe
                 break
         else:
             examples.append(make_example(read.row, read.source.values, Path(source.path).stem, instruct))
+            if need != "prompt" and len(examples) <= _LOOKED_AT:
+                unused |= dict.fromkeys(_unused_texts(read.row, read.source.values, source.options.ignore))
     if bad:
         raise SchoolError(_complaint(bad, len(examples), source))
     if not examples:
         raise SchoolError(f"{source.path} has no rows; add at least one, with the keys question and answer")
-    return Examples(examples, tuple(_notes(source, examples, num_dropped)))
+    return Examples(examples, tuple(_notes(source, examples, num_dropped, list(unused))))
 
 
 def _complaint(bad: list[ReadRow], num_good: int, source: RowSource) -> str:
@@ -143,11 +161,23 @@ def _complaint(bad: list[ReadRow], num_good: int, source: RowSource) -> str:
         return first
     return (
         f"{first}\n{len(bad):,} of {len(bad) + num_good:,} rows cannot be used; to leave them out, list them with "
-        f'`school task "jsonl:{source.path}" --check --drop bad.jsonl`, and add `?drop=bad.jsonl`'
+        f'`school task "{source.spec}" --check --drop dropped.jsonl`, and add the option `drop=dropped.jsonl`'
     )
 
 
-def _notes(source: RowSource, examples: list[Example], num_dropped: int) -> Iterator[str]:
+def _unused_texts(row: Row, values: Mapping[str, Any], ignored: tuple[str, ...]) -> Iterator[str]:
+    """Columns with long texts that play no role, such as the generations of a model."""
+    used = {key.partition(".")[0] for keys in row.shape.roles.values() for key in keys}
+    for key, value in values.items():
+        long = len(value if isinstance(value, str) else json.dumps(value, default=str)) > _LONG
+        if long and key not in used and key not in ignored and row.kind != "stored":
+            yield key
+
+
+def _notes(source: RowSource, examples: list[Example], num_dropped: int, unused: list[str]) -> Iterator[str]:
+    if unused:
+        names = ", ".join(f"`{key}`" for key in unused)
+        yield f"{source.path}: not used: {names}; `school data {source.path}` shows what each column is taken for"
     if source.drop:
         yield f"{num_dropped:,} rows of {source.path} are left out, as listed in {source.drop}"
     references: dict[str, str] = {}
@@ -208,7 +238,10 @@ def read_drop_list(path: str) -> set[str]:
         raise SchoolError(
             f"there is no list {path} of rows to drop; `school task TASK --check --drop {path}` writes it"
         )
-    digests = {row.get("row") for row in read_jsonl(Path(path))}
-    if not all(isinstance(digest, str) for digest in digests):
+    try:
+        entries = read_jsonl(Path(path))
+    except SchoolError:
+        entries = [{}]
+    if not all(entry.keys() == {"place", "reason", "row"} for entry in entries):
         raise SchoolError(f"{path} is no list of rows to drop; `school task TASK --check --drop FILE` writes one")
-    return {str(digest) for digest in digests}
+    return {str(entry["row"]) for entry in entries}
