@@ -54,7 +54,7 @@ ONE_BASED = ("option1", "mc_answer1", "answera")
 """Groups of columns whose number of the correct choice counts from 1."""
 
 _CONTEXT = "context body passage article support flores_passage paragraph story contexts".split()
-_SOLUTION = "solution rationale generated_solution explanation cot_content exp answer".split()
+_SOLUTION = "solution rationale generated_solution explanation cot_content exp".split()
 _COMPLETION = "completion response output chosen_response assistant".split()
 _THOUGHT_PAIRS = (
     ("thinking_trajectories", "attempt"),
@@ -160,7 +160,8 @@ def _kind(columns: _Columns, mapping: Mapping[str, str]) -> Shape:
     is_prompt = normalized(question) == "prompt"
     thought, completion = _completion(columns, mapping)
     reference = _reference(columns, mapping, {question, completion if thought else ""}, is_prompt and not completion)
-    solution = mapping.get("solution") or columns.first([n for n in _SOLUTION if columns.names.get(n) != reference])
+    solutions = [*_SOLUTION, *(["answer"] if normalized(reference) == "answer_number" else [])]  # as in MGSM
+    solution = mapping.get("solution") or columns.first([n for n in solutions if columns.names.get(n) != reference])
     has_reference = is_given(value_at(columns.row, reference)) or bool(solution and not is_prompt)
 
     roles: dict[str, tuple[str, ...]] = {role: (key,) for role, key in mapping.items()}
@@ -185,7 +186,7 @@ def _kind(columns: _Columns, mapping: Mapping[str, str]) -> Shape:
     choices, wrong, correct = _choices(columns, mapping)
     if choices:
         roles |= {"choices": choices, "wrong": wrong, "correct": (correct,) if correct else ()}
-        return Shape("choice", roles | _optional(columns, mapping, "solution", _SOLUTION[:-1]))
+        return Shape("choice", roles | _optional(columns, mapping, "solution", _SOLUTION))
     roles |= _replies(thought, completion)
     if completion and not is_given(value_at(columns.row, reference)):
         return Shape("completion", roles)
