@@ -106,7 +106,7 @@ def _correct_place(
     upper = [label.strip("() .").upper() for label in labels]
     if text.upper() in upper or (letter and letter[1].upper() in upper):
         places = [upper.index(text.upper() if text.upper() in upper else letter[1].upper() if letter else "")]
-    elif re.fullmatch(r"-?[0-9]+", text):
+    elif re.fullmatch(r"-?[0-9]{1,9}", text) and not (places and not 0 <= int(text) - one_based < len(texts)):
         number = int(text) - one_based
         if places and places != [number]:
             raise BadRow(f"`{key}` is {text}, which is both the number and the text of a choice; give the letter")
