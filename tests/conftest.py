@@ -55,7 +55,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                 passed[name] += outcome == "passed"
     terminalreporter.write_line(markdown({name: (passed[name], tests[name]) for name in FAULTS}))
     proved = sum(passed[name] == tests[name] > 0 for name in FAULTS)
-    terminalreporter.write_line(f"{proved} of {len(FAULTS)} rows proved by {sum(passed.values())} tests")
+    terminalreporter.write_line(
+        f"{sum(passed.values())} tests passed, and they prove {proved} of the {len(FAULTS)} rows."
+    )
 
 
 # --- a tiny model that has seen the demonstrations of a task

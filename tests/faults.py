@@ -2,134 +2,174 @@
 
     @pytest.mark.fault("verifier hangs")
 
-`make faults` runs those tests and prints the matrix; docs/reliability.md has the same rows (a test compares them). The
-first twenty are faults that users of other trainers report most (in brackets: issues of those trainers).
+`make faults` runs those tests and prints the matrix. docs/reliability.md has the same rows, and a test compares them.
+The first twenty rows are the faults that users of other trainers report most. Each row names issues of those trainers
+in brackets.
 """
 
 FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
     "foreign rollouts": (
-        "rollouts were sampled from other weights than the policy's (verl#7495, unsloth#8701)",
-        "log-probabilities of sampler and learner are compared in every step; above `max_logprob_gap` the run stops "
-        "before the weights change",
+        "Rollouts come from other weights than the weights of the policy (verl#7495, unsloth#8701).",
+        "Each step compares the log-probabilities of sampler and learner. If the gap is above `max_logprob_gap`, the "
+        "run stops before the weights change.",
     ),
     "sampler and learner disagree": (
-        "sampler and learner compute different log-probabilities (open-instruct#1473)",
-        "the gap is rounding and logged in every step; it is 0.0 with precision `exact`; "
-        "`loss.importance_correction` corrects for it",
+        "Sampler and learner compute different log-probabilities (open-instruct#1473).",
+        "The gap between log-probabilities comes only from rounding and is logged in every step. With precision "
+        "`exact` the gap is 0.0. The key `loss.importance_correction` corrects the loss for the gap.",
     ),
     "ids change on the way": (
-        "decoding and encoding again changes token ids (verl#6719)",
-        "nothing is encoded again: rollouts hold ids, and context is appended to them; different ids in a kept cache "
-        "are refused",
+        "Decoding tokens and encoding the text again changes token ids (verl#6719).",
+        "Schoolhouse never encodes a text again. Rollouts store token ids, and context is appended to these ids. If a "
+        "next turn changes ids that are already in the KV cache, sampling stops with an error.",
     ),
-    "mask all zero": ("a loss mask without any token (marin#7237)", "refused, with the place to check"),
-    "mask all one": ("a loss mask that includes the prompt (Megatron-Bridge#3359)", "refused, with the place to check"),
+    "mask all zero": (
+        "A loss mask contains no token (marin#7237).",
+        "The batch is refused, and the message says what to check.",
+    ),
+    "mask all one": (
+        "A loss mask includes the prompt (Megatron-Bridge#3359).",
+        "The batch is refused, and the message says what to check.",
+    ),
     "killed": (
-        "a run is killed at any time (OpenRLHF#1322, verl#7933)",
-        "the same command resumes from the newest complete checkpoint and ends in the same bits",
+        "A run is killed at any time (OpenRLHF#1322, verl#7933).",
+        "The same command resumes the run from the newest complete checkpoint. The resumed run ends in the same bits.",
     ),
     "killed with rollouts waiting": (
-        "with a policy lag, rollouts that wait for their step are lost on resume (OpenRLHF#1322)",
-        "they are saved with the checkpoint and used after it",
+        "With a policy lag, a resumed run loses the rollouts that wait for their step (OpenRLHF#1322).",
+        "The checkpoint also stores the waiting rollouts, and the resumed run uses them.",
     ),
     "hang without a word": (
-        "something waits for ever (verl#7155, TRL#6913)",
-        "grading has a time limit in another process; the completion is ungraded, with the reason",
+        "A part of the run waits for ever (verl#7155, TRL#6913).",
+        "Another process enforces a time limit for grading. After the time limit the completion is ungraded, and the "
+        "reason is recorded.",
     ),
     "verifier lies": (
-        "a verifier fails and the completion counts as incorrect (verl#5635)",
-        "a verdict without a reward, left out of baseline and loss, and counted",
+        "A verifier fails, and the completion counts as incorrect (verl#5635).",
+        "The completion gets a verdict without a reward. The completion is left out of the baseline and of the loss, "
+        "and it is counted as ungraded.",
     ),
     "tool text in a reward": (
-        "text of a tool or user is graded or trained on as the policy's own (verl#6392)",
-        "verifiers see the policy's last turn only; other tokens have no loss",
+        "Text from a tool or a user is graded or learned as if the policy had written this text (verl#6392).",
+        "Verifiers see only the policy's last turn. Tokens of tools and users have no loss.",
     ),
     "accumulation changes the loss": (
-        "micro-batches change the loss (TRL#3021, ms-swift#10117)",
-        "every token has its own weight: the update is the same for every split of a step",
+        "The split into micro-batches changes the loss (TRL#3021, ms-swift#10117).",
+        "Every token has its own weight. So the update is the same for every split of a step into micro-batches.",
     ),
     "out of memory late": (
-        "the longest batch comes at step 400 and does not fit (unsloth#1624)",
-        "the largest micro-batch is tried before the first step; `school estimate` measures the memory beforehand",
+        "The longest batch comes at step 400 and does not fit into memory (unsloth#1624).",
+        "The run tries the largest micro-batch before the first step. `school estimate` measures the memory before a "
+        "run.",
     ),
     "memory grows": (
-        "a process grows until the system kills it (verl#275)",
-        "freed memory is returned to the system after sampling and after learning",
+        "A process uses more and more memory until the system kills it (verl#275).",
+        "The process returns freed memory to the system after sampling and after learning.",
     ),
     "slow sampling": (
-        "a batch waits for its longest completion (TRL#3574)",
-        "the slot of a finished rollout is reused at once, and its completion does not depend on it",
+        "A batch waits for its longest completion (TRL#3574).",
+        "A waiting rollout immediately takes the slot (the row of the KV cache) of a finished rollout. The reuse of "
+        "slots does not change any completion.",
     ),
     "heavy imports": (
-        "packages conflict, or are required although unused (TRL's async docs, verl#7025)",
-        "the core needs no other trainer; heavy packages are imported where they are used",
+        "Python packages conflict, or unused packages are required (TRL's async docs, verl#7025).",
+        "Schoolhouse needs no other training library. Large packages are imported only where they are used.",
     ),
     "no gradient": (
-        "all rewards of a group are equal and nothing is learned (TRL#3857)",
-        "counted in every step by reason; the console says so when it matters",
+        "All completions of a problem (a group) get the same reward, so the group has no gradient (TRL#3857).",
+        "Every step counts the groups without a gradient, with a separate count for each reason. If there are many "
+        "such groups, the console says so.",
     ),
     "reward does not rise": (
-        "the reward stays flat for an unknown reason (open-r1#474)",
-        "after ten steps the console explains the reason and what to do",
+        "The reward does not rise, and the reason is unknown (open-r1#474).",
+        "After ten steps the console explains why the reward does not rise, and says what to do.",
     ),
     "estimators disagree": (
-        "two trainers, one formula, two losses (verl#5355)",
-        "loss and gradient equal those of TRL's GRPO and RLOO trainers on the same rollouts",
+        "Two trainers use the same formula but get different losses (verl#5355).",
+        "On the same rollouts, loss and gradient equal those of TRL's GRPO and RLOO trainers.",
     ),
     "not repeatable": (
-        "the same seed gives another run (verl#1683)",
-        "the same bits on the same machine; `school repeat RUN` confirms it, or shows the difference",
+        "Two runs with the same seed give different results (verl#1683).",
+        "On the same machine both runs give the same bits. `school repeat RUN` repeats a run and shows any difference.",
     ),
     "text cannot be seen": (
-        "sampled text is not visible (NeMo-RL#938)",
-        "every rollout is a line of JSON with its text, reward and log-probabilities",
+        "The user cannot see the sampled text (NeMo-RL#938).",
+        "Every rollout is stored as a line of JSON with its text, reward and log-probabilities.",
     ),
     "checkpoint is no model": (
-        "a checkpoint needs a conversion (verl#770)",
-        "every checkpoint is a model folder in Hugging Face format",
+        "A checkpoint must be converted before use (verl#770).",
+        "Every checkpoint is a model folder in Hugging Face format.",
     ),
-    "no compiler, no GPU": ("there is no compiler and no GPU (verl#3266)", "torch computes the same on the CPU"),
+    "no compiler, no GPU": (
+        "The machine has no compiler and no GPU (verl#3266).",
+        "Torch computes the same results on the CPU.",
+    ),
     "verifier hangs": (
-        "a verifier loops, in Python or in C",
-        "it is killed at its time limit: that completion is ungraded, the others are graded",
+        "A verifier never ends, in Python code or in C code.",
+        "The verifier is killed at its time limit. Its completion is ungraded, and all other completions are graded.",
     ),
-    "verifier crashes": ("a verifier crashes its process", "a new process; ungraded, with the exit code"),
-    "verifier raises": ("a verifier raises, exits or recurses", "ungraded, with the exception"),
-    "verifier returns NaN": ("a reward that is not a number", "ungraded, with the reason"),
+    "verifier crashes": (
+        "A verifier crashes its process.",
+        "A new worker process starts. The completion is ungraded, and the exit code is recorded.",
+    ),
+    "verifier raises": (
+        "A verifier raises an exception, exits or recurses without end.",
+        "The completion is ungraded, and the exception is recorded.",
+    ),
+    "verifier returns NaN": (
+        "A verifier returns a reward that is not a number.",
+        "The completion is ungraded, and the reason is recorded.",
+    ),
     "verifier eats memory": (
-        "a verifier allocates memory without end",
-        "it is stopped at its memory limit: that completion is ungraded, the others are graded",
+        "A verifier allocates memory without end.",
+        "The verifier is stopped at its memory limit. Its completion is ungraded, and all other completions are "
+        "graded.",
     ),
-    "too few rewards": ("a reward function returns too few values", "ungraded, with both numbers"),
-    "gradient not finite": ("NaN or infinity in loss or gradient", "the run stops; the weights are unchanged"),
-    "weights not finite": ("NaN or infinity in weights", "sampling stops with an error before anything is graded"),
+    "too few rewards": (
+        "A reward function returns too few values.",
+        "The completions are ungraded. The reason gives the expected and the returned number of values.",
+    ),
+    "gradient not finite": (
+        "The loss or the gradient contains NaN or infinity.",
+        "The run stops, and the weights are unchanged.",
+    ),
+    "weights not finite": (
+        "The weights contain NaN or infinity.",
+        "Sampling stops with an error before any completion is graded.",
+    ),
     "checkpoint damaged": (
-        "a flipped bit, a cut or missing file",
-        "the file is named; without this checkpoint the one before is used",
+        "A file of a checkpoint has a flipped bit, is cut off or is missing.",
+        "The message names the damaged file. The run uses the checkpoint before the damaged checkpoint.",
     ),
     "checkpoint half written": (
-        "a kill while a checkpoint is written",
-        "it has no number yet and is deleted on resume",
+        "A run is killed while a checkpoint is written.",
+        "The incomplete checkpoint has no number yet. The resumed run deletes the incomplete checkpoint.",
     ),
     "disk full": (
-        "the disk fills during a checkpoint",
-        "the newest complete checkpoint is kept; free some space and resume",
+        "The disk becomes full while a checkpoint is written.",
+        "The newest complete checkpoint is kept. The user can free some space and resume the run.",
     ),
-    "torn line": ("a metrics file with a torn last line", "the line is removed and its step done again"),
+    "torn line": (
+        "The last line of a metrics file is incomplete.",
+        "The resumed run removes the incomplete line and repeats its step.",
+    ),
     "config changed": (
-        "another config or recipe file between kill and resume",
-        "refused, with every changed key or the file",
+        "The config or the recipe file changes between kill and resume.",
+        "The resume is refused. The message names every changed key, or the changed file.",
     ),
     "epoch ends": (
-        "a run stops where an epoch ends (verl#5725)",
-        "steps are counted, not epochs: none is lost",
+        "A run stops at the end of an epoch (verl#5725).",
+        "The run counts steps and not epochs, so no step is lost.",
     ),
-    "task shrinks": ("a data file changes between kill and resume", "refused, with the name of the file"),
+    "task shrinks": (
+        "A data file changes between kill and resume.",
+        "The resume is refused, and the message names the file.",
+    ),
     "two runs, one folder": (
-        "two processes use the same run folder",
-        "the second is refused, with the process id of the first",
+        "Two processes use the same run folder.",
+        "The second process is refused. The message gives the process id of the first process.",
     ),
-    "clock jumps": ("the wall clock jumps back or forward", "results do not depend on it"),
+    "clock jumps": ("The system clock jumps back or forward.", "The results do not depend on the clock."),
 }
 
 

@@ -43,6 +43,7 @@ HEAVY = {"torch", "transformers", "math_verify", "reasoning_gym", "matplotlib", 
 
 LONGEST, LONGEST_RECIPE = 400, 200
 LONG_FILES = {
+    "config.py": "a third of it is the documentation of its functions; YAML, options and their errors are one subject",
     "recipes/grpo.py": "one step, and the settings of ten published variants, which share every line of it",
     "runs/run.py": "a third of it is the documentation of its public methods",
     "search/solve.py": "a third of it is the documentation of the search options, which `--search` shows",

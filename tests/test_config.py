@@ -150,15 +150,15 @@ def test_an_impossible_combination_names_the_correction(config_file) -> None:
 
 def test_a_duplicate_key_is_an_error(config_file) -> None:
     path = config_file("model: m\ninner:\n  width: 3\n  width: 4\n")
-    assert refusal(path) == f"{path}:4: duplicate key `width` (first on line 3)"
+    assert refusal(path) == f"{path}:4: duplicate key `width` (first on line 3); delete one of the two"
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("model: [a\nsamples: 3\n", ":2: not valid YAML"),
+        ("model: [a\nsamples: 3\n", ":2: the file is not valid YAML"),
         ("a: &x [*x]\n", "refers to itself"),
-        ("a: !!python/object:os.system x\n", ":1: not valid YAML"),
+        ("a: !!python/object:os.system x\n", ":1: the file is not valid YAML"),
         ("- 1\n- 2\n", "expected `key: value` lines"),
         ("model: m\ninner: 5\n", ":2: `inner` is 5: it should hold `key: value` lines"),
         ("? [a, b]\n: 1\n", ":1: a key must be a plain word"),

@@ -63,4 +63,4 @@ def test_the_benchmarks_say_where_they_are(installed: dict[str, str], tmp_path: 
     command = [sys.executable, "-m", "schoolhouse", "bench", "sampler", "--against", "transformers"]
     done = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "run it from a checkout" in done.stderr
+    assert "run `school bench` from a checkout" in done.stderr

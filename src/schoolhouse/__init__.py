@@ -1,14 +1,14 @@
-"""schoolhouse: one Python system that takes a language model from raw text to reasoning, on a laptop's CPU first.
+"""schoolhouse trains language models to reason, from pretraining to RL. Its first target is the CPU of a laptop.
 
-The public names of the library. They are loaded when they are first used, so that `import schoolhouse` is quick:
+You import all public names from `schoolhouse`. A name is loaded when it is first used, so `import schoolhouse` is fast.
+The names for data are `Problem`, `Message`, `Completion`, `Demonstration`, `Verdict`, `Rollout`, `Group`, `Key`,
+`Batch` and `Scores`. The names for policies are `Policy` (with the methods extend, score and update), `Conversation`,
+`prompt_groups` and `RolloutStream`. The names for tasks are `Task`, `open_task`, `grade`, `answer_match` and
+`audit_task`. The names for algorithms are `group_advantage` and other advantages, the losses, `pack` and token weights.
+The names for runs and configs are `Run`, `BaseConfig`, the groups of config keys that recipes share, `load_recipe` and
+`evaluate`. The next line imports the most important names:
 
     from schoolhouse import Policy, Task, Problem, Verdict, Rollout, Group
-
-Data: `Problem`, `Message`, `Completion`, `Demonstration`, `Verdict`, `Rollout`, `Group`, `Key`, `Batch`, `Scores`.
-Policies: `Policy` with its verbs extend, score and update, `Conversation`, `prompt_groups`, `RolloutStream`.
-Tasks: `Task`, `open_task`, `grade`, `answer_match`, `audit_task`.
-Algorithms: `group_advantage` and other functions from groups to rows, losses, `pack` and token weights.
-Runs and configs: `Run`, `BaseConfig` and the groups that recipes share, `load_recipe`, `evaluate`.
 """
 
 from __future__ import annotations

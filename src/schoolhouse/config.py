@@ -1,8 +1,9 @@
-"""Configuration: frozen pydantic models. They are read from a YAML file and from command-line arguments.
+"""Configs are frozen pydantic models. The values of a config come from a YAML file and from command-line arguments.
 
-A file replaces defaults, and the command line replaces values of the file. Each value is stored with its location. The
-merged values are checked together: a mistake has the same message in a file and on the command line, and arguments can
-complete a file. Every mistake is reported with its location and, for a misspelt key, the nearest name.
+Values in the file replace defaults, and command-line values replace values in the file. Each value is stored with its
+location. The merged values are checked together. So a mistake has the same message in a file and on the command line,
+and command-line arguments can add required keys that a file lacks. Every error message gives the location of the
+mistake. For a misspelt key, the message also gives the most similar key.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from schoolhouse.types import SchoolError
 
 KeyPath = tuple[str | int, ...]
-"""The path of a value: the keys and list indices from the root to the value."""
+"""The path of a value in nested mappings and lists: the keys and list indices from the root to the value."""
 
 
 class BaseConfig(BaseModel):
-    """Base class of every config. A config is immutable and refuses unknown keys. A field's docstring is its help."""
+    """The base class of every config. A config is immutable and refuses unknown keys.
+
+    The docstring of a field is also the help text of this field.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
-        """Expand dotted keys into groups. If some keys of a group are given, the others keep their defaults."""
+        """Expand dotted keys such as `a.b` into groups of keys. If a key of a group is not given, the key keeps its default."""
         if not isinstance(data, Mapping):
             return data
         values = cls.preset_values(expand_dotted(data))
@@ -43,9 +47,9 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """A config from plain values. A dotted key names one key of a group: `**{"optimizer.learning_rate": 1e-4}`.
+        """Make a config from plain values. Dotted keys such as `**{"optimizer.learning_rate": 1e-4}` are allowed too.
 
-        Raises SchoolError; the message names every mistake.
+        Raises SchoolError if a value is wrong. The message names every mistake.
         """
         paths = [tuple(key.split(".")) for key, _ in leaf_fields(cls)]
         locations: dict[KeyPath, str] = {path[:n]: config_name(cls) for path in paths for n in range(1, len(path) + 1)}
@@ -53,12 +57,15 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def preset_values(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The values of the preset that `values` names, overwritten by `values`. ValueError for an unknown preset."""
+        """Return the values of the preset that `values` names. The other keys in `values` replace values of the preset.
+
+        Raises ValueError if the preset is unknown.
+        """
         return values
 
     @classmethod
     def conflicts(cls, file: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
-        """One message for each value of a file that contradicts the preset on the command line."""
+        """Return one error message for each value in the file that contradicts the preset on the command line."""
         return []
 
 
@@ -67,13 +74,13 @@ C = TypeVar("C", bound=BaseConfig)
 
 @dataclass(frozen=True)
 class Source:
-    """Plain values, and the location of each value: `FILE:LINE` or `--option`."""
+    """Plain values and the location of each value. A location is written as `FILE:LINE` or `--option`."""
 
     values: Any
     locations: Mapping[KeyPath, str]
 
     def at(self, *path: str | int) -> Source:
-        """The values below a path, with their locations. Raises KeyError or IndexError for an unknown path."""
+        """Return the values below a path, with their locations. Raises KeyError or IndexError for an unknown path."""
         values = self.values
         for step in path:
             values = values[step]
@@ -81,12 +88,15 @@ class Source:
         return Source(values, below)
 
     def merged_over(self, base: Source) -> Source:
-        """`base`, overwritten by these values. Mappings are merged key by key. Other values are replaced."""
+        """Return `base` with the values of this source in place of its own values. Mappings are merged key by key.
+
+        Values that are not mappings are replaced.
+        """
         kept = {path: location for path, location in base.locations.items() if not self._replaces(path)}
         return Source(merge(base.values, self.values), kept | dict(self.locations))
 
     def _replaces(self, path: KeyPath) -> bool:
-        """Whether this source has a value that replaces the value at `path` of another source."""
+        """Return True if this source has a value that replaces the value at `path` of another source."""
         found = self.values
         for step in path:
             if not isinstance(found, Mapping):
@@ -98,7 +108,10 @@ class Source:
 
 
 def expand_dotted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"optimizer.learning_rate": 1e-4}` -> `{"optimizer": {"learning_rate": 1e-4}}`; other keys do not change."""
+    """Expand dotted keys into nested mappings. Keys without a dot do not change.
+
+    An example is `{"optimizer.learning_rate": 1e-4}` -> `{"optimizer": {"learning_rate": 1e-4}}`.
+    """
     expanded: dict[Any, Any] = {}
     for key, value in values.items():
         name, *parts = key.split(".") if isinstance(key, str) else [key]
@@ -109,7 +122,7 @@ def expand_dotted(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lookup(values: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key in nested mappings, or None if there is no such key."""
+    """Return the value of a dotted key in nested mappings, or None if the mappings do not have this key."""
     found: Any = values
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -117,7 +130,10 @@ def lookup(values: Mapping[str, Any], key: str) -> Any:
 
 
 def merge(base: Any, override: Any) -> Any:
-    """`base`, overwritten by `override`. Mappings are merged key by key. Other values are replaced."""
+    """Return `base` with the values of `override` in place of its own values. Mappings are merged key by key.
+
+    Values that are not mappings are replaced.
+    """
     if not (isinstance(base, Mapping) and isinstance(override, Mapping)):
         return override
     merged = {key: merge(base[key], value) if key in base else value for key, value in override.items()}
@@ -125,9 +141,10 @@ def merge(base: Any, override: Any) -> Any:
 
 
 def load(cls: type[C], path: Path | None, overrides: Sequence[str] = (), positional: Sequence[str] = ()) -> C:
-    """A config from a YAML file (or None) and command-line arguments: ["--learning_rate", "1e-4", ...].
+    """Make a config from a YAML file and from command-line arguments such as ["--learning_rate", "1e-4"].
 
-    Arguments replace file values. `positional`: fields for arguments without `--`. A SchoolError names every mistake.
+    If `path` is None, no file is read. Command-line arguments replace values of the file. `positional` names the
+    fields that are set by arguments without `--`. Raises SchoolError, and the message names every mistake.
     """
     file = read_yaml(path) if path else Source({}, {})
     arguments = parse_args(cls, overrides, positional)
@@ -137,12 +154,15 @@ def load(cls: type[C], path: Path | None, overrides: Sequence[str] = (), positio
 
 
 def dump(config: BaseConfig) -> str:
-    """The config as YAML with every field. `load` gives the same config again."""
+    """Return the config as YAML text with every field. `load` reads the same config from the YAML text."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def build(cls: type[C], source: Source) -> C:
-    """A config from the values of a source. Raises SchoolError; the message names every mistake and its location."""
+    """Make a config from the values of a source (values with their locations).
+
+    Raises SchoolError if values are wrong. The message names every mistake and its location.
+    """
     if not isinstance(source.values, Mapping):
         location = source.locations.get((), config_name(cls))
         raise SchoolError(f"{location}: expected `key: value` lines, found {source.values!r}")
@@ -153,9 +173,10 @@ def build(cls: type[C], source: Source) -> C:
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` with the nearest known name. If no name is near, the list of known names.
+    """Return the text `; did you mean ...?` with the most similar known name.
 
-    The last part of a dotted name is enough for a suggestion: `learning_rate` suggests `optimizer.learning_rate`.
+    If no known name is similar, return the list of known names. The last part of a dotted name is enough for a
+    suggestion, so the word `learning_rate` gives the suggestion `optimizer.learning_rate`.
     """
     spellings: dict[str, list[str]] = {}
     for name in known:
@@ -169,7 +190,11 @@ def suggest(word: str, known: Sequence[str]) -> str:
 
 
 def config_name(cls: type[BaseModel]) -> str:
-    """The name of a config in messages. For the `Config` of a recipe this is the file name, else the class name."""
+    """Return the name of a config class for messages.
+
+    A class called `Config` belongs to a recipe and gets the name of the recipe's file. All other config
+    classes get the name of the class.
+    """
     return cls.__module__.rpartition(".")[2] if cls.__name__ == "Config" else cls.__name__.lower()
 
 
@@ -177,7 +202,7 @@ def config_name(cls: type[BaseModel]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads 1e-4 as a number. YAML 1.1 requires 1.0e-4 and reads 1e-4 as a string."""
+    """A YAML loader that reads `1e-4` as a number. Standard YAML 1.1 would read `1e-4` as text."""
 
 
 _Loader.yaml_implicit_resolvers = {key: list(found) for key, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -189,47 +214,55 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> Source:
-    """A YAML file with the line of every value. An empty file gives an empty mapping. A duplicate key is an error."""
+    """Read a YAML file with the line number of every value.
+
+    An empty file gives an empty mapping. A key that occurs twice is an error.
+    """
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
         if node is None:
             return Source({}, {(): str(path)})
         if not isinstance(node, yaml.MappingNode):
-            raise SchoolError(f"{path}: expected `key: value` lines")
+            raise SchoolError(f"{path}: expected `key: value` lines, found a list or a single value")
         locations: dict[KeyPath, str] = {}
         for key_path, location in _locations(node, path, ()):
             if key_path in locations:
                 key = ".".join(map(str, key_path))
-                raise SchoolError(f"{location}: duplicate key `{key}` (first at {locations[key_path]})")
+                raise SchoolError(
+                    f"{location}: duplicate key `{key}` (first at {locations[key_path]}); delete one of the two"
+                )
             locations[key_path] = location
         return Source(_expand_nested(loader.construct_document(node)), locations | {(): str(path)})
     except OSError as error:
         raise SchoolError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise SchoolError(f"{path} is not UTF-8 text (byte {error.start}); is it a configuration file?") from None
+        raise SchoolError(f"{path} is not UTF-8 text (byte {error.start}): give a YAML file in UTF-8") from None
     except ValueError as error:  # such as an impossible date
         raise SchoolError(
-            f"{path}: a value cannot be read ({error}); put text that looks like a date or a number in quotes"
+            f"{path}: a value cannot be read ({error}): if text looks like a date or a number, put it in quotes"
         ) from None
     except RecursionError:
-        raise SchoolError(f"{path}: a value refers to itself; write it out") from None
+        raise SchoolError(f"{path}: a value refers to itself by a YAML alias (`*name`); remove this alias") from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise SchoolError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from None
+        raise SchoolError(f"{path}{line}: the file is not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise SchoolError(f"{path}: not valid YAML: {error}") from None
+        raise SchoolError(f"{path}: the file is not valid YAML: {error}") from None
 
 
 def _expand_nested(value: Any) -> Any:
-    """A document with dotted keys expanded into groups, at any depth."""
+    """Expand dotted keys such as `a.b` of a YAML document into groups of keys, at every level of the document."""
     if isinstance(value, Mapping):
         return expand_dotted({key: _expand_nested(inner) for key, inner in value.items()})
     return [_expand_nested(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _locations(node: yaml.Node, path: Path, parent: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """Key path and `FILE:LINE` of each value in a document. The line of a value is the line of its key."""
+    """Yield the key path and the location (`FILE:LINE`) of each value in a YAML document.
+
+    The location of a value gives the line of its key.
+    """
     if isinstance(node, yaml.SequenceNode):
         children = list(enumerate(node.value))
         marks = {index: child.start_mark for index, child in children}
@@ -238,10 +271,12 @@ def _locations(node: yaml.Node, path: Path, parent: KeyPath) -> Iterator[tuple[K
         for key, child in node.value:
             location = f"{path}:{key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
-                raise SchoolError(f"{location}: a key must be a plain word")
+                raise SchoolError(f"{location}: a key must be a plain word, found a list or a mapping as a key")
             if key.value in marks:
                 first = marks[key.value].line + 1
-                raise SchoolError(f"{location}: duplicate key `{key.value}` (first on line {first})")
+                raise SchoolError(
+                    f"{location}: duplicate key `{key.value}` (first on line {first}); delete one of the two"
+                )
             marks[key.value] = key.start_mark
             children.append((key.value, child))
     else:
@@ -256,8 +291,11 @@ def _locations(node: yaml.Node, path: Path, parent: KeyPath) -> Iterator[tuple[K
 
 
 def parse_args(cls: type[BaseConfig], args: Sequence[str], positional: Sequence[str] = ()) -> Source:
-    """Command-line arguments as a source: `--key value`, `--key=value`, `--group.key value`, `--flag`, `--no-flag`,
-    `--list a b c`. Keys can have hyphens or underscores. Values stay text: pydantic converts them to field types."""
+    """Convert command-line arguments to a source (values with their locations).
+
+    Allowed forms are `--key value`, `--key=value`, `--group.key value`, `--flag`, `--no-flag` and `--list a b c`.
+    Keys can have hyphens or underscores. Values stay text until pydantic converts each value to the type of its field.
+    """
     known = dict(leaf_fields(cls))
     values: dict[str, Any] = {}
     locations: dict[KeyPath, str] = {}
@@ -285,7 +323,7 @@ def parse_args(cls: type[BaseConfig], args: Sequence[str], positional: Sequence[
 
 
 def _parse_option(option: str, texts: list[str], known: Mapping[str, Any]) -> tuple[str, Any]:
-    """The key of an option, and its value as text."""
+    """Return the key of an option, and the value of the option as text."""
     key = option.removeprefix("--").replace("-", "_")
     *groups, last = key.split(".")
     positive = ".".join((*groups, last.removeprefix("no_")))
@@ -308,7 +346,7 @@ def _parse_option(option: str, texts: list[str], known: Mapping[str, Any]) -> tu
 
 
 def leaf_fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field as (dotted key, annotation). A group is replaced by its fields."""
+    """Yield a pair (dotted key, annotation) for every field. A group of keys gives one pair for each of its fields."""
     for name, field in cls.model_fields.items():
         groups = [member for member in union_members(field.annotation) if is_model(member)]
         if not groups:
@@ -318,7 +356,7 @@ def leaf_fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def union_members(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself if it is no union. `Annotated` is unwrapped."""
+    """Return the member types of a union, or the type itself if it is not a union. `Annotated` types are unwrapped."""
     if get_origin(annotation) is Annotated:
         return union_members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -339,7 +377,7 @@ def _is_sequence(annotation: Any) -> bool:
 
 
 def _complaints(cls: type[BaseModel], source: Source, error: ValidationError) -> list[str]:
-    """One line per mistake: the location, the mistake, and the allowed values."""
+    """Return one line for each mistake: the location, the mistake, and the allowed values."""
     lines: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         path: KeyPath = item["loc"]
@@ -360,7 +398,10 @@ def _complaints(cls: type[BaseModel], source: Source, error: ValidationError) ->
 
 
 def _unknown_key(cls: type[BaseModel], path: KeyPath) -> str:
-    """The message for a key that no model has. If another group has this key, the message suggests the dotted name."""
+    """Return the error message for an unknown key.
+
+    If another group has a key of this name, the message suggests the dotted name of that key.
+    """
     *outer, last = path
     name = ".".join((config_name(cls), *map(str, outer)))
     models = _models_at(cls, outer)
@@ -370,7 +411,7 @@ def _unknown_key(cls: type[BaseModel], path: KeyPath) -> str:
 
 
 def _requirement(kind: str, message: str) -> str:
-    """The requirement of pydantic, in words for readers who do not know pydantic."""
+    """Return pydantic's error message, changed for readers who do not know pydantic."""
     if kind in ("value_error", "assertion_error"):  # our own validators: "Value error, ..."
         return message.partition(", ")[2]
     if kind in ("model_type", "model_attributes_type", "dict_type"):
@@ -379,7 +420,7 @@ def _requirement(kind: str, message: str) -> str:
 
 
 def _models_at(cls: type[BaseModel], path: Sequence[str | int]) -> list[type[BaseModel]]:
-    """The models that can be at a path."""
+    """Return the config classes that can be at a key path."""
     models: list[Any] = [cls]
     for step in path:
         annotations = [model.model_fields[step].annotation for model in models if step in model.model_fields]
@@ -388,13 +429,16 @@ def _models_at(cls: type[BaseModel], path: Sequence[str | int]) -> list[type[Bas
 
 
 def parse_query(subject: str, query: str) -> dict[str, str]:
-    """The options after a `?`: `NAME=VALUE&NAME=VALUE`. The SchoolError names `subject` and the wrong option."""
+    """Read options in the form `NAME=VALUE&NAME=VALUE`, which stand after a `?` in a task or search.
+
+    Raises SchoolError if an option is wrong. The message names `subject` and the wrong option.
+    """
     options: dict[str, str] = {}
     for part in query.split("&") if query else ():
         name, equals, value = part.partition("=")
         if not name or not equals:
-            raise SchoolError(f"{subject}: `{part}` is not an option; write NAME=VALUE, joined by &")
+            raise SchoolError(f"{subject}: `{part}` is not an option; write NAME=VALUE, and join options with &")
         if name in options:
-            raise SchoolError(f"{subject}: duplicate option `{name}`; give it once")
+            raise SchoolError(f"{subject}: duplicate option `{name}`; give this option only once")
         options[name] = value
     return options

@@ -1,7 +1,8 @@
-"""All random numbers of the package. Each number has a key: (seed, purpose, step, problem, sample, turn).
+"""This module makes all random numbers of the package from keys (seed, purpose, step, problem, sample, turn).
 
-The functions here have no state: random number n of a key is a pure function of the key and n. So a resumed run gets
-the same numbers, and the numbers of one rollout do not depend on the other rollouts of its batch.
+The functions in this module have no state. The n-th random number of a key depends only on the key and on n. So a
+resumed run gets the same random numbers, and the random numbers of a rollout do not depend on other rollouts in its
+batch.
 """
 
 from __future__ import annotations
@@ -15,26 +16,27 @@ from schoolhouse.types import Key
 
 
 def digest(key: Key) -> int:
-    """A 64-bit number for a key, the same on every machine and in every process."""
+    """Return a 64-bit hash of a key. The hash is the same on every machine and in every process."""
     text = "\x1f".join(str(part) for part in key)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def python_random(key: Key) -> random.Random:
-    """A `random.Random` for a key: for shuffles, choices and small draws in plain Python."""
+    """Return a `random.Random` generator for a key. Use this generator to shuffle and to draw few random numbers."""
     return random.Random(digest(key))
 
 
 def numpy_random(key: Key) -> np.random.Generator:
-    """A numpy generator for a key: for many random numbers at once."""
+    """Return a numpy generator for a key. Use this generator to draw many random numbers at once."""
     return np.random.Generator(np.random.PCG64(digest(key)))
 
 
 def uniforms(digests: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """One float64 in [0, 1) for each (key digest, counter): [S] uint64, [S] integers -> [S].
+    """Return a random float64 in [0, 1) for each pair of a key digest and a counter.
 
-    The number is SplitMix64 (Steele, Lea and Flood 2014) of the pair. It depends only on key and counter, so a sampler
-    can compute numbers for many keys at once, and each key keeps its own stream.
+    Both arguments and the result have shape [S]. The hash function SplitMix64 (Steele, Lea and Flood 2014) computes
+    each random number from the key digest and the counter. So a sampler can compute random numbers for many keys at
+    once, and each key keeps its own stream of numbers.
     """
     with np.errstate(over="ignore"):
         z = digests.astype(np.uint64) + (counters.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

@@ -1,11 +1,14 @@
-"""The data types that every module passes around. They are plain and frozen, and this file imports no other module of
-the package. Read this file first.
+"""The data types that all modules of the package share. All data types are frozen dataclasses or named tuples.
 
-A rollout is a prefix. The policy can extend prefixes, score prefixes, and be updated on prefixes.
+This file imports no other module of the package. Read this file first.
 
-The whole package uses these axis letters: P problems, G rollouts of a problem, T tokens of one rollout,
-N tokens of a packed batch, S sequences of a batch (or slots of the sampler), V vocabulary, C width, H query heads,
-K key heads, D head width, L layers. A per-token number is stored at the index of the token that it describes.
+A rollout is a prefix (a sequence of tokens that can be continued). The policy can extend prefixes, score prefixes, and
+be updated on prefixes.
+
+In the whole package the axes of arrays have letters: the letter P means problems, G means rollouts of one problem,
+T means tokens of one rollout, N means tokens of a packed batch, and S means sequences of a batch (or slots of the
+sampler). The letter V means the vocabulary, C means the model width, H means query heads, K means key heads, D means
+the width of a head, and L means layers. A number for a token is stored at the index of that token.
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ from typing import Literal, NamedTuple
 NAN = float("nan")
 
 FinishReason = Literal["open", "stop", "length", "context", "prefill"]
-"""Why a rollout ended. `open`: no token was sampled yet. `stop`: the policy ended its turn. `length`: the turn was cut
-off. `context`: the policy did not write the last tokens (a demonstration, or a turn of a user or tool). `prefill`:
-tokens were put into the policy's turn, and the turn continues."""
+"""The reason why a rollout ended. `open`: no token was sampled yet. `stop`: the policy ended its turn. `length`: the
+turn was cut off. `context`: the policy did not write the last tokens (a demonstration, or a turn of a user or tool).
+`prefill`: tokens were put into the policy's turn, and the turn continues."""
 
 SCRIPTS = (
     "latin cyrillic greek cjk hiragana katakana hangul arabic hebrew devanagari bengali gurmukhi gujarati oriya tamil "
@@ -34,7 +37,7 @@ float32; sampling and learning use the same kernels, so the rest of a batch does
 
 
 class Key(NamedTuple):
-    """The name of one stream of random numbers. A random number depends only on its key (see randomness.py)."""
+    """The key of one stream of random numbers. Each random number depends only on its key (see randomness.py)."""
 
     seed: int
     purpose: str
@@ -45,7 +48,7 @@ class Key(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One turn of a conversation. `thought` is the reasoning of an assistant before its `content`."""
+    """One turn of a conversation. `thought` is the reasoning that an assistant writes before `content`."""
 
     role: str
     content: str
@@ -58,11 +61,10 @@ REVISION_REQUEST = "Look again: there may be a mistake. What is the result?"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A task instance: the messages of its prompt, and the reference answer.
+    """One problem of a task, with the messages of the prompt and the reference answer.
 
-    `id` is stable: the same instance has the same id in every run. `family` groups problems in reports.
-    `info` holds further data for the verifier, beside the reference. The policy never sees `info`. `aliases` are other
-    answers that count as the reference.
+    The same problem has the same `id` in every run. Reports group problems by `family`. `info` contains more data for
+    the verifier. The policy never sees `info`. `aliases` are other answers that are as good as the reference.
     """
 
     id: str
@@ -76,11 +78,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The policy's last turn as text. This is the only output of the policy that a verifier sees.
+    """The policy's last turn as text. A completion is the only output of the policy that a verifier sees.
 
-    `thought` is the text between <think> and </think>; it is None if the turn has no thought. `answer` is the text
+    `thought` is the text between <think> and </think>, or None if the turn has no thought. `answer` is the text
     after the thought. `complete` is True if the policy ended its turn itself, and False if the turn was cut off. If the
-    thought was never closed, the answer is empty.
+    text has <think> but no </think>, the answer is empty.
     """
 
     thought: str | None
@@ -90,9 +92,9 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A problem with a thought and an answer, for supervised fine-tuning. `style` names the style of the writing.
+    """A problem with a thought and an answer, for supervised fine-tuning. `style` names the writing style.
 
-    `untrained` are the indices of assistant messages of the problem that are never trained.
+    `untrained` has the indices of the assistant messages in the prompt that are never trained.
     """
 
     problem: Problem
@@ -104,9 +106,10 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A reward, or None if the completion could not be graded (`reason` says why). None does not mean reward 0.
+    """The result of grading one completion. `reward` is None if the completion could not be graded.
 
-    `parts` are named components of the reward (for reports). Raises ValueError for a reward that is not finite.
+    The reward None is not the same as the reward 0. If the reward is None, `reason` says why. `parts` are named
+    components of the reward for reports. Raises ValueError if the reward is not a finite number.
     """
 
     reward: float | None
@@ -117,19 +120,19 @@ class Verdict:
         if self.reward is not None and not math.isfinite(self.reward):
             raise ValueError(f"a verdict's reward must be a finite number or None, not {self.reward}")
         if self.reward is None and not self.reason:
-            raise ValueError("a verdict without a reward must say why in `reason`")
+            raise ValueError("a verdict has neither a reward nor a reason: set `reason` if the reward is None")
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A prefix: token ids, a mask of the tokens that the policy sampled, and the log-probabilities of these tokens.
+    """A rollout consists of token ids, a mask of the policy's own tokens, and the log-probabilities of these tokens.
 
-    tokens    [T] ids as they were sampled or inserted; text is never tokenised again
-    loss_mask [T] True if the policy wrote this token (in a demonstration: if the imitated teacher wrote it)
-    logprob   [T] log-probability under the distribution that the token was sampled from; nan for other tokens
-    turns     index of the first token of each turn of the policy
-    finish_reason   why the rollout ended
-    policy_version  version of the policy that sampled the last turn
+    tokens    [T] token ids as they were sampled or inserted. Text is never tokenised a second time.
+    loss_mask [T] True if the policy wrote the token (in a demonstration, if the teacher wrote the token).
+    logprob   [T] log-probability under the distribution from which the token was sampled, nan for other tokens.
+    turns     index of the first token of each turn of the policy.
+    finish_reason   the reason why the rollout ended.
+    policy_version  version of the policy that sampled the last turn.
     """
 
     problem: Problem
@@ -154,7 +157,10 @@ class Rollout:
     def append_sampled(
         self, tokens: Sequence[int], logprob: Sequence[float], finish: FinishReason, version: int
     ) -> Rollout:
-        """The rollout with more sampled tokens: a new turn of the policy, or the rest of a prefilled turn."""
+        """Return the rollout with more sampled tokens.
+
+        The tokens are a new turn of the policy, or they complete a prefilled turn.
+        """
         return replace(
             self,
             tokens=(*self.tokens, *tokens),
@@ -166,7 +172,10 @@ class Rollout:
         )
 
     def append_context(self, tokens: Sequence[int]) -> Rollout:
-        """The rollout with more tokens of a user or a tool. The loss mask is False there, so they are never trained."""
+        """Return the rollout with more tokens from a user or a tool.
+
+        The loss mask of the added tokens is False, so the policy is never trained on these tokens.
+        """
         return replace(
             self,
             tokens=(*self.tokens, *tokens),
@@ -177,9 +186,10 @@ class Rollout:
         )
 
     def prefill(self, tokens: Sequence[int]) -> Rollout:
-        """The rollout with tokens put into the policy's turn. The policy reads these tokens, but never trains on them.
+        """Return the rollout with tokens inserted into the policy's turn.
 
-        If `tokens` is empty, the policy continues its turn with new random numbers.
+        The policy reads the inserted tokens, but is never trained on them. If `tokens` is empty, the policy continues
+        its turn with new random numbers.
         """
         begun = self.finish_reason not in ("open", "context")
         return replace(
@@ -189,7 +199,7 @@ class Rollout:
         )
 
     def truncate(self, end: int) -> Rollout:
-        """The first `end` tokens of the rollout, as if the last turn had been cut off there."""
+        """Return the first `end` tokens of the rollout. The last turn of the result counts as cut off."""
         return replace(
             self,
             tokens=self.tokens[:end],
@@ -200,7 +210,10 @@ class Rollout:
         )
 
     def with_prompt(self, prompt: Sequence[int]) -> Rollout:
-        """The same completion after another prompt, without log-probabilities: they belong to the old prompt."""
+        """Return the same completion with another prompt.
+
+        The new rollout has no log-probabilities, because the old ones are only valid for the old prompt.
+        """
         start = self.turns[0]
         kept = self.tokens[start:]
         return replace(
@@ -212,7 +225,7 @@ class Rollout:
         )
 
     def last_turn(self) -> tuple[int, ...]:
-        """Ids of the policy's last turn, without the context after it."""
+        """Return the token ids of the policy's last turn, without context tokens after the turn."""
         if not self.turns:
             return ()
         start, end = self.turns[-1], len(self.tokens)
@@ -223,7 +236,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The G rollouts of one problem, and the verdict on each of them."""
+    """The G rollouts of one problem, and one verdict for each rollout."""
 
     problem: Problem
     rollouts: tuple[Rollout, ...]
@@ -231,9 +244,12 @@ class Group:
 
     @property
     def rewards(self) -> tuple[float, ...]:
-        """Rewards of the graded rollouts, in order."""
+        """The rewards of all graded rollouts, in the order of the rollouts."""
         return tuple(v.reward for v in self.verdicts if v.reward is not None)
 
 
 class SchoolError(Exception):
-    """An error that a user can fix. The message names the file, the line or key, and the fix. No traceback is shown."""
+    """An error that a user can correct. The message names the file, the line or the key, and how to correct the error.
+
+    The command `school` prints the message without a traceback.
+    """

@@ -53,7 +53,7 @@ def test_reinforce_keeps_the_reward_itself():
 
 
 def test_a_scale_without_a_baseline_is_refused():
-    with pytest.raises(ValueError, match='baseline "none" does not go with scale'):
+    with pytest.raises(ValueError, match='baseline "none" cannot be combined with scale'):
         group_advantage([group(1, 0)], baseline="none", scale="group_std")
 
 
@@ -80,7 +80,7 @@ def test_batch_mean_gives_an_advantage_to_groups_of_equal_rewards():
 
 
 def test_batch_mean_with_group_std_is_refused():
-    with pytest.raises(ValueError, match='baseline "batch_mean" does not go with scale "group_std"'):
+    with pytest.raises(ValueError, match='baseline "batch_mean" cannot be combined with scale "group_std"'):
         group_advantage([group(1.0, 1.0)], "batch_mean", "group_std")
 
 

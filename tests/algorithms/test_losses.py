@@ -209,7 +209,7 @@ def test_first_update_of_grpo_is_reinforce(aggregation: Aggregation):
 def test_on_policy_needs_no_old_column():
     batch = packed(1, advantage=[1.0])
     apply(clipped_surrogate(on_policy=True), batch, [-1.0])
-    with pytest.raises(SchoolError, match='"old".*packed: advantage'):
+    with pytest.raises(SchoolError, match='"old".*its columns: advantage'):
         apply(clipped_surrogate(), batch, [-1.0])
 
 

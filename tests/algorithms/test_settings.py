@@ -194,49 +194,49 @@ def test_a_preset_that_is_no_name_is_refused(preset: object):
     [
         (
             {"max_policy_lag": 1, "dynamic_sampling": 1},
-            "dynamic_sampling samples again after grading, which max_policy_lag > 0 forbids: set one to 0",
+            "`dynamic_sampling` and `max_policy_lag` cannot both be above 0; set one of them to 0",
         ),
         (
             {"advantage.baseline": "none", "dynamic_sampling": 1},
-            "dynamic_sampling keeps groups with mixed rewards: set advantage.baseline to `mean` or `leave_one_out`",
+            "set `advantage.baseline` to mean or leave_one_out, or set `dynamic_sampling` to 0",
         ),
         (
             {"advantage.baseline": "none", "advantage.scale_rewards": "batch_std"},
-            "advantage.scale_rewards `batch_std` needs a baseline: set advantage.baseline to `mean`",
+            "`advantage.scale_rewards` is batch_std, but `advantage.baseline` is none; set",
         ),
         (
             {"advantage.baseline": "none", "advantage.scale_rewards": "group_std"},
-            "advantage.scale_rewards `group_std` needs a baseline: set advantage.baseline to `mean`",
+            "`advantage.scale_rewards` is group_std, but `advantage.baseline` is none; set",
         ),
         (
             {"advantage.baseline": "batch_mean", "advantage.scale_rewards": "group_std"},
-            "advantage.baseline `batch_mean` goes with scale_rewards `batch_std` or `none`",
+            "`advantage.baseline` is batch_mean, but `advantage.scale_rewards` is group_std; set",
         ),
         (
             {"advantage.normalize_each_reward": True},
-            "advantage.normalize_each_reward is for several rewards: set rewards.format or rewards.language",
+            "there is only one reward; set `rewards.format` or `rewards.language`",
         ),
         (
             {"advantage.normalize_each_reward": True, "rewards.format": 0.2, "rewards.length": 0.1},
-            "and leave out rewards.length and rewards.overlong_buffer",
+            "and leave out `rewards.length` and `rewards.overlong_buffer`",
         ),
-        ({"loss.importance_sampling_level": "sequence"}, "set loss.aggregation to `sequence_mean`"),
+        ({"loss.importance_sampling_level": "sequence"}, "set `loss.aggregation` to sequence_mean"),
         (
             {"loss.type": "cispo", "loss.importance_sampling_level": "sequence", "loss.aggregation": "sequence_mean"},
-            "cispo weighs each token by its own ratio: set loss.importance_sampling_level to `token`",
+            "`loss.type` cispo needs one ratio per token; set `loss.importance_sampling_level` to token",
         ),
-        ({"loss.type": "cispo", "loss.clip_ratio_c": 3.0}, "loss.clip_ratio_c bounds the clipped loss"),
-        ({"loss.kl_coef": 0.1, "loss.kl_estimator": "k1"}, "set loss.kl_estimator to k2 or k3, or use rewards.kl_coef"),
-        ({"loss.ref_model_sync_steps": 400}, "set loss.kl_coef or rewards.kl_coef, or set ref_model_sync_steps to 0"),
+        ({"loss.type": "cispo", "loss.clip_ratio_c": 3.0}, "`loss.clip_ratio_c` has no effect on `loss.type` cispo"),
+        ({"loss.kl_coef": 0.1, "loss.kl_estimator": "k1"}, "set `loss.kl_estimator` to k2 or k3"),
+        ({"loss.ref_model_sync_steps": 400}, "or set `loss.ref_model_sync_steps` to 0"),
         (
             {"loss.importance_correction": "token", "precision": "exact"},
-            "with precision `exact` there is nothing to correct: set loss.importance_correction to `none`",
+            "have equal probabilities; set `loss.importance_correction` to none",
         ),
         ({"rewards.script": "latn", "rewards.language": 1.0}, "unknown script `latn`; did you mean `latin`"),
-        ({"rewards.language": 1.0}, "rewards.script and rewards.language need each other"),
+        ({"rewards.language": 1.0}, "only one of `rewards.script` and `rewards.language` is set"),
         (
             {"rewards.overlong_buffer": 64, "sampling.max_new_tokens": 64},
-            "rewards.overlong_buffer 64 must be less than sampling.max_new_tokens 64",
+            "`rewards.overlong_buffer` is 64; set it below `sampling.max_new_tokens`, which is 64",
         ),
     ],
 )

@@ -41,14 +41,14 @@ def test_backends_run_in_turn_after_a_repeat_that_is_not_counted(backends: Path)
     assert result["tokens_per_second"] == {"schoolhouse": 5.0, "fast": 10.0}
     assert result["repeats"]["schoolhouse"][0]["peak"] > 1e6
     assert stages[:2] == [
-        f"starting {name}, and a first repeat that is not counted" for name in ("schoolhouse", "fast")
+        f"starting {name} with a first repeat that is not measured" for name in ("schoolhouse", "fast")
     ]
     assert stages[2:4] == ["repeat 1 of 3: schoolhouse", "repeat 1 of 3: fast"]
     assert stages[-1] == "repeat 3 of 3: fast"
 
 
 def test_the_log_of_a_backend_that_ends_early_is_shown(backends: Path):
-    with pytest.raises(SchoolError, match=r"(?s)sampler_broken ended early \(exit 1\).*no such engine"):
+    with pytest.raises(SchoolError, match=r"(?s)sampler_broken ended early with exit status 1.*no such engine"):
         benchmark.run_repeats(backends, "sampler", "broken", 1)
 
 

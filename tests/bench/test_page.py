@@ -56,10 +56,10 @@ def test_results_stand_between_the_marks(tmp_path: Path):
 def test_a_page_without_marks_and_a_folder_without_results_are_refused(tmp_path: Path):
     page = tmp_path / "performance.md"
     page.write_text("nothing")
-    with pytest.raises(SchoolError, match="no results in"):
+    with pytest.raises(SchoolError, match="has no results"):
         write_page(tmp_path, page)
     (tmp_path / "a.json").write_text(json.dumps(make_result()))
-    with pytest.raises(SchoolError, match="no place for the results: put the lines\n<!--"):
+    with pytest.raises(SchoolError, match="add these lines to the page:\n<!--"):
         write_page(tmp_path, page)
 
 

@@ -48,7 +48,7 @@ def test_another_checkpoint_gives_other_scores(run: Path):
 
 
 def test_a_missing_checkpoint_is_an_error(run: Path):
-    with pytest.raises(SchoolError, match="one has no checkpoint of step 3; kept: 2, 4"):
+    with pytest.raises(SchoolError, match="one has no checkpoint of step 3; choose one of the kept steps: 2, 4"):
         rescore(run, 3, [ROW])
 
 

@@ -92,7 +92,7 @@ def test_a_step_of_other_code_is_used_with_a_warning(tmp_path: Path, capsys: pyt
     assert "other code" not in capsys.readouterr().err
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "code": "0" * 16}))
     runner.run_step(pretrain_step(), tmp_path)
-    assert f"{manifest.parent}: made by other code than this" in capsys.readouterr().err
+    assert f"{manifest.parent} was made by a different version of the code" in capsys.readouterr().err
 
 
 def test_a_step_whose_start_has_other_weights_is_refused(tmp_path: Path):
@@ -102,7 +102,7 @@ def test_a_step_whose_start_has_other_weights_is_refused(tmp_path: Path):
     other = runner.run_step(pretrain_step(seed=1), tmp_path)
     for path in start.rglob("*.safetensors"):
         path.write_bytes(next(other.rglob("*.safetensors")).read_bytes())
-    with pytest.raises(SchoolError, match=f"{run.name} began from other weights than .*{start.name} has now"):
+    with pytest.raises(SchoolError, match=f"weights of .*{start.name} have changed since .*{run.name} was trained"):
         runner.run_step(sft_step(pretrain_step()), tmp_path)
 
 
@@ -117,7 +117,7 @@ def test_a_step_with_other_weights_is_measured_again(tmp_path: Path, capsys: pyt
     path.write_text(json.dumps({**stored, "code": "0" * 16, "overall": "old"}))
     runner.run_arm(arm, 0, tmp_path)
     assert json.loads(path.read_text())["overall"] == "old"
-    assert f"{path}: measured by other code than this" in capsys.readouterr().err
+    assert f"{path} was measured by a different version of the code" in capsys.readouterr().err
     path.write_text(json.dumps({**stored, "weights": "0" * 16, "overall": "old"}))
     runner.run_arm(arm, 0, tmp_path)
     assert json.loads(path.read_text())["overall"] == stored["overall"]
@@ -139,7 +139,7 @@ def test_a_claim_from_its_arms_to_its_page(tmp_path: Path, capsys: pytest.Captur
     table = (tmp_path / "results" / "README.md").read_text()
     assert "| [it](it.md) | It helps. (Author 2020) | 2 | 0 | PASS (2 of 3 seeds) |" in table
     with pytest.raises(
-        SchoolError, match=r"it\.json holds a verdict of 2 seeds, which 1 would overwrite: give --seeds 2"
+        SchoolError, match=r"it\.json has a verdict with 2 seeds, and a run with 1 would overwrite it; give --seeds 2"
     ):
         page.check_overwrite(make_claim(), 1, "tiny", tmp_path / "results")
     page.check_overwrite(make_claim(), 2, "tiny", tmp_path / "results")
@@ -347,18 +347,18 @@ def test_the_page_shows_what_did_not_hold(tmp_path: Path):
     assert "# it: FAIL" in text
     assert "| must hold | a | 1 | passes |" in text
     assert "| must hold | b | 0 | FAILS |" in text
-    parts = ["- Claim: It helps.", "- Rule: it holds", "## Result", "![it](it.png)", "## What did not hold"]
+    parts = ["Claim: It helps.", "Rule: it holds.", "## Result", "![it](it.png)", "## What did not hold"]
     places = [text.index(part) for part in (*parts, "Because of b.", "## Notes", "A pilot.")]
     assert places == sorted(places)
 
 
 def test_a_failure_without_an_explanation_points_to_its_lines(tmp_path: Path):
-    assert "The lines that are marked FAILS." in render(make_claim(lambda _: [GOOD, BAD]), tmp_path)
+    assert "See the checks that are marked FAILS." in render(make_claim(lambda _: [GOOD, BAD]), tmp_path)
 
 
 def test_an_explanation_is_not_shown_where_every_line_passes(tmp_path: Path):
     text = render(replace(make_claim(), failures=("Because of b.",)), tmp_path)
-    assert "Every line passes." in text
+    assert "Every check passes." in text
     assert "Because of b." not in text
 
 
@@ -366,7 +366,7 @@ def test_a_note_on_the_figure_stands_below_it(tmp_path: Path):
     claim = make_claim()
     record = page.write_record(claim, runner.run_arms(claim, 1, "tiny", tmp_path), "tiny", tmp_path / "results")
     text = page.render_page({**record, "figure_note": "Labels of an earlier version."}, claim)
-    assert "![it](it.png)\n\nLabels of an earlier version.\n\n|" in text
+    assert "![it](it.png)\n\nLabels of an earlier version.\n\nIn a row" in text
     assert "Labels of" not in page.render_page(record, claim)
 
 
@@ -391,7 +391,7 @@ def test_a_claim_with_a_missing_file_is_listed_too(
     monkeypatch.setenv("SCHOOLHOUSE_GAME24", str(tmp_path / "none.csv"))
     claim_command(["list"])
     printed = capsys.readouterr().out
-    assert "none.csv is not there" in printed
+    assert "none.csv; download 24.csv" in printed
     assert "weighted_vote: " in printed
 
 

@@ -31,7 +31,7 @@ def keys(sft_model: Callable[[str], Path]) -> dict[str, Any]:
 
 
 def test_noise_widens_the_logprob_gap_and_stops_the_run(keys: dict[str, Any], tmp_path: Path):
-    with pytest.raises(SchoolError, match=r"max_logprob_gap 0\.1"):
+    with pytest.raises(SchoolError, match=r"`max_logprob_gap` is 0\.1"):
         train(tmp_path / "run", noisy_grpo.Config.of(**keys, sampler_noise=1.0))
 
 

@@ -135,7 +135,7 @@ def test_bad_rows_are_listed_and_left_out(capsys: pytest.CaptureFixture[str]) ->
 
 def test_rows_that_fail_the_check_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     path = write("a.jsonl", {"question": "6 times 3?", "answer": "18"}, {"question": "No number?", "answer": "zzz"})
-    assert "grades 1 of its own answers wrongly" in output(capsys, "task", f"jsonl:{path}", "--check", status=2)
+    assert "gave a wrong grade to 1 answers" in output(capsys, "task", f"jsonl:{path}", "--check", status=2)
     text = output(capsys, "task", f"jsonl:{path}", "--check", "--drop", "dropped.jsonl")
     assert "0 rows that cannot be read, 1 that fail the check" in text
     assert "1 of 1 references correct" in output(capsys, "task", f"jsonl:{path}?drop=dropped.jsonl", "--check")

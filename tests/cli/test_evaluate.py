@@ -72,15 +72,18 @@ def test_an_evaluation_with_a_search_reports_its_cost(here: Path, capsys: Any, t
         (("solve", "{here}/base"), "problem"),
         (("solve", "{here}/base", "1 + 1?", "--search", "vot"), "unknown search `vot`"),
         (("solve", "{here}/base", "1 + 1?", "--page", "x.html"), "`vote` has no tree"),
-        (("solve", "{here}/base", "1 + 1?", "--search", "tot?thoughts=propose"), "has no propose prompt"),
+        (("solve", "{here}/base", "1 + 1?", "--search", "tot?thoughts=propose"), "has no prompt that asks for next thoughts"),
         (("solve", "{here}/base", "1 2 3", "--task", "game24:{here}/puzzles.csv?holdout=2-3"), "has 3 numbers"),
         (("solve", "{here}/base", "1 + 1?", "--search", "best_of_n", "--page", "x.html"), "`best_of_n` has no tree"),
         (
             ("evaluate", "{here}/base", "--search", "vote", "--samples", "8"),
-            "instead of --samples, write options after `?`",
+            "--samples cannot be used with --search",
         ),
         (("solve", "{here}/none", "1 + 1?"), "not a folder"),
-        (("evaluate", "{here}/base", "--search", "vote", "--budget", "9"), "a budget of 9 tokens is too small"),
+        (
+            ("evaluate", "{here}/base", "--search", "vote", "--budget", "9"),
+            "the search budget of 9 tokens is too small",
+        ),
     ],
 )
 def test_an_impossible_search_is_refused(here: Path, capsys: Any, args: tuple[str, ...], message: str):

@@ -122,8 +122,8 @@ def test_a_changed_recipe_file_is_refused_on_resume(here: Path, model: Path) -> 
     recipe.write_text(RECIPE.replace("[1.0]", "[2.0]"))
     done = school(here, "train", "my_recipe.py", "--model", model)
     assert done.returncode == 2
-    assert f"{recipe} has changed since runs/my_recipe began" in done.stderr
-    assert "start anew with another --dir" in done.stderr
+    assert f"{recipe} has changed since the run runs/my_recipe began" in done.stderr
+    assert "start a new run in another folder with --dir" in done.stderr
     recipe.write_text(RECIPE)
     assert school(here, "train", "my_recipe.py", "--model", model).returncode == 0
     assert read_json(here / "runs" / "my_recipe" / "manifest.json")["recipe"] == "my_recipe.py"
@@ -132,7 +132,7 @@ def test_a_changed_recipe_file_is_refused_on_resume(here: Path, model: Path) -> 
 @pytest.mark.parametrize(
     "old, new, place, message",
     [
-        ("(config, run)", "(config)", "", r"`my_recipe` must take \(config, run\)"),
+        ("(config, run)", "(config)", "", r"`my_recipe` must take 2 arguments \(config, run\), but it needs 1"),
         (
             "config.steps",
             "config.step_count",

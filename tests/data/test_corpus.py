@@ -85,7 +85,7 @@ def test_too_little_text_is_refused(tokenizer: Tokenizer) -> None:
         row_source(["short"], tokenizer, 64)
     with pytest.raises(SchoolError, match="pretraining text is empty"):
         row_source(lambda step, count: [""] * count, tokenizer, 64)
-    with pytest.raises(SchoolError, match="seq_len of 1"):
+    with pytest.raises(SchoolError, match="`seq_len` is 1"):
         row_source(["short"], tokenizer, 1)
 
 
@@ -121,11 +121,11 @@ def test_every_kind_of_file_is_read(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ('{"text": "b"', "a.jsonl:2: not JSON"),
+        ('{"text": "b"', "a.jsonl:2: the line is not JSON"),
         ('{"body": "b"}', "a.jsonl:2: `text` is missing.*body"),
         ('{"text": 5}', "a.jsonl:2: `text` is missing or is not a string"),
         ('["text"]', "a.jsonl:2: .*list"),
-        ('{"text": "\\ud800"}', "a.jsonl:2: `text` holds a lone surrogate"),
+        ('{"text": "\\ud800"}', "a.jsonl:2: `text` contains a lone surrogate"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: str, message: str) -> None:
@@ -142,9 +142,9 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: str, message: str) 
         ("a.txt", b" \n\n", "is empty"),
         ("a.jsonl", b"", "is empty"),
         ("a.txt", b"caf\xe9 au lait", "not UTF-8"),
-        ("a.txt.gz", b"plain", "no gzip file"),
+        ("a.txt.gz", b"plain", "not a gzip file"),
         ("a.txt.gz", gzip.compress(b"long enough to be cut" * 50, mtime=0)[:-12], "truncated"),
-        ("a.pdf", b"x", "read from .txt"),
+        ("a.pdf", b"x", "is not a .txt"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, data: bytes, message: str) -> None:
@@ -182,7 +182,7 @@ def test_a_large_document_is_trained_on_and_small_ones_are_held_out(tmp_path: Pa
 
 def test_a_file_that_would_be_held_out_nearly_whole_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("A title\n" + "one line without an end " * 1_000)
-    with pytest.raises(SchoolError, match="cut it into more documents"):
+    with pytest.raises(SchoolError, match="cut the text into more documents"):
         split_text_file(tmp_path / "a.txt", 0.05)
 
 

@@ -101,7 +101,7 @@ def test_the_folder_gets_a_report_as_json_as_markdown_and_a_figure(tmp_path: Pat
     assert json.loads((tmp_path / "report.json").read_text()) == report
     markdown = (tmp_path / "report.md").read_text()
     assert "| grpo | 0.800 [0.750, 0.850] | +" in markdown
-    for words in ("Seed 7", "1 h 1 min", "2.00 GB", "10 held-out problems", "figure.png", "`school chat here`"):
+    for words in ("seed 7", "1 h 1 min", "2.00 GB", "10 held-out problems", "figure.png", "`school chat here`"):
         assert words in markdown
     assert figure == tmp_path / "figure.png"
     assert figure.read_bytes().startswith(b"\x89PNG")

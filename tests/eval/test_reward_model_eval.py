@@ -45,7 +45,7 @@ def test_best_of_n_is_the_mean_over_all_choices(answers: list[tuple[bool, int]],
 
 
 def test_best_of_more_than_there_are_is_an_error():
-    with pytest.raises(ValueError, match="n is 3, there are 2 answers"):
+    with pytest.raises(ValueError, match="n is 3, but there are 2 answers"):
         best_of_n([True, False], [1.0, 0.0], 3)
 
 

@@ -197,7 +197,9 @@ def test_a_turn_ends_after_a_stop_id_or_at_the_length(tiny_decoder, make_prompts
 def test_a_prompt_that_is_too_long_is_an_error_with_the_numbers(tiny_decoder, make_prompts):
     decoder = tiny_decoder(max_position_embeddings=20)
     assert len(extend(decoder, make_prompts([[5] * 12]), 8, (), 0)[0]) == 20
-    with pytest.raises(SchoolError, match=r"prompt of 13 tokens and 8 new ones make 21.*at most 20"):
+    with pytest.raises(
+        SchoolError, match=r"prompt has 13 tokens and `max_new_tokens` is 8, together 21 tokens.*at most 20"
+    ):
         extend(decoder, make_prompts([[5], [5] * 13]), 8, (), 0)
 
 

@@ -328,7 +328,7 @@ def test_rollouts_of_other_weights_are_an_error_before_the_weights_change(policy
     rollouts = sample(policy)
     update(policy, rollouts)  # now they are a version old
     before = weights_of(policy)
-    with pytest.raises(SchoolError, match=r"on average before update 1 \(max_logprob_gap 0.001\)"):
+    with pytest.raises(SchoolError, match=r"on average before update 1, but `max_logprob_gap` is 0.001"):
         policy.update(make_batches(rollouts), clipped_surrogate(on_policy=True), 1e-2, max_logprob_gap=1e-3)
     assert max_difference(weights_of(policy), before) == 0.0
     assert policy.version == 1
@@ -339,7 +339,7 @@ def test_each_rollout_may_have_its_own_max_new_tokens(policy):
     lengths = [1 + i % 4 for i in range(len(prompts))]
     rollouts = policy.extend(prompts, lengths, stop_ids=())
     assert [len(r.last_turn()) for r in rollouts] == lengths
-    with pytest.raises(SchoolError, match="2 values of `max_new_tokens` for 12 rollouts"):
+    with pytest.raises(SchoolError, match="`max_new_tokens` has 2 values, but there are 12 rollouts"):
         policy.extend(prompts, [3, 3])
 
 

@@ -90,7 +90,7 @@ def test_a_task_with_other_prompts_than_before_is_an_error(make_stream, make_pro
         return [replace(prompt, problem=replace(prompt.problem, id="q")) for prompt in make_prompts([[step]])]
 
     other = RolloutStream(version_only_policy(), other_prompts, sample, 1)
-    with pytest.raises(SchoolError, match="step 1 than when the run was saved"):
+    with pytest.raises(SchoolError, match="in step 1 the task no longer gives the problems of the saved run"):
         other.load_state_dict(state)
 
 

@@ -102,12 +102,16 @@ def test_an_unknown_name_like_no_other_lists_the_recipes():
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    assert refusal(tmp_path / "nothing.py") == f"there is no file {tmp_path / 'nothing.py'}; write school train FILE.py"
+    path = tmp_path / "nothing.py"
+    assert refusal(path) == f"the file {path} does not exist; write school train FILE.py"
 
 
 def test_a_file_name_that_is_no_python_name_is_refused(recipe_file: Callable[..., Path]):
     path = recipe_file(name="my-recipe.py")
-    assert refusal(path) == f"{path}: a recipe file needs a name that Python can use, such as my_recipe.py"
+    assert (
+        refusal(path)
+        == f"{path}: Python cannot import a file with this name: rename the file, for example to my_recipe.py"
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,12 +121,12 @@ def test_a_file_name_that_is_no_python_name_is_refused(recipe_file: Callable[...
 )
 def test_a_file_without_a_config_is_refused(recipe_file: Callable[..., Path], text: str):
     path = recipe_file(text)
-    assert refusal(path) == f"{path}: a recipe needs a class Config(BaseConfig) with its keys"
+    assert refusal(path) == f"{path}: a recipe needs a class `Config(BaseConfig)` with its config keys: add this class"
 
 
 def test_a_file_without_its_function_is_refused(recipe_file: Callable[..., Path]):
     path = recipe_file(MY_RECIPE.replace("{name}", "train"))
-    assert refusal(path) == f"{path}: a recipe needs a function `my_recipe(config, run)`, named like its file"
+    assert refusal(path) == f"{path}: a recipe needs a function with the name of its file: add `my_recipe(config, run)`"
 
 
 @pytest.mark.parametrize(("parameters", "needed"), [("config", 1), ("config, run, extra", 3), ("", 0)])
@@ -131,7 +135,7 @@ def test_a_function_of_another_signature_is_refused_with_its_line(
 ):
     path = recipe_file(MY_RECIPE.replace("{name}(config, run)", f"my_recipe({parameters})"))
     line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("def "))
-    assert refusal(path) == f"{path}:{line}: `my_recipe` must take (config, run), but it needs {needed} arguments"
+    assert refusal(path) == f"{path}:{line}: `my_recipe` must take 2 arguments (config, run), but it needs {needed}"
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_reward_model_that_grades_no_steps_is_refused(models: tuple[Path, Path
             (outcome / part.name).symlink_to(part)
     text = (models[1] / "config.yaml").read_text()
     (outcome / "config.yaml").write_text(text.replace("labels: exact", "labels: outcome"))
-    with pytest.raises(SchoolError, match="a reward model with labels `outcome` grades no steps: give one with exact"):
+    with pytest.raises(SchoolError, match="a reward model with labels `outcome` does not grade steps: give a reward"):
         train(tmp_path / "run", config((models[0], outcome)))
 
 

@@ -410,12 +410,12 @@ def test_a_run_killed_where_an_epoch_ends_resumes_to_the_same_bits(
     [
         (grpo, {"model": "m", "group_size": -1}, "`group_size` is -1: it should be greater than 1"),
         (grpo, {"model": "m", "num_epochs": 0}, "`num_epochs` is 0: it should be greater than 0"),
-        (pretrain, {}, "give either `text`, a file to learn from, or `task`, whose synthetic corpus is learned"),
-        (pretrain, {"task": "school", "seq_len": 4096}, "seq_len 4096 is longer than the model reads"),
+        (pretrain, {}, "set exactly one of the keys `text` (a file to learn from) and `task`"),
+        (pretrain, {"task": "school", "seq_len": 4096}, "seq_len 4096 is larger than model.max_seq_len"),
         (
             pretrain,
             {"task": "school", "model": {"num_heads": 4, "num_kv_heads": 3}},
-            "num_heads 4 is not a multiple of num_kv_heads 3: change one of them",
+            "num_heads 4 is not a multiple of num_kv_heads 3: change one number",
         ),
         (pretrain, {"text": "a.txt", "demos_per_batch": 1}, "`demos_per_batch` needs a `task`"),
         (sft, {"model": "m", "stepps": 3}, "unknown key `stepps` in sft; did you mean `steps`?"),

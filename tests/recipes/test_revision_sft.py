@@ -107,7 +107,7 @@ def test_the_first_step_records_what_was_kept(model: Path, tmp_path: Path):
 
 
 def test_a_run_without_a_corrected_pair_is_refused(model: Path, tmp_path: Path):
-    message = "none of 8 pairs of attempts was corrected: set `num_prompts` or `samples_per_prompt` higher"
+    message = "none of 8 second attempts corrects its first attempt: raise `num_prompts` or `samples_per_prompt`"
     with pytest.raises(SchoolError, match=message):
         train(tmp_path / "run", config(model, num_prompts=1, **{"sampling.max_new_tokens": 1}))
 

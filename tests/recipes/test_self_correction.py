@@ -147,5 +147,5 @@ def test_a_run_interrupted_in_stage_two_resumes_to_the_same_numbers(
 
 
 def test_attempts_that_do_not_fit_into_the_model_are_refused(model: Path, tmp_path: Path):
-    with pytest.raises(SchoolError, match="the model reads 256: lower max_new_tokens"):
+    with pytest.raises(SchoolError, match="the model can read at most 256 tokens: lower max_new_tokens"):
         train(tmp_path / "run", config(model, **{"sampling.max_new_tokens": 120}))

@@ -122,12 +122,15 @@ def test_neutral_counts_as_correct_and_values_stay():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("{", ":1: not a row of PRM800K"),
-        ("{}", ":1: not a row of PRM800K: key 'question'"),
-        ('\n{"question": {}, "label": {}}', ":2: not a row of PRM800K: key 'steps'"),
-        (json.dumps(row(([("a", 7)], 0, None))), ":1: not a row of PRM800K: the rating 7 is none of -1, 0, 1"),
-        (json.dumps(row(([("a", 1)], 4, None))), ":1: not a row of PRM800K"),
-        ("[1]", ":1: not a row of PRM800K"),
+        ("{", ":1 is not in PRM800K's format"),
+        ("{}", ":1 is not in PRM800K's format: missing key 'question'"),
+        ('\n{"question": {}, "label": {}}', ":2 is not in PRM800K's format: missing key 'steps'"),
+        (
+            json.dumps(row(([("a", 7)], 0, None))),
+            ":1 is not in PRM800K's format: the rating of a step must be -1, 0, 1 or null, found 7",
+        ),
+        (json.dumps(row(([("a", 1)], 4, None))), ":1 is not in PRM800K's format"),
+        ("[1]", ":1 is not in PRM800K's format"),
     ],
 )
 def test_a_damaged_row_is_named(tmp_path: Path, text: str, message: str):

@@ -154,5 +154,7 @@ def test_a_changed_number_in_a_manifest_is_found(tmp_path: Path) -> None:
 def test_the_folder_of_a_pipeline_names_its_stages(tmp_path: Path) -> None:
     for stage in ("pretrain", "sft"):
         (tmp_path / stage / "checkpoints" / "000010").mkdir(parents=True)
-    with pytest.raises(SchoolError, match=r"several stages \(pretrain, sft\): give one, such as .*/sft"):
+    with pytest.raises(
+        SchoolError, match=r"several stages \(pretrain, sft\): give the folder of one stage, such as .*/sft"
+    ):
         resolve_model(tmp_path)

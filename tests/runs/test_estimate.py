@@ -50,7 +50,7 @@ def test_a_recipe_with_loops_is_measured_by_loops(tmp_path):
 
 def test_an_error_in_the_first_steps_is_shown():
     config = grpo.Config.of(model="no/such/model")
-    with pytest.raises(SchoolError, match=r"(?s)the first steps failed.*no/such/model"):
+    with pytest.raises(SchoolError, match=r"(?s)the first steps of the run failed.*no/such/model"):
         estimate("grpo", config)
 
 

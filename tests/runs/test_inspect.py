@@ -170,7 +170,7 @@ def test_a_run_of_another_format_is_not_inspected_and_not_repeated(tmp_path: Pat
     folder = make_run(tmp_path / "run")
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(SchoolError, match=r"manifest.json has format 2, but .* reads format 1: start anew with"):
+    with pytest.raises(SchoolError, match=r"manifest.json has format 2, but .* reads format 1: start a new run in"):
         inspect(folder)
     with pytest.raises(SchoolError, match="has format 2"):
         repeat_run(folder, tmp_path / "again")

@@ -159,7 +159,7 @@ def test_another_pipeline_in_the_same_folder_is_refused(pipeline_file: Path, tmp
         ("{steps: 1}", "{steps: 1, task: 'school:adition'}", r"mine.yaml:6: .*unknown family `adition`"),
         ("{steps: 1}", "{step: 1}", r"mine.yaml:6: unknown key `step` in toy; did you mean `steps`"),
         ("reward: 0.5", "reward: high", r"mine.yaml:12: `reward` is 'high'"),
-        ("name: second", "name: first", r"mine.yaml:7: duplicate stage `first`"),
+        ("name: second", "name: first", r"mine.yaml:7: two stages have the name `first`"),
         ("name: second", "name: a/b", r"mine.yaml:7: `stages.1.name` is 'a/b'"),
         ("problems: 3", "problem: 3", r"mine.yaml:2: unknown key `problem` in pipeline.eval; did you mean `problems`"),
         ("school:addition", "school:adition", r"unknown family `adition`; did you mean `addition`"),

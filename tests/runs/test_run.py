@@ -261,7 +261,7 @@ def test_time_adds_up_over_sessions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_and_saves(number: int, tmp_path: Path, whole: dict[str, bytes]) -> None:
-    with pytest.raises(Stopped, match="stopped after 4 steps; saved in .*000004"):
+    with pytest.raises(Stopped, match="stopped after 4 steps; the state was saved in .*000004"):
         train(tmp_path, at={3: lambda: os.kill(os.getpid(), number)})
     assert json.loads((tmp_path / "manifest.json").read_text())["state"] == "stopped"
     assert len(read_metrics(tmp_path)) == 4
@@ -553,6 +553,6 @@ def test_a_run_of_another_format_is_refused_and_unchanged(
         train(tmp_path)
     assert str(refusal.value) == (
         f"{path} has {words}, but this version of schoolhouse reads format 1: "
-        "start anew with another --dir, or use the version that made it"
+        "start a new run in another folder with --dir, or use the version that wrote this file"
     )
     assert {file: file.read_bytes() for file in before} == before

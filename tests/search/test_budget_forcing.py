@@ -92,7 +92,7 @@ def test_without_room_there_are_fewer_attempts(scripted: Make, game: Game24):
 
 def test_bounds_without_room_for_the_wait_text_are_refused(scripted: Make, game: Game24):
     policy = scripted(short)
-    message = "`wait_text` takes 5 tokens, which do not fit between `min_think` 30 and `max_think` 32: raise .* to 34"
+    message = r"has 5 tokens, which do not fit between `min_think` \(30\) and `max_think` \(32\): raise .* to 34"
     with pytest.raises(SchoolError, match=message):
         budget_force(policy, prompts(policy, game), 30, 32, answer_tokens=9, wait_text="WWWWW")
 

@@ -88,7 +88,7 @@ def test_steps_may_be_sampled_instead_of_proposed(scripted: Make, game: Game24, 
 
 
 def test_more_subtrees_than_first_thoughts_are_refused(scripted: Make, game: Game24):
-    with pytest.raises(SchoolError, match="needs 5 separate subtrees: set `samples`"):
+    with pytest.raises(SchoolError, match="`beam_width` asks for 5 separate subtrees: set `samples`"):
         search(scripted(player), game, kind="dvts", thoughts="sample", beam_width=5, samples=4)
 
 
@@ -116,7 +116,7 @@ def test_a_vote_samples_as_many_answers_as_the_budget_pays_for(scripted: Make, g
 
 
 def test_a_budget_without_one_answer_is_refused(scripted: Make, game: Game24):
-    with pytest.raises(SchoolError, match="a budget of 10 tokens is too small for one answer of 48 tokens"):
+    with pytest.raises(SchoolError, match="budget of 10 tokens is too small, because one answer can cost 48 tokens"):
         search(scripted(player), game, kind="sample", budget=10)
 
 
@@ -158,7 +158,7 @@ def test_a_thought_may_be_forced_to_a_length_and_attempts_revised(scripted: Make
 
 @pytest.mark.parametrize("kind", ["budget_force", "revise"])
 def test_a_search_that_may_exceed_the_budget_is_refused(scripted: Make, game: Game24, kind: str):
-    with pytest.raises(SchoolError, match=f"{kind} can need .* tokens, but the budget is 60: raise the budget"):
+    with pytest.raises(SchoolError, match=f"{kind}` can need .* tokens, but the budget is 60 tokens: raise the budget"):
         search(scripted(player), game, kind=kind, budget=60)
 
 

@@ -65,10 +65,12 @@ def test_options_of_the_strategy_take_the_types_of_their_defaults(scripted: Make
 
 def test_one_of_several_strategies_is_named_behind_the_file(scripted: Make, game: Game24, tmp_path: Path):
     path = write(tmp_path, example() + "\n\ndef idle(tree):\n    yield from ()\n")
-    with pytest.raises(SchoolError, match="my_search.py has best_first, idle; choose one"):
+    with pytest.raises(SchoolError, match="my_search.py has several search strategies .best_first, idle.: choose one"):
         parse(str(path))
     assert run(scripted(player), game, f"{path}:idle").stop_reason == "no thought is left to expand"
-    with pytest.raises(SchoolError, match="my_search.py has no strategy `best_frist`; did you mean `best_first`"):
+    with pytest.raises(
+        SchoolError, match="my_search.py has no search strategy `best_frist`; did you mean `best_first`"
+    ):
         parse(f"{path}:best_frist")
 
 
@@ -103,9 +105,9 @@ def test_a_strategy_may_plan_with_the_budget(scripted: Make, game: Game24, tmp_p
     [
         ("yield Request('expand', [tree.root])\n    raise KeyError('worth')", ":4: KeyError: 'worth'"),
         ("yield from grow(tree, [tree.root])\n    helper()", ":6: ZeroDivisionError"),
-        ("yield tree.root", ":3: `mine` yields .*: yield Request"),
-        ("yield Request('grow', [tree.root])", ":3: `mine` yields .*: yield Request"),
-        ("yield Request('value', ['a'])", ":3: `mine` yields .*: yield Request"),
+        ("yield tree.root", ":3: the strategy `mine` yields .*: yield Request"),
+        ("yield Request('grow', [tree.root])", ":3: the strategy `mine` yields .*: yield Request"),
+        ("yield Request('value', ['a'])", ":3: the strategy `mine` yields .*: yield Request"),
     ],
 )
 def test_an_error_in_a_strategy_names_file_and_line(
@@ -121,9 +123,17 @@ def test_an_error_in_a_strategy_names_file_and_line(
     [
         ("import math\nmath.nothing\n", "", "my_search.py:2 cannot be run: AttributeError"),
         ("def f(tree):\n    yield (\n", "", "my_search.py:2 cannot be run: SyntaxError"),
-        ("def f(tree):\n    return tree\n", "", "my_search.py has no strategy: a strategy is a function"),
-        ("\ndef f(tree, width=3):\n    yield\n", "?width=many", ":2: f: `width=many`: input should be a valid integer"),
-        ("\ndef f(tree, width):\n    yield\n", "", ":2: f needs `width`: write --search .*my_search.py.width=VALUE"),
+        ("def f(tree):\n    return tree\n", "", "my_search.py has no strategy: write a generator function"),
+        (
+            "\ndef f(tree, width=3):\n    yield\n",
+            "?width=many",
+            ":2: f: wrong value in `width=many`: input should be a valid integer",
+        ),
+        (
+            "\ndef f(tree, width):\n    yield\n",
+            "",
+            ":2: f needs the option `width`: write --search .*my_search.py.width=VALUE",
+        ),
         ("def f(tree, width=3):\n    yield\n", "?widht=3", "unknown option `widht`; did you mean `width`"),
     ],
 )
@@ -134,13 +144,13 @@ def test_a_wrong_file_or_option_is_refused(tmp_path: Path, code: str, options: s
 
 
 def test_a_missing_file_is_refused(tmp_path: Path):
-    with pytest.raises(SchoolError, match="there is no file .*absent.py; write --search PATH.py"):
+    with pytest.raises(SchoolError, match="the file .*absent.py does not exist; write --search PATH.py"):
         parse(str(tmp_path / "absent.py"))
 
 
 def test_a_file_is_not_run_where_specs_come_from_strangers(tmp_path: Path):
     path = write(tmp_path, f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n{example()}")
-    with pytest.raises(SchoolError, match="a Python file cannot be used here"):
+    with pytest.raises(SchoolError, match="Python files are not allowed here"):
         parse(str(path), allow_files=False)
     assert not (tmp_path / "ran").exists()
     assert parse(str(path)).files == (path,)

@@ -122,7 +122,7 @@ def test_a_full_queue_refuses_a_request_and_accepts_it_later(policy: Policy, eng
     async def sample() -> None:
         requests = [make_request(policy, number, 40) for number in range(8)]
         engine.submit(requests)
-        with pytest.raises(QueueFull, match="queue full .* of 4 waiting, 1 requested"):
+        with pytest.raises(QueueFull, match="queue is full .* of 4 places are taken, 1 needed"):
             engine.submit([make_request(policy, 8)])
         await asyncio.gather(*map(read_all, requests))
         engine.submit([late := make_request(policy, 9)])
@@ -136,7 +136,7 @@ def test_more_than_slots_and_queue_can_hold_is_an_error(policy: Policy, engine: 
         capacity = engine.max_num_seqs + engine.max_queued_seqs
         engine.submit([make_request(policy, number) for number in range(capacity + 1)])
 
-    with pytest.raises(SchoolError, match="9 completions in one request, the limit is 8") as refused:
+    with pytest.raises(SchoolError, match="asks for 9 completions, but the limit is 8") as refused:
         run(sample)
     assert not isinstance(refused.value, QueueFull)
 

@@ -102,7 +102,7 @@ def test_a_run_without_a_usable_reward_model_is_refused(folder: Path, tmp_path: 
 
 def test_a_conversation_longer_than_the_context_is_refused(folder: Path):
     long = [ANSWERED[0], {**ANSWERED[1], "reasoning_content": "7+5=2 " * 400}]
-    with pytest.raises(InvalidRequest, match="the reward model's context length is"):
+    with pytest.raises(InvalidRequest, match="the reward model can read"):
         grade_answer(RewardModel(Policy.load(folder), " "), as_messages(long))
 
 
@@ -119,7 +119,7 @@ def test_rewards_over_http_and_in_a_search(client: TestClient):
 @pytest.mark.parametrize(
     ("path", "body", "reason"),
     [
-        ("/api/reward", {"messages": [*ANSWERED, ANSWERED[0]]}, "the last message must be the assistant's"),
+        ("/api/reward", {"messages": [*ANSWERED, ANSWERED[0]]}, "the last message is graded, so its role must be"),
         ("/api/reward", {"messages": ANSWERED[:1]}, "messages"),
         ("/v1/chat/completions", {"search": "best_of_n?values=/etc"}, "the server's own"),
         ("/v1/chat/completions", {"search": "best_of_n?values=reward_model&label_places=end"}, "the server's own"),

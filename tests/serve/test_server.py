@@ -172,7 +172,7 @@ def test_a_search_takes_its_length_from_the_request(client: Any):
 
 def test_a_search_from_a_python_file_is_refused_over_http(client: Any, tmp_path: Path):
     (tmp_path / "strategy.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(BadRequestError, match="a Python file cannot be used here"):
+    with pytest.raises(BadRequestError, match="Python files are not allowed here"):
         client.chat.completions.create(
             model="tiny", messages=MESSAGES, extra_body={"search": f"{tmp_path}/strategy.py"}
         )
@@ -241,9 +241,12 @@ def test_concurrent_requests_get_their_own_responses(client: Any):
         ({"presence_penalty": 1.0}, "presence_penalty"),
         ({"extra_body": {"search": "oracle"}}, "unknown search"),
         ({"extra_body": {"search": "best_of_n?values=/etc"}}, "the server's own"),
-        ({"top_logprobs": 3}, "needs `logprobs`"),
-        ({"top_p": 0.5, "extra_body": {"search": "vote"}}, "takes temperature, max_tokens and search_budget"),
-        ({"extra_body": {"search_budget": 64}}, "`search_budget` needs a `search`"),
+        ({"top_logprobs": 3}, "set `logprobs` to true"),
+        (
+            {"top_p": 0.5, "extra_body": {"search": "vote"}},
+            "can set only `temperature`, `max_tokens` and `search_budget`",
+        ),
+        ({"extra_body": {"search_budget": 64}}, "`search_budget` is set, but `search` is not"),
         ({"extra_body": {"search": "vote", "search_budget": 1e9}}, "less than or equal to 65536"),
     ],
 )
@@ -258,7 +261,7 @@ def test_a_body_that_is_not_json_gets_400(server: RunningServer):
 
 
 def test_an_unknown_model_gets_404(client: Any):
-    with pytest.raises(NotFoundError, match="this server has `tiny`"):
+    with pytest.raises(NotFoundError, match="choose one of `tiny`"):
         client.chat.completions.create(model="gpt-9", messages=MESSAGES)
 
 
@@ -268,13 +271,13 @@ def test_a_full_queue_gets_429(server: RunningServer, client: Any):
         first = threads.submit(client.chat.completions.create, **body)
         while not read_health(server)["running"]:
             assert not first.done()
-        with pytest.raises(RateLimitError, match="queue full .* retry later"):
+        with pytest.raises(RateLimitError, match="queue is full .* again later"):
             client.chat.completions.create(**body)
         assert len(first.result().choices) == 16
 
 
 def test_more_samples_than_the_queue_can_hold_get_400(client: Any):
-    with pytest.raises(BadRequestError, match="17 completions in one request, the limit is 16"):
+    with pytest.raises(BadRequestError, match="asks for 17 completions, but the limit is 16"):
         client.chat.completions.create(model="tiny", messages=MESSAGES, n=17)
 
 

@@ -174,8 +174,8 @@ def test_answers_about_thoughts_are_parsed(game: Game24):
     [
         ("a,b\n1,2\n", ":1: the first line must name the columns `Rank` and `Puzzles`"),
         ("Rank,Puzzles\nx,1 1 4 6\n", ":2: `Rank` must be a whole number"),
-        ("Rank,Puzzles\n1,1 1 4\n", ":2: 1 1 4 is no puzzle"),
-        ("Rank,Puzzles\n1,1 1 1 1\n", ":2: 1 1 1 1 is no puzzle"),
+        ("Rank,Puzzles\n1,1 1 4\n", ":2: 1 1 4 is not a puzzle"),
+        ("Rank,Puzzles\n1,1 1 1 1\n", ":2: 1 1 1 1 is not a puzzle"),
         ("Rank,Puzzles\n1\n", ":2: `Rank` must be a whole number"),
         ("Rank,Puzzles\n1,1 1 4 6\n", "holdout=901-1000 leaves no training puzzle or no eval puzzle"),
     ],
@@ -190,7 +190,7 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, text: str, messag
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("game24", "the file of puzzles is missing; write game24:PATH.csv"),
+        ("game24", "the path of the puzzle file is missing; write game24:PATH.csv"),
         ("game24:none.csv", "cannot read none.csv"),
         ("game24:{path}?holdouts=1-2", "unknown option `holdouts`; did you mean `holdout`"),
         ("game24:{path}?holdout=1", "must be a range of ranks such as 901-1000"),

@@ -100,17 +100,17 @@ def test_files_in_the_same_folder_can_be_imported(tmp_path: Path) -> None:
     ("code", "rest", "message"),
     [
         (TASK, ":Ecko", "mine.py has no `Ecko`; did you mean `Echo`"),
-        (TASK, ":Echo?wrod=no", "mine.py:6: Echo takes no option `wrod`; did you mean `word`"),
-        (TASK + "class Other(Echo): pass", "", "has Echo, Other; choose one: python:.*mine.py:Echo"),
+        (TASK, ":Echo?wrod=no", "mine.py:6: Echo has no option `wrod`; did you mean `word`"),
+        (TASK + "class Other(Echo): pass", "", "defines Echo, Other; choose one, for example python:.*mine.py:Echo"),
         (
             TASK.replace("    seed: int = 0\n", "").replace('str = "yes"', "str"),
             "",
-            r"mine.py:6: Echo needs the option `word`: write .*Echo\?word=VALUE",
+            r"mine.py:6: Echo needs the option `word`; write .*Echo\?word=VALUE",
         ),
-        ("x = 1", "", r"mine.py has no subclass of Task and no reward function: f\(prompts"),
+        ("x = 1", "", r"mine.py has no subclass of Task and no reward function; write f\(prompts"),
         ("def f(a): return 1", ":f", "mine.py:1: `f` is neither a subclass of Task nor a reward function"),
-        ("x = 1\ndef f(a): return 1", "", r"`f\(a\)` \(.*mine.py:2\) is neither a subclass of Task nor a reward"),
-        (TRL, "", r"mine.py: a reward function needs problems: add \?data=PATH.jsonl"),
+        ("x = 1\ndef f(a): return 1", "", r"no reward function, only `f\(a\)` \(.*mine.py:2\); write"),
+        (TRL, "", r"mine.py: a reward function needs a file of problems; add \?data=PATH.jsonl"),
         (TRL, "?dta=x.jsonl", "mine.py: unknown option `dta`; did you mean `data`"),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_missing_grade_is_a_reason_with_file_and_line(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SchoolError, match="there is no file .*absent.py; write python:PATH.py"):
+    with pytest.raises(SchoolError, match="the file .*absent.py does not exist; write python:PATH.py"):
         open_task(f"python:{tmp_path}/absent.py:Echo")
 
 
@@ -263,7 +263,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
         ("[float('nan')]", "f returned 'nan', which is not a finite number"),
         ("[float('inf')]", "f returned 'inf', which is not a finite number"),
         ("['1']", "f returned '1', which is not a finite number"),
-        ("[{'value': 1}]", "f returned a dict without `score` (its keys: 'value')"),
+        ("[{'value': 1}]", "f returned a dict without the key `score` (its keys: 'value')"),
     ],
 )
 @pytest.mark.fault("too few rewards")
@@ -321,7 +321,7 @@ def test_the_file_is_named_as_a_path_below_the_working_directory(
 
 def test_a_column_that_the_data_lacks_names_file_and_line(tmp_path: Path, data: Path) -> None:
     code = "\ndef f(completions, anwser, **kwargs): return [0.0]"
-    message = "mine.py:2: f needs `anwser`, which row 1 of .*data.jsonl does not have; did you mean `answer`"
+    message = "mine.py:2: f needs the column `anwser`, but row 1 of .*data.jsonl has none; did you mean `answer`"
     with pytest.raises(SchoolError, match=message):
         open_task(f"python:{write(tmp_path, code)}?data={data}")
 
@@ -329,13 +329,13 @@ def test_a_column_that_the_data_lacks_names_file_and_line(tmp_path: Path, data: 
 def test_a_column_that_one_row_lacks_names_the_row(tmp_path: Path, data: Path) -> None:
     data.write_text(data.read_text() + json.dumps({"prompt": "say x", "reference": "x"}) + "\n")
     code = "def f(completions, level): return [0.0]"
-    with pytest.raises(SchoolError, match="mine.py:1: f needs `level`, which row 21 of .*data.jsonl does not have"):
+    with pytest.raises(SchoolError, match="mine.py:1: f needs the column `level`, but row 21 of .*data.jsonl has none"):
         open_task(f"python:{write(tmp_path, code)}?data={data}")
 
 
 def test_positional_only_parameters_are_refused(tmp_path: Path, data: Path) -> None:
     code = "def f(completions, /, **kwargs): return [0.0]"
-    with pytest.raises(SchoolError, match="mine.py:1: f: `completions` is positional-only"):
+    with pytest.raises(SchoolError, match="mine.py:1: f: the parameter `completions` is positional-only"):
         open_task(f"python:{write(tmp_path, code)}?data={data}")
 
 
@@ -347,7 +347,7 @@ def test_a_problem_of_another_file_is_graded_by_its_own_columns(tmp_path: Path, 
     without_level = Problem("q", task.audit_problems()[0].messages, "")
     verdict = task.grade(without_level, Completion(None, ""))
     assert verdict.reward is None
-    assert "mine.py:1: f needs `level`, which problem q does not have" in verdict.reason
+    assert "mine.py:1: f needs the column `level`, but problem q has none" in verdict.reason
 
 
 # ---- rows of TRL and verl

@@ -1,9 +1,10 @@
-"""Compute advantages from rewards. The input is groups; the output is one row of numbers [T] per rollout.
+"""Compute advantages from rewards. The input is groups. The output is one row of numbers [T] per rollout.
 
-An ungraded rollout (reward None) does not count as a reward of 0. The baseline of its group ignores this rollout, the
-advantage of the rollout is 0, and `groups.drop_ungraded` removes the rollout from the loss.
+An ungraded rollout (reward None) is not treated as a reward of 0. The baseline of a group ignores ungraded rollouts.
+The advantage of an ungraded rollout is 0, and `groups.drop_ungraded` removes the rollout from the loss.
 
-P problems, G rollouts of a problem, T tokens of a rollout.
+In the shapes of lists, P is the number of problems, G the number of rollouts per problem, and T the number of tokens of
+a rollout.
 """
 
 from __future__ import annotations
@@ -26,26 +27,28 @@ def group_advantage(
     ddof: Literal[0, 1] = 1,
     scope: Sequence[Group] | None = None,
 ) -> list[list[float]]:
-    """How much better a rollout is than its group. All tokens of the loss mask get the same number, other tokens get 0.
+    """Compute how much better each rollout is than its group.
 
-    | baseline, scale | |
-    |---|---|
-    | mean, group_std | GRPO, DAPO: (r - mean) / (std + std_eps) |
-    | mean, none | Dr. GRPO |
-    | mean, batch_std | Lite-PPO, ScaleRL: std of all rewards of the step |
-    | leave_one_out, none | RLOO: r - mean of the *other* rollouts = G/(G-1) (r - mean) |
-    | batch_mean, batch_std | REINFORCE++: centred and scaled over all rewards of the step |
-    | none, none | REINFORCE: r |
+    All tokens of a rollout in the loss mask get the same advantage; all other tokens get 0.
 
-    ddof=1 is the standard deviation of a sample (as in all published code), ddof=0 that of a population. If `groups`
-    are only a part of the step, `scope` must hold all groups of the step. The rows are in the order of
-    `rollouts_of(groups)`. With a group baseline, the advantage is exactly 0.0 if all rewards of a group are equal, and
-    in a group with one rollout.
+    Baseline `mean` with scale `group_std` is GRPO and DAPO. The advantage is (r - mean) / (std + std_eps).
+    Baseline `mean` with scale `none` is Dr. GRPO.
+    Baseline `mean` with scale `batch_std` is Lite-PPO and ScaleRL, with the std of all rewards of the step.
+    Baseline `leave_one_out` with scale `none` is RLOO. The advantage is r minus the mean of the *other* rollouts, which
+    is equal to G/(G-1) (r - mean).
+    Baseline `batch_mean` with scale `batch_std` is REINFORCE++, with the mean and std of all rewards of the step.
+    Baseline `none` with scale `none` is REINFORCE. The advantage is the reward r.
 
-    Raises ValueError if the scale does not fit the baseline: a constant group would be divided by std_eps.
+    `ddof=1` gives the standard deviation of a sample (as in all published code). `ddof=0` gives the standard deviation
+    of a population. If `groups` contains only a part of the step, `scope` must contain all groups of the step. The rows
+    are in the order of `rollouts_of(groups)`. With a group baseline, the advantage is exactly 0.0 if all rewards of a
+    group are equal, or if the group has only one rollout.
+
+    Raises ValueError if `scale` does not fit `baseline`, because the advantages of a group with equal rewards would
+    then be divided by `std_eps` alone.
     """
     if (baseline == "none" and scale != "none") or (baseline == "batch_mean" and scale == "group_std"):
-        raise ValueError(f'baseline "{baseline}" does not go with scale "{scale}"')
+        raise ValueError(f'baseline "{baseline}" cannot be combined with scale "{scale}"; choose another scale')
     all_rewards = [reward for group in scope or groups for reward in group.rewards]
     batch_mean = fmean(all_rewards) if all_rewards else 0.0
     batch_divisor = std_dev(all_rewards, ddof) + std_eps if scale == "batch_std" else 1.0
@@ -72,10 +75,12 @@ def group_advantage(
 def step_advantage(
     rollouts: Sequence[Rollout], ends: Sequence[Sequence[int]], step_values: Sequence[Sequence[float]]
 ) -> list[list[float]]:
-    """Give every token of the loss mask the value of its step. Tokens after the last step or outside the mask get 0.
+    """Give each token in the loss mask the value of its step.
 
-    ends         for each rollout, the end index of each step (exclusive)
-    step_values  for each rollout, the value of each step
+    Tokens after the last step and tokens outside the loss mask get 0.
+
+    `ends` has, for each rollout, the end index (exclusive) of each step.
+    `step_values` has, for each rollout, the value of each step.
     """
     rows = []
     for rollout, places, values in zip(rollouts, ends, step_values, strict=True):
@@ -88,26 +93,29 @@ def step_advantage(
 
 
 def value_gains(values: Sequence[float], start: float) -> list[float]:
-    """How much each step changed the value of the state: v_i - v_{i-1}. The value before the first step is `start`.
+    """Compute how much each step changed the value of the state: v_i - v_{i-1}.
 
-    If the values belong to a policy, this is the advantage of a step under that policy (Setlur et al. 2024, arXiv
-    2410.08146).
+    The argument `start` is the value before the first step. If the values are those of a policy, v_i - v_{i-1} is the
+    advantage of step i under that policy (Setlur et al. 2024, arXiv 2410.08146).
     """
     return [value - before for before, value in zip([start, *values], values, strict=False)]
 
 
 def uses_group_baseline(baseline: Baseline) -> bool:
-    """Whether a rollout is compared only with its own group. A group of equal rewards then has no gradient."""
+    """Return True if each rollout is compared only with its own group.
+
+    With a group baseline, a group with equal rewards gives no gradient.
+    """
     return baseline in ("mean", "leave_one_out")
 
 
 def scale_negatives(rows: Sequence[Sequence[float]], scale: float) -> list[list[float]]:
-    """The advantages, with negative ones multiplied by `scale`. With 0 the policy learns only from successes."""
+    """Multiply the negative advantages by `scale`. With scale 0 the policy learns only from successes."""
     return [[advantage if advantage > 0 else scale * advantage for advantage in row] for row in rows]
 
 
 def std_dev(scores: Sequence[float], ddof: int) -> float:
-    """Standard deviation; 0 for fewer than two scores."""
+    """The standard deviation of the scores. Returns 0 if there are fewer than two scores."""
     if len(scores) < 2:
         return 0.0
     mean = fmean(scores)

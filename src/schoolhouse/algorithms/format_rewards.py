@@ -1,7 +1,6 @@
-"""Rewards for the format of a completion, whether the answer is right or wrong: DeepSeek-R1's format and language
-consistency.
+"""Rewards for the format of a completion. Format rewards do not depend on whether the answer is right.
 
-Guo et al. 2025, arXiv 2501.12948.
+The file contains two rewards of DeepSeek-R1 (Guo et al. 2025, arXiv 2501.12948): format and language consistency.
 """
 
 from __future__ import annotations
@@ -13,7 +12,10 @@ from schoolhouse.types import Rollout
 
 
 def has_format(conversation: Conversation, rollout: Rollout) -> bool:
-    """The format reward (section 2.2.2): one thought at the start, then one answer, then the end of the turn."""
+    """Check the format of a completion: one thought at the start, one answer after it, then the end of the turn.
+
+    DeepSeek-R1 calls this check the format reward (section 2.2.2 of its paper).
+    """
     text = conversation.tokenizer.decode(rollout.last_turn())
     completion = conversation.parse_completion(rollout)
     prompt_opens_thought = conversation.thought_format.opened_by_prompt
@@ -24,8 +26,8 @@ def has_format(conversation: Conversation, rollout: Rollout) -> bool:
 
 
 def language_consistency(thought: str | None, script: str) -> float:
-    """The reward for one language (section 2.3.2): the fraction of a thought's words in a script.
+    """The fraction of the words of a thought that are written in `script` (DeepSeek-R1's paper, section 2.3.2).
 
-    An empty thought gets 0. Otherwise an empty thought would be the easiest way to get this reward.
+    An empty thought gets 0, so that the policy cannot get the full reward by writing no thought.
     """
     return script_share(thought, script) if thought and thought.strip() else 0.0

@@ -1,4 +1,7 @@
-"""Choose and count rollouts of graded groups: which groups give a training signal, and why other groups give none."""
+"""Functions that select and count the rollouts of graded groups.
+
+The functions show which groups give a training signal, and why the other groups give none.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,20 @@ from schoolhouse.types import Completion, Group, Rollout
 
 
 def rollouts_of(groups: Iterable[Group]) -> list[Rollout]:
-    """All rollouts, group after group. The rows of advantages have the same order. [P*G]"""
+    """All rollouts of the groups as one list [P*G], group by group. The rows of advantages have the same order."""
     return [rollout for group in groups for rollout in group.rollouts]
 
 
 def drop_constant_reward_groups(groups: Iterable[Group]) -> list[Group]:
-    """The groups whose rewards differ. In a group of equal rewards every advantage is zero."""
+    """Keep only the groups whose rewards differ. If all rewards of a group are equal, all its advantages are zero."""
     return [group for group in groups if len(set(group.rewards)) > 1]
 
 
 def drop_ungraded(groups: Iterable[Group]) -> list[Group]:
-    """The groups without their ungraded rollouts. A group without any graded rollout is dropped.
+    """Remove the ungraded rollouts from each group. A group without any graded rollout is removed completely.
 
-    This changes no baseline, because ungraded rollouts never count there. But this removes the ungraded rollouts from
-    the loss and from its denominators.
+    The baselines stay the same, because a baseline never includes ungraded rollouts. The loss and its denominators no
+    longer include the ungraded rollouts.
     """
     return [
         Group(
@@ -37,7 +40,7 @@ def drop_ungraded(groups: Iterable[Group]) -> list[Group]:
 
 
 def ungraded(groups: Iterable[Group]) -> list[Rollout]:
-    """Rollouts whose verifier gave no reward (None)."""
+    """The rollouts for which the verifier gave no reward (None)."""
     return [
         rollout
         for group in groups
@@ -47,7 +50,10 @@ def ungraded(groups: Iterable[Group]) -> list[Rollout]:
 
 
 def with_rewards(groups: Sequence[Group], rewards: Sequence[float | None]) -> list[Group]:
-    """The groups with new rewards, one for each rollout in the order of `rollouts_of`. None means ungraded."""
+    """Replace the rewards of the groups. `rewards` has one value per rollout, in the order of `rollouts_of`.
+
+    The value None marks a rollout as ungraded.
+    """
     new = iter(rewards)
     return [
         replace(
@@ -61,21 +67,26 @@ def with_rewards(groups: Sequence[Group], rewards: Sequence[float | None]) -> li
 
 
 def truncated(groups: Iterable[Group]) -> list[Rollout]:
-    """Truncated rollouts. To leave them out of the loss: pack(rollouts, without(token_weight, truncated(groups)))."""
+    """The truncated rollouts, which reached the token limit before their end.
+
+    To leave truncated rollouts out of the loss, call `pack(rollouts, without(token_weight, truncated(groups)))`.
+    """
     return [rollout for rollout in rollouts_of(groups) if rollout.finish_reason == "length"]
 
 
 def group_stats(
     groups: Sequence[Group], completions: Sequence[Completion] | None = None
 ) -> dict[str, float | dict[str, float]]:
-    """Statistics of a step: how many groups give a training signal, and why other groups give none.
+    """Count how many groups of a step give a training signal, and why the other groups give none.
 
-    groups = groups_with_signal + all_truncated (no rollout ended by itself, equal rewards) + all_correct (every reward
-    1) + all_incorrect (every reward 0) + other_constant (equal rewards, but neither 1 nor 0) + groups_ungraded (no
-    reward at all).
-    `ungraded`, `truncated` and `no_answer` are numbers of rollouts; `rollouts` is the total. `no_answer` means an empty
-    final answer, and needs `completions`. `sampled_tokens` is the number of tokens that the policy sampled. `reward` is
-    the mean over graded rollouts (nan if there are none). `reward_parts` are the means of the parts of the reward.
+    Each group is counted under one of six keys. The key `groups_with_signal` counts groups whose rewards differ. If all
+    rewards of a group are equal, the group is counted under one of four keys: `all_truncated` if every rollout was
+    truncated, `all_correct` if every reward is 1, `all_incorrect` if every reward is 0, otherwise `other_constant`. The
+    key `groups_ungraded` counts groups in which no rollout has a reward. The key `groups` is the total.
+    The keys `ungraded`, `truncated` and `no_answer` are numbers of rollouts, out of `rollouts` in total. A rollout
+    counts as `no_answer` if its final answer is empty; this number needs `completions`. The key `sampled_tokens` is the
+    number of tokens that the policy sampled. The key `reward` is the mean reward of the graded rollouts (nan if there
+    are none). The key `reward_parts` has the mean of each part of the reward.
     """
     kinds = [_kind(group) for group in groups]
     rewards = [reward for group in groups for reward in group.rewards]
@@ -96,12 +107,15 @@ def group_stats(
 
 
 def sampled_tokens(rollouts: Iterable[Rollout]) -> int:
-    """Number of tokens that the policy sampled."""
+    """The number of tokens that the policy sampled."""
     return sum(sum(rollout.loss_mask) for rollout in rollouts)
 
 
 def mean_reward_parts(groups: Sequence[Group], names: Collection[str] | None = None) -> dict[str, float]:
-    """Mean of each named part of the rewards, over the verdicts that have this part. `names` selects parts."""
+    """The mean of each named part of the rewards, over the verdicts that have this part.
+
+    If `names` is given, only the parts with these names are returned.
+    """
     values: dict[str, list[float]] = {}
     for group in groups:
         for verdict in group.verdicts:

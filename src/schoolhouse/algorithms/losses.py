@@ -1,13 +1,17 @@
-"""Losses: (batch, scores) -> loss [N], one number per token. The learner sums weight x loss.
+"""Loss functions. A loss function maps (batch, scores) to one loss per token, [N].
 
-No loss in this file aggregates over tokens. The weights contain the divisor: tokens, sequences or a constant (see
-packing.py). Loss and gradient are exactly 0 outside the loss mask, even if a column is nan there (columns are nan for
-tokens that were not sampled).
+The loss of an update is the sum of weight x loss over all tokens.
 
-The losses distinguish three policies: the policy that sampled (column "sampled", computed by the sampler), the policy
-at the start of the update (column "old", computed by the learner), and the policy that is being updated (`scores`).
+No loss in this file sums or averages over tokens. The weight of each token already contains the divisor: the number of
+tokens, the number of sequences, or a constant (see packing.py). Outside the loss mask, the loss and its gradient are
+exactly 0, even where a column is nan. A column is nan for tokens that were not sampled.
 
-N tokens of a batch, S sequences of a batch. pi is the policy, A its advantage (column "advantage").
+The losses distinguish three policies. The column "sampled" holds log-probabilities of the policy that sampled, computed
+by the sampler. The column "old" holds log-probabilities of the policy at the start of the update, computed by the
+learner. The argument `scores` holds log-probabilities of the policy that is being updated.
+
+In the formulas, N is the number of tokens of a batch, S the number of its sequences, pi the policy, and A the advantage
+(column "advantage").
 """
 
 from __future__ import annotations
@@ -25,24 +29,25 @@ Loss = Callable[[Batch, Scores], Tensor]
 """(batch, scores) -> loss of each token, [N]."""
 
 ImportanceLevel = Literal["token", "sequence", "product"]
-"""The level of one importance ratio. `token`: each token has its own ratio. `sequence`: the geometric mean of the token
-ratios (GSPO). `product`: the product of the token ratios; the whole sequence is one action. With the last two, all
-tokens of a sequence have the same loss and all get a gradient. Use `sequence_mean` weights: a sequence counts once."""
+"""The level of one importance ratio. With `token`, each token has its own ratio. With `sequence`, the ratio is the
+geometric mean of the token ratios (GSPO). With `product`, the ratio is the product of the token ratios, and the whole
+sequence is one action. With `sequence` and `product`, all tokens of a sequence have the same loss and a gradient; use
+`sequence_mean` weights, so that each sequence counts once."""
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def negative_log_likelihood() -> Loss:
-    """-log pi: pretraining, supervised fine-tuning, rejection sampling."""
+    """The loss -log pi, which is used in pretraining, supervised fine-tuning and rejection sampling."""
     return lambda batch, scores: -_masked(batch, scores.logprob)
 
 
 def token_bce() -> Loss:
     """Cross-entropy between the probability of a token and its target probability (column "target", 0 to 1).
 
-    -t log p - (1 - t) log(1 - p). The probability of one token (which means "yes") learns the probability that the step
-    is right. Process and outcome reward models use this loss (Lightman et al. 2023, arXiv 2305.20050; soft labels: Wang
-    et al. 2023, arXiv 2312.08935).
+    With probability p and target t, the loss is -t log p - (1 - t) log(1 - p). One token of the vocabulary means "yes",
+    and its probability is trained to be the probability that the step is right. Process and outcome reward models use
+    this loss (Lightman et al. 2023, arXiv 2305.20050). Wang et al. 2023 (arXiv 2312.08935) use soft labels as targets.
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -56,10 +61,11 @@ def token_bce() -> Loss:
 
 
 def implicit_prm(beta: float) -> Loss:
-    """Cross-entropy between sigma(beta sum log pi / pi_ref) of a whole sequence and its outcome (column "target").
+    """The loss of an implicit process reward model (Yuan et al. 2024, arXiv 2412.01981).
 
-    Implicit process rewards (Yuan et al. 2024, arXiv 2412.01981). This loss needs the column "reference". All tokens of
-    a sequence have the same loss, so use `sequence_mean` weights.
+    The loss is the cross-entropy between sigmoid(beta x sum of log(pi / pi_ref)) over a sequence and the outcome of the
+    sequence (column "target"). This loss needs the column "reference". All tokens of a sequence have the same loss, so
+    use `sequence_mean` weights.
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -71,7 +77,10 @@ def implicit_prm(beta: float) -> Loss:
 
 
 def policy_gradient() -> Loss:
-    """-A log pi: REINFORCE (Williams 1992), on-policy. With `sequence_sum` weights: the exact policy gradient."""
+    """The on-policy REINFORCE loss, -A log pi (Williams 1992).
+
+    With `sequence_sum` weights, the gradient of this loss is the exact policy gradient.
+    """
     return lambda batch, scores: -_masked(batch, batch["advantage"]) * _masked(batch, scores.logprob)
 
 
@@ -82,13 +91,14 @@ def clipped_surrogate(
     dual: float | None = None,
     on_policy: bool = False,
 ) -> Loss:
-    """-min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_old: PPO, GRPO (arXiv 2402.03300, eq. 3).
+    """The clipped loss of PPO and GRPO, -min(rho A, clip(rho, 1 - low, 1 + high) A), where rho = pi / pi_old.
 
-    high > low is DAPO's clip-higher (arXiv 2503.14476). level="sequence" is GSPO (Zheng et al. 2025, arXiv 2507.18071,
-    eq. 7). level="product" is RLOO with a clip, as in TRL. `dual` > 1 limits the loss to dual |A| if A < 0 and rho
-    is large (dual-clip PPO, Ye et al. 2020, arXiv 1912.09729).
-    on_policy=True uses the present policy as pi_old, and needs no column "old". This is exact for the first update on
-    fresh rollouts: rho is 1, and the gradient is the REINFORCE gradient.
+    The formula is equation 3 of GRPO (arXiv 2402.03300). Values with high > low give DAPO's clip-higher (arXiv
+    2503.14476). The argument level="sequence" gives GSPO (Zheng et al. 2025, arXiv 2507.18071, eq. 7). The argument
+    level="product" gives RLOO with a clip, as in TRL. If A < 0 and rho is large, `dual` > 1 limits the loss to dual |A|
+    (dual-clip PPO, Ye et al. 2020, arXiv 1912.09729).
+    With on_policy=True, the present policy is used as pi_old, and the column "old" is not needed. For the first update
+    on fresh rollouts, on_policy=True is exact: rho is 1, and the gradient is the REINFORCE gradient.
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -103,10 +113,11 @@ def clipped_surrogate(
 
 
 def cispo(high: float, on_policy: bool = False) -> Loss:
-    """-sg[min(rho, 1 + high)] A log pi. The clipped ratio is a constant weight, so every token keeps a gradient.
+    """The CISPO loss, -stop_gradient(min(rho, 1 + high)) A log pi (MiniMax-M1, arXiv 2506.13585, eq. 4).
 
-    CISPO (MiniMax-M1, arXiv 2506.13585, eq. 4). The upper limit of the ratio is 1 + high, as in the paper and in
-    `clipped_surrogate`. TRL's epsilon_high is the limit itself: 5.0 in TRL is 4.0 here.
+    The clipped ratio is a constant weight, so every token keeps a gradient. The upper limit of the ratio is 1 + high,
+    as in the paper and in `clipped_surrogate`. In TRL, `epsilon_high` is the limit itself, so TRL's 5.0 is `high` = 4.0
+    here.
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -117,16 +128,18 @@ def cispo(high: float, on_policy: bool = False) -> Loss:
 
 
 def kl_penalty(estimator: KLEstimator = "k3", ratio: ImportanceLevel | None = None, on_policy: bool = False) -> Loss:
-    """Per-token estimate of KL(pi || reference) from samples of pi, as a loss. Needs the column "reference".
+    """A loss that estimates KL(pi || reference) for each token, from samples of pi.
 
-    With d = log pi_ref - log pi (Schulman 2020): k1 = -d, k2 = d^2/2, k3 = e^d - d - 1 (GRPO). As *values*, k1 and k3
-    are unbiased. As *losses*, the mean gradients differ. k1: the mean gradient is 0, so this loss has no effect. k2:
-    the gradient of KL(pi || reference). k3: the gradient of KL(reference || pi); in gradient ascent, the coefficient
-    of grad log pi is pi_ref/pi - 1.
+    This loss needs the column "reference". With d = log pi_ref - log pi, the estimators are k1 = -d, k2 = d^2/2 and
+    k3 = e^d - d - 1 (Schulman 2020; GRPO uses k3). As *values*, k1 and k3 are unbiased. As *losses*, the three
+    estimators have different mean gradients. The mean gradient of k1 is 0, so k1 has no effect as a loss. The mean
+    gradient of k2 is the gradient of KL(pi || reference). The mean gradient of k3 is the gradient of
+    KL(reference || pi); in gradient ascent, the coefficient of grad log pi is pi_ref/pi - 1.
 
-    `ratio` multiplies the estimate by rho = pi / pi_old, and rho has a gradient too. pi_old is the column "old" or,
-    with on_policy, the present policy, as in `clipped_surrogate`. The mean gradient of k3 is then the gradient of
-    KL(pi || reference), also off-policy (DeepSeek-V3.2, arXiv 2512.02556; TRL's default, use_bias_correction_kl).
+    If `ratio` is given, the estimate is multiplied by rho = pi / pi_old, and rho has a gradient too. The column "old"
+    gives pi_old; with on_policy=True, pi_old is the present policy, as in `clipped_surrogate`. With `ratio`, the mean
+    gradient of k3 is the gradient of KL(pi || reference), also off-policy (DeepSeek-V3.2, arXiv 2512.02556). TRL also
+    multiplies k3 by this ratio by default (`use_bias_correction_kl`).
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -138,7 +151,7 @@ def kl_penalty(estimator: KLEstimator = "k3", ratio: ImportanceLevel | None = No
 
 
 def add_penalty(loss_fn: Loss, coefficient: float, penalty: Loss) -> Loss:
-    """loss + coefficient x penalty."""
+    """Combine two losses: loss + coefficient x penalty."""
     return lambda batch, scores: loss_fn(batch, scores) + coefficient * penalty(batch, scores)
 
 
@@ -149,11 +162,12 @@ def importance_corrected(
     on_policy: bool = False,
     mask: bool = False,
 ) -> Loss:
-    """The loss times sg[min(pi_old / sampled, cap)], for samples that came from another policy than pi_old.
+    """Correct a loss for samples that came from another policy than pi_old.
 
-    level="product" weights a whole sequence by the product of its ratios: unbiased, but with high variance. "token"
-    (truncated importance sampling) is biased, but has lower variance. With mask=True a weight above the cap becomes 0.
-    This loss needs the column "sampled" and, without on_policy, the column "old".
+    The loss is multiplied by the constant weight min(pi_old / sampled, cap). The argument level="product" weights a
+    whole sequence by the product of its ratios; the result is unbiased, but has high variance. The argument
+    level="token" (truncated importance sampling) is biased, but has lower variance. With mask=True, a weight above the
+    cap becomes 0. The corrected loss needs the column "sampled" and, if on_policy is False, the column "old".
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -169,12 +183,13 @@ def importance_corrected(
 def ratio_stats(
     batch: Batch, scores: Scores, low: float, high: float, level: ImportanceLevel = "token"
 ) -> dict[str, float]:
-    """How far the policy has moved from pi_old: means over the trained tokens of this batch.
+    """Measure how far the policy has moved from pi_old. The numbers are means over the trained tokens of this batch.
 
-    `tokens` is the number of trained tokens; use this number as the weight when you average over batches. `ratio` is
-    the mean ratio of a token. `clip_frac_low` and `clip_frac_high` are the fractions of tokens that have no gradient
-    because the ratio at `level` was clipped on that side. `approx_kl` is KL(pi_old || pi) estimated by k3.
-    This function needs the columns "advantage" and "old".
+    The key `tokens` is the number of trained tokens; use it as the weight when you average over batches. The key
+    `ratio` is the mean of pi / pi_old over tokens. The key `clip_frac_low` is the fraction of tokens without a gradient
+    because their ratio (at `level`) is below the lower limit. The key `clip_frac_high` is the fraction of tokens
+    without a gradient because their ratio is above the upper limit. The key `approx_kl` is KL(pi_old || pi), estimated
+    by k3. The batch needs the columns "advantage" and "old".
     """
     chosen = batch.weight > 0
     log_ratio = _log_ratio(batch, scores, "token", on_policy=False).detach()[chosen]
@@ -190,9 +205,9 @@ def ratio_stats(
 
 
 def _masked(batch: Batch, x_N: Tensor) -> Tensor:
-    """The values of x inside the loss mask, and 0 outside.
+    """Replace the values of x outside the loss mask by 0.
 
-    Mask the inputs of a loss, not its result: after an exp, the gradient of a nan is nan, even if the result is masked.
+    Mask the inputs of a loss, not its result. After an exp, the gradient of a nan is nan, even if the result is masked.
     """
     return torch.where(batch.loss_mask, x_N, 0.0)
 
@@ -204,14 +219,18 @@ def _estimate_kl(d: Tensor, estimator: KLEstimator) -> Tensor:
 
 
 def _log_ratio(batch: Batch, scores: Scores, level: ImportanceLevel, on_policy: bool) -> Tensor:
-    """log(pi / pi_old) of each token, or of the sequence of each token. [N]"""
+    """For each token, log(pi / pi_old) of the token or of its whole sequence. [N]"""
     logprob = _masked(batch, scores.logprob)
     old = logprob.detach() if on_policy else _masked(batch, batch["old"])
     return _at_level(batch, logprob - old, level)
 
 
 def _at_level(batch: Batch, log_ratio: Tensor, level: ImportanceLevel) -> Tensor:
-    """Give each token its own log-ratio, or the mean ("sequence") or sum ("product") over its sequence. [N] -> [N]"""
+    """Convert the log-ratios of tokens [N] to a level.
+
+    With "token", each token keeps its own log-ratio. With "sequence", each token gets the mean over its sequence. With
+    "product", each token gets the sum over its sequence.
+    """
     if level == "token":
         return log_ratio
     total = _sum_over_sequence(batch, log_ratio)
@@ -221,5 +240,5 @@ def _at_level(batch: Batch, log_ratio: Tensor, level: ImportanceLevel) -> Tensor
 
 
 def _sum_over_sequence(batch: Batch, x_N: Tensor) -> Tensor:
-    """Give each token the sum over its sequence. [N] -> [N]"""
+    """Give each token the sum of x over its sequence. [N] -> [N]"""
     return x_N.new_zeros(len(batch.lengths)).index_add(0, batch.sequence, x_N)[batch.sequence]

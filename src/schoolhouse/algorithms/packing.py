@@ -1,10 +1,11 @@
-"""Pack rollouts and their rows into batches: sequences end to end, without padding; each number is at its own token.
+"""Pack rollouts and their rows of numbers into batches. A batch holds sequences end to end, without padding.
 
-The loss of an update is the sum of weight x loss over all tokens of all batches. The denominator is computed over the
-whole step *before* rollouts are split or left out. The denominator is part of the weight of each token, so
-micro-batches and ranks only have to sum.
+The loss of an update is the sum of weight x loss over all tokens of all batches. The denominator of the loss is
+computed over the whole step *before* rollouts are split into batches or left out. The weight of each token contains the
+denominator, so micro-batches and ranks only have to sum their losses.
 
-T tokens of a rollout, N tokens of a batch, S sequences of a batch.
+In the shapes of tensors, T is the number of tokens of a rollout, N the number of tokens of a batch, and S the number of
+sequences of a batch.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ TokenWeight = Callable[[Rollout], float]
 
 @dataclass(frozen=True)
 class Batch:
-    """Whole sequences end to end. `to` copies the batch to a device.
+    """A batch of whole sequences, stored end to end. The method `to` copies the batch to a device.
 
-    tokens    [N] int64
-    positions [N] int64, starting at 0 in each sequence
-    sequence  [N] int64, the sequence of each token, 0 to S-1
-    loss_mask [N] bool, True if the token can be learned: the policy (or the imitated teacher) wrote the token, and the
-                  token is not the first of its sequence
-    weight    [N] float32, 0 outside the loss mask
-    lengths   [S] number of tokens of each sequence
-    columns   named numbers [N] float32; `batch["advantage"]` gives one column
+    `tokens` has the token ids, int64 [N].
+    `positions` has the position of each token in its sequence, starting at 0, int64 [N].
+    `sequence` has the index of the sequence of each token, from 0 to S-1, int64 [N].
+    `loss_mask` is True for tokens that can be learned, bool [N]. The policy (or the imitated teacher) wrote these
+    tokens. The first token of a sequence is never in the loss mask.
+    `weight` has the weight of each token in the loss, float32 [N]. The weight is 0 outside the loss mask.
+    `lengths` has the number of tokens of each sequence, [S].
+    `columns` has other numbers of each token by name, float32 [N]. For example, `batch["advantage"]` is one column.
     """
 
     tokens: Tensor
@@ -53,12 +54,12 @@ class Batch:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A column, [N]. Raises SchoolError if it was not packed; the message names it and the packed columns."""
+        """Return the column `name`, [N]. Raises SchoolError if the batch was packed without this column."""
         if name not in self.columns:
             packed = ", ".join(self.columns) or "none"
             raise SchoolError(
-                f'the loss needs the column "{name}", which was not packed (packed: {packed}); '
-                f"pass pack(..., {name}=rows), one row per rollout"
+                f'the loss needs the column "{name}", but the batch does not have it (its columns: {packed}); '
+                f"call pack(..., {name}=rows) with one row per rollout"
             )
         return self.columns[name]
 
@@ -76,10 +77,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probabilities and entropies of a batch. The numbers outside the loss mask have no meaning.
+    """The log-probabilities and entropies of a batch. The numbers outside the loss mask have no meaning.
 
-    logprob  [N] log-probability of each token, given the tokens before it
-    entropy  [N] entropy of the distribution over this token (without gradient)
+    `logprob` has the log-probability of each token, given the earlier tokens of its sequence, [N].
+    `entropy` has the entropy of the distribution from which each token was drawn, without gradient, [N].
     """
 
     logprob: Tensor
@@ -90,30 +91,39 @@ class Scores:
 
 
 def num_targets(rollout: Rollout) -> int:
-    """Number of tokens that can be learned: tokens in the loss mask, without the first token of the rollout."""
+    """Count the tokens of a rollout that can be learned. The first token of a rollout cannot be learned."""
     return sum(rollout.loss_mask[1:])
 
 
 def token_mean(scope: Sequence[Rollout]) -> TokenWeight:
-    """All trained tokens of the step have the same weight (DAPO, Yu et al. 2025, arXiv 2503.14476)."""
+    """Give all trained tokens of the step the same weight (DAPO, Yu et al. 2025, arXiv 2503.14476)."""
     weight = 1.0 / max(sum(map(num_targets, scope)), 1)
     return lambda rollout: weight
 
 
 def sequence_mean(scope: Sequence[Rollout]) -> TokenWeight:
-    """All rollouts have the same weight, split evenly over their tokens: 1/|o| in GRPO (arXiv 2402.03300, eq. 3)."""
+    """Give all rollouts the same weight. The weight of a rollout is divided equally among its trained tokens.
+
+    In GRPO, the factor 1/|o| is this division (arXiv 2402.03300, eq. 3).
+    """
     count = max(len(scope), 1)
     return lambda rollout: 1.0 / (count * max(num_targets(rollout), 1))
 
 
 def sequence_sum(scope: Sequence[Rollout]) -> TokenWeight:
-    """A rollout is one action: its log-probability is the sum over tokens. REINFORCE, RLOO (arXiv 2402.14740)."""
+    """Treat each rollout as one action: its log-probability is the sum over its tokens.
+
+    REINFORCE and RLOO (arXiv 2402.14740) use these weights.
+    """
     weight = 1.0 / max(len(scope), 1)
     return lambda rollout: weight
 
 
 def constant(scope: Sequence[Rollout], length: int) -> TokenWeight:
-    """`sequence_sum` divided by the generation budget `length` in tokens: Dr. GRPO (arXiv 2503.20783)."""
+    """The weights of `sequence_sum`, divided by the maximum completion length `length` in tokens.
+
+    Dr. GRPO (arXiv 2503.20783) uses these weights.
+    """
     weight = 1.0 / (max(len(scope), 1) * length)
     return lambda rollout: weight
 
@@ -122,14 +132,20 @@ LossAggregation = Literal["token_mean", "sequence_mean", "sequence_sum", "consta
 
 
 def loss_aggregation(name: LossAggregation, scope: Sequence[Rollout], length: int) -> TokenWeight:
-    """The token weights for the name in a config. `constant` divides by `length`, the generation budget in tokens."""
+    """The token weights for a name from the config.
+
+    With the name `constant`, the weights are divided by `length`, the maximum completion length in tokens.
+    """
     if name == "constant":
         return constant(scope, length)
     return {"token_mean": token_mean, "sequence_mean": sequence_mean, "sequence_sum": sequence_sum}[name](scope)
 
 
 def without(token_weight: TokenWeight, excluded: Collection[Rollout]) -> TokenWeight:
-    """The same weights, but 0 for the excluded rollouts. `pack` leaves these out. Rollouts are identified by keys."""
+    """Return the given token weights, but with weight 0 for the excluded rollouts. `pack` leaves these rollouts out.
+
+    Two rollouts count as the same rollout if they have the same key.
+    """
     keys = {rollout.key for rollout in excluded}
     return lambda rollout: 0.0 if rollout.key in keys else token_weight(rollout)
 
@@ -148,44 +164,46 @@ def pack(
 ) -> list[Batch]:
     """Pack rollouts and their rows (one row [T] per rollout, in the same order) into batches for `Policy.update`.
 
-    Sequences are sorted by length, so that attention needs little padding. Sequences are never cut. Rollouts of
+    Sequences are sorted by length, so that attention needs little padding. Sequences are never cut. Rollouts with
     weight 0 are left out.
 
-    microbatch_tokens  maximum number of tokens in a batch, with the padding inside attention; a longer rollout gets its
-                       own batch
-    prompts            False if the rollouts have no prompts (pretraining): every token may be in the loss mask
-    share_prompts      True for a policy that reads a prompt once for all its rollouts (`Policy.shares_prompts`): these
-                       rollouts stay side by side, and the tokens of the prompt count once
+    `microbatch_tokens` is the maximum number of tokens in a batch, including the padding inside attention. A rollout
+    that is longer than `microbatch_tokens` gets its own batch.
+    `prompts` must be False if the rollouts have no prompts (pretraining). With prompts=False, all tokens can be in the
+    loss mask.
+    `share_prompts` must be True if the policy reads a prompt once for all its rollouts (`Policy.shares_prompts`). With
+    share_prompts=True, the rollouts of a prompt stay side by side, and the tokens of the prompt count once.
 
-    Raises SchoolError if a row does not fit its rollout, if no token can be learned, or if every token of every rollout
-    would be learned although there should be prompts.
+    Raises SchoolError if a row does not fit its rollout, or if no token can be learned. Also raises SchoolError if
+    `prompts` is True, but every token of every rollout is in the loss mask.
     """
     _check_rows(rollouts, rows)
     if not any(map(num_targets, rollouts)):
         raise SchoolError(
-            f"nothing to learn from: in {len(rollouts)} rollouts ({sum(map(len, rollouts))} tokens) "
-            "no token is in a loss mask; look at how prompts and completions were put together"
+            f"nothing to learn from: {len(rollouts)} rollouts with {sum(map(len, rollouts))} tokens "
+            "have no token in their loss masks; check how prompts and completions are joined"
         )
     if prompts and all(all(rollout.loss_mask) for rollout in rollouts):
         raise SchoolError(
-            f"every token of all {len(rollouts)} rollouts is in the loss mask, prompts included; "
-            "mark prompts with loss_mask=False, or pass prompts=False where there are none (pretraining)"
+            f"every token of all {len(rollouts)} rollouts is in the loss mask, also the prompts; "
+            "set loss_mask=False for prompt tokens, or pass prompts=False if there are no prompts (pretraining)"
         )
     weights = [token_weight(rollout) for rollout in rollouts]
     kept = [i for i, rollout in enumerate(rollouts) if weights[i] and num_targets(rollout)]
     if not kept:
         raise SchoolError(
-            f"nothing to learn from: all {len(rollouts)} rollouts were left out (weight 0); "
-            "if they were cut off or ungraded, allow longer completions or look at the reasons of the verdicts"
+            f"nothing to learn from: all {len(rollouts)} rollouts have weight 0; if they were truncated, allow longer "
+            "completions; if they were ungraded, read the reasons in their verdicts"
         )
     split = _split_by_prompt if share_prompts else _split_by_length
     return [_make_batch(rollouts, weights, rows, part) for part in split(rollouts, kept, microbatch_tokens)]
 
 
 def pack_for_scoring(rollouts: Sequence[Rollout], microbatch_tokens: int = 4_096) -> Iterator[tuple[list[int], Batch]]:
-    """Batches for *scoring* (all weights are 0), each with the indices of its sequences in `rollouts`.
+    """Pack rollouts into batches for *scoring*, where all weights are 0.
 
-    Raises SchoolError for a rollout without tokens.
+    Each batch is returned with the indices of its sequences in `rollouts`. Raises SchoolError if a rollout has no
+    tokens.
     """
     for rollout in rollouts:
         if not len(rollout):
@@ -198,17 +216,20 @@ def pack_for_scoring(rollouts: Sequence[Rollout], microbatch_tokens: int = 4_096
 def _check_rows(rollouts: Sequence[Rollout], rows: Mapping[str, Sequence[Row]]) -> None:
     for name, column in rows.items():
         if len(column) != len(rollouts):
-            raise SchoolError(f'"{name}" has {len(column)} rows for {len(rollouts)} rollouts; give one row each')
+            raise SchoolError(f'"{name}" has {len(column)} rows for {len(rollouts)} rollouts; give one row per rollout')
         for i, (row, rollout) in enumerate(zip(column, rollouts, strict=True)):
             if len(row) != len(rollout):
                 raise SchoolError(
-                    f'row {i} of "{name}" has {len(row)} numbers, its rollout {len(rollout)} tokens '
+                    f'row {i} of "{name}" has {len(row)} numbers, but its rollout has {len(rollout)} tokens '
                     f"(problem {rollout.problem.id}, sample {rollout.key.sample}); give one number per token"
                 )
 
 
 def _split_by_length(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices of rollouts in parts, shortest first. In a part, sequences x longest sequence is within the budget."""
+    """Split the indices of the rollouts into parts, the shortest rollouts first.
+
+    In each part, the number of sequences times the longest sequence is at most `token_budget`.
+    """
     part: list[int] = []
     for i in sorted(kept, key=lambda i: len(rollouts[i])):
         if part and (len(part) + 1) * len(rollouts[i]) > token_budget:
@@ -220,7 +241,10 @@ def _split_by_length(rollouts: Sequence[Rollout], kept: Sequence[int], token_bud
 
 
 def _split_by_prompt(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices of rollouts in parts, with equal prompts side by side. In a part, all tokens are within the budget."""
+    """Split the indices of the rollouts into parts, so that rollouts with equal prompts are side by side.
+
+    Each part has at most `token_budget` tokens; the tokens of a shared prompt count once.
+    """
     prompt = {i: rollouts[i].tokens[: rollouts[i].loss_mask.index(True)] for i in kept}
     part: list[int] = []
     used = 0
@@ -260,7 +284,7 @@ def _make_batch(
 
 
 def _concatenate(rows: Sequence[Row], dtype: type[np.generic]) -> np.ndarray:
-    """Join rows end to end. One pass over plain numbers is several times faster than one array per row."""
+    """Join rows end to end. Lists are read in one pass, which is several times faster than one array per row."""
     if isinstance(rows[0], np.ndarray):
         return np.concatenate(rows).astype(dtype)
     return np.fromiter(chain.from_iterable(rows), dtype, count=sum(map(len, rows)))

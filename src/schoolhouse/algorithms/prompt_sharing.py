@@ -1,6 +1,6 @@
-"""Shared prompts: neighbouring sequences of a batch that begin with the same prompt. The model reads this prompt once.
+"""Find neighbouring sequences of a batch that begin with the same prompt, so that the model reads the prompt only once.
 
-M tokens that are kept, N tokens of the batch.
+In the shapes of tensors, M is the number of tokens that are kept, and N the number of tokens of the batch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from schoolhouse.algorithms.packing import MIN_SHARED, Batch
 
 @dataclass(frozen=True)
 class SharedPrompts:
-    """A batch that contains each shared prompt once: before the first of the neighbouring sequences with this prompt.
+    """A batch in which each shared prompt is stored once, with the first sequence that has this prompt.
 
-    kept      [M] indices of the tokens of the batch that are kept
-    place     [N] index of each token of the batch among the kept tokens
-    lengths   length of each sequence, without its prompt if the prompt belongs to an earlier sequence
-    prefixes  (index of its prompt among the kept tokens, length of the prompt); (0, 0) if it has its own prompt
+    `kept` has the indices of the batch tokens that are kept, [M].
+    `place` has the index of each batch token among the kept tokens, [N].
+    `lengths` has the length of each sequence. If an earlier sequence stores the prompt, the length is without prompt.
+    `prefixes` has, for each sequence, the start of its prompt among the kept tokens and the length of the prompt. The
+    entry is (0, 0) if the sequence stores its own prompt.
     """
 
     kept: Tensor
@@ -31,7 +32,10 @@ class SharedPrompts:
 
 
 def share_prompts(batch: Batch) -> SharedPrompts:
-    """Find neighbouring sequences with the same prompt of 16 tokens or more. The prompt ends before the loss mask."""
+    """Find neighbouring sequences that have the same prompt of at least 16 tokens.
+
+    The prompt of a sequence ends before the first token of its loss mask.
+    """
     tokens, loss_mask = batch.tokens.numpy(), batch.loss_mask.numpy()
     kept, place = np.ones(len(tokens), dtype=bool), np.empty(len(tokens), dtype=np.int64)
     lengths: list[int] = []

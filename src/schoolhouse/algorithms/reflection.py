@@ -1,7 +1,8 @@
-"""How often a thought checks itself, measured by words and by structure, for correct and for incorrect answers.
+"""Measure how often thoughts check themselves, separately for correct and for incorrect answers.
 
-Longer thoughts are no proof of reflection. Words are no proof either: base models also say "wait" (Liu et al. 2025,
-arXiv 2503.20783).
+One measure counts words such as "wait"; another counts repeated calculations. Longer thoughts do not prove that the
+model reflects. Words such as "wait" do not prove reflection either, because base models also write them (Liu et al.
+2025, arXiv 2503.20783).
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ _STEP = re.compile(r"([^\s=]+)=")
 
 
 def reflects(thought: str) -> bool:
-    """Whether a thought contains one of `WORDS`."""
+    """Return True if the thought contains one of the words in `WORDS`."""
     return bool(_WORDS.search(thought))
 
 
 def rechecks(thought: str) -> bool:
-    """Whether a thought computes something twice: the same left side of `=` appears more than once."""
+    """Return True if the thought computes something twice, so that the same text is left of `=` more than once."""
     sides = _STEP.findall(thought)
     return len(sides) != len(set(sides))
 
 
 def reflection_stats(groups: Sequence[Group], completions: Sequence[Completion]) -> dict[str, float]:
-    """For correct and for incorrect answers: mean completion tokens, fractions of thoughts that reflect or recheck.
+    """Compute three means for correct and for incorrect answers.
 
-    `completions` are in the order of the groups' rollouts. Ungraded rollouts are left out. If there are no correct (or
-    no incorrect) answers, the result has no numbers for them.
+    The three means are the number of completion tokens, the fraction of thoughts that reflect, and the fraction of
+    thoughts that recheck. The list `completions` has the order of the groups' rollouts. Ungraded rollouts are left out.
+    If there are no correct (or no incorrect) answers, the result has no numbers for this kind of answer.
     """
     values: dict[str, list[float]] = {}
     texts = iter(completions)

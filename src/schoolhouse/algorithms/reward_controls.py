@@ -1,7 +1,7 @@
-"""Negative controls: rewards from which the policy can learn nothing. If a metric rises with them, there is a fault.
+"""Negative controls: rewards from which the policy can learn nothing.
 
-In a published case, random rewards raised a benchmark result although they taught nothing (Shao et al. 2025, arXiv
-2506.10947).
+If a metric rises with such rewards, the experiment has a fault. In a published case, random rewards raised a benchmark
+result although they contain no information (Shao et al. 2025, arXiv 2506.10947).
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from schoolhouse.randomness import python_random
 from schoolhouse.types import Group, Key
 
 RewardControl = Literal["none", "random", "shuffled", "flipped"]
-"""`random`: the reward of each rollout is 0 or 1 at random. `shuffled`: the rewards of the step are shuffled among all
-its rollouts, of any problem. `flipped`: 1 - reward."""
+"""With `random`, the reward of each rollout is 0 or 1 at random. With `shuffled`, the rewards of a step are shuffled
+among all rollouts of the step, also between problems. With `flipped`, the reward is 1 - reward."""
 
 
 def apply_reward_control(control: RewardControl, groups: Sequence[Group], seed: int, step: int) -> list[Group]:
-    """The groups with new rewards.
+    """Return the groups with the rewards of a negative control.
 
-    With `random`, ungraded rollouts get a random reward too. With `shuffled`, a missing reward is shuffled too.
+    With `random`, ungraded rollouts also get a random reward. With `shuffled`, a missing reward can move to another
+    rollout.
     """
     rewards = [verdict.reward for group in groups for verdict in group.verdicts]
     match control:

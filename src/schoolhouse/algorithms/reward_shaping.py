@@ -1,6 +1,6 @@
-"""Rewards in addition to the reward of the task: format, length, KL. Each function returns groups with new rewards.
+"""Rewards in addition to the reward of the task, for the format, the length and the KL of a completion.
 
-An ungraded rollout (reward None) stays ungraded.
+Each function returns groups with new rewards. An ungraded rollout (reward None) stays ungraded.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from schoolhouse.types import Group, Rollout, Verdict
 
 
 def soft_overlong_penalty(length: int, limit: int, buffer: int) -> float:
-    """DAPO's penalty on length in tokens (Yu et al. 2025, arXiv 2503.14476, eq. 13), to be added to the reward.
+    """DAPO's penalty for long completions (Yu et al. 2025, arXiv 2503.14476, eq. 13), to be added to the reward.
 
-    The penalty is 0 up to `limit - buffer`, then falls linearly to -1 at `limit`, and is -1 for longer completions.
+    The penalty is 0 up to `limit - buffer` tokens. Between `limit - buffer` and `limit` tokens, the penalty falls
+    linearly from 0 to -1. For longer completions the penalty is -1.
     """
     return max(-1.0, min(0.0, (limit - buffer - length) / buffer))
 
 
 def overlong_penalty(groups: Sequence[Group], limit: int, buffer: int) -> list[Group]:
-    """The groups with half of `soft_overlong_penalty` added to their rewards, as the part "overlong".
+    """Add half of `soft_overlong_penalty` to the rewards of the groups, as the part "overlong".
 
-    The penalty is halved because the rewards of the paper are 1 and -1, but here they are 1 and 0. With buffer 0 the
+    The penalty is halved because the paper uses the rewards 1 and -1, but this package uses 1 and 0. With buffer 0 the
     rewards do not change.
     """
     if not buffer:
@@ -50,13 +51,14 @@ def add_format_rewards(
     std_eps: float = 0.0,
     ddof: Literal[0, 1] = 1,
 ) -> list[Group]:
-    """Add rewards for the format of a completion to the groups: reward + sum of weight x format reward.
+    """Add format rewards to the rewards of the groups: reward + sum of weight x format reward.
 
-    These are DeepSeek-R1's rewards for format and for language consistency (Guo et al. 2025, arXiv 2501.12948). Each
-    format reward becomes a part of the verdict, without its weight.
+    The format rewards are DeepSeek-R1's rewards for format and for language consistency (Guo et al. 2025, arXiv
+    2501.12948). Each format reward becomes a part of the verdict, without its weight.
 
-    std_eps  above 0: each reward is first normalised within its group (minus the mean, divided by the standard
-             deviation + std_eps), so that different combinations do not have the same sum (GDPO, arXiv 2601.05242)
+    If `std_eps` is above 0, each reward is first normalised within its group: the mean is subtracted, and the result is
+    divided by the standard deviation + `std_eps`. Without normalisation, different combinations of rewards can have the
+    same sum (GDPO, arXiv 2601.05242).
     """
     if not weights:
         return list(groups)
@@ -81,7 +83,10 @@ def add_format_rewards(
 
 
 def _standardised(rewards: Sequence[float], graded: Sequence[bool], std_eps: float, ddof: int) -> list[float]:
-    """Normalise rewards by mean and standard deviation + std_eps of the graded ones; exactly 0 if these are equal."""
+    """Normalise rewards by the mean and the standard deviation + `std_eps` of the graded rollouts.
+
+    If all graded rollouts have the same reward, every result is exactly 0.
+    """
     known = [reward for reward, is_graded in zip(rewards, graded, strict=True) if is_graded]
     if len({*known}) < 2:
         return [0.0] * len(rewards)
@@ -90,12 +95,12 @@ def _standardised(rewards: Sequence[float], graded: Sequence[bool], std_eps: flo
 
 
 def length_reward(groups: Sequence[Group], coefficient: float) -> list[Group]:
-    """The groups with an extra reward for shorter answers to the same problem.
+    """Add a reward for shorter answers to the same problem (Kimi k1.5, arXiv 2501.12599, section 2.3.3).
 
-    Kimi k1.5 (arXiv 2501.12599, section 2.3.3): `coefficient` x lambda is added to the reward, where lambda = 0.5 -
-    (length - shortest) / (longest - shortest) within the group. For an answer with a reward below 1, a positive lambda
-    is replaced by 0, so a wrong answer gains nothing by being short. If all answers are right, lambda is the only
-    difference between their rewards.
+    The function adds `coefficient` x lambda to the reward, where lambda = 0.5 - (length - shortest) / (longest -
+    shortest) within the group. If the reward of an answer is below 1, a positive lambda is replaced by 0, so that a
+    short wrong answer gets no extra reward. If all answers of a group are right, their rewards differ only by the
+    lambda term.
     """
     return [_with_length_reward(group, coefficient) for group in groups] if coefficient else list(groups)
 
@@ -118,10 +123,12 @@ def _with_length_reward(group: Group, coefficient: float) -> Group:
 def kl_in_reward(
     groups: Sequence[Group], policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], kl_coef: float
 ) -> list[Group]:
-    """The groups with reward - kl_coef x sum over the loss mask of (log pi - log pi_ref), as in RLOO and RLHF.
+    """Subtract `kl_coef` x KL from each reward, as in RLOO and RLHF (Ahmadian et al. 2024, arXiv 2402.14740).
 
-    Ahmadian et al. 2024, arXiv 2402.14740: the completion is one action, and its KL is estimated by k1. `policy` and
-    `reference` are rows [T] of log-probabilities in the order of `rollouts_of(groups)`. Each verdict gets a part "kl".
+    The whole completion is one action. The KL of a completion is the sum of (log pi - log pi_ref) over the loss mask
+    (estimator k1).
+    The arguments `policy` and `reference` are rows [T] of log-probabilities in the order of `rollouts_of(groups)`. Each
+    verdict gets a part "kl".
     """
     rows = iter(zip(policy, reference, strict=True))
     shaped = []

@@ -1,7 +1,7 @@
-"""Groups of config keys that recipes share: `--sampling.temperature 0.7`, `--optimizer.learning_rate 1e-5`.
+"""Groups of config keys that several recipes use, such as `--sampling.temperature 0.7`.
 
 A recipe names the groups that it needs, and gives its own defaults. `PRESETS` holds the settings of published variants
-of GRPO; for example, `--preset dapo` chooses one.
+of GRPO; for example, `--preset dapo` selects the settings of DAPO.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ImportanceCorrection = Literal["none", "token", "product"]
 
 
 class Sampling(BaseConfig):
-    """How completions are sampled."""
+    """Settings for sampling completions."""
 
     max_new_tokens: int = Field(128, gt=0)
     """Maximum number of tokens in one completion."""
@@ -32,19 +32,19 @@ class Sampling(BaseConfig):
 
 
 class RolloutSampling(Sampling):
-    """How the rollouts for training are sampled. Greedy sampling is not allowed here."""
+    """Settings for sampling the rollouts of a training run. Greedy sampling is not allowed for training rollouts."""
 
     temperature: float = Field(1.0, gt=0)
     """Logits are divided by this number, while sampling and while learning."""
 
 
 class Optimizer(BaseConfig):
-    """AdamW, and the learning rate during a run: it warms up, stays constant, and decays to zero."""
+    """Settings of the optimizer AdamW and of the learning rate, which warms up, stays constant, and decays to zero."""
 
     learning_rate: float = Field(1e-3, ge=0)
     """The learning rate at its peak."""
     warmup_steps: int = Field(20, ge=0)
-    """Updates until the learning rate has risen to its peak."""
+    """The number of updates in which the learning rate rises to its peak."""
     lr_decay_fraction: float = Field(0.5, ge=0, le=1)
     """The learning rate falls to zero over this last fraction of the run."""
     weight_decay: float = Field(0.0, ge=0)
@@ -54,15 +54,15 @@ class Optimizer(BaseConfig):
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     adam_eps: float = Field(1e-8, gt=0)
-    """Adam divides by the gradient size + this number. If it is as large as gradient noise, noise makes small steps."""
+    """Adam divides by the gradient size + `adam_eps`. If it is as large as gradient noise, noise makes small steps."""
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of update `step` out of `steps`."""
+        """Return the learning rate of update `step` in a run of `steps` updates."""
         return warmup_hold_decay(step, steps, self.learning_rate, self.warmup_steps, self.lr_decay_fraction)
 
 
 class Eval(BaseConfig):
-    """Evaluation while a run trains."""
+    """Settings for evaluation during a training run."""
 
     every: int = Field(0, ge=0)
     """Number of steps between two evaluations (0: never evaluate)."""
@@ -73,73 +73,74 @@ class Eval(BaseConfig):
 
 
 class Advantage(BaseConfig):
-    """How advantages are computed from rewards."""
+    """Settings for computing advantages from rewards."""
 
     baseline: Baseline = "mean"
-    """A reward is compared with the mean of its group, of its group without itself, of the whole step, or with none."""
+    """The mean that is subtracted from a reward: of its group, of the group's other rollouts, of the step, or none."""
     scale_rewards: ScaleRewards = "none"
-    """The standard deviation that divides centred rewards. GRPO and DAPO: group_std. Dr. GRPO and RLOO: none."""
+    """The standard deviation that divides centred rewards: group_std in GRPO and DAPO, none in Dr. GRPO and RLOO."""
     std_eps: float = Field(1e-4, gt=0)
-    """Added to that standard deviation (the papers do not say; TRL 1e-4, verl 1e-6, Dr. GRPO 1e-8)."""
+    """A small number added to the standard deviation. The papers give none; TRL: 1e-4, verl: 1e-6, Dr. GRPO: 1e-8."""
     std_ddof: Literal[0, 1] = 1
-    """1: standard deviation of a sample, as in all published code; 0: standard deviation of a population."""
+    """1 gives the standard deviation of a sample, as in all published code; 0 gives that of a population."""
     normalize_each_reward: bool = False
     """Normalise each reward (correctness, format, language) within its group before the rewards are added: subtract the
-    mean and divide by the standard deviation. With scale_rewards batch_std this is GDPO. Without it, different
-    combinations of rewards can have the same sum."""
+    mean and divide by the standard deviation. Without this key, different combinations of rewards can have the same
+    sum. Together with scale_rewards batch_std, this key gives GDPO."""
     negative_scale: float = Field(1.0, ge=0)
     """Factor for advantages below zero. With 0 the policy learns only from successes."""
 
 
 class PolicyLoss(BaseConfig):
-    """The loss of a token, and the weight of each token."""
+    """Settings for the loss of each token and for its weight."""
 
     type: Literal["clip", "cispo"] = "clip"
-    """clip: PPO's clipped surrogate; cispo: the clipped ratio is a constant weight."""
+    """With clip, the loss is PPO's clipped surrogate. With cispo, the clipped ratio is a constant weight."""
     importance_sampling_level: ImportanceLevel = "token"
-    """The importance ratio is that of each token (GRPO), or of the whole sequence: mean (GSPO) or product."""
+    """Compute the importance ratio per token (GRPO), or per sequence as the mean (GSPO) or the product over tokens."""
     clip_low: float = Field(0.2, gt=0, lt=1)
-    """The lower limit of the ratio is 1 - this number."""
+    """The lower limit of the importance ratio is 1 - clip_low."""
     clip_high: float = Field(0.28, gt=0)
-    """The upper limit of the ratio is 1 + this, also for `cispo` (TRL gives the limit itself: 5.0 is 4.0 here)."""
+    """The upper limit of the importance ratio is 1 + clip_high, also for `cispo`. TRL's limit 5.0 is clip_high 4.0."""
     clip_ratio_c: float | None = Field(None, gt=1)
-    """Upper limit (times the advantage) for the loss of a bad token that became more likely (dual-clip PPO)."""
+    """Dual-clip PPO: if the advantage is negative, the loss is at most this number x |advantage|."""
     aggregation: LossAggregation = "token_mean"
-    """GRPO sequence_mean (1/|o|), DAPO token_mean, Dr. GRPO constant (1/max_new_tokens), RLOO sequence_sum."""
+    """How token losses are combined. GRPO: sequence_mean, DAPO: token_mean, Dr. GRPO: constant, RLOO: sequence_sum."""
     divisor: int = Field(0, ge=0)
-    """Divisor for `aggregation: constant`. 0: sampling.max_new_tokens, which then changes the effective rate."""
+    """Divisor for `aggregation: constant`. With 0 it is sampling.max_new_tokens, which then changes the update size."""
     mask_truncated: bool = False
-    """Leave truncated rollouts out of the loss (they still count in the baseline and in means).
-    The policy then gets no signal to end its completions: watch `truncated`."""
+    """Leave truncated rollouts out of the loss. Truncated rollouts still count in the baseline and in means.
+    The policy then gets no signal to end its completions, so watch the metric `truncated`."""
     kl_coef: float = Field(0.0, ge=0)
-    """Coefficient of the KL penalty against the reference, in the loss. 0 needs no second model."""
+    """Coefficient of the KL penalty against the reference model, in the loss. With 0, no second model is needed."""
     kl_estimator: KLEstimator = "k3"
     """Estimator of the KL penalty in the loss: k3 as in GRPO, or k2, whose mean gradient is the gradient of the KL."""
     ref_model_sync_steps: int = Field(0, ge=0)
-    """Number of steps between two updates of the KL reference to the policy (R1-Zero 400). 0: keep the first model."""
+    """The number of steps after which the KL reference is replaced by the policy (R1-Zero: 400). With 0, never."""
     importance_correction: ImportanceCorrection = "none"
-    """Weight = learner probability / sampler probability (truncated importance sampling), per token or per sequence."""
+    """Multiply the loss by learner probability / sampler probability (truncated importance sampling), per token or per
+    sequence."""
     importance_correction_cap: float = Field(2.0, gt=1)
-    """Upper bound of that weight."""
+    """The upper limit of the weight of `importance_correction`."""
     importance_correction_mask: bool = False
-    """Replace a weight above the upper bound by 0 instead of the bound (masked importance sampling)."""
+    """Replace a weight above `importance_correction_cap` by 0 instead of the cap (masked importance sampling)."""
 
 
 class Rewards(BaseConfig):
-    """Rewards in addition to the reward of the task."""
+    """Settings for rewards in addition to the reward of the task."""
 
     format: float = Field(0.0, ge=0)
-    """Reward for the format: one thought at the very start, closed, then an answer (R1's format reward)."""
+    """Reward for the right format (R1's format reward): one closed thought at the very start, then an answer."""
     script: str = ""
-    """Script that thoughts should be written in, such as latin or cjk. The weight of this reward is `language`."""
+    """Script in which thoughts should be written, such as latin or cjk. The key `language` sets the reward for it."""
     language: float = Field(0.0, ge=0)
-    """Reward for the fraction of a thought's words in `script` (R1's language consistency). No thought: no reward."""
+    """Coefficient of the fraction of a thought's words in `script` (R1's language consistency). No thought gets 0."""
     length: float = Field(0.0, ge=0)
-    """Coefficient of a reward for the shorter answers to the same problem (Kimi k1.5). 0: length has no effect."""
+    """Coefficient of a reward for the shorter answers to the same problem (Kimi k1.5). With 0, length has no effect."""
     overlong_buffer: int = Field(0, ge=0)
-    """DAPO's soft penalty for length starts this many tokens before max_new_tokens, where it reaches -1. 0: off."""
+    """DAPO's penalty for long completions starts this many tokens before max_new_tokens. With 0, it is off."""
     kl_coef: float = Field(0.0, ge=0)
-    """Subtract this much of a completion's KL to the reference from its reward (RLOO, REINFORCE++)."""
+    """Subtract this number x the KL of a completion to the reference model from its reward (RLOO, REINFORCE++)."""
     control: RewardControl = "none"
     """Negative control: random, shuffled or flipped rewards. The policy must learn nothing from them."""
 
@@ -200,7 +201,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the `preset`, overwritten by the given values. Raises ValueError for an unknown preset."""
+    """Return the values of the chosen preset, overwritten by the given values.
+
+    Raises ValueError if the preset is unknown.
+    """
     name = given.get("preset", "default")
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"unknown preset `{name}`{suggest(str(name), [*PRESETS])}")
@@ -208,7 +212,7 @@ def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preset_conflicts(cls: type[BaseConfig], file: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
-    """Messages about keys of a file that have another value in the `--preset` of the command line."""
+    """Return a message for each key whose value in the config file differs from the `--preset` of the command line."""
     name = str(words.get("preset", ""))
     if name not in PRESETS or name == file.get("preset", "default"):
         return []
@@ -227,45 +231,49 @@ def preset_conflicts(cls: type[BaseConfig], file: Mapping[str, Any], words: Mapp
 
 
 def check_variant(c: Any) -> None:
-    """Raises ValueError if settings of `recipes.grpo.Config` contradict each other."""
+    """Raise ValueError if two settings of `recipes.grpo.Config` contradict each other."""
     if c.max_policy_lag and c.dynamic_sampling:
-        raise ValueError("dynamic_sampling samples again after grading, which max_policy_lag > 0 forbids: set one to 0")
+        raise ValueError("`dynamic_sampling` and `max_policy_lag` cannot both be above 0; set one of them to 0")
     if c.dynamic_sampling and not uses_group_baseline(c.advantage.baseline):
         raise ValueError(
-            "dynamic_sampling keeps groups with mixed rewards: set advantage.baseline to `mean` or `leave_one_out`, or "
-            "dynamic_sampling to 0"
+            "`dynamic_sampling` needs a baseline within the group; set `advantage.baseline` to mean or leave_one_out, "
+            "or set `dynamic_sampling` to 0"
         )
     _check_advantage(c.advantage, c.rewards)
     _check_loss(c)
     if c.rewards.script and c.rewards.script not in SCRIPTS:
         raise ValueError(f"unknown script `{c.rewards.script}`{suggest(c.rewards.script, SCRIPTS)}")
     if bool(c.rewards.script) != bool(c.rewards.language):
-        raise ValueError("rewards.script and rewards.language need each other: give both, or neither")
+        raise ValueError("only one of `rewards.script` and `rewards.language` is set; set both or none of them")
     if c.rewards.overlong_buffer >= c.sampling.max_new_tokens:
         raise ValueError(
-            f"rewards.overlong_buffer {c.rewards.overlong_buffer} must be less than sampling.max_new_tokens "
-            f"{c.sampling.max_new_tokens}"
+            f"`rewards.overlong_buffer` is {c.rewards.overlong_buffer}; set it below `sampling.max_new_tokens`, which "
+            f"is {c.sampling.max_new_tokens}"
         )
 
 
 def _check_advantage(a: Advantage, rewards: Rewards) -> None:
     if a.baseline == "none" and a.scale_rewards != "none":
         raise ValueError(
-            f"advantage.scale_rewards `{a.scale_rewards}` needs a baseline: set advantage.baseline to `mean`, or "
-            "scale_rewards to `none`"
+            f"`advantage.scale_rewards` is {a.scale_rewards}, but `advantage.baseline` is none; set "
+            "`advantage.baseline` to mean, or set `advantage.scale_rewards` to none"
         )
     if a.baseline == "batch_mean" and a.scale_rewards == "group_std":
-        raise ValueError("advantage.baseline `batch_mean` goes with scale_rewards `batch_std` or `none`")
+        raise ValueError(
+            "`advantage.baseline` is batch_mean, but `advantage.scale_rewards` is group_std; set "
+            "`advantage.scale_rewards` to batch_std or none"
+        )
     if a.normalize_each_reward and not (rewards.format or rewards.language):
         raise ValueError(
-            "advantage.normalize_each_reward is for several rewards: set rewards.format or rewards.language, or set "
-            "normalize_each_reward to false"
+            "`advantage.normalize_each_reward` is true, but there is only one reward; set `rewards.format` or "
+            "`rewards.language`, or set `advantage.normalize_each_reward` to false"
         )
     whole = a.baseline == "none" or a.scale_rewards == "group_std" or rewards.length or rewards.overlong_buffer
     if a.normalize_each_reward and whole:
         raise ValueError(
-            "advantage.normalize_each_reward normalises rewards within the group: set advantage.baseline to "
-            "`mean`, scale_rewards to `batch_std` or `none`, and leave out rewards.length and rewards.overlong_buffer"
+            "`advantage.normalize_each_reward` is true, but other settings do not fit; set `advantage.baseline` to "
+            "mean and `advantage.scale_rewards` to batch_std or none, and leave out `rewards.length` and "
+            "`rewards.overlong_buffer`"
         )
 
 
@@ -274,21 +282,25 @@ def _check_loss(c: Any) -> None:
     level = loss.importance_sampling_level
     if level != "token" and loss.aggregation != "sequence_mean":
         raise ValueError(
-            f"loss.importance_sampling_level `{level}` gives one ratio per sequence: set loss.aggregation to "
-            "`sequence_mean`"
+            f"`loss.importance_sampling_level` is {level}, which gives one ratio per sequence; set `loss.aggregation` "
+            "to sequence_mean"
         )
     if level != "token" and loss.type == "cispo":
-        raise ValueError("cispo weighs each token by its own ratio: set loss.importance_sampling_level to `token`")
+        raise ValueError("`loss.type` cispo needs one ratio per token; set `loss.importance_sampling_level` to token")
     if loss.kl_coef and loss.kl_estimator == "k1":
         raise ValueError(
-            "as a loss, k1 has a mean gradient of 0: set loss.kl_estimator to k2 or k3, or use rewards.kl_coef"
+            "`loss.kl_estimator` is k1, which has a mean gradient of 0 as a loss; set `loss.kl_estimator` to k2 or k3, "
+            "or use `rewards.kl_coef` instead of `loss.kl_coef`"
         )
     if loss.ref_model_sync_steps and not (loss.kl_coef or rewards.kl_coef):
         raise ValueError(
-            "loss.ref_model_sync_steps renews the KL reference: set loss.kl_coef or rewards.kl_coef, or set "
-            "ref_model_sync_steps to 0"
+            "`loss.ref_model_sync_steps` is set, but there is no KL penalty; set `loss.kl_coef` or `rewards.kl_coef`, "
+            "or set `loss.ref_model_sync_steps` to 0"
         )
     if loss.type == "cispo" and loss.clip_ratio_c:
-        raise ValueError("loss.clip_ratio_c bounds the clipped loss: cispo has none; leave it out")
+        raise ValueError("`loss.clip_ratio_c` has no effect on `loss.type` cispo; leave `loss.clip_ratio_c` out")
     if loss.importance_correction != "none" and c.precision == "exact" and not c.max_policy_lag:
-        raise ValueError("with precision `exact` there is nothing to correct: set loss.importance_correction to `none`")
+        raise ValueError(
+            "`precision` is exact, so sampler and learner have equal probabilities; set `loss.importance_correction` "
+            "to none"
+        )

@@ -1,1 +1,4 @@
-"""Speed as a ratio: this package and another library run one workload in turn. See workload.py and benchmark.py."""
+"""Benchmarks that compare the speed of this package and another library on the same workload.
+
+See workload.py and benchmark.py.
+"""

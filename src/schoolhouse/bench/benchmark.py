@@ -1,4 +1,7 @@
-"""This package and another library in turn, each in its own process: medians of seconds and of the ratio of speeds."""
+"""Run this package and another library alternately, each in its own process, and compare their speeds.
+
+The result has the median seconds of each library and the median ratio of the speeds.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,11 @@ BACKENDS = Path(__file__).parent / "backends"
 THIS_PACKAGE = "schoolhouse"
 
 Report = Callable[[str], None]
-"""Callback: what the benchmark does now."""
+"""A callback that receives a text about what the benchmark does now."""
 
 
 def peers_by_kind() -> dict[str, list[str]]:
-    """Kind of workload -> other libraries that it runs with. Each has a file KIND_NAME.py."""
+    """Map each kind of workload to the libraries that can run it. Each library has a file KIND_NAME.py."""
     peers: dict[str, list[str]] = {}
     for path in sorted(BACKENDS.glob("*_*.py")):
         kind, _, name = path.stem.partition("_")
@@ -40,7 +43,7 @@ def peers_by_kind() -> dict[str, list[str]]:
 
 
 class Backend:
-    """A process that runs the workload once for each request. `python` may be that of another environment."""
+    """A process that runs the workload once for each request. `python` can belong to another environment."""
 
     def __init__(self, name: str, folder: Path, python: str = sys.executable) -> None:
         self.name = name
@@ -55,11 +58,14 @@ class Backend:
             )
 
     def wait_until_ready(self) -> None:
-        """Wait for the first, unmeasured repeat. Raises SchoolError if the process ended."""
+        """Wait until the first repeat, which is not measured, is done. Raises SchoolError if the process ended."""
         self._receive()
 
     def repeat(self) -> dict[str, Any]:
-        """One repeat: seconds, peak (bytes) and further facts of the backend. Raises SchoolError if it ended."""
+        """Run one repeat and return its seconds, its peak memory in bytes, and other facts of the backend.
+
+        Raises SchoolError if the process ended.
+        """
         assert self.process.stdin
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
@@ -72,7 +78,10 @@ class Backend:
                 return json.loads(line.removeprefix(MARK))
         log = self.log.read_text().strip().splitlines() or ["(nothing)"]
         status = self.process.wait()
-        raise SchoolError(f"{self.name} ended early (exit {status}); the end of its log:\n" + "\n".join(log[-8:]))
+        raise SchoolError(
+            f"the process {self.name} ended early with exit status {status}; the last lines of its log are:\n"
+            + "\n".join(log[-8:])
+        )
 
     def close(self) -> None:
         assert self.process.stdin
@@ -84,9 +93,10 @@ class Backend:
 
 
 def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Run a benchmark in a temporary folder; the result, with this machine and its limits, measured right after it.
+    """Run a benchmark in a temporary folder and return its result.
 
-    Raises SchoolError for an unknown kind, peer or size, and when a backend ends early.
+    The result includes the speed limits of this machine, which are measured right after the benchmark. Raises
+    SchoolError for an unknown kind, peer or size, and if a backend ends early.
     """
     peers = peers_by_kind()
     if kind not in peers:
@@ -98,7 +108,7 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
         raise SchoolError(f"unknown size `{size}`{suggest(size, list(MODEL_SIZES))}")
     python = options["python"] or sys.executable
     if not shutil.which(python):
-        raise SchoolError(f"--python {python} is not a program: give the python of the environment that has {peer}")
+        raise SchoolError(f"--python {python} is not a program; give the path of a python whose environment has {peer}")
     search = _search_inputs(options) if kind == "search" else {}
     common = {key: options[key] for key in ("problems", "samples", "threads")}
     work = Workload(size, batch_size=32 if kind == "pretrain" else 64, **common)
@@ -121,7 +131,7 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
 
 
 def peer_dtype(name: str) -> str:
-    """The number type of the other library. `auto`: bfloat16 if the processor multiplies it natively, else float32."""
+    """The number type of the other library. `auto` means bfloat16 if the processor supports it, and else float32."""
     return str(pick_dtype("auto", pick_device())).removeprefix("torch.") if name == "auto" else name
 
 
@@ -133,12 +143,15 @@ def run_repeats(
     python: str = sys.executable,
     report: Report = lambda stage: None,
 ) -> dict[str, Any]:
-    """`repeats` of each backend, in turn: all repeats, their medians, and the ratio of tokens/s of each pair."""
+    """Run the backends alternately, `repeats` times each.
+
+    Returns the results of all repeats, the medians, and the ratio of the tokens/s for each pair of repeats.
+    """
     backends: dict[str, Backend] = {}
     measured: dict[str, list[dict[str, Any]]] = {THIS_PACKAGE: [], peer: []}
     try:
         for name in measured:
-            report(f"starting {name}, and a first repeat that is not counted")
+            report(f"starting {name} with a first repeat that is not measured")
             backends[name] = Backend(f"{kind}_{name}", folder, sys.executable if name == THIS_PACKAGE else python)
             backends[name].wait_until_ready()
         for number in range(1, repeats + 1):
@@ -164,9 +177,11 @@ def run_repeats(
 
 
 def _search_inputs(options: Mapping[str, Any]) -> dict[str, str]:
-    """Model, task and search of a benchmark of searches. Raises SchoolError where one is missing."""
+    """The model, task and search of a search benchmark. Raises SchoolError if one of these options is missing."""
     if not options["model"] or not options["task"]:
-        raise SchoolError("a search needs a model that was trained on a task: give --model FOLDER --task TASK")
+        raise SchoolError(
+            "a search benchmark needs a model that was trained on a task; give --model FOLDER --task TASK"
+        )
     return {
         "model": str(resolve_model(Path(options["model"])).resolve()),
         "task": options["task"],

@@ -1,4 +1,4 @@
-"""Limits of this machine: the speed of matrix products and of memory, measured right after a benchmark."""
+"""Measure the limits of this machine right after a benchmark: the speed of matrix products and of memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from schoolhouse.policy.policy import pick_device
 
 
 class Limits(NamedTuple):
-    """`bfloat16` and `float32`: floating-point operations per second of a large product; `bandwidth`: bytes per second
-    at which a large tensor is read."""
+    """The speed limits of a machine.
+
+    bfloat16, float32  floating-point operations per second in a large matrix product.
+    bandwidth          bytes per second when the machine reads a large tensor.
+    """
 
     bfloat16: float
     float32: float
@@ -22,7 +25,7 @@ class Limits(NamedTuple):
 
 
 def measure_limits(threads: int, matrix_size: int = 2048, num_values: int = 1 << 28) -> Limits:
-    """From products of square matrices, and the sum of a float32 tensor of `num_values` (1 GiB)."""
+    """Measure products of square matrices, and the sum of a float32 tensor with `num_values` numbers (1 GiB)."""
     torch.set_num_threads(threads)
     device = pick_device()
     flops = {}

@@ -1,4 +1,4 @@
-"""docs/performance.md: the part between its marks, and its figure, from the files that `school bench --json` wrote."""
+"""Update the results and the figure in docs/performance.md from files that `school bench --json` wrote."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ PROFILE = "profile.json"
 
 
 def write_page(folder: Path, page: Path) -> None:
-    """Replace the part between the marks of `page` by the results in `folder`, and draw the figure beside it."""
+    """Replace the text between the two marks of `page` by the results in `folder`, and draw the figure."""
     results = [read_json(path) for path in sorted(folder.glob("*.json")) if path.name != PROFILE]
     if not results:
         raise SchoolError(
-            f"no results in {folder}: run `school bench KIND --against PEER --json {folder}/NAME.json` first"
+            f"{folder} has no results; first run `school bench KIND --against PEER --json {folder}/NAME.json`"
         )
     profile = read_json(folder / PROFILE) if (folder / PROFILE).exists() else None
     text = page.read_text()
     if START not in text or END not in text:
-        raise SchoolError(f"{page} has no place for the results: put the lines\n{START}\n{END}\ninto it")
+        raise SchoolError(
+            f"{page} does not have the two marks for the results; add these lines to the page:\n{START}\n{END}"
+        )
     figure = page.with_suffix("") / "figure.png"
     draw(results, profile, figure)
     before, _, rest = text.partition(START)
@@ -41,7 +43,8 @@ def write_page(folder: Path, page: Path) -> None:
     body = [
         START,
         "",
-        f"![speed beside other libraries, cost, where the time goes]({figure.parent.name}/figure.png)",
+        "![Six plots: the speed compared with other libraries, the speed for several workloads, and the parts of the "
+        f"time]({figure.parent.name}/figure.png)",
         "",
     ]
     atomic_write(page, before + "\n".join([*body, *_table(results), *_limits(results), "", after]))
@@ -74,18 +77,25 @@ def _limits(results: Sequence[Mapping[str, Any]]) -> list[str]:
     machine = results[0]["machine"]
     return [
         "",
-        f"Measured right after each benchmark: {low['bfloat16']:.0f} to {high['bfloat16']:.0f} Gflop/s in bfloat16, "
-        f"{low['float32']:.0f} to {high['float32']:.0f} in float32, {low['bandwidth']:.0f} to {high['bandwidth']:.0f} "
-        "GB/s from memory. "
-        + (f"Mean gap between sampler and learner log-probabilities: at most {max(gaps):.1e}." if gaps else ""),
+        "The speed of the machine was measured right after each benchmark. "
+        f"Matrix products reached {low['bfloat16']:.0f} to {high['bfloat16']:.0f} Gflop/s in bfloat16 and "
+        f"{low['float32']:.0f} to {high['float32']:.0f} Gflop/s in float32. "
+        f"Reading from memory reached {low['bandwidth']:.0f} to {high['bandwidth']:.0f} GB/s. "
+        + (
+            "In the GRPO benchmarks the mean gap between the log-probabilities of sampler and learner was at most "
+            f"{max(gaps):.1e}."
+            if gaps
+            else ""
+        ),
         "",
-        f"torch {machine['versions']['torch']}, transformers {machine['versions']['transformers']}, "
-        f"{machine['cores']} cores with {', '.join(machine['processor'])}.",
+        f"The benchmarks used torch {machine['versions']['torch']} and transformers "
+        f"{machine['versions']['transformers']} on {machine['cores']} CPU cores with "
+        f"{', '.join(machine['processor'])}.",
     ]
 
 
 def draw(results: Sequence[Mapping[str, Any]], profile: Mapping[str, Any] | None, path: Path) -> None:
-    """Ratios with their targets; sampled tokens/s along each curve; shares of the time."""
+    """Draw the speed ratios with their targets, the sampled tokens/s along each curve, and the parts of the time."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

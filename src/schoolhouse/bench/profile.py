@@ -1,4 +1,4 @@
-"""How the cost of this package grows and where its time goes: the curves and the breakdown of docs/performance.md."""
+"""Measure how this package's cost grows and which parts need the time, for the figure in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PARTS = ("matrix products", "attention", "token probabilities", "other")
 
 
 def throughput_curves(report: Report, repeats: int = 2) -> dict[str, dict[int, float]]:
-    """Sampled tokens/s of the best repeat at each point of each curve."""
+    """The sampled tokens/s at each point of each curve. The fastest repeat of a point counts."""
     curves: dict[str, dict[int, float]] = {}
     for name, points in CURVES.items():
         for value, work in points.items():
@@ -51,7 +51,7 @@ def _throughput(work: Workload, repeats: int) -> float:
 
 
 def time_breakdown(size: str, threads: int, work: Workload = BASE) -> dict[str, dict[str, float]]:
-    """Seconds of each part of sampling the workload's completions, and of one update on at most 64 rows."""
+    """The seconds of each part of sampling (all completions of the workload) and of one update (at most 64 rows)."""
     torch.set_num_threads(threads)
     work = replace(work, size=size)
     with tempfile.TemporaryDirectory(prefix="school-bench-") as folder:
@@ -69,7 +69,10 @@ def time_breakdown(size: str, threads: int, work: Workload = BASE) -> dict[str, 
 
 
 def _time_sampling(policy: Policy, run: Callable[[], object]) -> dict[str, float]:
-    """Parts are timed from outside, with their functions replaced; `other` is norms, rotations, bookkeeping."""
+    """The seconds of each part of sampling, measured by timing the functions of each part.
+
+    The part `other` has norms, rotary embeddings and bookkeeping.
+    """
     spent = dict.fromkeys(PARTS[:-1], 0.0)
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,7 +104,7 @@ def _time_sampling(policy: Policy, run: Callable[[], object]) -> dict[str, float
 
 
 def _time_learning(run: Callable[[], object]) -> dict[str, float]:
-    """Seconds of the operations themselves, from torch's profiler."""
+    """The seconds of each part of an update, measured by torch's profiler."""
     run()
     with torch.profiler.profile() as profile:
         run()

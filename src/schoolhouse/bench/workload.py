@@ -1,6 +1,6 @@
 """The workload of a benchmark: a model, prompts and completion lengths, in a folder that every backend reads.
 
-Lengths are forced: no completion ends earlier or later. So all backends do the same work, whatever they sample.
+Every completion has a fixed length. So all backends do the same work, even if they sample different tokens.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ MODEL_SIZES = {  # name: hidden_size, num_layers, num_heads, intermediate_size, 
 
 @dataclass(frozen=True)
 class Workload:
-    """Problems, samples and lengths of one repeat.
+    """The problems, samples and lengths of one repeat.
 
-    prompt_tokens, completion_tokens  the shortest and the longest
-    batch_size                        rows of one update (learner), all of `seq_len` tokens (pretrain)
+    prompt_tokens      the length of the shortest and of the longest prompt.
+    completion_tokens  the length of the shortest and of the longest completion.
+    batch_size         the number of rows in one update. In the kind `pretrain`, each row has `seq_len` tokens.
     """
 
     size: str = "3M"
@@ -46,7 +47,7 @@ class Workload:
     seed: int = 0
 
     def prompts(self, vocab_size: int) -> list[list[int]]:
-        """Ids of each prompt. The first 16 ids, among them the special tokens, are not used."""
+        """The token ids of each prompt. The first 16 ids are not used, because they include the special tokens."""
         random = python_random(Key(self.seed, "bench prompts"))
         return [
             [random.randrange(16, vocab_size) for _ in range(random.randint(*self.prompt_tokens))]
@@ -54,12 +55,12 @@ class Workload:
         ]
 
     def lengths(self) -> list[list[int]]:
-        """Tokens of each completion, [P][G]."""
+        """The number of tokens of each completion [P][G]."""
         random = python_random(Key(self.seed, "bench lengths"))
         return [[random.randint(*self.completion_tokens) for _ in range(self.samples)] for _ in range(self.problems)]
 
     def rows(self, vocab_size: int) -> list[list[int]]:
-        """Every prompt with random ids in the place of every completion, shuffled: rows to learn from."""
+        """The rows of an update, in random order. A row is a prompt followed by random ids instead of a completion."""
         random = python_random(Key(self.seed, "bench rows"))
         rows = [
             prompt + [random.randrange(16, vocab_size) for _ in range(length)]
@@ -71,7 +72,7 @@ class Workload:
 
 
 def prompt_rollouts(prompts: Sequence[Sequence[int]], samples: int) -> list[Rollout]:
-    """Each prompt `samples` times, those of a prompt side by side. [P*G]"""
+    """Repeat each prompt `samples` times. The copies of a prompt follow each other [P*G]."""
     problems = [Problem(str(p), (), "") for p in range(len(prompts))]
     return [
         Rollout(problem, Key(0, "bench", 0, p, g), tuple(ids), (False,) * len(ids), (NAN,) * len(ids))
@@ -81,7 +82,7 @@ def prompt_rollouts(prompts: Sequence[Sequence[int]], samples: int) -> list[Roll
 
 
 def row_rollouts(rows: Sequence[Sequence[int]]) -> list[Rollout]:
-    """Rows as rollouts of which every token is learned."""
+    """Convert rows to rollouts whose tokens are all trained on."""
     return [
         Rollout(Problem("row", (), ""), Key(0, "bench", 0, i), tuple(row), (True,) * len(row), (NAN,) * len(row))
         for i, row in enumerate(rows)
@@ -89,7 +90,7 @@ def row_rollouts(rows: Sequence[Sequence[int]]) -> list[Rollout]:
 
 
 def model_config(size: str, max_seq_len: int) -> ModelConfig:
-    """The Qwen3 config of a size's name."""
+    """The Qwen3 config for the name of a model size."""
     hidden_size, num_layers, num_heads, intermediate_size, vocab_size = MODEL_SIZES[size]
     return ModelConfig(
         vocab_size,
@@ -104,7 +105,7 @@ def model_config(size: str, max_seq_len: int) -> ModelConfig:
 
 
 def write_workload(work: Workload, folder: Path, options: Mapping[str, object] | None = None) -> None:
-    """Write model/ (random weights, Hugging Face format) and work.json; `options` are further keys of work.json."""
+    """Write model/ (random weights in Hugging Face format) and work.json. `options` are extra keys of work.json."""
     config = model_config(work.size, max(work.prompt_tokens[1] + work.completion_tokens[1] + 64, work.seq_len))
     conversation = Conversation(_tokenizer(work.seed, min(config.vocab_size, 4096)))
     Policy.create(config, conversation, work.seed).save(folder / "model")

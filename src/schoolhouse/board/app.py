@@ -1,10 +1,15 @@
 """`school board`: a local web page of run folders. The page reads the files of runs and loads nothing from other hosts.
 
-/api/runs         every run with its state          /api/rollouts  a page of rollouts, filtered and sorted
-/api/run          one run: config, metrics, advice  /api/group     the samples of a problem, token by token
-/api/curves       metrics of several runs           /api/rescore   those tokens under a checkpoint of the run
-/api/config_diff  two configs                       /api/trees     search trees of a step; /api/tree: one of them
-/api/claims       claims with their results         /api/figure/CLAIM.png
+/api/runs              every run with its state.
+/api/run               the config, the metrics and advice for one run.
+/api/curves            the metrics of several runs.
+/api/config_diff       the differences between two configs.
+/api/rollouts          a page of filtered and sorted rollouts.
+/api/group             the samples of a problem, token by token.
+/api/rescore           the samples of a problem, scored by another checkpoint of the run.
+/api/trees, /api/tree  the search trees of a step, and one of these trees.
+/api/claims            the claims with their results.
+/api/figure/CLAIM.png  the figure of a claim.
 """
 
 from __future__ import annotations
@@ -53,7 +58,7 @@ class Board:
         return [self.row(folder) for folder in find_runs(self.root)]
 
     def row(self, folder: Path) -> Json:
-        """The row of a run in the list. It is cached until a file of the run changes: a finished run is read once."""
+        """The row of a run in the list. The row is cached until a file of the run changes."""
         name = str(folder.relative_to(self.root)) or "."
         files = [folder / file for file in ("manifest.json", "metrics.jsonl", "config.yaml")]
         modified = tuple(path.stat().st_mtime if path.exists() else 0.0 for path in files)
@@ -84,9 +89,9 @@ class Board:
         raise HTTPException(404, f"unknown run `{name}`; /api/runs lists the runs")
 
     def is_indexed(self, run: Path) -> bool:
-        """Whether the index is up to date. If it is not, this method starts a process that updates the index.
+        """Return whether the index is up to date. If the index is old, the method starts a process that updates it.
 
-        No process is started if one is already running.
+        No second process is started while an indexing process is running.
         """
         indexer = self._indexers.get(run)
         if indexer and indexer.poll() is None:
@@ -265,7 +270,7 @@ def curve(folder: Path, name: str, names: Sequence[str], x_axis: XAxis) -> Json:
 
 
 def group_summary(metrics: Sequence[Json]) -> str:
-    """A text: how many groups of the last step have a learning signal, and why the other groups have none."""
+    """A text that says how many groups of the last step have a learning signal, and why the other groups have none."""
     line = next((line for line in reversed(metrics) if line.get("groups")), None)
     if line is None:
         return ""

@@ -1,7 +1,7 @@
 """Log-probabilities and entropies of recorded samples under a checkpoint of their run, computed on request.
 
-Under the checkpoint that sampled them, the entropy shows where the policy was uncertain. Under a later checkpoint, the
-log-probabilities show what the policy has learned since then.
+Under the checkpoint that sampled a rollout, the entropy shows where the policy was uncertain. Under a later checkpoint,
+the log-probabilities show what the policy has learned since then.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def nearest_checkpoint(steps: Sequence[int], policy_version: int) -> int:
-    """The last checkpoint that is not later than a policy version. If all are later, the first checkpoint.
+    """The last checkpoint that is not later than a policy version. If all checkpoints are later, returns the first one.
 
-    steps  at least one step, in ascending order
+    steps  the steps of at least one checkpoint, in ascending order.
     """
     return steps[max(0, bisect_right(steps, policy_version) - 1)]
 
@@ -45,7 +45,7 @@ def rescore(run: Path, checkpoint: int, rows: Sequence[dict[str, Any]]) -> list[
     folder = next((one for one in list_checkpoints(run / "checkpoints") if int(one.name) == checkpoint), None)
     if folder is None:
         kept = ", ".join(map(str, checkpoint_steps(run))) or "none"
-        raise SchoolError(f"{run.name} has no checkpoint of step {checkpoint}; kept: {kept}")
+        raise SchoolError(f"{run.name} has no checkpoint of step {checkpoint}; choose one of the kept steps: {kept}")
     rollouts = [_rollout(row) for row in rows]
     with _rescoring:
         policy = _load(str(folder), folder.stat().st_mtime)

@@ -1,7 +1,7 @@
-"""An SQLite index of a run's rollouts, so that a million of them can be filtered, sorted and paged quickly.
+"""An SQLite index of a run's rollouts, so that a million rollouts can be filtered, sorted and paged quickly.
 
-The text stays in rollouts/*.jsonl. The index holds the place of each line and the values to filter and sort by. It lies
-in the user's cache folder, is made by a separate process, and grows with the run.
+The text of the rollouts stays in rollouts/*.jsonl. The index has the place of each line and the values for filters and
+sorting. A separate process writes the index to the user's cache folder and updates it while the run grows.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _index_rows(path: Path) -> list[tuple[Any, ...]]:
 
 
 def _group_stats(rewards: Sequence[float]) -> tuple[float | None, float | None, int]:
-    """Mean, variance and number of the rewards of a group."""
+    """The mean, the variance and the number of a group's rewards."""
     if not rewards:
         return None, None, 0
     mean = fmean(rewards)
@@ -154,7 +154,7 @@ def _group_stats(rewards: Sequence[float]) -> tuple[float | None, float | None, 
 
 
 def count(run: Path, query: RolloutQuery) -> int:
-    """The number of rollouts that match."""
+    """The number of rollouts that match the filter."""
     index = open_index(run)
     if index is None:
         return 0
@@ -164,7 +164,7 @@ def count(run: Path, query: RolloutQuery) -> int:
 
 
 def find(run: Path, query: RolloutQuery, offset: int = 0, limit: int = 50) -> list[dict[str, Any]]:
-    """A page of rollouts as the run recorded them. Each one also has its step and the statistics of its group."""
+    """A page of rollouts as the run recorded them. Each rollout also has its step and the statistics of its group."""
     index = open_index(run)
     if index is None:
         return []

@@ -26,7 +26,7 @@ def rows_with_tokens(run: Path, rows: Sequence[Json]) -> list[Json]:
     """Each rollout with its `tokens` as [text, type, log-probability or None], and its `advantage`.
 
     type       prompt, thought, answer, or context. The policy did not sample context, so context is never trained on.
-    advantage  the reward minus the mean reward of the group, before any scaling
+    advantage  the reward minus the mean reward of the group, before any scaling.
     """
     tokenizer = _tokenizer(run)
     return [

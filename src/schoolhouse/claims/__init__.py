@@ -1,1 +1,1 @@
-"""One published effect, one file: its arms, its premise, and the rule of its verdict."""
+"""Each file tests one published effect. A file defines the arms, the premise, and the rule of the verdict."""

@@ -1,4 +1,4 @@
-"""GRPO and its variants teach chains to a model with few demonstrations; control rewards do not."""
+"""GRPO and its variants teach a model to solve chains (chains of small sums). Control rewards teach nothing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check(results: Results) -> Sequence[Check]:
     checks = [
         Check(
             "premise",
-            "pass@1 of the start within .2 and .4, each seed",
+            "pass@1 of the start model is between .2 and .4 in each seed",
             format_values(start),
             all(0.2 <= s <= 0.4 for s in start),
         ),
@@ -71,13 +71,13 @@ def check(results: Results) -> Sequence[Check]:
         checks += [
             Check(
                 "must hold",
-                f"{name}: pass@1 {MIN_GAIN:+.2f} or more, each seed",
+                f"pass@1 of {name} rises by {MIN_GAIN:+.2f} or more in each seed",
                 format_values(gains, sign=True),
                 min(gains) >= MIN_GAIN,
             ),
             Check(
                 "must hold",
-                f"{name}: pass@1 {MIN_ACCURACY:.2f} or more, each seed",
+                f"pass@1 of {name} is {MIN_ACCURACY:.2f} or more in each seed",
                 format_values(ends),
                 min(ends) >= MIN_ACCURACY,
             ),
@@ -88,7 +88,7 @@ def check(results: Results) -> Sequence[Check]:
     checks.append(
         Check(
             "must hold",
-            f"means over seeds of all variants within {MAX_SPREAD}",
+            f"the mean pass@1 over seeds differs by at most {MAX_SPREAD} between all variants",
             f"{spread:.3f} ({lowest} to {highest})",
             all(abs(a - b) <= MAX_SPREAD for a in means.values() for b in means.values()),
         )
@@ -96,13 +96,13 @@ def check(results: Results) -> Sequence[Check]:
     for name in ("random", "shuffled"):
         gains = results.gains("start", name)
         unchanged = max(map(abs, gains)) <= MAX_CONTROL_CHANGE
-        text = f"{name} rewards: within {MAX_CONTROL_CHANGE} of the start, each seed"
+        text = f"with {name} rewards, pass@1 stays within {MAX_CONTROL_CHANGE} of the start in each seed"
         checks.append(Check("must fail", text, format_values(gains, sign=True), unchanged))
     gains = results.gains("start", "flipped")
     checks.append(
         Check(
             "must fail",
-            f"flipped rewards: more than {MAX_CONTROL_CHANGE} below the start",
+            f"with flipped rewards, pass@1 ends more than {MAX_CONTROL_CHANGE} below the start",
             format_values(gains, sign=True),
             max(gains) < -MAX_CONTROL_CHANGE,
         )
@@ -119,46 +119,58 @@ def draw(results: Results, picture: Any) -> None:
 CLAIM = Claim(
     id="grpo",
     paper="Shao et al. 2024, arXiv 2402.03300, and the papers of its variants",
-    sentence="Comparing the rollouts of a group is enough: without a value network, RL with a verifier teaches "
-    "reasoning",
-    budget="45 steps of 32 problems x 16 rollouts of at most 64 tokens in every arm (dapo may sample up to fourfold)",
-    premise="the start is correct 20 to 40 % of the time, and groups have mixed rewards",
-    rule="in every seed each variant rises by at least .30, to at least .80, and their means lie within .08; random "
-    "and shuffled rewards change nothing (.05), flipped ones do harm",
-    budget_by_scale={"gpu": "20 steps of 32 problems x 16 rollouts of at most 80 tokens in every arm, 99M parameters"},
+    sentence="RL with a verifier teaches reasoning without a value network: comparing the rollouts of one problem "
+    "(a group) is enough",
+    budget="every arm has 45 steps of 32 problems x 16 rollouts of at most 64 tokens; the arm dapo can sample up "
+    "to four times as many rollouts",
+    premise="the start model's pass@1 is between .2 and .4, and groups have mixed rewards (correct and wrong rollouts)",
+    rule="in every seed, pass@1 of each variant rises by at least .30, to at least .80. The mean pass@1 of any "
+    "two variants differs by at most .08. Random and shuffled rewards change pass@1 by at most .05, and flipped "
+    "rewards (1 minus the reward) lower pass@1.",
+    budget_by_scale={
+        "gpu": "every arm has 20 steps of 32 problems x 16 rollouts of at most 80 tokens; the model has 99M parameters"
+    },
     arms=arms,
     check=check,
     draw=draw,
     notes=(
-        "The controls have `preset: grpo`, with its KL penalty, which most variants do not have. Controls without one "
-        "are not shown here. `reinforce_pp` compares with the whole step, not with the group alone. No arm has a value "
-        "network. On fresh rollouts the variants are nearly one algorithm, so their small spread shows that they are "
-        "implemented alike.",
+        "The control arms use `preset: grpo`, which has a KL penalty. Most variants have no KL penalty, and this "
+        "page shows no control arms without a KL penalty. The preset `reinforce_pp` compares the reward of a "
+        "rollout with all rewards of the step, not only with the rewards of its group. No arm has a value "
+        "network. On fresh rollouts, the variants are nearly the same algorithm. So the small difference between "
+        "variants shows that their implementations agree.",
         "",
-        "With one update on fresh rollouts the ratio is 1 and nothing is clipped; gspo is grpo without its KL penalty. "
-        "What differs here is the centring and scaling of rewards, the loss aggregation, and the KL penalty.",
+        "With one update on fresh rollouts, the probability ratio is 1 and nothing is clipped. On fresh rollouts, "
+        "gspo computes the same update as grpo without the KL penalty. In this claim, the variants differ only in "
+        "how they center and scale rewards, in the loss aggregation, and in the KL penalty.",
         "",
-        "Counted a second time, with the same seeds, after a fix: groups with equal rewards had lost their KL penalty "
-        "(preset: grpo, coefficient .04). Those arms changed by .008 at most. The others came out the same to the last "
-        "digit, five days and many commits later.",
+        "The official run was repeated with the same seeds after a bug was fixed. The bug removed the KL penalty "
+        "of groups with equal rewards (`preset: grpo`, coefficient .04). After the fix, the arms with this KL "
+        "penalty changed by at most .008 pass@1. The second run was made five days and many commits later, and "
+        "all other arms gave exactly the same results.",
     ),
     failures_by_scale={
         "gpu": (
-            "Two controls fail: random rewards end .237 above start 1 (and .052 below start 0), shuffled ones .168 "
-            "above. What rose there is the share of answers with a thought: of 512 in a step 108 had one at first and "
-            "259 (209) in the last step. With a thought .81 were correct at first and .87 (.90) then. That one "
-            "decision moves pass@1 between .1 and 1. Adam with its usual eps of 1e-8 takes as long a step on noise as "
-            "on a signal (the gradient of random rewards measures .14 where the true one has .39), so a control is a "
-            "random walk. Of four more draws of random rewards from start 1 two ended at .278 and .249 in the "
-            "evaluation; two were cut off one and two steps before the end, correct .20 and .27 of the time in "
-            "training. The gain from the verifier (.73 and more) is three times the longest of these walks. To try "
-            "next: `adam_eps` of the noise's size.",
+            "Two controls fail in seed 1. With random rewards, pass@1 ends .237 above the start model in seed 1 "
+            "(and .052 below the start model in seed 0). With shuffled rewards, pass@1 ends .168 above the start "
+            "model in seed 1. In both controls, the share of answers with a thought rose. At the start, 108 of "
+            "the 512 answers in a step had a thought. In the last step, 259 answers had a thought with random "
+            "rewards and 209 with shuffled rewards. Of the answers with a thought, a share of .81 was correct at "
+            "the start. At the end, this share was .87 with random rewards and .90 with shuffled rewards. If a "
+            "model only changes how often it writes a thought, its pass@1 can already change between .1 and 1. "
+            "With its usual eps of 1e-8, Adam takes steps of the same size on noise as on a signal. The gradient "
+            "norm is .14 with random rewards and .39 with true rewards. So training with a control reward is a "
+            "random walk. Four more runs with random rewards began from the start model of seed 1. Two of the "
+            "four additional runs ended at .278 and .249 pass@1. The other two additional runs were stopped one "
+            "and two steps before the end, when their training accuracy was .20 and .27. The gain from the "
+            "verifier (.73 pass@1 or more) is three times as large as the largest change by random rewards. A "
+            "next test should set `adam_eps` to about the size of the noise.",
         )
     },
     notes_by_scale={
         "gpu": (
-            "Five or six arms ran in parallel on one device. Six were too many for its 80 GB, and those that ran out "
-            "of memory were trained again from their start.",
+            "Five or six arms ran in parallel on one GPU. Six arms needed more than the 80 GB of the GPU, and the "
+            "arms that ran out of memory were trained again from the beginning.",
         )
     },
 )

@@ -1,4 +1,4 @@
-"""A model with demonstrations in two languages keeps mixing them, unless one language is rewarded."""
+"""A model with demonstrations in two languages keeps mixing both languages, unless one language is rewarded."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from schoolhouse.tasks.registry import open_task
 TARGET = "latin"
 MIN_SHARE, MAX_LOSS = 0.98, 0.03
 STEPS = 68
-"""Pilots with seed 0: 45 steps end at .967 of words in the target language. 75 end at .995, where RL without the reward
-gives one language up too. With 60, which were counted first, one seed ended at .978."""
+"""In pilots with seed 0, .967 of the words are in the target language after 45 steps, and .995 after 75 steps. With 75
+steps, RL without the language reward also gives up one language. In the first official run (60 steps), one seed ended
+at .978."""
 
 
 class ScriptUse(Evaluation):
-    """How thoughts are written.
+    """The scripts (writing systems) that thoughts use.
 
-    target      share of words in the script
-    mixed       share of thoughts in several scripts
-    with_words  share of answers whose thought has words
+    target      the share of words in the target script.
+    mixed       the share of thoughts that use several scripts.
+    with_words  the share of answers whose thought has words.
     """
 
     script: str = TARGET
@@ -70,9 +71,13 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     script_use = ScriptUse(task=CHAINS_OF_4.task, problems=100, samples=8, max_new_tokens=CHAINS_OF_4.max_new_tokens)
     measures = {"eval": CHAINS_OF_4, "script_use": script_use}
     return {
-        "start": Arm(start, measures, f"demonstrations in {TWO_LANGUAGES}"),
-        "plain": Arm(_rl_step(start, seed, STEPS, {}), measures, "RL for correct answers"),
-        "consistent": Arm(consistent_step(start, seed), measures, "and for the share of words in one language"),
+        "start": Arm(start, measures, f"fine-tuned on demonstrations in two languages, in percent: {TWO_LANGUAGES}"),
+        "plain": Arm(_rl_step(start, seed, STEPS, {}), measures, "RL with a reward for correct answers"),
+        "consistent": Arm(
+            consistent_step(start, seed),
+            measures,
+            "RL with a reward for correct answers and a reward for the share of words in one language",
+        ),
     }
 
 
@@ -86,35 +91,41 @@ def check(results: Results) -> Sequence[Check]:
         signal_check(results, "plain"),
         Check(
             "premise",
-            "at least 20 % of the start's thoughts mix languages",
+            "at least 20 % of the start model's thoughts mix languages (share of thoughts)",
             format_values(mixed_start),
             min(mixed_start) >= 0.2,
         ),
         Check(
             "must hold",
-            "consistent: at least half of the answers have a thought with words",
+            "in the arm `consistent`, at least half of the answers have a thought with words",
             format_values(with_words),
             min(with_words) >= 0.5,
         ),
         Check(
             "must hold",
-            f"consistent: {MIN_SHARE:.0%} of words in {TARGET}, each seed",
+            f"in the arm `consistent`, at least {MIN_SHARE:.0%} of words are in {TARGET}, in each seed",
             format_values(target),
             min(target) >= MIN_SHARE,
         ),
         Check(
             "must hold",
-            f"consistent: pass@1 at most {MAX_LOSS} below plain, mean of seeds",
+            f"pass@1 of `consistent` is at most {MAX_LOSS} below pass@1 of `plain`, in the mean of seeds",
             f"{format_values(gains, sign=True)}, mean {fmean(gains):+.3f}",
             fmean(gains) >= -MAX_LOSS,
         ),
         Check(
             "must fail",
-            "plain: mixed thoughts do not fall below half of the start's, each seed",
-            f"{format_values(mixed_start)} -> {format_values(mixed_plain)}",
+            "in the arm `plain`, the share of mixed thoughts does not fall below half of its value at the start, "
+            "in each seed",
+            f"share of mixed thoughts: start {format_values(mixed_start)}, plain {format_values(mixed_plain)}",
             all(after >= before / 2 for before, after in zip(mixed_start, mixed_plain, strict=True)),
         ),
-        Check("reported", "consistent: thoughts that mix languages", format_values(mixed_consistent), True),
+        Check(
+            "reported",
+            "in the arm `consistent`, the share of thoughts that mix languages",
+            format_values(mixed_consistent),
+            True,
+        ),
     ]
 
 
@@ -130,25 +141,33 @@ def draw(results: Results, picture: Any) -> None:
 CLAIM = Claim(
     id="language",
     paper="DeepSeek-R1, Guo et al. 2025, arXiv 2501.12948, section 2.3.2",
-    sentence="A reward for language consistency ends language mixing at little cost in accuracy",
-    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most 64 tokens in both arms",
-    premise="the start mixes languages, and groups have mixed rewards",
-    rule="with the reward 98 % of words are in the target language in every seed, and pass@1 is at most .03 below "
-    "RL without it; without it mixing does not fall below half",
+    sentence="A reward for language consistency ends language mixing and costs little accuracy",
+    budget=f"both arms have {STEPS} steps of 32 problems x 16 rollouts of at most 64 tokens",
+    premise="the start model mixes languages, and groups have mixed rewards (correct and wrong rollouts)",
+    rule="with the language reward, at least 98 % of words are in the target language in every seed, and pass@1 "
+    "is at most .03 below the pass@1 of RL without the language reward. Without the language reward, the share of "
+    "mixed thoughts (thoughts in two languages) does not fall below half of its value at the start.",
     arms=arms,
     check=check,
     draw=draw,
     notes=(
-        "Words in the target language after RL without the reward: .867 .584 .253 (of .496 .474 .440). Which language "
-        "wins then is chance, and seed 0 came most of the way alone.",
+        "After RL without the language reward, the share of words in the target language is .867, .584 and .253 "
+        "in the three seeds. At the start, the share of words in the target language is .496, .474 and .440. "
+        "Without the reward, chance decides which language becomes more frequent. In seed 0, RL without the "
+        "reward nearly led to a single language.",
         "",
-        "Counted with 60 steps first: FAIL. The second seed ended at .978 of its words (.988 .978 .980), .002 short "
-        "and still rising; nothing else is changed. So this is a second try with the same seeds.",
+        "The first official run had 60 steps and the verdict FAIL. In the first run, the share of words in the "
+        "target language was .988, .978 and .980. In seed 1, this share was .002 below the limit of .98 and was "
+        "still rising. The present run changes only the number of steps. So the present run is a second try with "
+        "the same seeds.",
         "",
-        "Counted before a fix: an empty thought earned this reward in full (all words in one language, of no words). "
-        "In the trained arms of this claim .93 and more of the answers have words.",
+        "The official run was made before a bug was fixed: an empty thought received the full language reward, "
+        "because an empty thought has no words in another language. In the trained arms of this claim, at least "
+        ".93 of the answers have a thought with words.",
         "",
-        "Pilots with seed 0 fixed the number of steps: 45 end at .967, 75 at .995, where RL without the reward gives "
-        "one language up by itself. A weight of 3 instead of 1 ended at .971 and pass@1 .64 (docs/lab.md).",
+        "Pilots with seed 0 were used to choose the number of steps. The share of words in the target language is "
+        ".967 after 45 steps and .995 after 75 steps. With 75 steps, RL without the reward also gives up one of "
+        "the two languages. With a weight of 3 instead of 1 for the language reward, the share of words in the "
+        "target language was .971 at the end, and pass@1 was .64 (docs/lab.md).",
     ),
 )

@@ -1,4 +1,4 @@
-"""Dr. GRPO's first bias: when the loss of each answer is divided by its own length, wrong answers grow long."""
+"""The length bias of GRPO: wrong answers grow if the loss of each answer is divided by its length."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from schoolhouse.claims.harness.models import chain_model, grpo_step, require_ti
 CHAINS_OF_3 = Evaluation(task="school:chain?steps=3", problems=200, samples=8, max_new_tokens=128)
 MIN_RATIO, MAX_DIFFERENCE, LAST_STEPS = 1.2, 0.03, 10
 ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "sequence_mean": ("loss over the answer's own length: GRPO", {"loss.aggregation": "sequence_mean"}),
-    "constant": ("loss over the same number for all: Dr. GRPO", {"loss.aggregation": "constant"}),
+    "sequence_mean": (
+        "the loss of an answer is divided by its own length (GRPO)",
+        {"loss.aggregation": "sequence_mean"},
+    ),
+    "constant": (
+        "the loss of every answer is divided by the same constant (Dr. GRPO)",
+        {"loss.aggregation": "constant"},
+    ),
 }
 
 
@@ -28,7 +34,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
         "steps": 30,
     }
     return {
-        "start": Arm(start, measures, "half of its demonstrations are filler words and a guess"),
+        "start": Arm(start, measures, "fine-tuned; half of its demonstrations are filler words and a guess"),
         **{
             name: Arm(grpo_step(start, seed, {**common, **changes}), measures, about)
             for name, (about, changes) in ARMS.items()
@@ -47,22 +53,24 @@ def check(results: Results) -> Sequence[Check]:
         signal_check(results, "constant"),
         Check(
             "premise",
-            f"pass@1 within {MAX_DIFFERENCE} of each other, mean of seeds",
+            f"pass@1 of both arms differs by at most {MAX_DIFFERENCE} in the mean of seeds",
             format_values(difference, sign=True),
             abs(fmean(difference)) <= MAX_DIFFERENCE,
         ),
         Check(
             "must hold",
-            f"tokens of wrong answers in the last {LAST_STEPS} steps: {MIN_RATIO} times as many under sequence_mean, "
-            "each seed",
-            f"{format_values(incorrect['sequence_mean'], 1)} against {format_values(incorrect['constant'], 1)}: "
-            f"{format_values(ratios, 2)}",
+            f"in the last {LAST_STEPS} steps, wrong answers have at least {MIN_RATIO} times as many tokens under "
+            "`sequence_mean` as under `constant`, in each seed",
+            f"tokens: sequence_mean {format_values(incorrect['sequence_mean'], 1)}, "
+            f"constant {format_values(incorrect['constant'], 1)}, "
+            f"ratio {format_values(ratios, 2)}",
             min(ratios) >= MIN_RATIO,
         ),
         Check(
             "reported",
-            "tokens of correct answers",
-            f"{format_values(correct['sequence_mean'], 1)} against {format_values(correct['constant'], 1)}",
+            "tokens of correct answers in the last steps, with `sequence_mean` and with `constant`",
+            f"tokens: sequence_mean {format_values(correct['sequence_mean'], 1)}, "
+            f"constant {format_values(correct['constant'], 1)}",
             True,
         ),
     ]
@@ -78,10 +86,12 @@ def draw(results: Results, picture: Any) -> None:
 CLAIM = Claim(
     id="length_bias",
     paper="Liu et al. 2025, arXiv 2503.20783, section 3.1",
-    sentence="Under 1/length each token of a long wrong answer gets less of the blame, so wrong answers grow",
-    budget="30 steps of 32 problems x 16 rollouts of at most 128 tokens in both arms",
-    premise="groups have mixed rewards, and accuracy is the same",
-    rule="in every seed wrong answers are 1.2 times as long under 1/length as under a constant",
+    sentence="If the loss of an answer is divided by its length, each token of a wrong answer is penalized less "
+    "in a long answer than in a short answer, so wrong answers get longer",
+    budget="both arms have 30 steps of 32 problems x 16 rollouts of at most 128 tokens",
+    premise="groups have mixed rewards (correct and wrong rollouts), and both arms have the same accuracy",
+    rule="in every seed, wrong answers are at least 1.2 times as long when the loss is divided by the answer's "
+    "length as when it is divided by a constant",
     arms=arms,
     check=check,
     draw=draw,

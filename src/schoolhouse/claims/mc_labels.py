@@ -1,4 +1,4 @@
-"""Step labels by continuations: each further continuation brings them closer to correctness, which they never reach."""
+"""Step labels from continuations get closer to the true correctness with every continuation, but never reach it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     exact = replace(
         shared["process"],
         step=chain_reward_models.reward_model(seed, "exact", **FEW_SOLUTIONS),
-        about="labels by the rules",
+        about="labels of steps by the task's rules",
     )
-    start = Arm(generator(seed), {"labels": agreement}, "the generator, continuing its own solutions")
+    start = Arm(generator(seed), {"labels": agreement}, "the generator, which continues its own solutions")
     return {"start": start, "exact": exact, "hard": shared["hard"], "soft": shared["soft"]}
 
 
@@ -45,14 +45,20 @@ def check(results: Results) -> Sequence[Check]:
     checks = [
         Check(
             "must hold",
-            f"AUC of the share of {', '.join(map(str, COUNTS))} continuations, mean of seeds: rises",
+            "the AUC of the share of correct continuations rises with their number "
+            f"({', '.join(map(str, COUNTS))}), in the mean of seeds",
             format_values(agreement),
             all(b >= a for a, b in pairwise(agreement)),
         ),
-        Check("must hold", "and stays below 1, each seed", format_values(last), max(last) < 1),
+        Check(
+            "must hold",
+            "the AUC with the largest number of continuations stays below 1 in each seed",
+            format_values(last),
+            max(last) < 1,
+        ),
         Check(
             "reported",
-            '"any ends correctly" is the label by the rules, mean of seeds',
+            'how often the label "any continuation ends correctly" equals the label by the rules, mean of seeds',
             format_values(any_correct),
             True,
         ),
@@ -60,7 +66,10 @@ def check(results: Results) -> Sequence[Check]:
     for name in STEP_AGGREGATIONS:
         metric = "best_64" if name == "product" else f"best_64_{name}"
         accuracies = [fmean(results.by_seed(arm, metric, "selection")) for arm in REWARD_MODELS]
-        text = f"best of 64 by {name}: {', '.join(REWARD_MODELS)}"
+        text = (
+            f"accuracy of the best of 64 when step rewards are combined by {name}; reward models "
+            f"{', '.join(REWARD_MODELS)}"
+        )
         checks.append(Check("reported", text, format_values(accuracies), True))
     return checks
 
@@ -86,22 +95,32 @@ def draw(results: Results, picture: Any) -> None:
 CLAIM = Claim(
     id="mc_labels",
     paper="Wang et al. 2023, arXiv 2312.08935; Zhang et al. 2025, arXiv 2501.07301",
-    sentence="Labels by continuations are values of states: close to the correctness of a step, and not the same",
-    budget="200 solutions, 1 to 16 continuations behind each step; reward models of 4,000 solutions each",
+    sentence="Step labels from continuations (sampled ends of a solution) estimate the value of a state: the "
+    "labels are close to the correctness of the step, but not equal to the correctness",
+    budget="200 solutions with 1 to 16 continuations sampled after each step; each reward model is trained on "
+    "4,000 solutions",
     premise="none",
-    rule="the AUC of the share that ends correctly rises with every doubling in the mean of seeds, and stays below 1",
+    rule="the label of a step is the share of its continuations that end correctly. The AUC measures how well the "
+    "label separates correct from incorrect steps. In the mean of seeds, the AUC rises with every doubling of the "
+    "number of continuations. The AUC stays below 1.",
     arms=arms,
     check=check,
     draw=draw,
     notes=(
-        "The rule is weak: more continuations are less noise, so agreement nearly has to rise. A stronger rule was "
-        "planned: with many continuations one behind a wrong step would end correctly by chance, so that hard labels "
-        "(any ends correctly) agree less with the rules again. The first seed showed the opposite (.74 .81 .87 .94 "
-        ".97), so it is only reported. In a chain an error changes the answer for good, and chance would need a second "
-        "error that undoes it. Where answers are few, or errors are corrected, this will differ.",
+        "The rule of this claim is weak: more continuations mean less noise, so it is not surprising that labels "
+        "and correctness agree better. A stronger rule was planned at first. The expected effect was: among many "
+        "continuations after a wrong step, at least one ends correctly by chance. With many continuations, hard "
+        'labels ("any continuation ends correctly") would then agree less with the task\'s rules. The first seed '
+        "showed the opposite: the agreement was .74, .81, .87, .94 and .97 for 1, 2, 4, 8 and 16 continuations. "
+        "Therefore the agreement of hard labels is only reported. In a chain (a chain of small sums), an error "
+        "changes the final answer. After an error, a continuation ends correctly only if a second error cancels "
+        "the first error. The result will probably differ for tasks with few possible answers, and for models "
+        "that correct their errors.",
         "",
-        "The reward models by continuations have 800 updates, too few for the reward model of solutions in the claim "
-        "prm: they may be undertrained. They cost 2.1M sampled tokens, those by rules .17M. A reward model of "
-        "solutions, with .67M and twice the updates, is correct on .54 of best of 64.",
+        "The reward models with labels from continuations were trained for 800 updates. The outcome reward model "
+        "of the claim prm needed more than 800 updates, so the reward models with labels from continuations could "
+        "need more updates too. Labels from continuations cost 2.1M sampled tokens, and labels by the task's "
+        "rules cost .17M sampled tokens. If an outcome reward model with .67M sampled tokens and twice as many "
+        "updates selects the best of 64 answers, the accuracy is .54.",
     ),
 )

@@ -1,4 +1,7 @@
-"""Does RL teach what was impossible before? pass@k up to 256, before and after, from two starts."""
+"""Does RL teach a model to solve new problems? The claim measures pass@k before and after RL, up to k = 256.
+
+The two start models are a fine-tuned model and a base model.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from schoolhouse.claims.harness.models import COUNTDOWNS, base_model, countdown_
 
 MANY_SAMPLES = Evaluation(task=COUNTDOWNS.task, problems=50, samples=256, max_new_tokens=COUNTDOWNS.max_new_tokens)
 REFLECTION_METRICS = {
-    "completion_tokens": "tokens",
-    "reflection_rate": "share with a word of reflection (again, check, ...)",
-    "recheck_rate": "share that computes something twice",
+    "completion_tokens": "tokens of a completion",
+    "reflection_rate": "share of completions with a word of reflection (again, check, ...)",
+    "recheck_rate": "share of completions that compute something twice",
 }
 KS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 PAIRS = (("sft", "sft_rl"), ("base", "base_rl"))
@@ -38,10 +41,10 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
         return grpo_step(start, seed, CONFIG)
 
     return {
-        "sft": Arm(sft, measures, "fine-tuned on demonstrations of countdowns"),
-        "sft_rl": Arm(trained(sft), measures, "and trained with RL"),
-        "base": Arm(base, measures, "pretrained on text with countdowns, never fine-tuned"),
-        "base_rl": Arm(trained(base), measures, "and trained with RL"),
+        "sft": Arm(sft, measures, "fine-tuned on demonstrations of countdowns (reach a goal from three numbers)"),
+        "sft_rl": Arm(trained(sft), measures, "the arm sft, then trained with RL"),
+        "base": Arm(base, measures, "pretrained on text with countdowns, but never fine-tuned"),
+        "base_rl": Arm(trained(base), measures, "the arm base, then trained with RL"),
     }
 
 
@@ -50,29 +53,37 @@ def check(results: Results) -> Sequence[Check]:
     checks = [
         Check(
             "premise",
-            f"base: pass@1 of {MIN_BASE_ACCURACY} or more, each seed",
+            f"pass@1 of the base is {MIN_BASE_ACCURACY} or more in each seed",
             format_values(base),
             min(base) >= MIN_BASE_ACCURACY,
         )
     ]
     for before, after in PAIRS:
         gains = results.gains(before, after, "pass_at_1", "many")
-        text = f"{after}: pass@1 rises by more than {MIN_GAIN}, each seed"
+        text = f"pass@1 of {after} is more than {MIN_GAIN} above its start in each seed"
         checks.append(Check("must hold", text, format_values(gains, sign=True), min(gains) > MIN_GAIN))
     for before, after in PAIRS:
         one, many = (fmean(results.gains(before, after, f"pass_at_{k}", "many")) for k in (1, KS[-1]))
-        text = f"{after}: pass@{KS[-1]} rises less than pass@1, mean of seeds"
-        checks.append(Check("must hold", text, f"{many:+.3f} against {one:+.3f}", many < one))
+        text = f"in {after}, pass@{KS[-1]} rises less than pass@1, in the mean of seeds"
+        checks.append(Check("must hold", text, f"pass@{KS[-1]} {many:+.3f}, pass@1 {one:+.3f}", many < one))
     for before, after in PAIRS:
         for k in (4, 16, 64, 256):
             pair = [format_values(results.by_seed(arm, f"pass_at_{k}", "many")) for arm in (before, after)]
-            checks.append(Check("reported", f"{before} -> {after}: pass@{k}", " -> ".join(pair), True))
+            checks.append(
+                Check(
+                    "reported",
+                    f"pass@{k} before and after RL ({before} -> {after})",
+                    "before RL: {}; after RL: {}".format(*pair),
+                    True,
+                )
+            )
     for _, arm in PAIRS:
         for metric, about in REFLECTION_METRICS.items():
             found = ", ".join(
-                f"{kind} {_first_and_last(results, arm, f'{metric}_{kind}')}" for kind in ("correct", "incorrect")
+                f"{kind} answers {_first_and_last(results, arm, f'{metric}_{kind}')}"
+                for kind in ("correct", "incorrect")
             )
-            text = f"{arm}, first five steps -> last five, mean of seeds: {about}"
+            text = f"{arm}, mean of the first five steps -> mean of the last five steps: {about}"
             checks.append(Check("reported", text, found, True))
     return checks
 
@@ -107,30 +118,37 @@ def draw(results: Results, picture: Any) -> None:
 CLAIM = Claim(
     id="pass_at_k",
     paper="Yue et al. 2025, arXiv 2504.13837",
-    sentence="RL sharpens the distribution: pass@1 rises, while pass@256 rises less or falls",
-    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most {COUNTDOWNS.max_new_tokens} tokens; evaluations of "
-    f"{MANY_SAMPLES.problems} problems x {MANY_SAMPLES.samples} answers",
-    premise=f"the base solves {MIN_BASE_ACCURACY} at the first attempt: RL needs some correct answers to reinforce",
-    rule=f"pass@1 rises by more than {MIN_GAIN} in every seed from either start, and pass@256 by less than pass@1 in "
-    "the mean of seeds; whether it rises at all is reported only: papers disagree",
+    sentence="RL sharpens the distribution of answers: pass@1 rises, while pass@256 rises less or falls",
+    budget=f"{STEPS} steps of 32 problems x 16 rollouts of at most {COUNTDOWNS.max_new_tokens} tokens; the "
+    f"evaluation has {MANY_SAMPLES.problems} problems x {MANY_SAMPLES.samples} answers",
+    premise=f"the base model's pass@1 is at least {MIN_BASE_ACCURACY}, because RL needs some correct answers to "
+    "reinforce",
+    rule=f"with both start models, RL raises pass@1 by more than {MIN_GAIN} in every seed. In the mean of seeds, "
+    "pass@256 rises less than pass@1. Whether pass@256 rises at all is only reported, because papers disagree "
+    "about pass@256.",
     arms=arms,
     check=check,
     draw=draw,
     notes=(
-        "A first counted run used chains: FAIL. Ten possible answers made pass@64 1 everywhere, and its base, at "
-        "chance (.10), stayed there. Countdowns cannot be guessed. A pilot of 45 steps with seed 0 fixed the number of "
-        "steps: pass@1 rose by .057 and .087.",
+        "A first official run used chains (chains of small sums), and its verdict was FAIL. A chain has only ten "
+        "possible answers, so pass@64 was 1 in every arm. The base model of the first official run was as good as "
+        "random guessing (.10 pass@1), and RL did not improve it. Answers to countdowns (reach a goal from three "
+        "numbers) cannot be guessed. A pilot of 45 steps with seed 0 was used to choose the number of steps. In "
+        "the pilot, pass@1 rose by .057 and .087 with the two start models.",
         "",
-        "Counted on countdowns before, with fine-tuned starts of 1,500 updates: FAIL in one line. Seed 1's start had "
-        "never learned to compare a result with the goal (correct .07 of the time), and RL did not teach it that "
-        "(+.027). Now they have 2,500.",
+        "An earlier official run on countdowns used fine-tuned start models with 1,500 updates. The verdict of "
+        "the earlier run on countdowns was FAIL, because one check failed. The start model of seed 1 had not "
+        "learned to compare a result with the goal (.07 pass@1), and RL did not teach this comparison (pass@1 "
+        "rose by only .027). The start models now have 2,500 updates.",
         "",
-        "pass@256 is 1 before RL from either start, so it cannot rise, and no problem was out of reach. The curves "
-        "show where they cross: at 8 attempts after fine-tuning and between 4 and 8 from the base, which solves .91 "
-        "with 16 attempts before RL and .82 after it. The 50 problems x 256 answers are the first 50 of the "
-        "evaluation's 200, and easier.",
+        "Before RL, pass@256 is 1 for both start models. So pass@256 cannot rise, and every problem could already "
+        "be solved before RL. The curves of pass@k before and after RL cross at k = 8 for the fine-tuned start "
+        "model, and between k = 4 and k = 8 for the base model. With 16 attempts, the base model solves .91 of "
+        "the problems before RL and .82 after RL. The 50 problems with 256 answers each are the first 50 of the "
+        "200 evaluation problems, and these 50 problems are easier than the other 150.",
         "",
-        "Thoughts grow where they fail: wrong answers from 106 tokens to 159, and nearly all compute something twice "
-        "in the end (.74 to .93). Those of correct answers get shorter (49 to 44) and reflect less often (.76 to .68).",
+        "In the arm sft_rl, wrong answers get longer during RL (from 106 to 159 tokens). The share of wrong "
+        "answers that compute something twice rises from .74 to .93. Correct answers get shorter (from 49 to 44 "
+        "tokens), and the share of correct answers that reflect falls from .76 to .68.",
     ),
 )

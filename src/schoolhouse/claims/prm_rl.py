@@ -1,4 +1,7 @@
-"""Rewards for progress need fewer samples than rewards for the answer alone; sums of step rewards are hacked."""
+"""RL with rewards for progress needs fewer samples than RL with a reward for the answer alone.
+
+If the reward is a sum of step rewards, the model learns to exploit this sum (reward hacking).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from schoolhouse.claims.harness.models import chain_model, require_tiny, signal_
 
 CHAINS_OF_6 = Evaluation(task="school:chain?steps=6&lines=1", problems=200, samples=8, max_new_tokens=96)
 STYLES = "systematic_error=70,filler=30"
-"""A start with systematic errors, which a reward model can detect, and filler words, which a sum of step rewards may
-reward."""
+"""The start model makes systematic errors, which a reward model can detect. The start model also writes filler words,
+which a sum of step rewards can reward."""
 REWARD_MODEL: Mapping[str, Any] = {
     "num_prompts": 1000,
     "samples_per_prompt": 4,
@@ -24,11 +27,15 @@ REWARD_MODEL: Mapping[str, Any] = {
 STEPS, WINDOW = 45, 5
 MAX_TOKEN_RATIO, MIN_STEP_RATIO = 0.9, 1.3
 ARMS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
-    "outcome": ("the reward of the answer alone", "strict", {"alpha": 0.0}),
-    "progress": ("and the change of value by each step", "strict", {"reward_form": "progress"}),
-    "raw": ("and the sum of step rewards, which count filler words as correct", "exact", {"reward_form": "raw"}),
+    "outcome": ("rewards only the answer", "strict", {"alpha": 0.0}),
+    "progress": ("rewards the answer and each step's change of value", "strict", {"reward_form": "progress"}),
+    "raw": (
+        "rewards the answer and the sum of step rewards; the step rewards count filler words as correct",
+        "exact",
+        {"reward_form": "raw"},
+    ),
 }
-"""What is rewarded, the labels of the reward model, and the config."""
+"""Maps an arm to a description of its reward, the labels of its reward model, and its config."""
 
 
 def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
@@ -48,7 +55,7 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     config = {**common, "steps": STEPS, "save_every": STEPS}
     return {
         "start": Arm(start, measures, "fine-tuned on demonstrations of chains"),
-        "reward_model": Arm(reward_models["strict"], {}, "whose values progress is measured by"),
+        "reward_model": Arm(reward_models["strict"], {}, "the reward model that gives the values for `progress`"),
         **{
             name: Arm(Step("prm_rl", {**config, "reward_model": reward_models[labels], **changes}), measures, about)
             for name, (about, labels, changes) in ARMS.items()
@@ -57,12 +64,12 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
 
 
 def moving_average(values: Sequence[float]) -> list[float]:
-    """Means over windows of WINDOW steps."""
+    """The mean of the values in each window of WINDOW steps."""
     return [fmean(values[at : at + WINDOW]) for at in range(len(values) - WINDOW + 1)]
 
 
 def tokens_until(results: Results, arm: str, goals: Sequence[float]) -> list[float]:
-    """Tokens sampled until the reward first reaches a goal, for each seed; infinite where it never does."""
+    """For each seed, the number of sampled tokens until the reward reaches its goal, or infinity without success."""
     tokens = []
     curves = zip(results.curves(arm, "reward"), results.curves(arm, "sampled_tokens"), goals, strict=True)
     for rewards, sampled_tokens, goal in curves:
@@ -85,26 +92,29 @@ def check(results: Results) -> Sequence[Check]:
         signal_check(results, "outcome"),
         Check(
             "must hold",
-            f"progress: the outcome arm's last reward with at most {MAX_TOKEN_RATIO} of its tokens, mean of seeds",
+            f"the arm `progress` reaches the final reward of the arm `outcome` with at most {MAX_TOKEN_RATIO} "
+            "times as many tokens as `outcome`, in the mean of seeds",
             format_values(ratios, 2),
             fmean(ratios) <= MAX_TOKEN_RATIO,
         ),
         Check(
             "must fail",
-            f"raw: {MIN_STEP_RATIO} times as many steps in an answer at the end, and a lower pass@1, mean of seeds",
-            f"{format_values(step_ratios, 2)}; {format_values(gains, sign=True)}",
+            f"in the arm `raw`, an answer at the end has at least {MIN_STEP_RATIO} times as many steps as in the arm "
+            "`outcome`, and pass@1 is lower, in the mean of seeds",
+            f"ratio of steps {format_values(step_ratios, 2)}; change of pass@1 {format_values(gains, sign=True)}",
             fmean(step_ratios) >= MIN_STEP_RATIO and fmean(gains) < 0,
         ),
         Check(
             "reported",
-            "progress: the same, with the tokens of its reward model's training data",
+            "the same ratio of tokens (`progress` to `outcome`), if the tokens of the reward model's training "
+            "data are added to `progress`",
             format_values(total_ratios, 2),
             True,
         ),
         Check(
             "reported",
-            "raw: sum of step rewards, first to last",
-            "; ".join(format_values(pair, 2) for pair in step_rewards),
+            "sum of step rewards in the arm `raw`: first and last steps of training, for each seed",
+            "; ".join(f"seed {at}: first {a:.2f}, last {b:.2f}" for at, (a, b) in enumerate(step_rewards)),
             True,
         ),
     ]
@@ -120,30 +130,40 @@ def draw(results: Results, picture: Any) -> None:
 CLAIM = Claim(
     id="prm_rl",
     paper="Setlur et al. 2024, arXiv 2410.08146",
-    sentence="With a process reward model RL for progress needs fewer samples than RL for answers; sums of step "
-    "rewards are hacked",
-    budget=f"{STEPS} steps of 32 problems x 16 rollouts; the reward model's training data, 4,000 solutions with labels "
-    "of their steps by the rules, are reported apart",
-    premise="groups have mixed rewards",
-    rule=f"progress reaches the outcome arm's last reward with {MAX_TOKEN_RATIO} of its tokens in the mean of seeds; "
-    f"raw sums lead to {MIN_STEP_RATIO} times as many steps and to correct answers less often",
+    sentence="RL that rewards progress (measured by a process reward model) needs fewer samples than RL that "
+    "rewards only the answer; RL that rewards sums of step rewards leads to reward hacking",
+    budget=f"every arm has {STEPS} steps of 32 problems x 16 rollouts. The tokens of the reward model's training "
+    "data (4,000 solutions, with steps labelled by the task's rules) are reported separately.",
+    premise="groups have mixed rewards (correct and wrong rollouts)",
+    rule="in the mean of seeds, the arm `progress` reaches the final reward of the arm `outcome` with at most "
+    f"{MAX_TOKEN_RATIO} times as many tokens as `outcome`. With the sum of step rewards (the arm `raw`), an answer "
+    f"has at least {MIN_STEP_RATIO} times as many steps and is correct less often than with the outcome reward "
+    "alone.",
     arms=arms,
     check=check,
     draw=draw,
     notes=(
-        "Counted before with each step reward as the value of its state and with blanks between steps: FAIL in the "
-        "second line alone (progress .86 .93 .83 of the tokens, 1.00 1.07 .99 with the reward model's; raw sums 1.01 "
-        "1.00 1.00 times as many steps). A process reward model grades the step after an error as if nothing had "
-        "happened (.95 after .02), so the product of the step rewards is now the value of a state. Filler words held "
-        "no step that could be graded, because a word and the blank before it are one token. So steps are lines now, "
-        "and the start has 1,500 updates instead of 900, after which it was correct .145 of the time.",
+        "In an earlier official run, the reward of a step was used as the value of the state after the step, and "
+        "the steps were separated by blanks. The verdict of the earlier run was FAIL, because sums of step "
+        "rewards did not lead to longer answers. In the earlier run, the arm `progress` needed .86, .93 and .83 "
+        "times as many tokens as the arm `outcome`. If the tokens of the reward model's training data are "
+        "included, `progress` needed 1.00, 1.07 and .99 times as many tokens as `outcome`. In the earlier run, an "
+        "answer had 1.01, 1.00 and 1.00 times as many steps with sums of step rewards as with the outcome reward "
+        "alone. A process reward model grades the step after an error as if the error had not happened (for "
+        "example, a grade of .95 after a grade of .02). Therefore the product of the step rewards is now the "
+        "value of a state. In the earlier run, filler words contained no step that could be graded, because a "
+        "word and the blank before it are one token. Therefore each step is now written on a separate line. The "
+        "start model now has 1,500 updates; after 900 updates, its accuracy was only .145.",
         "",
-        "The reward model of progress has filler words labelled as incorrect (`labels: strict`): the probability of no "
-        "error so far is then close to a value. The reward model of the raw sums has them labelled as correct, like "
-        "PRM800K's neutral labels.",
+        "For the reward model of the arm `progress`, filler words are labelled as incorrect (`labels: strict`). "
+        "With the labels `strict`, the predicted probability that no error has occurred is close to the value of "
+        "the state (the chance of a correct answer). For the reward model of the arm `raw`, filler words are "
+        "labelled as correct, like the neutral labels of PRM800K.",
         "",
-        "Pilots with seed 0 fixed the reward models and the start. With values by continuations (2,000 solutions, 8 "
-        "behind each step) progress was no faster than the outcome alone (.66 and .63 correct in the last five steps "
-        "of training).",
+        "Pilots with seed 0 were used to choose the settings of the reward models and of the start model. In one "
+        "pilot, the values of states were estimated from continuations, which are sampled ends of a solution "
+        "(2,000 solutions, 8 continuations after each step). In the pilot with continuations, training with "
+        "progress rewards was not faster than with the outcome reward alone. In the last five training steps of "
+        "this pilot, the accuracy was .66 with the outcome reward alone and .63 with progress rewards.",
     ),
 )

@@ -1,4 +1,4 @@
-"""The later stages of the R1 pipeline: rejection sampling keeps correct answers in one language, and distils them."""
+"""The later stages of the R1 pipeline: rejection sampling and distillation of correct answers in one language."""
 
 from __future__ import annotations
 
@@ -38,12 +38,14 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
     rejection = Step("rejection_sampling", {**config, "model": base})
     distilled = Step("rejection_sampling", {**config, "model": small_start})
     return {
-        "start": Arm(start, measures, "cold start: fine-tuned on demonstrations of chains in two languages"),
-        "teacher": Arm(teacher, measures, "RL with rewards for correct answers and one language"),
-        "rejection": Arm(rejection, measures, "the base, fine-tuned on what was kept"),
-        "small_start": Arm(small_start, measures, "a model of half the width, fine-tuned the same way"),
-        "small_distilled": Arm(distilled, measures, "and fine-tuned on what was kept"),
-        "small_rl": Arm(consistent_step(small_start, seed, STEPS), measures, "and trained with RL itself"),
+        "start": Arm(start, measures, "the cold start: fine-tuned on demonstrations of chains in two languages"),
+        "teacher": Arm(
+            teacher, measures, "the start model, trained by RL with rewards for correct answers and for one language"
+        ),
+        "rejection": Arm(rejection, measures, "the base model, fine-tuned on the teacher's filtered answers"),
+        "small_start": Arm(small_start, measures, "a model of half the width, fine-tuned like the cold start"),
+        "small_distilled": Arm(distilled, measures, "small_start, fine-tuned on the teacher's filtered answers"),
+        "small_rl": Arm(consistent_step(small_start, seed, STEPS), measures, "small_start, trained with RL"),
     }
 
 
@@ -62,53 +64,58 @@ def check(results: Results) -> Sequence[Check]:
     return [
         Check(
             "premise",
-            "the small models had the same number of samples, each seed",
-            f"{format_values(distilled_samples, 0)} / {format_values(rl_samples, 0)}",
+            "both small models had the same number of samples in each seed",
+            f"samples: small_distilled {format_values(distilled_samples, 0)}, small_rl {format_values(rl_samples, 0)}",
             distilled_samples == rl_samples,
         ),
         Check(
             "premise",
-            f"small_start: correct {MIN_SMALL_START} or more, each seed: ten answers are possible, and RL needs some "
-            "correct ones",
+            f"pass@1 of small_start is {MIN_SMALL_START} or more in each seed (with ten possible answers, RL needs "
+            "more than chance)",
             format_values(small_start),
             min(small_start) >= MIN_SMALL_START,
         ),
         signal_check(results, "small_rl"),
         Check(
             "must hold",
-            "rejection keeps nothing wrong and nothing in two languages",
+            "the number of wrong or mixed-language answers that `rejection` keeps is zero",
             format_values(kept_faults, 0),
             not any(kept_faults),
         ),
-        Check("reported", "answers dropped as wrong or in two languages", format_values(dropped, 0), True),
+        Check(
+            "reported",
+            "number of answers dropped because they are wrong or in two languages, each seed",
+            format_values(dropped, 0),
+            True,
+        ),
         Check(
             "must hold",
-            f"rejection: {MIN_GAIN} above the cold start, each seed",
-            f"{format_values(rejection)} against {format_values(start)}",
+            f"pass@1 of `rejection` is at least {MIN_GAIN} above the cold start in each seed",
+            f"pass@1: rejection {format_values(rejection)}, cold start {format_values(start)}",
             all(a >= b + MIN_GAIN for a, b in zip(rejection, start, strict=True)),
         ),
         Check(
             "must hold",
-            f"rejection: at least {MIN_SHARE_OF_TEACHER} of the teacher, mean of seeds",
-            f"{format_values(rejection)} against {format_values(teacher)}",
+            f"pass@1 of `rejection` is at least {MIN_SHARE_OF_TEACHER} of the teacher's pass@1, in the mean of seeds",
+            f"pass@1: rejection {format_values(rejection)}, teacher {format_values(teacher)}",
             fmean(rejection) >= MIN_SHARE_OF_TEACHER * fmean(teacher),
         ),
         Check(
             "must hold",
-            "small: distilled above trained with RL, each seed",
+            "pass@1 of small_distilled is above that of small_rl in each seed (difference)",
             format_values(gains, sign=True),
             min(gains) > 0,
         ),
         Check(
             "must hold",
-            "small: distilled above trained with RL, interval of the mean above 0",
+            "the mean difference in pass@1 between small_distilled and small_rl has an interval above 0",
             f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]",
             difference.low > 0,
         ),
         *(
             Check(
                 "reported",
-                f"{arm}: share of answers whose thought has words",
+                f"in {arm}, the share of answers whose thought has words",
                 format_values(results.by_seed(arm, "with_words", "script_use")),
                 True,
             )
@@ -128,28 +135,40 @@ def draw(results: Results, picture: Any) -> None:
 CLAIM = Claim(
     id="r1",
     paper="DeepSeek-R1, Guo et al. 2025, arXiv 2501.12948, sections 2.3 and 2.4",
-    sentence="Filtered answers of a model trained with RL teach a small model better than its own RL does",
-    budget="30,720 answers sampled for each student, by the teacher or by itself",
-    premise="the number of samples is the same, and the small model's own RL has some correct answers to begin with",
-    rule="rejection keeps nothing wrong and nothing in two languages; the base fine-tuned on it is .15 above the cold "
-    "start and has .9 of the teacher; the distilled small model is above the one trained with RL in every seed, with "
-    "the interval of the mean above 0",
+    sentence="A small model learns more from the filtered answers of a model trained with RL than from RL on the "
+    "small model itself",
+    budget="30,720 answers are sampled for each student, by the teacher or by the student itself",
+    premise="both small models have the same number of samples, and the small start model has some correct "
+    "answers for its own RL",
+    rule="rejection sampling keeps no wrong answer and no answer in two languages. Pass@1 of a base model that is "
+    "fine-tuned on the kept answers is at least .15 above the cold start (the fine-tuned start model) and at "
+    "least .9 times the teacher's pass@1. Pass@1 of the distilled small model is above pass@1 of the small model "
+    "trained with RL in every seed, and the confidence interval of the mean difference is above 0.",
     arms=arms,
     check=check,
     draw=draw,
     notes=(
-        "Counted three times before. PASS, with small starts of 2,200 updates, one of which was at chance (.107), and "
-        "with a reward for language that an empty thought earned in full. That seed's RL found the empty thought "
-        "(words in .13 of its answers, .46 before) and nothing else, so its +.73 was not the effect of distillation. "
-        "Then, with no reward for an empty thought and a premise that asks for a start above chance, INVALID: after "
-        "3,300 updates the same seed's start was .138 where .15 is asked. PASS with 4,500, and now again, since "
-        "answers without a thought are no longer kept (26, 151 and 12 of 7,900). That seed is still the slowest to "
-        "learn (.174) and has most of the mean difference; in the others distillation gains .08 and .14.",
+        "There were three earlier official runs. In the first run, the small start models had 2,200 updates, and "
+        "an empty thought received the full language reward. The verdict of the first run was PASS, but one small "
+        "start model was as good as random guessing (.107 pass@1). In the seed with the weak start model, RL only "
+        "taught the model to write an empty thought: the share of answers whose thought has words fell from .46 "
+        "to .13. So the advantage of distillation over RL in the seed with the weak start model (+.73 pass@1) was "
+        "not an effect of distillation. In the second run, an empty thought received no reward, and a new premise "
+        "required a start model above chance. The verdict of the second run was INVALID: after 3,300 updates, the "
+        "weak start model had .138 pass@1, but the premise requires .15. In the third run, the start models had "
+        "4,500 updates, and the verdict was PASS. The verdict of the present run is also PASS. The present run no "
+        "longer keeps answers without a thought (26, 151 and 12 of 7,900 answers in the three seeds). The start "
+        "model of seed 1 still learns most slowly (.174 pass@1), and most of the mean difference between the two "
+        "students comes from seed 1. In seeds 0 and 2, pass@1 of the distilled model is .08 and .14 higher than "
+        "pass@1 of the model trained with RL.",
         "",
-        "The interval is over problems, not over seeds. The samples are equal in number, but the teacher's are longer, "
-        "so they have more tokens. The teacher's own RL, another 30,720 answers, is not counted for its student. That "
-        "nothing wrong and nothing in two languages is kept follows from the filter: the line checks the software.",
+        "The confidence interval measures the variation between problems, not between seeds. Both students have "
+        "the same number of samples, but the teacher's samples are longer and contain more tokens. The teacher's "
+        "own RL used another 30,720 answers, which are not counted as samples of the student. The filter itself "
+        "guarantees that no wrong answer and no mixed-language answer is kept. So the check of the kept answers "
+        "only tests the software.",
         "",
-        "The fine-tuned base is better than its teacher in two seeds of three: its training data were filtered.",
+        "The fine-tuned base model is better than its teacher in two seeds of three, because the training data "
+        "were filtered.",
     ),
 )

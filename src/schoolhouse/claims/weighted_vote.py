@@ -1,4 +1,4 @@
-"""Votes weighted by a reward model are correct at least as often as plain votes."""
+"""A vote weighted by a reward model is at least as accurate as an unweighted vote."""
 
 from __future__ import annotations
 
@@ -31,11 +31,24 @@ def check(results: Results) -> Sequence[Check]:
     for arm in ("process", "outcome"):
         weighted = means(arm, "weighted")
         holds = all(a >= b for a, b in zip(weighted, plain, strict=True))
-        text = f"{arm}: N = {', '.join(map(str, LARGE_COUNTS))}, weighted >= plain, mean of seeds"
-        checks.append(Check("must hold", text, f"{format_values(weighted)} against {format_values(plain)}", holds))
+        text = (
+            f"with weights from the {arm} reward model, the vote is at least as accurate as the unweighted vote "
+            f"for N = {', '.join(map(str, LARGE_COUNTS))}, in the mean of seeds"
+        )
+        checks.append(
+            Check(
+                "must hold",
+                text,
+                f"accuracy of the vote: weighted {format_values(weighted)}, unweighted {format_values(plain)}",
+                holds,
+            )
+        )
     at = LARGE_COUNTS.index(64)
     gain = means("shuffled", "weighted")[at] - plain[at]
-    text = f"shuffled labels: the weighted vote of 64 is at most {MAX_CONTROL_GAIN} above the plain one"
+    text = (
+        "with weights from a reward model with shuffled labels, the accuracy of the vote of 64 answers is at most "
+        f"{MAX_CONTROL_GAIN} above the unweighted vote"
+    )
     checks.append(Check("must fail", text, f"{gain:+.3f}", gain <= MAX_CONTROL_GAIN))
     return checks
 
@@ -55,11 +68,12 @@ def draw(results: Results, picture: Any) -> None:
 CLAIM = Claim(
     id="weighted_vote",
     paper="Snell et al. 2024, arXiv 2408.03314; Wang et al. 2023, arXiv 2312.08935",
-    sentence="A vote gets better when each answer counts as much as a reward model values it",
-    budget="the reward models of claim prm; 100 problems x 256 answers",
+    sentence="A vote is more accurate when each answer is weighted by its score from a reward model",
+    budget="the reward models of the claim prm, with 256 answers to each of 100 problems",
     premise="none",
-    rule="weighted by the process or the outcome reward model, a vote of 4 and more is correct at least as often as a "
-    "plain one in the mean of seeds; weighted by a reward model of shuffled labels it gains nothing",
+    rule="with 4 or more answers, a vote weighted by the process or by the outcome reward model is at least as "
+    "accurate as an unweighted vote, in the mean of seeds. A vote weighted by a reward model with shuffled labels "
+    "is not more accurate than an unweighted vote.",
     arms=arms,
     check=check,
     draw=draw,

@@ -1,4 +1,4 @@
-"""`school bench`: speed and memory compared with another library."""
+"""The command `school bench` compares schoolhouse with another library in speed and in memory use."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from schoolhouse.types import SchoolError
 class Bench(BaseConfig):
     kind: str
     """Workload: sampler, learner, grpo, pretrain, server, search. `profile` measures how the cost of this package grows
-    and which parts take the time. `page` writes docs/performance.md from the files in the folder that --json names."""
+    and how much time each part takes. `page` writes docs/performance.md from the files in the folder of --json."""
     against: str = ""
     """Library to compare with. The two libraries run alternately."""
     size: str | None = None
-    """Model size: 1M, 3M, 10M, 30M, 100M; none: 3M, or for pretrain the size of nanochat's CPU configuration."""
+    """Model size: 1M, 3M, 10M, 30M, 100M; none: 3M (for pretrain: the size of nanochat's CPU configuration)."""
     repeats: int = Field(3, gt=0)
     problems: int = Field(32, gt=0)
     samples: int = Field(16, gt=0)
     """Completions for each problem."""
     threads: int = Field(2, gt=0)
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Number type of the other library; auto: bfloat16 if the processor multiplies it natively, else float32, as
-    `school train` picks it. Choose the faster one."""
+    """Number type of the other library. auto: bfloat16 if the processor multiplies it natively, else float32 (the same
+    rule as in `school train`). Choose the faster type."""
     python: Path | None = None
-    """Python of the environment in which the other library is installed; none: this one."""
+    """Python program of the environment in which the other library is installed; none: the Python that runs now."""
     source: Path | None = None
-    """Checkout of a library that is run from its source."""
+    """Folder with the source of the other library, if the library runs from its source."""
     model: Path | None = None
-    """search: folder of a model that was trained on the task, or of its run."""
+    """For kind `search`: folder of a model that was trained on the task, or of its run."""
     task: str = ""
-    """search: task, such as game24:PATH.csv."""
+    """For kind `search`: the task, such as game24:PATH.csv."""
     search: str = "tot?thoughts=propose&samples=32&num_proposals=2&proposal_tokens=560&max_new_tokens=64"
-    """search: method. The other library gives --samples independent answers to each problem."""
+    """For kind `search`: the search method. The other library gives --samples independent answers to each problem."""
 
 
 def bench(args: Sequence[str]) -> None:
-    """school bench KIND --against PEER"""
+    """Run the command `school bench KIND --against PEER`."""
     file, args = take_option(args, "--json", "")
     usage = "school bench KIND --against PEER [--size 3M] [--repeats 3] [--json FILE]"
     c = parse_options(Bench, args, usage, ("kind",))
@@ -54,7 +54,7 @@ def bench(args: Sequence[str]) -> None:
     if file:
         Path(file).parent.mkdir(parents=True, exist_ok=True)  # before the benchmark, because that can take an hour
     if find_spec("schoolhouse.bench") is None:
-        raise SchoolError("the benchmarks are not part of the installed package: run it from a checkout")
+        raise SchoolError("the installed package has no benchmarks: run `school bench` from a checkout of the source")
     from schoolhouse.bench.benchmark import result_table, run_benchmark
     from schoolhouse.bench.page import write_page
     from schoolhouse.bench.profile import throughput_curves, time_breakdown

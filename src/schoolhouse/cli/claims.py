@@ -1,4 +1,4 @@
-"""`school claim` tests published effects. `school compare` compares recipes on the user's task."""
+"""`school claim` tests effects that papers report. `school compare` compares recipes on a task that the user names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _USAGE = """usage: school claim list
 
 class RunClaim(BaseConfig):
     name: str
-    """Name of the claim; `school claim list` lists them."""
+    """Name of the claim. `school claim list` shows all names."""
     seeds: int = Field(3, gt=0)
     """Number of seeds (0, 1, ...). Every arm is trained with each seed."""
     scale: str = "tiny"
@@ -44,7 +44,7 @@ class Report(BaseConfig):
 
 
 def claim(args: Sequence[str]) -> None:
-    """school claim list | run NAME | report"""
+    """Run one of the commands `school claim list`, `school claim run NAME` and `school claim report`."""
     subcommand, rest = (args[0], list(args[1:])) if args else ("--help", [])
     if subcommand == "list":
         _list()
@@ -81,7 +81,7 @@ def _list() -> None:
 
 
 def _numbers(overall: Mapping[str, object]) -> str:
-    """pass@1 as text if pass@1 was measured, else all numbers."""
+    """Return pass@1 as text if pass@1 was measured. Otherwise return all numbers as text."""
     chosen = {"pass_at_1": overall["pass_at_1"]} if "pass_at_1" in overall else overall
     return ", ".join(f"{name} {value:.3f}" for name, value in chosen.items() if isinstance(value, int | float))
 
@@ -145,7 +145,7 @@ class Compare(BaseConfig):
 
 
 def compare(args: Sequence[str]) -> None:
-    """school compare --recipes a,b --model MODEL --task TASK --budget 20m"""
+    """Run the command `school compare --recipes a,b --model MODEL --task TASK --budget 20m`."""
     c = parse_options(Compare, args, "school compare --recipes grpo,rloo --model MODEL --task TASK --budget 20m", ())
     if c is None:
         return

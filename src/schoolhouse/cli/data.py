@@ -22,7 +22,7 @@ class Tokens(BaseConfig):
 
 
 def tokens(args: Sequence[str]) -> None:
-    """school tokens TEXT --model MODEL"""
+    """Run the command `school tokens TEXT --model MODEL`."""
     c = parse_options(Tokens, args, "school tokens TEXT --model MODEL", ("text",))
     if c is None:
         return
@@ -53,7 +53,7 @@ class Task(BaseConfig):
 
 
 def task(args: Sequence[str]) -> None:
-    """school task NAME [--show N] [--check]"""
+    """Run the command `school task NAME [--show N] [--check]`."""
     c = parse_options(Task, args, "school task NAME [--show N] [--eval] [--demos] [--check [--limit N]]", ("name",))
     if c is None:
         return
@@ -100,8 +100,8 @@ def _check(c: Task) -> None:
         print(f"leave them out with: {spec}")
     elif failures:
         raise SchoolError(
-            f"{c.name} grades {len(failures):,} of its own answers wrongly: correct its verifier or its "
-            "references before you train on it"
+            f"the verifier of task {c.name} gave a wrong grade to {len(failures):,} answers during this check: correct "
+            "the verifier or the reference answers before you train on the task"
         )
 
 

@@ -36,7 +36,7 @@ class Evaluate(BaseConfig):
 
 
 def evaluate(args: Sequence[str]) -> None:
-    """school evaluate MODEL --task TASK"""
+    """Run the command `school evaluate MODEL --task TASK`."""
     c = parse_options(Evaluate, args, "school evaluate MODEL --task TASK", ("model",))
     if c is None:
         return
@@ -55,7 +55,7 @@ def evaluate(args: Sequence[str]) -> None:
         ignored = sorted(c.model_fields_set & {"samples", "temperature", "max_new_tokens"})
         if ignored:
             names = " and ".join(f"--{name}" for name in ignored)
-            raise SchoolError(f"a search has its own options: instead of {names}, write options after `?` in --search")
+            raise SchoolError(f"{names} cannot be used with --search: write the options in the form --search NAME?a=b")
         searcher = SearchGenerator(policy, task, parse(c.search, c.budget))
         search = searcher.search
         result = evaluate_policy(searcher, task, c.problems, 1, search.max_new_tokens, search.temperature, c.seed)
@@ -88,7 +88,7 @@ class Solve(BaseConfig):
 
 
 def solve(args: Sequence[str]) -> None:
-    """school solve MODEL "problem" --search tot --show"""
+    """Run the command `school solve MODEL "problem" --search tot --show`."""
     usage = 'school solve MODEL "problem" [--task TASK] [--search tot] [--show] [--page FILE.html]'
     c = parse_options(Solve, args, usage, ("model", "problem"))
     if c is None:
@@ -105,7 +105,9 @@ def solve(args: Sequence[str]) -> None:
 
     settings, task = parse(c.search, c.budget), open_task(c.task, c.seed) if c.task else Task()
     if c.page and settings.kind not in TREE_KINDS:
-        raise SchoolError(f"`{settings.kind}` has no tree for --page: choose --search tot, dfs, beam or dvts")
+        raise SchoolError(
+            f"search `{settings.kind}` has no tree to show with --page: choose --search tot, dfs, beam or dvts"
+        )
     if c.page:
         c.page.parent.mkdir(parents=True, exist_ok=True)
     policy = Policy.load(c.model)

@@ -1,8 +1,8 @@
-"""`school export`: writes a model as a folder for other programs, with a model card that describes its training.
+"""The command `school export` writes a model folder for other programs, with a model card about the training.
 
-hf    Hugging Face format, for transformers, vLLM and this package
-gguf  one file for llama.cpp, in float32
-int8  one file for llama.cpp, with matrices in 8 bits in blocks of 32 numbers (Q8_0): a quarter of the size
+The format `hf` is the Hugging Face format, which transformers, vLLM and this package read. The format `gguf` is one
+float32 file for llama.cpp. The format `int8` is one file for llama.cpp with matrices of 8-bit numbers in blocks of 32
+(Q8_0). The `int8` file has a quarter of the size of the `gguf` file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Export(BaseConfig):
 
 
 def export(args: Sequence[str]) -> None:
-    """school export MODEL --to DIR"""
+    """Run the command `school export MODEL --to DIR`."""
     c = parse_options(Export, args, "school export MODEL --to DIR [--format hf|gguf|int8]", ("model",))
     if c is None:
         return
@@ -50,7 +50,7 @@ def export(args: Sequence[str]) -> None:
     if not source.is_dir():
         raise SchoolError(f"{c.model} is not a folder; give a run folder, or a model folder in Hugging Face format")
     if c.to.exists() and any(c.to.iterdir() if c.to.is_dir() else [c.to]):
-        raise SchoolError(f"{c.to} is not empty: give a new folder with --to")
+        raise SchoolError(f"the folder {c.to} is not empty: give a new folder with --to")
     c.to.mkdir(parents=True, exist_ok=True)
     if c.format == "hf":
         for path in (source / name for name in (*FILES, *(shard.name for shard in source.glob("*.safetensors*")))):

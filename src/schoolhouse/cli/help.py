@@ -1,4 +1,7 @@
-"""The help text of a config: one entry for each key. A large config lists its groups; `--help GROUP` shows one."""
+"""This module makes the help text of a config. The help text has one entry for each key.
+
+The help of a large config lists only groups of keys. `--help GROUP` then shows the keys of one group.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,11 @@ _TYPE_NAMES = {str: "TEXT", Path: "PATH", int: "INT", float: "FLOAT", bool: "BOO
 
 
 class Entry(NamedTuple):
-    """One key: its dotted name, its type as people write it, its default (None: required) and its description."""
+    """The help entry of one config key.
+
+    An entry has the dotted name of the key, the name of its type, its default and its description. The default None
+    means that the key is required.
+    """
 
     key: str
     type_name: str
@@ -36,7 +43,7 @@ def wants_help(args: Sequence[str]) -> bool:
 
 
 def help_topic(args: Sequence[str]) -> str:
-    """The word after `--help`: the name of a group, or `all`; empty if there is no word."""
+    """Return the word after `--help` (the name of a group, or `all`). Return an empty text if no word follows."""
     at = next(i for i, arg in enumerate(args) if arg in ("-h", "--help"))
     return args[at + 1] if at + 1 < len(args) and not args[at + 1].startswith("-") else ""
 
@@ -50,10 +57,11 @@ def print_help(cls: type[BaseConfig], command: str, usage: str, about: str, args
 def config_help(
     cls: type[BaseConfig], command: str, usage: str, about: str = "", topic: str = "", width: int = 100
 ) -> str:
-    """Usage, description and keys of a config.
+    """Return the help text with usage, description and keys of a config.
 
-    command  the words before `--help`, for hints
-    topic    a group whose keys are shown, or `all`; empty: every key of a small config, the top level of a large one
+    `command` contains the words before `--help`. If `topic` is the name of a group, the text shows the keys of this
+    group. If `topic` is `all`, the text shows all keys. If `topic` is empty, the text shows all keys of a small config,
+    or the top level of a large config.
     """
     lines = [f"usage: {command} {usage}".rstrip(), "", *([textwrap.fill(about, width), ""] if about else [])]
     groups = {name: model for name, field in cls.model_fields.items() for model in _groups(field.annotation)}
@@ -78,7 +86,7 @@ def config_help(
 
 
 def entries(cls: type[BaseModel], defaults: BaseModel | None = None, prefix: str = "") -> Iterator[Entry]:
-    """Every key with its default in this config. A group is replaced by its keys."""
+    """Yield an entry for every key, with the default of the key in this config. A group of keys yields one entry per key."""
     for name, field in cls.model_fields.items():
         default = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
         groups = _groups(field.annotation)
@@ -99,7 +107,7 @@ def _first_paragraph(model: type[BaseModel]) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    """`INT`, `FLOAT FLOAT`, `TEXT ...`, `{a,b}`, `INT|none`."""
+    """Return the name of a type for the help text, such as `INT`, `FLOAT FLOAT`, `TEXT ...`, `{a,b}` or `INT|none`."""
     members = union_members(annotation)
     names = [_member_name(member) for member in members if member is not NoneType]
     return "|".join([*dict.fromkeys(names), *(["none"] if NoneType in members else [])])
@@ -114,7 +122,7 @@ def _member_name(member: Any) -> str:
 
 
 def _value(default: Any) -> str:
-    """A default as it is written on the command line."""
+    """Return a default value in the form in which a user writes it on the command line."""
     if isinstance(default, tuple | list):
         return " ".join(map(_value, default)) or "empty"
     if isinstance(default, bool) or default is None:
@@ -128,7 +136,7 @@ def _describe(entry: Entry) -> str:
 
 
 def _format(left: str, right: str, width: int) -> str:
-    """Format two columns. A long left side gets its own line."""
+    """Format two columns. If the text of the left column is long, it gets its own line."""
     margin = " " * _INDENT
     text = textwrap.fill(right, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
     head = f"  {left}"

@@ -1,4 +1,7 @@
-"""`school`: finds the command and runs it. This module imports no large package, so that `school --help` is fast."""
+"""The program `school` finds the command that the user typed, and runs this command.
+
+This module imports no large package, so that `school --help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from schoolhouse.types import SchoolError
 
 
 class Command(NamedTuple):
-    """A command of `school`.
+    """A command of the program `school`.
 
-    summary  one line of `school --help`
-    target   "module:function"; the function is called with the arguments after the name of the command
-    resumes  True if the same command resumes after a stop
+    `summary` is the line about the command in `school --help`. `target` is written as "module:function". The target
+    function gets the arguments after the name of the command. `resumes` is True if a user can continue a stopped
+    command by typing the same command again.
     """
 
     summary: str
@@ -110,7 +113,10 @@ USER_ERRNOS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0, 2 for an error that the user can correct, 130 if interrupted."""
+    """Run one command and return the exit status.
+
+    The exit status is 0 for success, 2 for an error that the user can correct, and 130 if the user stopped the command.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -144,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def help_text() -> str:
-    """The output of `school --help`."""
+    """Return the text that `school --help` prints."""
     lines = ["usage: school COMMAND ...", "", "Train language models to think before they answer, and measure them."]
     for group, commands in GROUPS.items():
         lines += ["", f"{group}:", *(f"  {name:11} {command.summary}" for name, command in commands.items())]
@@ -160,7 +166,7 @@ def _suggestion(word: str) -> str:
     from difflib import get_close_matches
 
     close = get_close_matches(word, COMMANDS, n=1)
-    return f"; did you mean `{close[0]}`?" if close else "; `school --help` lists them"
+    return f"; did you mean `{close[0]}`?" if close else "; `school --help` lists all commands"
 
 
 def _resume_hint(command: Command | None, args: Sequence[str]) -> str:
@@ -172,7 +178,7 @@ def _resume_hint(command: Command | None, args: Sequence[str]) -> str:
 
 
 def _user_message(error: SchoolError | OSError) -> str | None:
-    """The message for an error that the user can correct; None for an error in this package."""
+    """Return the message for an error that the user can correct. Return None if the error is in this package."""
     if isinstance(error, SchoolError):
         return str(error)
     if error.errno in USER_ERRNOS:

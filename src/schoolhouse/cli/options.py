@@ -1,4 +1,4 @@
-"""Functions that all commands share: reading arguments into a frozen config, help, a progress bar."""
+"""Functions that all commands share: they read arguments into a config, print help and show a progress bar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ C = TypeVar("C", bound=BaseConfig)
 
 @contextmanager
 def progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
-    """A progress bar whose callback takes (done, total). The bar appears with the first call."""
+    """Open a progress bar as a context manager.
+
+    The context manager gives a function `report(done, total)`. The progress bar appears at the first call of `report`.
+    """
     with ExitStack() as stack:
         advance: Callable[[int, str], None] | None = None
         before = 0
@@ -31,9 +34,9 @@ def progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
 
 
 def parse_options(cls: type[C], args: Sequence[str], usage: str, positional: Sequence[str]) -> C | None:
-    """The arguments of a command as its config. If the arguments ask for help, print the help and return None.
+    """Read the arguments of a command into its config.
 
-    usage  `school COMMAND ...`
+    If the arguments contain `--help`, print the help text and return None. `usage` begins with `school COMMAND`.
     """
     if wants_help(args):
         school, command, *rest = usage.split(" ", 2)
@@ -43,7 +46,7 @@ def parse_options(cls: type[C], args: Sequence[str], usage: str, positional: Seq
 
 
 def take_option(args: Sequence[str], option: str, default: str) -> tuple[str, list[str]]:
-    """The value of one option, and the arguments without this option."""
+    """Return the value of one option, and the list of arguments without this option."""
     rest = list(args)
     for i, arg in enumerate(rest):
         name, equals, value = arg.partition("=")

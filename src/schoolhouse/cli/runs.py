@@ -1,4 +1,4 @@
-"""Commands for run folders: `school runs`, `school doctor`, `school repeat`."""
+"""This module has the commands for run folders, which are `school runs`, `school doctor` and `school repeat`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 class Doctor(BaseConfig):
     folder: Path | None = None
-    """A run folder, or a folder with runs, that is checked too."""
+    """A run folder, or a folder with runs. The command checks these runs after the machine."""
 
 
 def doctor(args: Sequence[str]) -> None:
-    """school doctor [FOLDER]"""
+    """Run the command `school doctor [FOLDER]`."""
     c = parse_options(Doctor, args, "school doctor [FOLDER]", ("folder",))
     if c is None:
         return
@@ -34,7 +34,7 @@ def doctor(args: Sequence[str]) -> None:
         return
     folders = find_runs(c.folder)
     if not folders:
-        raise SchoolError(f"no run in {c.folder}: a run folder has a config.yaml and a manifest.json")
+        raise SchoolError(f"found no run in {c.folder}: a run folder has the files config.yaml and manifest.json")
     damaged = 0
     for folder in folders:
         problems = check(folder)
@@ -50,16 +50,16 @@ def doctor(args: Sequence[str]) -> None:
             if status.slowest_grading is not None:
                 print(f"  the slowest grading of a completion took {status.slowest_grading:.2g} s")
     if damaged:
-        raise SchoolError(f"{damaged} of {len(folders)} run folders have problems (above)")
+        raise SchoolError(f"{damaged} of {len(folders)} run folders have problems; the output above names the problems")
 
 
 class Runs(BaseConfig):
     folder: Path = Path("runs")
-    """Folder with runs, at any depth."""
+    """Folder that contains runs, also in subfolders."""
 
 
 def runs(args: Sequence[str]) -> None:
-    """school runs [FOLDER]"""
+    """Run the command `school runs [FOLDER]`."""
     c = parse_options(Runs, args, "school runs [FOLDER]", ("folder",))
     if c is None:
         return
@@ -67,7 +67,7 @@ def runs(args: Sequence[str]) -> None:
 
     folders = find_runs(c.folder) if c.folder.is_dir() else []
     if not folders:
-        raise SchoolError(f"no run in {c.folder}; give the folder with your runs")
+        raise SchoolError(f"found no run in {c.folder}: give the folder that contains your runs")
     for folder in folders:
         try:
             print(f"{folder}: {_summary(inspect(folder))}")
@@ -76,7 +76,7 @@ def runs(args: Sequence[str]) -> None:
 
 
 def _summary(status: RunStatus) -> str:
-    """A status in one line, such as `grpo, finished, 80 of 80 steps, 2 min 5 s, reward 0.750`."""
+    """Return the status of a run in one line, such as `grpo, finished, 80 of 80 steps, 2 min 5 s, reward 0.750`."""
     done, total = status.steps
     unit = "stages" if status.recipe == "pipeline" else "steps"
     progress = f"{done} of {total} {unit}" if total is not None else f"{done} {unit}"
@@ -92,7 +92,7 @@ class Repeat(BaseConfig):
 
 
 def repeat(args: Sequence[str]) -> None:
-    """school repeat RUN [--dir FOLDER]"""
+    """Run the command `school repeat RUN [--dir FOLDER]`."""
     c = parse_options(Repeat, args, "school repeat RUN [--dir FOLDER]", ("run",))
     if c is None:
         return
@@ -102,7 +102,7 @@ def repeat(args: Sequence[str]) -> None:
 
     state = inspect(c.run).state
     if state != "finished":
-        raise SchoolError(f"{c.run} is {state}: finish it first, then repeat it")
+        raise SchoolError(f"the run {c.run} is {state}: finish this run before you repeat it")
     folder = c.dir or c.run.resolve().with_name(f"{c.run.resolve().name}-repeat")
     repeat_run(c.run, folder)
     changed = compare(c.run, folder)

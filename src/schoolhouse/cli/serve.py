@@ -1,4 +1,4 @@
-"""Commands that serve: `school chat`, `school serve` (OpenAI-compatible API) and `school board` (web page of runs)."""
+"""The commands `school chat`, `school serve` (an OpenAI-compatible API) and `school board` (a web page about runs)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ class Chat(BaseConfig):
     max_new_tokens: int = Field(512, gt=0)
     """Limit of the tokens of an answer, thinking included."""
     temperature: float = Field(0.7, ge=0)
-    """Logits are divided by this number; 0 always takes the most likely token."""
+    """Sampling temperature. At 0 the model always takes the most likely token."""
     web: bool = False
-    """Chat on a local web page instead, with searches, token probabilities and an arena for two models."""
+    """Chat on a local web page, with searches, token probabilities and a comparison of two models."""
     port: int = Field(8000, ge=1, le=65535)
     """Port of the web page."""
     seed: int = 0
 
 
 def chat(args: Sequence[str]) -> None:
-    """school chat MODEL [--web]"""
+    """Run the command `school chat MODEL [--web]`."""
     c = parse_options(Chat, args, "school chat MODEL [--web]", ("model",))
     if c is None:
         return
     if c.web:
         if c.model_fields_set & {"max_new_tokens", "temperature"}:
             raise SchoolError(
-                "--max_new_tokens and --temperature are for the terminal: set them on the page, or leave out --web"
+                "--max_new_tokens and --temperature do not work with --web: set both values on the web page"
             )
         listen(ServerConfig(model=c.model, port=c.port, seed=c.seed))
         return
@@ -48,14 +48,14 @@ def chat(args: Sequence[str]) -> None:
 
 
 def serve(args: Sequence[str]) -> None:
-    """school serve MODEL [--port 8000] [--api_key KEY]"""
+    """Run the command `school serve MODEL [--port 8000] [--api_key KEY]`."""
     c = parse_options(ServerConfig, args, "school serve MODEL [--port 8000] [--api_key KEY]", ("model",))
     if c is not None:
         listen(c)
 
 
 def listen(c: ServerConfig) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
+    """Run the server until the user stops it with Ctrl-C or the process gets SIGTERM."""
     from schoolhouse.serve.lazy_start import run
 
     servers: list[Any] = []
@@ -73,7 +73,7 @@ def listen(c: ServerConfig) -> None:
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises SchoolError if the port is not available."""
+    """Open a listening socket. Raises SchoolError if the port is not available."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
@@ -83,21 +83,21 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 class Board(BaseConfig):
     folder: Path = Path("runs")
-    """Folder with runs, at any depth."""
+    """Folder that contains runs, also in subfolders."""
     host: str = "127.0.0.1"
-    """Address to listen on. The default is reachable from this machine only."""
+    """Address of the page. With the default, only this machine can open the page."""
     port: int = Field(8100, ge=1, le=65535)
     claims: Path | None = None
     """Folder with the results of claims."""
 
 
 def board(args: Sequence[str]) -> None:
-    """school board [FOLDER] [--port 8100]"""
+    """Run the command `school board [FOLDER] [--port 8100]`."""
     c = parse_options(Board, args, "school board [FOLDER] [--port 8100] [--claims docs/claims]", ("folder",))
     if c is None:
         return
     if not c.folder.is_dir():
-        raise SchoolError(f"{c.folder} is not a folder; give the folder with your runs")
+        raise SchoolError(f"{c.folder} is not a folder: give the folder that contains your runs")
     import uvicorn
 
     from schoolhouse.board.app import build_app

@@ -1,7 +1,7 @@
-"""`school track`: copies the metrics of a run to a tracker such as trackio, wandb or tensorboard.
+"""The command `school track` copies the metrics of a run to a tracker such as trackio, wandb or tensorboard.
 
 A separate process reads the run folder. So a run never waits for a tracker, and never fails because of a tracker. A
-resumed run repeats its steps with the same bits, so a step that was logged once is not logged again.
+resumed run repeats a step with exactly the same results. So `school track` logs each step only once.
 """
 
 from __future__ import annotations
@@ -33,29 +33,33 @@ LogFn = Callable[[int, Mapping[str, float]], None]
 
 class Track(BaseConfig):
     run: Path
-    """A run folder. Its file tracked.TRACKER.json holds the last step that was logged."""
+    """A run folder. The file tracked.TRACKER.json in this folder contains the number of the last logged step."""
     to: Literal["trackio", "wandb", "tensorboard"] = "trackio"
-    """Tracker. The package of each tracker has the same name (pip install trackio)."""
+    """Tracker. Install the Python package with the same name first, for example `pip install trackio`."""
     project: str = "schoolhouse"
     """Project in the tracker."""
     name: str = ""
     """Name of the run in the tracker; empty: the name of its folder."""
     follow: bool = False
-    """Continue until the run ends."""
+    """Log new steps until the run ends."""
 
 
 def track(args: Sequence[str]) -> None:
-    """school track RUN --to trackio|wandb|tensorboard [--follow]"""
+    """Run the command `school track RUN --to trackio|wandb|tensorboard [--follow]`."""
     c = parse_options(Track, args, USAGE, ("run",))
     if c is None:
         return
     if c.to == "tensorboard" and c.model_fields_set & {"project", "name"}:
-        raise SchoolError("tensorboard has no projects and names: leave out --project and --name (see RUN/tensorboard)")
+        raise SchoolError(
+            "--project and --name do not work with tensorboard: remove both (the logs are in RUN/tensorboard)"
+        )
     if not is_run(c.run):
         inside = ", ".join(map(str, find_runs(c.run)[:5])) if c.run.is_dir() else ""
-        raise SchoolError(f"{c.run} is not a run folder" + (f"; runs in it: {inside}" if inside else ""))
+        raise SchoolError(
+            f"{c.run} is not a run folder" + (f"; it contains the runs {inside}: choose one of them" if inside else "")
+        )
     if not c.follow and not read_metrics(c.run):
-        raise SchoolError(f"{c.run} has no metrics yet; of a pipeline, track the folders of its stages")
+        raise SchoolError(f"{c.run} has no metrics yet: wait for a step; for a pipeline, give the folder of one stage")
     path = c.run / f"tracked.{c.to}.json"
     tracked = read_json(path) if path.exists() else {}
     entry = tracked.setdefault(f"{c.project}/{c.name}", {"id": uuid4().hex[:8], "last_step": -1})
@@ -68,7 +72,10 @@ def track(args: Sequence[str]) -> None:
 
 
 def follow(c: Track, log: LogFn, entry: dict[str, Any], save: Callable[[], None]) -> None:
-    """Log every step after `last_step` of the entry, once or until the run ends."""
+    """Log every step after `last_step` of the entry.
+
+    If `c.follow` is True, the function logs new steps until the run ends.
+    """
     while True:
         last_pass = not c.follow or inspect(c.run).state != "running"  # before reading: no last step is missed
         for line in read_metrics(c.run):
@@ -129,4 +136,4 @@ def _import(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise SchoolError(f"--to {name} needs a package that is not installed ({error}): pip install {name}") from None
+        raise SchoolError(f"--to {name} needs a missing package ({error}): run `pip install {name}`") from None

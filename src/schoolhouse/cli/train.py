@@ -1,4 +1,4 @@
-"""`school train`, `school estimate`, `school run`, `school quickstart`."""
+"""This module has the commands `school train`, `school estimate`, `school run` and `school quickstart`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schoolhouse.recipes import Recipe, load_recipe, recipe_names
 
 
 def train(args: Sequence[str]) -> None:
-    """school train RECIPE [CONFIG.yaml] [--key value ...] [--dir FOLDER]"""
+    """Run the command `school train RECIPE [CONFIG.yaml] [--key value ...] [--dir FOLDER]`."""
     folder, args = take_option(args, "--dir", "")
     chosen = _recipe(args, "train", " [--dir FOLDER]")
     if chosen is None:
@@ -31,7 +31,7 @@ def train(args: Sequence[str]) -> None:
 
 
 def estimate(args: Sequence[str]) -> None:
-    """school estimate RECIPE [CONFIG.yaml] [--key value ...]"""
+    """Run the command `school estimate RECIPE [CONFIG.yaml] [--key value ...]`."""
     chosen = _recipe(args, "estimate", "")
     if chosen is None:
         return
@@ -41,7 +41,7 @@ def estimate(args: Sequence[str]) -> None:
 
 
 def _recipe(args: Sequence[str], command: str, more: str) -> tuple[Recipe, BaseConfig] | None:
-    """The recipe that the arguments name, and its config; None after printing help."""
+    """Return the recipe that the arguments name, and the config of the recipe. Return None after printing help."""
     if not args or args[0] in ("-h", "--help"):
         print(f"usage: school {command} RECIPE [CONFIG.yaml] [--key value ...]{more}\n")
         print(f"recipes: {', '.join(recipe_names())}, or a recipe file of your own (my_recipe.py)")
@@ -73,7 +73,7 @@ class Quickstart(BaseConfig):
 
 
 def run(args: Sequence[str]) -> None:
-    """school run PIPELINE.yaml [--seed N] [--dir FOLDER]"""
+    """Run the command `school run PIPELINE.yaml [--seed N] [--dir FOLDER]`."""
     c = parse_options(Pipeline, args, "school run PIPELINE.yaml [--seed N] [--dir FOLDER]", ("pipeline",))
     if c is None:
         return
@@ -83,7 +83,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def quickstart(args: Sequence[str]) -> None:
-    """school quickstart [--seed N] [--dir FOLDER]"""
+    """Run the command `school quickstart [--seed N] [--dir FOLDER]`."""
     c = parse_options(Quickstart, args, "school quickstart [--seed N] [--dir FOLDER]", ())
     if c is None:
         return

@@ -1,4 +1,4 @@
-"""Prompts with keys for random numbers: G rollouts for each of P problems, one group after the other."""
+"""Create the prompts for G rollouts of each of P problems, group by group. Each prompt has a key for random numbers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ def prompt_groups(
     step: int = 0,
     first_problem: int = 0,
 ) -> list[Rollout]:
-    """The prompt of each problem `group_size` times, each with its own key. [P*G]
+    """Create `group_size` copies of the prompt of each problem, each copy with its own key.
 
-    purpose        part of the key: the purpose of these rollouts
-    first_problem  number of the first problem in its step
+    The result is a list of P x G rollouts.
+    `purpose` is the purpose of the rollouts, which is a part of the key.
+    `first_problem` is the number of the first problem within its step.
     """
     return [
         conversation.prompt_rollout(problem, Key(seed, purpose, step, first_problem + i, g))

@@ -1,4 +1,4 @@
-"""The script of a word, from the Unicode names of its letters: `latin`, `cjk`, `cyrillic`, `hangul`, ..."""
+"""Find the script of a word, such as `latin`, `cjk` or `cyrillic`, from the Unicode names of its letters."""
 
 from __future__ import annotations
 
@@ -10,23 +10,32 @@ _LETTERS = re.compile(r"[^\W\d_]+")  # numbers, signs and formulas have no langu
 
 
 def script_of(letter: str) -> str:
-    """`a` -> "latin", `七` -> "cjk"; "" for a character without a name."""
+    """Return the script of a letter, for example "latin" for `a` and "cjk" for `七`.
+
+    Returns an empty string for a character without a Unicode name.
+    """
     return unicodedata.name(letter, "").partition(" ")[0].lower()
 
 
 def count_scripts(text: str) -> Counter[str]:
-    """Number of words of a text in each script. The first letter of a word decides."""
+    """Count the words of a text in each script. The first letter of a word decides its script."""
     return Counter(script_of(word[0]) for run in _LETTERS.findall(text) for word in _split_by_script(run))
 
 
 def script_share(text: str, script: str) -> float:
-    """Fraction of the words that are in a script. 1 if there is no word, because formulas belong to every language."""
+    """The fraction of the words of a text that are written in `script`.
+
+    The fraction is 1 if the text has no words, because formulas belong to every language.
+    """
     counts = count_scripts(text)
     return counts[script] / counts.total() if counts else 1.0
 
 
 def _split_by_script(letters: str) -> list[str]:
-    """Cut a sequence of letters where the script changes. In scripts without spaces, each letter is a word."""
+    """Cut a sequence of letters into words where the script changes.
+
+    In scripts that are written without spaces, each letter is a word.
+    """
     words: list[str] = []
     for letter in letters:
         script = script_of(letter)

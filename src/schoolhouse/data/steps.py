@@ -10,10 +10,10 @@ from schoolhouse.types import Rollout
 
 
 def step_ends(conversation: Conversation, rollout: Rollout, delimiter: str) -> list[int]:
-    """The end index (exclusive) of each complete step in the last turn's thought.
+    """Return the end index (exclusive) of each complete step in the thought of the last turn.
 
-    A step ends with the token that completes the delimiter. If the thought was closed, the text after the last
-    delimiter is a step too. White space before a step belongs to this step. White space alone is not a step.
+    A step ends with the token that completes the delimiter. If the thought is complete, the text after the last
+    delimiter is also a step. White space before a step belongs to the step. White space alone is not a step.
     """
     start, end, closed = conversation.thought_span(rollout)
     ends = []
@@ -26,25 +26,27 @@ def step_ends(conversation: Conversation, rollout: Rollout, delimiter: str) -> l
 
 
 def graded_step_ends(conversation: Conversation, rollout: Rollout, delimiter: str) -> list[int]:
-    """The indices at which a process reward model grades: after each step and, if the turn has ended, after the answer.
+    """Return the token indices at which a process reward model gives a score.
 
-    The answer is the last step. A thought can be right although the answer does not follow from it or comes too early.
+    The indices are after each step and, if the turn is complete, also after the answer. The answer counts as the last
+    step, because a thought can be right although the answer does not follow from it or comes too early.
     """
     ends = step_ends(conversation, rollout, delimiter)
     return [*ends, len(rollout)] if conversation.parse_completion(rollout).complete else ends
 
 
 def steps(conversation: Conversation, rollout: Rollout, delimiter: str) -> list[str]:
-    """The complete steps of the last turn's thought, without white space around them."""
+    """Return the complete steps in the thought of the last turn, without white space around the steps."""
     ends = step_ends(conversation, rollout, delimiter)
     starts = [conversation.thought_span(rollout)[0], *ends]
     return [conversation.tokenizer.decode(rollout.tokens[a:b]).strip() for a, b in zip(starts, ends, strict=False)]
 
 
 def _step_length(conversation: Conversation, ids: Sequence[int], delimiter: str) -> int:
-    """Number of tokens up to the token that completes the delimiter, or 0. Leading white space is ignored.
+    """Count the tokens up to and including the token that completes the delimiter. Leading white space is ignored.
 
-    The search doubles the length and then bisects: tree search calls this for every thought, and thoughts can be long.
+    Returns 0 if the text does not contain the delimiter. The search doubles the length and then bisects, because tree
+    search calls this function for every thought, and thoughts can be long.
     """
 
     def contains_delimiter(length: int) -> bool:

@@ -1,5 +1,7 @@
-"""Gives the new text of a completion after each token. All pieces together are the text of
-`Conversation.parse_completion`."""
+"""Decode a completion while it is sampled. After each token, the decoder returns the new text.
+
+All pieces together are the text that `Conversation.parse_completion` returns.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,14 @@ _REPLACEMENT = "\ufffd"  # the decoder returns this for bytes of an incomplete c
 
 
 class Delta(NamedTuple):
-    """More text of one part of a completion."""
+    """New text of one part of a completion: the thought or the answer."""
 
     part: Part
     text: str
 
 
 class TextDecoder:
-    """Text of a growing list of ids. A character is returned when all of its bytes are there."""
+    """Decode a growing list of ids. A character is returned when all of its bytes have arrived."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -28,7 +30,7 @@ class TextDecoder:
         self._context_start = self._returned = 0  # first id to decode again; number of ids whose text was returned
 
     def push(self, token: int) -> str:
-        """The new text that this token completes."""
+        """Add a token, and return the new text that this token completes."""
         self._ids.append(token)
         before = self._tokenizer.decode(self._ids[self._context_start : self._returned])
         text = self._tokenizer.decode(self._ids[self._context_start :])
@@ -38,16 +40,16 @@ class TextDecoder:
         return text[len(before) :]
 
     def flush(self) -> str:
-        """The text that was not returned yet, because it ends with an incomplete character."""
+        """Return the rest of the text, which was not returned before because it ends with an incomplete character."""
         before = self._tokenizer.decode(self._ids[self._context_start : self._returned])
         return self._tokenizer.decode(self._ids[self._context_start :])[len(before) :]
 
 
 class StreamDecoder:
-    """Decodes one turn token by token. White space around the thought is dropped, as in `parse_completion`.
+    """Decode one turn token by token. White space around the thought is dropped, as in `parse_completion`.
 
-    There is one difference. If text comes before `<think>`, this text was already returned, so this text and all text
-    after it is the answer.
+    The result differs from `parse_completion` in one case: if text comes before `<think>`, this text has already been
+    returned as the answer, so all later text belongs to the answer too.
     """
 
     def __init__(self, conversation: Conversation) -> None:
@@ -59,7 +61,7 @@ class StreamDecoder:
         self._begun, self._held = False, ""  # whether this part has returned text; text that may be blanks to drop
 
     def push(self, token: int) -> list[Delta]:
-        """The text that this token adds."""
+        """Add a token of the turn, and return the text that this token adds."""
         if token in self._conversation.stop_ids:
             return []
         if token == self._format.start_id and self._part is None:
@@ -73,7 +75,7 @@ class StreamDecoder:
         return self._deltas(self._decoder.push(token))
 
     def flush(self) -> list[Delta]:
-        """At the end of the turn: the text that was not returned yet."""
+        """End the turn, and return the text that was not returned before."""
         return self._deltas(self._decoder.flush(), ending=True)
 
     def _start_part(self, part: Part) -> None:

@@ -1,4 +1,4 @@
-"""A text with its tokens in colours: `school tokens "text"`."""
+"""Show the tokens of a text in colours, for the command `school tokens "text"`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
 def show_tokens(text: str, tokenizer: Tokenizer, parse_special: bool = False) -> Text:
-    """The text token by token in alternating colours, then the ids in the same colours, then the counts.
+    """Show the tokens of a text in alternating colours, then the token ids in the same colours, then the counts.
 
-    Spaces and line ends are shown as a visible sign. Incomplete and invisible characters are written as escapes. With
-    `parse_special`, `<think>` and similar texts are encoded as special tokens, and have another colour.
+    Spaces and line ends are shown as visible signs. Incomplete and invisible characters are shown as escape sequences.
+    With `parse_special`, texts such as `<think>` are encoded as special tokens and shown in another colour.
     """
     ids = tokenizer.encode(text, parse_special)
     styles = [
@@ -40,13 +40,13 @@ def show_tokens(text: str, tokenizer: Tokenizer, parse_special: bool = False) ->
 
 
 def printable(data: bytes) -> str:
-    """Bytes as text without invisible characters."""
+    """Convert bytes to a text without invisible characters."""
     text = data.decode("utf-8", "backslashreplace")
     return "".join(_SIGNS.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
 
 
 def token_bytes(token: int, tokenizer: Tokenizer) -> bytes:
-    """The bytes of one token. If the tokenizer is not byte-level: the bytes of the token's text."""
+    """Return the bytes of one token. If the tokenizer is not byte-level, return the bytes of the token's text."""
     text = tokenizer.id_to_token(token)
     if token not in tokenizer.added_tokens and all(c in _BYTES for c in text):
         return bytes(_BYTES[c] for c in text)
@@ -54,7 +54,10 @@ def token_bytes(token: int, tokenizer: Tokenizer) -> bytes:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters that byte-level BPE uses for bytes (GPT-2): visible Latin-1 as it is, other bytes from U+0100."""
+    """Return the characters that byte-level BPE uses for bytes (GPT-2).
+
+    A visible Latin-1 character stands for its own byte. All other bytes are written as characters from U+0100 on.
+    """
     visible_bytes = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible_bytes]
     return {chr(b): b for b in visible_bytes} | {chr(256 + n): b for n, b in enumerate(hidden)}

@@ -1,8 +1,8 @@
-"""Text to token ids and back: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; over bytes as in GPT-2).
+"""The tokenizer: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909), on bytes as in GPT-2.
 
-Encoding and then decoding gives the same text again. Each digit is one token, so a number of n digits always has n
-tokens. Ordinary text never produces the ids of special tokens (`<|im_end|>`, `<think>`, ...); only `parse_special=True`
-produces them. Folders are read and written in Hugging Face format.
+Encoding a text and decoding the ids gives the same text again. Each digit is one token, so a number with n digits
+always has n tokens. Ordinary text never produces the ids of special tokens such as `<|im_end|>` or `<think>`. Only
+`parse_special=True` produces special tokens. Folders are read and written in Hugging Face format.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ _LOOKS_SPECIAL = re.compile(r"\s*[<\[].*[>\]]\s*", re.DOTALL)
 
 
 class Tokenizer:
-    """Text to ids and back. `config` is the content of tokenizer_config.json, and `save` writes it back unchanged.
+    """A tokenizer, which converts text to token ids and back.
 
-    vocab_size      ids are from 0 to vocab_size - 1
-    eos_id          id that ends a document
-    pad_id          id that fills a batch; the model never reads it
-    special_tokens  {text: id} of every token that ordinary text must not produce
-    added_tokens    {id: token} of the same tokens
+    The argument `config` is the content of tokenizer_config.json; `save` writes this content unchanged.
+
+    `vocab_size` is the number of ids. The ids are from 0 to vocab_size - 1.
+    `eos_id` is the id that ends a document.
+    `pad_id` is the id that fills a batch. The model never reads this id.
+    `special_tokens` is a dict {text: id} of all tokens that ordinary text must not produce.
+    `added_tokens` is a dict {id: token} of the same tokens.
     """
 
     def __init__(self, inner: Inner, config: dict[str, Any], chat_template: str | None = None) -> None:
@@ -57,7 +59,10 @@ class Tokenizer:
         self.pad_id = self._special_id("pad_token", "padding") if self.special_token("pad_token") else self.eos_id
 
     def special_token(self, name: str) -> str | None:
-        """The text of `eos_token`, `bos_token`, ... in the config, if the value is a string or {"content": ...}."""
+        """Return the text of a token, such as `eos_token`, from tokenizer_config.json.
+
+        The value of the key must be a string or {"content": ...}; otherwise None is returned.
+        """
         token = self.config.get(name)
         text = token.get("content") if isinstance(token, dict) else token
         return text if isinstance(text, str) else None
@@ -67,17 +72,17 @@ class Tokenizer:
         token_id = None if text is None else self._inner.token_to_id(text)
         if token_id is None:
             raise SchoolError(
-                f"tokenizer_config.json: `{name}` ({purpose}) is {text!r}, which is no token of tokenizer.json; "
+                f"tokenizer_config.json: `{name}` ({purpose}) is {text!r}, which is not a token of tokenizer.json; "
                 "use a token of tokenizer.json"
             )
         return token_id
 
     def encode(self, text: str, parse_special: bool = False) -> list[int]:
-        """Ids of a text. If the text contains `<|im_end|>`, this is ordinary text, except with `parse_special`."""
+        """Encode a text as token ids. Only `parse_special` turns a text such as `<|im_end|>` into a special token."""
         return self.encode_batch([text], parse_special)[0]
 
     def encode_batch(self, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
-        """`encode` for many texts, in parallel. Raises SchoolError for a lone surrogate (half a character)."""
+        """Encode many texts in parallel. Raises SchoolError if a text contains a lone surrogate (half a character)."""
         encoder = self._inner if parse_special else self._plain
         try:
             return [e.ids for e in encoder.encode_batch_fast(texts, add_special_tokens=False)]
@@ -86,19 +91,19 @@ class Tokenizer:
             if bad is None:
                 raise
             raise SchoolError(
-                f"a lone surrogate (half a character) cannot be encoded; remove it from {bad[:80]!r}"
+                f"a text contains a lone surrogate (half a character); remove it from the text {bad[:80]!r}"
             ) from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """Text of ids. Bytes that are not UTF-8 (half a character) become U+FFFD."""
+        """Decode ids to a text. Bytes that are not valid UTF-8, such as half a character, become U+FFFD."""
         return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def id_to_token(self, token_id: int) -> str:
-        """One token as it is in the vocabulary (byte-level alphabet: `Ġ` is a space)."""
+        """Return a token as it is written in the vocabulary. In the byte-level alphabet, `Ġ` is a space."""
         return self._inner.id_to_token(token_id) or ""
 
     def save(self, folder: Path | str, chat_template: str | None = None) -> None:
-        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as AutoTokenizer reads them."""
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, so that AutoTokenizer can read them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         template = chat_template or self.chat_template
@@ -113,7 +118,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:
-        """A tokenizer from a model folder, or from the newest checkpoint of a run.
+        """Load the tokenizer of a model folder, or of the newest checkpoint of a run.
 
         Raises SchoolError if a file is missing or damaged; the message names the file.
         """
@@ -123,17 +128,17 @@ class Tokenizer:
         try:
             inner = Inner.from_str(text)
         except Exception as error:  # the library raises plain Exception
-            raise SchoolError(f"{path} is damaged or truncated ({error}); copy it again") from error
+            raise SchoolError(f"{path} is damaged or truncated ({error}); copy the file again") from error
         path = folder / "tokenizer_config.json"
         text = _read(path, "it must name at least the eos_token")
         try:
             config = json.loads(text)
         except json.JSONDecodeError as error:
             raise SchoolError(
-                f"{path}, line {error.lineno} is damaged or truncated ({error.msg}); copy it again"
+                f"{path}: line {error.lineno} is damaged or truncated ({error.msg}); copy the file again"
             ) from error
         if not isinstance(config, dict):
-            raise SchoolError(f"{path} should hold a JSON object, not {type(config).__name__}; copy it again")
+            raise SchoolError(f"{path} must contain a JSON object, not {type(config).__name__}; copy the file again")
         template = folder / "chat_template.jinja"
         if template.is_file():
             return cls(inner, config, _read(template, "it holds the chat template"))
@@ -141,13 +146,13 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of `vocab_size` tokens: special tokens, all 256 bytes, and the most frequent pairs.
+    """Train a byte-level BPE with `vocab_size` tokens: special tokens, all 256 bytes, and the most frequent pairs.
 
-    If the texts do not have enough pairs, there are fewer tokens. The same texts give the same tokenizer.
+    If the texts do not contain enough pairs, the vocabulary is smaller. The same texts give the same tokenizer.
     """
     minimum = 256 + len(SPECIAL_TOKENS)
     if vocab_size < minimum:
-        raise SchoolError(f"a vocab_size of {vocab_size} is too small: bytes and special tokens alone take {minimum}")
+        raise SchoolError(f"a vocab_size of {vocab_size} is too small; set `vocab_size` to at least {minimum}")
     inner = Inner(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -175,13 +180,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _without(inner: Inner, tokens: set[int]) -> Inner:
-    """A copy for which these added tokens are ordinary text."""
+    """Return a copy of a tokenizer in which the given added tokens are ordinary text."""
     content = json.loads(inner.to_str())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] not in tokens]
     try:
         return Inner.from_str(json.dumps(content))
     except Exception as error:  # the library raises plain Exception
-        raise SchoolError(f"tokenizer.json is damaged ({error}); copy it again") from error
+        raise SchoolError(f"tokenizer.json is damaged ({error}); copy the file again") from error
 
 
 def _read(path: Path, advice: str) -> str:
@@ -190,11 +195,14 @@ def _read(path: Path, advice: str) -> str:
     except FileNotFoundError:
         raise SchoolError(f"{path} is missing; {advice}") from None
     except UnicodeDecodeError as error:
-        raise SchoolError(f"{path} is damaged: {error}; copy it again") from error
+        raise SchoolError(f"{path} is damaged ({error}); copy the file again") from error
 
 
 def _default_template(template: object) -> str | None:
-    """The chat template of a tokenizer_config.json: a string, or a list of named ones."""
+    """Return the chat template of tokenizer_config.json.
+
+    The value can be a template, or a list of named templates. From a list, the template "default" is used.
+    """
     if isinstance(template, list):
         return next((t["template"] for t in template if t.get("name") == "default"), None)
     return template if isinstance(template, str) else None

@@ -1,9 +1,10 @@
-"""Ratings of models, with intervals, from blind comparisons of two answers.
+"""Ratings of models, with confidence intervals, from blind comparisons of two answers.
 
-Bradley and Terry 1952: P(i beats j) = s_i / (s_i + s_j). A tie is half a win for each model. The strengths s are the
-maximum-likelihood estimates. One extra tie is added for each pair of models that has met. Without this tie, a model
-that never lost would be infinitely strong. Ratings are strengths on the Elo scale: 400 points are odds of ten to one,
-and the mean rating is 1000.
+The model of Bradley and Terry (1952) gives each model i a strength s_i: P(i beats j) = s_i / (s_i + s_j). A tie counts
+as half a win for each model. The strengths are maximum-likelihood estimates. For each pair of models that were
+compared, one extra tie is added. Without the extra tie, a model that never lost would have an infinite strength.
+Ratings are strengths on the Elo scale: a difference of 400 points means odds of ten to one, and the mean rating is
+1000.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NUM_RESAMPLES, NUM_ITERATIONS, MEAN, SCALE = 200, 200, 1000.0, 400.0
 
 
 class Battle(NamedTuple):
-    """One comparison of two models."""
+    """One comparison of the answers of two models."""
 
     left: str
     right: str
@@ -29,7 +30,7 @@ class Battle(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """The rating of a model with its 95 % interval, and the number of its battles."""
+    """The rating of a model with its 95 % confidence interval, and the number of the model's comparisons."""
 
     name: str
     rating: float
@@ -39,10 +40,10 @@ class Standing(NamedTuple):
 
 
 def leaderboard(battles: Sequence[Battle], seed: int = 0) -> list[Standing]:
-    """The standings of all models, the strongest model first.
+    """Compute the ratings of all models, the strongest model first.
 
-    The intervals are bootstrap intervals: battles are drawn with replacement. Battles of a model with itself are left
-    out.
+    The confidence intervals are bootstrap intervals: comparisons are drawn with replacement. Comparisons of a model
+    with itself are left out.
     """
     battles = [battle for battle in battles if battle.left != battle.right]
     names = sorted(_names(battles))
@@ -63,7 +64,7 @@ def leaderboard(battles: Sequence[Battle], seed: int = 0) -> list[Standing]:
 
 
 def bradley_terry(battles: Sequence[Battle], names: Sequence[str]) -> dict[str, float]:
-    """Ratings by minorisation and maximisation (Hunter 2004)."""
+    """Compute the ratings with the minorisation-maximisation algorithm (Hunter 2004)."""
     wins, meetings = dict.fromkeys(names, 0.0), Counter[tuple[str, str]]()
     for left, right, winner in battles:
         left_share = {"left": 1.0, "right": 0.0, "tie": 0.5}[winner]

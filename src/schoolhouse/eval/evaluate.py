@@ -1,4 +1,4 @@
-"""Evaluation: several answers to each held-out problem, and metrics with 95 % intervals."""
+"""An evaluation samples answers to held-out problems, and computes metrics with 95 % confidence intervals."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ thought_tokens_incorrect, entropy, no_answer, truncated, ungraded. A metric with
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One problem and its n answers.
+    """One problem and its n sampled answers.
 
-    rewards         [n] reward of each answer; None: ungraded
-    thought_tokens  [n] length of each thought
-    majority_accuracy  accuracy of the most frequent answer
-    no_answer, truncated  number of the n answers that are missing, or that are truncated
-    sampled_tokens  number of sampled tokens of all n answers
-    surprisal       sum of -logprob of the sampled tokens, in nats
+    `rewards`: the reward of each answer [n]; None if the answer is ungraded.
+    `thought_tokens`: the length of each thought in tokens [n].
+    `majority_accuracy`: the accuracy of the most frequent answer.
+    `no_answer`: how many of the n completions have no answer.
+    `truncated`: how many of the n completions were truncated.
+    `sampled_tokens`: the number of sampled tokens of all n completions together.
+    `surprisal`: the sum of -logprob over all sampled tokens, in nats.
     """
 
     problem: str
@@ -52,13 +53,16 @@ class Record:
 
     @property
     def num_correct(self) -> int:
-        """Number of answers with a reward of 1."""
+        """The number of answers with a reward of 1."""
         return sum(map(_is_correct, self.rewards))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation. `print` shows a table. `records` has every problem, for paired comparisons."""
+    """The result of an evaluation. Python's `print` shows the result as a table.
+
+    The field `records` has an entry for every problem, so that two evaluations can be compared problem by problem.
+    """
 
     task: str
     samples: int
@@ -78,12 +82,18 @@ class Evaluation:
         return captured.get().rstrip()
 
     def by_problem(self) -> dict[str, float]:
-        """Accuracy on each problem that has a graded answer. The returned list is the input of `paired_difference`."""
+        """The accuracy on each problem that has a graded answer.
+
+        The input of the function `paired_difference` is two mappings from problem ids to accuracies.
+        """
         return {record.problem: record.num_correct / record.num_graded for record in self.records if record.num_graded}
 
     def to_json(self, records: bool = False) -> dict[str, Any]:
-        """Plain data: {"task": ..., "overall": {"pass_at_1": 0.5, "pass_at_1_interval": [0.4, 0.6], ...}, "families":
-        {name: the same}}. If `records` is true, the data also has every problem."""
+        """Convert the evaluation to plain data. If `records` is true, the data also has an entry for every problem.
+
+        The data is {"task": ..., "overall": {"pass_at_1": 0.5, "pass_at_1_interval": [0.4, 0.6], ...}, "families":
+        ...}. The value of "families" has, for each family of problems, the same metrics as "overall".
+        """
         return {
             "task": self.task,
             "problems": len(self.records),
@@ -107,17 +117,22 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Sample and grade `samples` answers to each of `problems` held-out problems (None: all).
+    """Sample and grade `samples` answers to each of `problems` held-out problems (None: all held-out problems).
 
-    Every evaluation has the same problems and random numbers, so that two models can be compared problem by problem.
+    All evaluations use the same problems and the same random numbers, so that two models can be compared problem by
+    problem. Raises SchoolError if the task has no held-out problems.
 
-    max_new_tokens  limit of one answer; None: the context that is left after the longest prompt, at most 512 tokens
-    progress  called with the number of answers that have just ended; None: a progress bar
-    Raises SchoolError if the task has no held-out problems.
+    `max_new_tokens`: the maximum number of tokens of one completion. If `max_new_tokens` is None, the limit is the
+        context that is left after the longest prompt, but at most 512 tokens.
+    `progress`: a function that is called with the number of answers that have just ended. If `progress` is None, a
+        progress bar is shown.
     """
     held_out = task.eval_problems(problems)
     if not held_out:
-        raise SchoolError(f"task {task.name} has no held-out problems: hold some out, or evaluate on 1 problem or more")
+        raise SchoolError(
+            f"cannot evaluate: task {task.name} has no held-out problems; set `problems` to 1 or more, or use a task "
+            "with held-out problems"
+        )
     conversation = policy.conversation
     prompts = [
         conversation.prompt_rollout(problem, Key(seed, "evaluate", 0, i, g))
@@ -150,9 +165,10 @@ def evaluate(
 
 
 def summarise(records: Sequence[Record], samples: int, seed: int = 0) -> dict[str, Estimate]:
-    """The metrics of an evaluation with `samples` answers per problem. Intervals are over problems.
+    """Compute the metrics of an evaluation with `samples` answers per problem.
 
-    Ungraded answers are left out of the reward and of all accuracies; `ungraded` is their share.
+    The confidence intervals are computed over problems. The reward and all accuracies leave out answers that could not
+    be graded. The metric `ungraded` is the fraction of answers that could not be graded.
     """
     key = Key(seed, "bootstrap")
     graded = [record for record in records if record.num_graded]
@@ -194,7 +210,7 @@ def summarise(records: Sequence[Record], samples: int, seed: int = 0) -> dict[st
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """The evaluation as a table, with one line for each family and one line for all problems."""
+    """Make a table of an evaluation, with one line for each family of problems and one line for all problems."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -1,6 +1,7 @@
 """The report of a pipeline: report.json, report.md and a figure like figure 2 of DeepSeek-R1.
 
-In this file an evaluation is the plain data of `Evaluation.to_json`. evaluation.json and metrics.jsonl hold it too.
+In this file an evaluation is plain data that `Evaluation.to_json` returns. The files evaluation.json and metrics.jsonl
+contain evaluations in the same form.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _REPORTED = ("pass_at_1", "pass_at_1_interval", "pass_at_8", "thought_tokens")
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage: its metrics step by step, the evaluation after the stage, and the duration in seconds."""
+    """A finished stage: its metrics for each step, the evaluation after the stage, and the duration in seconds."""
 
     name: str
     metrics: Sequence[Mapping[str, Any]]
@@ -37,9 +38,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Curve:
-    """Reinforcement learning step by step.
+    """The curves of one stage of reinforcement learning.
 
-    The training reward has the step as key. An evaluation has the number of steps done before it as key.
+    `reward`: the training reward of each step.
+    `evaluations`: the evaluations during training. The key of an evaluation is the number of steps that were done
+        before it.
     """
 
     name: str
@@ -48,7 +51,7 @@ class Curve:
 
 
 def report_json(stages: Sequence[Stage], seconds: float, peak_memory_bytes: int, seed: int) -> Json:
-    """The content of report.json: pass@1, pass@8 and thought length after each stage, also for each family."""
+    """Make the content of report.json: pass@1, pass@8 and thought length after each stage, in total and per family (kind of problems)."""
     return {
         "stages": _rows(stages),
         "seconds": seconds,
@@ -58,19 +61,20 @@ def report_json(stages: Sequence[Stage], seconds: float, peak_memory_bytes: int,
 
 
 def report_markdown(stages: Sequence[Stage], report: Json, figure: str | None, chat: str) -> str:
-    """The content of report.md.
+    """Make the content of report.md.
 
-    figure  file name of the figure
-    chat    command that starts a chat with the model
+    `figure`: the file name of the figure.
+    `chat`: the command that starts a chat with the final model.
     """
     evaluation = stages[-1].evaluation
     lines = [
         "# Report",
         "",
-        f"Seed {report['seed']}, {duration(report['seconds'])}, at most {report['peak_memory_bytes'] / 1e9:.2f} GB of "
-        f"memory. Evaluation after each stage: {evaluation['task']}, {evaluation['problems']} held-out problems, "
-        f"{evaluation['samples']} answers each at temperature {evaluation['temperature']:g}. Brackets are 95 % "
-        "intervals over problems.",
+        f"The run with seed {report['seed']} took {duration(report['seconds'])} and used at most "
+        f"{report['peak_memory_bytes'] / 1e9:.2f} GB of memory. The evaluation after each stage has "
+        f"{evaluation['problems']} held-out problems of the task {evaluation['task']}, with {evaluation['samples']} "
+        f"answers each at temperature {evaluation['temperature']:g}. Brackets are 95 % confidence intervals over "
+        "problems.",
         "",
         "| stage | pass@1 | gain, paired by problem | pass@8 | thought tokens | time |",
         "|---|---|---|---|---|---|",
@@ -90,12 +94,15 @@ def report_markdown(stages: Sequence[Stage], report: Json, figure: str | None, c
         numbers = " | ".join(f"{_interval(cell)} | {_number(cell.get('thought_tokens'), 1)}" for cell in cells)
         lines.append(f"| {family or '(none)'} | {numbers} |")
     if figure:
-        lines += ["", f"![accuracy and thought length against steps]({figure})"]
-    return "\n".join([*lines, "", f"Talk to the model: `{chat}`", ""])
+        lines += ["", f"![Accuracy (left) and thought length (right) at each training step]({figure})"]
+    return "\n".join([*lines, "", f"The following command starts a chat with the model: `{chat}`", ""])
 
 
 def paired_gain(before: Json, after: Json) -> Estimate | None:
-    """The gain in pass@1 between two evaluations, over the problems graded in both; None without records."""
+    """Compute the gain in pass@1 between two evaluations, over the problems that are graded in both evaluations.
+
+    Returns None if an evaluation has no records of single problems.
+    """
     accuracy_before, accuracy_after = _accuracy_by_problem(before), _accuracy_by_problem(after)
     in_both = accuracy_before.keys() & accuracy_after.keys()
     if not in_both:
@@ -108,9 +115,9 @@ def paired_gain(before: Json, after: Json) -> Estimate | None:
 
 
 def training_curves(stages: Sequence[Stage]) -> list[Curve]:
-    """The curves of all stages that trained on rewards.
+    """Make the curves of all stages that trained on rewards.
 
-    A curve begins with the evaluation before its stage and ends with the evaluation after this stage.
+    A curve begins with the evaluation before its stage and ends with the evaluation after its stage.
     """
     curves = []
     for i, stage in enumerate(stages):
@@ -126,11 +133,12 @@ def training_curves(stages: Sequence[Stage]) -> list[Curve]:
 
 
 def draw_figure(path: Path, curves: Sequence[Curve], dashed: Collection[str] = ()) -> None:
-    """Draw a figure with one row for each curve. The x-axis is the step.
+    """Draw a figure with one row for each stage. The x-axis is the training step.
 
-    Accuracy is on the left and thought length is on the right.
+    The left plot of a row shows the accuracy, and the right plot shows the thought length.
 
-    dashed  names of the families where thinking does not help
+    `dashed`: the names of the families of problems where thinking does not help. The lines of the families in `dashed`
+        are dashed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -157,7 +165,7 @@ def draw_figure(path: Path, curves: Sequence[Curve], dashed: Collection[str] = (
 
 
 def stage_table(stages: Sequence[Stage]) -> Table:
-    """The stages as a table."""
+    """Make a table of the evaluations after each stage."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -179,7 +187,7 @@ def stage_table(stages: Sequence[Stage]) -> Table:
 def write_report(
     folder: Path, stages: Sequence[Stage], report: Json, chat: str, dashed: Collection[str] = ()
 ) -> Path | None:
-    """Write report.json, report.md and, if a stage trained on rewards, figure.png. Return the path of the figure."""
+    """Write report.json and report.md. If a stage trained on rewards, also write figure.png and return its path."""
     curves = training_curves(stages)
     figure = folder / "figure.png" if curves else None
     if figure:
@@ -190,7 +198,7 @@ def write_report(
 
 
 def _lines(axes: Axes, curve: Curve, metric: str, dashed: Collection[str]) -> None:
-    """Draw one line for each family, and one thick line with its interval for all families together."""
+    """Draw one line for each family (kind of problems), and one thick line with its interval for all problems together."""
     evaluations = curve.evaluations.items()
     families = list(dict.fromkeys(name for _, evaluation in evaluations for name in evaluation["families"]))
     for number, name in enumerate(families if len(families) > 1 else []):
@@ -212,7 +220,7 @@ def _lines(axes: Axes, curve: Curve, metric: str, dashed: Collection[str]) -> No
 
 
 def _smooth(values: Sequence[float], width: int = 10) -> list[float]:
-    """For each value, the mean of this value and up to `width` - 1 values before it."""
+    """Compute a moving average: for each value, the mean of this value and up to `width` - 1 values before it."""
     return [sum(values[max(0, i + 1 - width) : i + 1]) / min(width, i + 1) for i in range(len(values))]
 
 
@@ -237,7 +245,7 @@ def _rows(stages: Sequence[Stage]) -> list[Json]:
 
 
 def _gains(stages: Sequence[Stage]) -> list[Estimate | None]:
-    """The gain of each stage over the stage before it; None for the first stage."""
+    """Compute the gain of each stage over the stage before it. The gain of the first stage is None."""
     return [None, *(paired_gain(before.evaluation, after.evaluation) for before, after in pairwise(stages))]
 
 

@@ -1,4 +1,4 @@
-"""Quality of a reward model: separating correct from wrong steps, finding the first error, selecting an answer."""
+"""Measures of how well a reward model separates correct from wrong steps, finds first errors, and selects answers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Hashable, Sequence
 
 
 def auc(correct: Sequence[float], incorrect: Sequence[float]) -> float:
-    """How often a correct item has a larger value than an incorrect item. Equal values count as one half.
+    """Compute the AUC: the probability that a correct item has a larger value than an incorrect item.
 
-    correct, incorrect  the values of both kinds of items; the result is nan if one of them is empty
+    A pair with equal values counts as one half. The result is nan if there are no correct items or no incorrect items.
+
+    `correct`, `incorrect`: the values of the correct items, and the values of the incorrect items.
     """
     if not correct or not incorrect:
         return math.nan
@@ -29,11 +31,12 @@ def auc(correct: Sequence[float], incorrect: Sequence[float]) -> float:
 
 
 def first_error_f1(predicted: Sequence[int | None], actual: Sequence[int | None]) -> float:
-    """The F1 of ProcessBench (Zheng et al. 2024, arXiv 2412.06559).
+    """Compute the F1 score of ProcessBench (Zheng et al. 2024, arXiv 2412.06559).
 
-    A prediction is right if it names exactly the first wrong step, or says that there is no wrong step. The F1 is the
-    harmonic mean of two accuracies: on solutions with an error and on solutions without one. The F1 is nan if one of
-    these two kinds is missing.
+    For a solution with an error, a prediction is right if it gives the index of the first wrong step. For a solution
+    without an error, a prediction is right if it is None. The F1 score is the harmonic mean of the accuracy on
+    solutions with an error and the accuracy on solutions without an error. The F1 score is nan if all solutions have an
+    error, or if no solution has an error.
     """
     accuracies = []
     for has_error in (True, False):
@@ -45,14 +48,14 @@ def first_error_f1(predicted: Sequence[int | None], actual: Sequence[int | None]
 
 
 def best_of_n(correct: Sequence[bool], values: Sequence[float], n: int) -> float:
-    """How often best-of-n is correct: the answer with the largest value among n answers.
+    """Compute the accuracy of best-of-n, which selects the answer with the largest value among n answers.
 
-    The result is the mean over all choices of n answers from the given ones. Among answers of equal value the choice is
-    random. Raises ValueError if there are fewer than n answers.
+    The result is the mean over all subsets of n answers. If several answers have the largest value, the choice among
+    them is random. Raises ValueError if there are fewer than n answers.
     """
     total = len(correct)
     if not 1 <= n <= total:
-        raise ValueError(f"n is {n}, there are {total} answers")
+        raise ValueError(f"n is {n}, but there are {total} answers: set n to a number from 1 to the number of answers")
     correct_by_value: dict[float, list[bool]] = defaultdict(list)
     for is_correct, value in zip(correct, values, strict=True):
         correct_by_value[value].append(is_correct)
@@ -69,10 +72,11 @@ def best_of_n(correct: Sequence[bool], values: Sequence[float], n: int) -> float
 def vote_of_n(
     answers: Sequence[Hashable | None], correct: Sequence[bool], n: int, weights: Sequence[float] | None = None
 ) -> float:
-    """How often a vote of n answers is correct: the most frequent answer, or the one with the largest total weight.
+    """Compute the accuracy of a vote among n answers.
 
-    The result is the mean over consecutive blocks of n answers. A tie counts as the mean of the tied answers. A missing
-    answer (None) has no vote.
+    Without weights, the most frequent answer wins. With weights, the answer with the largest total weight wins. The
+    result is the mean over consecutive blocks of n answers. If several answers tie, their mean accuracy counts. A
+    missing answer (None) has no vote.
     """
     accuracies = []
     for start in range(0, len(answers) - n + 1, n):

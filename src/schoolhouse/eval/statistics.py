@@ -1,4 +1,9 @@
-"""Estimates and their uncertainty. There are P problems; a problem has n samples, and c of them are correct."""
+"""Estimates and their uncertainty.
+
+In formulas, P is the number of problems, and n is the number of samples per problem.
+
+In formulas, c is the number of correct samples of a problem.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,10 @@ _NUM_RESAMPLES, _CHUNK = 2000, 100
 
 
 class Estimate(NamedTuple):
-    """A number and its 95 % interval. All three numbers are nan if there was no data."""
+    """An estimated number with its 95 % confidence interval.
+
+    If there was no data, the number and both ends of its interval are nan.
+    """
 
     value: float
     low: float
@@ -28,21 +36,24 @@ UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate of the probability that at least one of k samples is correct, from n samples with c correct.
+    """Estimate pass@k, the probability that at least one of k samples is correct.
 
-    1 - C(n-c, k) / C(n, k): Chen et al. 2021, arXiv 2107.03374, eq. 1.
-    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    The estimate is computed from n samples, of which c are correct. The estimate is unbiased. The formula is 1 - C(n-c,
+    k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, eq. 1). Raises ValueError if c is not between 0 and n, or if k is
+    not between 1 and n.
     """
     if not (0 <= c <= n and 1 <= k <= n):
-        raise ValueError(f"pass@{k} of {n} samples with {c} correct: needs 0 <= c <= n and 1 <= k <= n")
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, found k = {k}, n = {n} samples, c = {c} correct")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> float:
-    """Accuracy of the most frequent answer among k: Wang et al. 2022, arXiv 2203.11171.
+    """Compute maj@k, the accuracy of the most frequent answer among k samples (Wang et al. 2022, arXiv 2203.11171).
 
-    answers  in a normal form, so that equal answers are one class; None: no answer, a class that never wins
-    A tie counts as the mean accuracy of the tied answers, so the order of the samples does not matter.
+    If several answers tie, their mean accuracy counts, so the order of the samples does not matter.
+
+    `answers`: the answers in a normal form, so that equivalent answers are equal. None means that a sample has no
+        answer, and a missing answer never wins.
     """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
@@ -54,10 +65,13 @@ def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> flo
 
 
 def bootstrap(values: Sequence[float], key: Key, weights: Sequence[float] | None = None) -> Estimate:
-    """Weighted mean over problems with its percentile bootstrap interval, from 2000 resamples of problems.
+    """Compute a weighted mean over problems with its percentile bootstrap interval.
 
-    values   [P] one number per problem; a number with weight 0 does not matter
-    weights  [P] for a mean over samples or tokens: the number of samples or tokens of each value (default: 1 each)
+    The interval is computed from 2000 resamples of the problems.
+
+    `values`: one number per problem [P]. A number whose weight is 0 does not change the result.
+    `weights`: the weight of each number [P]; by default every weight is 1. For a mean over samples or tokens, the
+        weight is the number of samples or tokens of the problem.
     """
     weight_P = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
     value_P = np.where(weight_P > 0, np.asarray(values, dtype=np.float64), 0.0)
@@ -70,9 +84,10 @@ def bootstrap(values: Sequence[float], key: Key, weights: Sequence[float] | None
 
 
 def bootstrap_share(values: Sequence[float], key: Key, weights: Sequence[float] | None = None) -> Estimate:
-    """`bootstrap` for numbers between 0 and 1.
+    """Call `bootstrap` for numbers between 0 and 1.
 
-    If all numbers are 0 or all are 1, the resamples do not differ. Then the interval is Wilson's for P problems.
+    If all numbers are 0 or all numbers are 1, bootstrap resamples do not differ, so the function returns the Wilson
+    interval for P problems.
     """
     estimate = bootstrap(values, key, weights)
     if estimate.value in (0.0, 1.0):
@@ -82,18 +97,22 @@ def bootstrap_share(values: Sequence[float], key: Key, weights: Sequence[float] 
 
 
 def paired_difference(before: Mapping[str, float], after: Mapping[str, float], key: Key) -> Estimate:
-    """Mean of after - before over the same problems (problem id -> number), with its bootstrap interval.
+    """Compute the mean of `after - before` over the same problems, with its bootstrap interval.
 
-    Pairing removes the effect of each problem's difficulty. Raises ValueError if the problems are not the same.
+    `before` and `after` map a problem id to a number. Pairing removes the effect of each problem's difficulty. Raises
+    ValueError if the two mappings do not have the same problems.
     """
     if before.keys() != after.keys():
         unpaired = sorted(before.keys() ^ after.keys())
-        raise ValueError(f"not the same problems: {len(unpaired)} are in only one of the two, such as {unpaired[:3]}")
+        raise ValueError(
+            f"the two evaluations do not have the same problems: {len(unpaired)} problems are in only one of them, for "
+            f"example {unpaired[:3]}; evaluate both models on the same problems"
+        )
     return bootstrap([after[problem] - before[problem] for problem in sorted(before)], key)
 
 
 def wilson(c: int, n: int) -> Estimate:
-    """Share c / n of independent trials with the score interval of Wilson 1927."""
+    """Estimate the fraction c / n of successes in n independent trials, with the score interval of Wilson 1927."""
     if n == 0:
         return UNKNOWN
     share, z2 = c / n, _Z * _Z
@@ -103,7 +122,10 @@ def wilson(c: int, n: int) -> Estimate:
 
 
 def _resample(rows: np.ndarray, key: Key) -> np.ndarray:
-    """Sums [R, resamples] of the rows [R, P] over problems that are drawn with replacement."""
+    """Sum each row of `rows` [R, P] over P problems that are drawn with replacement.
+
+    The result has the shape [R, number of resamples].
+    """
     random, num_problems = numpy_random(key), rows.shape[1]
     chunks = []
     for _ in range(_NUM_RESAMPLES // _CHUNK):  # in chunks, to bound memory

@@ -1,4 +1,7 @@
-"""Two attempts at the same problem with a fixed request between them, and the differences between both attempts."""
+"""The policy makes two attempts at the same problem, with a fixed request to revise between them.
+
+The functions in this file sample two attempts and measure the differences between the two attempts.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from schoolhouse.policy.interface import Generator
 from schoolhouse.types import REVISION_REQUEST, Completion, Group, Message, Rollout, SchoolError
 
 _TEMPLATE_TOKENS = 32
-"""Tokens reserved for the chat template's own tokens around the request."""
+"""The number of tokens that are reserved for the chat template's own tokens around the request."""
 
 
 def two_attempts(
@@ -19,11 +22,11 @@ def two_attempts(
     temperature: float = 1.0,
     instruction: str = REVISION_REQUEST,
 ) -> list[Rollout]:
-    """Sample two turns for each prompt: an attempt, then the instruction, then another attempt.
+    """Sample two attempts for each prompt. The second attempt follows the first attempt and the `instruction`.
 
-    The first turn is not prefilled again for the second turn.
+    The KV cache of the first attempt is kept for the second attempt, so no prefill is repeated.
 
-    max_new_tokens  limit of each attempt
+    `max_new_tokens`: the maximum number of tokens of each attempt.
     """
     conversation, request = policy.conversation, (Message("user", instruction),)
 
@@ -35,7 +38,8 @@ def two_attempts(
     longest = max(map(len, prompts), default=0) + max_total_tokens
     if longest > policy.max_seq_len:
         raise SchoolError(
-            f"two attempts can need {longest} tokens, but the model reads {policy.max_seq_len}: lower max_new_tokens"
+            f"two attempts can need {longest} tokens, but the model can read at most {policy.max_seq_len} tokens: "
+            "lower max_new_tokens"
         )
     return policy.extend(
         prompts,
@@ -47,7 +51,7 @@ def two_attempts(
 
 
 def first_attempts(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The same rollouts up to the end of their first turn."""
+    """Cut each rollout at the end of its first attempt."""
     return [_first_attempt(rollout) for rollout in rollouts]
 
 
@@ -59,11 +63,15 @@ def _first_attempt(rollout: Rollout) -> Rollout:
 
 @dataclass(frozen=True)
 class Attempts:
-    """Shares of the pairs of attempts in which both attempts are graded. Without such pairs all shares are 0.
+    """Fractions of the pairs of attempts in which both attempts are graded.
 
-    first, second   share of correct first attempts, and of correct second attempts
-    wrong_to_right, right_to_wrong  share of pairs that changed this way; second - first is their difference
-    changed         share of pairs whose final answers differ
+    If no pair has two graded attempts, all fractions are 0.
+
+    `first`: the fraction of pairs whose first attempt is correct.
+    `second`: the fraction of pairs whose second attempt is correct.
+    `wrong_to_right`: the fraction of pairs whose first attempt is wrong and whose second attempt is correct.
+    `right_to_wrong`: the fraction of pairs whose first attempt is correct and whose second attempt is wrong.
+    `changed`: the fraction of pairs whose two final answers differ.
     """
 
     first: float
@@ -80,9 +88,9 @@ class Attempts:
     def of(
         cls, first: Sequence[Group], second: Sequence[Group], parse_completion: Callable[[Rollout], Completion]
     ) -> Attempts:
-        """Compute the shares from the graded groups of both attempts.
+        """Compute the fractions from the graded groups (rollouts of one problem) of both attempts.
 
-        Raises ValueError if second - first is not the difference of wrong_to_right and right_to_wrong.
+        Raises ValueError if `second - first` differs from `wrong_to_right - right_to_wrong`.
         """
         pairs = [
             (
@@ -105,7 +113,7 @@ class Attempts:
             changed=sum(changed for _, _, changed in pairs) / n,
         )
         if abs(attempts.delta - (attempts.wrong_to_right - attempts.right_to_wrong)) > 1e-9:
-            raise ValueError(f"delta is not wrong_to_right - right_to_wrong: {attempts}")
+            raise ValueError(f"`second - first` must equal `wrong_to_right - right_to_wrong`, found {attempts}")
         return attempts
 
     def to_json(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Write a model as GGUF, for llama.cpp."""
+"""Write a model as a GGUF file, which llama.cpp can read."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ if TYPE_CHECKING:
     from schoolhouse.data.chat import Conversation
 
 BLOCK_SIZE = 32
-"""Numbers that share a scale in Q8_0."""
+"""The number of values that share one scale in the format Q8_0."""
 
 
 def write_gguf(source: Path, path: Path, int8: bool = False) -> None:
     """Write a model folder as one file for llama.cpp. Raises SchoolError if the architecture is not qwen2 or qwen3.
 
-    int8  write matrices in blocks of 8-bit numbers (Q8_0)
-    llama.cpp splits text before tokenization as Qwen2 does. The tokenizers of this package split it in the same way,
-    except for rare pieces after an apostrophe.
+    Before tokenization, llama.cpp splits text by the rules of Qwen2. The tokenizers of this package split text in the
+    same way, except for rare pieces of text after an apostrophe.
+
+    `int8`: if true, matrices are written in blocks of 8-bit numbers (the format Q8_0).
     """
     try:
         import gguf
     except ImportError as error:
-        raise SchoolError("GGUF needs the extra `release`: run pip install 'schoolhouse[release]'") from error
+        raise SchoolError("to write GGUF, install the extra `release`: pip install 'schoolhouse[release]'") from error
     from schoolhouse.data.chat import Conversation
     from schoolhouse.model.checkpoint import read_weights
 
@@ -36,7 +37,8 @@ def write_gguf(source: Path, path: Path, int8: bool = False) -> None:
     architecture = str(config.get("model_type"))
     if architecture not in ("qwen2", "qwen3"):
         raise SchoolError(
-            f"{source} is a {architecture} model, and GGUF is written for qwen2 and qwen3: export it with --format hf"
+            f"{source} is a {architecture} model, but only qwen2 and qwen3 models can be written as GGUF: export the "
+            "model with --format hf"
         )
     conversation = Conversation.load(source)
     writer = gguf.GGUFWriter(path, architecture)
@@ -62,7 +64,7 @@ def write_gguf(source: Path, path: Path, int8: bool = False) -> None:
     for name, tensor in weights.items():
         gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if gguf_name is None:
-            raise SchoolError(f"{source}: GGUF has no name for `{name}`")
+            raise SchoolError(f"cannot write {source} as GGUF: the format has no name for the tensor `{name}`")
         array: np.ndarray = tensor.float().numpy()
         if int8 and array.ndim == 2 and array.shape[1] % BLOCK_SIZE == 0:
             packed = gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0)
@@ -76,7 +78,7 @@ def write_gguf(source: Path, path: Path, int8: bool = False) -> None:
 
 
 def _write_vocabulary(gguf: Any, writer: Any, source: Path, conversation: Conversation) -> None:
-    """Tokens, their types, merges and the chat template."""
+    """Write the tokens, the token types, the merges and the chat template."""
     tokenizer = read_json(source / "tokenizer.json")
     vocab_size = int(read_json(source / "config.json")["vocab_size"])
     words = {token_id: word for word, token_id in tokenizer["model"]["vocab"].items()}

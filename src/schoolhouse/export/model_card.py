@@ -1,4 +1,4 @@
-"""The card of an exported model: its origin, its training and its evaluation."""
+"""Write the model card of an exported model. The card describes the model's origin, its training and its evaluation."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from schoolhouse.runs.manifest import read_config
 Json = dict[str, Any]
 
 _MODEL_KEYS = ("model", "generator", "start_model")
-"""Keys of a config that name models: the steps of the card show the models."""
+"""The config keys whose values are models. The model card shows these models in its list of training steps."""
 _MAX_HISTORY = 20
 
 
 def model_name(model: Path) -> str:
-    """The name of a model: the name of its run's folder, or the name of its own folder."""
+    """Return the name of a model: the folder name of its run, or else the name of its own folder."""
     folder = model.resolve()
     return folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
 
 
 def render_model_card(model: Path, format: str, licence: str) -> str:
-    """A model card: what the model is, each step of its training, and its evaluation."""
+    """Make the text of a model card: a description of the model, each step of its training, and its evaluation."""
     config = read_json(resolve_model(model) / "config.json")
     name = model_name(model)
     metadata = {
@@ -71,11 +71,11 @@ _USES = {
 
 
 _PATH = re.compile(r"(?<![^\s:=,;])~?/[^\s:?,;]+")
-"""An absolute path: alone, or after the name of a task."""
+"""A pattern for an absolute path, alone or after the name of a task."""
 
 
 def without_paths(value: Any) -> Any:
-    """A value of a config, for publication: each absolute path in it is cut to its last part."""
+    """Prepare a config value for publication: each absolute path in the value is cut to its last part."""
     if isinstance(value, dict):
         return {key: without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -84,7 +84,10 @@ def without_paths(value: Any) -> Any:
 
 
 def training_history(model: Path) -> list[tuple[str, Json, Json]]:
-    """The runs that a model comes from, in the order of training: (name of the folder, config, manifest)."""
+    """List the runs that a model comes from, in the order of training.
+
+    Each item has the name of the run's folder, its config and its manifest.
+    """
     history: list[tuple[str, Json, Json]] = []
     folder: Path | None = model.resolve()
     while folder is not None and len(history) < _MAX_HISTORY:
@@ -101,7 +104,10 @@ def training_history(model: Path) -> list[tuple[str, Json, Json]]:
 
 
 def evaluation_lines(model: Path) -> list[str]:
-    """The evaluation after the training of the run, or the last evaluation during training."""
+    """Return the evaluation section of the model card.
+
+    The section shows the evaluation after training, or else the last evaluation during training.
+    """
     folder = model.resolve()
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     if run == folder and (run / "evaluation.json").is_file():

@@ -1,4 +1,4 @@
-"""The decoder, its KV cache, kernels and checkpoints: all code that works on the tensors of a model."""
+"""All code that works on the tensors of a model: the decoder, its KV cache, its kernels and its checkpoints."""
 
 import os
 

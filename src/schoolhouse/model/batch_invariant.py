@@ -1,14 +1,17 @@
-"""Precision `exact`: sampler and learner compute the same bits for a row, with any other rows in the batch. This
-precision uses float32 and is slower.
+"""Precision `exact`: the result for a row has the same bits, whatever other rows are in the batch.
 
-Three things make a row of a batch depend on other rows. Matrix products use another kernel if there are very few rows.
-Sums over keys are split at indices that depend on the longest sequence. SiLU is computed in another way at the end of a
-tensor, if fewer numbers are left than a vector has.
+With precision `exact`, sampler and learner compute bitwise equal log-probabilities. Precision `exact` uses float32 and
+is slower than the default.
+
+Without precision `exact`, a row of a batch depends on the other rows for three reasons. First, matrix products use
+another kernel if there are very few rows. Second, sums over keys are split at indices that depend on the longest
+sequence. Third, SiLU is computed in another way for the last few numbers of a tensor, if they do not fill a vector.
 
 In this file, matrix products always have at least 16 rows. Attention uses blocks of 128 keys, counted from the start of
-the sequence; blocks after the position of a query add exact zeros. SiLU is computed in float64 and then rounded. The
-math library decides whether products then compute each row in the same way: `check_row_invariance` tests this machine.
-(He et al. 2025, "Defeating nondeterminism in LLM inference", do the same on GPUs.)
+the sequence. Blocks after the position of a query add exact zeros. SiLU is computed in float64 and then rounded. It
+still depends on the math library whether a matrix product computes each row in the same way. The function
+`check_row_invariance` tests the math library of this machine. He et al. 2025 ("Defeating nondeterminism in LLM
+inference") use the same method on GPUs.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ _MIN_ROWS, _BLOCK_SIZE = 16, 128
 
 
 def blocked_attention(q_SHTD: Tensor, k_SKTD: Tensor, v_SKTD: Tensor, start_S: Tensor) -> Tensor:
-    """Causal attention of queries at positions start_S, start_S + 1, ... over keys from position 0. [S, H, T, D]"""
+    """Causal attention in blocks of keys. The result has the shape [S, H, T, D].
+
+    The queries are at the positions start_S, start_S + 1, and so on. The keys start at position 0.
+    """
     num_queries, times = q_SHTD.shape[2], q_SHTD.shape[1] // k_SKTD.shape[1]
     q = F.pad(q_SHTD, (0, 0, 0, max(0, 4 - num_queries))) * q_SHTD.shape[-1] ** -0.5
     position_ST = start_S[:, None] + torch.arange(q.shape[2], device=q.device)
@@ -43,7 +49,7 @@ def blocked_attention(q_SHTD: Tensor, k_SKTD: Tensor, v_SKTD: Tensor, start_S: T
 
 
 class InvariantPackedAttention(PackedAttention):
-    """`PackedAttention` that uses blocks of keys."""
+    """A `PackedAttention` that computes attention in blocks of keys, so that rows do not depend on the batch."""
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         q, k, v = self.pad(q_NHD), self.pad(k_NKD), self.pad(v_NKD)
@@ -54,7 +60,7 @@ class InvariantPackedAttention(PackedAttention):
 
 
 class InvariantSlotKVCache(SlotKVCache):
-    """`SlotKVCache`, but each query attends to its prompt and its slot as one sequence."""
+    """A `SlotKVCache` in which each query attends to its prompt and its completion as one sequence."""
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         n, slots, place = q_NHD.shape[0], self._slot_range[: q_NHD.shape[0]], self.lengths[: q_NHD.shape[0]]
@@ -68,7 +74,10 @@ class InvariantSlotKVCache(SlotKVCache):
         return blocked_attention(q_NHD[:, :, None], k, v, start_S + place)[:, :, 0]
 
     def _join(self, prompt_PKTD: Tensor, own_SKTD: Tensor, prompt_S: Tensor, own_ST: Tensor) -> Tensor:
-        """For each slot, its prompt, and then its own rows at the positions `own_ST`: [S, K, T, D]."""
+        """Join the prompt of each slot with the rows of the slot. Returns [S, K, T, D].
+
+        The rows of the slot are written at the positions `own_ST`, after the prompt.
+        """
         joined = F.pad(prompt_PKTD[prompt_S, :, : self._prompt_reach], (0, 0, 0, self._reach))
         own_STKD = own_SKTD[: len(prompt_S), :, : self._reach].transpose(1, 2)
         joined[torch.arange(len(prompt_S), device=own_ST.device)[:, None], :, own_ST] = own_STKD
@@ -76,11 +85,14 @@ class InvariantSlotKVCache(SlotKVCache):
 
 
 def make_batch_invariant(model: nn.Module) -> None:
-    """Make each row that a decoder computes independent of the other rows. Raises SchoolError if this is impossible."""
+    """Make the result of each row of a decoder independent of the other rows of the batch.
+
+    Raises SchoolError if the model or this machine does not allow row-independent results.
+    """
     if not isinstance(model, Decoder):
         raise SchoolError(
-            "precision `exact` works only for Llama, Qwen2, Qwen3 and Mistral decoders: use float32, and watch "
-            "`logprob_gap` in the metrics"
+            "precision `exact` works only for Llama, Qwen2, Qwen3 and Mistral decoders; use precision `float32`, and "
+            "watch the metric `logprob_gap`"
         )
     check_row_invariance(model)
     for module in model.modules():
@@ -91,7 +103,10 @@ def make_batch_invariant(model: nn.Module) -> None:
 
 
 def check_row_invariance(model: nn.Module) -> None:
-    """Raise SchoolError if a row of a matrix product has other bits in another batch: `exact` is then impossible."""
+    """Raise SchoolError if the bits of a matrix product row depend on the batch.
+
+    Precision `exact` is impossible on such a machine.
+    """
     generator = torch.Generator().manual_seed(0)
     for weight in {tuple(p.shape): p for p in model.parameters() if p.dim() == 2}.values():
         x = torch.randn(517, weight.shape[1], generator=generator).to(weight.device)
@@ -100,14 +115,17 @@ def check_row_invariance(model: nn.Module) -> None:
             for rows in (slice(0, _MIN_ROWS), slice(3, 40), slice(200, 517)):
                 if not torch.equal(F.linear(x[rows], weight), whole[rows]):
                     raise SchoolError(
-                        "precision `exact` is impossible here: this machine's matrix products give a row other bits in "
-                        f"another batch (weights of shape {list(weight.shape)}); use float32, and watch `logprob_gap` "
-                        "in the metrics"
+                        "precision `exact` is impossible here: on this machine, the result of a matrix product row "
+                        f"depends on the batch (found with weights of shape {list(weight.shape)}); use precision "
+                        "`float32`, and watch the metric `logprob_gap`"
                     )
 
 
 def _with_min_rows(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A linear layer that always gets at least 16 rows. If there are fewer rows, rows of zeros are added."""
+    """Wrap the forward function of a linear layer, so that its input always has at least 16 rows.
+
+    If the input has fewer rows, rows of zeros are added.
+    """
 
     def padded_forward(input: Tensor) -> Tensor:
         rows = input.shape[-2]

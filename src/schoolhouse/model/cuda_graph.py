@@ -1,9 +1,11 @@
-"""Decode steps with fixed shapes. A GPU can replay a step as a CUDA graph instead of launching hundreds of kernels.
+"""Decode steps with fixed shapes. If a step has fixed shapes, a GPU can replay the step as a CUDA graph.
+
+A CUDA graph replaces the launches of hundreds of kernels.
 
 `StaticSlotKVCache` gives the same results as `SlotKVCache`, but always computes over its whole capacity, with masks
 instead of slices. `GraphedStep` runs the step with a few fixed widths. On a CPU the step runs without a graph, so tests
-on a CPU cover all code except the capture. Graphs are off; SCHOOLHOUSE_GRAPHS=1 switches them on. With graphs, short
-completions are sampled 1.6 times as fast, and long completions hardly faster (docs/gpu.md).
+on a CPU cover all code except the graph capture. CUDA graphs are off by default; SCHOOLHOUSE_GRAPHS=1 switches them on.
+With CUDA graphs, short completions are sampled 1.6 times as fast; long completions are hardly faster (docs/gpu.md).
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ _WARMUP_STEPS = 4  # steps of a width that are launched kernel by kernel: CUDA n
 
 
 def use_cuda_graphs(device: torch.device) -> bool:
-    """Whether decoding on this device uses CUDA graphs."""
+    """Return True if decoding on this device uses CUDA graphs."""
     return device.type == "cuda" and os.environ.get("SCHOOLHOUSE_GRAPHS") == "1"
 
 
 class StaticSlotKVCache(SlotKVCache):
-    """A cache with a step of fixed shapes and tensors. They only change if `width` or `num_columns` changes.
+    """A KV cache whose decode step has fixed shapes. The shapes only change if `width` or `num_columns` changes.
 
-    width        number of slots that a step computes: the busy slots, and some unused slots after them
-    num_columns  number of slots in the table of one prompt: the maximum that a prompt has had at the same time
+    `width` is the number of slots that a step computes. The step computes the busy slots and some unused slots.
+    `num_columns` is the maximum number of slots that one prompt has used at the same time.
 
-    P prompts, W width, M columns.
+    In the shapes of tensors, P is the number of prompts, W the width, and M the number of columns.
     """
 
     num_columns = 0
@@ -87,15 +89,16 @@ class StaticSlotKVCache(SlotKVCache):
 
 
 class StaticBfloat16SlotKVCache(StaticSlotKVCache):
-    """Stores keys and values in bfloat16, for a decoder that computes in bfloat16."""
+    """A cache with fixed shapes that stores keys and values in bfloat16, for a decoder that computes in bfloat16."""
 
     dtype = torch.bfloat16
 
 
 class GraphedStep:
-    """The decode step with a `StaticSlotKVCache`: token ids [busy] -> logits [busy, V]. With CUDA it uses graphs.
+    """A decode step with a `StaticSlotKVCache`. The step maps token ids [busy] to logits [busy, V].
 
-    Create a new object for each call of `extend`: a graph keeps pointers to the weights after their cast by autocast.
+    On a CUDA device, the step runs as a CUDA graph. Create a new `GraphedStep` for each call of `extend`, because a
+    graph keeps pointers to the weights that autocast has converted.
     """
 
     def __init__(self, step: Callable[[Tensor], Tensor], cache: StaticSlotKVCache) -> None:
@@ -125,7 +128,7 @@ class GraphedStep:
         return logits_WV[:busy].clone()
 
     def padded_width(self, busy: int) -> int:
-        """The smallest of the fixed widths that is at least `busy`."""
+        """Return the smallest of the fixed widths that is at least `busy`."""
         width = _MIN_WIDTH
         while width < busy:
             width *= 2

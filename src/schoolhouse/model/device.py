@@ -8,12 +8,15 @@ from schoolhouse.types import Precision
 
 
 def pick_device() -> torch.device:
-    """The first CUDA GPU if torch finds one, else the CPU."""
+    """Return the first CUDA GPU if torch finds a GPU, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products. `auto` is bfloat16 if the processor multiplies it natively, else float32."""
+    """Return the dtype of matrix products.
+
+    With precision `auto`, the dtype is bfloat16 if the processor can multiply bfloat16 natively, otherwise float32.
+    """
     if precision == "auto":
         names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         probes = (

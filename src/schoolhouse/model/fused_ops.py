@@ -1,9 +1,11 @@
-"""Operations on single rows: RMSNorm, rotary embedding, SwiGLU, log-probabilities and sampling from logits.
+"""Operations on single rows, such as RMSNorm, rotary embedding, SwiGLU, log-probabilities and sampling from logits.
 
-If the C kernels can be compiled (model/kernels), each operation is one pass over memory. Otherwise torch needs several
-passes, and a pass over rows that are no longer in the processor cache costs as much as a small matrix product. Both
-ways give the same result, except for rounding.
-N tokens of a batch, C width, H heads, D head width, V vocabulary.
+If the C kernels (model/kernels) can be compiled, each operation reads its input from memory once. Without C kernels,
+torch reads the input several times. If the rows are no longer in the processor cache, each further pass takes as long
+as a small matrix product. The C kernels and torch give the same results, except for rounding.
+
+In the shapes of tensors, N is the number of tokens of a batch, C the width, H the number of heads, D the head width,
+and V the vocabulary size.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ _KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def rms_norm(x_NC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
-    """Root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467). The result has the dtype of products."""
+    """Apply the root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467).
+
+    The result has the dtype of the matrix products.
+    """
     dtype = _matmul_dtype(x_NC)
     if x_NC.dtype != torch.float32 or not _has_kernel(x_NC, dtype):
         return F.rms_norm(x_NC.float(), weight_C.shape, weight_C, eps)
@@ -31,11 +36,12 @@ def rms_norm(x_NC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
 def apply_rotary(
     x_NHD: Tensor, rotation: tuple[Tensor, Tensor], weight_D: Tensor | None, eps: float, round_output: bool = False
 ) -> Tensor:
-    """Rotate heads of queries or keys (Su et al. 2021, arXiv 2104.09864). If a weight is given, apply RMSNorm first.
+    """Apply the rotary embedding to the heads of queries or keys (Su et al. 2021, arXiv 2104.09864).
 
-    Number i of the first half of a head is paired with number i of the second half, as in Hugging Face models.
-    `rotation` is cosines and sines, [N, 1, D / 2]. `round_output` rounds the result to the dtype of x, so that the KV
-    cache stores keys without further rounding. A kernel returns a float32 tensor in both cases.
+    If `weight_D` is given, RMSNorm is applied first. Number i of the first half of a head is paired with number i of
+    the second half, as in Hugging Face models. The argument `rotation` contains the cosines and the sines, each of
+    shape [N, 1, D / 2]. With `round_output`, the result is rounded to the dtype of x, so that the KV cache stores keys
+    without further rounding. A kernel always returns a float32 tensor.
     """
     if _has_kernel(x_NHD, x_NHD.dtype, x_NHD.shape[-1]):
         return _Rotary.apply(x_NHD.contiguous(), weight_D, *rotation, eps, round_output)
@@ -46,14 +52,14 @@ def apply_rotary(
 
 
 def swiglu(gate_NC: Tensor, up_NC: Tensor) -> Tensor:
-    """silu(gate) x up (Shazeer 2020, arXiv 2002.05202)."""
+    """Compute the SwiGLU activation, silu(gate) x up (Shazeer 2020, arXiv 2002.05202)."""
     if not _has_kernel(gate_NC, gate_NC.dtype):
         return F.silu(gate_NC) * up_NC
     return _SwiGLU.apply(gate_NC.contiguous(), up_NC.contiguous())
 
 
 def logprobs_and_entropy(logits_NV: Tensor, token_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """For each row of logits: the log-probability of one token, and the entropy of the row (without gradient)."""
+    """Compute the log-probability of one token per row of logits, and the entropy of each row (without gradient)."""
     if _has_kernel(logits_NV, logits_NV.dtype):
         return _LogProbs.apply(logits_NV.contiguous(), token_N.contiguous(), temperature)
     logprob_NV = (logits_NV.float() / temperature).log_softmax(-1)
@@ -63,7 +69,10 @@ def logprobs_and_entropy(logits_NV: Tensor, token_N: Tensor, temperature: float)
 
 
 def sample_fused(logits_SV: Tensor, uniform_S: Tensor, temperature: float) -> tuple[Tensor, Tensor] | None:
-    """For each row: a token chosen by a uniform random number, and its log-probability. None if there is no kernel."""
+    """Sample one token per row of logits with a uniform random number. Returns the tokens and their log-probabilities.
+
+    Returns None if there is no kernel.
+    """
     if not _has_kernel(logits_SV, logits_SV.dtype):
         return None
     logits_SV, token_S = logits_SV.contiguous(), torch.empty(len(logits_SV), dtype=torch.long)
@@ -74,7 +83,7 @@ def sample_fused(logits_SV: Tensor, uniform_S: Tensor, temperature: float) -> tu
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products with x: the autocast dtype if autocast is on, else the dtype of x."""
+    """Return the dtype of matrix products with x: the autocast dtype if autocast is on, otherwise the dtype of x."""
     device_type = x.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
 

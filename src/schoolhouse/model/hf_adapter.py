@@ -1,7 +1,10 @@
-"""Other transformers decoders with the interface of `Decoder`. They use their own layers, but our attention. At load
-time, the adapter compares the logits with those of the model's own attention.
+"""An adapter that gives other transformers decoders the interface of `Decoder`.
 
-N tokens of a batch, S sequences, V vocabulary, C width, H query heads, K key heads, D head width.
+The model keeps its own layers, but uses the attention of this package. When a model is loaded, its logits are compared
+with the logits of the model's own attention.
+
+In the shapes of tensors, N is the number of tokens of a batch, S the number of sequences, V the vocabulary size, and C
+the width. H is the number of query heads, K the number of key heads, and D the head width.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOGIT_TOLERANCE = 1e-4
-"""A larger difference between logits with our attention and with the model's own attention is not a rounding error."""
+"""The largest difference between logits that can be a rounding error, if only the attention function differs."""
 
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # attention arguments that an attention context does not implement
 
@@ -34,10 +37,10 @@ def _attention_forward(
     attention_context: AttentionContext,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers calls this attention function. The attention context decides which keys a query attends to."""
+    """The attention function that transformers calls. The attention context decides which keys a query attends to."""
     for name in _UNSUPPORTED:
         if options.get(name) is not None:
-            raise SchoolError(f"its attention needs `{name}`, which our attention does not have")
+            raise SchoolError(f"the attention of the model needs `{name}`, which is not implemented; use another model")
     head_dim = q_1HND.shape[-1]
     if (scale := options.get("scaling")) is not None:  # an attention context always divides by sqrt(D)
         q_1HND = q_1HND * (scale * head_dim**0.5)
@@ -47,7 +50,10 @@ def _attention_forward(
 
 
 class HFAdapter(nn.Module):
-    """A transformers model with the interface of `Decoder`. It maps tokens [N] at positions [N] to states [N, C]."""
+    """A transformers model with the interface of `Decoder`.
+
+    The model maps tokens [N] at positions [N] to hidden states [N, C].
+    """
 
     def __init__(self, hf_model: PreTrainedModel, config: ModelConfig) -> None:
         super().__init__()
@@ -62,16 +68,16 @@ class HFAdapter(nn.Module):
         return self.hf_model.get_output_embeddings()(hidden_NC)
 
     def save(self, folder: Path) -> None:
-        """Write config and weights in Hugging Face format."""
+        """Write the config and the weights in Hugging Face format."""
         self.hf_model.save_pretrained(folder)
 
 
 def load_adapter(folder: Path) -> HFAdapter:
-    """The model of a folder with any model_type, in float32.
+    """Load the model of a folder with any `model_type`, in float32.
 
-    Raises SchoolError if transformers cannot load the folder completely. Also raises SchoolError if the logits with our
-    attention differ from the logits with the model's own attention: the model then scales or caps numbers in a way that
-    our attention does not implement.
+    Raises SchoolError if transformers cannot load the folder completely. Also raises SchoolError if the attention of
+    this package gives other logits than the model's own attention. The logits differ if the model scales or caps
+    numbers in a way that the attention of this package does not implement.
     """
     from transformers import AttentionInterface, AutoModelForCausalLM
 
@@ -81,32 +87,33 @@ def load_adapter(folder: Path) -> HFAdapter:
             folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # the code of each model_type may raise anything
-        raise SchoolError(f"{folder}: transformers cannot load this model ({error})") from error
+        raise SchoolError(f"{folder}: transformers cannot load this model ({error}); check the folder") from error
     if problems := {name: sorted(map(str, keys))[:4] for name, keys in loading_info.items() if keys}:
-        raise SchoolError(f"{folder}: weights do not fit config.json ({problems}): copy the folder again")
+        raise SchoolError(f"{folder}: the weights do not fit config.json ({problems}); copy the folder again")
     # There is no mask function with this name, so transformers creates no mask.
     AttentionInterface.register("schoolhouse", _attention_forward)
     name = f"{folder}: model_type `{hf_model.config.model_type}`"
     try:
         adapter, difference = _compare(hf_model.eval())
     except Exception as error:  # as above
-        raise SchoolError(f"{name} does not work with our attention ({type(error).__name__}: {error})") from error
+        raise SchoolError(
+            f"{name} does not work with the attention of this package ({type(error).__name__}: {error})"
+        ) from error
     if not difference <= LOGIT_TOLERANCE:
         raise SchoolError(
-            f"{name} gives logits with our attention that differ by {difference:.2g} from its own "
-            f"(at most {LOGIT_TOLERANCE:g} is rounding): it scales, caps or hides something that our attention leaves "
-            "out; use another model"
+            f"{name} is not supported: with the attention of this package, its logits differ by {difference:.2g} (more "
+            f"than a rounding error of {LOGIT_TOLERANCE:g}) from the logits of its own attention; use another model"
         )
     return adapter
 
 
 @torch.no_grad()
 def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
-    """The adapter, and the largest difference between its logits and the model's own logits.
+    """Create the adapter, and compute the largest difference between its logits and the model's own logits.
 
-    The logits of the adapter are computed twice: packed, and decoded with slots. The test uses two sequences of 16
-    tokens, so that it can detect attention between sequences. It magnifies the output of the head, because a soft cap
-    is nearly linear for small logits, and the logits of an untrained model are small.
+    The logits of the adapter are computed twice: in a packed batch, and by decoding with slots. Two sequences of 16
+    tokens are used, so that attention between sequences is detected. The output of the head is multiplied by 64,
+    because a soft cap is nearly linear for small logits, and the logits of an untrained model are small.
     """
     magnify = 64.0
     hook = hf_model.get_output_embeddings().register_forward_hook(lambda head, x, logits: logits * magnify)
@@ -119,7 +126,7 @@ def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
     adapter(tokens_ST[:, :8].flatten(), prompts.positions, prompts)
     kept_kv = prompts.kept_kv
     if not kept_kv:
-        raise SchoolError("it never calls an attention function")
+        raise SchoolError("the model never calls an attention function; use another model")
     num_layers, (_, num_kv_heads, _, head_dim) = len(kept_kv), kept_kv[0][0].shape
     adapter.config = _model_config(hf_model, num_layers, num_kv_heads, head_dim)
     packed_STV = adapter.project(adapter(tokens_ST.flatten(), whole.positions, whole)).view_as(own_STV)
@@ -137,7 +144,10 @@ def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
 
 
 def _model_config(hf_model: PreTrainedModel, num_layers: int, num_kv_heads: int, head_dim: int) -> ModelConfig:
-    """The numbers that sampler and learner need. Layers, heads and width come from the keys that attention received."""
+    """Return the model sizes that the sampler and the learner need.
+
+    The number of layers, the number of heads and the head width come from the keys that the attention received.
+    """
     config: Any = hf_model.config.get_text_config()
     # above these lengths, a model attends to fewer keys, or rotates its queries with another frequency
     limits = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]

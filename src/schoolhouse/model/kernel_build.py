@@ -1,4 +1,4 @@
-"""C kernels, compiled once on each machine. Without a compiler there are no kernels, and torch is used instead."""
+"""Compile the C kernels once on each machine. If there is no C compiler, torch is used instead of the kernels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SIGNATURES = {
 _CTYPES = {"n": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
 
 LANES = 16
-"""How many numbers a vector of the kernels has. The width of a head must be a multiple of two vectors."""
+"""The number of values in a vector of the kernels. The width of a head must be a multiple of two vectors."""
 
 ANY_HEAD_DIM = 64
 """The head width to pass for kernels that do not use the head width."""
@@ -50,7 +50,10 @@ ANY_HEAD_DIM = 64
 
 @cache
 def load_kernels(head_dim: int, dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels for heads of this width. None if they cannot be compiled, or if SCHOOLHOUSE_NATIVE=0 is set."""
+    """Load the C kernels for heads of width `head_dim`.
+
+    Returns None if the kernels cannot be compiled, or if SCHOOLHOUSE_NATIVE=0 is set.
+    """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if os.environ.get("SCHOOLHOUSE_NATIVE") == "0" or not compiler:
         return None
@@ -75,7 +78,10 @@ def load_kernels(head_dim: int, dtype: torch.dtype) -> ctypes.CDLL | None:
 
 
 def _processor_features() -> str:
-    """The processor features that -march=native depends on. Several machines can share the folder of this cache."""
+    """Return the processor features that the compiler flag -march=native depends on.
+
+    The name of a compiled file depends on these features, because several machines can share one cache folder.
+    """
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -84,7 +90,7 @@ def _processor_features() -> str:
 
 
 def _compile(compiler: str, defines: Sequence[str], library: Path) -> None:
-    """Write the library atomically. Raises CalledProcessError."""
+    """Compile the kernels and write the library file atomically. Raises CalledProcessError if the compiler fails."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         compiled = Path(folder) / library.name
         for target_flags in _TARGET_FLAGS:
@@ -97,7 +103,7 @@ def _compile(compiler: str, defines: Sequence[str], library: Path) -> None:
 
 
 def call_kernel(function_name: str, head_dim: int, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
-    """Run a kernel of `load_kernels`. A tensor is passed as a pointer to its data, and None is passed as NULL."""
+    """Run a C kernel. A tensor is passed to the kernel as a pointer to its data, and None is passed as NULL."""
     library = load_kernels(head_dim, dtype)
     assert library
     plain = (x.data_ptr() if isinstance(x, Tensor) else x for x in arguments)

@@ -1,6 +1,8 @@
-"""Attention contexts: `PackedAttention` for packed sequences, `SlotKVCache` for sampling. The decoder works with both.
+"""Attention contexts for the decoder. `PackedAttention` is for packed sequences, and `SlotKVCache` is for sampling.
 
-N tokens of a batch, S sequences or slots, T tokens of the longest, P prompts, H query heads, K key heads, D head width.
+In the shapes of tensors, N is the number of tokens of a batch, S the number of sequences or slots, T the length of the
+longest sequence, and P the number of prompts. H is the number of query heads, K the number of key heads, and D the head
+width.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ _ALIGN = 32  # the capacity for prompts is a multiple of this
 
 
 def _repeat_heads(x_SKTD: Tensor, heads: int) -> Tensor:
-    """Grouped-query attention: heads / K query heads share one key head."""
+    """Repeat the key heads for grouped-query attention, in which heads / K query heads share one key head."""
     times = heads // x_SKTD.shape[1]
     return x_SKTD if times == 1 else x_SKTD.repeat_interleave(times, dim=1)
 
 
 class PackedAttention:
-    """Causal attention within each of several sequences. The sequences are end to end, without padding tokens.
+    """Causal attention within each sequence of a packed batch. The sequences are stored end to end, without padding.
 
     Attention itself works on padded sequences, [S, T]. The padding comes after the real tokens, so a causal mask hides
-    the padding. `keep_kv=True` keeps the keys and values of each layer, so that slots can be prefilled with them.
+    the padding. With `keep_kv=True`, the keys and values of each layer are kept, so that slots can be prefilled.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", keep_kv: bool = False) -> None:
@@ -41,14 +43,14 @@ class PackedAttention:
         self.kept_kv: list[tuple[Tensor, Tensor]] | None = [] if keep_kv else None
 
     def pad(self, x_NKD: Tensor) -> Tensor:
-        """[N, K, D] -> [S, K, T, D]."""
+        """Convert a packed tensor [N, K, D] into a padded tensor [S, K, T, D]."""
         if not self.equal_lengths:
             padded = x_NKD.new_zeros(self.num_sequences * self.max_len, *x_NKD.shape[1:])
             x_NKD = padded.index_copy(0, self.padded_place, x_NKD)
         return x_NKD.view(self.num_sequences, self.max_len, *x_NKD.shape[1:]).transpose(1, 2)
 
     def unpad(self, x_SHTD: Tensor) -> Tensor:
-        """[S, H, T, D] -> [N, H, D]."""
+        """Convert a padded tensor [S, H, T, D] into a packed tensor [N, H, D]."""
         x_NHD = x_SHTD.transpose(1, 2).reshape(-1, x_SHTD.shape[1], x_SHTD.shape[3])
         return x_NHD if self.equal_lengths else x_NHD[self.padded_place]
 
@@ -71,9 +73,9 @@ class SlotKVCache:
     """A preallocated KV cache for up to S growing sequences. The busy slots are always the first `busy` slots.
 
     Each layer has two stores: one for the distinct prompts, and one for the tokens of each slot after its prompt. All
-    slots with the same prompt attend to this prompt together, in one matrix product. Each slot attends separately
-    to its own tokens. The two results are merged by their log-sum-exp. When a slot is released, the last busy slot
-    moves to its index, so that every step works on a dense batch.
+    slots with the same prompt attend to the prompt together, in one matrix product. Each slot attends separately to its
+    own tokens. The attention to the prompt and the attention to the slot's own tokens are merged by their log-sum-exp.
+    When a slot is released, the last busy slot moves to its index, so that every step works on a dense batch.
     """
 
     dtype = torch.float32
@@ -92,9 +94,9 @@ class SlotKVCache:
     ) -> None:
         """Allocate all stores.
 
-        prompt_capacity  maximum number of tokens of a prompt
-        capacity         maximum number of tokens that a slot can add after its prompt
-        max_prompts      maximum number of distinct prompts at the same time; by default one for each slot
+        `prompt_capacity` is the maximum number of tokens of a prompt.
+        `capacity` is the maximum number of tokens that a slot can add after its prompt.
+        `max_prompts` is the maximum number of distinct prompts at the same time; by default one for each slot.
         """
         max_prompts = num_slots if max_prompts is None else min(max_prompts, num_slots)
         prompt_capacity += -prompt_capacity % _ALIGN
@@ -116,12 +118,12 @@ class SlotKVCache:
     def _allocate_slots(
         self, allocate: Callable[..., list[Tensor]], num_slots: int, num_kv_heads: int, capacity: int, head_dim: int
     ) -> None:
-        """Allocate the stores for the tokens after the prompts."""
+        """Allocate the stores for the tokens that each slot adds after its prompt."""
         self.keys = allocate(num_slots, num_kv_heads, capacity, head_dim)  # [S, K, T, D]
         self.values = allocate(num_slots, num_kv_heads, capacity, head_dim)  # [S, K, T, D]
 
     def _used_slot_stores(self) -> list[Tensor]:
-        """The part of each slot store that busy slots have filled. A store has one row for each slot."""
+        """Return the part of each slot store that the busy slots have filled. A store has one row for each slot."""
         used = int(self.lengths[: self.busy].max())
         return [store[:, :, :used] for store in (*self.keys, *self.values)]
 
@@ -130,9 +132,12 @@ class SlotKVCache:
         return self.num_slots - self.busy
 
     def store_prompts(self, packed: PackedAttention, names: Sequence[Hashable]) -> None:
-        """Store the keys and values of prompts after their prefill. Then call `admit`: `release` drops unused ones."""
+        """Store the keys and values of prompts after their prefill.
+
+        Call `admit` next, because `release` drops prompts that no slot uses.
+        """
         if packed.kept_kv is None:
-            raise ValueError("the keys and values of these prompts are gone: read them with keep_kv=True")
+            raise ValueError("the keys and values of the prompts were not kept; use PackedAttention(..., keep_kv=True)")
         places = slice(len(self.prompt_names), len(self.prompt_names) + packed.num_sequences)
         for layer, (k, v) in enumerate(packed.kept_kv):
             self.prompt_keys[layer][places, :, :, : packed.max_len] = k.transpose(-1, -2)
@@ -141,7 +146,7 @@ class SlotKVCache:
         self.prompt_names += names
 
     def admit(self, names: Sequence[Hashable]) -> None:
-        """Fill the next free slots. Slot busy + i continues the prompt names[i]."""
+        """Fill the next free slots. The slot with index busy + i continues the prompt names[i]."""
         place = {name: at for at, name in enumerate(self.prompt_names)}
         admitted = slice(self.busy, self.busy + len(names))
         self.prompt_of[admitted] = torch.tensor([place[name] for name in names], device=self.lengths.device)
@@ -150,7 +155,10 @@ class SlotKVCache:
         self._group_by_prompt()
 
     def release(self, finished: Tensor) -> Tensor:
-        """Release the slots that are `finished` [busy]. Returns the old indices of the others, in new order."""
+        """Release the slots that are marked in `finished` [busy].
+
+        Returns the old indices of the remaining slots, in their new order.
+        """
         order = _compact(~finished, [*self._used_slot_stores(), self.prompt_of, self.lengths])
         self.busy = len(order)
         used = torch.bincount(self.prompt_of[: self.busy], minlength=len(self.prompt_names)) > 0
@@ -165,9 +173,9 @@ class SlotKVCache:
         return order
 
     def _group_by_prompt(self) -> None:
-        """Create a table [P, M] with the slots of each prompt, padded with slot 0. Also store each slot's column.
+        """Create a table [P, M] that lists the slots of each prompt, padded with slot 0.
 
-        M is the number of slots of the prompt with the most slots.
+        The column of each slot in the table is stored too. M is the maximum number of slots of one prompt.
         """
         prompt_S = self.prompt_of[: self.busy]
         count_P = torch.bincount(prompt_S, minlength=len(self.prompt_names))
@@ -181,7 +189,10 @@ class SlotKVCache:
         self._prompt_reach, self._prompt_mask = _length_mask(self.prompt_length[: len(self.prompt_names)])
 
     def begin_step(self) -> Tensor:
-        """Call once per step, before the decoder. Returns the positions [busy] of the tokens that will be added."""
+        """Prepare a decode step. Call this method once per step, before the decoder.
+
+        Returns the positions [busy] of the tokens that the step will add.
+        """
         lengths = self.lengths[: self.busy]
         self._reach, self._mask = _length_mask(lengths + 1)
         return self.prompt_length[self.prompt_of[: self.busy]] + lengths
@@ -190,7 +201,7 @@ class SlotKVCache:
         self.lengths[: self.busy] += 1
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
-        """Attention for one new token in each busy slot: N = busy."""
+        """Compute attention for one new token in each busy slot, so N = busy."""
         n, heads, head_dim = q_NHD.shape
         slots, place = self._slot_range[:n], self.lengths[:n]
         self.keys[layer][slots, :, place] = k_NKD.float()
@@ -215,7 +226,7 @@ class SlotKVCache:
 
 
 def lazy_zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros that use no memory before the first write: on a CPU, the system allocates a page at its first write."""
+    """Create a tensor of zeros. On a CPU, a memory page is allocated only when something is first written to it."""
     if torch.device(device).type != "cpu":
         return torch.zeros(sizes, dtype=dtype, device=device)
     array = np.zeros(sizes, {2: np.uint16, 4: np.float32}[dtype.itemsize])
@@ -223,9 +234,9 @@ def lazy_zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device | 
 
 
 def trim_memory() -> None:
-    """Give freed memory back to the system. Otherwise the C library (glibc) keeps this memory for reuse.
+    """Return freed memory to the operating system. By default, the C library (glibc) keeps freed memory.
 
-    Sampling and learning alternate, and both free much memory. Without this call, the memory of sampling would stay
+    Sampling and learning alternate, and both free much memory. Without `trim_memory`, the memory of sampling would stay
     allocated during learning, and the memory of learning would stay allocated during sampling.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -234,7 +245,10 @@ def trim_memory() -> None:
 
 
 def _length_mask(lengths: Tensor) -> tuple[int, Tensor | None]:
-    """The longest length, and a mask [., 1, 1, T] with -inf after the end of shorter rows. Equal lengths: no mask."""
+    """Return the longest length, and a mask [., 1, 1, T] that is -inf after the end of each shorter row.
+
+    The mask is None if all lengths are equal.
+    """
     longest = int(lengths.max())
     if int(lengths.min()) == longest:
         return longest, None
@@ -243,12 +257,18 @@ def _length_mask(lengths: Tensor) -> tuple[int, Tensor | None]:
 
 
 def additive_mask(hidden: Tensor) -> Tensor:
-    """A mask to add to attention scores: -inf where `hidden` is True. [., T] -> [., 1, 1, T]"""
+    """Create a mask to add to attention scores. The mask is -inf where `hidden` is True, otherwise 0.
+
+    The shape of `hidden` is [., T], and the shape of the mask is [., 1, 1, T].
+    """
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))[:, None, None]
 
 
 def partial_attention(q: Tensor, k_DT: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention over one store, before the division. Returns sum of e^(score - max) v, sum of e^(score - max), max."""
+    """Compute attention over one store, without the division of softmax.
+
+    Returns three tensors: the sum of e^(score - max) v, the sum of e^(score - max), and the maximum score.
+    """
     score = q @ k_DT
     if mask is not None:
         score += mask
@@ -258,14 +278,17 @@ def partial_attention(q: Tensor, k_DT: Tensor, v: Tensor, mask: Tensor | None) -
 
 
 def merge_partial(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """Merge two partial attentions into the attention with one softmax over both stores."""
+    """Merge the partial attentions over two stores into the result of one softmax over both stores."""
     max_score = torch.maximum(one[2], other[2])
     a, b = (one[2] - max_score).exp_(), (other[2] - max_score).exp_()
     return (one[0] * a + other[0] * b) / (one[1] * a + other[1] * b)
 
 
 def _compact(keep: Tensor, stores: Sequence[Tensor]) -> Tensor:
-    """Move the last kept rows of each store into the gaps. Returns the old indices of kept rows, in the new order."""
+    """Remove rows from each store, and fill the gaps with the last rows that are kept.
+
+    Returns the old indices of the kept rows, in their new order.
+    """
     n = int(keep.sum())
     old_place = torch.arange(len(keep), device=keep.device)
     gaps, movers = old_place[:n][~keep[:n]], old_place[n:][keep[n:]]

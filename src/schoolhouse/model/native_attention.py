@@ -1,8 +1,8 @@
 """Attention contexts with C kernels. Without a C compiler, the attention contexts of kv_cache.py are used.
 
 A decode step multiplies each key with one query, or with a few queries that share a prompt. Training multiplies
-sequences of unequal length. The batched products of torch are made for larger and more regular work. Here they reach
-only a fraction of the machine's speed (docs/performance.md has the figures).
+sequences of unequal length. The batched matrix products of torch are made for larger and more regular work. For small
+and irregular products, torch reaches only a fraction of the machine's speed (docs/performance.md has measurements).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BLOCK_SIZE = 16  # slots of one prompt that attend to it together
 def best_attention(
     head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[type[PackedAttention], type[SlotKVCache]]:
-    """The fastest attention contexts on this device for a decoder that computes in `dtype`."""
+    """Return the fastest attention contexts on this device for a decoder that computes in `dtype`."""
     if use_cuda_graphs(device):
         return PackedAttention, StaticBfloat16SlotKVCache if dtype == torch.bfloat16 else StaticSlotKVCache
     if device.type != "cpu" or head_dim % (2 * LANES) or not load_kernels(head_dim, dtype):
@@ -33,11 +33,12 @@ def best_attention(
 
 
 class NativePackedAttention(PackedAttention):
-    """`PackedAttention` with C kernels: no padding, always float32.
+    """A `PackedAttention` with C kernels. The kernels use no padding and always compute in float32.
 
-    Several sequences can share a prefix that is stored once. prefixes[s] is the start index and the length of the
-    prefix of sequence s; (0, 0) means no prefix. The prefix must be the beginning of the last sequence before s that
-    has no prefix. This sequence and the sequences with its prefix form a group. `lengths` do not include prefixes.
+    Several sequences can share a prefix that is stored once. The entry prefixes[s] is the start index and the length of
+    the prefix of sequence s; (0, 0) means no prefix. The prefix of sequence s must be the beginning of the last
+    sequence before s that has no prefix. A sequence without a prefix and the sequences that share its beginning form a
+    group. The argument `lengths` does not include prefixes.
     """
 
     def __init__(
@@ -83,21 +84,21 @@ class _Attention(torch.autograd.Function):
 
 
 class NativeSlotKVCache(SlotKVCache):
-    """`SlotKVCache` with a C kernel. Other slots do not change the result of a slot, not even by one bit."""
+    """A `SlotKVCache` with a C kernel. The result of a slot has the same bits, whatever is in the other slots."""
 
     def _allocate_slots(
         self, allocate: Callable[..., list[Tensor]], num_slots: int, num_kv_heads: int, capacity: int, head_dim: int
     ) -> None:
         self.kv_tiles = allocate(num_slots, -(-capacity // LANES), num_kv_heads, 2, LANES * head_dim)
         if load_kernels(head_dim, self.dtype) is None:
-            raise ValueError(f"there is no kernel for heads of width {head_dim} here: choose by `best_attention`")
+            raise ValueError(f"there is no C kernel for heads of width {head_dim}; use the class of best_attention()")
 
     def _used_slot_stores(self) -> list[Tensor]:
         used = -(-int(self.lengths[: self.busy].max()) // LANES)
         return [tiles[:, :used] for tiles in self.kv_tiles]
 
     def _group_by_prompt(self) -> None:
-        """Order the busy slots by prompt, and cut them into blocks. All slots of a block have the same prompt."""
+        """Sort the busy slots by prompt and divide them into blocks. All slots of a block have the same prompt."""
         prompt_S = self.prompt_of[: self.busy].numpy()
         self._slot_order = np.argsort(prompt_S, kind="stable")
         ends = np.flatnonzero(np.diff(prompt_S[self._slot_order], append=-1)) + 1
@@ -122,6 +123,6 @@ class NativeSlotKVCache(SlotKVCache):
 
 
 class NativeBfloat16SlotKVCache(NativeSlotKVCache):
-    """Stores keys and values in bfloat16, for a decoder that computes in bfloat16."""
+    """A `NativeSlotKVCache` that stores keys and values in bfloat16, for a decoder that computes in bfloat16."""
 
     dtype = torch.bfloat16

@@ -1,7 +1,11 @@
-"""Sampling: each distinct prompt is prefilled once. Then each step adds one token to every running rollout.
+"""The sampler prefills each distinct prompt once.
 
-The tokens of a rollout depend on its key and the weights, and not on the other rollouts.
-S busy slots of a step, P prompts, N tokens of a batch, C width, V vocabulary.
+After the prefill, each decoding step adds one token to every running rollout. The sampled tokens of a rollout depend
+only on the key of its random numbers and on the weights. The other rollouts of the batch do not change the sampled
+tokens of a rollout.
+
+In names of tensors, S stands for busy slots (rows of the KV cache in use) in a step, P for prompts, N for tokens of a
+batch, C for the width of the model, and V for the vocabulary.
 """
 
 from __future__ import annotations
@@ -24,29 +28,42 @@ if TYPE_CHECKING:
     from schoolhouse.model.hf_adapter import HFAdapter
 
 OnToken = Callable[[int, int, float], bool | None]
-"""Called with (number of the rollout, token id, log-probability) for each sampled token. True ends the turn."""
+"""A callback for each sampled token. Its arguments: number of the rollout, token id, log-probability. The result True
+ends the turn."""
 
 
 class StopMatcher(NamedTuple):
-    """Decides from the ids of a turn whether the turn ends. `matches` is only called after `candidates` [V]."""
+    """Decides from the token ids of a turn whether the turn ends.
+
+    The generator calls `matches` only if the newest token is marked True in the mask `candidates` [V].
+    """
 
     candidates: Tensor
     matches: Callable[[Sequence[int]], bool]
 
 
 class RequestSource(Protocol):
-    """Gives new requests while earlier requests are being served. Requests are numbered in this order, from 0."""
+    """A source gives new requests while earlier requests are being served.
+
+    The requests of a source are numbered from 0, in the order in which the source gives them.
+    """
 
     def new_requests(self, busy: bool) -> Sequence[Request] | None:
-        """New requests since the last step, or None if the source is closed. May wait if no slot is `busy`."""
+        """Return the new requests since the last step, or None if the source is closed.
+
+        If no slot is `busy`, `new_requests` may wait until a request arrives.
+        """
         ...
 
     def on_logits(self, owners: np.ndarray, logits_SV: Tensor) -> None:
-        """Called in each step, before sampling, with the logits. `owners` [S] are the numbers of the rollouts."""
+        """The generator calls `on_logits` in each step before sampling, with the logits of the step.
+
+        `owners` [S] holds the number of the rollout in each slot.
+        """
         ...
 
     def on_finished(self, number: int, rollout: Rollout) -> None:
-        """Called with each complete rollout."""
+        """The generator calls `on_finished` with each rollout that is complete."""
         ...
 
 
@@ -69,23 +86,26 @@ def extend(
     on_token: OnToken | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
-    """Sample up to `max_new_tokens` tokens after each prefix. Returns the rollouts in the same order.
+    """Sample up to `max_new_tokens` tokens after each prefix. Returns the rollouts in the order of their prefixes.
 
-    max_new_tokens    limit for one turn: one number for all rollouts, or one number for each rollout
-    stop_ids          ids that end a turn
-    policy_version    stored in each rollout
-    num_slots         maximum number of rollouts that are sampled at the same time
-    max_total_tokens  limit for all turns together, without the first prefix; with a `source`, for a whole rollout
-    next_turn         called when a turn ends; gives the prefix of the next turn. The rollout stays in its slot. The
-                      model reads added context token by token while other slots sample. The result is the same as
-                      with a separate call
-    stop_matcher      ends a turn by its text
-    logit_bias        [V] numbers that are added to all logits
-    attention         classes of the attention contexts for prefill and decoding
-    source            gives more requests, each with its own sampling parameters, until the source closes. Their
-                      rollouts go to `source.on_finished` and are not returned
-    on_token          called for each sampled token; if it returns True, the turn ends
-    progress          called with the number of rollouts that just finished
+    `max_new_tokens`: limit of sampled tokens per turn; give one number for all rollouts, or one number for each
+        rollout.
+    `stop_ids`: token ids that end a turn.
+    `policy_version`: the version of the policy, which is stored in each rollout.
+    `num_slots`: maximum number of rollouts that are sampled at the same time.
+    `max_total_tokens`: limit for the tokens of all turns together, without the first prefix. With a `source`,
+        `max_total_tokens` includes the first prefix.
+    `next_turn`: a function that is called when a turn ends and that gives the prefix of the next turn. A rollout stays
+        in its slot (a row of the KV cache) between its turns. The model reads the added context token by token, while
+        other slots sample. Sampling all turns in one call gives the same tokens as a separate call for each turn.
+    `stop_matcher`: decides from the text of a turn whether the turn ends.
+    `logit_bias`: a number for each token of the vocabulary [V], which is added to the logit of this token.
+    `attention`: the two classes that compute attention, one class for the prefill and one class (with the KV cache) for
+        decoding.
+    `source`: gives more requests, each with its own sampling parameters, until the source closes. The rollouts of a
+        `source` go to `source.on_finished` and are not returned.
+    `on_token`: a function that is called for each sampled token. If `on_token` returns True, the turn ends.
+    `progress`: a function that is called with the number of rollouts that have just finished.
     """
     config, device = decoder.config, next(decoder.parameters()).device
     limits = [max_new_tokens] * len(rollouts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -138,8 +158,8 @@ def extend(
         token_S, logprob_S = sample_each(logits_SV, table.uniforms(busy), table.sampling_params(busy))
         if not bool(torch.isfinite(logprob_S).all()):
             raise SchoolError(
-                "the model's log-probabilities are not finite: there is NaN or infinity in its weights, or its "
-                "computation overflows; go back to an earlier checkpoint, or try precision float32"
+                "the model computes log-probabilities that are not finite: its weights contain NaN or infinity, or its "
+                "computation overflows. Go back to an earlier checkpoint, or set precision to float32"
             )
         sampled_S = table.append(token_S, logprob_S)  # False if the slot reads a token of added context instead
         stopped_S = stop_V[token_S] & sampled_S
@@ -179,21 +199,22 @@ def extend(
 def _check(rollouts: Sequence[Rollout], limits: Sequence[int], max_seq_len: int, temperature: float) -> None:
     if len(limits) != len(rollouts):
         raise SchoolError(
-            f"{len(limits)} values of `max_new_tokens` for {len(rollouts)} rollouts: give one number, or one for each"
+            f"`max_new_tokens` has {len(limits)} values, but there are {len(rollouts)} rollouts: give one number for "
+            "all rollouts, or one number for each rollout"
         )
     for rollout, limit in zip(rollouts, limits, strict=True):
         if not len(rollout):
-            raise SchoolError(f"a rollout of problem {rollout.problem.id} has no tokens to extend; give it a prompt")
+            raise SchoolError(f"a rollout of problem {rollout.problem.id} has no tokens: begin it with a prompt")
         if limit < 1:
-            raise SchoolError(f"`max_new_tokens` is {limit}: give at least 1")
+            raise SchoolError(f"`max_new_tokens` is {limit}: set it to 1 or more")
         if len(rollout) + limit > max_seq_len:
             raise SchoolError(
-                f"a prompt of {len(rollout)} tokens and {limit} new ones make {len(rollout) + limit}, but the model "
-                f"reads at most {max_seq_len}; lower `max_new_tokens`, or train a model with a larger "
-                "max_position_embeddings"
+                f"a prompt has {len(rollout)} tokens and `max_new_tokens` is {limit}, together {len(rollout) + limit} "
+                f"tokens, but the model can read at most {max_seq_len} tokens: lower `max_new_tokens`, or train a "
+                "model with a larger max_position_embeddings"
             )
     if temperature < 0:
-        raise SchoolError(f"`temperature` is {temperature}: give 0 (the likeliest token) or more")
+        raise SchoolError(f"`temperature` is {temperature}: set it to 0 (always the most likely token) or more")
 
 
 def _prefill(
@@ -203,9 +224,11 @@ def _prefill(
     prompts: Sequence[tuple[int, ...]],
     last_hidden: dict[tuple[int, ...], Tensor],
 ) -> Tensor:
-    """Put each prompt into a free slot. Returns the logits [S, V] after it. Prompts in the cache are not read again.
+    """Put each prompt into a free slot. Returns the logits [S, V] after the last token of each prompt.
 
-    last_hidden  for each prompt in the cache, the hidden state [C] of its last token
+    Prompts that are already in the KV cache are not prefilled again.
+
+    `last_hidden`: the hidden state [C] of the last token of each prompt in the KV cache.
     """
     for dropped in last_hidden.keys() - set(cache.prompt_names):
         del last_hidden[dropped]

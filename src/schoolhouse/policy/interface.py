@@ -1,6 +1,8 @@
-"""The interface of a policy for code that samples. Searches, servers and test doubles also implement this interface.
+"""The interface for code that samples from a policy.
 
-This file imports no heavy modules.
+Searches, servers and test doubles also implement the interface `Generator`.
+
+This file imports no large modules.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ from schoolhouse.types import Rollout
 
 
 class Generator(Protocol):
-    """Extends rollouts. `Policy.extend` documents the arguments."""
+    """A generator extends rollouts. The docstring of `Policy.extend` explains the arguments."""
 
     conversation: Conversation
 
     @property
     def max_seq_len(self) -> int:
-        """Maximum number of tokens in a sequence that the model can read."""
+        """The length of the longest sequence that the model can read, in tokens."""
         ...
 
     def extend(
@@ -34,5 +36,8 @@ class Generator(Protocol):
         on_token: Callable[[int, int, float], bool | None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
-        """Sample up to `max_new_tokens` tokens after each prefix. Returns the rollouts in the same order."""
+        """Sample up to `max_new_tokens` tokens after each prefix.
+
+        Returns the rollouts in the order of their prefixes.
+        """
         ...

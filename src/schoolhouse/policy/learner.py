@@ -1,4 +1,4 @@
-"""The learner: one optimizer step on packed batches, and the metrics of this step."""
+"""The learner makes optimizer steps on packed batches, and computes the metrics of each step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from schoolhouse.algorithms.settings import Optimizer
 from schoolhouse.types import SchoolError
 
 MetricsFn = Callable[[Batch, Scores], dict[str, float]]
-"""Computes more metrics of a batch: means over its trained tokens, and the number of trained tokens as "tokens"."""
+"""A function that computes more metrics of a batch: means over the trained tokens of the batch, and the number of these
+tokens under the name "tokens"."""
 
 
 class Learner:
-    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) for a model. Weight decay applies only to matrices.
+    """Trains a model with AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101).
 
-    step  number of updates so far
+    Weight decay applies to weight matrices, but not to vectors such as biases.
+
+    `step`: the number of updates so far.
     """
 
     def __init__(self, model: nn.Module, config: Optimizer) -> None:
@@ -29,7 +32,7 @@ class Learner:
         self.reset()
 
     def reset(self) -> None:
-        """Reset the moments of the gradient."""
+        """Create a new optimizer, so that AdamW's averages of past gradients start again from zero."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.config.weight_decay},
@@ -48,15 +51,17 @@ class Learner:
         max_logprob_gap: float = math.inf,
         metrics_fn: MetricsFn | None = None,
     ) -> dict[str, Any]:
-        """One optimizer step on sum(weight x loss) over all batches. Returns the metrics of the step.
+        """Make one optimizer step on sum(weight x loss) over all batches.
 
-        Gradients are accumulated over the batches. Another split of the rollouts into batches changes memory and speed,
-        but not the result.
+        The result has the metrics of the optimizer step.
 
-        score_fn  computes the log-probabilities of a batch, with a graph for the gradient
+        Gradients are accumulated over the batches. The split of the rollouts into batches affects memory and speed, but
+        not the result.
+
+        `score_fn`: computes the log-probabilities of a batch, with the autograd graph for the backward pass.
 
         Raises SchoolError if the gradient is not finite, or if the log-probabilities of sampler and learner differ by
-        more than `max_logprob_gap` on average. In both cases the weights are not changed.
+        more than `max_logprob_gap` on average. If `update` raises an error, the weights are not changed.
         """
         self.optimizer.zero_grad(set_to_none=True)
         totals = dict.fromkeys(("loss", "tokens", "entropy", "gap", "gap_tokens", "kl_to_reference"), 0.0)
@@ -72,16 +77,16 @@ class Learner:
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm))
         if not math.isfinite(grad_norm):
             raise SchoolError(
-                f"the gradient norm of update {self.step} is {grad_norm}; the weights were not changed: "
-                "lower the learning rate, or look at the rollouts and advantages of this step"
+                f"the gradient norm of update {self.step} is {grad_norm}; this update was not applied to the weights. "
+                "Lower the learning rate, or look at the rollouts and advantages of this step"
             )
         gap = totals["gap"] / max(totals["gap_tokens"], 1.0)
         if gap > max_logprob_gap:
             raise SchoolError(
-                f"log-probabilities of sampler and learner differ by {gap:.3g} on average before update {self.step} "
-                f"(max_logprob_gap {max_logprob_gap:g}): the rollouts were not sampled by these weights; the weights "
-                "were not changed; try precision float32 or exact, and check that nothing writes into the weights "
-                "between sampling and learning"
+                f"log-probabilities of sampler and learner differ by {gap:.3g} on average before update {self.step}, "
+                f"but `max_logprob_gap` is {max_logprob_gap:g}: the rollouts were not sampled by these weights. This "
+                "update was not applied to the weights. Set precision to float32 or exact, and check that no code "
+                "changes the weights between sampling and learning"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -107,12 +112,20 @@ class Learner:
 
 
 def _has_kl(batch: Batch) -> bool:
-    """Whether KL(pi || reference) can be estimated: it needs samples of pi. Labelled examples are no such samples."""
+    """Whether KL(pi || reference) can be estimated for a batch.
+
+    The estimate needs tokens that the policy pi has sampled. Tokens of labelled examples cannot be used for the
+    estimate of the KL divergence.
+    """
     return {"reference", "sampled"} <= batch.columns.keys()
 
 
 def _add_token_stats(totals: dict[str, float], batch: Batch, scores: Scores) -> None:
-    """Add sums over trained tokens: entropy, |sampler - learner| of log-probabilities, KL(pi || reference) by k3."""
+    """Add sums over the trained tokens of a batch to `totals`.
+
+    The sums are the entropy, the absolute difference between the log-probabilities of sampler and learner, and the k3
+    estimate of KL(pi || reference).
+    """
     trained = batch.weight > 0
     totals["tokens"] += float(trained.sum())
     totals["entropy"] += float(scores.entropy[trained].sum())

@@ -1,6 +1,6 @@
 """Log-probabilities of the tokens of a text, and the most likely tokens at each position.
 
-N tokens of a part of the text, C width, V vocabulary.
+In names of tensors, N stands for tokens of a part of the text, C for the width of the model, and V for the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _CHUNK_TOKENS = 512  # number of tokens whose logits are in memory at the same t
 class TokenLogprob(NamedTuple):
     """One token of a text.
 
-    logprob       None for the first token, because no token comes before it
-    top_logprobs  the most likely tokens at its position: (id, log-probability)
+    `logprob`: the log-probability of the token; None for the first token of the text, because no token comes before it.
+    `top_logprobs`: the most likely tokens at the token's position, as pairs (id, log-probability).
     """
 
     token: int
@@ -29,7 +29,10 @@ class TokenLogprob(NamedTuple):
 
 @torch.no_grad()
 def token_logprobs(policy: Policy, tokens: Sequence[int], num_top: int = 1) -> list[TokenLogprob]:
-    """The log-probability of each token of a text, given the tokens before it, and the `num_top` most likely tokens."""
+    """Compute the log-probability of each token of a text, given the tokens before it.
+
+    The result also has the `num_top` most likely tokens at each position.
+    """
     ids = torch.tensor(list(tokens), device=policy.device)
     with policy.autocast():
         packed = policy.packed_attention([len(ids)], policy.device)

@@ -1,8 +1,12 @@
-"""The policy: one copy of the weights for sampling and training, with three operations: extend, score, update.
+"""A policy has one copy of the weights for sampling and for training.
+
+The three operations of a policy are extend, score and update.
 
 A policy combines a model, a generator (generator.py) and a learner (learner.py). The first update creates the learner
-and its optimizer. References, teachers, reward models and servers never allocate an optimizer.
-T tokens of a rollout, V vocabulary.
+and its optimizer. A policy that is only a reference, a teacher, a reward model or the model of a server never allocates
+an optimizer.
+
+In names of tensors, T stands for tokens of a rollout, and V for the vocabulary.
 """
 
 from __future__ import annotations
@@ -43,20 +47,24 @@ if TYPE_CHECKING:
 
 
 class RolloutScores(NamedTuple):
-    """Log-probability and entropy of each token of a rollout; both are 0 outside the loss mask. [T], float32."""
+    """The log-probability and the entropy of each token of a rollout, as float32 arrays [T].
+
+    For tokens outside the loss mask, the log-probability and the entropy are 0.
+    """
 
     logprob: np.ndarray
     entropy: np.ndarray
 
 
 class Policy:
-    """A decoder with its tokenizer and chat template (`conversation`). A policy samples, scores and learns.
+    """A decoder with its tokenizer and its chat template (`conversation`). A policy can sample, score and learn.
 
-    precision  precision of matrix products; with `exact`, sampler and learner compute the same bits
-    optimizer  the config of AdamW
-    device     by default the first GPU, or the CPU if there is no GPU
-    activation_checkpointing  keep only the input of each block, and compute the block again in the backward pass (Chen
-               et al. 2016, arXiv 1604.06174)
+    `precision`: the precision of matrix products. With the precision `exact`, sampler and learner compute the same
+        bits.
+    `optimizer`: the config of AdamW.
+    `device`: the device of the weights; by default the first GPU, or the CPU if there is no GPU.
+    `activation_checkpointing`: if true, the learner keeps only the input of each block, and computes the block again in
+        the backward pass (Chen et al. 2016, arXiv 1604.06174).
     """
 
     def __init__(
@@ -70,7 +78,7 @@ class Policy:
     ) -> None:
         if conversation.tokenizer.vocab_size > decoder.config.vocab_size:
             raise SchoolError(
-                f"the tokenizer has {conversation.tokenizer.vocab_size} ids, but the model has only "
+                f"the tokenizer has {conversation.tokenizer.vocab_size} token ids, but the model has only "
                 f"{decoder.config.vocab_size} (vocab_size in config.json): use the tokenizer of this model"
             )
         self.device = torch.device(device) if device is not None else pick_device()
@@ -102,7 +110,7 @@ class Policy:
         activation_checkpointing: bool = False,
         device: torch.device | str | None = None,
     ) -> Policy:
-        """A policy with random weights. The weights depend only on the seed."""
+        """Create a policy with random weights. The weights depend only on the seed."""
         decoder = Decoder(config)
         init_weights(decoder, torch.Generator().manual_seed(digest(Key(seed, "weights")) % 2**63))
         return cls(decoder, conversation, precision, optimizer, activation_checkpointing, device)
@@ -116,9 +124,9 @@ class Policy:
         activation_checkpointing: bool = False,
         device: torch.device | str | None = None,
     ) -> Policy:
-        """A policy from a model folder in Hugging Face format, or from the newest checkpoint of a run folder.
+        """Load a policy from a model folder in Hugging Face format, or from the newest checkpoint of a run folder.
 
-        Raises SchoolError if a file is missing or damaged; the message names the file.
+        Raises SchoolError if a file is missing or damaged. The error message names the file.
         """
         folder = resolve_model(folder)
         if not folder.is_dir():
@@ -127,13 +135,16 @@ class Policy:
         return cls(load_decoder(folder), conversation, precision, optimizer, activation_checkpointing, device)
 
     def save(self, folder: Path | str) -> None:
-        """Write the model in Hugging Face format: config, safetensors, tokenizer, chat template."""
+        """Write the model in Hugging Face format: config, safetensors, tokenizer and chat template."""
         tokenizer = self.conversation.tokenizer
         save_decoder(self.decoder, Path(folder), tokenizer.eos_id, tokenizer.pad_id)
         self.conversation.save(Path(folder))
 
     def reset(self, folder: Path | str | None = None) -> None:
-        """Reset the optimizer. If a folder is given, also load the weights of that model, which has the same shape."""
+        """Reset the optimizer. If a folder is given, also load the weights of the model in this folder.
+
+        The loaded model must have the same shape as the model of the policy.
+        """
         if folder is not None:
             self.decoder.load_state_dict(load_decoder(resolve_model(folder)).state_dict())
         self.learner.reset()
@@ -147,22 +158,28 @@ class Policy:
 
     @cached_property
     def learner(self) -> Learner:
-        """The learner. The first access creates it."""
+        """The learner of the policy. The first access to the property `learner` creates the learner."""
         return Learner(self.decoder, self._optimizer)
 
     @property
     def version(self) -> int:
-        """Number of updates so far. Each sampled rollout stores this number."""
+        """The number of updates so far.
+
+        Each rollout stores the number of updates of the policy that sampled the rollout.
+        """
         return self.learner.step if "learner" in self.__dict__ else 0
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether learning reads a prompt once for all its rollouts. Pass this value to `pack` as `share_prompts`."""
+        """Whether the learner computes a prompt only once for all rollouts with this prompt.
+
+        Pass `shares_prompts` to the function `pack` as its argument `share_prompts`.
+        """
         return self.packed_attention is NativePackedAttention
 
     @property
     def max_seq_len(self) -> int:
-        """Maximum number of tokens in a sequence that the model can read."""
+        """The length of the longest sequence that the model can read, in tokens."""
         return self.decoder.config.max_seq_len
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -189,24 +206,26 @@ class Policy:
         on_token: generator.OnToken | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
-        """Sample up to `max_new_tokens` tokens after each prefix. Returns the rollouts in the same order.
+        """Sample up to `max_new_tokens` tokens after each prefix. Returns the rollouts in the order of their prefixes.
 
-        stop_ids          ids that end a turn; by default the stop ids of the conversation
-        num_slots         maximum number of rollouts that are sampled at the same time
-        thinking_budget   number of tokens after which an open thought is closed
-        stop_strings      texts that end a turn; a text may be split into tokens in any way
-        next_turn         called when a turn ends; gives the next turn (of tools or users). Also set `max_total_tokens`
-        max_total_tokens  maximum number of tokens of all turns together, without the first prefix
-        logit_bias        [V] numbers that are added to all logits
-        on_token          called with (number of the rollout, token id, log-probability); if it returns True, the turn
-                          ends
-        progress          called with the number of rollouts that just finished
+        `stop_ids`: token ids that end a turn; by default the stop ids of the conversation.
+        `num_slots`: maximum number of rollouts that are sampled at the same time.
+        `thinking_budget`: the number of tokens after which a thought that has not ended is closed.
+        `stop_strings`: texts that end a turn. A stop string ends the turn even if it is split into several tokens.
+        `next_turn`: a function that is called when a turn ends and that gives the next turn, for example the output of
+            a tool. If you use `next_turn`, also set `max_total_tokens`.
+        `max_total_tokens`: maximum number of tokens of all turns together, without the first prefix.
+        `logit_bias`: a number for each token of the vocabulary [V], which is added to the logit of this token.
+        `on_token`: a function that is called with (number of the rollout, token id, log-probability). If `on_token`
+            returns True, the turn ends.
+        `progress`: a function that is called with the number of rollouts that have just finished.
         """
         stop_matcher = self._stop_matcher(stop_strings) if stop_strings else None
         if thinking_budget is not None:
             if next_turn or not isinstance(max_new_tokens, int):
                 raise SchoolError(
-                    "give `thinking_budget` with one `max_new_tokens` for all rollouts, and without `next_turn`"
+                    "`thinking_budget` needs one `max_new_tokens` for all rollouts, and cannot be used with "
+                    "`next_turn`: give one number, and leave out `next_turn`"
                 )
             next_turn = self._close_thoughts(rollouts, thinking_budget, max_new_tokens)
             max_total_tokens, max_new_tokens = max_new_tokens, min(thinking_budget, max_new_tokens)
@@ -240,7 +259,7 @@ class Policy:
     ) -> None:
         """Serve requests until the source closes. At most `num_slots` requests run at the same time.
 
-        max_total_tokens  maximum number of tokens of one rollout, including its prompt
+        `max_total_tokens`: the maximum number of tokens of one rollout, including its prompt.
         """
         with self.autocast():
             generator.extend(
@@ -264,7 +283,7 @@ class Policy:
         return generator.StopMatcher(torch.tensor([*candidates, *[False] * unused_ids]), matches)
 
     def _close_thoughts(self, rollouts: Sequence[Rollout], budget: int, max_new_tokens: int) -> NextTurn:
-        """A `next_turn` function that closes each thought that reaches the budget."""
+        """Return a `next_turn` function that closes each thought whose length reaches the budget."""
         prompt_tokens = {(rollout.problem.id, rollout.key._replace(turn=0)): len(rollout) for rollout in rollouts}
 
         def next_turn(rollout: Rollout) -> tuple[Rollout, int] | None:
@@ -277,7 +296,10 @@ class Policy:
     def score(
         self, rollouts: Sequence[Rollout], temperature: float = 1.0, microbatch_tokens: int = 4_096
     ) -> list[RolloutScores]:
-        """Compute log-probability and entropy of each token in the loss masks, in the order of the rollouts."""
+        """Compute the log-probability and the entropy of each token in the loss mask of each rollout.
+
+        The scores are returned in the order of the rollouts.
+        """
         results: dict[int, RolloutScores] = {}
         for members, batch in pack_for_scoring(rollouts, microbatch_tokens):
             scores = self._batch_scores(batch, temperature)
@@ -299,9 +321,12 @@ class Policy:
         max_logprob_gap: float = math.inf,
         metrics_fn: MetricsFn | None = None,
     ) -> dict[str, Any]:
-        """One optimizer step on sum(weight x loss) over all batches. Returns its metrics. Raises like Learner.update.
+        """Make one optimizer step on sum(weight x loss) over all batches, and return the metrics of the step.
 
-        temperature  the temperature of sampling: the log-probabilities must belong to the same distribution
+        Raises the same errors as `Learner.update`.
+
+        `temperature`: the temperature at which the rollouts were sampled. Sampler and learner must use the same
+            distribution.
         """
         score_fn = partial(self._batch_scores, temperature=temperature)
         metrics = self.learner.update(
@@ -311,9 +336,11 @@ class Policy:
         return metrics
 
     def check_peak_memory(self, max_len: int, microbatch_tokens: int) -> None:
-        """Run forward and backward on the largest possible micro-batch. If memory is too small, this call fails.
+        """Run the forward and the backward pass on the largest possible micro-batch.
 
-        max_len  maximum number of tokens in a rollout
+        `check_peak_memory` fails if the memory is too small.
+
+        `max_len`: the maximum number of tokens in a rollout.
         """
         max_len = min(max_len, self.max_seq_len)
         loss_mask, logprob = (True,) * max_len, (math.nan,) * max_len

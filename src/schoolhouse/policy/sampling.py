@@ -1,6 +1,6 @@
-"""Sample one token for each row of logits: temperature, filters, one uniform random number per token.
+"""Sample one token for each row of logits, with a temperature, filters and one uniform random number per token.
 
-S busy slots of this step, V vocabulary.
+In names of tensors, S stands for busy slots (rows of the KV cache in use) in a step, and V for the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from schoolhouse.model.fused_ops import logprobs_and_entropy, sample_fused
 _BLOCK_SIZE = 64
 
 GREEDY_BELOW = 1e-4
-"""With a smaller temperature the most likely token is chosen: float32 is too coarse for logits divided by it."""
+"""Below this temperature the most likely token is chosen, because float32 is too coarse for logits that are divided by
+such a small number."""
 
 
 class SamplingParams(NamedTuple):
-    """How a token is sampled: see `sample`."""
+    """The parameters of sampling. The functions `sample` and `filter_logits` explain the sampling parameters."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -33,9 +34,10 @@ class SamplingParams(NamedTuple):
 def filter_logits(logits_SV: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
     """Set the logits of unlikely tokens to -inf.
 
-    top_k keeps the top_k most likely tokens. top_p keeps the smallest set of tokens with probability top_p (Holtzman et
-    al. 2019, arXiv 1904.09751). min_p keeps tokens with probability of at least min_p x max (Nguyen et al. 2024, arXiv
-    2407.01082). The filters are applied in this order. The most likely token is always kept.
+    The filter `top_k` keeps the `top_k` most likely tokens. The filter `top_p` keeps the smallest set of the most
+    likely tokens whose total probability is at least `top_p` (Holtzman et al. 2019, arXiv 1904.09751). The filter
+    `min_p` keeps tokens whose probability is at least `min_p` times the largest probability (Nguyen et al. 2024, arXiv
+    2407.01082). The filters are applied in the order `top_k`, `top_p`, `min_p`. The most likely token is always kept.
     """
     if top_k:
         smallest_kept = logits_SV.topk(min(top_k, logits_SV.shape[-1]), dim=-1).values[:, -1:]
@@ -55,10 +57,11 @@ def filter_logits(logits_SV: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: 
 def sample(
     logits_SV: Tensor, uniform_S: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """One token for each slot, and its log-probability under the distribution that it was sampled from: [S], [S].
+    """Sample one token for each slot. Returns the tokens [S] and their log-probabilities [S].
 
-    The token is the value of the inverse cumulative distribution at a uniform random number. With a temperature below
-    `GREEDY_BELOW` the most likely token is chosen, and its log-probability is that at temperature 1.
+    The log-probability of a token is computed under the distribution from which the token was sampled. A token is the
+    value of the inverse cumulative distribution at a uniform random number. If the temperature is below `GREEDY_BELOW`,
+    the most likely token is chosen, and its log-probability is computed at temperature 1.
     """
     if temperature < GREEDY_BELOW:
         token_S = logits_SV.argmax(-1)
@@ -82,9 +85,10 @@ def sample(
 
 
 def _invert_cdf(mass_SX: Tensor, point_S: Tensor) -> tuple[Tensor, Tensor]:
-    """The index at which the cumulative mass reaches a point, and the mass between this index and the point: [S], [S].
+    """Find the index at which the cumulative probability mass reaches a point, for each slot.
 
-    An index without mass is never chosen, even if rounding moves the point before the first or after the last one.
+    Returns the index of each slot [S], and the mass between the start of the index and the point [S]. An index with
+    mass 0 is never chosen, even if rounding moves the point outside the range of the masses.
     """
     cumulative_SX, point_S1 = mass_SX.cumsum(-1), point_S.clamp_min(0.0)[:, None]
     place_S1 = torch.searchsorted(cumulative_SX, point_S1, right=True)
@@ -95,7 +99,10 @@ def _invert_cdf(mass_SX: Tensor, point_S: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_each(logits_SV: Tensor, uniform_S: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
-    """`sample` with one set of parameters for all slots (a sequence of length 1), or with one set for each slot."""
+    """Call `sample` with one set of parameters for all slots, or with one set for each slot.
+
+    If the list `params` has only one set of parameters, this set applies to all slots.
+    """
     if len(set(params)) == 1:
         return sample(logits_SV, uniform_S, *params[0])
     token_S = torch.zeros(len(params), dtype=torch.long, device=logits_SV.device)

@@ -1,6 +1,6 @@
-"""Log-probabilities of a packed batch. Scoring and learning both use this forward pass.
+"""Log-probabilities of a packed batch. The forward pass in this file is used for scoring and for learning.
 
-N tokens of a batch, C width.
+In names of tensors, N stands for tokens of a batch, and C for the width of the model.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ def batch_scores(
     device: torch.device,
     temperature: float,
 ) -> Scores:
-    """Log-probability and entropy [N] of each token in the loss mask; other tokens get 0.
+    """Compute the log-probability [N] and the entropy [N] of each token in the loss mask.
 
-    The logits of a token predict the next token. This function is the only place in the package with this shift by one.
-    Raises SchoolError if a sequence is longer than the model can read.
+    Tokens outside the loss mask get 0.
+
+    The logits at a position predict the next token. In the whole package, only `batch_scores` shifts tokens by one
+    position. Raises SchoolError if a sequence is longer than the model can read.
     """
     if (longest := max(batch.lengths)) > decoder.config.max_seq_len:
         raise SchoolError(
-            f"a sequence has {longest} tokens, but the model reads at most {decoder.config.max_seq_len}: "
-            "shorten it (`sampling.max_new_tokens`, `seq_len`), or use a model with a longer context"
+            f"a sequence has {longest} tokens, but the model can read at most {decoder.config.max_seq_len} tokens: "
+            "lower `sampling.max_new_tokens` or `seq_len`, or use a model with a longer context"
         )
     targets = (batch.loss_mask & (batch.positions > 0)).nonzero()[:, 0]
     if packed_attention is NativePackedAttention:

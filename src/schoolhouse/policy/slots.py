@@ -1,6 +1,8 @@
-"""The slots of the generator: the rollout in each slot, its sampled tokens, and the requests that wait for a slot.
+"""The slots of the generator (rows of the KV cache), and the requests that wait for a slot.
 
-S slots. The first `busy` slots are in use.
+A slot holds a rollout and its sampled tokens.
+
+In names of tensors, S stands for slots. The first `busy` slots are in use.
 """
 
 from __future__ import annotations
@@ -18,12 +20,16 @@ from schoolhouse.randomness import digest, uniforms
 from schoolhouse.types import FinishReason, Rollout, SchoolError
 
 NextTurn = Callable[[Rollout], tuple[Rollout, int] | None]
-"""Called with a rollout whose turn ended. Returns the prefix of the next turn (the same tokens, and possibly more
-context after them) and the maximum number of tokens to sample. Returns None if the rollout is complete."""
+"""A function that is called with a rollout whose turn has ended. The function returns the prefix of the next turn (the
+same tokens, and possibly more context after them) and the maximum number of tokens to sample. If the rollout is
+complete, the function returns None."""
 
 
 class Request(NamedTuple):
-    """A prefix to extend, with its own sampling parameters. Requests can arrive while other rollouts are extended."""
+    """A request to extend one prefix, with its own sampling parameters.
+
+    Requests can arrive while other rollouts are extended.
+    """
 
     rollout: Rollout
     max_new_tokens: int
@@ -31,15 +37,15 @@ class Request(NamedTuple):
 
 
 class SlotTable:
-    """The rollouts in the slots. Rollouts are numbered in the order in which they are added.
+    """A table of the rollouts in the slots. Rollouts are numbered in the order in which they are added.
 
     Each slot has one row of data. If a rollout moves to another slot, its row moves too.
 
-    max_new_tokens    limit for the first turn of each rollout
-    default_params    sampling parameters of rollouts that did not come as a request
-    policy_version    stored in each rollout
-    max_total_tokens  limit for all turns of a rollout together, without its first prefix
-    max_seq_len       maximum number of tokens in a sequence that the model can read
+    `max_new_tokens`: the limit of sampled tokens in the first turn of each rollout.
+    `default_params`: the sampling parameters of rollouts that were not added as a `Request`.
+    `policy_version`: the version of the policy, which is stored in each rollout.
+    `max_total_tokens`: the limit of tokens in all turns of a rollout together, without its first prefix.
+    `max_seq_len`: the length of the longest sequence that the model can read, in tokens.
     """
 
     def __init__(
@@ -78,7 +84,10 @@ class SlotTable:
             self.num_requests += 1
 
     def admit(self, busy: int, free: int) -> list[tuple[int, ...]]:
-        """Move as many waiting rollouts as possible into the free slots. Returns the tokens of their prefixes."""
+        """Move as many waiting rollouts as possible into the free slots.
+
+        Returns the prefix tokens of the rollouts that were moved.
+        """
         admitted = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
         slots = slice(busy, busy + len(admitted))
         self.owner[slots], self.count[slots] = admitted, 0
@@ -87,21 +96,28 @@ class SlotTable:
         return [self._prefix[number].tokens for number in admitted]
 
     def uniforms(self, busy: int) -> Tensor:
-        """The uniform random number for the next token of each slot: [S]. It depends on the rollout's key and count."""
+        """The uniform random numbers [S] for the next token of each slot.
+
+        The random number of a slot depends only on the rollout's key and on the number of tokens that the rollout has
+        sampled.
+        """
         numbers = uniforms(self.key_digest[:busy], self.count[:busy].cpu().numpy())
         return torch.from_numpy(numbers).to(self.tokens.device)
 
     def sampling_params(self, busy: int) -> list[SamplingParams]:
-        """One set of parameters for all slots, or one set for each slot."""
+        """The sampling parameters: one set for all slots, or one set for each slot."""
         if not self._params:
             return [self.default_params]
         return [self._params.get(number, self.default_params) for number in self.owner[:busy].tolist()]
 
     def append(self, token_S: Tensor, logprob_S: Tensor) -> Tensor:
-        """Store the sampled tokens and their log-probabilities: [S] each. Returns [S]: whether a token was sampled.
+        """Store the sampled tokens [S] and their log-probabilities [S].
 
-        The result is False for a slot that still reads added context. For such a slot, `token_S` is changed to the next
-        token of the context, and the count of the slot does not change.
+        Returns for each slot whether its token was sampled.
+
+        The result is False for a slot that still reads added context, which is text that the policy did not sample. For
+        a slot that reads added context, `token_S` is changed to the next token of the context. The token count of a
+        slot that reads added context does not change.
         """
         busy, capacity = len(token_S), self.tokens.shape[1]
         sampled_S = torch.ones(busy, dtype=torch.bool, device=token_S.device)
@@ -117,7 +133,7 @@ class SlotTable:
         return sampled_S
 
     def finish_turn(self, slot: int, reason: FinishReason, next_turn: NextTurn | None) -> Rollout | None:
-        """End the turn in a slot. Returns the rollout if it is complete, and None if its next turn begins."""
+        """End the turn in a slot. Returns the rollout if the rollout is complete, and None if its next turn begins."""
         count, number = int(self.count[slot]), int(self.owner[slot])
         tokens, logprobs = self.tokens[slot, :count].tolist(), self.logprobs[slot, :count].tolist()
         rollout = self._prefix[number].append_sampled(tokens, logprobs, reason, self.policy_version)
@@ -136,22 +152,28 @@ class SlotTable:
     def _next_prefix(
         self, rollout: Rollout, prompt_tokens: int, next_turn: NextTurn | None
     ) -> tuple[Rollout, int] | None:
-        """The result of `next_turn`, with the number of tokens reduced to the limits. None if no token is left."""
+        """Call `next_turn`, and shorten its result to the token limits.
+
+        Returns None if the limits leave no token for the next turn.
+        """
         following = None if next_turn is None else next_turn(rollout)
         if following is None:
             return None
         prefix, max_new_tokens = following
         if prefix.tokens[: len(rollout)] != rollout.tokens:
             raise SchoolError(
-                f"`next_turn` changed tokens of a rollout of problem {rollout.problem.id}. These tokens are already in "
-                "the KV cache: only add tokens after them (Rollout.append_context), or call extend again"
+                f"`next_turn` changed tokens of a rollout of problem {rollout.problem.id}, but these tokens are "
+                "already in the KV cache: only add tokens after them (Rollout.append_context), or call `extend` again"
             )
         limit = min(self.max_total_tokens, self.max_seq_len - prompt_tokens)
         max_new_tokens = min(max_new_tokens, limit - (len(prefix) - prompt_tokens))
         return (prefix, max_new_tokens) if max_new_tokens > 0 else None
 
     def compact(self, order: Tensor) -> None:
-        """Keep only the slots with the indices `order` [S], in this order."""
+        """Keep only the slots whose indices are in the tensor `order` [S], and put the slots in this order.
+
+        All slots that are not in `order` are dropped.
+        """
         places = order.cpu().numpy()
         for rows in (self.tokens, self.logprobs, self.count, self.limit):
             rows[: len(order)] = rows[order]

@@ -1,4 +1,7 @@
-"""Rollouts for each training step. They are sampled up to `lag` updates before the policy learns from them."""
+"""A stream of rollouts for training steps.
+
+Rollouts are sampled up to `lag` updates before the policy learns from them.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,18 @@ from schoolhouse.types import Key, Rollout, SchoolError
 
 
 class RolloutStream:
-    """Yields (step, rollouts). With lag 0 the rollouts are on-policy: a step is sampled after the update before it.
+    """Yields pairs (step, rollouts).
 
-    make_prompts  gives the prompts of a step
-    sample        extends prompts with the policy
-    lag           number of updates between sampling and learning
-    ref_policy    another policy whose weights change, such as a synced reference; its weights are saved too
+    With `lag` 0 the rollouts are on-policy, because they are sampled with the newest weights.
 
-    A run saves the stream instead of the policy. Pending rollouts were sampled with older weights, so a resumed run
-    cannot sample them again.
+    `make_prompts`: a function that gives the prompts of a step.
+    `sample`: a function that extends prompts with the policy.
+    `lag`: the number of updates between sampling and learning.
+    `ref_policy`: a second policy whose weights change, such as a reference that is updated during training. The weights
+        of `ref_policy` are saved too.
+
+    A checkpoint of a run contains the state of the rollout stream, not only the policy. Pending rollouts were sampled
+    with older weights, so a resumed run cannot sample them again.
     """
 
     def __init__(
@@ -50,7 +56,7 @@ class RolloutStream:
         self.policy.save(folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the policy, the pending rollouts, and the weights of the reference."""
+        """The state of the stream: the policy, the pending rollouts, and the weights of the reference."""
         state = {**self.policy.state_dict()}
         if self._pending:
             state["pending_rollouts"] = [(step, [_to_state(r) for r in rollouts]) for step, rollouts in self._pending]
@@ -59,7 +65,10 @@ class RolloutStream:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore this state. Raises SchoolError if the task no longer gives the problems of the pending rollouts."""
+        """Restore a state that `state_dict` returned.
+
+        Raises SchoolError if the task no longer gives the problems of the pending rollouts.
+        """
         self.policy.load_state_dict(state)
         if self.ref_policy:
             self.ref_policy.decoder.load_state_dict(state["ref_policy"])
@@ -67,13 +76,16 @@ class RolloutStream:
         self._pending = deque((step, self._from_state(step, states)) for step, states in pending)
 
     def _from_state(self, step: int, states: Sequence[dict[str, Any]]) -> list[Rollout]:
-        """Pending rollouts of a step. The prompts are created again, because problems are not saved."""
+        """Restore the pending rollouts of a step.
+
+        The prompts come from the task again, because problems are not saved.
+        """
         prompts = self._make_prompts(step)
         saved = [(state["problem_id"], state["prompt_tokens"]) for state in states]
         if [(prompt.problem.id, len(prompt)) for prompt in prompts] != saved:
             raise SchoolError(
-                f"the task gives other problems in step {step} than when the run was saved, so the rollouts that were "
-                "saved cannot be used: restore the old task, or start a new run with --dir"
+                f"in step {step} the task no longer gives the problems of the saved run, so the saved rollouts "
+                "cannot be used: restore the old version of the task, or start a new run in another folder with --dir"
             )
         return [
             replace(prompt, key=Key(*state["key"]), **{name: state[name] for name in _FIELDS})
@@ -85,7 +97,7 @@ _FIELDS = ("tokens", "loss_mask", "logprob", "turns", "finish_reason", "policy_v
 
 
 def _to_state(rollout: Rollout) -> dict[str, Any]:
-    """A rollout as plain values. `torch.load` can read them with weights_only."""
+    """Convert a rollout to plain values, which `torch.load` can read with `weights_only`."""
     prompt_tokens = rollout.turns[0] if rollout.turns else len(rollout)
     identity = {"problem_id": rollout.problem.id, "key": tuple(rollout.key), "prompt_tokens": prompt_tokens}
     return identity | {name: getattr(rollout, name) for name in _FIELDS}

@@ -1,4 +1,7 @@
-"""One supervised update. Pretraining, fine-tuning, STaR and reward models use this function."""
+"""One function for a supervised update.
+
+Pretraining, fine-tuning, STaR and the training of reward models use the function `supervised_update`.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,16 @@ def supervised_update(
     prompts: bool = True,
     **columns: Any,
 ) -> dict[str, Any]:
-    """Make update `step` of `steps` on the tokens in the loss masks. Returns the metrics of the update.
+    """Make update number `step` of `steps` updates, on the tokens in the loss masks.
 
-    loss_fn      by default the negative log-likelihood
-    aggregation  gives the weight of each token in the loss
-    prompts      False if rollouts have no prompts, as in pretraining: every token may be in the loss mask
-    columns      further columns of the batch that the loss needs, a row [T] for each rollout
+    Returns its metrics.
+
+    `loss_fn`: the loss; by default the negative log-likelihood.
+    `aggregation`: a function that gives the weight of each token in the loss.
+    `prompts`: whether the rollouts have prompts. In pretraining there are no prompts, and every token may be in the
+        loss mask.
+    `columns`: more data that the loss needs for each token. In `columns`, each column has one row [T] for each
+        rollout.
     """
     batches = pack(rollouts, aggregation(rollouts), microbatch_tokens, prompts=prompts, **columns)
     learning_rate = optimizer.rate(step, steps)

@@ -1,4 +1,7 @@
-"""A thinking budget: a thought that reaches the budget is closed. The rest of the completion is for the answer."""
+"""A thinking budget limits the tokens of a thought.
+
+A thought that reaches the budget is closed, and the answer follows.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from schoolhouse.types import Rollout
 def close_thought_at_budget(
     conversation: Conversation, rollout: Rollout, prompt_tokens: int, budget: int, max_new_tokens: int
 ) -> tuple[Rollout, int] | None:
-    """The next turn of a rollout that was sampled up to its budget. None if the completion of the rollout has ended.
+    """Return the next turn of a rollout whose sampling stopped at the thinking budget.
 
-    prompt_tokens   number of tokens before the completion
-    budget          number of thinking tokens after which an open thought is closed
-    max_new_tokens  maximum number of tokens of the whole completion, including its thought
+    Returns None if the completion of the rollout has ended.
+
+    `prompt_tokens`: the number of tokens before the completion.
+    `budget`: the number of thinking tokens after which a thought that has not ended is closed.
+    `max_new_tokens`: the maximum number of tokens of the whole completion, including its thought.
     """
     if rollout.finish_reason != "length" or len(rollout) - prompt_tokens != budget:
         return None

@@ -1,11 +1,13 @@
-"""Expert iteration: search finds answers that plain sampling misses, verified answers train the next model, repeat.
+"""Expert iteration: the next model learns from answers that a search finds and plain sampling misses.
 
 Anthony et al. 2017, arXiv 1705.08439. The expert can be any search of `school solve`. Each new model starts from the
 base model. The new model learns from verified answers with their thoughts, and from fresh demonstrations. The fresh
-demonstrations keep the outputs diverse (Shumailov et al. 2024, Nature 631). Each loop measures plain sampling, and
-measures what fraction of the right answers and of the rare right answers is still found.
+demonstrations keep the outputs diverse (Shumailov et al. 2024, Nature 631). Each loop measures the accuracy of plain
+sampling. Each loop also measures which fraction of all right answers the search finds, and the same fraction for rare
+answers.
 
-The kept answers are in kept/000001.jsonl of the run folder, as rows that `jsonl:` can read.
+Each loop writes its kept answers to the run folder, for example to kept/000001.jsonl. A task `jsonl:PATH` can read a
+file of kept answers.
 """
 
 from __future__ import annotations
@@ -45,13 +47,13 @@ class Config(BaseConfig):
     """Folder of the model for the search of the first loop. If empty: the base model."""
     task: str = "school"
     fresh_task: str = ""
-    """Task that gives fresh demonstrations. If empty: no fresh demonstrations."""
+    """Task that gives fresh demonstrations. If empty: there are no fresh demonstrations."""
     fresh_fraction: float = Field(0.2, ge=0, lt=1)
     """Fraction of fresh demonstrations in each update."""
     seed: int = 0
     loops: int = Field(4, gt=0)
     prompts_per_loop: int = Field(256, gt=0)
-    """Number of problems in each loop. They are solved by search and by plain sampling."""
+    """Number of problems in each loop. The search and plain sampling both try to solve these problems."""
     search: str = "vote?samples=16"
     """The search, written as for `school solve`; "sample" is plain sampling."""
     search_budget: float = Field(inf, gt=0)
@@ -61,7 +63,7 @@ class Config(BaseConfig):
     max_kept_per_loop: int | None = Field(None, gt=0)
     """Maximum number of answers kept per loop, chosen at random. Use the same number to compare searches."""
     accumulate: bool = True
-    """Learn from the answers of all loops so far. If false, learn only from the last loop (ReST-EM)."""
+    """Learn from the answers of all loops so far. If false, learn only from the newest loop (ReST-EM)."""
     max_new_tokens: int = Field(128, gt=0)
     """Maximum number of tokens of an answer from plain sampling."""
     updates_per_loop: int = Field(150, gt=0)
@@ -109,11 +111,10 @@ def expert_iteration(c: Config, run: Run) -> None:
 def search_stats(
     found: Sequence[SearchResult], right: Set[Key], kept: Sequence[Rollout], problems: Sequence[Problem]
 ) -> Stats:
-    """Fraction of problems that the search solved, tokens per problem, and coverage of the right answers.
+    """Compute the fraction of problems that the search solved, the tokens per problem, and the coverage.
 
-    right     keys of the right answers
-    coverage  fraction of the distinct right answers that are among the kept answers; `rare_coverage` counts only right
-              answers that belong to a single problem
+    The coverage is the fraction of the distinct right answers that are among the kept answers. `rare_coverage` counts
+    only the right answers that belong to one single problem. `right` has the keys of the right answers.
     """
     references = Counter(problem.reference for problem in problems)
     covered = {rollout.problem.reference for rollout in kept if rollout.key in right}
@@ -127,7 +128,7 @@ def search_stats(
 
 
 def fine_tune(c: Config, policy: Policy, examples: Sequence[Demonstration], fresh: Task | None, loop: int) -> Stats:
-    """Fine-tune on the kept answers, with a fraction of fresh demonstrations in each update."""
+    """Fine-tune the policy on the kept answers. A fraction of each batch consists of fresh demonstrations."""
     random, losses, updates = python_random(Key(c.seed, "engine study", loop)), [], c.updates_per_loop
     num_fresh = round(c.batch_size * c.fresh_fraction) if fresh else 0
     for update in range(updates):
@@ -140,7 +141,7 @@ def fine_tune(c: Config, policy: Policy, examples: Sequence[Demonstration], fres
 
 
 def right_keys(groups: Sequence[Group]) -> set[Key]:
-    """Keys of the right answers."""
+    """The keys of all rollouts with a right answer."""
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     pairs = zip(rollouts_of(groups), verdicts, strict=True)
     return {rollout.key for rollout, verdict in pairs if verdict.reward is not None and verdict.reward >= 1.0}

@@ -1,7 +1,7 @@
-"""GRPO and its variants: groups of completions, each compared with the other members of its group.
+"""GRPO and its variants: each completion is compared with the other completions of the same problem (its group).
 
 Shao et al. 2024, arXiv 2402.03300, eq. 3. `preset` chooses a published variant (docs/recipes/grpo.md has the table).
-P problems per step, G rollouts per problem, T tokens of a rollout, N tokens of a batch.
+Letters for sizes are P (problems per step), G (rollouts per problem), T (tokens of a rollout), N (tokens of a batch).
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ class Config(BaseConfig):
     group_size: int = Field(16, gt=1)
     """G: number of rollouts per problem. At least 2, because rollouts of a group are compared."""
     num_minibatches: int = Field(1, gt=0)
-    """Optimizer steps per step; each uses its part of the groups. 1 is on-policy: no clipping."""
+    """Optimizer updates per step; each update uses its part of the groups. 1 is on-policy: nothing is clipped."""
     num_epochs: int = Field(1, gt=0)
     """How many times the policy learns from the rollouts of one step."""
     max_policy_lag: int = Field(0, ge=0)
     """Number of updates between sampling and training. 0 is on-policy."""
     dynamic_sampling: int = Field(0, ge=0)
-    """DAPO: sample up to this many more times in a step, until `prompts_per_step` groups have mixed rewards."""
+    """DAPO: sample again up to this many times in a step, until `prompts_per_step` groups have mixed rewards."""
     max_logprob_gap: float = Field(0.1, gt=0)
     """Stop if log-probabilities of sampler and learner for fresh rollouts differ by more than this on average."""
     sampling: RolloutSampling = RolloutSampling()
@@ -111,7 +111,7 @@ class Config(BaseConfig):
 
     @property
     def on_policy(self) -> bool:
-        """Whether every update uses only rollouts of exactly the policy that it changes."""
+        """True if every update uses only rollouts that were sampled from the policy before this update."""
         return self.num_minibatches == 1 and self.num_epochs == 1 and self.max_policy_lag == 0
 
 
@@ -119,7 +119,7 @@ Sampler = Callable[[Policy, Sequence[Rollout], RolloutSampling], list[Rollout]]
 
 
 def sample_rollouts(policy: Policy, prompts: Sequence[Rollout], sampling: RolloutSampling) -> list[Rollout]:
-    """Sample [P*G] rollouts from [P*G] prompts."""
+    """Sample one rollout for each of the P*G prompts (P problems, G rollouts per problem)."""
     return policy.extend(prompts, sampling.max_new_tokens, temperature=sampling.temperature)
 
 
@@ -165,7 +165,7 @@ def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
 
 
 def make_loss(c: Config) -> Loss:
-    """The loss of one token, as set in the config."""
+    """Build the loss function of one token from the config."""
     if c.loss.type == "cispo":
         loss_fn = cispo(c.loss.clip_high, on_policy=c.on_policy)
     else:
@@ -178,7 +178,7 @@ def make_loss(c: Config) -> Loss:
 
 
 def format_weights(c: Config) -> dict[str, float]:
-    """Weights of the rewards for format and language. {} if there are none."""
+    """The nonzero weights of the rewards for format and language. Returns {} if both weights are 0."""
     weights = {"format": c.rewards.format, "language": c.rewards.language}
     return {name: weight for name, weight in weights.items() if weight}
 
@@ -186,7 +186,7 @@ def format_weights(c: Config) -> dict[str, float]:
 def shape_rewards(
     c: Config, policy: Policy, reference: Policy | None, groups: Sequence[Group], step: int
 ) -> list[Group]:
-    """The graded rollouts with the rewards for training."""
+    """Replace the task's rewards of graded rollouts by the training rewards, which can include penalties for length."""
     conversation, max_new_tokens = policy.conversation, c.sampling.max_new_tokens
     shaped = drop_ungraded(apply_reward_control(c.rewards.control, groups, c.seed, step))
     if c.dynamic_sampling:  # only groups with mixed rewards are in the batch and in its denominators
@@ -216,9 +216,9 @@ def shape_rewards(
 def learn(
     c: Config, policy: Policy, reference: Policy | None, loss_fn: Loss, groups: Sequence[Group], rate: float
 ) -> dict[str, Any]:
-    """Update on the groups that give a training signal, one minibatch at a time.
+    """Update the policy, one minibatch at a time, on the groups (rollouts of one problem) that have different rewards.
 
-    The loss is normalised over all groups of the step.
+    The loss is normalised over all rollouts of the step.
     """
     # if all rewards of a group are equal, only a KL penalty has a gradient
     skip_constant = uses_group_baseline(c.advantage.baseline) and not c.loss.kl_coef
@@ -249,7 +249,7 @@ def learn(
 def make_columns(
     c: Config, policy: Policy, reference: Policy | None, signal: Sequence[Group], groups: Sequence[Group]
 ) -> Columns:
-    """The numbers that the loss needs for each token: advantage, and log-probabilities under other policies."""
+    """Compute the inputs of the loss for each token: its advantage, and its log-probabilities under other policies."""
     a, rollouts, temperature = c.advantage, rollouts_of(signal), c.sampling.temperature
     advantage = group_advantage(signal, a.baseline, a.scale_rewards, a.std_eps, a.std_ddof, scope=groups)
     columns: Columns = {
@@ -268,9 +268,9 @@ def make_columns(
 def minibatches(
     groups: Sequence[Group], weight: TokenWeight, columns: Columns, count: int
 ) -> list[tuple[list[Rollout], TokenWeight, Columns]]:
-    """Split the groups into `count` parts; each part gets whole groups.
+    """Split the groups (rollouts of one problem) into `count` minibatches. All rollouts of a problem stay in the same minibatch.
 
-    The weights are multiplied by the number of parts, so that the loss of each part is a mean.
+    The token weights are multiplied by the number of minibatches, so that the loss of each minibatch is a mean.
     """
     rollouts = rollouts_of(groups)
     group_of = [at for at, group in enumerate(groups) for _ in group.rollouts]

@@ -1,8 +1,8 @@
-"""Pretraining: the likelihood of text, and the tokenizer for this text.
+"""Pretraining: train a tokenizer on a text, and then a model that maximizes the likelihood of the text.
 
-The text is a file of the user or the synthetic corpus of a task (`pretraining_text`, generated from a seed when it is
-needed). A part of the text is held out. The result on this part is given in bits per byte, so the results of different
-tokenizers can be compared.
+The text is a user's file, or the synthetic corpus of a task. A task generates its corpus from a seed, in its method
+`pretraining_text`. A part of the text is not used for training (held out). The loss on the held-out text is given in
+bits per byte, so models with different tokenizers can be compared.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Model(BaseConfig):
     def _divides(self) -> Model:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: change one of them"
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: change one number"
             )
         return self
 
@@ -76,7 +76,7 @@ class Config(BaseConfig):
     batch_size: int = Field(32, gt=0)
     """Number of rows per update."""
     demos_per_batch: int = Field(0, ge=0)
-    """Demonstrations of the task in each update, in addition to the rows. Base models of today have read many."""
+    """Number of task demonstrations in each update, next to the rows. Today's base models have read many of them."""
     seq_len: int = Field(128, gt=1)
     """Number of tokens in a row."""
     held_out: float = Field(0.05, gt=0, lt=1)
@@ -94,11 +94,18 @@ class Config(BaseConfig):
     @model_validator(mode="after")
     def _possible(self) -> Config:
         if (self.text is None) == (self.task is None):
-            raise ValueError("give either `text`, a file to learn from, or `task`, whose synthetic corpus is learned")
+            raise ValueError(
+                "set exactly one of the keys `text` (a file to learn from) and `task` (with a corpus to learn from)"
+            )
         if self.demos_per_batch and self.task is None:
-            raise ValueError("`demos_per_batch` needs a `task`: a text file has no demonstrations")
+            raise ValueError(
+                "`demos_per_batch` needs a `task`, because a text file has no demonstrations: set "
+                "`demos_per_batch` to 0"
+            )
         if self.seq_len > self.model.max_seq_len:
-            raise ValueError(f"seq_len {self.seq_len} is longer than the model reads: raise model.max_seq_len")
+            raise ValueError(
+                f"seq_len {self.seq_len} is larger than model.max_seq_len: lower seq_len, or raise model.max_seq_len"
+            )
         return self
 
 
@@ -136,7 +143,7 @@ def pretrain(c: Config, run: Run) -> None:
 
 
 def evaluate_text(policy: Policy, documents: Sequence[str], seq_len: int) -> float:
-    """Bits per byte of documents. Each token is predicted from at most `seq_len - 1` tokens before it."""
+    """The bits per byte of documents. The policy predicts each token from at most `seq_len - 1` earlier tokens."""
     rows = chunks(token_stream(documents, policy.conversation.tokenizer), seq_len)
     scores = policy.score(text_rollouts(rows, 0, 0))
     return bits_per_byte(-float(sum(score.logprob.sum(dtype="float64") for score in scores)), documents)
@@ -147,7 +154,7 @@ def _documents(task: Task | None, step: int, count: int) -> list[str]:
 
 
 def _sample(train: Sequence[str], task: Task | None) -> list[str]:
-    """Text to train a tokenizer on: the file, or the synthetic corpus and the demonstrations of the task, if any."""
+    """The training text of the tokenizer: the text file, or the task's synthetic corpus and its demonstrations."""
     if task is None:
         return list(train)
     try:

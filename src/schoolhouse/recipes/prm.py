@@ -1,13 +1,14 @@
-"""Process and outcome reward models: a label token after each right step, or after a solution with a right answer.
+"""Reward models that predict a label token: after each right step (process), or after a right solution (outcome).
 
-Process supervision: Lightman et al. 2023, arXiv 2305.20050. Labels come from a file (`data`, in PRM800K's format), from
-the rules of the task (`exact`, `strict`), or from the answers of sampled continuations (`hard`, `soft`: Math-Shepherd,
-Wang et al. 2023, arXiv 2312.08935). `outcome` labels whole solutions by their answer (Cobbe et al. 2021, arXiv
-2110.14168). `implicit` also labels whole solutions by their answer, but its reward is the likelihood of the solution
-itself (Yuan et al. 2024, arXiv 2412.01981).
+Process supervision: Lightman et al. 2023, arXiv 2305.20050. The key `labels` sets where labels come from. With `exact`
+and `strict`, labels come from the rules of the task. With `hard` and `soft`, labels come from the answers of sampled
+continuations (Math-Shepherd, Wang et al. 2023, arXiv 2312.08935). With `outcome`, a whole solution gets one label,
+which says whether its answer is right (Cobbe et al. 2021, arXiv 2110.14168). With `implicit`, a whole solution gets the
+same label, but the reward comes from the likelihood of the solution (Yuan et al. 2024, arXiv 2412.01981). Labels can
+also come from a file in PRM800K's format (key `data`).
 
 The solutions of the generator are labelled once, before the first update. A resumed run creates the same solutions and
-labels again. They are in labels.jsonl of the run folder, in PRM800K's format.
+labels again. The run writes the labelled solutions to labels.jsonl in the run folder, in PRM800K's format.
 """
 
 from __future__ import annotations
@@ -87,10 +88,12 @@ class Config(BaseConfig):
     def _one_source(self) -> Config:
         if (self.data is None) == (not self.generator):
             raise ValueError(
-                "give either `generator`, a model whose solutions are labelled, or `data`, a file of labels"
+                "set exactly one of the keys `generator` (a model whose solutions are labelled) and `data` (a file)"
             )
         if self.labels == "implicit" and self.data:
-            raise ValueError("labels: implicit needs a `generator`: the reward model learns from its whole solutions")
+            raise ValueError(
+                "labels: implicit needs a `generator` instead of `data`, because it learns from whole solutions"
+            )
         return self
 
 
@@ -105,8 +108,8 @@ def prm(c: Config, run: Run) -> None:
     write_prm800k(run.folder / "labels.jsonl", [solution for solution, _ in labelled])
     examples = [example for _, example in labelled if any(example.rollout.loss_mask)]
     if not examples:
-        ends = f"do they think, in steps that end with {task.delimiter!r}?"
-        raise SchoolError(f"{len(labelled)} solutions have no labelled step: {ends}")
+        ends = f"use solutions that have thoughts with steps that end with {task.delimiter!r}"
+        raise SchoolError(f"{len(labelled)} solutions were found, but none has a labelled step: {ends}")
     if c.shuffle_labels:
         examples = shuffle_labels(examples, c.seed)
     targets = [target for example in examples for target in example.target if target == target]
@@ -133,9 +136,11 @@ def prm(c: Config, run: Run) -> None:
 
 
 def label_solutions(c: Config, task: Task, reader: Conversation) -> tuple[list[tuple[LabelledSolution, Example]], int]:
-    """Labelled solutions of the generator, without truncated ones, and the number of sampled tokens.
+    """Sample solutions from the generator and label the solutions.
 
-    reader  conversation of the model that becomes the reward model
+    Returns the labelled solutions and the number of sampled tokens.
+
+    Truncated solutions are left out. `reader` is the conversation of the model that becomes the reward model.
     """
     generator = Policy.load(c.generator, c.precision)
     conversation, problems = generator.conversation, task.train_problems(0, c.num_prompts)

@@ -1,14 +1,15 @@
-"""RL with a process reward model and the reward of the answer: process advantages, and a form that can be hacked.
+"""RL with rewards for steps (from a process reward model) and a reward for the answer.
 
-Setlur et al. 2024, arXiv 2410.08146 (PAV): the reward of a step is its progress. Progress is the change of the
-probability that the answer will be right. It is added to the outcome: every token of step i learns from A_outcome +
-alpha (v_i - v_{i-1}). The sum of progress depends only on the first and the last value, so more good-looking steps earn
-nothing. The form `raw` is a sum of step rewards: each step earns its own reward, and a policy learns to write many
-steps (DeepSeek-R1 stopped using such rewards: arXiv 2501.12948, section 4.2).
+In the form `progress` (PAV, Setlur et al. 2024, arXiv 2410.08146), the reward of a step is its progress. Progress is
+the change of the probability that the answer will be right. Every token of step i learns from the advantage A_outcome +
+alpha (v_i - v_{i-1}), where v_i is the value after step i. The sum of the progress of all steps depends only on the
+first and the last value. Therefore a policy earns no reward by adding steps that only look good. In the form `raw`, the
+reward is the sum of the step rewards. With `raw`, a policy learns to write many steps (DeepSeek-R1 stopped using such
+rewards: arXiv 2501.12948, section 4.2).
 
-The value of a state is computed from the grades of all steps so far (`step_aggregation`). Use their product for a model
-that grades steps, and the last grade for a model that grades states (`school train prm --labels soft`).
-P problems per step, G rollouts per problem.
+`step_aggregation` sets how the grades of all steps so far give the value of a state. Set `step_aggregation` to
+`product` for a reward model that grades steps, and to `last` for a reward model that grades states
+(`school train prm --labels soft`). Letters for sizes are P (problems per step) and G (rollouts per problem).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Config(BaseConfig):
     reward_form: Literal["progress", "raw"] = "progress"
     """progress: reward a step for the change of the value. raw: reward a rollout for the sum of its grades."""
     step_aggregation: StepAggregation = "product"
-    """progress: how grades so far give a value. A model that grades steps: product or min. States: last."""
+    """progress: how the grades so far give a value. For grades of steps: product or min. For grades of states: last."""
     alpha: float = Field(1.0, ge=0)
     """Weight of the process reward, next to the reward of the answer. 0: only the reward of the answer."""
     task: str = "school"
@@ -78,8 +79,8 @@ def prm_rl(c: Config, run: Run) -> None:
     run.track_model(c.reward_model)
     if (labels := labels_of_run(Path(c.reward_model))) in OUTCOME_LABELS:
         raise SchoolError(
-            f"{c.reward_model}: a reward model with labels `{labels}` grades no steps: give one with exact, strict or "
-            "soft"
+            f"{c.reward_model}: a reward model with labels `{labels}` does not grade steps: give a reward model with "
+            "labels exact, strict or soft"
         )
     reward_model = RewardModel(Policy.load(c.reward_model, c.precision), task.delimiter)
     check_same_tokenizer(
@@ -105,7 +106,7 @@ def prm_rl(c: Config, run: Run) -> None:
 def learn(
     c: Config, policy: Policy, reward_model: RewardModel, groups: Sequence[Group], delimiter: str, rate: float
 ) -> dict[str, Any]:
-    """Make one update on the graded rollouts. Returns its metrics, or {} if there are no graded rollouts."""
+    """Make one update on the graded rollouts. Returns the metrics of the update, or {} if no rollout was graded."""
     rollouts = rollouts_of(groups)
     if not rollouts:
         return {}
@@ -127,7 +128,7 @@ def learn(
 def advantages(
     c: Config, groups: Sequence[Group], ends: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]
 ) -> list[list[float]]:
-    """A row [T] of advantages for each rollout. `grades` are log-probabilities of the steps that end at `ends`."""
+    """Compute the advantage of each token in each rollout. `grades` has a log-probability for each step in `ends`."""
     if c.reward_form == "raw":
         rewards = [verdict.reward for group in groups for verdict in group.verdicts]
         summed = [

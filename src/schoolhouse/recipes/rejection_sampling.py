@@ -1,10 +1,11 @@
-"""Rejection sampling, and fine-tuning on the kept answers: DeepSeek-R1's third stage, and its distillation.
+"""Rejection sampling: a teacher answers problems, and a student is fine-tuned on the teacher's right answers.
 
-Guo et al. 2025, arXiv 2501.12948, sections 2.3.3 and 2.4. A teacher answers each problem several times. The student
-learns from the answers that are right, complete and in one language, as if they were demonstrations. The student can be
-a smaller model (distillation), or the base model of the teacher (rejection sampling).
+DeepSeek-R1 uses rejection sampling in its third stage and for distillation (Guo et al. 2025, arXiv 2501.12948, sections
+2.3.3 and 2.4). A teacher answers each problem several times. The student learns from the answers that are right,
+complete and in one language. The student can be a smaller model (distillation), or the base model of the teacher
+(rejection sampling).
 
-The kept answers are in kept.jsonl of the run folder, as rows that `jsonl:` can read.
+The run writes the kept answers to kept.jsonl in the run folder. A task `jsonl:PATH` can read the file kept.jsonl.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ class Config(BaseConfig):
     task: str = "school"
     seed: int = 0
     num_prompts: int = Field(1_000, gt=0)
-    """Number of problems that the teacher answers. It answers all of them before the first step."""
+    """Number of problems that the teacher answers. The teacher answers all problems before the first step."""
     samples_per_prompt: int = Field(4, gt=0)
     sampling: Sampling = Sampling()
     max_kept_per_problem: int = Field(4, gt=0)
     """Maximum number of answers that are kept per problem, so that easy problems do not dominate."""
     script: str = ""
-    """Script of all words of a thought, such as latin or cjk. "": any script."""
+    """Script (writing system) of all words in a kept thought, such as latin or cjk. If empty: any script is allowed."""
     steps: int = Field(500, gt=0)
     batch_size: int = Field(64, gt=0)
     optimizer: Optimizer = Optimizer(weight_decay=0.01)
@@ -58,7 +59,7 @@ class Config(BaseConfig):
     @model_validator(mode="after")
     def _known(self) -> Config:
         if self.script and self.script not in SCRIPTS:
-            raise ValueError(f"there is no script `{self.script}`{suggest(self.script, SCRIPTS)}")
+            raise ValueError(f"unknown writing system (script) `{self.script}`{suggest(self.script, SCRIPTS)}")
         return self
 
 
@@ -71,7 +72,7 @@ def rejection_sampling(c: Config, run: Run) -> None:
     demonstrations = [demonstration_from_row(row) for row in read_jsonl(run.folder / "kept.jsonl")]
     if not demonstrations:
         raise SchoolError(
-            f"nothing was kept of {counts['rollouts']} completions ({counts}): use a teacher that solves some problems"
+            f"none of {counts['rollouts']} completions was kept ({counts}): use a teacher that solves some problems"
         )
     run.track_files(run.folder / "kept.jsonl")
     policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer))
@@ -85,7 +86,10 @@ def rejection_sampling(c: Config, run: Run) -> None:
 
 
 def sample_teacher(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Rows of the kept completions of the teacher, and the number of dropped completions for each reason."""
+    """Sample completions from the teacher, and decide which completions are kept.
+
+    Returns a row for each kept completion, and the number of dropped completions for each reason.
+    """
     teacher, task = Policy.load(c.teacher, c.precision), open_task(c.task, c.seed)
     conversation = teacher.conversation
     problems = task.train_problems(0, c.num_prompts)
@@ -122,7 +126,10 @@ def sample_teacher(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
 def _drop_reason(
     c: Config, reward: float | None, complete: bool, texts: tuple[str, str], known: Collection[tuple[str, str]]
 ) -> str:
-    """Why a completion is dropped, or "" if it is kept. `known` are the kept completions of the same problem."""
+    """The reason why a completion is dropped, or "" if the completion is kept.
+
+    `known` contains the kept completions of the same problem.
+    """
     thought = texts[0]
     if reward is None:
         return "dropped_ungraded"

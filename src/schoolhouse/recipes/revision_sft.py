@@ -1,11 +1,12 @@
-"""Fine-tuning on pairs of attempts. SCoRe is compared with these baselines.
+"""Fine-tuning on pairs of attempts at the same problem: two baselines for SCoRe.
 
-Kumar et al. 2024, arXiv 2409.12917, section 4. STaR: the model attempts each problem twice. Pairs with a wrong first
-attempt and a right second attempt are kept (Zelikman et al. 2022). Pair-SFT: a right attempt is put after a wrong
-attempt at the same problem; this gives far more pairs (Welleck et al. 2022, arXiv 2211.00053). With `keep_correct`,
-pairs of two right attempts are kept too, as many as corrected pairs: D+ in the paper.
+Kumar et al. 2024, arXiv 2409.12917, section 4. In the baseline STaR, the model attempts each problem twice, and pairs
+with a wrong first attempt and a right second attempt are kept (Zelikman et al. 2022). In the baseline Pair-SFT, a right
+attempt is put after a wrong attempt at the same problem. Pair-SFT gives far more pairs than STaR (Welleck et al. 2022,
+arXiv 2211.00053). With `keep_correct`, the recipe also keeps pairs of two right attempts, as many as corrected pairs.
+In the paper, the training data with pairs of two right attempts are called D+.
 
-The policy learns only the second attempts; the first attempts are their context. The starting model makes all pairs
+The policy learns only the second attempts, and sees the first attempts as context. The starting model makes all pairs
 before the first update. A resumed run makes the same pairs again.
 """
 
@@ -34,7 +35,7 @@ from schoolhouse.types import NAN, REVISION_REQUEST, Group, Key, Message, Precis
 
 
 class Pair(NamedTuple):
-    """Two attempts as one rollout, and the reward of each."""
+    """A rollout with two attempts at one problem, and the reward of each attempt."""
 
     rollout: Rollout
     first: float
@@ -75,7 +76,8 @@ def revision_sft(c: Config, run: Run) -> None:
     kept = choose_pairs(c, pairs)
     if not kept:
         raise SchoolError(
-            f"none of {len(pairs)} pairs of attempts was corrected: set `num_prompts` or `samples_per_prompt` higher"
+            f"none of {len(pairs)} second attempts corrects its first attempt: raise `num_prompts` or "
+            "`samples_per_prompt`"
         )
     counts = {
         "pairs": len(pairs),
@@ -94,10 +96,11 @@ def revision_sft(c: Config, run: Run) -> None:
 
 
 def choose_pairs(c: Config, pairs: Sequence[Pair]) -> list[Pair]:
-    """The corrected pairs. With `keep_correct`, also the same number of pairs of two right attempts, chosen at random.
+    """Choose all corrected pairs (the first attempt is wrong, the second attempt is right).
 
-    If there are fewer pairs of two right attempts, all of them are kept. Truncated second attempts are left out,
-    because they would not teach the model to end its turn.
+    With `keep_correct`, also choose the same number of pairs with two right attempts at random, or all such pairs if
+    there are fewer. Pairs with a truncated second attempt are left out, because a truncated attempt does not teach the
+    model to end its turn.
     """
     ended = [pair for pair in pairs if pair.rollout.finish_reason == "stop" and pair.second >= 1.0]
     corrected, right = [pair for pair in ended if pair.corrected], [pair for pair in ended if not pair.corrected]
@@ -106,7 +109,7 @@ def choose_pairs(c: Config, pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def sample_pairs(c: Config, policy: Policy, task: Task) -> tuple[list[Pair], int]:
-    """Pairs of two graded attempts, and the number of tokens that were sampled for all attempts."""
+    """Sample pairs of two attempts and grade the attempts. Returns the pairs and the total number of sampled tokens."""
     conversation, problems = policy.conversation, task.train_problems(0, c.num_prompts)
     prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="revise")
     if c.pairs == "pair_sft":
@@ -124,9 +127,10 @@ def sample_pairs(c: Config, policy: Policy, task: Task) -> tuple[list[Pair], int
 
 
 def pair_up(group: Group, conversation: Conversation, instruction: str) -> list[Pair]:
-    """Put a right attempt after every attempt at one problem. If possible, this is another attempt.
+    """Make pairs for one problem: put a right attempt after every attempt.
 
-    The result is empty if no attempt is right. A truncated attempt is never put after another attempt.
+    If possible, the two attempts of a pair are different. The result is empty if no attempt is right. A truncated
+    attempt is never the second attempt of a pair.
     """
     graded = [(r, v.reward) for r, v in zip(group.rollouts, group.verdicts, strict=True) if v.reward is not None]
     right = [rollout for rollout, reward in graded if reward >= 1.0 and rollout.finish_reason == "stop"]
@@ -141,6 +145,6 @@ def pair_up(group: Group, conversation: Conversation, instruction: str) -> list[
 
 
 def second_only(pair: Rollout) -> Rollout:
-    """The same tokens with a loss mask only on the last turn."""
+    """The rollout of a pair with a loss mask that covers only the last turn (the second attempt)."""
     start = pair.turns[-1]
     return replace(pair, loss_mask=(False,) * start + pair.loss_mask[start:], turns=(start,))

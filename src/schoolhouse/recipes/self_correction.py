@@ -2,11 +2,12 @@
 
 Kumar et al. 2024, arXiv 2409.12917. A rollout is a first attempt, a fixed request to look again (without a hint), and a
 second attempt. Stage I rewards only the second attempt, and a strong KL penalty keeps the first attempt close to the
-starting model. If both attempts were rewarded from the start, they would become the same. Stage II rewards both
-attempts; the reward of the second attempt also contains its change: r2 + alpha (r2 - r1).
-With stage1_steps 0 and alpha 0 this recipe is plain reinforcement learning over two turns.
+starting model. If both attempts were rewarded from the start, the two attempts would become the same. Stage II rewards
+both attempts. In stage II, the reward of the second attempt is r2 + alpha (r2 - r1), where r1 and r2 are the rewards of
+the first and the second answer. With `stage1_steps` 0 and `alpha` 0, this recipe is plain reinforcement learning over
+two turns.
 
-P problems per step, G rollouts per problem, T tokens of a rollout.
+Letters for sizes are P (problems per step), G (rollouts per problem) and T (tokens of a rollout).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Config(BaseConfig):
     """beta2: coefficient of the KL penalty for the first attempt in stage I."""
     future_reward_weight: float = Field(0.0, ge=0, le=1)
     """Fraction of the second attempt's reward that is added to the reward of the first attempt in stage II (in stage I,
-    first attempts get no reward). The paper does not say. Above 0, a first attempt with an error pays off."""
+    first attempts get no reward). The paper does not give a value. Above 0, a first attempt with an error pays off."""
     optimizer: Optimizer = Optimizer(learning_rate=1e-4, warmup_steps=5, lr_decay_fraction=0.0)
     max_logprob_gap: float = Field(0.1, gt=0)
     """Stop if log-probabilities of sampler and learner differ by more than this on average."""
@@ -92,7 +93,7 @@ def self_correction(c: Config, run: Run) -> None:
 def learn(
     c: Config, policy: Policy, reference: Policy, first: list[Group], second: list[Group], stage_one: bool, rate: float
 ) -> dict[str, Any]:
-    """Make one update. The tokens of an attempt get the reward of this attempt, compared within the group."""
+    """Make one update. The advantage of a token compares the reward of its attempt with the rewards of the other rollouts of the same problem."""
     early, late = map(
         drop_ungraded, shape_rewards(first, second, 0.0 if stage_one else c.alpha, c.future_reward_weight)
     )
@@ -127,10 +128,11 @@ def learn(
 def shape_rewards(
     first: Sequence[Group], second: Sequence[Group], alpha: float, future_reward_weight: float = 0.0
 ) -> tuple[list[Group], list[Group]]:
-    """The groups of both attempts with shaped rewards: r2' = r2 + alpha (r2 - r1), and r1 + future_reward_weight r2'.
+    """Shape the rewards r1 and r2 of the first and the second attempts.
 
-    With alpha 10, r2' is 0 (wrong, then wrong), 11 (wrong, then right), 1 (right, then right) or -10 (right, then
-    wrong). The reward is None if one of the attempts could not be graded.
+    The second attempt gets r2' = r2 + alpha (r2 - r1). The first attempt gets r1 + future_reward_weight * r2'. For
+    example, with alpha 10 the reward r2' is 11 for wrong to right, 1 for right to right, 0 for wrong to wrong, and -10
+    for right to wrong. Both rewards are None if one of the attempts could not be graded.
     """
     pairs = [
         (a.reward, b.reward)
@@ -146,7 +148,7 @@ def shape_rewards(
 
 
 def score_loss() -> Loss:
-    """REINFORCE with a KL penalty. Each token has its own coefficient of the penalty (column "kl_coef")."""
+    """The REINFORCE loss with a KL penalty. The column "kl_coef" has the coefficient of the penalty for each token."""
     gradient, kl = policy_gradient(), kl_penalty("k3")
 
     def loss(batch: Batch, scores: Scores) -> Any:

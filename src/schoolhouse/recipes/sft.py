@@ -1,7 +1,7 @@
-"""Supervised fine-tuning on demonstrations: the likelihood of the completion, given the prompt.
+"""Supervised fine-tuning on demonstrations: maximize the likelihood of the completion, given the prompt.
 
 Only the tokens of assistant turns have a loss, including the end-of-turn tokens: of the last turn, or of all turns. The
-loss mask comes from token spans and never from a string search.
+loss mask comes from known token positions, never from a search for strings in the text.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""STaR: sample thoughts, keep the thoughts with a right answer, learn from them, repeat.
+"""STaR: in each loop, sample thoughts, keep the thoughts that lead to a right answer, and learn from them.
 
-Zelikman et al. 2022, arXiv 2203.14465. A failed problem is sampled once more with the answer as a hint
+Zelikman et al. 2022, arXiv 2203.14465. For a failed problem, the model samples once more with the answer as a hint
 (rationalization). The policy learns the new thought without the hint in the prompt. Every loop starts from the same
 base model, so that errors do not accumulate. With samples_per_prompt > 1, temperature 0.7 and no rationalization, this
 recipe is ReST-EM (Singh et al. 2023, arXiv 2312.06585).
 
 In the paper, the prompt contains a few demonstrations. A small model cannot learn from its prompt, so here the
-demonstrations are part of the training data of each loop. If failed problems get a hint, the data also contain the
+demonstrations are part of the training data of each loop. With `rationalize`, the training data also contain the
 demonstrations with a hint. Loop 0 learns only from the demonstrations.
 """
 
@@ -37,7 +37,7 @@ class Config(BaseConfig):
     model: str
     """Folder of the base model (Hugging Face format), or of a run. Every loop starts from this model."""
     task: str = "school:addition?digits=1-5"
-    """Problems with answers. The recipe must find the thoughts."""
+    """Task that gives problems with answers. The recipe must find the thoughts."""
     demos_task: str = "school:addition?digits=1-2&styles=full=100"
     """Task that gives the few demonstrations."""
     num_demos: int = Field(200, ge=0)
@@ -54,11 +54,11 @@ class Config(BaseConfig):
     restart_from_base: bool = True
     """Start each loop from the base model, and not from the model of the last loop."""
     keep: str = Field("right", pattern="^(right|all)$")
-    """With `all` the policy also learns from wrong answers: an ablation, which must fail."""
+    """`right` or `all`. With `all` the policy also learns from wrong answers: an ablation, which must fail."""
     keep_hint: bool = False
     """Keep the hint in the training data: an ablation, which must fail."""
     updates_per_loop: int = Field(100, gt=0)
-    """Number of updates. It grows by `updates_growth` per loop (in the paper by a fifth)."""
+    """Number of updates. This number grows by the factor `updates_growth` per loop (in the paper by a fifth)."""
     updates_growth: float = Field(1.1, ge=1)
     batch_size: int = Field(64, gt=0)
     optimizer: Optimizer = Optimizer(learning_rate=2e-3, warmup_steps=10)
@@ -105,7 +105,10 @@ def star(c: Config, run: Run) -> None:
 
 
 def keep(groups: Sequence[Group], max_per_problem: int, everything: bool = False) -> list[Rollout]:
-    """Up to `max_per_problem` right rollouts of each problem, without duplicates; `everything`: wrong ones too."""
+    """Keep up to `max_per_problem` right rollouts of each problem, without duplicates.
+
+    With `everything`, wrong rollouts are kept too. Truncated rollouts are never kept.
+    """
     kept, count = [], Counter()
     for group in groups:
         seen = set()
@@ -119,7 +122,7 @@ def keep(groups: Sequence[Group], max_per_problem: int, everything: bool = False
 
 
 def fine_tune(c: Config, policy: Policy, rollouts: Sequence[Rollout], loop: int) -> dict[str, float]:
-    """Fine-tune on rollouts. Each pass over them has a new order."""
+    """Fine-tune the policy on rollouts. Each pass over the rollouts has a new random order."""
     updates = round(c.updates_per_loop * c.updates_growth**loop)
     random, order, losses = python_random(Key(c.seed, "star study", loop)), [], []
     for update in range(updates):
@@ -131,13 +134,13 @@ def fine_tune(c: Config, policy: Policy, rollouts: Sequence[Rollout], loop: int)
 
 
 def with_hint(problem: Problem) -> Problem:
-    """The problem with its answer at the end of the question."""
+    """A copy of the problem with its answer as a hint at the end of the question."""
     *before, last = problem.messages
     return replace(problem, messages=(*before, last._replace(content=f"{last.content} ({problem.reference})")))
 
 
 def _without_hint(policy: Policy, rollout: Rollout) -> Rollout:
-    """The same completion after the question without the hint."""
+    """A copy of the rollout in which the question has no hint. The completion stays the same."""
     *before, last = rollout.problem.messages
     question = last.content.removesuffix(f" ({rollout.problem.reference})")
     problem = replace(rollout.problem, messages=(*before, last._replace(content=question)))

@@ -1,4 +1,4 @@
-"""Training examples of reward models: labelled solutions with label tokens in them."""
+"""Training examples for reward models: solutions into which label tokens are inserted."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from schoolhouse.types import NAN, Key, Message, Problem, Rollout
 class Example(NamedTuple):
     """A solution with label tokens in it, and a target for each label token.
 
-    target     [T] 0 to 1; nan at tokens that are not label tokens
-    reference  [T] nan
-    An example of an implicit reward model differs: the solution has no label tokens, `target` is the outcome of the
-    solution at each of its tokens, and `reference` holds the log-probabilities under the model that the reward model is
-    trained from.
+    `target`: a number from 0 to 1 for each label token, and nan for all other tokens [T].
+    `reference`: nan for each token [T].
+
+    Examples of an implicit reward model are different: their solutions have no label tokens. In an example of an
+    implicit reward model, the `target` of each token of a solution is the outcome of the solution. For an implicit
+    reward model, the field `reference` holds log-probabilities under the model that the reward model is trained from.
     """
 
     rollout: Rollout
@@ -30,7 +31,10 @@ class Example(NamedTuple):
 
 
 def outcome_label(conversation: Conversation, rollout: Rollout, reward: float | None) -> LabelledSolution:
-    """The whole solution as one step. Its label is correct or wrong; an ungraded solution has no label."""
+    """Label a whole solution as if it were one step.
+
+    The label is correct or wrong; an ungraded solution has no label.
+    """
     label = None if reward is None else 1.0 if reward >= 1.0 else -1.0
     completion, problem = conversation.parse_completion(rollout), rollout.problem
     text = f"{completion.thought or ''}\n{completion.answer}"
@@ -44,14 +48,17 @@ def step_example(
     delimiter: str,
     label_places: LabelPlaces,
 ) -> Example:
-    """The tokens of a sampled solution, with a label token at each position that the reward model will score."""
+    """Make an example from a sampled solution, with a label token at each position that the reward model will score."""
     with_labels, positions = insert_label_tokens(conversation, rollout, delimiter, label_places)
     # not strict: a solution has no labels after its first error
     return _example(with_labels, dict(zip(positions, labelled.targets, strict=False)))
 
 
 def sequence_example(rollout: Rollout, labelled: LabelledSolution, reference: Sequence[float]) -> Example:
-    """A sampled solution and its outcome, for an implicit reward model. Without an outcome the loss mask is empty."""
+    """Make an example for an implicit reward model, from a sampled solution and the outcome of the solution.
+
+    If the solution has no outcome, the loss mask of the example is empty.
+    """
     (target,) = labelled.targets
     if target is None:
         rollout = replace(rollout, loss_mask=(False,) * len(rollout))
@@ -60,10 +67,10 @@ def sequence_example(rollout: Rollout, labelled: LabelledSolution, reference: Se
 
 
 def read_examples(path: Path, conversation: Conversation, delimiter: str) -> list[tuple[LabelledSolution, Example]]:
-    """Read labelled solutions from a file, in the form in which a policy would have written them.
+    """Read labelled solutions from a file. Each example has the form in which a policy would write the solution.
 
-    Each step is a thought that ends with the delimiter. The last step of a complete solution is its answer. The
-    examples do not contain the reference answer.
+    Each step becomes a thought that ends with the delimiter (the text between steps). The last step of a complete
+    solution becomes the answer. The examples do not contain the reference answer.
     """
     (label_id,) = conversation.tokenizer.encode(LABEL_TOKEN)
     pairs = []
@@ -83,7 +90,10 @@ def read_examples(path: Path, conversation: Conversation, delimiter: str) -> lis
 
 
 def shuffle_labels(examples: Sequence[Example], seed: int) -> list[Example]:
-    """A control: the labels are shuffled between steps (implicit reward model: between whole solutions)."""
+    """Shuffle the labels between steps, as a control.
+
+    For an implicit reward model, shuffle the labels between whole solutions.
+    """
     implicit = any(logprob == logprob for example in examples for logprob in example.reference)
     targets = [[target for target in example.target if target == target] for example in examples]
     pool = [target for own in targets for target in (own[:1] if implicit else own)]
@@ -97,7 +107,10 @@ def shuffle_labels(examples: Sequence[Example], seed: int) -> list[Example]:
 
 
 def _example(with_labels: Rollout, targets: Mapping[int, float | None]) -> Example:
-    """An example whose loss mask has only label tokens with a target. Tokens after the last of these are left out."""
+    """Make an example whose loss mask covers only the label tokens that have a target.
+
+    All tokens after the last label token with a target are left out.
+    """
     known = {position: target for position, target in targets.items() if target is not None}
     end = max(known, default=-1) + 1
     rollout = Rollout(

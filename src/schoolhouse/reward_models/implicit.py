@@ -1,9 +1,10 @@
-"""Process rewards without step labels: the likelihoods of a model that was trained on outcomes.
+"""An implicit reward model gives process rewards, but is trained on outcomes of whole solutions, without step labels.
 
-Yuan et al. 2024, arXiv 2412.01981. The reward of a solution is a log-ratio: r(y) = beta log pi(y) / pi_ref(y), where
-pi_ref is the model that the reward model was trained from. The reward model is trained on outcomes alone
-(losses.implicit_prm). The log-ratio summed up to the end of a step is the value of the solution so far. In this way the
-model values steps that have no label.
+The method is from Yuan et al. 2024, arXiv 2412.01981. The reward of a solution y is a log-ratio of two likelihoods:
+r(y) = beta log pi(y) / pi_ref(y). Here pi is the reward model, and pi_ref is the model that the reward model was
+trained from. The reward model is trained only on outcomes (losses.implicit_prm). The value of a solution up to a step
+is the sum of the log-ratios of all tokens up to the end of the step. Therefore the reward model can give values to
+steps that have no label.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ BETA = 0.05
 
 @dataclass(frozen=True)
 class ImplicitRewardModel:
-    """Values solutions and parts of solutions with two models.
+    """Gives values to solutions and to parts of solutions, with two models.
 
-    reference  the model that `policy` was trained from
+    `policy`: the reward model.
+    `reference`: the model that `policy` was trained from.
     """
 
     policy: Policy
@@ -40,7 +42,10 @@ class ImplicitRewardModel:
     step_aggregation: StepAggregation = "last"
 
     def step_logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        """log sigma(beta log pi / pi_ref), for the turn up to the end of each complete step and for the whole turn."""
+        """Compute log sigma(beta log pi / pi_ref) for each complete step and for the whole turn.
+
+        The ratio of a step includes all tokens of the turn up to the end of the step.
+        """
         rollouts = [_as_sampled(rollout) for rollout in rollouts]
         scores, reference_scores = self.policy.score(rollouts), self.reference.score(rollouts)
         found = []
@@ -52,13 +57,13 @@ class ImplicitRewardModel:
         return found
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """One value from 0 to 1 for each rollout; nan if the rollout has no complete step."""
+        """Return one value from 0 to 1 for each rollout, or nan if the rollout has no complete step."""
         aggregate = STEP_AGGREGATIONS[self.step_aggregation]
         return [aggregate(logprobs) if logprobs else nan for logprobs in self.step_logprobs(rollouts)]
 
 
 def _as_sampled(rollout: Rollout) -> Rollout:
-    """The rollout as if all tokens of its turn had been sampled: prefilled thoughts count too."""
+    """Mark all tokens of a rollout's turn as sampled, so that prefilled thoughts count too."""
     if len(rollout.turns) != 1:
         return rollout  # between the turns there are tokens of the user
     start = rollout.turns[0]

@@ -2,9 +2,9 @@
 
 Process reward models (Lightman et al. 2023, arXiv 2305.20050) score a label token after each step. Outcome reward
 models (Cobbe et al. 2021, arXiv 2110.14168) score a label token after the whole solution. Label tokens are inserted
-into the solution, so the model reads a step as if all steps before it were labelled correct. The log-probability of a
-label token is the reward of its step. The model is trained with `update` on the label tokens alone (losses.token_bce)
-and used with `score`.
+into the solution, so the reward model reads each step as if all earlier steps were labelled correct. The
+log-probability of a label token is the reward of its step. The reward model is trained with `Policy.update` on the
+label tokens alone (losses.token_bce), and used with `Policy.score`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 LABEL_TOKEN = "+"
 OUTCOME_LABELS = ("outcome", "implicit")
-"""Labels of whole solutions. A model trained on them gives no useful scores to label tokens after single steps."""
+"""The kinds of labels that belong to whole solutions. A model that was trained on such labels gives no useful scores to
+label tokens after single steps."""
 
 LabelPlaces = Literal["steps", "end"]
-"""Where label tokens are inserted: after each step and the answer, or at the end of the solution."""
+"""The positions of label tokens: after each step and after the answer (`steps`), or at the solution's end (`end`)."""
 StepAggregation = Literal["product", "min", "last", "mean"]
 
 STEP_AGGREGATIONS: Mapping[StepAggregation, Callable[[Sequence[float]], float]] = {
@@ -43,22 +44,28 @@ minimum, Snell et al. (arXiv 2408.03314) take the last. Labels of correct steps 
 
 
 def labels_of_run(folder: Path) -> str | None:
-    """The config key `labels` of a reward model's run (`exact`, `soft`, ...); None if the folder has no config."""
+    """Return the value of the config key `labels` of a reward model's run, such as `exact` or `soft`.
+
+    Returns None if the folder has no config.
+    """
     config = folder / "config.yaml"
     return read_config(config).get("labels") if config.is_file() else None
 
 
 def running_values(logprobs: Sequence[float], step_aggregation: StepAggregation) -> list[float]:
-    """The value of the solution up to each step.
+    """Compute the value of a solution up to each step.
 
-    The reward of one step is not enough: a step after an error can get a high reward as if there were no error.
+    The reward of a single step is not a good value, because a step after an error can get a high reward.
     """
     aggregate = STEP_AGGREGATIONS[step_aggregation]
     return [aggregate(logprobs[: last + 1]) for last in range(len(logprobs))]
 
 
 class LabelTokens(NamedTuple):
-    """A rollout with label tokens in it, and the positions of these tokens. Its loss mask has only label tokens."""
+    """A rollout with inserted label tokens, and the positions of the label tokens.
+
+    The loss mask of the rollout covers only the label tokens.
+    """
 
     rollout: Rollout
     positions: tuple[int, ...]
@@ -67,9 +74,10 @@ class LabelTokens(NamedTuple):
 def label_positions(
     conversation: Conversation, rollout: Rollout, delimiter: str, label_places: LabelPlaces
 ) -> list[int]:
-    """Where label tokens are inserted.
+    """Return the positions at which label tokens are inserted into a rollout.
 
-    steps: after each complete step and after the answer of the last turn. Otherwise: at the end of the rollout.
+    If `label_places` is "steps", a label token follows each complete step and the answer of the last turn. If
+    `label_places` is "end", one label token is at the end of the rollout.
     """
     return graded_step_ends(conversation, rollout, delimiter) if label_places == "steps" else [len(rollout)]
 
@@ -77,7 +85,7 @@ def label_positions(
 def insert_label_tokens(
     conversation: Conversation, rollout: Rollout, delimiter: str, label_places: LabelPlaces = "steps"
 ) -> LabelTokens:
-    """The rollout with a label token at each of its label positions."""
+    """Insert a label token at each label position of a rollout."""
     (label_id,) = conversation.tokenizer.encode(LABEL_TOKEN)
     tokens: list[int] = []
     positions, start = [], 0
@@ -102,19 +110,23 @@ def insert_label_tokens(
 
 
 def check_same_tokenizer(first: Conversation, second: Conversation, first_name: str, second_name: str) -> None:
-    """Raises SchoolError if two models have different tokenizers. They would read the same token ids differently."""
+    """Raise SchoolError if two models have different tokenizers.
+
+    With different tokenizers, the same token ids mean different texts for the two models.
+    """
     if first.tokenizer.vocab != second.tokenizer.vocab:
         raise SchoolError(
             f"{first_name} and {second_name} have different tokenizers: train the reward model from a model with the "
-            "same one"
+            "same tokenizer"
         )
 
 
 @dataclass(frozen=True)
 class RewardModel:
-    """Values solutions and parts of solutions.
+    """Gives values to solutions and to parts of solutions.
 
-    delimiter, label_places  must be the same as in training
+    `delimiter`: the text that ends a step; the same text as in training.
+    `label_places`: the places of label tokens; the same places as in training.
     """
 
     policy: Policy
@@ -123,7 +135,10 @@ class RewardModel:
     step_aggregation: StepAggregation = "product"
 
     def step_logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        """Log-probabilities of the label tokens of each rollout; an empty list if it has no complete step."""
+        """Compute the log-probabilities of the label tokens of each rollout.
+
+        The list of a rollout is empty if the rollout has no complete step.
+        """
         labelled = [
             insert_label_tokens(self.policy.conversation, rollout, self.delimiter, self.label_places)
             for rollout in rollouts
@@ -133,6 +148,6 @@ class RewardModel:
         return [[float(p) for p in next(scores).logprob[[*one.positions]]] if one.positions else [] for one in labelled]
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """One value from 0 to 1 for each rollout; nan if the rollout has no complete step."""
+        """Return one value from 0 to 1 for each rollout, or nan if the rollout has no complete step."""
         aggregate = STEP_AGGREGATIONS[self.step_aggregation]
         return [aggregate(logprobs) if logprobs else nan for logprobs in self.step_logprobs(rollouts)]

@@ -1,9 +1,12 @@
-"""Solutions with labelled steps: labels by people (PRM800K), by the task's own rules, or by sampled continuations.
+"""Solutions with labelled steps.
 
-PRM800K: Lightman et al. 2023, arXiv 2305.20050, one JSON object per line. Monte Carlo labels: Math-Shepherd, Wang et
-al. 2023, arXiv 2312.08935. Several continuations are sampled after each step. A soft label is the share of correct
-continuations. A hard label says whether any continuation is correct. Both labels estimate a value, not correctness,
-because a later step can still correct a wrong step.
+The labels come from people (PRM800K), from the task's rules, or from sampled continuations of the solution.
+
+PRM800K is a data set of Lightman et al. 2023 (arXiv 2305.20050), with one JSON object per line. Labels from
+continuations are Monte Carlo labels, as in Math-Shepherd (Wang et al. 2023, arXiv 2312.08935): several continuations
+are sampled after each step. A soft label is the fraction of correct continuations. A hard label says whether any
+continuation is correct. Soft labels and hard labels estimate the value of a step, not its correctness, because a later
+step can still correct a wrong step.
 """
 
 from __future__ import annotations
@@ -27,12 +30,13 @@ RATINGS = (-1, 0, 1)
 
 @dataclass(frozen=True)
 class LabelledSolution:
-    """A solution, step by step.
+    """A solution as a list of steps with one label for each step.
 
-    labels     one for each step: -1 wrong, 0 neutral, 1 correct; None: no label
-    reference  the correct answer; never shown to a reward model
-    soft       True if labels are values from 0 to 1
-    complete   True if the last step ends the solution; False if it was cut at an error, or is an alternative
+    `labels`: the label of each step: -1 is wrong, 0 is neutral, 1 is correct, and None means that there is no label.
+    `reference`: the correct answer, which a reward model never sees.
+    `soft`: whether the labels are values from 0 to 1.
+    `complete`: whether the last step ends the solution. `complete` is false if the solution was cut at an error, or if
+        its last step is an alternative step.
     """
 
     question: str
@@ -45,21 +49,29 @@ class LabelledSolution:
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.labels):
-            raise ValueError(f"{len(self.steps)} steps and {len(self.labels)} labels: give one each")
+            raise ValueError(
+                f"found {len(self.steps)} steps but {len(self.labels)} labels: give one label for each step"
+            )
 
     def truncate_at_first_error(self) -> LabelledSolution:
-        """The solution up to its first wrong step. People stop labelling there, so training stops there too."""
+        """Cut the solution after its first wrong step.
+
+        The people who labelled PRM800K also stopped at the first wrong step.
+        """
         end = next((i + 1 for i, label in enumerate(self.labels) if label == -1 and not self.soft), len(self.steps))
         complete = self.complete and end == len(self.steps)
         return replace(self, steps=self.steps[:end], labels=self.labels[:end], complete=complete)
 
     def strict(self) -> LabelledSolution:
-        """The same solution, with neutral steps labelled as wrong."""
+        """Return the same solution, but with neutral steps labelled as wrong."""
         return replace(self, labels=tuple(-1.0 if label == 0 and not self.soft else label for label in self.labels))
 
     @property
     def targets(self) -> tuple[float | None, ...]:
-        """The target of a reward model for each step, 0 to 1. As in the paper, a neutral step counts as correct."""
+        """The training targets of a reward model: a number from 0 to 1 for each step.
+
+        As in the paper of PRM800K, a neutral step counts as correct.
+        """
         if self.soft:
             return self.labels
         return tuple(None if label is None else float(label >= 0) for label in self.labels)
@@ -69,31 +81,32 @@ class LabelledSolution:
 
 
 def read_prm800k(path: Path) -> list[LabelledSolution]:
-    """Every labelled path through the solutions of a file.
+    """Read every labelled path through the solutions of a file in PRM800K's format.
 
-    A path has the chosen steps of a solution, or some chosen steps and one alternative step after them. A SchoolError
-    names the file, the line and the key.
+    A path is a list of steps: the chosen steps of a solution, or some chosen steps and one alternative step after them.
+    If a row is wrong, a SchoolError names the file, the line and the key.
     """
     solutions = []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise SchoolError(f"cannot read {path}: {error}; give a file of JSON lines in PRM800K's format") from error
+        raise SchoolError(f"cannot read {path}: {error}; give a JSON lines file in PRM800K's format") from error
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 solutions += _paths(json.loads(line))
             except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                reason = f"key {error}" if isinstance(error, KeyError) else str(error)
-                raise SchoolError(f"{path}:{number}: not a row of PRM800K: {reason}") from None
+                reason = f"missing key {error}" if isinstance(error, KeyError) else str(error)
+                raise SchoolError(f"line {path}:{number} is not in PRM800K's format: {reason}") from None
     return solutions
 
 
 def _paths(row: dict[str, Any]) -> Iterator[LabelledSolution]:
-    """The labelled paths of a row.
+    """Yield the labelled paths of a row.
 
-    Rows that tested the labellers have no paths, and rows that a labeller gave up have none. The paper leaves out both
-    kinds (Lightman et al. 2023, appendix on data collection).
+    The function skips rows that tested the quality of the labellers, and rows that a labeller did not finish. The paper
+    of PRM800K also leaves out rows that test labellers and unfinished rows (Lightman et al. 2023, appendix on data
+    collection).
     """
     question = row["question"]
     is_test = row.get("is_quality_control_question") or row.get("is_initial_screening_question")
@@ -127,14 +140,17 @@ def _paths(row: dict[str, Any]) -> Iterator[LabelledSolution]:
 def _label(completion: dict[str, Any]) -> float | None:
     value, rating = completion.get("value"), completion["rating"]
     if value is None and rating not in (None, *RATINGS):
-        raise ValueError(f"the rating {rating!r} is none of -1, 0, 1")
+        raise ValueError(f"the rating of a step must be -1, 0, 1 or null, found {rating!r}")
     if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"the value {value!r} is not between 0 and 1")
+        raise ValueError(f"the value of a step must be between 0 and 1, found {value!r}")
     return rating if value is None and rating is None else float(rating if value is None else value)
 
 
 def write_prm800k(path: Path, solutions: Iterable[LabelledSolution]) -> None:
-    """Write the same format: one row per solution, one completion per step. A soft label has a rounded rating too."""
+    """Write solutions in PRM800K's format, with one row per solution and one completion per step.
+
+    A step with a soft label also gets a rating, which is the rounded soft label.
+    """
     write_jsonl(path, map(_row, solutions))
 
 
@@ -179,7 +195,10 @@ def _completion(text: str, label: float | None, soft: bool) -> dict[str, Any]:
 
 
 def label_by_rules(task: Task, conversation: Conversation, rollouts: Sequence[Rollout]) -> list[LabelledSolution]:
-    """Label steps and answers by the task's own rules. Raises SchoolError if the task cannot check steps."""
+    """Label the steps and the answers of rollouts by the task's rules.
+
+    Raises SchoolError if the task cannot check steps.
+    """
     step_labels = [
         map(float, task.step_labels(rollout.problem, steps(conversation, rollout, task.delimiter)))
         for rollout in rollouts
@@ -199,14 +218,15 @@ def label_by_continuations(
     max_new_tokens: int,
     hard: bool = False,
 ) -> tuple[list[LabelledSolution], int]:
-    """Label each step with `num_continuations` continuations, sampled after the step at temperature 1.
+    """Label each step with `num_continuations` continuations, which are sampled after the step at temperature 1.
 
-    The label of a step is the share of correct continuations. This is the value of the state for the policy at
-    temperature 1. The temperature at which the solutions were sampled does not matter. The label of the answer says
-    whether the answer is correct. If the model has no room for a continuation, the step has no label. The second result
-    is the number of tokens that were sampled.
+    The label of a step is the fraction of correct continuations. The fraction of correct continuations estimates the
+    value of the state for the policy at temperature 1. The temperature at which the solutions were sampled does not
+    matter. The label of the answer says whether the answer is correct. If the model's context has no room for a
+    continuation, the step has no label. The second return value of `label_by_continuations` is the number of sampled
+    tokens.
 
-    hard  the label is 1 if any continuation is correct, else -1
+    `hard`: if true, the label of a step is 1 if any continuation is correct, and -1 otherwise.
     """
     conversation = policy.conversation
     ends = [step_ends(conversation, rollout, task.delimiter) for rollout in rollouts]
@@ -236,7 +256,7 @@ def label_by_continuations(
 
 
 def _correct(task: Task, conversation: Conversation, rollouts: Sequence[Rollout]) -> list[bool | None]:
-    """Whether each answer is correct; None if the answer is ungraded."""
+    """Return for each answer whether it is correct, or None if the answer is ungraded."""
     groups = grade(rollouts, task, conversation.parse_completion)
     rewards = [verdict.reward for group in groups for verdict in group.verdicts]
     return [None if reward is None else reward >= 1.0 for reward in rewards]
@@ -245,7 +265,10 @@ def _correct(task: Task, conversation: Conversation, rollouts: Sequence[Rollout]
 def _solution(
     task: Task, conversation: Conversation, rollout: Rollout, labels: tuple[float | None, ...], soft: bool = False
 ) -> LabelledSolution:
-    """`labels` are the labels of the steps, then the label of the answer. A truncated turn has no answer."""
+    """Make a labelled solution from a rollout.
+
+    `labels` has the labels of all steps, and then the label of the answer. A truncated turn has no answer.
+    """
     problem, completion = rollout.problem, conversation.parse_completion(rollout)
     texts = steps(conversation, rollout, task.delimiter)
     if completion.complete:

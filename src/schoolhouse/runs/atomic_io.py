@@ -1,4 +1,4 @@
-"""Files and checkpoints that survive a crash. They are written whole or not at all, synced, and have checksums."""
+"""Files and checkpoints that survive a crash. Each file is written completely or not at all, and synced to the disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file is on the disk. For a folder: wait until its list of files is on the disk."""
+    """Wait until a file is on the disk. For a folder, wait until the folder's list of files is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -29,7 +29,7 @@ def fsync(path: Path) -> None:
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Write a text file. After a crash the file has either the old text or the new text."""
+    """Write a text file. If the process crashes, the file has either the complete old text or the complete new text."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     fsync(partial)
@@ -38,24 +38,27 @@ def atomic_write(path: Path, text: str) -> None:
 
 
 def checksum(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
+    """Compute the sha256 checksum of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class FolderInUse(SchoolError):
-    """Another process uses a folder."""
+    """The error that is raised if another process uses a folder."""
 
 
 def lock_folder(file: TextIO, folder: Path) -> None:
-    """Lock a folder for this process with its open lock file. Raises FolderInUse if another process holds the lock."""
+    """Lock a folder for this process. `file` is the open lock file of the folder.
+
+    Raises FolderInUse if another process holds the lock.
+    """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
         raise FolderInUse(
             f"{folder} is in use by process {file.read().strip() or '(unknown)'}; "
-            "wait until it ends, or give another --dir"
+            "wait until this process ends, or choose another folder with --dir"
         ) from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
@@ -65,8 +68,8 @@ def lock_folder(file: TextIO, folder: Path) -> None:
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one of its causes, means that the disk is full.
 
-    A full quota and a reached limit of the file size count too. Libraries that write from C++ or Rust give the reason
-    only in the text of their error.
+    An error about a full disk quota or about the maximum file size also counts as a full disk. Libraries that write
+    files from C++ or Rust give the reason only in the text of their error.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -80,7 +83,10 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON. Numpy numbers become numbers, numbers that are not finite become null, and other objects text."""
+    """Convert a value to strict JSON.
+
+    Numpy numbers become JSON numbers. Numbers that are not finite become null. Objects of other types become strings.
+    """
     with suppress(ValueError, TypeError):  # most values are plain already, and large
         return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
@@ -101,22 +107,25 @@ def _plain(value: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises SchoolError if it is missing or damaged."""
+    """Read a JSON object from a file. Raises SchoolError if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SchoolError(f"{path} is missing; restore it") from None
+        raise SchoolError(f"the file {path} is missing; restore it") from None
     except (ValueError, RecursionError) as error:
-        raise SchoolError(f"{path} is damaged ({error}); restore the whole file") from None
+        raise SchoolError(f"the file {path} is damaged ({error}); restore the whole file") from None
     if not isinstance(found, dict):
         raise SchoolError(
-            f"{path} is damaged (expected a JSON object, found {type(found).__name__}); restore the whole file"
+            f"the file {path} is damaged (expected a JSON object, found {type(found).__name__}); restore the whole file"
         )
     return found
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON lines file; an empty list if there is no file. A partial last line is left out."""
+    """Read the lines of a JSON lines file.
+
+    Returns an empty list if there is no file. An incomplete last line of the file is skipped.
+    """
     if not path.exists():
         return []
     rows = []
@@ -124,21 +133,21 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise SchoolError(f"{path}:{number} is damaged ({error})") from None
+            raise SchoolError(f"line {path}:{number} is damaged ({error}); restore the whole file") from None
         if not isinstance(row, dict):
-            raise SchoolError(f"{path}:{number} is damaged (expected a JSON object, found {type(row).__name__})")
+            raise SchoolError(f"line {path}:{number} is damaged: expected a JSON object, found {type(row).__name__}")
         rows.append(row)
     return rows
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON lines file, whole or not at all. The folder is created if necessary."""
+    """Write a JSON lines file completely or not at all. The folder of the file is created if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, "".join(to_json(row) + "\n" for row in rows))
 
 
 def drop_partial_line(path: Path) -> None:
-    """Remove the text after the last line end of a file."""
+    """Remove an incomplete last line from a file: all text after the last newline."""
     text = path.read_bytes() if path.exists() else b""
     if text and not text.endswith(b"\n"):
         os.truncate(path, text.rfind(b"\n") + 1)
@@ -148,7 +157,10 @@ def drop_partial_line(path: Path) -> None:
 
 
 class Stateful(Protocol):
-    """An object that a run can save: a model that writes its own files, and the other state that training needs."""
+    """An object that a run can save.
+
+    A `Stateful` object can write the files of its model, and can return all other state that training needs.
+    """
 
     def save(self, folder: Path) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -158,8 +170,9 @@ class Stateful(Protocol):
 def write_checkpoint(target: Path, state: Stateful, metadata: Mapping[str, Any]) -> None:
     """Write a checkpoint: first the model in its own format, then trainer.pt, and manifest.json at the end.
 
-    manifest.json has `metadata` and the checksums of all files. All files are written to another folder and synced.
-    Then this folder is renamed to `target`. So `target` is complete or absent, even after an error.
+    The file manifest.json has `metadata` and the checksums of all files. All files of a checkpoint are first written to
+    a temporary folder and synced to the disk. Then the temporary folder is renamed to `target`. Because of the
+    temporary folder, the folder `target` is either complete or absent, even after an error.
     """
     import torch
 
@@ -184,55 +197,61 @@ def write_checkpoint(target: Path, state: Stateful, metadata: Mapping[str, Any])
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
-    """The checksum of a manifest itself. It detects a changed number in the manifest."""
+    """The checksum of the content of a manifest. If a number in the manifest changes, the checksum changes too."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All complete checkpoints in a folder, the oldest first. Only a complete checkpoint has a number as its name."""
+    """List all complete checkpoints in a folder, the oldest first.
+
+    The name of a complete checkpoint is a number. The names of incomplete checkpoints are not numbers.
+    """
     return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def resolve_model(folder: Path | str) -> Path:
-    """The model folder for a path. For a run folder it is the newest checkpoint, else the folder itself.
+    """Find the model folder for a path: the newest checkpoint of a run folder, or the given folder itself.
 
-    Raises SchoolError for the folder of a pipeline. The error names the stages.
+    Raises SchoolError if the path is the folder of a pipeline. The error message names the stages of the pipeline.
     """
     folder = Path(folder)
     newest = list_checkpoints(folder / "checkpoints")
     stages = sorted(path.parent.parent.name for path in folder.glob("*/checkpoints/*") if path.name.isdigit())
     if stages and not newest:
         names = ", ".join(dict.fromkeys(stages))
-        raise SchoolError(f"{folder} is a run of several stages ({names}): give one, such as {folder / stages[-1]}")
+        raise SchoolError(
+            f"{folder} is a run of several stages ({names}): give the folder of one stage, "
+            f"such as {folder / stages[-1]}"
+        )
     return newest[-1] if newest else folder
 
 
 def delete_old_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all checkpoints except the newest `keep` checkpoints."""
+    """Delete all checkpoints of a folder except the newest `keep` checkpoints."""
     for path in list_checkpoints(folder)[:-keep]:
         partial = path.rename(path.with_name(f"{path.name}.partial"))  # only a complete checkpoint has a number
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def delete_partial_checkpoints(folder: Path) -> None:
-    """Delete files that an interrupted write or deletion left."""
+    """Delete the incomplete checkpoints that an interrupted save or an interrupted deletion has left behind."""
     for partial in folder.glob("*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """Verify all files of a checkpoint and return its manifest. If a file is damaged, a SchoolError names it."""
+    """Verify all files of a checkpoint, and return its manifest. If a file is damaged, a SchoolError names the file."""
     saved = read_json(checkpoint / "manifest.json")
     if saved.pop("seal", None) != _seal(saved):
         raise SchoolError(
-            f"{checkpoint / 'manifest.json'} is damaged: its content has changed; delete the folder {checkpoint} to "
-            "resume from the checkpoint before it (or from the start)"
+            f"{checkpoint / 'manifest.json'} is damaged: its content has changed; delete the folder {checkpoint}, and "
+            "the run resumes from the checkpoint before it (or from the start)"
         )
     for name, expected in saved["files"].items():
         path = checkpoint / name
         if not path.is_file() or checksum(path) != expected:
             raise SchoolError(
                 f"{path} is {'damaged: its checksum has changed' if path.is_file() else 'missing'}; "
-                f"delete the folder {checkpoint} to resume from the checkpoint before it (or from the start)"
+                f"delete the folder {checkpoint}, and the run resumes from the checkpoint before it (or from the start)"
             )
     return saved

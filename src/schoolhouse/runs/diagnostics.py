@@ -1,4 +1,4 @@
-"""Advice from the metrics of a run: one piece of advice for each problem that prevents learning."""
+"""This file reads the metrics of a run, and gives one piece of advice for each problem that prevents learning."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 WINDOW = 10
-"""Number of steps that the advice is based on. One bad step alone says little about the run."""
+"""The number of steps on which the advice is based. One bad step alone says little about the run."""
 
 
 def diagnose(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Advice by topic, from the newest lines of metrics.jsonl.
+    """Return a mapping from the topic of a problem to advice. The advice is based on the newest lines of metrics.jsonl.
 
-    There is no advice before `WINDOW` steps of reinforcement learning. Shares are over the whole window.
+    Before `WINDOW` steps of reinforcement learning are done, there is no advice. Each percentage in the advice is
+    computed over the last `WINDOW` steps together.
     """
     rows = [row for row in rows if row.get("groups")][-WINDOW:]
     if len(rows) < WINDOW:

@@ -1,4 +1,4 @@
-"""`school doctor`: checks which hardware and software this machine has for a run, and what is missing."""
+"""The command `school doctor` checks which hardware and software this machine has for a run, and what is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MIN_DISK = _MIN_MEMORY = 2 << 30
 
 
 class Finding(NamedTuple):
-    """A line of the report: its topic, its result, and advice if the user should change something."""
+    """One line of the report of `school doctor`: a topic, the result of its check, and advice if it is needed."""
 
     topic: str
     result: str
@@ -24,7 +24,10 @@ class Finding(NamedTuple):
 
 
 def check_machine(folder: Path = Path()) -> Iterator[Finding]:
-    """Check this machine and the disk of `folder`. This takes seconds: torch is loaded and kernels are built."""
+    """Check this machine and the disk of `folder`.
+
+    The check takes seconds, because it loads torch and builds kernels.
+    """
     import torch
 
     from schoolhouse.model.kernel_build import ANY_HEAD_DIM, load_kernels
@@ -78,7 +81,7 @@ def _memory() -> Iterator[Finding]:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or its nearest parent that exists."""
+    """Return the folder if it exists, else the nearest parent folder that exists."""
     folder = folder.absolute()
     return folder if folder.exists() else _existing(folder.parent)
 

@@ -1,4 +1,4 @@
-"""Estimates the time and the memory of a run: the first steps of this run are executed and measured."""
+"""This file estimates the time and the memory of a run: it executes the first steps of the run and measures them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from schoolhouse.runs.progress import duration
 from schoolhouse.types import SchoolError
 
 STEPS, LOOPS = 9, 2
-"""Number of steps of the trial. The first step counts as start-up time."""
+"""The number of steps that are executed and measured. The first step counts as start-up time."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a run.
+    """The estimated cost of a run. The numbers come from a trial, which executes the first steps of the run.
 
-    startup_seconds  time until the first step is done
-    step_seconds     time of one step: the median of the trial
-    eval_seconds     time of all evaluations
-    peak_memory      peak of the trial in bytes; reinforcement learning begins with its largest micro-batch
-    step_growth      a step takes at most this many times as long as the step before (loops with growing updates)
+    `startup_seconds`: the time until the first step is done, in seconds.
+    `step_seconds`: the time of one step in seconds: the median over the steps of the trial.
+    `eval_seconds`: the time of all evaluations together, in seconds.
+    `peak_memory`: the peak memory of the trial, in bytes. In reinforcement learning, a trial includes the largest
+        micro-batch, because a run computes its largest micro-batch first.
+    `step_growth`: the largest ratio between the time of a step and the time of the step before. `step_growth` is larger
+        than 1 if each loop makes more updates than the loop before.
     """
 
     steps: int
@@ -59,10 +61,13 @@ class Estimate:
 
 
 def estimate(recipe: str, config: BaseConfig) -> Estimate:
-    """Run the first steps in another process and in a temporary folder. Raises SchoolError if these steps fail."""
+    """Execute the first steps of a run in another process, in a temporary folder.
+
+    Raises SchoolError if one of the first steps fails.
+    """
     name = next((name for name in ("steps", "loops") if name in type(config).model_fields), None)
     if name is None:
-        raise SchoolError(f"{recipe} cannot be estimated: its config has neither a key `steps` nor `loops`")
+        raise SchoolError(f"cannot estimate the recipe `{recipe}`: its config has no key `steps` and no key `loops`")
     steps = int(getattr(config, name))
     trial = config.model_copy(update={name: min(STEPS if name == "steps" else LOOPS, steps)})
     with tempfile.TemporaryDirectory(prefix="school-estimate-") as folder:
@@ -71,7 +76,9 @@ def estimate(recipe: str, config: BaseConfig) -> Estimate:
         command = [sys.executable, "-m", "schoolhouse", "train", recipe, str(file), "--dir", str(run)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise SchoolError(f"the first steps failed (exit {done.returncode}):\n{done.stderr.strip()[-2000:]}")
+            raise SchoolError(
+                f"the first steps of the run failed with exit code {done.returncode}:\n{done.stderr.strip()[-2000:]}"
+            )
         ends = [row["seconds"] for row in read_jsonl(run / "times.jsonl")]
     steps += len(ends) - int(getattr(trial, name))  # STaR begins with a loop 0
     peak = peak_memory_bytes(resource.RUSAGE_CHILDREN)
@@ -81,9 +88,10 @@ def estimate(recipe: str, config: BaseConfig) -> Estimate:
 
 
 def _eval_steps(config: BaseConfig, steps: int) -> float:
-    """The cost of all evaluations, as a number of steps: their completions divided by the completions of one step.
+    """Estimate the cost of all evaluations as a number of training steps.
 
-    This is an upper bound of their time, because an evaluation includes no learning.
+    The estimate is the number of completions of all evaluations divided by the number of completions of one training
+    step. The estimate is an upper bound of the time of the evaluations, because an evaluation includes no learning.
     """
     values = config.model_dump()
     settings = values.get("eval", {})

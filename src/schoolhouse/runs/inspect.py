@@ -1,4 +1,4 @@
-"""Inspect run folders: their state, their damage, and whether two runs are equal."""
+"""Inspect run folders: read the state of a run, find damaged files, and compare two runs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ STEP_FOLDERS = ("rollouts", "trees")
 class RunStatus:
     """The status of a run folder.
 
-    state            finished, running (a process uses the folder), stopped, or killed (no process uses it any more)
-    steps            (done, total); total is None if the recipe has no key `steps`
-    io_fraction      share of the run's time that was spent on recording and saving
-    slowest_grading  the longest grading of one completion in a worker process, in seconds; None without workers
-    result           numbers of the last step
+    `state`: one of finished, running, stopped and killed. A run is `running` if a process uses its folder. A run is
+        `killed` if its process ended without marking the run as stopped or finished.
+    `steps`: the pair (number of finished steps, total number of steps); the total is None if the recipe has no key
+        `steps`.
+    `io_fraction`: the fraction of the run's total time that was spent on recording and saving.
+    `slowest_grading`: the longest time for grading one completion in a worker process, in seconds; None if the run has
+        no worker processes.
+    `result`: the metrics of the last step, as text.
     """
 
     folder: Path
@@ -45,12 +48,12 @@ def is_run(folder: Path) -> bool:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """All run folders in a folder, including the folder itself. The stages of a pipeline come after the pipeline."""
+    """List all run folders in a folder, including the folder itself. A pipeline is listed before its stages."""
     return sorted(path.parent for path in folder.rglob("manifest.json") if is_run(path.parent))
 
 
 def inspect(folder: Path) -> RunStatus:
-    """The status of a run folder. Raises SchoolError if the folder is damaged or has another format."""
+    """Read the status of a run folder. Raises SchoolError if the folder is damaged or has another format."""
     manifest, config = read_manifest(folder / "manifest.json"), read_config(folder / "config.yaml")
     metrics = read_metrics(folder)
     state = str(manifest.get("state"))
@@ -62,8 +65,8 @@ def inspect(folder: Path) -> RunStatus:
         return _status(folder, manifest, config, metrics, state)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SchoolError(
-            f"{folder}: manifest.json, config.yaml, metrics.jsonl or times.jsonl is damaged: a value is missing or not "
-            f"a number ({type(error).__name__}: {error}); restore the whole file"
+            f"in {folder} one of manifest.json, config.yaml, metrics.jsonl and times.jsonl is damaged: a value is "
+            f"missing or not a number ({type(error).__name__}: {error}); restore the whole file"
         ) from None
 
 
@@ -90,9 +93,10 @@ def _status(
 
 
 def _io_fraction(times: Sequence[dict[str, Any]]) -> float:
-    """The share of time that was spent on recording and saving.
+    """The fraction of the run's time that was spent on recording and saving.
 
-    The start of a session's first step is unknown. So a step counts only if the step before it was also recorded.
+    The start time of the first step in a session (one process of the run) is not recorded. A step counts only if the
+    step before it was also recorded.
     """
     complete = [row for row in times if {"step", "seconds"} <= row.keys()]
     pairs = [
@@ -104,7 +108,7 @@ def _io_fraction(times: Sequence[dict[str, Any]]) -> float:
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether a process has the run open."""
+    """Whether a process currently uses the run folder."""
     try:
         with (folder / "lock").open() as lock:
             try:
@@ -117,7 +121,10 @@ def _is_locked(folder: Path) -> bool:
 
 
 def check(folder: Path) -> list[str]:
-    """All damage of a run folder, one sentence for each problem; an empty list if the folder is intact."""
+    """Find all damage in a run folder.
+
+    The result is one sentence for each damaged file, or an empty list if there is no damage.
+    """
     problems = []
     for read in (
         lambda: read_manifest(folder / "manifest.json"),
@@ -150,7 +157,10 @@ def check(folder: Path) -> list[str]:
 
 
 def compare(one: Path, other: Path) -> list[str]:
-    """Differences between two runs in weights, metrics and rollouts; an empty list if all bits are equal."""
+    """Find the differences between two runs in weights, metrics and rollouts.
+
+    Returns an empty list if the two runs have the same bits.
+    """
     found = []
     for name in sorted({path.relative_to(folder) for folder in (one, other) for path in _bits(folder)}):
         if not ((one / name).exists() and (other / name).exists()):
@@ -161,7 +171,10 @@ def compare(one: Path, other: Path) -> list[str]:
 
 
 def _bits(folder: Path) -> Iterator[Path]:
-    """The files that a repeated run must reproduce: metrics, rollouts and the last model, also those of its stages."""
+    """The files that a repeated run must reproduce: the metrics, the rollouts and the last model of a run.
+
+    For a pipeline, the function also yields the files of all stages.
+    """
     for run in find_runs(folder):
         yield from (path for path in (run / "metrics.jsonl",) if path.exists())
         yield from (path for kind in STEP_FOLDERS for path in sorted((run / kind).glob("*.jsonl")))

@@ -1,4 +1,4 @@
-"""The records of a run folder: rollouts as lines of JSON, the environment, and the differences of two configs."""
+"""Records in a run folder: rollouts as JSON lines, the environment of the run, and the differences between configs."""
 
 from __future__ import annotations
 
@@ -23,22 +23,26 @@ from schoolhouse.runs.atomic_io import checksum, read_json, read_jsonl, resolve_
 from schoolhouse.types import Completion, Rollout, SchoolError, Verdict
 
 FORMAT = 1
-"""Number of the run folder's format, in manifest.json. A folder of another format is refused."""
+"""The number of the run folder's format, which is written in manifest.json. A folder with another format number cannot
+be opened."""
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest.json of a run. Raises SchoolError if the file is damaged or has another format."""
+    """Read the manifest.json of a run. Raises SchoolError if the file is damaged or has another format."""
     manifest = read_json(path)
     if (found := manifest.get("format")) != FORMAT:
         raise SchoolError(
             f"{path} has {'no format' if found is None else f'format {found}'}, but this version of schoolhouse reads "
-            f"format {FORMAT}: start anew with another --dir, or use the version that made it"
+            f"format {FORMAT}: start a new run in another folder with --dir, or use the version that wrote this file"
         )
     return manifest
 
 
 def rollout_row(rollout: Rollout, verdict: Verdict, completion: Completion | None) -> dict[str, Any]:
-    """A rollout as a line of JSON. `logprob` has one number for each sampled token, and is exact in float32."""
+    """Convert a rollout to a JSON line.
+
+    The key `logprob` has one float32 number, without rounding, per sampled token.
+    """
     return {
         "problem": rollout.problem.id,
         "family": rollout.problem.family,
@@ -57,7 +61,7 @@ def rollout_row(rollout: Rollout, verdict: Verdict, completion: Completion | Non
 
 
 def _spans(mask: Sequence[bool]) -> list[list[int]]:
-    """[start, end) of each continuous range of sampled tokens."""
+    """List the position ranges [start, end) of sampled tokens. Each range contains only sampled tokens."""
     edges = [i for i in range(len(mask) + 1) if (i and mask[i - 1]) != (i < len(mask) and mask[i])]
     return [[start, end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
@@ -66,7 +70,10 @@ _CPU_FEATURES = ("fma", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "
 
 
 def environment() -> dict[str, Any]:
-    """Versions, source code and machine. The numbers of a run can depend on them, not only on the config."""
+    """Describe the environment: package versions, a digest (checksum) of the source code, and the machine.
+
+    The numbers of a run can depend on its environment, not only on its config.
+    """
     flags: set[str] = set()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -92,7 +99,8 @@ def environment() -> dict[str, Any]:
 
 @cache
 def source_digest() -> str:
-    """A digest of this package's source files. If a file changes, the digest changes, even with the same version."""
+    """A digest (checksum) of this package's source files. If a file changes, its digest changes, even if the version is the same.
+    """
     home = Path(schoolhouse.__file__).parent
     sources = sorted(path for path in home.rglob("*") if path.suffix in (".py", ".c", ".h"))
     digest = hashlib.blake2b(digest_size=8)
@@ -102,13 +110,14 @@ def source_digest() -> str:
 
 
 ENVIRONMENT_KEYS = ("versions", "code", "python", "platform", "cores", "gpu", "threads", "processor")
-"""Keys of a manifest that describe the environment. If they are equal, a repeated run gives the same bits."""
+"""The keys of a manifest that describe the environment. If two runs have the same config and the same values of these
+keys, they give the same bits."""
 
 
 def environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line for each difference between the environments of two manifests.
+    """Return one line for each difference between the environments of two manifests.
 
-    If one of the two runs was resumed in another environment than its first one, there are lines for this resume too.
+    If one of the two runs was resumed in a changed environment, there are also lines for the change at the resume.
     """
     both = [name for name in ENVIRONMENT_KEYS if name in old and name in new]
     lines = differences({name: old[name] for name in both}, {name: new[name] for name in both})
@@ -119,9 +128,10 @@ def environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 
 
 def record_resume(manifest: dict[str, Any], step: int) -> str:
-    """Record in a manifest that a run resumes in another environment. Return a message ("" in the same environment).
+    """Record in a manifest that a run resumes in another environment. Returns a message for the user.
 
-    A run can continue in another environment. But its results may differ in their bits from a run without a stop.
+    The returned message is empty if the environment has not changed. A run can continue in another environment, but its
+    results may then differ in some bits from the results of a run that was never stopped.
     """
     now = environment()
     last = [{**manifest, "resumed_with": ()}, *manifest.get("resumed_with", ())][-1]
@@ -139,7 +149,7 @@ def _version(package: str) -> str | None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A line `  key: old -> new` for every value, at any depth, that differs between two mappings."""
+    """Return a line `  key: old -> new` for every value, at any depth, that differs between two mappings."""
     before, after = _flatten(old), _flatten(new)
     return [
         f"  {key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
@@ -149,14 +159,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested values as a flat mapping with dotted keys."""
+    """Convert nested values to a flat mapping with dotted keys, such as `a.b`."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     inner = [pair for key, each in items for pair in _flatten(each, f"{prefix}.{key}" if prefix else str(key)).items()]
     return dict(inner) if inner else {prefix: value}
 
 
 def flatten_numbers(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers in a line of metrics. Nested numbers have dotted keys."""
+    """Return the numbers in a line of metrics. Nested numbers get dotted keys, such as `a.b`."""
     found: dict[str, float] = {}
     for key, value in line.items():
         name = f"{prefix}.{key}" if prefix else key
@@ -168,53 +178,61 @@ def flatten_numbers(line: Mapping[str, Any], prefix: str = "") -> dict[str, floa
 
 
 def peak_memory_bytes(process: int = resource.RUSAGE_SELF) -> int:
-    """Largest resident size so far of this process. With RUSAGE_CHILDREN: that of its largest child that has ended."""
+    """The peak resident memory of this process so far, in bytes.
+
+    With RUSAGE_CHILDREN, the result is the peak memory of the largest child process that has ended.
+    """
     peak = resource.getrusage(process).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def budget_spent(folder: Path) -> tuple[int, float]:
-    """The number of tokens that a run has sampled for training, and the duration of its evaluations in seconds."""
+    """Return the number of tokens that a run has sampled for training, and the time of its evaluations in seconds."""
     tokens = sum(line.get("sampled_tokens", 0) for line in read_jsonl(folder / "metrics.jsonl"))
     return tokens, sum(row.get("eval", 0.0) for row in read_jsonl(folder / "times.jsonl"))
 
 
 def headline(line: dict[str, Any]) -> str:
-    """The numbers of a step that are shown next to the progress bar."""
+    """Return the numbers of a step that are shown next to the progress bar."""
     shown = [name for name in ("reward", "loss", "bits_per_byte") if isinstance(line.get(name), (int, float))]
     return "  ".join(f"{name} {line[name]:.3f}" for name in shown)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config.yaml of a run. Raises SchoolError if it is damaged."""
+    """Read the config.yaml of a run. Raises SchoolError if the file is damaged."""
     try:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise SchoolError(f"{path} is damaged ({error}); restore the whole file") from None
+        raise SchoolError(f"the file {path} is damaged ({error}); restore the whole file") from None
 
 
 def check_same_config(folder: Path, old_recipe: str | None, recipe: str, config: BaseConfig) -> None:
-    """Raises SchoolError if the config of a run folder differs from this config. The error names all these keys."""
+    """Raise SchoolError if the config of a run folder differs from the given config.
+
+    The error message lists every key whose value differs.
+    """
     defaults = yaml.safe_load(dump(type(config).model_construct()))  # for keys that were added since the run began
     old = {"recipe": old_recipe, **defaults, **read_config(folder / "config.yaml")}
     new = {"recipe": recipe, **yaml.safe_load(dump(config))}
     if changed := differences(old, new):
-        remedy = "give the same values to resume it, or another --dir to start anew"
-        raise SchoolError("\n".join([f"{folder} holds a run with another config:", *changed, remedy]))
+        found = f"{folder} contains a run with another config (value in the run -> value that you gave):"
+        remedy = "give the same values to resume this run, or start a new run in another folder with --dir"
+        raise SchoolError("\n".join([found, *changed, remedy]))
 
 
 # --- inputs of a run
 
 
 def weights_digest(model: Path | str) -> str:
-    """Checksums of the weights in a model folder, or in a run's newest checkpoint."""
+    """Compute the checksums of the weights in a model folder, or in the newest checkpoint of a run."""
     return " ".join(checksum(path) for path in sorted(resolve_model(model).glob("*.safetensors")))
 
 
 def check_unchanged(known: dict[str, str], name: str, digest: str, run: Path) -> None:
-    """Record a checksum under a name. Raises SchoolError if a different checksum was recorded when the run began."""
+    """Record a checksum under a name. Raises SchoolError if the checksum has changed since the run began."""
     if known.setdefault(name, digest) != digest:
         raise SchoolError(
-            f"{name} has changed since {run} began, so the next steps would not match the finished ones: restore the "
-            "old version (for a run: its newest checkpoint), or start anew with another --dir"
+            f"{name} has changed since the run {run} began, so the next steps would not match the finished steps: "
+            "restore the old version (if it is a run, restore its newest checkpoint), or start a new run in another "
+            "folder with --dir"
         )

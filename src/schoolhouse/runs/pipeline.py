@@ -1,4 +1,6 @@
-"""`school run` and `school quickstart`: run stages one after another, evaluate after each stage, and write a report.
+"""The commands `school run` and `school quickstart` run the stages of a pipeline one after another.
+
+After each stage the model is evaluated, and after the last stage a report is written. An example of a pipeline file:
 
     seed: 0
     eval: {task: school, problems: 200, samples: 8, max_new_tokens: 128}
@@ -6,7 +8,8 @@
       - {name: base, recipe: pretrain, config: {steps: 500}}
       - {name: tuned, recipe: sft, config: {model: "stage:base"}}
 
-Each stage has its own run folder. `stage:NAME` means the final model of that stage. Finished stages are skipped.
+Each stage has its own run folder. In a config, the text `stage:NAME` means the final model of the stage NAME. Stages
+that are already finished are skipped.
 """
 
 from __future__ import annotations
@@ -39,17 +42,17 @@ class EvalSettings(BaseConfig):
     task: str = "school"
     """school[:families], gym:NAME, jsonl:PATH, python:PATH.py[:name]."""
     problems: int | None = Field(200, gt=0)
-    """Held-out problems; null: all of them."""
+    """The number of held-out problems; null: all held-out problems."""
     samples: int = Field(8, gt=0)
-    """Completions for each problem."""
+    """The number of completions for each problem."""
     max_new_tokens: int = Field(128, gt=0)
-    """Limit of the tokens of a completion, thinking included."""
+    """The maximum number of tokens of a completion, including its thought."""
     temperature: float = Field(1.0, ge=0)
 
 
 class Stage(BaseConfig):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    """Name of the stage. It is the name of the stage's folder, and the NAME in `stage:NAME`."""
+    """The name of the stage. Its folder has the same name, and `stage:NAME` refers to the stage by this name."""
     recipe: str
     """Name of a recipe, or the path of a recipe file."""
     config: dict[str, Any] = Field(default_factory=dict)
@@ -58,7 +61,7 @@ class Stage(BaseConfig):
 
 class Pipeline(BaseConfig):
     seed: int = 0
-    """Seed of every stage that does not set its own seed."""
+    """The seed of every stage that does not set its own seed."""
     eval: EvalSettings = EvalSettings()
     stages: tuple[Stage, ...] = Field(min_length=1)
 
@@ -66,9 +69,9 @@ class Pipeline(BaseConfig):
 def run_pipeline(path: Path | str, seed: int | None = None, folder: Path | str = "runs/pipeline") -> dict[str, Any]:
     """Run the stages of a pipeline in `folder`, and return the content of report.json.
 
-    `path` is a YAML file or the name of a packaged pipeline. If the same call is made again, finished stages are
-    skipped and unfinished stages resume. Every key of every stage is checked before the first stage runs. A SchoolError
-    names the file, the line and the key.
+    `path` is a YAML file or the name of a pipeline that is part of the package. If `run_pipeline` is called again with
+    the same folder, finished stages are skipped and an unfinished stage resumes. Every key of every stage is checked
+    before the first stage runs. If a key is wrong, a SchoolError names the file, the line and the key.
     """
     source = read_yaml(find_pipeline(path))
     if seed is not None:
@@ -85,7 +88,7 @@ def run_pipeline(path: Path | str, seed: int | None = None, folder: Path | str =
 
 
 def repeat_run(run: Path, folder: Path) -> None:
-    """Repeat a run in another folder. Raises SchoolError if it is not repeatable."""
+    """Repeat a run in another folder. Raises SchoolError if the run is not repeatable."""
     manifest = read_manifest(run / "manifest.json")
     name, budget = str(manifest.get("recipe")), manifest.get("budget", {})
     if name == "pipeline":
@@ -93,8 +96,8 @@ def repeat_run(run: Path, folder: Path) -> None:
         return
     if "seconds" in budget:
         raise SchoolError(
-            f"{run} ended after a budget of {budget['seconds']:g} s, so its number of steps is not repeatable: "
-            "repeat a run that has a budget of tokens, or none"
+            f"the run {run} ended after a time budget of {budget['seconds']:g} s, so its number of steps is not "
+            "repeatable: repeat a run with a token budget, or a run without a budget"
         )
     recipe = load_recipe(next((file for file in manifest.get("files", ()) if Path(file).name == name), name))
     with open_run(folder, build(recipe.config, read_yaml(run / "config.yaml")), recipe) as repeated:
@@ -104,21 +107,28 @@ def repeat_run(run: Path, folder: Path) -> None:
 
 
 def open_run(folder: Path, config: BaseConfig, recipe: Recipe) -> Run:
-    """Open the run of a recipe in a folder. A user's recipe file is known by its name; its folder does not matter."""
+    """Open the run of a recipe in a folder.
+
+    If the recipe is a user's own file, the run records the name of the file, but not the folder of the file.
+    """
     return Run.open(folder, config, recipe.file.name if recipe.file else recipe.name)
 
 
 def train_recipe(run: Run, recipe: Recipe) -> None:
-    """Train an open run. A user's recipe file must not change until the run ends. Errors in this file name the line."""
+    """Train an open run.
+
+    A user's own recipe file must not change until the run ends. If the code in a user's recipe file fails, the error
+    message names the line.
+    """
     run.track_files(recipe.file and recipe.file.resolve())
     with user_errors(recipe.file):
         recipe.train(run.config, run)
 
 
 def find_pipeline(path: Path | str) -> Path:
-    """The file of a pipeline, from its path or from the name of a packaged pipeline.
+    """Find the file of a pipeline, from its path or from the name of a pipeline that is part of the package.
 
-    For an unknown name a SchoolError suggests the nearest name.
+    If the name is unknown, a SchoolError suggests the most similar name.
     """
     packaged = {found.stem: found for found in _PACKAGED.glob("*.yaml")}
     path = Path(path)
@@ -127,7 +137,7 @@ def find_pipeline(path: Path | str) -> Path:
     if str(path) in packaged:
         return packaged[str(path)]
     raise SchoolError(
-        f"unknown pipeline `{path}`: not a file, nor a packaged pipeline{suggest(str(path), [*packaged])}"
+        f"unknown pipeline `{path}`: give the path of a file or a known name{suggest(str(path), [*packaged])}"
     )
 
 
@@ -135,7 +145,7 @@ def find_pipeline(path: Path | str) -> Path:
 
 
 def _run_stage(i: int, pipeline: Pipeline, source: Source, folder: Path, models: Mapping[str, Path]) -> Path:
-    """Run a stage and its evaluation if they are not done yet. Return the folder of the stage's final model."""
+    """Run a stage and its evaluation, unless they are already done. Returns the folder of the stage's final model."""
     stage = pipeline.stages[i]
     config, recipe = _config(i, pipeline, source, models), load_recipe(stage.recipe)
     with open_run(folder / stage.name, config, recipe) as run:
@@ -151,7 +161,7 @@ def _run_stage(i: int, pipeline: Pipeline, source: Source, folder: Path, models:
 
 
 def _evaluate(pipeline: Pipeline, model: Path, path: Path) -> None:
-    """Evaluate a model. Save the result, the duration and the peak memory of this process so far."""
+    """Evaluate a model, and save the result, the duration of the evaluation, and the peak memory of this process."""
     from schoolhouse.eval.evaluate import evaluate
     from schoolhouse.policy.policy import Policy
     from schoolhouse.tasks.registry import open_task
@@ -172,7 +182,10 @@ def _evaluate(pipeline: Pipeline, model: Path, path: Path) -> None:
 
 
 def _config(i: int, pipeline: Pipeline, source: Source, models: Mapping[str, Path]) -> BaseConfig:
-    """The config of a stage with `stage:NAME` replaced. Raises SchoolError for unknown keys and values out of range."""
+    """Return the config of a stage, with each `stage:NAME` replaced by the folder of that stage's model.
+
+    Raises SchoolError for an unknown key, and for a value that is out of range.
+    """
     cls = load_recipe(pipeline.stages[i].recipe).config
     path: KeyPath = ("stages", i, "config")
     written = source.at(*path) if path in source.locations else source.at("stages", i)
@@ -183,7 +196,7 @@ def _config(i: int, pipeline: Pipeline, source: Source, models: Mapping[str, Pat
 
 
 def _replaced(value: Any, models: Mapping[str, Path]) -> Any:
-    """`value` with every `stage:NAME` in it replaced by the folder of that model."""
+    """Return a copy of `value` in which every `stage:NAME` is replaced by the folder of that stage's model."""
     if isinstance(value, Mapping):
         return {key: _replaced(inner, models) for key, inner in value.items()}
     if isinstance(value, list):
@@ -197,14 +210,14 @@ def _replaced(value: Any, models: Mapping[str, Path]) -> Any:
 
 
 def _check(pipeline: Pipeline, source: Source, folder: Path) -> None:
-    """Raises SchoolError for any mistake that would stop a later stage."""
+    """Check all stages before the first stage runs. Raises SchoolError for a mistake that would stop any stage."""
     from schoolhouse.tasks.registry import open_task
 
     earlier: dict[str, Path] = {}
     for i, stage in enumerate(pipeline.stages):
         location = source.locations["stages", i, "name"]
         if stage.name in earlier:
-            raise SchoolError(f"{location}: duplicate stage `{stage.name}`; give each stage its own name")
+            raise SchoolError(f"{location}: two stages have the name `{stage.name}`; give each stage its own name")
         try:
             load_recipe(stage.recipe)
         except SchoolError as error:
@@ -224,7 +237,10 @@ def _check(pipeline: Pipeline, source: Source, folder: Path) -> None:
 
 
 def _check_task(spec: str, seed: int, location: str) -> None:
-    """Raises SchoolError with the location for a task that cannot be opened."""
+    """Open a task to check that it can be opened.
+
+    If the task cannot be opened, a SchoolError names the location of the task in the file.
+    """
     from schoolhouse.tasks.registry import open_task
 
     try:
@@ -234,7 +250,7 @@ def _check_task(spec: str, seed: int, location: str) -> None:
 
 
 def _references(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """The path of every `stage:NAME`, and the name."""
+    """Find every `stage:NAME` in a config. Yields pairs (path of the key, NAME)."""
     if isinstance(value, str) and value.startswith(STAGE_PREFIX):
         yield path, value.removeprefix(STAGE_PREFIX)
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
@@ -244,8 +260,8 @@ def _references(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
 
 def _unknown(name: str, pipeline: Pipeline, earlier: Collection[str]) -> str:
     if any(stage.name == name for stage in pipeline.stages):
-        return "is not an earlier stage; move it up"
-    return "names an unknown stage" + (suggest(name, [*earlier]) if earlier else "; this is the first stage")
+        return "is not an earlier stage; move it to a place before this stage"
+    return "names an unknown stage" + (suggest(name, [*earlier]) if earlier else "; no stage comes before this stage")
 
 
 # ---- the report

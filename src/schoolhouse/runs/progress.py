@@ -1,4 +1,4 @@
-"""Shows progress and the time left: a progress bar on a terminal, else a plain line every few seconds."""
+"""Show the progress and the remaining time of a run: on a terminal as a bar, otherwise as a line every few seconds."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ _showing = False  # there is only one bar at a time: code inside a step does not
 
 @contextmanager
 def progress(title: str, total: int | None, done: int = 0, unit: str = "step") -> Generator[Advance]:
-    """Show progress on stderr while the block runs. A nested call shows nothing.
+    """Show progress on stderr while the block of the `with` statement runs.
 
-    `total` is None if the number of units is unknown.
+    Inside another `with` block of `progress`, nothing is shown.
+
+    `total` is None if the total number of units is unknown.
     """
     global _showing
     if _showing:
@@ -81,7 +83,7 @@ def _lines(title: str, total: int | None, done: int, unit: str) -> Generator[Adv
 
 
 def duration(seconds: float) -> str:
-    """A duration in words: 45 s, 3 min 20 s, 2 h 5 min."""
+    """Format a duration, for example as 45 s, 3 min 20 s, or 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,16 +1,17 @@
 """The run folder: all files that are needed to read a run, to resume it and to repeat it.
 
-    config.yaml       every key of the config; the same command on the same folder resumes the run
-    manifest.json     format, recipe, versions, machine, seed, state, seconds
-    metrics.jsonl     one line per step; its numbers do not depend on the clock
-    times.jsonl       seconds from the start of the run to the end of each step, and the time of parts of the step
-    rollouts/         000012.jsonl: the rollouts of step 12 with their rewards
-    trees/            the trees of searches
-    checkpoints/      000100/: the state after 100 steps, complete or absent; the model in Hugging Face format
+    `config.yaml`: every key of the config. If the same command is given with the same folder, the run resumes.
+    `manifest.json`: the format, recipe, versions, machine, seed, state and seconds of the run.
+    `metrics.jsonl`: one line per step, with numbers that do not depend on the clock.
+    `times.jsonl`: the seconds from the start of the run to the end of each step, and the time of parts of the step.
+    `rollouts/000012.jsonl`: the rollouts of step 12 with their rewards.
+    `trees/`: the trees of searches.
+    `checkpoints/000100/`: the state after 100 steps, with the model in Hugging Face format.
 
-A checkpoint is written to a folder with another name and synced. Its manifest.json with the checksum of every file is
-written last. Then the folder is renamed. When a run resumes, everything after the newest checkpoint is deleted and done
-again.
+A checkpoint is first written to a folder with another name and synced to the disk. The last file of a checkpoint is
+manifest.json, which has the checksum of every other file. After the last file of a checkpoint is written, its folder is
+renamed. When a run resumes, all data after the newest checkpoint is deleted, and the steps after this checkpoint are
+done again.
 """
 
 from __future__ import annotations
@@ -61,12 +62,12 @@ _END: Any = object()
 
 
 class Run:
-    """An open run folder. Open it with `Run.open` and use it as a context manager.
+    """An open run folder. Open a run with `Run.open`, and use the run as a context manager.
 
-    folder    the folder of the run
-    config    the config of the recipe
-    step      the first step that is not done yet
-    finished  whether all steps are done
+    `folder`: the folder of the run.
+    `config`: the config of the recipe.
+    `step`: the number of the first step that is not done yet.
+    `finished`: whether all steps of the run are done.
     """
 
     def __init__(self, folder: Path, config: BaseConfig, recipe: str) -> None:
@@ -91,16 +92,18 @@ class Run:
     def open(cls, folder: Path | str, config: BaseConfig, recipe: str) -> Run:
         """Open a new run in `folder`, or resume the run in this folder from its newest checkpoint.
 
-        Raises SchoolError if the folder holds other files, a run with another config, a run of another format, or a
-        damaged checkpoint. Also raises SchoolError if another process uses the folder.
+        Raises SchoolError if the folder contains other files, a run with another config, a run of another format, or a
+        damaged checkpoint. `Run.open` also raises SchoolError if another process uses the folder.
         """
         folder = Path(folder)
         own_files = {"lock", "manifest.json", "manifest.json.partial", "config.yaml.partial"}
         is_new = not (folder / "config.yaml").exists()
         if folder.exists() and not folder.is_dir():
-            raise SchoolError(f"{folder} is a file; give a folder with --dir")
+            raise SchoolError(f"{folder} is a file, not a folder; give a folder with --dir")
         if is_new and folder.exists() and {path.name for path in folder.iterdir()} - own_files:
-            raise SchoolError(f"{folder} is not empty and not a run folder (no config.yaml); give another with --dir")
+            raise SchoolError(
+                f"{folder} contains files but is not a run folder (no config.yaml); give another folder with --dir"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, config, recipe)
         try:
@@ -126,11 +129,14 @@ class Run:
             self._lock.close()
 
     def finish(self) -> None:
-        """Mark the run as finished. The end of the `with` block after the last step does the same."""
+        """Mark the run as finished.
+
+        If all steps are done, the end of the `with` block also marks the run as finished.
+        """
         self._set_state("finished")
 
     def save_manifest(self) -> None:
-        """Write the manifest with the number of seconds and steps so far."""
+        """Write the manifest of the run, with the number of seconds and of steps so far."""
         self._set_state(self._manifest["state"])
 
     @property
@@ -139,20 +145,23 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time of this session and the earlier ones."""
+        """The wall-clock time of this session and all earlier sessions of the run, in seconds."""
         return self._earlier_seconds + (0.0 if self.finished else time.monotonic() - self._session_start)
 
     def track_files(self, *files: Path | None) -> None:
-        """Record files that the run depends on. Raises SchoolError if one of them has changed since the run began."""
+        """Record files that the run depends on.
+
+        Raises SchoolError if one of the files has changed since the run began.
+        """
         for path in filter(None, files):
             manifest.check_unchanged(self._manifest.setdefault("files", {}), str(path), checksum(path), self.folder)
         self.save_manifest()
 
     def set_budget(self, tokens: float = inf, seconds: float = inf) -> None:
-        """Set a budget. The run ends after the step in which it reaches the budget.
+        """Set a budget of tokens or seconds. The run ends after the step in which it reaches the budget.
 
-        tokens   limit of the sampled tokens
-        seconds  limit of the time without evaluations
+        `tokens`: the maximum number of sampled tokens.
+        `seconds`: the maximum time in seconds; the time of evaluations does not count.
         """
         self._budget = (tokens, seconds)
         if finite := {name: bound for name, bound in (("tokens", tokens), ("seconds", seconds)) if bound != inf}:
@@ -167,12 +176,15 @@ class Run:
     ) -> Iterator[Item]:
         """Yield the items of `source`, and save checkpoints at regular intervals.
 
-        An item is a step number, or a tuple whose first element is a step number.
+        An item is a step number, or a tuple whose first element is a step number. After Ctrl-C or SIGTERM the run
+        finishes the current step, saves a checkpoint and raises Stopped. A second Ctrl-C or SIGTERM stops the run
+        immediately.
 
-        source  if it is not a list or a range, its time counts as `sampling` in times.jsonl
-        save    the state that is saved every `every` steps, and after the last step
-        total   number of steps of the whole run, to show the time left (default: `config.steps`)
-        After Ctrl-C or SIGTERM the run finishes the step, saves and raises Stopped. A second signal stops it at once.
+        `source`: the items. If `source` is not a list or a range, the time until each item arrives counts as `sampling`
+            in times.jsonl.
+        `save`: the state that is saved every `every` steps, and after the last step.
+        `total`: the number of steps of the whole run, which is needed to show the remaining time. The default of
+            `total` is `config.steps`.
         """
         total = (total or getattr(self.config, "steps", None)) if self._budget == (inf, inf) else None
         items = iter(() if self.step and self._budget_reached() else source)  # it was killed after its last step
@@ -192,7 +204,7 @@ class Run:
                 if self._budget_reached():
                     break
                 if interrupts.count:
-                    raise Stopped(f"stopped after {self.step} steps; saved in {self.model}")
+                    raise Stopped(f"the run was stopped after {self.step} steps; the state was saved in {self.model}")
             self._current_step = None
             self.save_checkpoint(save)
         self._completed = True
@@ -215,7 +227,10 @@ class Run:
             self._advise()
 
     def _advise(self) -> None:
-        """Print advice about problems that prevent learning. Advice is not repeated while its problem lasts."""
+        """Print advice about problems that prevent learning.
+
+        While a problem lasts, its advice is printed only once.
+        """
         advice = diagnose(self._recent)
         for topic in advice.keys() - self._advised:
             print(f"{self.folder.name}, step {self.step}: {advice[topic]}", file=sys.stderr)
@@ -230,9 +245,9 @@ class Run:
     ) -> None:
         """Record the results of a step. All results of one step become one line of metrics.jsonl.
 
-        groups   graded rollouts; they are written to rollouts/ and summarised in the metrics
-        parse    gives the thought and the answer of a rollout as text, for rollouts/
-        metrics  numbers, or mappings of numbers; use `log_timing` for numbers that depend on the clock
+        `groups`: the graded rollouts, which are written to the folder rollouts/ and summarised in the metrics.
+        `parse`: a function that gives the thought and the answer of a rollout as text, for the folder rollouts/.
+        `metrics`: numbers, or mappings of numbers. Use `log_timing` for numbers that depend on the clock.
         """
         with self.timed("io_seconds"):
             if groups is not None:
@@ -255,12 +270,18 @@ class Run:
         return group_stats(groups, completions) | (reflection_stats(groups, completions) if completions else {})
 
     def log_timing(self, **seconds: float | dict[str, float]) -> None:
-        """Add numbers that depend on the clock to this step's line of times.jsonl. Zeros are left out."""
+        """Add numbers that depend on the clock to the line of the current step in times.jsonl.
+
+        Numbers that are zero are not written.
+        """
         self._timings |= {name: spent for name, spent in seconds.items() if spent}
 
     @contextmanager
     def timed(self, name: str) -> Generator[None]:
-        """Measure the seconds of the block and add them to `name` in this step's line of times.jsonl."""
+        """Measure how many seconds the block takes.
+
+        The measured seconds are added to `name` in the line of the current step in times.jsonl.
+        """
         start = time.monotonic()
         yield
         self._timings[name] = round(self._timings.get(name, 0.0) + time.monotonic() - start, 6)
@@ -269,34 +290,38 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """Folder of the newest model, in Hugging Face format."""
+        """The folder of the newest model, in Hugging Face format."""
         if not (newest := self.latest_checkpoint()):
-            raise SchoolError(f"{self.folder} has no checkpoint yet")
+            raise SchoolError(f"the run {self.folder} has no checkpoint yet; wait until the run saves a checkpoint")
         return newest
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint."""
+        """Return the folder of the newest complete checkpoint, or None if there is no checkpoint."""
         return (list_checkpoints(self.folder / "checkpoints") or [None])[-1]
 
     def model_path(self, model: Path | str) -> Path:
-        """The folder to load the model from: the newest checkpoint, or `model` if there is no checkpoint.
+        """Return the folder to load the model from: the newest checkpoint, or `model` if there is no checkpoint.
 
-        Raises SchoolError if `model` has changed since the run began, because a recipe may use `model` again later.
+        Raises SchoolError if the weights of `model` have changed since the run began. The weights must not change,
+        because a recipe may load `model` again later.
         """
         self.track_model(model)
         return self.latest_checkpoint() or Path(model)
 
     def track_model(self, model: Path | str) -> None:
-        """Record the weights of a model that the run depends on. Raises SchoolError if they have changed since then."""
+        """Record checksums of the weights of a model that the run depends on.
+
+        Raises SchoolError if the weights have changed since the run began.
+        """
         if not self.finished and Path(model).is_dir():
             digest = manifest.weights_digest(model)
             manifest.check_unchanged(self._manifest.setdefault("models", {}), str(model), digest, self.folder)
             self.save_manifest()
 
     def restore(self, state: StatefulT) -> StatefulT:
-        """Load the training state of the newest checkpoint into `state`. Without a checkpoint nothing is loaded.
+        """Load the training state of the newest checkpoint into `state`. If there is no checkpoint, nothing is loaded.
 
-        The model in `state` must have been loaded from `model_path`.
+        The model in `state` must have been loaded from the folder that `model_path` returned.
         """
         if newest := self.latest_checkpoint():
             import torch
@@ -305,10 +330,10 @@ class Run:
         return state
 
     def save_checkpoint(self, state: Stateful) -> Path:
-        """Save the state after `step` steps as a checkpoint that is complete or absent.
+        """Save the state after `step` steps as a checkpoint. If saving fails, there is no incomplete checkpoint.
 
-        One older checkpoint is kept, and all others are deleted. Raises SchoolError if the disk is full. The newest
-        complete checkpoint is never deleted to free space.
+        One older checkpoint is kept, and all other checkpoints are deleted. Raises SchoolError if the disk is full. The
+        newest complete checkpoint is never deleted to free disk space.
         """
         target = self.folder / "checkpoints" / f"{self.step:06d}"
         if target.exists():
@@ -361,8 +386,8 @@ class Run:
         metrics = self.folder / "metrics.jsonl"
         if (size := _size(metrics)) < saved["metrics_bytes"]:
             raise SchoolError(
-                f"{metrics} has lost lines: it has {size} bytes, but had {saved['metrics_bytes']} when {newest} was "
-                "written; restore the whole file, or start anew with another --dir"
+                f"the file {metrics} has lost lines: it has {size} bytes, but had {saved['metrics_bytes']} bytes "
+                f"when {newest} was written; restore the whole file, or start a new run in another folder with --dir"
             )
         if metrics.exists():
             os.truncate(metrics, saved["metrics_bytes"])
@@ -408,5 +433,5 @@ def _size(path: Path) -> int:
 
 
 def read_metrics(folder: Path) -> list[Json]:
-    """The lines of a run's metrics.jsonl, one mapping per step."""
+    """Read the metrics.jsonl of a run. Returns one mapping for each step."""
     return read_jsonl(folder / "metrics.jsonl")

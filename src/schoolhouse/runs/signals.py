@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C and SIGTERM: the run stops when the current step is finished."""
+"""This file handles Ctrl-C and SIGTERM: the run stops when the current step is finished."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from types import FrameType, TracebackType
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was interrupted by Ctrl-C or SIGTERM and has been saved."""
+    """The exception that is raised after a run was interrupted by Ctrl-C or SIGTERM and was saved."""
 
 
 class Interrupts:
-    """Counts Ctrl-C and SIGTERM while the block runs. The first signal is only counted, the second interrupts at once.
+    """Counts the signals Ctrl-C and SIGTERM while the block of the `with` statement runs.
 
-    This class has no effect outside of the main thread, because Python delivers signals only to the main thread.
+    The first signal is only counted, and the second signal interrupts the program immediately. The class `Interrupts`
+    has no effect in other threads, because Python delivers signals only to the main thread.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,9 @@
-"""Thoughts of a given length, and repeated attempts: budget forcing and sequential revision.
+"""Two kinds of search: budget forcing gives thoughts a chosen length, and sequential revision repeats attempts.
 
-Budget forcing: Muennighoff et al. 2025, arXiv 2501.19393 (s1). If a thought is too short, its end is removed and a word
-is appended that makes the thought continue. If a thought is too long, it is closed. Sequential revision: Snell et al.
-2024, arXiv 2408.03314. The policy makes further attempts, and each attempt reads the attempts before it.
+Budget forcing is the method of s1 (Muennighoff et al. 2025, arXiv 2501.19393). If a thought is too short, the tokens
+that end the thought are removed, and a word such as "Wait" is appended, so that the thought continues. If a thought is
+too long, the thought is closed. In sequential revision (Snell et al. 2024, arXiv 2408.03314) the policy makes several
+attempts, and each attempt reads the attempts before it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from schoolhouse.types import REVISION_REQUEST, Message, Rollout, SchoolError
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """An answer, and the number of tokens that were sampled for it. Removed tokens count too."""
+    """An answer, and the number of tokens that were sampled for this answer.
+
+    Tokens that were sampled and then removed count too.
+    """
 
     rollout: Rollout
     tokens: int
@@ -36,9 +40,9 @@ def budget_force(
 ) -> list[BudgetResult]:
     """Sample one answer to each prompt, after a thought of `min_think` to `max_think` tokens.
 
-    The answer has at most `answer_tokens` tokens. `wait_text` counts as part of the thought. A prefill opens the
-    thought. If the turn ends inside the thought, this counts as an early end of the thought. Raises SchoolError if
-    `wait_text` might not fit between `min_think` and `max_think`.
+    The answer has at most `answer_tokens` tokens. The tokens of `wait_text` count as tokens of the thought. The tag
+    that opens the thought is not sampled, but prefilled. A turn that ends inside its thought counts as a thought that
+    is too short. Raises SchoolError if `wait_text` might not fit between `min_think` and `max_think`.
     """
     conversation = policy.conversation
     wait_ids = conversation.tokenizer.encode(wait_text)
@@ -46,8 +50,8 @@ def budget_force(
         raise SchoolError("`wait_text` is empty: give a word that makes a thought continue, such as `Wait`")
     if min_think and min_think + len(wait_ids) - 1 > max_think:
         raise SchoolError(
-            f"`wait_text` takes {len(wait_ids)} tokens, which do not fit between `min_think` {min_think} and "
-            f"`max_think` {max_think}: raise `max_think` to {min_think + len(wait_ids) - 1}, or lower `min_think`"
+            f"`wait_text` has {len(wait_ids)} tokens, which do not fit between `min_think` ({min_think}) and "
+            f"`max_think` ({max_think}): raise `max_think` to {min_think + len(wait_ids) - 1}, or lower `min_think`"
         )
     end_tokens = len(conversation.tokenizer.encode(END_THINK, parse_special=True))
     thinking = {at: BudgetResult(conversation.prefill_thought(prompt, ""), 0) for at, prompt in enumerate(prompts)}
@@ -73,14 +77,15 @@ def budget_force(
 
 
 def _cut(rollout: Rollout, end: int) -> Rollout:
-    """The rollout up to `end`. Its last turn stays open, even if no token of this turn is left."""
+    """Cut a rollout at position `end`. The last turn stays open, even if the cut removes all tokens of this turn."""
     return replace(rollout.truncate(end), turns=rollout.turns)
 
 
 def max_forced_tokens(conversation: Conversation, max_think: int, answer_tokens: int) -> int:
-    """The largest number of tokens that can be sampled for a forced thought and its answer, with all removed ends.
+    """Compute the largest number of tokens that `budget_force` can sample for one thought and its answer.
 
-    A word of at least one token follows every removed end. This limits the number of removed ends.
+    Tokens that are sampled and then removed are included in the largest number. At least one token of `wait_text` is
+    added after each removed end of a thought, so the number of removed ends is limited.
     """
     end_tokens = len(conversation.tokenizer.encode(END_THINK, parse_special=True))
     return max_think + (max_think + 1) * end_tokens + answer_tokens
@@ -89,7 +94,7 @@ def max_forced_tokens(conversation: Conversation, max_think: int, answer_tokens:
 def _answer(
     policy: Generator, results: Sequence[BudgetResult], answer_tokens: int, temperature: float
 ) -> list[BudgetResult]:
-    """The results, each with an answer after its thought."""
+    """Sample an answer for each result. The answer follows the thought of the result."""
     stop_ids = policy.conversation.stop_ids
     unanswered = [at for at, result in enumerate(results) if result.rollout.tokens[-1] not in stop_ids]
     rollouts = [results[at].rollout for at in unanswered]
@@ -109,9 +114,9 @@ def revise(
     temperature: float = 1.0,
     instruction: str = REVISION_REQUEST,
 ) -> list[list[Rollout]]:
-    """Make `rounds` attempts at each problem. Each attempt follows the earlier attempts in the same conversation.
+    """Sample `rounds` attempts at each problem. An attempt follows the earlier attempts in the same conversation.
 
-    A problem gets fewer attempts if the model's context has no room for more.
+    If the model's context has no room for all attempts, a problem gets fewer attempts.
     """
     request = (Message("user", instruction),)
     chains = [[rollout] for rollout in extend(policy, prompts, max_new_tokens, temperature)]

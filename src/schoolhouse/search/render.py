@@ -1,4 +1,4 @@
-"""Show the tree of a search: in the terminal, as a self-contained HTML page, and as plain data."""
+"""Show the tree of a search: in the terminal, as an HTML page without other files, or as plain data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _MAX_LABEL = 60  # characters of a thought
 
 
 def draw(result: SearchResult) -> RichTree:
-    """The tree for a terminal. The chosen path is bold, dropped nodes are dim, and each value follows its thought."""
+    """Draw the tree for a terminal. The path to the chosen answer is bold, and dropped nodes are dim.
+
+    The value of each thought is shown after the thought.
+    """
     from rich.text import Text
     from rich.tree import Tree as RichTree
 
@@ -33,7 +36,7 @@ def draw(result: SearchResult) -> RichTree:
 
 
 def label(node: Node) -> str:
-    """A node in one line: its thought, its value, its status."""
+    """Describe a node in one line: its thought, its value and its status."""
     text = " ".join(node.text.split())
     short = text if len(text) <= _MAX_LABEL else text[: _MAX_LABEL - 1] + "…"
     value = "" if isnan(node.value) else f"  {node.value:.3g}"
@@ -42,7 +45,7 @@ def label(node: Node) -> str:
 
 
 def html_page(result: SearchResult, answer: str) -> str:
-    """The tree as an HTML page. Thoughts can be folded, and the chosen path is marked. The page has a dark mode."""
+    """Draw the tree as an HTML page with a dark mode. Thoughts can be folded, and the chosen path is marked."""
     tree = result.tree
     assert tree is not None
     question = _question(tree.root)
@@ -75,10 +78,11 @@ def html_page(result: SearchResult, answer: str) -> str:
 
 
 def result_to_json(result: SearchResult) -> dict[str, Any]:
-    """A search as plain data: its tokens, the reason for its end, its votes, and its thoughts in order of creation.
+    """Convert a search to plain data: its number of tokens, the reason why it ended, its votes and its thoughts.
 
-    A thought has a text, a value (None: unknown), a status, the index of its parent (None: the problem itself), and
-    a flag that says whether the thought is on the path to the chosen answer.
+    The thoughts are in order of creation. Each thought has a text, a value (None if unknown), a status, the index of
+    its parent (None if the parent is the problem itself), and a flag that tells whether the thought is on the path to
+    the chosen answer.
     """
     nodes, path = result.tree.nodes if result.tree else [], _chosen_path(result)
     index_of = {node: at for at, node in enumerate(nodes)}
@@ -97,9 +101,11 @@ def result_to_json(result: SearchResult) -> dict[str, Any]:
 
 
 def tree_rows(results: Sequence[SearchResult], correct_keys: Container[Key]) -> list[dict[str, Any]]:
-    """The trees of several searches, as rows of a file that the board reads.
+    """Convert the trees of several searches to rows of a file.
 
-    correct_keys  keys of the correct answers
+    The board, a web page that shows runs, reads the rows from the file.
+
+    `correct_keys`: the keys of the rollouts whose answers are correct.
     """
     return [
         {

@@ -1,13 +1,16 @@
 """Search at inference time: one interface for all searches.
 
-The cost of a search is the number of sampled tokens. Tokens that are sampled for values count too.
+The cost of a search is the number of sampled tokens. The tokens that are sampled to compute values of thoughts count
+too.
 
-`Search` holds the options, `parse` reads them from a spec such as "tot?beam_width=1", and `solve` searches for answers
-to many problems at once. `SearchGenerator` has the interface of a policy, so that a search can be evaluated.
+The class `Search` holds the options of a search. The function `parse` reads the options of a search from a text such as
+"tot?beam_width=1". The function `solve` searches for answers to many problems at the same time. `SearchGenerator` has
+the interface of a policy, so that a search can be evaluated like a policy.
 
-You can write your own strategy: one generator function in your own file. The function takes the tree of one problem
-and yields requests. `grow` (search/tree.py) yields the two usual requests: one for children, one for their values. An
-example is best-first search:
+You can write your own search strategy as a generator function in your own file. A strategy function takes the tree of
+one problem and yields requests. The helper `grow` (search/tree.py) yields the two usual requests: the first request
+asks for the children of some nodes, and the second request asks for the values of these children. An example is
+best-first search:
 
     from schoolhouse.search.tree import Strategy, Tree, grow, rank
 
@@ -19,9 +22,10 @@ example is best-first search:
             frontier.sort(key=rank)
             frontier += yield from grow(tree, [frontier.pop(0)])
 
-`--search "my_search.py?thoughts=propose&max_expansions=30"` runs this strategy. The parameters after the tree are
-options of the strategy. All other options are those of `Search`: where thoughts and their values come from, and how the
-answer is selected. The search ends before a request that could exceed the budget.
+`--search "my_search.py?thoughts=propose&max_expansions=30"` runs the best-first search of the example. All parameters
+of a strategy function after the first parameter (the tree) are options of the strategy. All other options in a search
+text are fields of `Search`: they set where thoughts and values come from, and how the answer is selected. If a request
+could exceed the token budget, the search ends before this request.
 """
 
 from __future__ import annotations
@@ -76,71 +80,79 @@ TREE_KINDS: frozenset[Kind] = frozenset({"tot", "dfs", "beam", "dvts", "python"}
 
 
 class Search(BaseConfig):
-    """Options of a search.
+    """The options of a search. The field `kind` of `Search` sets which kind of search is used.
 
-    sample         one answer
-    vote           the most frequent of several answers (self-consistency, Wang et al. 2022, arXiv 2203.11171)
-    weighted_vote  the answer with the largest total value among several samples
-    best_of_n      the sample with the best value
-    budget_force   one answer after a thought of `min_think` to `max_think` tokens
-    revise         `samples` attempts, each of which follows the earlier ones, and then the most frequent answer
-    tot, dfs       Tree of Thoughts, breadth first and depth first
-    beam           several samples of each step; the best samples continue
-    dvts           the same in separate subtrees
-    python         the user's own strategy, in `file`
+    `sample`: the search samples one answer.
+    `vote`: the search selects the most frequent of several answers (self-consistency, Wang et al. 2022, arXiv
+        2203.11171).
+    `weighted_vote`: among several samples, the search selects the answer with the largest total value.
+    `best_of_n`: the search selects the sample with the best value.
+    `budget_force`: the search samples one answer after a thought of `min_think` to `max_think` tokens.
+    `revise`: the search makes `samples` attempts, which see all earlier attempts, and selects the most frequent answer.
+    `tot`: breadth-first search of Tree of Thoughts.
+    `dfs`: depth-first search of Tree of Thoughts.
+    `beam`: the search samples several candidates of each step, and continues the best candidates.
+    `dvts`: the search is a beam search in several separate subtrees.
+    `python`: the search is the user's own strategy, from the file `file`.
     """
 
     kind: Kind = "sample"
     file: str = ""
-    """python: PATH.py[:NAME] of the strategy."""
+    """For `python`: the file and the name of the strategy, as PATH.py[:NAME]."""
     options: Mapping[str, Any] = {}
-    """python: options of the strategy itself."""
+    """For `python`: the options of the strategy function."""
     beam_width: int = Field(5, gt=0)
-    """Number of thoughts that are kept on each level."""
+    """The number of thoughts that are kept on each level."""
     depth: int = Field(16, gt=0)
-    """Levels of the tree, including the answer's level. A thought with more steps is never answered."""
+    """The number of levels of the tree, including the level of the answer. A chain of thoughts with more steps never
+    gets an answer."""
     samples: int = Field(5, gt=0)
-    """Answers to vote among; samples of each step; or lines read of each list of proposals."""
+    """The number of answers for a vote, of samples for each step, or of lines that are read from each list of
+    proposals."""
     thoughts: Literal["sample", "propose"] = "sample"
-    """Source of next thoughts: steps that the policy samples, or steps that the policy lists when asked."""
+    """The source of the next thoughts: steps that the policy samples, or a list of steps that the policy is asked
+    for."""
     values: str = "prompt"
-    """Source of the values of thoughts. prompt: the policy is asked about each thought. vote: the policy is asked which
-    thought is best. exact: the task's rules (an oracle). random: random numbers (a control). A folder: the reward model
-    in it."""
+    """The source of the values of thoughts. `prompt`: the policy is asked about each thought. `vote`: the policy is
+    asked which thought is best. `exact`: the task's rules (an oracle). `random`: random numbers (a control). Any other
+    value is the folder of a reward model."""
     label_places: LabelPlaces = "steps"
-    """Where this reward model expects its label tokens: after each step, or at the end of a solution."""
+    """Where the reward model expects its label tokens: after each step, or at the end of a solution."""
     reference_model: str = ""
     """Folder of the model that an implicit reward model was trained from (labels: implicit)."""
     step_aggregation: StepAggregation = "product"
-    """How step rewards become one value: product or min for labels of steps, last for values of states."""
+    """How step rewards are combined to one value. Use `product` or `min` for labels of correct steps, and `last` for
+    values of states."""
     value_samples: int = Field(3, gt=0)
     """How many times the policy is asked for a value."""
     lookahead: int = Field(0, ge=0)
-    """Value a thought by the state that many steps later; each of these steps is the most likely one."""
+    """The number of steps to look ahead: a thought gets the value of the state that many steps later. These steps are
+    the most likely steps of the policy."""
     threshold: float = 0.0
-    """dfs: thoughts whose value is not above this threshold are pruned."""
+    """For `dfs`: thoughts whose value is not above this threshold are pruned."""
     selection: Literal["best", "vote"] = "best"
     """How one of several answers is chosen: the answer with the best value, or with the largest total value."""
     step_tokens: int = Field(32, gt=0)
-    """Tokens of one sampled step."""
+    """The maximum number of tokens of one sampled step."""
     proposal_tokens: int = Field(256, gt=0)
-    """Tokens of a list of proposals."""
+    """The maximum number of tokens of one list of proposals."""
     num_proposals: int = Field(1, gt=0)
-    """Lists of proposals for each thought. A thought that is in several lists counts once."""
+    """The number of lists of proposals for each thought. A thought that is in several lists counts once."""
     max_new_tokens: int = Field(128, gt=0)
-    """Limit of the tokens of a whole answer (sample, vote), or of the answer after the last step (trees)."""
+    """The maximum number of tokens of a complete answer, or, in a tree, of the answer after the last step."""
     min_think: int = Field(0, ge=0)
     max_think: int = Field(64, gt=0)
-    """budget_force: tokens of a thought."""
+    """For `budget_force`: the maximum number of tokens of a thought."""
     wait_text: str = "Wait"
-    """budget_force: the word that makes a thought continue."""
+    """For `budget_force`: the word that makes a thought continue."""
     temperature: float = Field(0.7, ge=0)
     budget: float = Field(inf, gt=0)
-    """Limit of the tokens sampled for one problem, including those for values. A search never exceeds this limit."""
+    """The maximum number of tokens that are sampled for one problem, including the tokens for values. A search never
+    exceeds this limit."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the search was read from. A run refuses to continue with other files."""
+        """The Python files that define the search. A run does not continue if the files of its search have changed."""
         return (load_strategy(self.file)[0],) if self.kind == "python" else ()
 
 
@@ -148,10 +160,13 @@ _FIXED = ("kind", "file", "options", "budget")
 
 
 def parse(spec: str, budget: float = inf, *, allow_files: bool = True) -> Search:
-    """The search that `KIND[?OPTION=VALUE&...]` names: "tot", "vote?samples=32", "my_search.py?depth=4&samples=8".
+    """Read a search from a text of the form `KIND[?OPTION=VALUE&...]`.
 
-    allow_files  False if the spec comes from an untrusted source: a Python file is then refused without opening it
-    Raises SchoolError for an unknown name (with the nearest known name) or a value that is out of range.
+    Examples are "tot", "vote?samples=32" and "my_search.py?depth=4&samples=8". Raises SchoolError for a value that is
+    out of range, and for an unknown name. For an unknown name, the error message suggests the most similar known name.
+
+    `allow_files`: whether the search can be a Python file. If the text comes from an untrusted source, set
+        `allow_files` to false: a Python file is then rejected and never opened.
     """
     kind, _, query = spec.partition("?")
     given = parse_query(f"search `{spec}`", query)
@@ -160,7 +175,7 @@ def parse(spec: str, budget: float = inf, *, allow_files: bool = True) -> Search
     own: dict[str, Any] = {}
     if is_strategy_file(kind):
         if not allow_files:
-            raise SchoolError(f"search `{spec}`: a Python file cannot be used here; give one of {_names(NamedKind)}")
+            raise SchoolError(f"search `{spec}`: Python files are not allowed here; choose one of {_names(NamedKind)}")
         own = strategy_options(kind, given)
         names = [*option_names(kind), *names]
         config = {"kind": "python", "file": kind, "options": own}
@@ -169,23 +184,23 @@ def parse(spec: str, budget: float = inf, *, allow_files: bool = True) -> Search
     given = {name: value for name, value in given.items() if name not in own}
     for name in given:
         if name not in names:
-            raise SchoolError(f"search `{spec}`: unknown option `{name}`{suggest(name, names)}")
+            raise SchoolError(f"search `{spec}` has an unknown option `{name}`{suggest(name, names)}")
     try:
         return Search.model_validate({"budget": budget, **config, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        raise SchoolError(f"search `{spec}`: `{first['loc'][0]}`: {first['msg'].lower()}") from None
+        raise SchoolError(f"search `{spec}`: option `{first['loc'][0]}`: {first['msg'].lower()}") from None
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """The result of a search for one problem.
 
-    rollout  the answer; None if there is no answer
-    tokens   the total number of sampled tokens, including those for values
-    stop_reason  why the search ended, in words
-    tree     the tree of thoughts, if the search built a tree
-    votes    each distinct answer with its count, the most frequent first
+    `rollout`: the rollout with the selected answer; None if the search found no answer.
+    `tokens`: the total number of sampled tokens, including the tokens that were sampled to compute values of thoughts.
+    `stop_reason`: the reason why the search ended, in words.
+    `tree`: the tree of thoughts; None if the search did not build a tree.
+    `votes`: each distinct answer with its count, the most frequent answer first.
     """
 
     rollout: Rollout | None
@@ -198,12 +213,12 @@ class SearchResult:
 def solve(
     policy: Generator, task: Task, prompts: Sequence[Rollout], search: Search, value_fn: ValueFn | None = None
 ) -> list[SearchResult]:
-    """Search for an answer to each problem. All problems are searched at once.
+    """Search for an answer to each problem. The searches of all problems run at the same time.
 
-    The prompt of a problem comes from `Conversation.prompt_rollout`.
+    `Conversation.prompt_rollout` makes the prompt of a problem. Raises SchoolError if the task lacks a function that
+    the search needs, or if the token budget is too small for one answer.
 
-    value_fn  gives the values of thoughts, instead of `search.values`
-    Raises SchoolError if the task lacks a function that the search needs, or if the budget is too small for one answer.
+    `value_fn`: a function that gives the values of thoughts, instead of `search.values`.
     """
     match search.kind:
         case "budget_force":
@@ -216,8 +231,8 @@ def solve(
     expand = _thought_source(policy, task, search)
     if search.kind == "dvts" and expand.max_children < search.beam_width:
         raise SchoolError(
-            f"dvts begins with {expand.max_children} thoughts, but it needs {search.beam_width} separate subtrees: "
-            "set `samples` to `beam_width` or more"
+            f"the search `dvts` begins with {expand.max_children} thoughts, but `beam_width` asks for "
+            f"{search.beam_width} separate subtrees: set `samples` to the value of `beam_width` or more"
         )
     trees = [Tree(Node(prompt), search.budget, search_costs(expand, value)) for prompt in prompts]
     explore(trees, [_strategy(tree, search) for tree in trees], expand, value)
@@ -226,9 +241,9 @@ def solve(
 
 @dataclass
 class SearchGenerator:
-    """A search with the interface of a policy: the completion of a prompt is the answer that the search finds.
+    """A search with the interface of a policy. The completion of a prompt is the answer that the search finds.
 
-    `results` holds the results of the last call.
+    The field `results` holds the search results of the last call.
     """
 
     policy: Generator
@@ -252,7 +267,10 @@ class SearchGenerator:
         progress: Callable[[int], None] | None = None,
         **_: Any,
     ) -> list[Rollout]:
-        """An answer to each prompt; empty if the search found no answer. The search sets the sampling parameters."""
+        """Search for an answer to each prompt. If the search finds no answer, the completion is empty.
+
+        The options of the search set the sampling parameters, and the arguments of `extend` are ignored.
+        """
         self.results = solve(self.policy, self.task, rollouts, self.search)
         if progress:
             progress(len(rollouts))
@@ -260,13 +278,16 @@ class SearchGenerator:
         return [result.rollout or prompt.append_sampled((), (), "length", 0) for prompt, result in pairs]
 
     def to_json(self) -> dict[str, Any]:
-        """The options of the search, and for each problem its tokens and the reason why its search ended."""
+        """Return the options of the search.
+
+        For each problem, also return the tokens and the reason why the search ended.
+        """
         results = [{"tokens": result.tokens, "stop_reason": result.stop_reason} for result in self.results]
         budget = None if self.search.budget == inf else self.search.budget
         return {"search": {**self.search.model_dump(mode="json"), "budget": budget}, "search_results": results}
 
     def summary(self) -> str:
-        """A summary in words: the tokens of the last search, and how often each reason ended it."""
+        """Summarise the last search in words: the number of tokens, and how often each reason ended a search."""
         tokens = [result.tokens for result in self.results]
         reasons = Counter(result.stop_reason for result in self.results)
         counts = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
@@ -337,8 +358,8 @@ def _select_answer(policy: Generator, tree: Tree, selection: str) -> SearchResul
 def _check_budget(search: Search, max_tokens: int) -> None:
     if max_tokens > search.budget:
         raise SchoolError(
-            f"{search.kind} can need {max_tokens} tokens, but the budget is {search.budget:g}: raise the budget, or "
-            "lower `max_new_tokens` and the other lengths of the search"
+            f"the search `{search.kind}` can need {max_tokens} tokens, but the budget is {search.budget:g} tokens: "
+            "raise the budget, or lower `max_new_tokens` and the other lengths of the search"
         )
 
 
@@ -363,9 +384,10 @@ def _revise(policy: Generator, prompts: Sequence[Rollout], search: Search) -> li
 def _sample_and_select(
     policy: Generator, task: Task, prompts: Sequence[Rollout], search: Search, value_fn: ValueFn | None
 ) -> list[SearchResult]:
-    """Sample as many whole answers as the budget allows, and select one of them.
+    """Sample as many complete answers as the budget allows, and select one answer.
 
-    The selected answer is the most frequent one, or the one with the largest total value or the best value.
+    `vote` selects the most frequent answer. `weighted_vote` selects the answer with the largest total value.
+    `best_of_n` selects the answer with the best value.
     """
     wanted = 1 if search.kind == "sample" else search.samples
     value = None
@@ -375,8 +397,8 @@ def _sample_and_select(
     count = wanted if search.budget == inf else min(wanted, int(search.budget // cost))
     if not count:
         raise SchoolError(
-            f"a budget of {search.budget:g} tokens is too small for one answer of {cost} tokens: raise the budget, or "
-            "lower `max_new_tokens`"
+            f"the search budget of {search.budget:g} tokens is too small, because one answer can cost {cost} tokens: "
+            "raise the budget, or lower `max_new_tokens`"
         )
     repeated = [
         replace(prompt, key=prompt.key._replace(sample=prompt.key.sample * count + g))

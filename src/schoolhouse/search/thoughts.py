@@ -1,9 +1,9 @@
-"""Candidates for the next thought, from the policy: sampled steps, or steps that the policy proposes when asked.
+"""The policy gives candidates for the next thought: sampled steps, or steps from a list that the policy writes.
 
-A thought is a step of the policy's own turn. A node holds the rollout up to the end of its thought. `ThoughtSampler`
-continues the turn several times, each time to the end of the next step. `ThoughtProposer` asks the policy for a list of
-next steps and prefills each of them (Yao et al. 2023, arXiv 2305.10601, section 3). Values of thoughts are in
-`search/values.py`.
+In this file a thought is one step of the policy's turn. A node holds the rollout up to the end of its thought.
+`ThoughtSampler` continues the turn several times, each time to the end of the next step. `ThoughtProposer` asks the
+policy for a list of possible next steps, and prefills each step of the list (Yao et al. 2023, arXiv 2305.10601,
+section 3). The code that gives values to thoughts is in `search/values.py`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from schoolhouse.tasks.base import Task
 from schoolhouse.types import Key, Problem, Rollout, SchoolError
 
 _BLANK_STEPS = 1
-"""How many times a step that contains only white space is continued."""
+"""The number of times that sampling continues if a step contains only white space."""
 
 
 @dataclass(frozen=True)
 class ThoughtSampler:
     """Continues each thought `samples` times, by one step or to the end of the turn.
 
-    step_tokens    limit of one step; a longer step is dropped, and so is a step that does not fit the model's context
-    answer_tokens  limit of the tokens after the last step: the end of the thought and the answer
+    `step_tokens`: the maximum number of tokens of one step. A step with more than `step_tokens` tokens is dropped. A
+        step that does not fit into the model's context is dropped too.
+    `answer_tokens`: the maximum number of tokens after the last step, for the end of the thought and the answer.
     """
 
     policy: Generator
@@ -49,8 +50,8 @@ class ThoughtSampler:
         root_lengths = [len(node.state) for node in nodes if node.parent is None]
         if root_lengths and min(root_lengths) > self._max_prefix:
             raise SchoolError(
-                f"the model reads {self.policy.max_seq_len} tokens; after a prompt of {min(root_lengths)} tokens there "
-                f"is no room for a step of {self.step_tokens} tokens and an answer: lower `step_tokens`"
+                f"the model can read {self.policy.max_seq_len} tokens, and the shortest prompt has {min(root_lengths)} "
+                f"tokens; there is no room for a step of {self.step_tokens} tokens and an answer: lower `step_tokens`"
             )
         forks = [[_fork(node.state, g, self.samples) for g in range(self.samples)] for node in nodes]
         prefixes = [[fork for fork in node_forks if len(fork) <= self._max_prefix] for node_forks in forks]
@@ -59,11 +60,14 @@ class ThoughtSampler:
 
     @property
     def _max_prefix(self) -> int:
-        """The longest prefix that leaves room for one more step and the beginning of an answer."""
+        """The length of the longest prefix that leaves room for one more step and the beginning of an answer."""
         return self.policy.max_seq_len - self.step_tokens - 1
 
     def _extend_by_step(self, prefixes: Sequence[Rollout]) -> list[Rollout]:
-        """Extend each prefix by one step. If the thought has ended, extend it by the answer too."""
+        """Extend each prefix by one step.
+
+        If the whole thinking part has ended, also extend the prefix by the answer.
+        """
         conversation = self.policy.conversation
         stop_strings = (self.task.delimiter,)
         extended = extend(self.policy, prefixes, self.step_tokens, self.temperature, stop_strings)
@@ -105,14 +109,15 @@ class ThoughtSampler:
 
 @dataclass(frozen=True)
 class ThoughtProposer:
-    """Asks the policy for lists of next steps; each line of a list becomes a prefilled thought.
+    """Asks the policy for lists of possible next steps. Each line of a list becomes a prefilled thought.
 
-    If the task has no further question, the policy answers at temperature 0. Thoughts that lead to the same question
-    count as one thought. A line that appears in two lists is one candidate.
+    If the task has no propose prompt for a thought, no step can follow, and the policy writes its answer at temperature
+    0. Thoughts that lead to the same next question count as one thought. A line that appears in two lists becomes only
+    one candidate.
 
-    max_lines        the largest number of lines that are read from one list
-    proposal_tokens  the largest number of tokens of one list
-    num_proposals    the number of lists for each thought
+    `max_lines`: the maximum number of lines that are read from one list.
+    `proposal_tokens`: the maximum number of tokens of one list.
+    `num_proposals`: the number of lists that are sampled for each thought.
     """
 
     policy: Generator
@@ -157,12 +162,12 @@ class ThoughtProposer:
         return expansions
 
     def _extend_in_room(self, prefixes: Sequence[Rollout], max_new_tokens: int, temperature: float) -> list[Rollout]:
-        """The rollouts, each extended by at most as many tokens as fit the model's context."""
+        """Extend each prefix by at most as many tokens as fit into the model's context."""
         room = [min(max_new_tokens, self.policy.max_seq_len - len(prefix)) for prefix in prefixes]
         if min(room, default=1) < 1:
             raise SchoolError(
-                f"a prompt leaves no room for an answer: the model reads {self.policy.max_seq_len} tokens; give a "
-                "shorter problem or a model with a larger max_seq_len"
+                f"a prompt leaves no room for an answer, because the model can read only {self.policy.max_seq_len} "
+                "tokens: use shorter problems, or a model with a larger max_seq_len"
             )
         return extend(self.policy, prefixes, room, temperature)
 
@@ -192,7 +197,7 @@ class ThoughtProposer:
 
 
 def repeat_prompt(conversation: Conversation, question: Problem, key: Key, purpose: str, times: int) -> list[Rollout]:
-    """The same prompt several times. Each copy has its own random numbers."""
+    """Return several copies of the same prompt. Sampling after each copy uses other random numbers."""
     prompt = conversation.prompt_rollout(question, key._replace(purpose=purpose))
     return [replace(prompt, key=prompt.key._replace(sample=key.sample * times + g)) for g in range(times)]
 
@@ -204,18 +209,18 @@ def extend(
     temperature: float,
     stop_strings: Sequence[str] = (),
 ) -> list[Rollout]:
-    """`Policy.extend`; accepts an empty list."""
+    """Call `Policy.extend`. The function `extend` in this file also accepts an empty list of rollouts."""
     if not rollouts:
         return []
     return policy.extend(rollouts, max_new_tokens, temperature=temperature, stop_strings=stop_strings)
 
 
 def _fork(rollout: Rollout, at: int, num_forks: int) -> Rollout:
-    """A copy of the rollout that will be extended with its own random numbers."""
+    """Return a copy of the rollout. The copied rollout is later extended with its own random numbers."""
     fork = replace(rollout, key=rollout.key._replace(sample=rollout.key.sample * num_forks + at))
     return fork if fork.finish_reason in ("open", "context") else fork.prefill(())
 
 
 def _new_text(conversation: Conversation, before: Rollout, after: Rollout) -> str:
-    """The text that was sampled after `before`, without blanks around it."""
+    """Return the text that was sampled after `before`, without white space at its start and its end."""
     return conversation.tokenizer.decode(after.tokens[len(before) :], skip_special_tokens=True).strip()

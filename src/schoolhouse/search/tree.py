@@ -1,12 +1,14 @@
-"""Trees of thoughts, and strategies that search them. The code in this file does not look into a thought.
+"""Trees of thoughts, and strategies that search these trees. The code in this file does not read the text of thoughts.
 
-Tree of Thoughts, Yao et al. 2023, arXiv 2305.10601 (breadth first, depth first); beam search with a verifier, Snell et
-al. 2024, arXiv 2408.03314; diverse verifier tree search, Beeching et al. 2024 (scaling test-time compute).
+Breadth-first and depth-first search are the searches of Tree of Thoughts (Yao et al. 2023, arXiv 2305.10601). Beam
+search with a verifier comes from Snell et al. 2024 (arXiv 2408.03314). Diverse verifier tree search comes from Beeching
+et al. 2024 (scaling test-time compute).
 
-A strategy is a generator function for the tree of one problem, and its code follows its paper. The generator yields a
-`Request` to expand nodes or to value nodes, and receives one result for each node. `explore` runs many strategies at
-once: the requests of all problems are served together, in one batch of the sampler. `grow` is the step that all
-strategies here share.
+A strategy is a generator function for the tree of one problem, and the code of each strategy follows its paper. A
+strategy yields a `Request` to expand nodes (add children) or to compute the values of nodes, and receives one result
+for each node. The function `explore` runs many strategies at the same time: the requests of all problems are served
+together, in one batch of the sampler. All strategies in this file use the function `grow`, which expands nodes (adds
+children) and computes the values of the children.
 """
 
 from __future__ import annotations
@@ -17,15 +19,16 @@ from math import inf, nan
 from typing import Any, Literal, NamedTuple
 
 Status = Literal["open", "expanded", "answer", "dropped", "pruned", "duplicate"]
-"""`dropped`: other nodes had better values; `pruned`: the value of this node is not above the threshold; `duplicate`:
-the same thought is already in the tree."""
+"""The status of a node. `dropped`: other nodes had better values. `pruned`: the value of the node is not above the
+threshold. `duplicate`: the same thought is already in the tree."""
 
 
 class Candidate(NamedTuple):
-    """A possible next thought: its state, and the text that is shown for it.
+    """A possible next thought: its state, and the text that is shown for the thought.
 
-    is_answer  this candidate answers the problem
-    dedup_key  candidates with the same key count as one thought; None: this candidate is never a duplicate
+    `is_answer`: whether the candidate answers the problem.
+    `dedup_key`: a key that identifies equal thoughts. Candidates with the same key count as one thought. A candidate
+        without a key (None) is never a duplicate.
     """
 
     state: Any
@@ -36,7 +39,7 @@ class Candidate(NamedTuple):
 
 @dataclass(eq=False)
 class Node:
-    """A thought in a tree, with all thoughts before it."""
+    """A node of a tree: one thought, with all thoughts that come before this thought."""
 
     state: Any
     text: str = ""
@@ -52,15 +55,17 @@ class Node:
 
     @property
     def path(self) -> list[Node]:
-        """The nodes from the first thought to this one. The root (the problem) is left out."""
+        """The nodes from the first thought to this node. The root (the problem) is left out."""
         return [] if self.parent is None else [*self.parent.path, self]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Upper limits of the tokens for expanding one node and for valuing one node. Budgets are planned with them.
+    """Upper limits of the number of tokens that are sampled to expand one node, and to compute the value of one node.
 
-    max_children  the largest number of candidates of one expansion
+    A search uses the upper limits to decide whether its token budget allows one more request.
+
+    `max_children`: the largest number of candidates that one expansion can give.
     """
 
     expand: int = 0
@@ -69,16 +74,17 @@ class Costs:
 
     @property
     def per_node(self) -> int:
-        """The cost of expanding one node and valuing all its children."""
+        """The largest number of tokens that are needed to expand one node and to compute the values of its children."""
         return self.expand + self.max_children * self.value
 
 
 @dataclass(eq=False)
 class Tree:
-    """The thoughts about one problem, in order of creation.
+    """The tree of thoughts about one problem. The list of nodes is in the order in which the nodes were created.
 
-    budget  the limit of sampled tokens, including those for values; `tokens` counts the tokens used so far
-    stop_reason  why the search ended, in words
+    `budget`: the maximum number of sampled tokens, including the tokens that are sampled to compute values of thoughts.
+    `tokens`: the number of tokens that were sampled so far.
+    `stop_reason`: the reason why the search ended, in words.
     """
 
     root: Node
@@ -90,14 +96,14 @@ class Tree:
 
     @property
     def answers(self) -> list[Node]:
-        """Nodes that answer the problem. The best node is first, and nodes without a value are last.
+        """The nodes that answer the problem. The best node is first, and nodes without a value are last.
 
-        Nodes of equal value are in order of creation.
+        Nodes with equal values are in the order in which they were created.
         """
         return sorted((node for node in self.nodes if node.is_answer), key=rank)
 
     def affordable(self, nodes: list[Node]) -> list[Node]:
-        """The first of these nodes: as many as the remaining budget can expand and value."""
+        """Return the first nodes in the list, as many as the remaining token budget allows to expand."""
         cost = self.costs.per_node
         if self.budget == inf or not cost:
             return nodes
@@ -105,7 +111,7 @@ class Tree:
 
 
 class Request(NamedTuple):
-    """A strategy's request: expand or value some nodes of its tree."""
+    """A request of a strategy: either expand some nodes (add children), or compute the values of some nodes."""
 
     action: Literal["expand", "value"]
     nodes: Sequence[Node]
@@ -126,13 +132,14 @@ class Valuation(NamedTuple):
 
 
 Strategy = Generator[Request, list[Any], None]
-"""A strategy. For each node of a request it receives the node's candidates (`expand`) or its value (`value`)."""
+"""A strategy. For each node of a request, the strategy receives the node's candidates (action `expand`) or the node's
+value (action `value`)."""
 ExpandNodes = Callable[[Sequence[Node]], Sequence[Expansion]]
 ValueNodes = Callable[[Sequence[Node]], Sequence[Valuation]]
 
 
 def explore(trees: Sequence[Tree], strategies: Sequence[Strategy], expand: ExpandNodes, value: ValueNodes) -> None:
-    """Run one strategy on each tree. All strategies run together, and each tree is filled in place."""
+    """Run one strategy on each tree. All strategies run at the same time, and add their nodes to the given trees."""
     requests = {at: request for at, strategy in enumerate(strategies) if (request := next(strategy, None)) is not None}
     while requests:
         results: dict[int, list[Any]] = {at: [] for at in requests}
@@ -149,12 +156,13 @@ def explore(trees: Sequence[Tree], strategies: Sequence[Strategy], expand: Expan
 
 
 def breadth_first(tree: Tree, beam_width: int, depth: int, independent_subtrees: bool = False) -> Strategy:
-    """Search level by level and keep the `beam_width` best nodes of each level.
+    """Search level by level, and keep the `beam_width` best nodes of each level.
 
-    This is the BFS of Tree of Thoughts. With sampled steps it is beam search.
+    The function `breadth_first` is the breadth-first search of Tree of Thoughts. If thoughts are sampled steps, the
+    function is a beam search. Nodes that are answers are not expanded, and are not counted in the beam width.
 
-    independent_subtrees  below the first level every kept node keeps its own best child: diverse verifier tree search
-    Answers are not expanded and do not count in the beam width.
+    `independent_subtrees`: if true, the search is diverse verifier tree search: below the first level, each kept node
+        keeps its own best child.
     """
     frontier, seen = [tree.root], set[Hashable]()
     for level in range(depth):
@@ -182,12 +190,12 @@ def breadth_first(tree: Tree, beam_width: int, depth: int, independent_subtrees:
 
 
 def depth_first(tree: Tree, threshold: float, depth: int, max_expansions: int = 100, num_answers: int = 1) -> Strategy:
-    """Expand the best child first, and return to earlier nodes where a branch ends.
+    """Expand the best child first. When a branch ends, continue with the nodes that were not expanded yet.
 
     A child whose value is not above `threshold` is pruned.
 
-    max_expansions  the search stops after expanding this many nodes
-    num_answers     the search stops after this many answers; a pruned answer does not count
+    `max_expansions`: the number of expanded nodes after which the search stops.
+    `num_answers`: the number of answers after which the search stops. Pruned answers are not counted in `num_answers`.
     """
     stack, seen, expanded = [tree.root], set[Hashable](), 0
     while stack:
@@ -214,13 +222,15 @@ def grow(
     threshold: float = -inf,
     value: Callable[[Node], float] | None = None,
 ) -> Generator[Request, list[Any], list[Node]]:
-    """Expand nodes and value their children. Return the open children: no answers, no duplicates, no pruned nodes.
+    """Expand nodes (add children), and compute the values of the children. Return the children that are still open.
 
-    If several children have the same key, the one with the best value stays.
+    A child is open if it is not an answer, not a duplicate and not pruned. If several children have the same key, only
+    the child with the best value stays.
 
-    seen       children with one of these keys are duplicates, and are not valued
-    threshold  a child whose value is not above the threshold is pruned
-    value      a function of the strategy that gives the values, instead of a request
+    `seen`: the keys of earlier thoughts. A child whose key is in `seen` is a duplicate and gets no value.
+    `threshold`: the limit for pruning. A child whose value is not above the threshold is pruned.
+    `value`: the strategy's own function that gives the values. Without the function `value`, `grow` yields a request
+        for the values.
     """
     expansions = yield Request("expand", parents)
     fresh: list[Node] = []
@@ -246,12 +256,15 @@ def grow(
 
 
 def rank(node: Node) -> float:
-    """A sort key that puts the best value first and nodes without a value last."""
+    """Return a sort key for a node. Sorting by this key puts the best value first, and nodes without a value last."""
     return -node.value if node.value == node.value else inf
 
 
 def outcome(tree: Tree, cut: str = "") -> str:
-    """Why a search ended before its budget was used up. `cut` says what stopped the nodes that were still open."""
+    """Return the reason why a search ended before its budget was used up.
+
+    `cut` is the reason why some nodes were not expanded.
+    """
     if not tree.answers:
         return cut or "no thought is left to expand"
     if any(not node.value <= 0 for node in tree.answers):  # an unknown value is not 0

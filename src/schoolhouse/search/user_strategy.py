@@ -1,6 +1,6 @@
-"""A search strategy from the user's own file: `--search my_search.py[:NAME][?OPTION=VALUE&...]`.
+"""A search strategy can come from the user's own file: `--search my_search.py[:NAME][?OPTION=VALUE&...]`.
 
-The strategy is a generator function whose first parameter is the tree; its other parameters are options.
+A strategy is a generator function. The first parameter of a strategy is the tree, and its other parameters are options.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ def is_strategy_file(name: str) -> bool:
 
 @cache
 def load_strategy(name: str) -> tuple[Path, FunctionType]:
-    """The file and the generator function that `PATH.py[:NAME]` names. A SchoolError names the file and the line."""
+    """Load the generator function that `PATH.py[:NAME]` names. Returns the path of the file and the function.
+
+    If the file has an error, a SchoolError names the file and the line.
+    """
     file, separator, function_name = name.partition(".py:")
     path = Path(file + ".py" if separator else name)
     module = load_module(path, "--search PATH.py or --search PATH.py:NAME")
@@ -41,21 +44,28 @@ def load_strategy(name: str) -> tuple[Path, FunctionType]:
     }
     if function_name:
         if function_name not in strategies:
-            raise SchoolError(f"{path} has no strategy `{function_name}`{suggest(function_name, [*strategies])}")
+            raise SchoolError(f"{path} has no search strategy `{function_name}`{suggest(function_name, [*strategies])}")
         return path, strategies[function_name]
-    if len(strategies) != 1:
-        found = f"has {', '.join(strategies)}; choose one: --search {path}:NAME" if strategies else "has no strategy"
-        raise SchoolError(f"{path} {found}: a strategy is a function that takes a tree and yields requests")
+    if not strategies:
+        raise SchoolError(
+            f"{path} has no strategy: write a generator function that takes a tree and yields requests (a strategy)"
+        )
+    if len(strategies) > 1:
+        names = ", ".join(strategies)
+        raise SchoolError(f"{path} has several search strategies ({names}): choose one with --search {path}:NAME")
     return path, next(iter(strategies.values()))
 
 
 def option_names(name: str) -> list[str]:
-    """The parameters of a strategy after the first one (the tree)."""
+    """The names of a strategy's options: all parameters after the first parameter (the tree)."""
     return [*inspect.signature(load_strategy(name)[1]).parameters][1:]
 
 
 def strategy_options(name: str, given: Mapping[str, str]) -> dict[str, Any]:
-    """The given options that are parameters of the strategy. Each value gets the type of the parameter's default."""
+    """Select the given options that are parameters of the strategy.
+
+    Each value is converted to the type of the parameter's default value.
+    """
     _, function = load_strategy(name)
     place = f"{definition(function)}: {function.__name__}"
     options = {}
@@ -63,22 +73,22 @@ def strategy_options(name: str, given: Mapping[str, str]) -> dict[str, Any]:
         default = inspect.signature(function).parameters[option].default
         if option not in given:
             if default is inspect.Parameter.empty:
-                raise SchoolError(f"{place} needs `{option}`: write --search {name}?{option}=VALUE")
+                raise SchoolError(f"{place} needs the option `{option}`: write --search {name}?{option}=VALUE")
             continue
         kind = type(default) if isinstance(default, bool | int | float) else str
         try:
             options[option] = TypeAdapter(kind).validate_python(given[option])
         except ValidationError as error:
             message = error.errors()[0]["msg"].lower()
-            raise SchoolError(f"{place}: `{option}={given[option]}`: {message}") from None
+            raise SchoolError(f"{place}: wrong value in `{option}={given[option]}`: {message}") from None
     return options
 
 
 def run_user_strategy(name: str, tree: Tree, options: Mapping[str, Any]) -> Strategy:
-    """Run the user's strategy on one tree. Errors name the user's file.
+    """Run the user's strategy on one tree. If the strategy fails, the error message names the user's file.
 
-    The strategy ends before a request that could exceed the budget. If the budget is too small to value an answer, the
-    answer has the value nan. This answer still counts as an answer.
+    If a request could exceed the token budget, the strategy ends before this request. If the remaining budget is too
+    small to compute the value of an answer, the answer gets the value nan, but still counts as an answer.
     """
     path, function = load_strategy(name)
     results: list[Any] | None = None
@@ -88,7 +98,8 @@ def run_user_strategy(name: str, tree: Tree, options: Mapping[str, Any]) -> Stra
             request = strategy.send(results)
             if not _is_request(request):
                 raise SchoolError(
-                    f"{path}:{strategy.gi_frame.f_lineno}: `{function.__name__}` yields {str(request)[:60]!r}: yield "
+                    f"{path}:{strategy.gi_frame.f_lineno}: the strategy `{function.__name__}` yields "
+                    f"{str(request)[:60]!r}, which is not a request: yield "
                     'Request("expand", nodes) or Request("value", nodes)'
                 )
             cost = tree.costs.expand if request.action == "expand" else tree.costs.value

@@ -1,11 +1,11 @@
 """Values of thoughts. A search keeps the nodes of a tree that have the best values.
 
-Values can come from these sources:
-- the policy, which is asked about each thought (`PromptedValue`) or which of several thoughts is best (`VoteValue`)
-- a reward model (`RewardModelValue`)
-- the task's own rules (`ExactValue`, an oracle)
-- random numbers (`RandomValue`, a control)
-- one of these sources, applied some steps later (`LookaheadValue`)
+`PromptedValue`: the policy is asked for the value of each thought.
+`VoteValue`: the policy is asked which of several thoughts is best.
+`RewardModelValue`: the values come from a reward model.
+`ExactValue`: the values come from the task's own rules, which always know the correct value (an oracle).
+`RandomValue`: the values are random numbers, as a control.
+`LookaheadValue`: a thought gets the value of the state that the solution reaches some steps later.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from schoolhouse.types import Rollout
 
 
 class ValueFn(Protocol):
-    """A function that gives nodes their values. It samples at most `max_tokens` tokens for one node."""
+    """A function that gives values to nodes. The function samples at most `max_tokens` tokens for one node."""
 
     @property
     def max_tokens(self) -> int: ...
@@ -40,9 +40,10 @@ def search_costs(expand: ThoughtSampler | ThoughtProposer, value: ValueFn) -> Co
 
 @dataclass(frozen=True)
 class PromptedValue:
-    """Asks the policy `samples` times for the value of each thought, and sums its answers.
+    """Asks the policy `samples` times for the value of each thought, and adds up the policy's replies.
 
-    The same question about the same problem is asked once. An answer gets the value of the thought before it.
+    The same question about the same problem is asked only once. A node that is an answer gets the value of the thought
+    before the answer.
     """
 
     policy: Generator
@@ -85,11 +86,12 @@ class PromptedValue:
 
 @dataclass(frozen=True)
 class VoteValue:
-    """Asks the policy `samples` times which of several thoughts is best. The value of a thought is its share of votes.
+    """Asks the policy `samples` times which of several thoughts is best.
 
-    Yao et al. 2023, section 3: vote across states. The vote is among all different thoughts about one problem. If there
-    are more than `ballot_size` thoughts, they are split into ballots of nearly equal size. An answer gets the value of
-    the thought before it.
+    The value of a thought is its fraction of the votes. The method is "vote across states" of Yao et al. 2023, section
+    3. The policy compares all different thoughts about one problem. If a problem has more than `ballot_size` thoughts,
+    its thoughts are split into groups of nearly equal size, and each group gets its own votes. A node that is an answer
+    gets the value of the thought before the answer.
     """
 
     policy: Generator
@@ -134,10 +136,11 @@ class VoteValue:
 
 @dataclass(frozen=True)
 class ExactValue:
-    """The task's own rules: 1 if neither the thought nor an earlier thought has an error, else 0. An oracle, for tests.
+    """Gives values by the task's own rules, as an oracle for tests.
 
-    An answer is graded without its thoughts, because a wrong answer can follow correct thoughts. A whole completion
-    gets 1 only if its thoughts and its answer are correct.
+    A thought gets the value 1 if the thought and all earlier thoughts have no error, else 0. An answer is graded
+    without its thoughts, because a wrong answer can follow correct thoughts. A whole completion gets 1 only if its
+    thoughts and its answer are correct.
     """
 
     conversation: Conversation
@@ -160,7 +163,7 @@ class ExactValue:
 
 @dataclass(frozen=True)
 class RandomValue:
-    """A control: a random number for each thought. The same thought always gets the same number."""
+    """Gives a random number to each thought, as a control. The same thought always gets the same number."""
 
     max_tokens: int = 0
 
@@ -171,7 +174,10 @@ class RandomValue:
 
 @dataclass(frozen=True)
 class RewardModelValue:
-    """The value that a reward model gives to all steps so far. Valuing one node counts as one token."""
+    """Takes the value that a reward model gives to all steps up to a node.
+
+    The cost of one value is counted as one token.
+    """
 
     reward_model: Callable[[Sequence[Rollout]], list[float]]
     max_tokens: int = 1
@@ -182,9 +188,11 @@ class RewardModelValue:
 
 @dataclass(frozen=True)
 class LookaheadValue:
-    """Lookahead (Snell et al. 2024, arXiv 2408.03314): values the state that is `steps` steps after a thought.
+    """Lookahead search (Snell et al. 2024, arXiv 2408.03314).
 
-    sampler  extends a thought by its most likely next step, at temperature 0
+    With lookahead, a thought gets the value of the state that is `steps` steps later.
+
+    `sampler`: extends a thought by the most likely next step, at temperature 0.
     """
 
     sampler: ThoughtSampler
@@ -208,13 +216,21 @@ class LookaheadValue:
 
 
 def _last_thought(node: Node) -> Node | None:
-    """The thought whose value counts. For an answer it is the thought before it; None if there is no such thought."""
+    """Return the thought whose value is used for a node.
+
+    If the node is an answer, the thought before the answer is returned.
+
+    Returns None if no thought comes before the answer.
+    """
     if not node.is_answer:
         return node
     return node.parent if node.parent and node.parent.parent else None
 
 
 def _split_evenly(thoughts: Sequence[list[int]], max_size: int) -> list[Sequence[list[int]]]:
-    """The smallest number of parts with at most `max_size` thoughts each. The parts have nearly equal size."""
+    """Split thoughts into as few parts as possible, with at most `max_size` thoughts per part.
+
+    All parts have nearly the same number of thoughts.
+    """
     num_parts = -(-len(thoughts) // max_size)
     return [thoughts[i::num_parts] for i in range(num_parts)]

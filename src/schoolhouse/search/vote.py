@@ -1,4 +1,4 @@
-"""Majority voting: self-consistency (Wang et al. 2022, arXiv 2203.11171), unweighted or weighted by answer values."""
+"""Majority voting, unweighted or weighted by answer values (self-consistency, Wang et al. 2022, arXiv 2203.11171)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from schoolhouse.types import Rollout
 def weighted_vote(
     conversation: Conversation, rollouts: Sequence[Rollout], values: Sequence[float] | None = None
 ) -> tuple[int, tuple[tuple[str, int], ...]]:
-    """The index of the winner, and each distinct answer (as first written) with its count, most frequent first.
+    """Return the index of the winning rollout, and each distinct answer with its count.
 
-    The weight of an answer is its value: 1 without `values`, 0 if the value is unknown. The winner is the rollout with
-    the largest value among those that have the winning answer. A missing answer wins only if all answers are missing.
-    In a tie the first one wins.
+    The list of answers begins with the most frequent answer. If equal answers are written in different ways, the first
+    form is returned. The weight of an answer is its value. An answer whose value is unknown has the weight 0. Without
+    `values`, every weight is 1. The winning rollout is the rollout with the largest value among the rollouts with the
+    winning answer. A missing answer wins only if all answers are missing. If several answers tie, the first answer
+    wins.
     """
     weights = [1.0] * len(rollouts) if values is None else [0.0 if isnan(value) else value for value in values]
     completions = [conversation.parse_completion(rollout) for rollout in rollouts]

@@ -1,6 +1,6 @@
-"""The fields of request bodies, with the names of OpenAI's API.
+"""The fields of request bodies. The fields have the same names as in OpenAI's API.
 
-A field that this server does not support is refused, not ignored.
+If a request has a field that the server does not support, the server does not ignore the field but returns an error.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from schoolhouse.types import Message, SchoolError
 
 ErrorCode = Literal["model_not_found", "context_length_exceeded", "invalid_value", "invalid_search"]
 ZeroPenalty = Annotated[float, Field(ge=0, le=0)]
-"""Penalties are not implemented: 0 is the only value accepted."""
+"""Penalties are not implemented, so 0 is the only accepted value."""
 MAX_SEARCH_TOKENS = 65_536  # limit of one search, because other searches wait until it ends
 MAX_SAMPLES, MAX_TOP_LOGPROBS, MAX_STOP_TEXTS, MAX_MESSAGES = 64, 20, 4, 1_000
 MAX_STOP_TEXT_LENGTH = 1_000  # characters
 
 
 class InvalidRequest(SchoolError):
-    """A request that cannot be served, with the wrong field, an error code and an HTTP status."""
+    """The error for a request that cannot be served.
+
+    The error has the wrong field, an error code and an HTTP status.
+    """
 
     def __init__(
         self, message: str, param: str | None = None, code: ErrorCode = "invalid_value", status: int = 400
@@ -31,12 +34,15 @@ class InvalidRequest(SchoolError):
 
 
 def reject_surrogates(body: Any) -> Any:
-    """The body, unchanged. Raises ValueError if a string has a lone surrogate, because UTF-8 cannot encode it."""
+    """Return the request body without changes.
+
+    Raises ValueError if a string contains a lone surrogate, because UTF-8 cannot encode lone surrogates.
+    """
     pending = [body]
     while pending:
         value = pending.pop()
         if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise ValueError("a string holds a lone surrogate (half a character); send valid Unicode")
+            raise ValueError("a string contains a lone surrogate (half of a character); send valid Unicode text")
         if isinstance(value, dict):
             pending += [*value.keys(), *value.values()]
         elif isinstance(value, list):
@@ -45,14 +51,14 @@ def reject_surrogates(body: Any) -> Any:
 
 
 class StreamOptions(BaseModel):
-    """Whether the last event of a stream holds the token counts."""
+    """Options of a stream. If `include_usage` is true, the last event of the stream has the token counts."""
 
     model_config = ConfigDict(extra="forbid")
     include_usage: bool = False
 
 
 class BaseCompletionRequest(BaseModel):
-    """The fields that both kinds of completion have."""
+    """The fields that text completions and chat completions have in common."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,7 +74,7 @@ class BaseCompletionRequest(BaseModel):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = None
-    """Accepted and not used."""
+    """The field is accepted, but the server does not use it."""
     presence_penalty: ZeroPenalty | None = None
     frequency_penalty: ZeroPenalty | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
@@ -78,11 +84,11 @@ class BaseCompletionRequest(BaseModel):
     @model_validator(mode="after")
     def _check_stop(self) -> BaseCompletionRequest:
         if not all(self.stop_texts):
-            raise ValueError("`stop` holds an empty text, which would end every completion at once; remove it")
+            raise ValueError("`stop` contains an empty text, which would end every completion at once; remove the text")
         if any(len(text) > MAX_STOP_TEXT_LENGTH for text in self.stop_texts):
-            raise ValueError(f"`stop` holds a text of more than {MAX_STOP_TEXT_LENGTH:,} characters; shorten it")
+            raise ValueError(f"`stop` contains a text of more than {MAX_STOP_TEXT_LENGTH:,} characters; shorten it")
         if any("\0" in text for text in self.stop_texts):
-            raise ValueError("`stop` holds a NUL character, which no completion contains; remove it")
+            raise ValueError("`stop` contains a NUL character, which never appears in a completion; remove it")
         return self
 
     @property
@@ -100,7 +106,7 @@ class BaseCompletionRequest(BaseModel):
 
 
 class CompletionRequest(BaseCompletionRequest):
-    """POST /v1/completions: continues text, or token ids."""
+    """The body of a request to POST /v1/completions, which continues a text or a list of token ids."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
@@ -112,13 +118,13 @@ class CompletionRequest(BaseCompletionRequest):
     @model_validator(mode="after")
     def _check_fields(self) -> CompletionRequest:
         if self.best_of not in (None, self.num_samples):
-            raise ValueError("`best_of` other than `n` is not supported; set `n` alone")
+            raise ValueError("`best_of` must be equal to `n`; leave out `best_of`")
         if self.echo and self.stream:
-            raise ValueError("`echo` cannot be streamed; leave out `stream`")
+            raise ValueError("`echo` and `stream` cannot be used together; leave out `stream` or `echo`")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("`max_tokens` is 0, which needs `echo`: true; otherwise set it to 1 or more")
+            raise ValueError("`max_tokens` is 0, which is only allowed with `echo`; set `max_tokens` to 1 or more")
         if self.prompt in ([], [[]]):
-            raise ValueError("`prompt` is empty; give a text or token ids")
+            raise ValueError("`prompt` is empty; send a text or a list of token ids")
         return self
 
     @property
@@ -139,7 +145,7 @@ class TextPart(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """One message of a conversation. An assistant's thinking may be sent back as `reasoning_content`."""
+    """One message of a conversation. In a message of the assistant, `reasoning_content` can contain its thinking."""
 
     model_config = ConfigDict(extra="ignore")
     role: Annotated[str, Field(pattern="^(system|developer|user|assistant)$")]
@@ -154,7 +160,11 @@ class ChatMessage(BaseModel):
 
 
 class ChatCompletionRequest(BaseCompletionRequest):
-    """POST /v1/chat/completions. `thinking_budget` limits a thought in tokens; `search` is one of docs/search.md."""
+    """The body of a request to POST /v1/chat/completions.
+
+    The field `thinking_budget` is the maximum number of tokens of a thought. The field `search` names a search, as
+    described in docs/search.md.
+    """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -172,16 +182,19 @@ class ChatCompletionRequest(BaseCompletionRequest):
     @model_validator(mode="after")
     def _check_combinations(self) -> ChatCompletionRequest:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("`top_logprobs` needs `logprobs`: true")
+            raise ValueError("`top_logprobs` is set, but `logprobs` is not true; set `logprobs` to true")
         if self.search and (self.stream or self.num_samples > 1 or self.logprobs or self.stop_texts):
-            raise ValueError("a `search` returns one answer, not streamed; leave out stream, n, logprobs and stop")
+            raise ValueError(
+                "a `search` returns one answer and cannot be streamed; leave out `stream`, `n`, `logprobs` and `stop`"
+            )
         filters_logits = self.top_k or self.min_p or self.top_p not in (None, 1.0)
         if self.search and (self.thinking_budget or filters_logits):
             raise ValueError(
-                "a `search` takes temperature, max_tokens and search_budget; write its other options after its `?`"
+                "a request with `search` can set only `temperature`, `max_tokens` and `search_budget`; write all other "
+                "options of the search into the text of `search`, after `?`"
             )
         if self.search_budget and not self.search:
-            raise ValueError("`search_budget` needs a `search`; name one, or leave it out")
+            raise ValueError("`search_budget` is set, but `search` is not; set `search`, or leave out `search_budget`")
         return self
 
     @property

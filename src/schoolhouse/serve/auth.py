@@ -1,4 +1,4 @@
-"""Checks the Origin, the Host, the API key and the body size of each request before the request reaches the app."""
+"""This file checks the origin, host, API key and body size of each request before the app gets the request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
-"""Pages can send requests only to their own server, and can run only scripts from this server."""
+"""The content security policy: a page can send requests only to its server, and can run only scripts of its server."""
 PREFLIGHT_HEADERS = {
     "access-control-allow-methods": "GET, POST",
     "access-control-allow-headers": "authorization, content-type",
@@ -27,17 +27,18 @@ PREFLIGHT_HEADERS = {
 
 
 def error_body(message: str, error_type: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """An error in the format of OpenAI's API."""
+    """Make the body of an error response, in the format of OpenAI's API."""
     message = message.encode(errors="replace").decode()
     return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
 class AccessControl:
-    """ASGI middleware that refuses requests that fail a check, and counts responses by status.
+    """ASGI middleware that rejects each request that fails a check, and counts the responses by HTTP status.
 
-    host             address the server is bound to; on a loopback address only loopback Hosts pass (DNS rebinding)
-    allowed_origins  origins whose pages may send requests, in addition to the server's own origin
-    api_key          required for every path below /v1 and /api; empty: no key is required
+    `host`: the address on which the server listens. If the server listens on a loopback address, the Host header of a
+        request must be a loopback name too, as a protection against DNS rebinding.
+    `allowed_origins`: the origins whose web pages can send requests, in addition to the server's own origin.
+    `api_key`: the key that is required for every path below /v1 and /api. If `api_key` is empty, no key is required.
     """
 
     def __init__(
@@ -75,18 +76,18 @@ class AccessControl:
         await (self.early_response(request) or self.app)(scope, receive, send_with_headers)
 
     def early_response(self, request: Request) -> Response | None:
-        """The response to a request that must not reach the app: an error, or the reply to a CORS preflight.
+        """Return the response to a request that must not reach the app: an error, or the reply to a CORS preflight.
 
-        None: the request goes to the app.
+        Returns None if the app should handle the request.
         """
         host = request.headers.get("host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if self.host in LOOPBACK_HOSTS and name not in LOOPBACK_HOSTS:
-            text = f"host `{name}` is not served here; use 127.0.0.1 or localhost"
+            text = f"the server does not accept the host name `{name}`; use 127.0.0.1 or localhost"
             return JSONResponse(error_body(text, "invalid_request_error"), 421)
         origin = request.headers.get("origin")
         if origin and origin not in (f"http://{host}", f"https://{host}", *self.allowed_origins):
-            text = f"requests from pages of {origin} are not allowed; `school serve --allowed_origins` allows them"
+            text = f"web pages of {origin} cannot send requests; `school serve --allowed_origins` allows such requests"
             return JSONResponse(error_body(text, "invalid_request_error", code="origin_not_allowed"), 403)
         if origin in self.allowed_origins and "access-control-request-method" in request.headers:
             return Response(status_code=204, headers=PREFLIGHT_HEADERS)
@@ -100,6 +101,6 @@ class AccessControl:
             text = "Content-Length is missing; send the length of the body"
             return JSONResponse(error_body(text, "invalid_request_error"), 411)
         if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-            text = f"the body has {int(length):,} bytes, the limit is {MAX_BODY_BYTES:,}; send less"
+            text = f"the body has {int(length):,} bytes, but the limit is {MAX_BODY_BYTES:,} bytes; send a smaller body"
             return JSONResponse(error_body(text, "invalid_request_error"), 413)
         return None

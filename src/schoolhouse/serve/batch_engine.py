@@ -1,7 +1,7 @@
-"""Continuous batching: one thread samples for all requests together, and delivers tokens to their event loops.
+"""Continuous batching: one thread samples for all requests together, and sends the tokens to the event loops.
 
-The generator (policy/generator.py) admits a request when a slot is free. New tokens are delivered in batches, at most
-20 times per second. One message for each token of each stream would cost more than sampling the tokens.
+The generator (policy/generator.py) starts a request when a slot is free. New tokens are sent in batches, at most 20
+times per second. A message for each single token would take more time than the sampling of the tokens.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ DELIVERY_SECONDS = 0.05  # between two deliveries, while sequences are being sam
 
 
 class QueueFull(SchoolError):
-    """The queue has no room for the request."""
+    """The error that is raised if the queue has no room for a request."""
 
 
 class EngineClosed(SchoolError):
-    """The engine accepts no more requests."""
+    """The error that is raised if the engine accepts no more requests."""
 
 
 @dataclass(eq=False)
 class PendingRequest:
-    """One rollout to extend, and its output so far.
+    """A request to extend one rollout, and the output of the request so far.
 
-    thinking_budget  number of tokens after which an open thought is closed
-    stop_texts       texts that end the completion
-    top_logprobs     number of most likely tokens that are reported for each position
+    `thinking_budget`: the number of tokens after which a thought that has not ended is closed.
+    `stop_texts`: the texts that end the completion.
+    `top_logprobs`: the number of most likely tokens that are returned for each position.
     """
 
     rollout: Rollout
@@ -55,16 +55,16 @@ class PendingRequest:
     stop_texts: tuple[str, ...] = ()
     top_logprobs: int = 0
     cancelled: bool = False
-    """True if the client has disconnected: sampling then ends with the next token."""
+    """True if the client has disconnected. Then sampling ends with the next token."""
     sampled_ids: list[int] = field(default_factory=list)
     output: deque[TokenLogprob | Rollout | Exception] = field(default_factory=deque)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     async def stream(self) -> AsyncIterator[list[TokenLogprob | Rollout]]:
-        """Yields new output in lists when it is sampled. The last item is the finished rollout.
+        """Yield lists of new output while tokens are sampled. The last item of the output is the finished rollout.
 
-        If an error ended the request, this error is raised.
+        If the request ended with an error, `stream` raises the error.
         """
         while True:
             await self.ready.wait()
@@ -85,14 +85,16 @@ Output = tuple[PendingRequest, TokenLogprob | Rollout | Exception]
 
 
 class BatchEngine:
-    """Samples up to `max_num_seqs` sequences at once. Up to `max_queued_seqs` more can wait in the queue.
+    """Samples up to `max_num_seqs` sequences at the same time.
+
+    Up to `max_queued_seqs` more sequences can wait in a queue.
 
     `load` makes the policy in the sampling thread. All other threads compute on one core, because sampling took twice
-    as long with two OpenMP teams in one process (docs/lab.md).
+    as long when two OpenMP teams ran in one process (docs/lab.md). If `load` raises an exception, `BatchEngine` raises
+    the same exception.
 
-    max_model_len  limit of the tokens of a sequence, including its prompt; the model's own limit applies if it is lower
-
-    An exception of `load` is raised here again.
+    `max_model_len`: the maximum number of tokens of a sequence, including its prompt. If the model itself has a lower
+        limit, the limit of the model applies.
     """
 
     def __init__(
@@ -128,21 +130,24 @@ class BatchEngine:
         return len(self._queue) + max(0, len(self._admitted) - self.max_num_seqs)
 
     def submit(self, requests: Sequence[PendingRequest]) -> None:
-        """Put all requests into the queue, or none of them.
+        """Put all requests into the queue, or raise an error and queue no request.
 
-        Raises QueueFull, EngineClosed, or SchoolError if there are more requests than the engine can ever hold.
+        Raises QueueFull if the queue has no room, and EngineClosed if the engine has stopped. Raises SchoolError if
+        there are more requests than the engine can ever hold at the same time.
         """
         capacity = self.max_num_seqs + self.max_queued_seqs
         with self._changed:
             if self.error:
-                raise EngineClosed(f"the sampler has stopped: {self.error}")
+                raise EngineClosed(f"the sampler of this server has stopped with an error: {self.error}")
             if self._closing:
-                raise EngineClosed("the server is shutting down; retry later")
+                raise EngineClosed("the server is shutting down; send the request again later")
             if len(requests) > capacity:
-                raise SchoolError(f"{len(requests)} completions in one request, the limit is {capacity}; request fewer")
+                raise SchoolError(
+                    f"the request asks for {len(requests)} completions, but the limit is {capacity}; ask for fewer"
+                )
             if self.running + self.waiting + len(requests) > capacity:
-                state = f"{self.waiting} of {self.max_queued_seqs} waiting, {len(requests)} requested"
-                raise QueueFull(f"queue full ({state}); retry later")
+                state = f"{self.waiting} of {self.max_queued_seqs} places are taken, {len(requests)} needed"
+                raise QueueFull(f"the queue is full ({state}); send the request again later")
             self._queue += requests
             self._changed.notify()
 
@@ -207,7 +212,10 @@ class BatchEngine:
         self._undelivered.append((pending, rollout))
 
     def next_turn(self, ended: Rollout) -> tuple[Rollout, int] | None:
-        """Closes a thought that has reached its budget. The remaining tokens of the completion are for the answer."""
+        """Close a thought that has reached its token budget.
+
+        The remaining tokens of the completion are for the answer.
+        """
         pending = self._by_problem[ended.problem.id]
         if pending.thinking_budget is None or pending.cancelled:
             return None
@@ -241,7 +249,7 @@ class BatchEngine:
         self._deliver()
 
     def _deliver(self) -> None:
-        """Deliver new output, with one call for each event loop."""
+        """Send new output to the requests, with one call for each event loop."""
         undelivered, self._undelivered, self._last_delivery = self._undelivered, [], time.monotonic()
         by_loop: dict[asyncio.AbstractEventLoop, list[Output]] = {}
         for pending, item in undelivered:
@@ -258,7 +266,7 @@ def _append_output(outputs: Sequence[Output]) -> None:
 
 
 class CancellablePolicy:
-    """A policy that can be cancelled. A running call then ends with its next token; later calls raise EngineClosed."""
+    """A policy that can be cancelled. A cancelled call ends with its next token, and later calls raise EngineClosed."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy, self._cancelled = policy, threading.Event()
@@ -279,5 +287,5 @@ class CancellablePolicy:
 
 
 def one_core_executor() -> ThreadPoolExecutor:
-    """An executor with one thread on one core, so that its work does not slow down the threads of the engines."""
+    """Make an executor with one thread on one core, so that its work does not slow down the threads of the engines."""
     return ThreadPoolExecutor(1, "background", initializer=torch.set_num_threads, initargs=(1,))

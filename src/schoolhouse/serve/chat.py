@@ -1,4 +1,7 @@
-"""Chat with a model in the terminal. Thoughts are dim and answers are plain. Both appear while they are sampled."""
+"""Chat with a model in the terminal.
+
+The text of a thought is dim, and the text of an answer is not dim. Text is shown while it is sampled.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,11 @@ def chat(
     console: Console | None = None,
     seed: int = 0,
 ) -> Rollout | None:
-    """Chat until /quit or the end of input. Returns the last conversation.
+    """Chat until the user enters /quit or the input ends. Returns the last conversation.
 
-    max_new_tokens  limit of one answer; the limit is lower if the model's context has less room
-    input_lines     lines that replace the input from the keyboard
+    `max_new_tokens`: the maximum number of tokens of one completion. If the model's context has less room, the limit is
+        lower.
+    `input_lines`: lines of text that are used instead of input from the keyboard.
     """
     console = console or Console()
     lines = None if input_lines is None else iter(input_lines)
@@ -63,7 +67,7 @@ def chat(
 
 
 def _answer(policy: Generator, prompt: Rollout, max_new_tokens: int, temperature: float, console: Console) -> Rollout:
-    """Sample an answer and show it. Ctrl-C ends the answer, and the tokens sampled so far are kept."""
+    """Sample an answer and show it. Ctrl-C ends the answer, but the tokens that were sampled so far are kept."""
     view = _CompletionView(console)
     tokens: list[int] = []
     logprobs: list[float] = []
@@ -111,7 +115,10 @@ class _CompletionView:
 
 
 def _stable_part(text: str) -> str:
-    """The text without an end that can still change: an incomplete character, or the beginning of a tag."""
+    """Return the text without a last part that can still change.
+
+    A last part can still change if it is an incomplete character or the beginning of a tag.
+    """
     text = text.rstrip("\ufffd")
     for tag in (THINK, END_THINK):
         for n in range(len(tag), 0, -1):

@@ -1,4 +1,7 @@
-"""The chat page and its arena. Votes between two models are stored in a file; a leaderboard is made from them."""
+"""The chat page and its arena, in which users vote for the better one of two models.
+
+The server stores the votes in a file, and makes a leaderboard from the file.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class Vote(BaseModel):
 
 
 def add_page(app: FastAPI) -> None:
-    """The page and its static files."""
+    """Add the chat page and its static files to an app."""
 
     @app.get("/")
     async def page() -> Response:
@@ -42,17 +45,17 @@ def add_page(app: FastAPI) -> None:
 
 
 def add_arena(app: FastAPI, votes: Path) -> None:
-    """Add two routes: one appends a vote to the file, the other makes a leaderboard from the file."""
+    """Add two routes to an app: one route returns a leaderboard of the votes, the other route stores a new vote."""
     writing = asyncio.Lock()
 
     @app.get("/api/leaderboard")
     async def get_leaderboard() -> list[dict[str, Any]]:
-        """Ratings of the models that were compared, with 95 % intervals."""
+        """Return the ratings of the models that were compared, with 95 % confidence intervals."""
         return [standing._asdict() for standing in await asyncio.to_thread(leaderboard, _read_votes(votes))]
 
     @app.post("/api/votes")
     async def add_vote(vote: Vote) -> dict[str, int]:
-        """Append one vote to the file."""
+        """Append one vote to the file of votes."""
         async with writing:
             with votes.open("a", encoding="utf-8") as file:
                 file.write(to_json(vote.model_dump()) + "\n")
@@ -60,7 +63,7 @@ def add_arena(app: FastAPI, votes: Path) -> None:
 
 
 def _read_votes(path: Path) -> list[Battle]:
-    """The votes in the file; invalid lines are skipped."""
+    """Read the votes in the file. Invalid lines are skipped."""
     votes = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-MAX_VOTES:]:

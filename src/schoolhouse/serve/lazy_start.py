@@ -1,4 +1,4 @@
-"""Serves the page immediately, while the server is still loading. Importing torch and loading a model take seconds."""
+"""This file serves the chat page while the server is still loading. Loading torch and a model takes seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schoolhouse.serve.settings import ServerConfig
 
 
 class LazyStart:
-    """An app that serves the page itself. All other requests wait until `build` has made the full app."""
+    """An app that serves the chat page at once. All other requests wait until `build` has made the full app."""
 
     def __init__(self, config: ServerConfig, build: Callable[[], ASGIApp]) -> None:
         page_app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -28,7 +28,7 @@ class LazyStart:
         self._build = build
 
     def build_or_exit(self, server: uvicorn.Server) -> None:
-        """Build the app. An error ends the server."""
+        """Build the full app. If `build` fails, the server ends."""
         try:
             self.built.set_result(self._build())
         except BaseException as error:
@@ -44,9 +44,9 @@ class LazyStart:
 
 
 def run(config: ServerConfig, build: Callable[[], ASGIApp], close: Callable[[], None], listener: socket) -> None:
-    """Serve requests to `listener` until a signal arrives, then finish the running requests.
+    """Serve the requests that arrive at `listener`. After a signal, finish the running requests and stop.
 
-    An exception of `build` is raised here again.
+    If `build` raises an exception, `run` raises the same exception.
     """
     app = LazyStart(config, build)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))

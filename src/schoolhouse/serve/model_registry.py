@@ -1,7 +1,7 @@
-"""The models of a server: the model that the server was started with, and every checkpoint below its folder.
+"""The models of a server: the model with which the server was started, and every checkpoint below the model's folder.
 
-If a run is still training, each of its checkpoints is listed when the checkpoint is complete. The first request for a
-model loads it. The most recently used models stay loaded.
+If a run is still training, each new checkpoint is listed as soon as the checkpoint is complete. A model is loaded at
+the first request for this model. The most recently used models stay loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ MAX_LOADED = 3
 
 
 class ModelRegistry:
-    """Names of models, and an engine for each loaded model. The registry reads only files in the server's folder."""
+    """A list of model names, and an engine for each loaded model.
+
+    The registry reads only files in the folder with which the server was started.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
@@ -30,7 +33,10 @@ class ModelRegistry:
         self.default_engine = self._load(self.default_name)
 
     def folders(self) -> dict[str, Path]:
-        """Name -> folder, the default model first. `NAME@000045` is a checkpoint of the run in the server's folder."""
+        """The folder of each model name. The first name is the default model.
+
+        A name such as `NAME@000045` means a checkpoint of the run in the server's folder.
+        """
         root = self.config.model
         found = {self.default_name: root}
         for run in sorted({path.parent for path in root.glob("**/checkpoints")}) if root.is_dir() else []:
@@ -44,7 +50,7 @@ class ModelRegistry:
         return list(self._engines.values())
 
     async def engine(self, name: str) -> BatchEngine:
-        """The engine of a model. Loads the model if necessary. Raises InvalidRequest for an unknown name."""
+        """Return the engine of a model, and load the model if necessary. Raises InvalidRequest for an unknown name."""
         if name not in self._engines:
             async with self._loading:
                 if name not in self._engines:
@@ -57,7 +63,7 @@ class ModelRegistry:
         folders, config = self.folders(), self.config
         if name not in folders:
             known = ", ".join(f"`{other}`" for other in folders)
-            raise InvalidRequest(f"unknown model `{name}`; this server has {known}", "model", "model_not_found", 404)
+            raise InvalidRequest(f"unknown model `{name}`; choose one of {known}", "model", "model_not_found", 404)
         engine = BatchEngine(
             lambda: Policy.load(folders[name]), config.max_num_seqs, config.max_queued_seqs, config.max_model_len
         )
@@ -65,7 +71,7 @@ class ModelRegistry:
         return engine
 
     async def _unload_idle(self, newest: str) -> None:
-        """Close the least recently used idle engines until the limit is met. The default model stays loaded."""
+        """Close the least recently used idle engines until the limit is reached. The default model stays loaded."""
         idle = [
             name
             for name, engine in self._engines.items()

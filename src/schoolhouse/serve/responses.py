@@ -1,4 +1,7 @@
-"""Makes pending requests of the engine from API requests, and API responses (whole or streamed) from its output."""
+"""This file converts API requests to requests of the engine, and converts the engine's output to API responses.
+
+A response is sent as a whole or as a stream.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _DELTA_FIELDS = {"thought": "reasoning_content", "answer": "content"}
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of a response."""
+    """The token counts of a response."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -41,7 +44,10 @@ class Usage:
 def pending_chat(
     conversation: Conversation, body: ChatCompletionRequest, number: int, seed: int, max_model_len: int
 ) -> list[PendingRequest]:
-    """A pending request for each sample of request `number`. Raises InvalidRequest if the prompt is too long."""
+    """Make one engine request for each sample of a chat request. Raises InvalidRequest if the prompt is too long.
+
+    `number`: the number of the chat request.
+    """
     messages = tuple(sent.message for sent in body.messages)
     prompt = conversation.prompt(messages)
     max_new_tokens = _max_new_tokens(len(prompt), body.max_new_tokens, max_model_len)
@@ -61,7 +67,7 @@ def pending_chat(
 def pending_completions(
     conversation: Conversation, body: CompletionRequest, number: int, seed: int, max_model_len: int
 ) -> list[PendingRequest]:
-    """A pending request for each sample of each prompt. The samples of one prompt are next to each other."""
+    """Make one engine request for each sample of each prompt. The samples of one prompt are next to each other."""
     pending = []
     for index, prompt in enumerate(body.prompts):
         ids = _prompt_ids(conversation, prompt)
@@ -77,13 +83,18 @@ def pending_completions(
 
 
 def _prompt_ids(conversation: Conversation, prompt: str | list[int]) -> tuple[int, ...]:
-    """The ids of a prompt. Clients can send special tokens only as ids, because markup in a text is plain text."""
+    """Return the token ids of a prompt.
+
+    Clients can send special tokens only as token ids. In a text, the name of a special token is read as normal text.
+    """
     tokenizer = conversation.tokenizer
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
     elif invalid := [token for token in prompt if not 0 <= token < tokenizer.vocab_size]:
         raise InvalidRequest(
-            f"`prompt` holds token id {invalid[0]}; the vocabulary has {tokenizer.vocab_size} ids, from 0", "prompt"
+            f"`prompt` contains the token id {invalid[0]}, but token ids must be from 0 to less than "
+            f"{tokenizer.vocab_size}",
+            "prompt",
         )
     else:
         ids = prompt
@@ -91,7 +102,7 @@ def _prompt_ids(conversation: Conversation, prompt: str | list[int]) -> tuple[in
 
 
 def _key(body: BaseCompletionRequest, seed: int, number: int, sample: int) -> Key:
-    """The key of the random numbers: the seed of the request, or without a seed the number of the request."""
+    """Make the key of the random numbers from the seed of the request. Without a seed, the request's number is used."""
     if body.seed is None:
         return Key(seed, "served", step=number, sample=sample)
     return Key(body.seed, "asked", sample=sample)
@@ -101,8 +112,8 @@ def _max_new_tokens(prompt_tokens: int, requested: int | None, max_model_len: in
     remaining = max_model_len - prompt_tokens
     if remaining < 1 or (requested or 0) > remaining:
         raise InvalidRequest(
-            f"the context length is {max_model_len} tokens; the prompt has {prompt_tokens} and the completion needs "
-            f"{requested or 1} more; shorten the prompt, or lower max_tokens",
+            f"the context length is {max_model_len} tokens, but the prompt has {prompt_tokens} tokens and the "
+            f"completion needs {requested or 1} more; shorten the prompt, or lower max_tokens",
             "max_tokens" if remaining >= 1 else "messages",
             "context_length_exceeded",
         )
@@ -110,7 +121,7 @@ def _max_new_tokens(prompt_tokens: int, requested: int | None, max_model_len: in
 
 
 def _first_stop(text: str, stop_texts: Sequence[str]) -> int | None:
-    """The index at which the first stop text begins; None if there is no stop text."""
+    """Return the index at which the first stop text begins, or None if the text contains no stop text."""
     return min((at for stop in stop_texts if (at := text.find(stop)) >= 0), default=None)
 
 
@@ -120,7 +131,10 @@ def _first_stop(text: str, stop_texts: Sequence[str]) -> int | None:
 def split_completion(
     conversation: Conversation, rollout: Rollout, stop_texts: Sequence[str]
 ) -> tuple[str | None, str, str]:
-    """The thought (None if missing) and the answer, both cut at the first stop text, and the finish reason."""
+    """Split a completion into its thought (None if missing), its answer and its finish reason.
+
+    Thought and answer are cut at the first stop text.
+    """
     completion = conversation.parse_completion(rollout)
     thought, answer = completion.thought, completion.answer
     if (end := _first_stop(answer, stop_texts)) is not None:
@@ -166,7 +180,10 @@ def completion_choice(
     rollout: Rollout,
     echoed: Sequence[TokenLogprob] = (),
 ) -> Json:
-    """The text of the completion. With `echo` the prompt is before it, and prompt tokens have log-probabilities too."""
+    """Make the response for one completion.
+
+    With `echo`, the prompt comes before the text of the completion, and the prompt's tokens have log-probabilities too.
+    """
     tokenizer = conversation.tokenizer
     sampled = [token for token in tokens if token.token not in conversation.stop_ids]
     text = tokenizer.decode([token.token for token in sampled])
@@ -213,7 +230,10 @@ def _logprob_json(conversation: Conversation, token: int, logprob: float | None)
 
 
 class _StopTextFilter:
-    """Passes on the text before the first stop text. Text that may be the beginning of a stop text is held back."""
+    """A filter that passes on all text before the first stop text.
+
+    Text that could be the beginning of a stop text is not passed on until more text arrives.
+    """
 
     def __init__(self, stop_texts: Sequence[str]) -> None:
         self._stop_texts, self._held, self._stopped = stop_texts, "", False
@@ -231,14 +251,14 @@ class _StopTextFilter:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are the beginning of `stop`."""
+    """Count how many characters at the end of `text` are also the beginning of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 async def chat_deltas(
     conversation: Conversation, body: ChatCompletionRequest, pending: PendingRequest
 ) -> AsyncIterator[Json | Usage]:
-    """Yields the deltas of one sample with their log-probabilities, then its finish reason, then its usage."""
+    """Yield the text deltas of one chat sample, with log-probabilities, then its finish reason and its token counts."""
     decoder = StreamDecoder(conversation)
     filters = {part: _StopTextFilter(body.stop_texts) for part in _DELTA_FIELDS}
     yield {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}
@@ -268,7 +288,7 @@ async def chat_deltas(
 async def completion_deltas(
     conversation: Conversation, body: CompletionRequest, pending: PendingRequest
 ) -> AsyncIterator[Json | Usage]:
-    """Yields pieces of the text of one sample, then its finish reason, then its usage."""
+    """Yield pieces of the text of one sample, then the finish reason, then the token counts."""
     decoder, stop_filter = TextDecoder(conversation.tokenizer), _StopTextFilter(body.stop_texts)
     async for items in pending.stream():
         tokens = [item for item in items if isinstance(item, TokenLogprob) and item.token not in conversation.stop_ids]

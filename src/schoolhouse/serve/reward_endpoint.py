@@ -1,4 +1,7 @@
-"""POST /api/reward: the reward of an answer and of each of its steps. `school serve --reward_model` sets the model."""
+"""The endpoint POST /api/reward returns the reward of an answer and of each step of the answer.
+
+The option `school serve --reward_model` sets the reward model.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ RECIPE = "prm"
 
 
 class RewardRequest(BaseModel):
-    """A conversation whose last message is graded."""
+    """A request with a conversation. The reward model grades the last message of the conversation."""
 
     model_config = ConfigDict(extra="forbid")
     messages: Annotated[list[ChatMessage], Field(min_length=2, max_length=MAX_MESSAGES)]
@@ -32,14 +35,14 @@ class RewardRequest(BaseModel):
     @model_validator(mode="after")
     def _check_last_role(self) -> RewardRequest:
         if self.messages[-1].role != "assistant":
-            raise ValueError("the last message must be the assistant's, because the last message is graded")
+            raise ValueError("the last message is graded, so its role must be `assistant`; send such a message last")
         return self
 
 
 def load_reward_model(config: ServerConfig) -> RewardModel | None:
-    """Load the server's reward model, with the settings of its training.
+    """Load the server's reward model, with the same settings as in its training.
 
-    The settings come from the server's options, or if they are not set there, from the run of the reward model. Raises
+    If the server's options do not set a value, the value comes from the config of the reward model's run. Raises
     SchoolError for a folder without a model, for a run of another recipe, and for an implicit reward model.
     """
     folder = config.reward_model
@@ -48,10 +51,10 @@ def load_reward_model(config: ServerConfig) -> RewardModel | None:
     run_config = read_config(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
     recipe = read_manifest(folder / "manifest.json").get("recipe") if run_config else RECIPE
     if recipe != RECIPE:
-        raise SchoolError(f"{folder} is a run of {recipe}, not of {RECIPE}; give --reward_model the run of a {RECIPE}")
+        raise SchoolError(f"{folder} is a run of {recipe}, not of {RECIPE}; set --reward_model to a run of {RECIPE}")
     if run_config.get("labels") == "implicit":
         raise SchoolError(
-            f"{folder} is an implicit reward model, which a server cannot use; use it in `school solve --search`"
+            f"the model in {folder} is an implicit reward model, which a server cannot use; use `school solve --search`"
         )
     label_places = config.label_places or ("end" if run_config.get("labels") == "outcome" else "steps")
     if config.task or not run_config.get("task"):
@@ -65,9 +68,9 @@ def load_reward_model(config: ServerConfig) -> RewardModel | None:
 
 
 def grade_answer(reward_model: RewardModel, messages: Sequence[ChatMessage]) -> dict[str, Any]:
-    """The `reward` of the last message, from 0 to 1, and its `steps`. Each step has its own reward.
+    """Compute the `reward` of the last message, a number from 0 to 1, and the reward of each of its `steps`.
 
-    The answer is the last step. Raises InvalidRequest if the conversation is longer than the model's context.
+    The answer counts as the last step. Raises InvalidRequest if the conversation is longer than the model's context.
     """
     conversation, max_seq_len = reward_model.policy.conversation, reward_model.policy.max_seq_len
     *context, graded = (sent.message for sent in messages)
@@ -79,7 +82,7 @@ def grade_answer(reward_model: RewardModel, messages: Sequence[ChatMessage]) -> 
     needed = len(rollout) + len(step_ends)
     if needed > max_seq_len:
         raise InvalidRequest(
-            f"the reward model's context length is {max_seq_len} tokens, this conversation needs {needed}; shorten it",
+            f"the reward model can read {max_seq_len} tokens, but the conversation needs {needed} tokens; shorten it",
             "messages",
             "context_length_exceeded",
         )

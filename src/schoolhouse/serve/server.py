@@ -1,8 +1,8 @@
-"""`school serve`: serves a model with an OpenAI-compatible API.
+"""The command `school serve` starts a server with an OpenAI-compatible API for a model.
 
-One engine samples for many requests together (batch_engine.py). Responses are sent whole or as server-sent events. A
-request that cannot be served gets an error status and a reason. By default the server listens on the loopback address,
-and refuses requests from web pages of other origins.
+One engine samples for many requests together (batch_engine.py). A response is sent as a whole or as server-sent events.
+A request that cannot be served gets an error status and a reason. By default the server listens on the loopback
+address, and rejects requests from web pages of other origins.
 """
 
 from __future__ import annotations
@@ -75,18 +75,21 @@ class Server:
         self._background_jobs = 0
 
     def next_number(self) -> int:
-        """The number of a new request. If the request has no seed, its random numbers depend on this number."""
+        """Return the number of a new request. If a request has no seed, its random numbers depend on its number."""
         self.num_requests += 1
         return self.num_requests
 
     async def run_in_background(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Run work outside the engines, one job after another.
+        """Run a job outside the engines. Jobs outside the engines run one after another.
 
-        Raises QueueFull if too many jobs wait, and TimeoutError after the timeout.
+        Raises QueueFull if too many jobs wait, and TimeoutError after the server's timeout.
         """
         limit = self.config.max_queued_seqs
         if self._background_jobs > limit:
-            raise QueueFull(f"queue of searches and rewards full ({self._background_jobs - 1} of {limit}); retry later")
+            raise QueueFull(
+                f"the queue of searches and rewards is full ({self._background_jobs - 1} of {limit} places are taken); "
+                "send the request again later"
+            )
         self._background_jobs += 1
         try:
             async with asyncio.timeout(self.config.timeout):
@@ -95,7 +98,7 @@ class Server:
             self._background_jobs -= 1
 
     def total(self, count: Callable[[BatchEngine], int]) -> int:
-        """The sum of a number over all engines."""
+        """Compute the sum of a count over all engines."""
         return sum(map(count, self.registry.engines))
 
     def close(self) -> None:
@@ -103,7 +106,7 @@ class Server:
 
 
 def build_app(server: Server) -> FastAPI:
-    """The app with the server's routes. `AccessControl` checks each request first."""
+    """Build the app with the server's routes. The class `AccessControl` checks each request first."""
 
     app = FastAPI(title="schoolhouse", version=__version__, docs_url=None, redoc_url=None)
     config, registry = server.config, server.registry
@@ -138,7 +141,7 @@ def build_app(server: Server) -> FastAPI:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Whether the default model can be used."""
+        """Tell whether the default model can be used."""
         healthy = registry.default_engine.error is None
         body = {
             "status": "ok" if healthy else "error",
@@ -150,7 +153,7 @@ def build_app(server: Server) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        """Counters and gauges in Prometheus' format."""
+        """Return counters and gauges in the format of Prometheus."""
         values = {
             "schoolhouse_generation_tokens_total": server.total(lambda engine: engine.sampled_tokens),
             "schoolhouse_completions_total": server.total(lambda engine: engine.finished),
@@ -165,13 +168,15 @@ def build_app(server: Server) -> FastAPI:
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        """The server's model, and the checkpoints below its folder."""
+        """List the server's model and the checkpoints below its folder."""
         return {"object": "list", "data": [model_card(name) for name in registry.folders()]}
 
     @app.get("/v1/models/{name:path}")
     async def get_model(name: str) -> dict[str, Any]:
         if name not in registry.folders():
-            raise InvalidRequest(f"unknown model `{name}`; /v1/models lists them", "model", "model_not_found", 404)
+            raise InvalidRequest(
+                f"unknown model `{name}`; /v1/models lists all models", "model", "model_not_found", 404
+            )
         return model_card(name)
 
     def model_card(name: str) -> dict[str, Any]:
@@ -186,7 +191,7 @@ def build_app(server: Server) -> FastAPI:
 
     @app.post("/v1/chat/completions", response_model=None)
     async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
-        """A response to a conversation, with its thinking in a separate field."""
+        """Answer a conversation. The thinking of the model is in a separate field of the response."""
         engine = await registry.engine(body.model)
         conversation, number = engine.policy.conversation, server.next_number()
         if body.search:
@@ -205,7 +210,7 @@ def build_app(server: Server) -> FastAPI:
 
     @app.post("/v1/completions", response_model=None)
     async def create_completion(request: Request, body: CompletionRequest) -> Response:
-        """Text that continues a prompt."""
+        """Continue the text of a prompt."""
         engine = await registry.engine(body.model)
         conversation = engine.policy.conversation
         pending = pending_completions(conversation, body, server.next_number(), config.seed, engine.max_model_len)
@@ -230,7 +235,7 @@ def build_app(server: Server) -> FastAPI:
 
     @app.post("/api/reward")
     async def reward(body: RewardRequest) -> dict[str, Any]:
-        """The reward of the last message, and of each of its steps."""
+        """Compute the reward of the last message, and the reward of each of its steps."""
         if server.reward_model is None:
             text = "this server has no reward model; start it with `school serve --reward_model FOLDER`"
             raise InvalidRequest(text, status=404)
@@ -239,7 +244,7 @@ def build_app(server: Server) -> FastAPI:
     make_schema = app.openapi
 
     def schema_with_model_names() -> dict[str, Any]:
-        """The OpenAPI schema of this server, with the current names of its models."""
+        """Return the OpenAPI schema of the server, with the current names of its models."""
         schema = make_schema()
         for body_type in (ChatCompletionRequest, CompletionRequest):
             properties = schema["components"]["schemas"][body_type.__name__]["properties"]
@@ -261,7 +266,10 @@ def build_app(server: Server) -> FastAPI:
 async def _search(
     request: Request, server: Server, engine: BatchEngine, body: ChatCompletionRequest, number: int
 ) -> dict[str, Any]:
-    """One answer, found by a search. Searches run one after another, outside the engine. A disconnect cancels one."""
+    """Return one answer that a search finds. Searches run one after another, outside the engine.
+
+    If the client disconnects, its search is cancelled.
+    """
     conversation, policy = engine.policy.conversation, CancellablePolicy(engine.policy)
     search = parse(body.search or "", body.search_budget or MAX_SEARCH_TOKENS, allow_files=False)
     if body.temperature is not None:
@@ -287,7 +295,10 @@ async def _search(
 
 
 def _reward_model_value(server: Server, engine: BatchEngine, search: Search) -> RewardModelValue | None:
-    """The server's reward model, for a search that uses it. A search over HTTP cannot use any other reward model."""
+    """Return the server's reward model if the search uses a reward model, else None.
+
+    A search over HTTP can use only the reward model with which the server was started.
+    """
     if search.values in ("prompt", "vote", "exact", "random") and not search.reference_model:
         return None
     model = server.reward_model
@@ -299,8 +310,8 @@ def _reward_model_value(server: Server, engine: BatchEngine, search: Search) -> 
         or search.label_places not in label_places
     ):
         raise InvalidRequest(
-            "`search`: over HTTP the only reward model is the server's own; start it with `school serve --reward_model "
-            "FOLDER` and search with `values=reward_model`",
+            "a search over HTTP can use only the server's own reward model; start the server with `school serve "
+            "--reward_model FOLDER`, and write `values=reward_model` in `search`",
             "search",
             "invalid_search",
         )

@@ -1,4 +1,4 @@
-"""Options of a server. This module imports no large package, so that `school serve --help` is fast."""
+"""The options of a server. This file imports no large packages, so that `school serve --help` is fast."""
 
 from __future__ import annotations
 

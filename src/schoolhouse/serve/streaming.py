@@ -1,6 +1,6 @@
-"""Waits for the output of pending requests and sends it whole or as server-sent events.
+"""This file waits for the output of requests, and sends the output as a whole or as server-sent events.
 
-A disconnect or a timeout cancels the requests.
+If the client disconnects or a timeout is reached, the requests are cancelled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ Output = tuple[list[TokenLogprob], Rollout]
 
 
 async def collect(request: Request, pending: Sequence[PendingRequest], timeout: float) -> list[Output]:
-    """Wait until all pending requests are finished; return their outputs. A disconnect or a timeout cancels them."""
+    """Wait until all given requests are finished, and return their outputs.
+
+    If the client disconnects or the timeout is reached, the requests are cancelled.
+    """
 
     async def read_all(one: PendingRequest) -> Output:
         tokens: list[TokenLogprob] = []
@@ -33,7 +36,7 @@ async def collect(request: Request, pending: Sequence[PendingRequest], timeout: 
             tokens += [item for item in items if isinstance(item, TokenLogprob)]
             if isinstance(items[-1], Rollout):
                 return tokens, items[-1]
-        raise EngineClosed("the sampler has stopped")
+        raise EngineClosed("the sampler of this server has stopped; start the server again")
 
     def cancel() -> None:
         for one in pending:
@@ -49,7 +52,7 @@ async def collect(request: Request, pending: Sequence[PendingRequest], timeout: 
 
 @asynccontextmanager
 async def on_disconnect(request: Request, cancel: Callable[[], None]) -> AsyncGenerator[None]:
-    """Calls `cancel` when the client disconnects."""
+    """Call `cancel` if the client disconnects while the block runs."""
 
     async def watch() -> None:
         while not await request.is_disconnected():
@@ -72,7 +75,7 @@ def stream_response(
 ) -> StreamingResponse:
     """Send all samples as one stream of events. Each event has the index of its sample.
 
-    If the client asked for token counts, they are at the end.
+    If the client asked for token counts, the last event has the token counts.
     """
 
     async def events() -> AsyncIterator[str]:
@@ -114,7 +117,7 @@ def stream_response(
 
 
 def prompt_tokens(pending: Sequence[PendingRequest], body: BaseCompletionRequest) -> int:
-    """The number of tokens of all prompts. A prompt with several samples counts once."""
+    """Count the tokens of all prompts. A prompt with several samples counts only once."""
     return sum(len(one.rollout) for one in pending[:: body.num_samples])
 
 

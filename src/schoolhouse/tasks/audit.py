@@ -1,4 +1,7 @@
-"""Grade a task's own references, which must pass, and damaged, empty and wrong answers, which must not."""
+"""Check the verifier of a task.
+
+Reference answers must get reward 1. Damaged, empty and wrong answers must get a reward below 1.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,17 @@ _TRIED = 8  # problems whose references are graded in every form
 
 @dataclass(frozen=True)
 class Audit:
-    """Result of `audit_task`. Of `num_problems` problems, how many had
+    """The result of `audit_task`.
 
-    references_correct  a reference with reward 1
-    perturbed_rejected  a slightly changed reference with a reward below 1
-    empty_rejected      an empty completion with a reward below 1
-    truncated_rejected  a reference cut off inside its \\boxed{...} with a reward below 1
-    nonsense_rejected   a nonsense answer in \\boxed{...} with a reward below 1
-    A completion without a reward counts for none of them.
+    Five fields count problems; each count is at most `num_problems`. A completion that gets no reward is not counted in
+    any of the five fields. `references_correct` counts problems whose reference gets reward 1. `perturbed_rejected`
+    counts problems for which a slightly changed reference gets a reward below 1. `empty_rejected` counts problems for
+    which an empty completion gets a reward below 1. `truncated_rejected` counts problems for which a truncated
+    reference (inside its \\boxed{...}) gets less than 1. `nonsense_rejected` counts problems for which a nonsense
+    answer in \\boxed{...} gets a reward below 1.
 
-    failures  (problem id, what went wrong)
-    seconds   wall-clock time
-    form      the form of the answers, one of `FORMS`
+    `failures` has pairs of a problem id and a text that says what went wrong.
+    `seconds` is the wall-clock time of the audit. `form` is the form of the answers, one of `FORMS`.
     """
 
     num_problems: int
@@ -46,7 +48,7 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether every reference was correct and nothing else was."""
+        """True if every reference answer got reward 1 and every wrong completion got a reward below 1."""
         return not self.failures
 
     def __str__(self) -> str:
@@ -73,14 +75,17 @@ _REFERENCE, _PERTURBED, _EMPTY, _TRUNCATED, _NONSENSE = "reference", "perturbed"
 
 
 def audit_task(task: Task, limit: int | None = None, progress: ProgressFn | None = None) -> Audit:
-    """Grade each problem's reference, which must get 1, and four completions that must get less.
+    """Grade the reference answer and four wrong completions of each problem.
 
-    `limit` bounds the problems (None: all of a dataset). Raises SchoolError for a task without problems.
+    The reference answer must get reward 1, and the wrong completions must get a reward below 1.
+
+    The argument `limit` is the maximum number of problems (None: no limit). Raises SchoolError if the task has no
+    problems.
     """
     started = time.monotonic()
     problems = task.audit_problems(limit)
     if not problems:
-        raise SchoolError(f"task {task.name} has no problems to check")
+        raise SchoolError(f"task {task.name} has no problems to check; give the task at least one problem")
     form = _accepted_form(task, problems[:_TRIED])
     kinds, cases = [], []
     for problem in problems:

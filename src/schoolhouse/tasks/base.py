@@ -1,6 +1,7 @@
-"""The Task class: problems, and grades for completions. A task does not know the policy.
+"""The base class of tasks. A task gives problems and grades completions. A task does not know the policy.
 
-A verdict is computed in process where `in_process` is True, else in a worker process with a timeout (worker_pool.py).
+If `in_process` is True, the task grades in the main process. If `in_process` is False, the task grades in worker
+processes with a timeout (worker_pool.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from schoolhouse.tasks.user_file import definition, describe_error
 from schoolhouse.types import Completion, Demonstration, Message, Problem, SchoolError, Verdict
 
 ProgressFn = Callable[[int, int], None]
-"""Called with (done, total) as work goes on."""
+"""A function that is called with the numbers (done, total) while work is in progress."""
 
 Case = tuple[Problem, Completion]
 """A completion to grade, with its problem."""
@@ -23,17 +24,18 @@ AUDIT_SAMPLE = 1_000  # training problems that `audit_task` grades where a task 
 
 
 class Task:
-    """Base class of all tasks. A task of your own defines `train_problems`, `eval_problems` and `grade`.
+    """The base class of all tasks. Your own task must define `train_problems`, `eval_problems` and `grade`.
 
-    name        shown in reports
-    in_process  True: `grade` is quick and harmless, and is called in process; else only in worker processes
-    spec        (spec, seed) passed to `open_task`, from which worker processes open the task again
-    files       files the task was read from: a run refuses to resume with other contents
-    notes       what a user has to know about the data: rows that are left out, for instance
-    delimiter   ends a step of a thought
+    `name` is the name of the task in reports.
+    `in_process` is True if `grade` is fast and safe, so that it can run in the main process. If `in_process` is False,
+    `grade` runs only in worker processes.
+    `spec` has the two arguments of `open_task`: the name of the task with its options, and the seed. Worker processes
+    open the task again with these arguments. `files` has the files that the task was read from. If one of the files has
+    changed, a run refuses to resume. `notes` tell the user about the data: for instance, how many rows are left out.
+    `delimiter` is the text that ends each step of a thought.
 
-    All other methods are optional. A task whose steps can be checked defines `step_labels`. A task for tree search
-    with prompts defines `propose_prompt`, `value_prompt` or `vote_prompt`, and the parser of each.
+    All other methods are optional. Define `step_labels` if single steps can be checked. For tree search with prompts,
+    define `propose_prompt`, `value_prompt` or `vote_prompt`, and the parser for each prompt that you define.
     """
 
     name: str = ""
@@ -44,67 +46,97 @@ class Task:
     delimiter: str = "\n"
 
     def train_problems(self, step: int, count: int) -> list[Problem]:
-        """Training problems: a pure function of the task's seed and `step`."""
+        """Return `count` training problems. The problems must depend only on the task's seed, `step` and `count`."""
         raise self._missing("training problems", "train_problems(step, count)")
 
     def eval_problems(self, count: int | None = None) -> list[Problem]:
-        """Held-out problems, always the same, none of which is ever a training problem. None: all of them."""
+        """Return up to `count` held-out problems, or all of them if `count` is None.
+
+        The held-out problems must always be the same, and none of them may be a training problem.
+        """
         raise self._missing("eval problems", "eval_problems(count=None)")
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
-        """Grade a completion. Only `completion.answer`, the text behind the thought, should count."""
+        """Grade a completion. The verdict should depend only on `completion.answer`, the text after the thought."""
         raise self._missing("grades", "grade(problem, completion)")
 
     def demonstrations(self, step: int, count: int) -> list[Demonstration]:
-        """Demonstrations for supervised fine-tuning: a pure function of the task's seed and `step`."""
+        """Return `count` demonstrations for supervised fine-tuning.
+
+        The demonstrations must depend only on the task's seed, `step` and `count`.
+        """
         raise self._missing("demonstrations", "demonstrations(step, count)")
 
     def pretraining_text(self, step: int, count: int) -> list[str]:
-        """Documents for pretraining: a pure function of the task's seed and `step`."""
+        """Return `count` documents for pretraining.
+
+        The documents must depend only on the task's seed, `step` and `count`.
+        """
         raise self._missing("pretraining text", "pretraining_text(step, count)")
 
     def audit_problems(self, limit: int | None = None) -> list[Problem]:
-        """Problems that `audit_task` grades: eval and a thousand training problems; all of them for a dataset."""
+        """Return the problems that `audit_task` grades: the eval problems and a thousand training problems.
+
+        For a task with a fixed dataset, `audit_task` grades all problems.
+        """
         return [*self.eval_problems(limit), *self.train_problems(0, AUDIT_SAMPLE)][:limit]
 
     def wrong_answer(self, problem: Problem) -> str:
-        """A wrong final answer of the same kind as the reference, for `audit_task`."""
+        """Return a wrong final answer that looks like the reference. `audit_task` must reject it."""
         return perturb_answer(problem.reference)
 
     def make_problem(self, text: str) -> Problem:
-        """A problem from text that a user typed. It has no reference."""
+        """Make a problem from a text that a user typed. The problem has no reference answer."""
         return Problem("typed", (Message("user", text),), "", "typed", self.name)
 
     def step_labels(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
-        """1 for each correct step, 0 for a neutral one, -1 for a wrong step and all that follow it."""
-        raise SchoolError(f"task {self.name} cannot check single steps: label them by continuations (labels: soft)")
+        """Label each step of a solution.
+
+        A correct step gets 1, and a neutral step gets 0. A wrong step and all steps after it get -1.
+        """
+        raise SchoolError(
+            f"task {self.name} cannot check single steps; set `labels` to soft, so that sampled continuations give the "
+            "labels"
+        )
 
     def propose_prompt(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
-        """The prompt for possible next thoughts; None where no thought can follow."""
-        raise SchoolError(f"task {self.name} has no propose prompt: use thoughts=sample")
+        """Return the prompt that asks for possible next thoughts, or None if no thought can follow."""
+        raise SchoolError(f"task {self.name} has no prompt that asks for next thoughts; set `thoughts` to sample")
 
     def parse_proposals(self, text: str) -> list[str]:
-        """The thoughts in an answer to `propose_prompt`."""
+        """Extract the thoughts from the model's answer to `propose_prompt`."""
         raise NotImplementedError
 
     def value_prompt(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
-        """The prompt for the value of some thoughts; None where there is nothing to evaluate."""
-        raise SchoolError(f"task {self.name} has no value prompt: set values to the folder of a reward model")
+        """Return the prompt that asks for the value of the given thoughts, or None if they cannot be evaluated."""
+        raise SchoolError(
+            f"task {self.name} has no prompt that asks for the value of a thought; set `values` to the folder of a "
+            "reward model"
+        )
 
     def parse_value(self, text: str) -> float | None:
-        """The value in an answer to `value_prompt`; None where it cannot be read."""
+        """Extract the value from the model's answer to `value_prompt`. Returns None if the answer has no value."""
         raise NotImplementedError
 
     def vote_prompt(self, problem: Problem, candidates: Sequence[Sequence[str]]) -> Problem | None:
-        """The prompt for the best of several lists of thoughts; None where there is nothing to compare."""
-        raise SchoolError(f"task {self.name} has no vote prompt: use values=prompt, or the folder of a reward model")
+        """Return the prompt that asks which list of thoughts is the best, or None if there is nothing to compare."""
+        raise SchoolError(
+            f"task {self.name} has no prompt that asks which thought is best; set `values` to prompt, or to the folder "
+            "of a reward model"
+        )
 
     def parse_vote(self, text: str) -> int | None:
-        """The index, from 0, of the candidate in an answer to `vote_prompt`; None where it cannot be read."""
+        """Extract the index (from 0) of the best candidate from the model's answer to `vote_prompt`.
+
+        Returns None if the answer does not name a candidate.
+        """
         raise NotImplementedError
 
     def warm_up(self) -> None:
-        """Called once in each worker process before any timeout: the place for slow imports."""
+        """Prepare a worker process. This method is called once per worker, before any timeout starts.
+
+        Put slow imports into this method.
+        """
 
     def _missing(self, what: str, method: str) -> SchoolError:
         cls = type(self)
@@ -112,9 +144,10 @@ class Task:
 
 
 def grade_one(task: Task, problem: Problem, completion: Completion) -> Verdict:
-    """One verdict in this process. An exception is never a zero: it becomes a verdict without a reward.
+    """Grade one completion in this process.
 
-    Its reason names the file and line of the user's code that raised.
+    If the verifier raises an exception, the reward is None, not 0, and the reason of the verdict names the file and the
+    line of the user's code that raised the exception.
     """
     try:
         verdict = task.grade(problem, completion)

@@ -1,13 +1,14 @@
-"""The Game of 24: combine four numbers with + - * / into 24, each used once (`game24:PATH.csv`).
+"""The task Game of 24 (`game24:PATH.csv`): combine four numbers with + - * / to make 24. Each number is used once.
 
-The puzzles are those of Tree of Thoughts (Yao et al. 2023, arXiv 2305.10601), in its authors' file, ranked by the time
-people took. Ranks 901 to 1000 are held out. An exact solver writes demonstrations of four kinds: whole solutions
-(`solve`), all possible next moves (`next`), whether numbers can still make 24 (`value`), and which of several can
-(`vote`).
+The puzzles are those of Tree of Thoughts (Yao et al. 2023, arXiv 2305.10601), read from the file of its authors. The
+puzzles are ranked by the time that people needed. Ranks 901 to 1000 are held out. An exact solver writes four kinds of
+demonstrations. A demonstration of the kind `solve` is a whole solution. A demonstration of the kind `next` lists all
+possible next moves. A demonstration of the kind `value` says whether some numbers can still make 24. A demonstration of
+the kind `vote` says which of several groups of numbers can make 24.
 
-A thought is a line such as `13-9=4 (4 4 10)`: one operation, and the numbers that are left. In the operation a number
-that is not whole is in brackets, `8/(1/3)=24`. No number is below zero: subtracting the smaller from the larger number
-loses no solution.
+A thought is a line such as `13-9=4 (4 4 10)`: one operation, and the numbers that are left. In an operation, a number
+that is not whole is written in brackets, as in `8/(1/3)=24`. No number is below zero, because a move always subtracts
+the smaller number from the larger number. Every solvable puzzle has a solution without negative numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ OPTIONS = ("holdout", "demos")
 LINES_PER_PAGE = 12
 MAX_VOTE_CHOICES = 8  # positions in a `vote` demonstration
 VALUE_WORDS = {"impossible": 0.001, "likely": 1.0, "sure": 20.0}
-"""Values of the words that a value prompt is answered with: the figures of Tree of Thoughts' own code."""
+"""The value of each possible answer to a value prompt, as in the code of Tree of Thoughts."""
 
 Numbers = tuple[Fraction, ...]
 """Numbers that are left, the smallest first."""
@@ -48,7 +49,7 @@ _LONGEST_ANSWER = 200  # characters: bounds the parser
 
 
 class Move(NamedTuple):
-    """One operation on two of the numbers."""
+    """One operation on two of the numbers of a puzzle, and the numbers that are left after it."""
 
     a: Fraction
     sign: str
@@ -65,13 +66,13 @@ class Move(NamedTuple):
 
 
 def format_numbers(numbers: Numbers) -> str:
-    """`4 9 10 13`."""
+    """Write numbers as a text such as `4 9 10 13`."""
     return " ".join(map(str, numbers))
 
 
 @cache
 def next_moves(numbers: Numbers) -> tuple[Move, ...]:
-    """Every possible move, with the larger of two numbers first; this loses no way to a positive target."""
+    """Return every possible move. A difference always has the larger number first."""
     by_operation = {}
     for i, j in combinations(range(len(numbers)), 2):
         low, high = numbers[i], numbers[j]
@@ -86,14 +87,14 @@ def next_moves(numbers: Numbers) -> tuple[Move, ...]:
 
 @cache
 def can_make_target(numbers: Numbers) -> bool:
-    """Whether the numbers can be combined into 24."""
+    """Return True if the numbers can be combined to make 24."""
     if len(numbers) == 1:
         return numbers == (TARGET,)
     return any(can_make_target(move.left) for move in next_moves(numbers))
 
 
 def find_solution(numbers: Numbers, random: Random) -> tuple[list[Move], str]:
-    """Moves to 24, drawn at random, and the expression they form. Raises ValueError where there are none."""
+    """Draw a random solution as moves and as an expression. Raises ValueError if the numbers cannot make 24."""
     parts, solution = [(number, str(number)) for number in numbers], []
     while len(numbers) > 1:
         good = [move for move in next_moves(numbers) if can_make_target(move.left)]
@@ -118,7 +119,7 @@ def _take(parts: list[tuple[Fraction, str]], number: Fraction) -> str:
 
 @lru_cache(100_000)
 def parse_thought(text: str) -> tuple[Fraction, str, Fraction, Fraction, Numbers] | None:
-    """The a, sign, b, result and numbers left of a thought; None where the text is no thought."""
+    """Parse a thought into two numbers, sign, result and numbers left. Returns None if the text is not a thought."""
     match = _THOUGHT.fullmatch(text)
     if not match:
         return None
@@ -130,7 +131,7 @@ def parse_thought(text: str) -> tuple[Fraction, str, Fraction, Fraction, Numbers
 
 
 class Game24(Task):
-    """Puzzles of a file, and an exact solver that writes demonstrations for them."""
+    """The Game of 24 with the puzzles of a file. An exact solver writes the demonstrations."""
 
     in_process = True
     delimiter = "\n"
@@ -145,21 +146,21 @@ class Game24(Task):
         self.demos = _demo_weights(demos)
         if not self.train_puzzles or not self.eval_puzzles:
             raise SchoolError(
-                f"{path}: holdout={holdout} leaves no training puzzle or no eval puzzle; choose other ranks"
+                f"{path}: holdout={holdout} leaves no training puzzle or no eval puzzle; choose other ranks to hold out"
             )
 
     @classmethod
     def open(cls, path: str, seed: int = 0, **options: str) -> Game24:
-        """The task of a file.
+        """Open the task with the puzzles of a file.
 
-        Options: `holdout=901-1000`, the ranks held out; `demos=solve=2,next=1,value=1`, the kinds of demonstrations and
-        their weights. Raises SchoolError for an unknown one.
+        The option `holdout=901-1000` sets the ranks that are held out. The option `demos=solve=2,next=1,value=1` sets
+        the kinds of demonstrations and their weights. Raises SchoolError if an option is unknown.
         """
         for option in options:
             if option not in OPTIONS:
                 raise SchoolError(f"game24: unknown option `{option}`{suggest(option, OPTIONS)}")
         if not path:
-            raise SchoolError("game24: the file of puzzles is missing; write game24:PATH.csv")
+            raise SchoolError("game24: the path of the puzzle file is missing; write game24:PATH.csv")
         return cls(Path(path), seed, **options)
 
     def train_problems(self, step: int, count: int) -> list[Problem]:
@@ -170,7 +171,7 @@ class Game24(Task):
         return [self._problem(left) for left in self.eval_puzzles[:count]]
 
     def demonstrations(self, step: int, count: int) -> list[Demonstration]:
-        """Demonstrations of the kinds in `demos`, all about training puzzles and the numbers they lead to."""
+        """Return demonstrations of the kinds in `demos`, all with numbers of training puzzles."""
         random = python_random(Key(self.seed, "game24 worked", step))
         kinds, cumulative = list(self.demos), list(accumulate(self.demos.values()))
         demonstrations = []
@@ -181,7 +182,7 @@ class Game24(Task):
         return demonstrations
 
     def pretraining_text(self, step: int, count: int) -> list[str]:
-        """Pages of possible moves with the numbers of training puzzles: arithmetic, without hints at what helps."""
+        """Return pages that list possible moves in training puzzles. The pages do not show which moves give 24."""
         random = python_random(Key(self.seed, "game24 exposition", step))
         return ["\n".join(self._line(random) for _ in range(LINES_PER_PAGE)) for _ in range(count)]
 
@@ -210,17 +211,20 @@ class Game24(Task):
         return f"{problem.reference}+0"
 
     def make_problem(self, text: str) -> Problem:
-        """The puzzle of the four numbers in `text`, whether or not it can be solved."""
+        """Make a puzzle from the four numbers in `text`. The puzzle may have no solution."""
         numbers = tuple(sorted(map(Fraction, re.findall(r"\d+", text.replace(f"ake {TARGET} from", "")))))
         if len(numbers) != 4:
-            raise SchoolError(f"game24: `{text}` has {len(numbers)} numbers; a puzzle has four, as in 4 9 10 13")
+            raise SchoolError(f"game24: `{text}` has {len(numbers)} numbers; give four numbers, such as 4 9 10 13")
         question = Message("user", f"Make {TARGET} from {format_numbers(numbers)}, each used once.")
         return Problem(f"game24:{format_numbers(numbers)}", (question,), "", "game24", "game24", {"left": numbers})
 
     # --- thoughts, one by one
 
     def step_labels(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
-        """1 for a thought after which 24 can still be made; -1 for the first other one and all that follow."""
+        """Label each thought. A thought gets 1 if the numbers that are left can still make 24.
+
+        If the numbers can no longer make 24 after a thought, this thought and all later thoughts get -1.
+        """
         left, labels = _left(problem), []
         for thought in thoughts:
             parsed = parse_thought(thought)
@@ -231,7 +235,10 @@ class Game24(Task):
         return labels + [-1] * (len(thoughts) - len(labels))
 
     def propose_prompt(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
-        """The prompt for all next moves; None where one number is left or the last thought cannot be read."""
+        """Return the prompt that asks for all next moves.
+
+        Returns None if only one number is left, or if the last thought cannot be parsed.
+        """
         left = _left_after(problem, thoughts)
         if left is None or len(left) < 2:
             return None
@@ -241,7 +248,7 @@ class Game24(Task):
         return [line.strip() for line in text.splitlines() if parse_thought(line)]
 
     def value_prompt(self, problem: Problem, thoughts: Sequence[str]) -> Problem | None:
-        """The prompt whether 24 can still be made; None where the last thought cannot be read."""
+        """Return the prompt that asks whether 24 is still possible, or None if the last thought cannot be parsed."""
         left = _left_after(problem, thoughts)
         return None if left is None else _subproblem(problem, f"Can {format_numbers(left)} make {TARGET}?")
 
@@ -249,7 +256,7 @@ class Game24(Task):
         return VALUE_WORDS.get(text.strip())
 
     def vote_prompt(self, problem: Problem, candidates: Sequence[Sequence[str]]) -> Problem | None:
-        """The prompt which of several positions can still make 24."""
+        """Return the prompt that asks which of several groups of numbers can still make 24."""
         lines = [f"Which of these can make {TARGET}?"]
         for number, thoughts in enumerate(candidates, 1):
             left = _left_after(problem, thoughts)
@@ -270,7 +277,7 @@ class Game24(Task):
         return Demonstration(problem, "\n".join(map(str, solution)), f"\\boxed{{{answer}}}", "solve")
 
     def _demonstrate_next(self, problem: Problem, random: Random) -> Demonstration:
-        """Every possible move, good or bad, in a fixed order, so that none is missing or repeated."""
+        """Make a demonstration that lists every possible move, good or bad, once and in a fixed order."""
         left = _left(problem)
         for _ in range(random.choices((0, 1, 2), weights=(3, 2, 1))[0]):
             left = random.choice(next_moves(left)).left
@@ -278,7 +285,10 @@ class Game24(Task):
         return Demonstration(prompt, None, "\n".join(map(str, next_moves(left))), "next")
 
     def _demonstrate_value(self, problem: Problem, random: Random) -> Demonstration:
-        """Numbers that can make 24 or cannot, equally often where both exist."""
+        """Make a demonstration that says whether some numbers can make 24.
+
+        The answers `sure` and `impossible` are equally frequent if the puzzle allows both answers.
+        """
         left = _left(problem)
         for _ in range(random.choices((1, 2, 3), weights=(6, 3, 1))[0]):
             solvable = random.random() < 0.5
@@ -288,7 +298,7 @@ class Game24(Task):
         return Demonstration(prompt, None, "sure" if can_make_target(left) else "impossible", "value")
 
     def _demonstrate_vote(self, problem: Problem, random: Random) -> Demonstration:
-        """One move after which 24 can still be made among others after which it cannot."""
+        """Make a demonstration with several moves. Only one of the moves leaves numbers that can still make 24."""
         left = _left(problem)
         for _ in range(random.choices((0, 1, 2), weights=(5, 3, 2))[0]):
             left = random.choice([move.left for move in next_moves(left) if can_make_target(move.left)])
@@ -328,7 +338,7 @@ def _left_after(problem: Problem, thoughts: Sequence[str]) -> Numbers | None:
 
 
 def _is_valid_move(left: Numbers, a: Fraction, sign: str, b: Fraction, result: Fraction, after: Numbers) -> bool:
-    """Whether a thought uses two of the numbers, computes correctly and lists the numbers that are left."""
+    """Return True if a thought uses two of the numbers, computes correctly and lists the numbers that are left."""
     rest = Counter(left)
     rest.subtract((a, b))
     if min(rest.values()) < 0 or (sign == "/" and not b) or _combine(a, sign, b) != result:
@@ -339,7 +349,7 @@ def _is_valid_move(left: Numbers, a: Fraction, sign: str, b: Fraction, result: F
 def _ranks(text: str) -> tuple[int, int]:
     low, _, high = text.partition("-")
     if not (low.isdecimal() and high.isdecimal() and int(low) <= int(high)):
-        raise SchoolError(f"game24: `holdout` is `{text}`; it must be a range of ranks such as 901-1000")
+        raise SchoolError(f"game24: the option `holdout` is `{text}`; it must be a range of ranks such as 901-1000")
     return int(low), int(high)
 
 
@@ -359,7 +369,7 @@ def _demo_weights(text: str) -> dict[str, float]:
 
 
 def _read_puzzles(path: Path) -> list[tuple[int, Numbers]]:
-    """Rank and numbers of each puzzle. Raises SchoolError naming the file and the line."""
+    """Read the rank and the numbers of each puzzle. Raises SchoolError with file and line if the file is damaged."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
@@ -374,8 +384,8 @@ def _parse_puzzle(row: dict[str, str], place: str) -> tuple[int, Numbers]:
     try:
         rank, left = int(row["Rank"]), tuple(sorted(Fraction(int(n)) for n in row["Puzzles"].split()))
     except (ValueError, TypeError, AttributeError):
-        advice = "`Rank` must be a whole number and `Puzzles` four of them, as in 901,4 5 6 10"
+        advice = "`Rank` must be a whole number, and `Puzzles` must be four whole numbers, as in 901,4 5 6 10"
         raise SchoolError(f"{place}: {advice}") from None
     if len(left) != 4 or not can_make_target(left):
-        raise SchoolError(f"{place}: {format_numbers(left)} is no puzzle; give four numbers that can make {TARGET}")
+        raise SchoolError(f"{place}: {format_numbers(left)} is not a puzzle; give four numbers that can make {TARGET}")
     return rank, left

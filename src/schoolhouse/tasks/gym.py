@@ -1,7 +1,8 @@
-"""Datasets of reasoning-gym (`gym:NAME`), with exact grading.
+"""Tasks from the datasets of the package reasoning-gym (`gym:NAME`), with exact grading.
 
-Its scorers give partial scores to any text that contains the answer. So the marked final answer is extracted first, and
-only a score of exactly 1 counts. Datasets that cannot be graded or reproduced are refused by name.
+The scorers of reasoning-gym give partial scores to any text that contains the answer. The task therefore extracts the
+marked final answer first, and only a score of exactly 1 counts as correct. A dataset that cannot be graded or
+reproduced is refused.
 """
 
 from __future__ import annotations
@@ -21,37 +22,41 @@ from schoolhouse.tasks.dataset_task import DatasetTask
 from schoolhouse.types import Completion, Message, Problem, SchoolError, Verdict
 
 DEFAULT_SIZE = 500
-"""Default of `size`. Problems are generated at first use; some datasets need a second for each."""
+"""The default of `size`. Problems are generated at their first use; some datasets need one second per problem."""
 
 DATA_SEED = 0
-"""Fixed: runs with different seeds train on the same problems in other orders, and share eval problems."""
+"""The seed of the problems is fixed. With another seed, a run trains on the same problems in another order."""
 
 NO_ANSWER = frozenset({"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"})
-"""Datasets without reference answers: their scorer cannot be checked."""
+"""Datasets without reference answers. Without reference answers, a scorer cannot be checked."""
 
 HASH_DEPENDENT = frozenset({"isomorphic_strings", "polynomial_multiplication", "ransom_note", "word_ladder"})
 """Datasets whose problems depend on Python's string hashes, which differ between processes."""
 
 
 def open_gym(family: str, seed: int = 0, **options: str) -> Gym:
-    """A dataset by name. Options: `size`, `holdout=tenth|all|none`, and those of its own config, with JSON values.
+    """Open a reasoning-gym dataset by its name.
 
-    Raises SchoolError where the extra is not installed, and for unknown or refused names and options.
+    The options are `size`, `holdout=tenth|all|none`, and the keys of the dataset's own config with JSON values. Raises
+    SchoolError if the extra `gym` is not installed. Also raises SchoolError if a name or an option is unknown or
+    refused.
     """
     try:
         factory: Any = importlib.import_module("reasoning_gym.factory")
     except ImportError as error:
         raise SchoolError(
-            f"gym:{family} needs reasoning-gym: pip install 'schoolhouse[gym]' (which needs a C compiler)"
+            f"gym:{family} needs reasoning-gym: pip install 'schoolhouse[gym]' (the installation needs a C compiler)"
         ) from error
     if family not in factory.DATASETS:
         raise SchoolError(f"gym: unknown dataset `{family}`{suggest(family, sorted(factory.DATASETS))}")
     if family in NO_ANSWER:
-        raise SchoolError(f"gym:{family} is refused: it has no reference answers, so its scorer cannot be checked")
+        raise SchoolError(
+            f"gym:{family} is refused, because the dataset has no reference answers to check its scorer; choose another"
+        )
     if family in HASH_DEPENDENT and os.environ.get("PYTHONHASHSEED", "random") == "random":
         raise SchoolError(
-            f"gym:{family} is refused: its problems differ between processes; to use it, set PYTHONHASHSEED=0 in the "
-            "environment"
+            f"gym:{family} is refused, because its problems differ between processes; set the environment variable "
+            "PYTHONHASHSEED=0 to use the dataset"
         )
     holdout = options.pop("holdout", "tenth")
     known = [field.name for field in fields(factory.DATASETS[family][1]) if field.name != "seed"]
@@ -74,7 +79,7 @@ def _value(text: str) -> Any:
 
 
 class Gym(DatasetTask):
-    """The problems of one reasoning-gym dataset, graded by its scorer."""
+    """A task with the problems of one reasoning-gym dataset, graded by the scorer of the dataset."""
 
     def __init__(self, family: str, dataset: Any, seed: int = 0, holdout: str = "tenth") -> None:
         super().__init__(f"gym:{family}", seed, holdout)
@@ -83,18 +88,18 @@ class Gym(DatasetTask):
 
     @cached_property
     def all_problems(self) -> list[Problem]:
-        """Every problem; all are generated now."""
+        """All problems of the dataset. The problems are generated at the first access."""
         return [self._problem(index) for index in range(len(self._dataset))]
 
     def audit_problems(self, limit: int | None = None) -> list[Problem]:
-        """The first `limit` problems, without generating the others."""
+        """Return the first `limit` problems. The other problems of the dataset are not generated."""
         size = len(self._dataset)
         return [self._problem(index) for index in range(size if limit is None else min(limit, size))]
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
-        """Reward 1 if the scorer gives the marked final answer exactly 1, else 0.
+        """Give reward 1 if the scorer gives the marked final answer a score of exactly 1, otherwise 0.
 
-        A scorer may raise on an answer. If it accepts the reference, the answer is wrong: 0.
+        If the scorer raises an exception for the answer but accepts the reference, the reward is 0.
         """
         answer, reason = extract_answer(completion)
         if answer is None:
@@ -111,7 +116,7 @@ class Gym(DatasetTask):
         return Verdict(float(score == 1.0), "" if score == 1.0 else f"the scorer gives {score:g}")
 
     def wrong_answer(self, problem: Problem) -> str:
-        """A wrong answer that is off by much: some scorers allow for rounding."""
+        """Return an answer that is far from the reference, because some scorers accept small differences."""
         return perturb_answer(problem.reference, coarse=True)
 
     def _item(self, index: int) -> Mapping[str, Any]:
@@ -122,7 +127,9 @@ class Gym(DatasetTask):
     def _problem(self, index: int) -> Problem:
         item = self._item(index)
         if not isinstance(item["answer"], str):
-            raise SchoolError(f"gym:{self.family} is refused: its problem {index} has no reference answer")
+            raise SchoolError(
+                f"gym:{self.family} is refused, because problem {index} has no reference answer; choose another dataset"
+            )
         problem_id = hashlib.blake2b(item["question"].encode(), digest_size=8).hexdigest()
         messages = (Message("user", item["question"]),)
         return Problem(problem_id, messages, item["answer"], self.family, "reasoning-gym", {"index": index})

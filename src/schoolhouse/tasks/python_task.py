@@ -1,4 +1,7 @@
-"""A user's own Python file: a Task, or a reward function in TRL's or verl's signature (`python:PATH.py[:NAME]`)."""
+"""Tasks from a user's own Python file (`python:PATH.py[:NAME]`).
+
+The file defines a subclass of Task, or a reward function with the signature of TRL or of verl.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,12 @@ VERL_SIGNATURE = "compute_score(data_source, solution_str, ground_truth, extra_i
 
 
 def open_python(rest: str, seed: int = 0, **options: str) -> Task:
-    """The Task or reward function of a file. The file is run here and in each worker process.
+    """Open the Task or the reward function of a Python file. The file is run here and in each worker process.
 
-    NAME may be left out where the file has one Task or one reward function. A reward function needs problems:
-    `?data=PATH`, with the options of `jsonl:` (docs/data.md). The options of a Task are arguments of its class.
-    Raises SchoolError naming the file, the line and the mistake.
+    The part `:NAME` is optional if the file has only one Task or only one reward function. A reward function needs
+    problems from the option `data=PATH`, and accepts the options of a data file (docs/data.md). The options of a Task
+    are passed as arguments to its class. Raises SchoolError if the file has a mistake; the message names the file, the
+    line and the mistake.
     """
     file, separator, name = rest.partition(".py:")
     path = Path(file + ".py" if separator else rest)
@@ -40,28 +44,35 @@ def open_python(rest: str, seed: int = 0, **options: str) -> Task:
 
 
 def _choose(module: ModuleType, path: Path, name: str) -> Any:
-    """The named Task or reward function of a file, or its only one."""
+    """Find the Task or reward function with this name.
+
+    If no name is given, the file must contain only one Task or only one reward function.
+    """
     own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
     tasks = {key: value for key, value in own.items() if isinstance(value, type) and issubclass(value, Task)}
     functions = {key: value for key, value in own.items() if isinstance(value, FunctionType)}
     rewards = {key: value for key, value in functions.items() if _signature_style(value)}
     known = tasks | rewards
-    expected = f"neither a subclass of Task nor a reward function: {TRL_SIGNATURE}; or {VERL_SIGNATURE}"
+    advice = f"write a subclass of Task, {TRL_SIGNATURE}, or {VERL_SIGNATURE}"
     if name:
         if name in known:
             return known[name]
         if name in own:
-            raise SchoolError(f"{definition(own[name])}: `{name}` is {expected}")
+            raise SchoolError(
+                f"{definition(own[name])}: `{name}` is neither a subclass of Task nor a reward function; {advice}"
+            )
         raise SchoolError(f"{path} has no `{name}`{suggest(name, list(known))}")
     candidates = tasks or rewards
     if len(candidates) == 1:
         return next(iter(candidates.values()))
     if candidates:
-        raise SchoolError(f"{path} has {', '.join(candidates)}; choose one: python:{path}:{next(iter(candidates))}")
+        raise SchoolError(
+            f"{path} defines {', '.join(candidates)}; choose one, for example python:{path}:{next(iter(candidates))}"
+        )
     others = [f"`{key}{inspect.signature(value)}` ({definition(value)})" for key, value in functions.items()]
     if others:
-        raise SchoolError(f"{path}: {', '.join(others)} is {expected}")
-    raise SchoolError(f"{path} has no subclass of Task and no reward function: {TRL_SIGNATURE}; or {VERL_SIGNATURE}")
+        raise SchoolError(f"{path} has no subclass of Task and no reward function, only {', '.join(others)}; {advice}")
+    raise SchoolError(f"{path} has no subclass of Task and no reward function; {advice}")
 
 
 # ---- tasks
@@ -73,11 +84,11 @@ def _open_class(cls: type[Task], path: Path, seed: int, options: Mapping[str, st
     for option in options:
         if option not in parameters and not takes_any:
             known = [name for name in parameters if name != "seed"]
-            raise SchoolError(f"{definition(cls)}: {cls.__name__} takes no option `{option}`{suggest(option, known)}")
+            raise SchoolError(f"{definition(cls)}: {cls.__name__} has no option `{option}`{suggest(option, known)}")
     arguments = {**({"seed": seed} if "seed" in parameters else {}), **options}
     for name in _missing_arguments(cls, arguments):
         spec = f"python:{path}:{cls.__name__}?{name}=VALUE"
-        raise SchoolError(f"{definition(cls)}: {cls.__name__} needs the option `{name}`: write {spec}")
+        raise SchoolError(f"{definition(cls)}: {cls.__name__} needs the option `{name}`; write {spec}")
     try:
         task = cls(**arguments)
     except SchoolError:
@@ -90,7 +101,7 @@ def _open_class(cls: type[Task], path: Path, seed: int, options: Mapping[str, st
 
 
 def _check_methods(task: Task) -> None:
-    """Raises SchoolError for a method that cannot be called with the arguments of the one it overrides."""
+    """Raise SchoolError if a method of the task does not accept the arguments of the Task method that it overrides."""
     cls = type(task)
     for name, original in vars(Task).items():
         if name.startswith("_") or not isinstance(original, FunctionType) or getattr(cls, name) is original:
@@ -104,8 +115,8 @@ def _check_methods(task: Task) -> None:
         except TypeError:
             signature = ", ".join(str(parameter.replace(annotation=parameter.empty)) for parameter in expected)
             raise SchoolError(
-                f"{definition(method)}: {cls.__name__}.{name}{inspect.signature(method)} is called as "
-                f"{name}({signature}); give it these parameters"
+                f"{definition(method)}: {cls.__name__}.{name}{inspect.signature(method)} must accept "
+                f"the call {name}({signature}); give the method these parameters"
             ) from None
 
 
@@ -123,17 +134,18 @@ def _open_reward(function: FunctionType, path: Path, seed: int, options: dict[st
         if option not in known:
             raise SchoolError(f"{path}: unknown option `{option}`{suggest(option, known)}")
     if "data" not in options:
-        raise SchoolError(f"{path}: a reward function needs problems: add ?data=PATH.jsonl")
+        raise SchoolError(f"{path}: a reward function needs a file of problems; add ?data=PATH.jsonl to the task")
     data, holdout = options.pop("data"), options.pop("holdout", "tenth")
     return RewardFunctionTask(function, path, seed, RowSource.of(data, options), holdout)
 
 
 class RewardFunctionTask(DatasetTask):
-    """The problems of a file, graded by a reward function. It gets one answer at a time, without the thought.
+    """A task with the problems of a file, graded by a reward function.
 
-    Columns of the row are passed by name as in TRL. `ground_truth` is `reward_model.ground_truth` of a row of verl's,
-    unchanged, else a column of this name, else the reference. A row needs a prompt, and no reference. None and numbers
-    that are not finite give a verdict without a reward.
+    The reward function gets one answer at a time, without the thought. A function with TRL's signature gets the columns
+    of the row by name. A function with verl's signature gets `ground_truth`: the value at `reward_model.ground_truth`
+    in a row of verl's, unchanged; else a column of this name; else the reference. A row needs a prompt, but no
+    reference. If the function returns None or a number that is not finite, the verdict has no reward.
     """
 
     def __init__(
@@ -150,25 +162,25 @@ class RewardFunctionTask(DatasetTask):
         for parameter in self._parameters.values():
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise SchoolError(
-                    f"{self._place}: `{parameter.name}` is positional-only, but arguments are passed by name; "
-                    "remove the `/` from its parameters"
+                    f"{self._place}: the parameter `{parameter.name}` is positional-only, but arguments are passed by "
+                    "name; remove the `/` from the parameters of the function"
                 )
         for row, problem in enumerate(self._problems, 1):
             arguments = self._arguments(problem, "")
             for name in _missing_arguments(function, arguments):
                 hint = suggest(name, sorted(arguments))
-                raise SchoolError(f"{self._place} needs `{name}`, which row {row} of {source.path} does not have{hint}")
+                raise SchoolError(f"{self._place} needs the column `{name}`, but row {row} of {source.path} has none{hint}")
 
     @cached_property
     def all_problems(self) -> list[Problem]:
-        """Every row of the data, in order."""
+        """The problems of all rows of the data file, in the order of the file."""
         return self._problems
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
-        """The reward function's result for the text behind the thought."""
+        """Call the reward function with the text after the thought, and return its result as a verdict."""
         arguments = self._arguments(problem, completion.answer)
         for name in _missing_arguments(self._function, arguments):
-            return Verdict(None, f"{self._place} needs `{name}`, which problem {problem.id} does not have")
+            return Verdict(None, f"{self._place} needs the column `{name}`, but problem {problem.id} has none")
         result = self._function(**arguments)
         if inspect.iscoroutine(result):
             result = asyncio.run(result)
@@ -187,7 +199,7 @@ class RewardFunctionTask(DatasetTask):
         if isinstance(result, Mapping):
             if "score" not in result:
                 keys = ", ".join(map(repr, result)) or "none"
-                return Verdict(None, f"{self._place} returned a dict without `score` (its keys: {keys})")
+                return Verdict(None, f"{self._place} returned a dict without the key `score` (its keys: {keys})")
             parts = {key: float(value) for key, value in result.items() if _is_number(value)}
             result = result["score"]
         if result is None:
@@ -197,7 +209,7 @@ class RewardFunctionTask(DatasetTask):
         return Verdict(float(result), "", parts)
 
     def _arguments(self, problem: Problem, answer: str) -> dict[str, Any]:
-        """The arguments of the reward function that its parameters name."""
+        """Select the arguments that the reward function accepts, by the names of its parameters."""
         row = problem.info
         if self._style == "verl":
             available = {
@@ -227,7 +239,7 @@ class RewardFunctionTask(DatasetTask):
 
 
 def _missing_arguments(function: FunctionType | type, arguments: Mapping[str, Any]) -> list[str]:
-    """Names of parameters without a default that are not among the arguments."""
+    """Return the names of the parameters that have no default value and are not in `arguments`."""
     return [
         parameter.name
         for parameter in inspect.signature(function).parameters.values()
@@ -238,7 +250,7 @@ def _missing_arguments(function: FunctionType | type, arguments: Mapping[str, An
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value is a finite number: of Python, or of numpy or torch, which have `__float__`."""
+    """Return True if a value is a finite number of Python, numpy or torch."""
     if isinstance(value, str) or not hasattr(value, "__float__"):
         return False
     try:

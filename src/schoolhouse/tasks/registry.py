@@ -1,4 +1,4 @@
-"""Open a task by its spec: `school:addition`, `jsonl:PATH`, `python:PATH.py`."""
+"""Open a task by its spec, such as `school:addition`, `jsonl:PATH` or `python:PATH.py`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ KINDS = ("school", "jsonl", "game24", "gym", "python")
 
 
 def open_task(spec: str, seed: int = 0) -> Task:
-    """The task of a spec `KIND[:REST][?OPTION=VALUE&...]`.
+    """Open the task of a spec of the form `KIND[:REST][?OPTION=VALUE&...]`.
 
-    "school", "school:addition+chain", "school:addition?digits=4" · "gym:chain_sum?size=500" · "jsonl:PATH" (a file of
-    any format, a folder, a glob pattern or `hub:ORG/NAME`) ·
-    "game24:PATH.csv" · "python:PATH.py", "python:PATH.py:name", "python:PATH.py:reward?data=PATH.jsonl".
-    Raises SchoolError for an unknown kind, with a suggestion. Each kind checks its own names and options.
+    Examples of specs are "school", "school:addition+chain", "school:addition?digits=4", "gym:chain_sum?size=500",
+    "jsonl:PATH", "game24:PATH.csv", "python:PATH.py", "python:PATH.py:name" and
+    "python:PATH.py:reward?data=PATH.jsonl". The PATH of `jsonl:` and the PATH of `data` name a file of any format, a
+    folder, a glob pattern or `hub:ORG/NAME`. Raises SchoolError with a suggestion if the kind is unknown. Each kind
+    checks its own names and options.
     """
     body, _, query = spec.partition("?")
     kind, _, rest = body.partition(":")
@@ -72,12 +73,12 @@ def _options(spec: str, query: str) -> dict[str, str]:
     options = parse_query(f"task `{spec}`", query)
     for name in ("seed", "families", "rest"):
         if name in options:
-            raise SchoolError(f"task `{spec}`: `{name}` cannot be set after the `?`")
+            raise SchoolError(f"task `{spec}`: `{name}` cannot be set after the `?`; remove this option from the task")
     return options
 
 
 def _suggestion(body: str) -> str:
-    """The end of a message that suggests a spec close to `body`."""
+    """Return the end of an error message, which suggests a spec that is similar to `body`."""
     kind, colon, _ = body.partition(":")
     if not colon and (format_of(Path(body)) or Path(body).is_dir()):
         return f"; did you mean `jsonl:{body}`?"

@@ -1,6 +1,6 @@
-"""A Python file of the user's, run as a module of its own: a task, a reward function, a search strategy, a recipe.
+"""Run a user's Python file as a separate module. The file can define a task, a reward function, a search or a recipe.
 
-Errors name the user's file and line, wherever the exception was caught.
+Each error message names the file and the line of the user's code that raised the error.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ class _Frame(NamedTuple):
 
 
 def load_module(path: Path, usage: str) -> ModuleType:
-    """Run a file as a module of its own, with the files beside it importable.
+    """Run a Python file as a separate module. The file can import other files of its folder.
 
-    usage  how to name the file, for the message where there is none
-    Raises SchoolError naming the file and the line that failed.
+    The argument `usage` shows how to write the path; it appears in the error message if the file does not exist. Raises
+    SchoolError if the file cannot be run; the message names the file and the line.
     """
     if not path.is_file():
-        raise SchoolError(f"there is no file {path}; write {usage}")
+        raise SchoolError(f"the file {path} does not exist; write {usage}")
     resolved = path.resolve()
     if str(resolved.parent) not in sys.path:
         sys.path.append(str(resolved.parent))
     name = f"schoolhouse_user_{resolved.stem}_{hashlib.blake2b(str(resolved).encode(), digest_size=4).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, resolved)
     if spec is None or spec.loader is None:
-        raise SchoolError(f"{path} is no Python file; its name must end in .py")
+        raise SchoolError(f"{path} is not a Python file; give a file with a name that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -64,11 +64,11 @@ def load_module(path: Path, usage: str) -> ModuleType:
 
 @contextmanager
 def user_errors(file: Path | None) -> Generator[None]:
-    """Raise errors from the block as UserCodeError `FILE:LINE: in FUNCTION: ErrorType: message`.
+    """Convert errors of the block to a UserCodeError with the message `FILE:LINE: in FUNCTION: ErrorType: message`.
 
-    The line is that of the innermost traceback frame in `file`. A SchoolError keeps its own message after the line. If
-    the traceback has no frame in `file`, or if `file` is None, the error is raised unchanged. `--debug` shows the whole
-    traceback.
+    The message names the line of the innermost traceback frame in `file`. A SchoolError keeps its own message after the
+    line. If the traceback has no frame in `file`, or if `file` is None, the error is raised unchanged. The flag
+    `--debug` shows the whole traceback.
     """
     try:
         yield
@@ -84,17 +84,17 @@ def user_errors(file: Path | None) -> Generator[None]:
 
 
 def describe_error(error: BaseException) -> str:
-    """`FILE:LINE: KeyError: 'answer'`: the user's line that raised an exception, and the exception.
+    """Describe an exception and the line of the user's code that raised it, as in `FILE:LINE: KeyError: 'answer'`.
 
-    Code of Python, of installed packages and of this package does not count as the user's. Where no line of the user's
-    is involved, the last line of any file is named.
+    The standard library, installed packages and this package do not count as the user's code. If the exception did not
+    pass through the user's code, the text names the innermost line of any file.
     """
     place = raised_at(error)
     return f"{f'{place}: ' if place else ''}{_message(error)}"
 
 
 def definition(thing: Callable[..., Any] | type) -> str:
-    """`FILE:LINE` of the definition of a function, method or class; its name where that is unknown."""
+    """Return `FILE:LINE` of the definition of a function, method or class, or its name if the place is unknown."""
     try:
         if inspect.isclass(thing):
             return f"{_shown(inspect.getfile(thing))}:{inspect.getsourcelines(thing)[1]}"
@@ -105,7 +105,10 @@ def definition(thing: Callable[..., Any] | type) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-    """`FILE:LINE` of the innermost line of the user's that an exception passed through; of any line where none is."""
+    """Return `FILE:LINE` of the innermost line of the user's code that an exception passed through.
+
+    If the exception did not pass through the user's code, the innermost line of any file is returned.
+    """
     frames = _frames(error)
     own = [frame for frame in frames if _is_user_code(frame.filename)]
     if not frames:
@@ -119,7 +122,10 @@ def _message(error: BaseException) -> str:
 
 
 def _frames(error: BaseException) -> list[_Frame]:
-    """The frames that an exception passed through, the outermost first. A syntax error is one more."""
+    """Return the frames that an exception passed through, the outermost frame first.
+
+    For a syntax error, the line with the wrong syntax is added as the last frame.
+    """
     frames = [
         _Frame(frame.f_code.co_filename, line, frame.f_code.co_name)
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -130,7 +136,7 @@ def _frames(error: BaseException) -> list[_Frame]:
 
 
 def _frames_in(path: Path, error: BaseException) -> list[_Frame]:
-    """Those of the frames that are in a file."""
+    """Return only the frames of an exception that are in the file `path`."""
     return [frame for frame in _frames(error) if Path(frame.filename).resolve() == path.resolve()]
 
 
@@ -145,6 +151,6 @@ def _same_file(place: str, path: Path) -> bool:
 
 
 def _shown(filename: str) -> str:
-    """A path from the working directory on, where the file lies below it."""
+    """Return the path relative to the working directory if the file is inside it, otherwise the full path."""
     path, here = Path(filename), Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else filename

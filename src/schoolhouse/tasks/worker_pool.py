@@ -1,8 +1,9 @@
-"""Worker processes that grade, each verdict with a timeout kept from outside and a limit on memory.
+"""Worker processes that grade completions. Each verdict has a timeout and a memory limit.
 
-A verifier may hang, crash, raise, exit or allocate without end. Its worker is killed and replaced where necessary, and
-the verdict has no reward but a reason. All other completions are graded as usual. Workers open the task themselves:
-only problems and completions are sent to them.
+The parent process enforces the timeout. A verifier can hang, crash, raise an exception, exit, or allocate memory
+without limit. If a verifier fails, its worker process is killed and replaced if necessary. The verdict of a failed
+verifier has a reason but no reward. All other completions are graded as usual. Each worker opens the task itself, so
+only problems and completions are sent to the workers.
 """
 
 from __future__ import annotations
@@ -29,25 +30,28 @@ from schoolhouse.tasks.user_file import definition, describe_error
 from schoolhouse.types import SchoolError, Verdict
 
 TIMEOUT = 5.0
-"""Seconds a verdict may take."""
+"""The maximum time for one verdict, in seconds."""
 
 START_TIMEOUT = 120.0
-"""Seconds a worker may take to start and open its task; not part of any verdict's timeout."""
+"""The maximum time in seconds for a worker to start and open its task. The time for a verdict is separate."""
 
 MEMORY_LIMIT = 2 << 30
-"""Bytes a verifier may allocate beyond those its worker has when the task is open. (Not enforced on macOS.)"""
+"""The memory in bytes that a verifier can allocate after its worker has opened the task. macOS has no such limit."""
 
 MAX_REASON_CHARS = 500
 
 _READY, _FAILED = "ready", "failed"
 
 _PIPE_BYTES = 4 << 10
-"""Bytes that an empty pipe accepts on every system without a reader."""
+"""The number of bytes that every system can write to an empty pipe before somebody reads them."""
 
 
 @dataclass
 class _Worker:
-    """A process and the index of its current case; None while it starts or is idle."""
+    """A worker process and the index of the case that it grades. The index is None while the worker starts or is idle.
+
+    A case is a problem with a completion to grade.
+    """
 
     process: BaseProcess
     connection: Connection
@@ -58,13 +62,15 @@ class _Worker:
 
 
 class WorkerPool:
-    """Grades for one task. Workers start with the first case and stay until `close`. Usable from any thread.
+    """A pool of worker processes that grade completions of one task. Any thread can use the pool.
 
-    task          opened by `open_task`, or one that can be pickled
-    num_workers   processes
-    timeout       seconds a verdict may take before its worker is killed
-    memory_limit  bytes a verifier may allocate
-    seconds       duration of each verdict of the last call
+    The workers start at the first call of `grade_all` and run until `close` is called.
+
+    `task` is a task from `open_task`, or a task that can be pickled.
+    `num_workers` is the maximum number of worker processes.
+    `timeout` is the maximum time for one verdict in seconds; a worker that needs more time is killed.
+    `memory_limit` is the maximum memory in bytes that a verifier can allocate.
+    `seconds` has the duration of each verdict of the last call, in seconds.
     """
 
     def __init__(
@@ -86,12 +92,15 @@ class WorkerPool:
         self.close()
 
     def close(self) -> None:
-        """End the workers. A later call of `grade_all` starts new ones."""
+        """Stop all workers of the pool. A later call of `grade_all` starts new workers."""
         with self._lock:
             _stop(self._workers)
 
     def grade_all(self, cases: Sequence[Case], progress: ProgressFn | None = None) -> list[Verdict]:
-        """One verdict for each (problem, completion), in order. Raises SchoolError where the workers cannot start."""
+        """Grade each pair of a problem and a completion. Returns the verdicts in the same order.
+
+        Raises SchoolError if the workers cannot start.
+        """
         with self._lock:
             try:
                 return self._grade_all(cases, progress)
@@ -116,7 +125,7 @@ class WorkerPool:
         return [results[i] for i in range(len(cases))]
 
     def _remove_dead_workers(self) -> None:
-        """Remove workers that ended while they were idle."""
+        """Remove the worker processes that have ended while they were idle."""
         for worker in [w for w in self._workers if w.ready and w.case is None and not w.process.is_alive()]:
             _kill(worker)
             self._workers.remove(worker)
@@ -136,7 +145,7 @@ class WorkerPool:
         try:
             message = pickle.dumps(cases[case])
         except Exception as error:
-            reason = f"the problem cannot be sent to a worker process: {error}; put only plain data into `info`"
+            reason = f"the problem cannot be sent to a worker process ({error}); put only plain data into `info`"
             results[case] = Verdict(None, reason)
             return
         worker.case, worker.deadline = case, time.monotonic() + self.timeout
@@ -147,7 +156,10 @@ class WorkerPool:
             worker.sender.start()
 
     def _collect(self, results: dict[int, Verdict]) -> None:
-        """Wait for the next message of any worker or the next deadline, and handle all that are due."""
+        """Wait for the next message of a worker or for the next deadline.
+
+        After the wait, all messages that have arrived and all deadlines that have passed are handled.
+        """
         busy = [worker for worker in self._workers if worker.case is not None or not worker.ready]
         if not busy:
             return
@@ -174,13 +186,13 @@ class WorkerPool:
         elif message[0] == _READY:
             worker.ready = True
         else:
-            raise SchoolError(f"task {self._name} cannot be opened in a worker process: {message[1]}")
+            raise SchoolError(f"the task {self._name} cannot be opened in a worker process: {message[1]}")
 
     def _give_up(self, worker: _Worker, results: dict[int, Verdict], reason: str) -> None:
         if worker.case is None:
             raise SchoolError(
-                f"task {self._name} cannot be opened in a worker process (exit code {worker.process.exitcode}); in a "
-                "script, put the code under `if __name__ == '__main__':`, because worker processes import the script"
+                f"task {self._name} cannot be opened in a worker process (exit code {worker.process.exitcode}); if you "
+                "run a script, put its code under `if __name__ == '__main__':`, because workers import the script"
             )
         self._record_seconds(worker)
         results[worker.case] = Verdict(None, reason)
@@ -198,7 +210,7 @@ def _stop(workers: list[_Worker]) -> None:
 
 
 def _kill(worker: _Worker) -> None:
-    """End a worker and, while it is alive, all processes it has started."""
+    """Kill a worker process. If the worker is still alive, all processes that it has started are killed too."""
     if worker.process.is_alive() and worker.process.pid:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(worker.process.pid, signal.SIGKILL)
@@ -220,20 +232,20 @@ def _send(connection: Connection, message: bytes) -> None:
 
 
 def _task_source(task: Task) -> tuple[str, int] | bytes:
-    """The spec and seed from which a worker opens the task, or the pickled task."""
+    """Return the name and the seed from which a worker opens the task. If the task has no name, return its pickle."""
     if task.spec:
         return task.spec
     try:
         return pickle.dumps(task)
     except Exception as error:
         raise SchoolError(
-            f"task {task.name or type(task).__name__} cannot be sent to worker processes ({error}); put its class into "
-            "a file and use open_task('python:FILE.py:CLASS')"
+            f"task {task.name or type(task).__name__} cannot be sent to worker processes ({error}); write its class to "
+            "a file, and open the task with open_task('python:FILE.py:CLASS')"
         ) from error
 
 
 def _work(connection: Connection, source: tuple[str, int] | bytes, folder: str, memory_limit: int) -> None:
-    """The main function of a worker: open the task, then grade each case until the connection is closed."""
+    """Run a worker process: open the task, then grade each case until the connection is closed."""
     os.setsid()  # Ctrl-C reaches only the parent, and the process group can be killed as one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -255,14 +267,14 @@ def _work(connection: Connection, source: tuple[str, int] | bytes, folder: str, 
 
 
 def _limit_memory(memory_limit: int) -> None:
-    """Limit what this process may still allocate; beyond it Python raises MemoryError."""
+    """Limit the memory that this process can still allocate. Above the limit, Python raises MemoryError."""
     with contextlib.suppress(OSError, ValueError):  # a system without /proc, or with a lower limit of its own
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (size + memory_limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _to_plain(verdict: Verdict, task: Task) -> tuple[float | None, str, dict[str, float]]:
-    """A verdict as plain numbers and text: a verifier may have used types that the parent cannot unpickle."""
+    """Convert a verdict to plain numbers and text, because the parent process cannot unpickle every type."""
     try:
         parts = {str(name): float(value) for name, value in verdict.parts.items()}
         reward = None if verdict.reward is None else float(verdict.reward)
@@ -273,7 +285,10 @@ def _to_plain(verdict: Verdict, task: Task) -> tuple[float | None, str, dict[str
 
 
 def _end_with_parent() -> None:
-    """End this process with its parent, which keeps its timeout."""
+    """Wait until the parent process ends, then end this worker process.
+
+    Without its parent process, a worker has no timeouts.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

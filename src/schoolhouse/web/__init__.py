@@ -1,4 +1,4 @@
-"""Static files of the two web pages: no build step, no requests to other hosts."""
+"""The static files of the two web pages. The pages need no build step and send no requests to other hosts."""
 
 from pathlib import Path
 

@@ -1,11 +1,11 @@
-"""For backends that generate with transformers: completions end at a given length, not before."""
+"""Make every completion end at a given length, for backends that generate with transformers."""
 
 import torch
 from transformers import LogitsProcessor
 
 
 class ForcedLength(LogitsProcessor):
-    """Masks the stop ids before a completion's length, and all but the first stop id at it."""
+    """Mask the stop ids before a completion has its full length. At the full length, allow only the first stop id."""
 
     def __init__(self, lengths: torch.Tensor, prompt_tokens: int, stop_ids: list[int]) -> None:
         self.lengths, self.prompt_tokens, self.stop_ids = lengths, prompt_tokens, stop_ids

@@ -1,4 +1,4 @@
-"""One GRPO step of schoolhouse: sample P x G rollouts, compute advantages, learn."""
+"""One GRPO step of schoolhouse: sample P x G rollouts, compute the advantages, and update the policy."""
 
 from typing import Any
 

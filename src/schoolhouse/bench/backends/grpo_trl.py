@@ -1,6 +1,6 @@
-"""One step of TRL's `GRPOTrainer` with transformers' `generate` and completions of forced length.
+"""One step of TRL's `GRPOTrainer` with transformers' `generate` and completions of a fixed length.
 
-64 rows are generated at a time: `generate` is faster so than with all at once, which is TRL's default.
+The backend generates 64 rows at a time, because `generate` is slower with all rows at once (TRL's default).
 """
 
 import tempfile

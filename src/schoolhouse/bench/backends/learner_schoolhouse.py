@@ -1,4 +1,4 @@
-"""Schoolhouse's `pack` and `Policy.update`, on every token of rows of mixed length."""
+"""Run schoolhouse's `pack` and `Policy.update` on rows of different lengths. Every token of a row is trained on."""
 
 from protocol import read_workload, serve_repeats
 

@@ -1,4 +1,4 @@
-"""transformers' `Trainer`, with rows padded to the longest of their batch."""
+"""Run transformers' `Trainer`, with each row padded to the longest row of its batch."""
 
 import tempfile
 from typing import Any

@@ -1,7 +1,7 @@
-"""nanochat's model, optimizer and compiled step, from its own source (`--source` is a checkout of karpathy/nanochat).
+"""Run one pretraining step of nanochat, with nanochat's own model, optimizer and compiled step.
 
-One step of its scripts/base_train.py, with the arguments of runs/runcpu.sh. Its number type on CPUs is float32 unless
-NANOCHAT_DTYPE names another.
+The option `--source` is a checkout of karpathy/nanochat. The step is that of scripts/base_train.py, with the arguments
+of runs/runcpu.sh. On CPUs, nanochat uses float32 unless NANOCHAT_DTYPE sets another number type.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Schoolhouse's pretraining step at the size of nanochat's CPU configuration (its runs/runcpu.sh)."""
+"""Run schoolhouse's pretraining step with the model size of nanochat's CPU configuration (runs/runcpu.sh)."""
 
 from protocol import read_workload, serve_repeats
 

@@ -1,4 +1,4 @@
-"""Schoolhouse's `Policy.extend`."""
+"""Run schoolhouse's sampler (`Policy.extend`)."""
 
 from protocol import read_workload, serve_repeats
 

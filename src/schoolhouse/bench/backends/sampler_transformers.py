@@ -1,8 +1,9 @@
-"""transformers' `generate`: padded batches, a key-value cache, completions of forced length.
+"""Run transformers' `generate` with padded batches, a key-value cache, and completions of a fixed length.
 
-64 rows at a time, sorted by prompt length so that little is padding, and a static cache: the fastest setting of those
-tried on a CPU (docs/performance.md). On a GPU all rows at once. The keys `rows_at_once` and `cache` (its
-cache_implementation) of work.json select another.
+On a CPU, the backend generates 64 rows at a time with a static cache, because `generate` was fastest with these
+settings (docs/performance.md). The rows are sorted by prompt length, so that there is little padding. On a GPU, the
+backend generates all rows at once. The keys `rows_at_once` and `cache` (`cache_implementation` of transformers) in
+work.json change these settings.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""vLLM's offline engine in one process, from an environment of its own (`--python`).
+"""Run vLLM's offline engine in one process, in a separate environment (`--python`).
 
-Its prefix cache is emptied before each repeat, as after an update of the weights.
+The backend empties vLLM's prefix cache before each repeat, as RL training does after each update of the weights.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A search on schoolhouse's sampler: held-out problems of a task, with a model that was trained on it."""
+"""Run a search with schoolhouse's sampler on held-out problems of a task. The model was trained on the same task."""
 
 from protocol import read_workload, serve_repeats
 

@@ -1,4 +1,4 @@
-"""Independent answers to the problems of `search_schoolhouse.py`, `samples` to each: the sampler alone."""
+"""Sample `samples` independent answers to each problem of `search_schoolhouse.py`, without a search."""
 
 from protocol import read_workload, serve_repeats
 

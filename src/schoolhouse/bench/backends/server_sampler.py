@@ -1,4 +1,4 @@
-"""The sampler of `school serve` without the server: the same prompts and seeds, and as many at once."""
+"""Run the sampler of `school serve` without the server, on the same prompts and seeds, with the same parallelism."""
 
 from protocol import read_workload, serve_repeats
 

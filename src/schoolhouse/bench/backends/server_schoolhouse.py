@@ -1,6 +1,6 @@
-"""`school serve` in a process of its own: 64 clients stream completions at once, one after the other each.
+"""Run `school serve` in a separate process with 64 parallel clients. Each client streams one completion after another.
 
-Every request has a seed, so that the completions are those of `server_sampler.py`.
+Every request has a seed, so that the completions are the same as in `server_sampler.py`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ folder, work = read_workload()
 
 
 def start() -> tuple[int, subprocess.Popen[bytes]]:
-    """The server's port, and its process, which ends with this one."""
+    """Start the server and return its port and its process. The server ends when the present process ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -35,7 +35,7 @@ def start() -> tuple[int, subprocess.Popen[bytes]]:
 
 
 def peak(process: subprocess.Popen[bytes]) -> int:
-    """Peak memory of the server in bytes; 0 where the system does not report it."""
+    """The peak memory of the server in bytes; 0 if the system does not report the peak memory."""
     try:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except OSError:
@@ -44,7 +44,7 @@ def peak(process: subprocess.Popen[bytes]) -> int:
 
 
 async def stream_completion(port: int, body: dict) -> int:
-    """Stream one completion; gives its number of tokens. Raises RuntimeError for a stream without its last event."""
+    """Stream one completion and return its number of tokens. Raises RuntimeError if the last event is missing."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     content = json.dumps(body).encode()
     head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -56,11 +56,11 @@ async def stream_completion(port: int, body: dict) -> int:
         if line.startswith(b"data: [DONE]"):
             writer.close()
             return tokens
-    raise RuntimeError("a stream ended without its last event")
+    raise RuntimeError("the stream of a completion ended without its last event")
 
 
 async def run_clients(port: int) -> int:
-    """All completions of the workload; gives their tokens."""
+    """Stream all completions of the workload and return the number of their tokens."""
     lengths = [length for group in work["lengths"] for length in group]
     prompts = [prompt for prompt in work["prompts"] for _ in range(work["samples"])]
     waiting = list(enumerate(zip(prompts, lengths, strict=True)))[::-1]

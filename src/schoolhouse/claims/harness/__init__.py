@@ -1,1 +1,1 @@
-"""The parts that claims share: arms and rules, the runner, models to start from, figures and pages."""
+"""The code that claims share: arms and rules, the runner, start models, figures and pages."""

@@ -1,4 +1,4 @@
-"""Reward models for chains, trained on solutions of one generator, and how well they select among its answers."""
+"""Reward models for chains (chains of small sums), and measurements of how well they select answers."""
 
 from __future__ import annotations
 
@@ -25,28 +25,30 @@ from schoolhouse.types import Group, Rollout
 TASK, MAX_NEW_TOKENS = "school:chain?steps=6", 96
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 STYLES, UPDATES = "systematic_error=100", 1600
-"""The generator's demonstrations all make the same systematic errors, and it is trained to the end: right .36 of the
-time, .40 by majority, nearly always once among 256. So a reward model can select what a vote does not find, and seeds
-agree. (A generator that is trained less makes the same errors, but seeds differ as much as they can: docs/lab.md.)"""
+"""All demonstrations of the generator make the same systematic errors, and the generator is fully trained. The
+generator's accuracy is .36 for one answer and .40 for a majority vote, and nearly every problem has a correct answer
+among 256. So a reward model can select answers that a vote does not find, and the seeds agree. A generator with less
+training makes the same errors, but its seeds differ widely (docs/lab.md)."""
 
 FEW_SOLUTIONS: Mapping[str, Any] = {"num_prompts": 1000, "sampling.temperature": 1.0, "continuations": 4}
-"""For labels by continuations, which are expensive. At a higher temperature solutions go wrong too early: from
-there few continuations are correct, whatever the step was like."""
+"""The settings for labels from continuations, which are expensive. At a higher temperature, solutions contain errors
+too early. After an early error, few continuations are correct, even if the step itself is correct."""
 
 
 class AnswerSelection(Evaluation):
-    """A reward model selects among the answers of `generator`, a further model of the arm.
+    """The accuracy of answers that a reward model selects. Another model of the arm, `generator`, samples the answers.
 
-    pass_at_1           accuracy of the generator
-    best_N              accuracy of the best of N
-    vote_N, weighted_N  accuracy of the most frequent answer, and of the answer with the largest total value
-    best_64_min, ...    best_64 by other ways from step rewards to one value
-    auc, f1             of single steps
+    pass_at_1         the accuracy of all sampled answers.
+    best_N            the accuracy of the answer with the highest value among N answers.
+    vote_N            the accuracy of the most frequent answer among N answers.
+    weighted_N        the accuracy of the answer with the largest total value among N answers.
+    best_64_min, ...  `best_64` with another way to combine step rewards into one value.
+    auc, f1           how well the reward model grades single steps.
     """
 
     label_places: LabelPlaces = "steps"
     delimiter: str = ""
-    """Another delimiter than the task's: a control."""
+    """A delimiter that replaces the delimiter of the task. A control arm uses this option."""
 
     def run(self, policy: Policy, seed: int, **judged_models: Policy) -> Json:
         generator, task = judged_models["generator"], open_task(self.task, seed)
@@ -77,10 +79,12 @@ class AnswerSelection(Evaluation):
 
 
 class LabelAgreement(Evaluation):
-    """How well labels by continuations of a policy agree with the task's rules, on the policy's own steps.
+    """The agreement of step labels from continuations with labels by the task's rules.
 
-    auc_N  how often a correct step has a larger share of correct ends among N continuations than an incorrect step
-    any_N  how often "any of N ends correctly" is the label by the rules
+    A policy samples both the steps and the continuations.
+
+    auc_N  how often N continuations of a correct step are correct more often than N of an incorrect step.
+    any_N  how often the label "any of N continuations ends correctly" equals the label by the rules.
     """
 
     counts: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -137,7 +141,10 @@ def _vote_of_n(
 def _step_metrics(
     task: Task, conversation: Conversation, rollouts: Sequence[Rollout], step_logprobs: Sequence[Sequence[float]]
 ) -> Json:
-    """AUC of the steps up to the first error, and F1 of finding it: the first step with a reward below one half."""
+    """Return the AUC of the steps up to the first error, and the F1 of finding the first error.
+
+    The predicted first error is the first step with a reward below one half.
+    """
     correct: list[float] = []
     incorrect: list[float] = []
     predicted: list[int | None] = []
@@ -159,9 +166,9 @@ def generator(seed: int) -> Step:
 
 
 def reward_model(seed: int, labels: str, **changes: Any) -> Step:
-    """A reward model, initialised from the generator and trained on 16,000 of its solutions.
+    """A reward model that starts from the generator and is trained on 16,000 of the generator's solutions.
 
-    They are sampled at a temperature above 1, so that rare errors occur too.
+    The solutions are sampled at a temperature above 1, so that rare errors occur too.
     """
     start = generator(seed)
     config: dict[str, Any] = {
@@ -180,7 +187,11 @@ def reward_model(seed: int, labels: str, **changes: Any) -> Step:
 
 
 def reward_model_arms(seed: int) -> Mapping[str, Arm]:
-    """The reward models that claims share: of steps by rules, of whole solutions, of steps by continuations."""
+    """The arms of the reward models that several claims share.
+
+    The training labels are labels of steps by the task's rules, labels of whole solutions, or labels of steps from
+    continuations.
+    """
 
     def arm(about: str, labels: str, places: LabelPlaces = "steps", **changes: Any) -> Arm:
         options = {"label_places": places} if places != "steps" else {}
@@ -189,9 +200,11 @@ def reward_model_arms(seed: int) -> Mapping[str, Arm]:
         return Arm(step, {"selection": selection}, about, {"generator": generator(seed)})
 
     return {
-        "process": arm("labels of steps by the task's rules", "exact"),
-        "outcome": arm("labels of whole solutions by their answer", "outcome", "end", steps=1600),
-        "hard": arm("does any of 4 continuations end correctly?", "hard", **FEW_SOLUTIONS),
-        "soft": arm("share of 4 continuations that end correctly", "soft", **FEW_SOLUTIONS),
-        "shuffled": arm("labels shuffled between steps", "exact", shuffle_labels=True),
+        "process": arm("the process reward model: steps labelled by the task's rules", "exact"),
+        "outcome": arm(
+            "the outcome reward model: whole solutions labelled by their answer", "outcome", "end", steps=1600
+        ),
+        "hard": arm("label of a step: whether any of 4 continuations ends correctly", "hard", **FEW_SOLUTIONS),
+        "soft": arm("label of a step: the share of 4 continuations that end correctly", "soft", **FEW_SOLUTIONS),
+        "shuffled": arm("labels shuffled between the steps", "exact", shuffle_labels=True),
     }

@@ -1,7 +1,7 @@
-"""A claim: arms to train, a premise, a rule written before the counted run; and the results of its arms.
+"""The definition of a claim: arms to train, a premise, and a rule that was written before the official run.
 
-A `Step` is one training run. Its config may hold other steps in the place of models. Two claims that name the same step
-share its run. A `Measure` is a measurement of a trained model: an evaluation, or one of a claim's own.
+A `Step` is one training run. The config of a step can name other steps instead of models. If two claims name the same
+step, both claims share one run. A `Measure` is a measurement of a trained model, for example an evaluation.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ _NAN = re.compile(r"\bnan\b")
 
 @dataclass(frozen=True)
 class Step:
-    """A training run: keys of the recipe's own config. A Step among the values stands for its final model.
+    """A training run, described by config keys of its recipe. A Step as a config value means the step's final model.
 
-    max_tokens, max_seconds  budget: the run ends when so many tokens are sampled, or so much time is spent
-    content_digest           digest of the files that the config points to
+    max_tokens      the budget of sampled tokens; the run ends after this number of tokens.
+    max_seconds     the budget of time; the run ends after this number of seconds.
+    content_digest  a digest of the files that the config names.
     """
 
     recipe: str
@@ -46,9 +47,9 @@ class Step:
 
 
 class Measure(Protocol):
-    """A measurement of a trained model: a frozen config, so that a stored measurement can be found again.
+    """A measurement of a trained model. A measure is a frozen config, and a stored result is found by this config.
 
-    judged_models  further models of the arm, by name
+    judged_models  the other models of the arm, by name.
     """
 
     def run(self, policy: Policy, seed: int, **judged_models: Policy) -> Json: ...
@@ -57,7 +58,7 @@ class Measure(Protocol):
 
 
 class Evaluation(BaseConfig):
-    """Accuracy on held-out problems, the same problems for every arm and seed."""
+    """The accuracy on held-out problems. All arms and seeds use the same problems."""
 
     task: str
     problems: int = Field(200, gt=0)
@@ -73,11 +74,11 @@ class Evaluation(BaseConfig):
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train, and the measures of its model.
+    """One way to train a model, and the measurements of the trained model.
 
-    step           a training run; or the folder of a model, and nothing is trained
-    about          a few words: what is special about the arm
-    judged_models  further models, which the measures get by name
+    step           a training run, or the folder of a model that is not trained.
+    about          a short description of the arm.
+    judged_models  other models that the measures receive by name.
     """
 
     step: Step | Path
@@ -90,10 +91,11 @@ class Arm:
 class Outcome:
     """The result of one arm with one seed.
 
-    measured        results by the names of the arm's measures
-    metrics         a mapping for each step of the arm's own run
-    times           seconds at the end of each step, and the seconds of its evaluation
-    sampled_tokens  of that run; `seconds` are the seconds it took
+    measured        the results of the arm's measures, by the name of the measure.
+    metrics         the metrics of each training step of the arm's run.
+    times           the seconds at the end of each step, and the seconds of the step's evaluation.
+    sampled_tokens  the number of tokens that the arm's run sampled.
+    seconds         the duration of the arm's run.
     """
 
     measured: Mapping[str, Json]
@@ -104,7 +106,7 @@ class Outcome:
 
 
 class Point(NamedTuple):
-    """An evaluation during training: steps, sampled tokens and seconds until then (evaluations not counted)."""
+    """An evaluation during training, with the steps, tokens and seconds before it (without the time of evaluations)."""
 
     steps: int
     tokens: int
@@ -114,10 +116,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a verdict: a statement, the numbers found, and whether it passes.
+    """One check of a verdict: a statement, the numbers that were found, and whether the check passes.
 
-    `must hold` passes when the effect shows. `must fail` is an ablation or a control, and passes when it shows no
-    effect. No line passes whose numbers include a nan: min and max skip it.
+    A `must hold` check passes if the effect is there. A `must fail` check tests an ablation or a control, and passes if
+    there is no effect. A check with the number nan never passes. This is tested because min and max can ignore a nan.
     """
 
     kind: Kind
@@ -132,17 +134,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Results:
-    """Outcomes by arm and seed, and the statistics that rules are made of."""
+    """The results of all arms and seeds, with methods for the statistics that the rules of claims need."""
 
     arms: Mapping[str, Mapping[int, Outcome]]
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds that every arm has."""
+        """The seeds that every arm has."""
         return sorted(set.intersection(*(set(outcomes) for outcomes in self.arms.values())))
 
     def by_seed(self, arm: str, metric: str = "pass_at_1", measure: str = "eval") -> list[float]:
-        """A metric of a measure for each seed; nan, which passes no rule, where there was nothing to measure."""
+        """A metric of a measurement for each seed. The value is nan if the seed has no such metric."""
         values = [self.arms[arm][seed].measured[measure]["overall"][metric] for seed in self.seeds]
         return [nan if value is None else value for value in values]
 
@@ -151,12 +153,15 @@ class Results:
         return fmean(self.by_seed(arm, metric, measure))
 
     def gains(self, before: str, after: str, metric: str = "pass_at_1", measure: str = "eval") -> list[float]:
-        """after - before for each seed."""
+        """The metric of arm `after` minus the metric of arm `before`, for each seed."""
         pairs = zip(self.by_seed(before, metric, measure), self.by_seed(after, metric, measure), strict=True)
         return [b - a for a, b in pairs]
 
     def difference(self, before: str, after: str, measure: str = "eval") -> Estimate:
-        """after - before in accuracy: the mean over seeds, with a paired interval over problems."""
+        """The accuracy of `after` minus the accuracy of `before`, as a mean over seeds.
+
+        The confidence interval is over problems and paired by problem.
+        """
         pairs = [
             (self._accuracies(before, seed, measure), self._accuracies(after, seed, measure)) for seed in self.seeds
         ]
@@ -164,20 +169,21 @@ class Results:
         return _mean_over_seeds(rows)
 
     def interval(self, arm: str, measure: str = "eval") -> Estimate:
-        """Accuracy: the mean over seeds, with an interval over problems."""
+        """The mean accuracy over seeds, with a confidence interval over problems."""
         return _mean_over_seeds([self._accuracies(arm, seed, measure) for seed in self.seeds])
 
     def _accuracies(self, arm: str, seed: int, measure: str) -> dict[str, float]:
         return _accuracy_by_problem(self.arms[arm][seed].measured[measure]["records"])
 
     def curves(self, arm: str, metric: str) -> list[list[float]]:
-        """A metric of training: for each seed its values, step by step. Steps without it are left out."""
+        """For each seed, the values of a training metric at each step. Steps without the metric are omitted."""
         return [[m[metric] for m in self.arms[arm][seed].metrics if m.get(metric) is not None] for seed in self.seeds]
 
     def eval_curves(self, arm: str, start: str = "") -> list[list[Point]]:
-        """pass@1 before (of arm `start`, if it is here), during and after training, for each seed.
+        """pass@1 before, during and after training, for each seed. The value before training belongs to arm `start`.
 
-        All points are about the problems of the evaluations in training, which may be fewer than the final one has.
+        All values use only the problems of the evaluations during training. The final evaluation can have more
+        problems.
         """
         curves = []
         for seed in self.seeds:
@@ -190,7 +196,7 @@ class Results:
         return curves
 
     def areas(self, arm: str, start: str = "start") -> list[float]:
-        """pass@1 averaged over training, from the evaluation of `start` to the last one, for each seed."""
+        """For each seed, the mean of pass@1 over training, from the evaluation of `start` to the last evaluation."""
         areas = []
         for curve in self.eval_curves(arm, start):
             points = [(point.steps, point.value) for point in curve]
@@ -200,24 +206,27 @@ class Results:
 
 
 def _mean_over_seeds(rows: Sequence[Mapping[str, float]]) -> Estimate:
-    """The mean over seeds (one row each) and problems, with an interval over problems."""
+    """The mean of values over seeds and problems, with a confidence interval over problems.
+
+    Each row has the values of one seed.
+    """
     problems = sorted(set.intersection(*map(set, rows)))
     return bootstrap([fmean(row[problem] for row in rows) for problem in problems], Key(0, "claim"))
 
 
 def _accuracy_by_problem(records: Sequence[Json]) -> dict[str, float]:
-    """Share of correct answers to each problem, among those that could be graded."""
+    """For each problem, the share of correct answers among the answers that could be graded."""
     graded = [(r["problem"], [reward for reward in r["rewards"] if reward is not None]) for r in records]
     return {problem: fmean(reward >= 1.0 for reward in rewards) for problem, rewards in graded if rewards}
 
 
 def _problems_in_training(outcome: Outcome) -> int:
-    """Problems of the evaluations in training; 0 where there were none."""
+    """The number of problems in the evaluations during training; 0 without such evaluations."""
     return next((line["eval"]["problems"] for line in outcome.metrics if "eval" in line), 0)
 
 
 def _accuracy(outcome: Outcome, problems: int) -> float:
-    """pass@1 of the evaluation after training, on its first `problems` (0: on all)."""
+    """pass@1 after training, on the first `problems` problems of the evaluation. 0 means all problems."""
     evaluation = outcome.measured["eval"]
     records = evaluation.get("records", ())
     if not problems or len(records) <= problems:
@@ -241,15 +250,16 @@ def _points(outcome: Outcome) -> list[Point]:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of a paper, and its test.
+    """A statement of a paper, and the test of this statement.
 
-    arms     (scale, seed) -> the arms by name, in the order in which they are shown; others begin from `start`
-    budget   what is equal in all arms; `budget_by_scale` at other scales than tiny
-    premise  without it the verdict means nothing: INVALID
-    rule     in words, when the verdict is PASS; `check` is the same in code
-    draw     draws the figure: (results, picture)
-    failures lines for the page: why some checks fail; `failures_by_scale` at other scales than tiny
-    notes    lines for the page: pilots, earlier counts, limits; `notes_by_scale` at other scales than tiny
+    arms      a function of (scale, seed) that returns the arms by name, in the order of the page. The arm `start` is
+              the model from which other arms begin.
+    budget    a text about what is equal in all arms. `budget_by_scale` has the text for scales other than tiny.
+    premise   a condition of the test. The verdict is INVALID if the premise does not hold.
+    rule      a text that says when the verdict is PASS. The function `check` tests the rule.
+    draw      a function of (results, picture) that draws the figure.
+    failures  lines of the page that explain failed checks. `failures_by_scale` has the lines for other scales.
+    notes     lines of the page about pilots, earlier runs and limits. `notes_by_scale` has the lines for other scales.
     """
 
     id: str
@@ -278,18 +288,21 @@ class Claim:
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """INVALID where the premise is broken, else PASS if every line passes, else FAIL. `reported` lines do not count.
+    """Return INVALID if a premise does not hold, PASS if every other check passes, and FAIL otherwise.
 
-    Raises SchoolError for a rule without a single requirement: it could not fail.
+    Checks of the kind `reported` are ignored. Raises SchoolError for a rule without a requirement, because such a rule
+    cannot fail.
     """
     requirements = [check for check in checks if check.kind in ("must hold", "must fail")]
     if not requirements:
-        raise SchoolError("the rule of a claim has no requirement: give it a check of kind `must hold` or `must fail`")
+        raise SchoolError(
+            "the rule of a claim has no requirement; add at least one check of kind `must hold` or `must fail`"
+        )
     if not all(check.holds for check in checks if check.kind == "premise"):
         return "INVALID"
     return "PASS" if all(check.holds for check in requirements) else "FAIL"
 
 
 def format_values(values: Sequence[float], digits: int = 3, sign: bool = False) -> str:
-    """Numbers of several seeds: `0.812 0.790 0.833`."""
+    """Write the numbers of several seeds as one text, for example `0.812 0.790 0.833`."""
     return " ".join(f"{value:{'+' if sign else ''}.{digits}f}" for value in values)

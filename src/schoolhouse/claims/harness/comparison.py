@@ -21,10 +21,16 @@ _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|k|M)")
 
 
 def parse_budget(text: str) -> tuple[float, float]:
-    """(tokens, seconds) of `90s`, `20m`, `1h`, or of `500k`, `2M` tokens. Raises SchoolError for anything else."""
+    """Parse a time such as `90s`, `20m` or `1h`, or a number of tokens such as `500k` or `2M`.
+
+    Returns (tokens, seconds). If the text gives only one limit, the other limit is infinite. Raises SchoolError for
+    other texts.
+    """
     match = _BUDGET.fullmatch(text)
     if not match or not float(match[1]):
-        raise SchoolError(f"budget `{text}`: write a time such as 90s, 20m, 1h, or tokens to sample such as 500k, 2M")
+        raise SchoolError(
+            f"the budget `{text}` is not valid; give a time (90s, 20m, 1h) or a number of sampled tokens (500k, 2M)"
+        )
     amount, unit = float(match[1]), match[2]
     if unit in "kM":
         return amount * {"k": 1e3, "M": 1e6}[unit], inf
@@ -32,9 +38,12 @@ def parse_budget(text: str) -> tuple[float, float]:
 
 
 def arms(names: Sequence[str], model: Path, evaluation: Evaluation, budget: str, seed: int) -> dict[str, Arm]:
-    """`start`, the model as it is, and an arm for each preset of GRPO or `star`. Raises SchoolError for other names."""
+    """The arm `start` (the model without training) and one arm for each name. A name is a preset of GRPO, or `star`.
+
+    Raises SchoolError for other names.
+    """
     if not resolve_model(model).is_dir():
-        raise SchoolError(f"{model} is not a folder; a model is a local folder in Hugging Face format")
+        raise SchoolError(f"the model {model} is not a folder; give a local folder in Hugging Face format")
     max_tokens, max_seconds = parse_budget(budget)
     common = {
         "model": str(model),
@@ -42,7 +51,7 @@ def arms(names: Sequence[str], model: Path, evaluation: Evaluation, budget: str,
         "seed": seed,
         "sampling.max_new_tokens": evaluation.max_new_tokens,
     }
-    planned = {"start": Arm(model, {"eval": evaluation}, "as it is")}
+    planned = {"start": Arm(model, {"eval": evaluation}, "without training")}
     for name in names:
         if name not in (*PRESETS, "star"):
             raise SchoolError(f"unknown recipe `{name}`{suggest(name, [*PRESETS, 'star'])}")
@@ -56,7 +65,7 @@ def arms(names: Sequence[str], model: Path, evaluation: Evaluation, budget: str,
 
 
 def write(results: Results, evaluation: Evaluation, budget: str, folder: Path) -> str:
-    """Write compare.json, compare.md and compare.png in `folder`; gives the page."""
+    """Write compare.json, compare.md and compare.png in `folder`. Returns the text of the page."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -92,9 +101,10 @@ def _page(rows: Sequence[Json], evaluation: Evaluation, budget: str, seeds: int)
     lines = [
         "# Comparison",
         "",
-        f"{evaluation.task}: {evaluation.problems} held-out problems, {evaluation.samples} answers each; {seeds} "
-        f"seeds; budget {budget} each (evaluations not counted). Intervals are 95 %, over problems. Gains are paired "
-        "by problem with the model as it was.",
+        f"The evaluation uses {evaluation.problems} held-out problems of the task {evaluation.task}, with "
+        f"{evaluation.samples} answers each. Each recipe has {seeds} seeds and a budget of {budget} per seed, without "
+        "the time of evaluations. Two numbers in brackets are a 95 % confidence interval over problems. A gain is "
+        "pass@1 of an arm minus pass@1 of the start model, paired by problem.",
         "",
         "| | pass@1 | gain | by seed | thousand tokens | time |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Plots that the figures of claims are made of. Thin lines and dots are seeds, thick lines and bars are means."""
+"""Plots for the figures of claims. Thin lines and dots show single seeds. Thick lines and bars show means."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plot_accuracy(
     start: str = "start",
     against: Literal["tokens", "seconds"] = "tokens",
 ) -> None:
-    """pass@1 during training and after it, against sampled tokens or seconds."""
+    """Plot pass@1 during and after training against sampled tokens or seconds."""
     unit = 1e3 if against == "tokens" else 1.0
     for name in arms:
         if name not in results.arms:
@@ -39,7 +39,7 @@ def plot_accuracy(
 
 
 def plot_metric(axes: Axes, results: Results, arms: Sequence[str], metric: str, label: str) -> None:
-    """A metric of training against steps."""
+    """Plot a training metric against steps."""
     for name in arms:
         if name not in results.arms:
             continue
@@ -56,7 +56,7 @@ def plot_metric(axes: Axes, results: Results, arms: Sequence[str], metric: str, 
 def plot_bars(
     axes: Axes, results: Results, arms: Sequence[str], metric: str = "pass_at_1", measure: str = "eval"
 ) -> None:
-    """A metric of each arm: the mean over seeds, with a dot for each seed."""
+    """Plot a metric of each arm as a bar (the mean over seeds), with a dot for each seed."""
     shown = [name for name in arms if name in results.arms]
     axes.bar(shown, [results.mean(name, metric, measure) for name in shown], color="0.8")
     for at, name in enumerate(shown):

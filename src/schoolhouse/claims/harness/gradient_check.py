@@ -1,9 +1,9 @@
-"""Is an estimator the policy gradient? Checked on a policy that is small enough to enumerate.
+"""A check whether an estimator gives the policy gradient. The policy is small, so all completions can be listed.
 
-The vocabulary has 4 tokens, one of which ends a completion; a completion has at most 3 tokens. The policy is a table of
-16 numbers: logits of the next token, given the one before it (or the start). Estimators run through the real
-advantages, packing and losses on 200,000 samples. The mean of an exact one lies within a few standard errors of the
-exact gradient, parameter by parameter.
+The vocabulary has 4 tokens, and one of these tokens ends a completion. A completion has at most 3 tokens. The policy is
+a table of 16 numbers: the logits of the next token, given the previous token or the start. Estimators use the package's
+own advantages, packing and losses on 200,000 samples. For an exact estimator, the mean of each parameter lies within a
+few standard errors of the exact gradient.
 """
 
 from __future__ import annotations
@@ -35,22 +35,25 @@ COMPLETIONS = [
     for completion in product(range(VOCAB_SIZE), repeat=length)
     if END not in completion[:-1] and (completion[-1] == END or length == MAX_TOKENS)
 ]
-"""All completions there are."""
+"""All possible completions."""
 
 _random = numpy_random(Key(0, "toy"))
 LOGITS = torch.tensor(_random.normal(size=(VOCAB_SIZE, VOCAB_SIZE)))
 LOGIT_NOISE = torch.tensor(0.3 * _random.normal(size=(VOCAB_SIZE, VOCAB_SIZE)))
 REWARDS = [float(r) for r in (_random.random(len(COMPLETIONS)) < 0.3) + 0.2 * _random.random(len(COMPLETIONS))]
-"""Of each completion."""
+"""The reward of each completion."""
 
 
 def token_logprob(logits: Tensor, completion: tuple[int, ...]) -> Tensor:
-    """Log-probabilities of the tokens of a completion. [T]"""
+    """The log-probability of each token of a completion [T]."""
     return logits.log_softmax(-1)[[START, *completion[:-1]], list(completion)]
 
 
 def exact_gradient() -> Tensor:
-    """d/d(logits) of the expected reward: the sum over all completions of probability x reward. [16]"""
+    """The gradient [16] of the expected reward with respect to the logits.
+
+    The expected reward is the sum of probability x reward over all completions.
+    """
     logits = LOGITS.clone().requires_grad_()
     probabilities = torch.stack([token_logprob(logits, completion).sum() for completion in COMPLETIONS]).exp()
     expected_reward = (probabilities * torch.tensor(REWARDS)).sum()
@@ -58,7 +61,7 @@ def exact_gradient() -> Tensor:
 
 
 def sample_groups(sampler_logits: Tensor, seed: int) -> list[Group]:
-    """NUM_GROUPS groups of rollouts, drawn from the sampler's exact distribution over completions."""
+    """Draw NUM_GROUPS groups of rollouts from the sampler's exact distribution over completions."""
     logprobs = [token_logprob(sampler_logits, completion) for completion in COMPLETIONS]
     probabilities = torch.stack([row.sum() for row in logprobs]).exp().numpy()
     rollouts = [
@@ -83,7 +86,7 @@ def sample_groups(sampler_logits: Tensor, seed: int) -> list[Group]:
 def gradient_estimates(
     groups: list[Group], loss: Loss, token_weight: Callable[[list[Rollout]], TokenWeight], **advantage_options: Any
 ) -> Tensor:
-    """The gradient (ascent) that an update would follow, one estimate for each group. [NUM_GROUPS, 16]"""
+    """The gradient that each group estimates [NUM_GROUPS, 16]."""
     rollouts = rollouts_of(groups)
     advantage = group_advantage(groups, **advantage_options)
     sampled = [rollout.logprob for rollout in rollouts]
@@ -100,13 +103,13 @@ def gradient_estimates(
 
 
 def _gradient_coefficient(batch: Batch, loss: Loss, previous: Tensor) -> Tensor:
-    """The factor of grad log pi at each token, by autograd through the real loss. [N]"""
+    """The factor of grad log pi at each token [N]. Autograd computes the factor from the package's own loss."""
     logprob = LOGITS.log_softmax(-1)[previous, batch.tokens % VOCAB_SIZE].requires_grad_()
     total = (batch.weight * loss(batch, Scores(logprob, logprob.detach()))).sum()
     return -torch.autograd.grad(total, logprob)[0]
 
 
 def max_standard_errors(estimates: Tensor, exact: Tensor) -> float:
-    """The largest distance of the mean estimate from the exact gradient over the parameters, in standard errors."""
+    """The largest distance between mean estimate and exact gradient among all parameters, in standard errors."""
     standard_error = estimates.std(0) / math.sqrt(len(estimates))
     return float(((estimates.mean(0) - exact).abs() / standard_error).max())

@@ -1,4 +1,4 @@
-"""Models that the arms of claims start from, and what claims share about them."""
+"""The start models of the arms of claims, and the evaluations and checks that claims share."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from schoolhouse.claims.harness.claim import Check, Evaluation, Results, Scale, 
 from schoolhouse.types import SchoolError
 
 CHAINS_OF_4 = Evaluation(task="school:chain?steps=4", problems=200, samples=8, max_new_tokens=64)
-"""Held-out chains of four operations."""
+"""The evaluation on held-out chains of four operations (a chain is a chain of small sums)."""
 
 CHAINS_OF_8 = Evaluation(task="school:chain?steps=8", problems=200, samples=8, max_new_tokens=80)
-"""Held-out chains of eight operations: too many for a large model to solve without a thought."""
+"""The evaluation on held-out chains of eight operations. A large model cannot solve such a chain without a thought."""
 
 COUNTDOWNS = Evaluation(task="school:countdown?count=3", problems=200, samples=8, max_new_tokens=192)
-"""Held-out countdowns of three numbers: many answers are correct, and no answer can be guessed."""
+"""The evaluation on held-out countdowns of three numbers. Many answers are correct, but no answer can be guessed."""
 
 
 def require_tiny(scale: Scale) -> None:
-    """Raises SchoolError at any scale but tiny: for claims that have no other."""
+    """Raise SchoolError for any scale other than tiny. Claims that only have the scale tiny call this function."""
     require_scale(scale, "tiny")
 
 
 def require_scale(scale: Scale, *known: Scale) -> None:
-    """Raises SchoolError for a scale that the claim does not have."""
+    """Raise SchoolError for a scale that the claim does not have."""
     if scale not in known:
-        raise SchoolError(f"this claim has no scale `{scale}`: use {' or '.join(known)}")
+        raise SchoolError(f"this claim has no scale `{scale}`; use {' or '.join(known)}")
 
 
 TWO_LANGUAGES = "latin=25,cjk=25,mixed=50"
-"""Half of the demonstrations mix two toy languages; neither of the two is more frequent than the other."""
+"""Half of the demonstrations mix two toy languages. Both languages are equally frequent."""
 
 STYLES = "no_cot=55,partial=10,full=35"
 """Most demonstrations are guesses without a thought."""
@@ -44,7 +44,7 @@ SMALL_MODEL = {
     "intermediate_size": 384,
     "max_seq_len": 256,
 }
-"""0.6 million parameters, and those of its vocabulary."""
+"""The model has 0.6 million parameters, plus the parameters of its vocabulary."""
 
 HALF_WIDTH_MODEL = {
     "hidden_size": 64,
@@ -65,10 +65,10 @@ LARGE_MODEL = {
     "intermediate_size": 2048,
     "max_seq_len": 256,
 }
-"""99 million parameters."""
+"""The model has 99 million parameters."""
 
 MICROBATCH_TOKENS = 16_384
-"""Tokens of a micro-batch that fit into a GPU's memory."""
+"""The number of tokens in a micro-batch that fits into a GPU's memory."""
 
 
 def chain_model(
@@ -81,7 +81,10 @@ def chain_model(
     lengths: str = "2-4",
     lines: bool = False,
 ) -> Step:
-    """A small model, fine-tuned on demonstrations of chains. With the default styles it solves about one in three."""
+    """A small model, fine-tuned on demonstrations of chains (chains of small sums).
+
+    With default styles, the model solves a third of the chains.
+    """
     task = f"school:chain+facts?steps={lengths}&styles={styles}"
     if languages:
         task += f"&languages={languages}"
@@ -100,9 +103,9 @@ def chain_model(
 
 
 def large_chain_model(seed: int) -> Step:
-    """A large model, fine-tuned on demonstrations of chains, most of them guesses.
+    """A large model, fine-tuned on demonstrations of chains. Most demonstrations are guesses without a thought.
 
-    Its learning rate is lower than that of the small models, as its width is larger.
+    The large model is wider than the small models, so its learning rate is lower.
     """
     common = {
         "task": "school:chain+facts?steps=4-8&styles=no_cot=75,partial=5,full=20",
@@ -117,7 +120,10 @@ def large_chain_model(seed: int) -> Step:
 
 
 def countdown_model(seed: int) -> Step:
-    """A small model, fine-tuned on demonstrations that solve countdowns by trial and error: it solves two in five."""
+    """A small model, fine-tuned on demonstrations of countdowns (reach a goal from three numbers) by trial and error.
+
+    The model solves 40 % of the countdowns.
+    """
     common = {
         "task": "school:countdown+facts?count=3&styles=full=100",
         "seed": seed,
@@ -128,7 +134,7 @@ def countdown_model(seed: int) -> Step:
 
 
 def base_model(seed: int) -> Step:
-    """A base model, never fine-tuned: its pretraining text holds demonstrations of countdowns."""
+    """A base model without fine-tuning. The pretraining text contains demonstrations of countdowns."""
     return Step(
         "pretrain",
         {
@@ -146,15 +152,15 @@ def base_model(seed: int) -> Step:
 
 
 def signal_check(results: Results, arm: str, steps: int = 5, min_share: float = 0.3) -> Check:
-    """A premise: enough groups have mixed rewards. Without them there is no gradient."""
+    """A check of the premise that enough groups have mixed rewards. A group with equal rewards gives no gradient."""
     rows = [row for outcome in results.arms[arm].values() for row in outcome.metrics[:steps]]
     share = sum(row["groups_with_signal"] for row in rows) / sum(row["groups"] for row in rows)
-    text = f"{arm}: at least {min_share:.0%} of groups with mixed rewards in the first {steps} steps"
+    text = f"in the first {steps} steps of {arm}, at least {min_share:.0%} of groups have mixed rewards"
     return Check("premise", text, f"{share:.0%}", share >= min_share)
 
 
 def grpo_step(start: Step, seed: int, changes: Mapping[str, Any], recipe: str = "grpo") -> Step:
-    """RL with GRPO from a model, on chains of four; `changes` are keys of its config."""
+    """A GRPO run that starts from a model and uses chains of four operations. `changes` sets config keys of the run."""
     return Step(
         recipe,
         {

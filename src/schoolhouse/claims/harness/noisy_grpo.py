@@ -1,6 +1,6 @@
-"""GRPO with a fixed noise on the sampler's logits, as a sampler with a coarse number type has it.
+"""GRPO with fixed noise on the sampler's logits. The noise imitates a sampler with a number type of low precision.
 
-For experiments on importance correction: the learner computes the policy's own log-probabilities, without the noise.
+The recipe is for experiments on importance correction. The learner computes log-probabilities without the noise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from schoolhouse.types import Key, Rollout
 
 class Config(grpo.Config):
     sampler_noise: float = Field(0.0, ge=0)
-    """Standard deviation of the noise on each logit; 0: none."""
+    """The standard deviation of the noise on each logit; 0 means no noise."""
 
 
 def noisy_grpo(c: Config, run: Run) -> None:
@@ -33,6 +33,6 @@ def noisy_grpo(c: Config, run: Run) -> None:
 
 
 def logit_noise(std: float, vocab_size: int) -> Tensor:
-    """The noise, the same in every call of every run. [V]"""
+    """The noise [V]. Every call in every run gets the same noise."""
     values = numpy_random(Key(0, "sampler noise")).normal(0.0, std, vocab_size)
     return torch.from_numpy(values).float()

@@ -1,4 +1,4 @@
-"""The results of a claim: a JSON file, a page, a figure, and a row in the table of all claims."""
+"""Write the results of a claim: a JSON file, a page, a figure, and a row in the table of all claims."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from schoolhouse.runs.progress import duration
 from schoolhouse.types import SchoolError
 
 MIN_SEEDS = 3
-"""Seeds that a verdict needs; one with fewer shows how many it has."""
+"""The number of seeds that a verdict needs. A verdict with fewer seeds shows the number of its seeds."""
 
 PER_PROBLEM_KEYS = ("records", "inputs", "ease", "correct")
-"""Parts of a measurement that are left out of the JSON file: they stay in the folder where the claim was run."""
+"""The keys of a measurement that the JSON file omits. Their values stay in the folder where the claim was run."""
 
 
 def write_record(claim: Claim, results: Results, scale: Scale, folder: Path) -> Json:
-    """Check the results and write ID.json, ID.md, ID.png and README.md in `folder`; gives the content of ID.json.
+    """Check the results and write ID.json, ID.md, ID.png and README.md in `folder`. Returns the content of ID.json.
 
-    At other scales than tiny the files are ID_SCALE.json and so on, beside those of tiny.
+    At scales other than tiny, the files have names such as ID_SCALE.json in the same folder.
     """
     arms = claim.arms(scale, 0)
     checks = list(claim.check(results))
@@ -54,7 +54,7 @@ def write_record(claim: Claim, results: Results, scale: Scale, folder: Path) -> 
 
 
 def _seconds_by_step(claim: Claim, scale: Scale, results: Results) -> dict[str, float]:
-    """Seconds of each step of an arm. A step that several seeds or arms share counts once."""
+    """The seconds of each step of an arm. If several seeds or arms share a step, the step counts once."""
     steps = {(name, seed): arm.step for seed in results.seeds for name, arm in claim.arms(scale, seed).items()}
     return {
         str(step if isinstance(step, Path) else step_name(step)): results.arms[name][seed].seconds
@@ -64,24 +64,24 @@ def _seconds_by_step(claim: Claim, scale: Scale, results: Results) -> dict[str, 
 
 
 def file_stem(record: Json) -> str:
-    """The name of its files, without the ending: ID, or ID_SCALE."""
+    """The name of a claim's files without the ending, such as ID (scale tiny) or ID_SCALE (other scales)."""
     return record["claim"] if record["scale"] == "tiny" else f"{record['claim']}_{record['scale']}"
 
 
 def verdict_label(record: Json) -> str:
-    """PASS, FAIL or INVALID; and the number of seeds, where it is below MIN_SEEDS."""
+    """The verdict PASS, FAIL or INVALID. The text also has the number of seeds if it is below MIN_SEEDS."""
     count = len(record["seeds"])
     return record["verdict"] + (f" ({count} of {MIN_SEEDS} seeds)" if count < MIN_SEEDS else "")
 
 
 def check_overwrite(claim: Claim, seeds: int, scale: Scale, folder: Path) -> None:
-    """Raises SchoolError where a verdict of more seeds would be overwritten."""
+    """Raise SchoolError if the new results would overwrite a verdict with more seeds."""
     path = folder / f"{file_stem({'claim': claim.id, 'scale': scale})}.json"
     stored = len(read_json(path)["seeds"]) if path.exists() else 0
     if stored > seeds:
         raise SchoolError(
-            f"{path} holds a verdict of {stored} seeds, which {seeds} would overwrite: give --seeds {stored}, or "
-            "another folder with --results"
+            f"{path} has a verdict with {stored} seeds, and a run with {seeds} would overwrite it; give --seeds "
+            f"{stored}, or choose another folder with --results"
         )
 
 
@@ -104,7 +104,7 @@ def _arm_to_json(arm: Arm, results: Results, name: str) -> Json:
 
 
 def plain_config(value: Any) -> Any:
-    """A config with the names of steps in the place of steps."""
+    """The config, with every step replaced by its name."""
     if isinstance(value, Step):
         return step_name(value)
     if isinstance(value, Mapping):
@@ -113,7 +113,7 @@ def plain_config(value: Any) -> Any:
 
 
 def design_digest(arms: Mapping[str, Arm]) -> str:
-    """A digest of how arms are trained and measured, as the claim writes it: default values are not part of it."""
+    """A digest of how the claim trains and measures its arms. Default values of a config do not change the digest."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Step):
@@ -140,45 +140,58 @@ def write_figure(claim: Claim, results: Results, path: Path) -> None:
 
 
 def render_page(record: Json, claim: Claim | None) -> str:
-    """The page of a claim: claim, rule, result, figure, what did not hold, notes."""
+    """The text of a claim's page: the claim, the rule, the result, the figure, failed checks, and notes."""
     checks = [Check(**check) for check in record["checks"]]
     title, machine = file_stem(record), record["machine"].get("gpu") or f"{record['machine']['cores']} cores"
     command = f"school claim run {record['claim']} --seeds {len(record['seeds'])} --scale {record['scale']}"
     notes = claim.notes_at(record["scale"]) if claim else ()
+    failures = _failures(record, checks, claim)
     lines = [
         f"# {title}: {verdict_label(record)}",
         "",
-        f"- Claim: {record['sentence']} ({record['paper']})",
-        f"- Rule: {record['rule']}",
-        f"- Premise: {record['premise']}",
-        f"- Budget: {record['budget']}",
-        f"- Run: `{command}`, {duration(record['seconds'])} of training in all, on {machine}",
+        f"Claim: {record['sentence']} ({record['paper']}).",
+        "",
+        f"Rule: {_end(record['rule'])}",
+        "",
+        f"Premise: {_end(record['premise'])}",
+        "",
+        f"Budget: {_end(record['budget'])}",
+        "",
+        f"The command `{command}` repeats the experiment. Training took {duration(record['seconds'])} in total "
+        f"on {machine}.",
         "",
         *_design_note(record, claim),
         "## Result",
         "",
+        *([] if failures else ["Every check passes.", ""]),
         f"![{title}]({title}.png)",
         "",
         *([record["figure_note"], ""] if "figure_note" in record else []),
-        "| | check | found | |",
+        f"In a row with {len(record['seeds'])} numbers for an arm, the numbers belong to the seeds "
+        f"{', '.join(map(str, record['seeds']))}, in this order."
+        + (" Numbers in brackets are a 95 % interval." if any("[" in check.found for check in checks) else ""),
+        "",
+        "| kind | check | found | result |",
         "|---|---|---|---|",
         *(f"| {c.kind} | {c.text} | {c.found} | {_mark(c)} |" for c in checks),
         "",
         *_eval_table(record),
-        "## What did not hold",
-        "",
-        *_failures(record, checks, claim),
-        "",
+        *(["## What did not hold", "", *failures, ""] if failures else []),
         *(["## Notes", "", *notes] if notes else []),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _end(text: str) -> str:
+    """The text with a period at its end."""
+    return text if text.endswith(".") else f"{text}."
+
+
 def _failures(record: Json, checks: Sequence[Check], claim: Claim | None) -> Sequence[str]:
-    """The claim's explanation of the lines that fail; without one, how to find them."""
+    """The claim's explanation of its failed checks. The result is empty if every check passes."""
     if all(check.holds for check in checks if check.kind != "reported"):
-        return ["Every line passes."]
-    return (claim.failures_at(record["scale"]) if claim else ()) or ["The lines that are marked FAILS."]
+        return []
+    return (claim.failures_at(record["scale"]) if claim else ()) or ["See the checks that are marked FAILS."]
 
 
 def _design_note(record: Json, claim: Claim | None) -> list[str]:
@@ -186,14 +199,14 @@ def _design_note(record: Json, claim: Claim | None) -> list[str]:
     if not changed:
         return []
     return [
-        f"**Counted in an earlier design** ({', '.join(changed)} changed since): the command runs today's, which has "
-        "not been counted.",
+        f"**These results belong to an earlier design.** Changed since the official run: {', '.join(changed)}. The "
+        "command runs the present design, which has no official run.",
         "",
     ]
 
 
 def design_changes(record: Json, claim: Claim) -> list[str]:
-    """Parts of a claim that differ from its counted record: premise, rule, budget, or the training of its arms."""
+    """The parts of a claim that changed since its official run: premise, rule, budget, or the training of its arms."""
     today = {"premise": claim.premise, "rule": claim.rule, "budget": claim.budget_at(record["scale"])}
     changed = [name for name, text in today.items() if record[name] != text]
     try:
@@ -209,7 +222,7 @@ def _mark(check: Check) -> str:
 
 
 def _eval_table(record: Json) -> list[str]:
-    """Arms with an evaluation: pass@1 for each seed, other metrics as means over seeds."""
+    """The table of all arms with an evaluation: pass@1 for each seed, and the means of other metrics over seeds."""
     rows = []
     for name, arm in record["arms"].items():
         evals = [seed["measured"]["eval"]["overall"] for seed in arm["by_seed"].values() if "eval" in seed["measured"]]
@@ -221,7 +234,7 @@ def _eval_table(record: Json) -> list[str]:
     if not rows:
         return []
     return [
-        "| arm | | pass@1 by seed | thought tokens | entropy | thousand tokens sampled in training |",
+        "| arm | training | pass@1 by seed | tokens of a thought | entropy | thousand tokens sampled in training |",
         "|---|---|---|---|---|---|",
         *rows,
         "",
@@ -234,7 +247,7 @@ def _mean(evals: Sequence[Json], metric: str) -> float:
 
 
 def write_pages(folder: Path) -> None:
-    """Write the page of each claim with results in the folder, and README.md, the table of all."""
+    """Write the page of each claim that has results in the folder, and README.md with the table of all claims."""
     rows = []
     for path in sorted(folder.glob("*.json")):
         record = read_json(path)
@@ -248,28 +261,38 @@ def write_pages(folder: Path) -> None:
     lines = [
         "# Claims",
         "",
-        "A claim is a published effect, put to the test: arms that show it, ablations that must not, and a verdict by "
-        "a rule that was written before the counted run.",
+        "A claim is an experiment that tests a published effect. An arm is one way to train or use a model. Some arms "
+        "should show the effect, and ablations should not show the effect. The rule for the verdict was written before "
+        "the official run, which is the run whose numbers are on the page.",
         "",
-        "- `premise`: a condition of the test. Where it is broken the verdict is INVALID: nothing is shown either way.",
-        "- `must hold`: the effect.",
-        "- `must fail`: an ablation or a control. The line passes when it shows no effect.",
-        "- `reported`: numbers that the verdict does not depend on.",
+        "A check is one row in the table of a page. There are four kinds of checks.",
         "",
-        "PASS: every line passes. Designs were piloted with seed 0, which is counted too. Some were counted more than "
-        "once with the same seeds: the notes of a page name each count, and what was changed. Intervals are over "
-        "problems, not over seeds: the numbers of each seed stand beside them. The words of these pages were revised "
-        "after the counts; rules, thresholds and numbers were not.",
+        "A `premise` check is a condition of the test. If a premise does not hold, the verdict is INVALID, and the "
+        "test shows nothing.",
         "",
-        "Minutes are the sum over the arms and seeds of a page, also where they ran in parallel. They include the "
-        "evaluations in training, but neither the final ones nor the training of the models that arms start from.",
+        "A `must hold` check passes if the effect is there.",
+        "",
+        "A `must fail` check tests an ablation or a control. The check passes if the ablation shows no effect.",
+        "",
+        "A `reported` check only gives numbers. The verdict does not depend on these numbers.",
+        "",
+        "The verdict is PASS if every check passes. Pilot runs used seed 0, which is also a seed of the official runs. "
+        "Some claims had several official runs with the same seeds. The notes of a page name each official run and "
+        "its changes. Confidence intervals are over problems, not over seeds, so each page also shows the numbers of "
+        "every seed. The words of these pages were revised after the official runs, but rules, thresholds and "
+        "numbers were not.",
+        "",
+        "The column `minutes` is the sum of the training times of all arms and seeds of a page, even if they ran in "
+        "parallel. The minutes include the evaluations during training. The minutes do not include the final "
+        "evaluations or the training of the start models.",
         "",
         "| claim | what is claimed | seeds | minutes | verdict |",
         "|---|---|---|---|---|",
         *rows,
         "",
-        "Each page holds its numbers, figure and command. `school claim list` also names claims without results here. "
-        "[The lab notebook](../lab.md) has all other experiments, including those that failed.",
+        "Each page shows the numbers, the figure and the command of its claim. `school claim list` also names claims "
+        "without results here. [The lab notebook](../lab.md) describes all other experiments, including the failed "
+        "ones.",
         "",
     ]
     atomic_write(folder / "README.md", "\n".join(lines))

@@ -1,7 +1,7 @@
-"""Run the arms of a claim. A step or a measure that is stored with the same config is not run again.
+"""Run the arms of a claim. A step or a measure that is stored with the same config does not run again.
 
-FOLDER/steps/grpo-1f00…      run folder of one step
-FOLDER/measures/1f00….json   one measurement of its model
+FOLDER/steps/grpo-1f00…      the run folder of one step.
+FOLDER/measures/1f00….json   one measurement of a step's model.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import SchoolError
 
 POLL_SECONDS = 5.0
-"""Seconds between two attempts to open a step that another process trains."""
+"""The number of seconds between two attempts to open a step that another process trains."""
 
 
 def claim_names() -> list[str]:
-    """Names of all claims."""
+    """The names of all claims."""
     return sorted(module.name for module in pkgutil.iter_modules(claims.__path__) if not module.ispkg)
 
 
 def load_claim(name: str) -> Claim:
-    """A claim by its name. Raises SchoolError for an unknown name, with the nearest."""
+    """Return the claim with this name. Raises SchoolError for an unknown name; the error suggests the nearest name."""
     if name not in claim_names():
-        raise SchoolError(f"unknown claim `{name}`{suggest(name, claim_names())}")
+        raise SchoolError(f"there is no claim `{name}`{suggest(name, claim_names())}")
     return import_module(f"schoolhouse.claims.{name}").CLAIM
 
 
@@ -65,10 +65,10 @@ def run_arms(
     arm_names: Sequence[str] = (),
     jobs: int = 1,
 ) -> Results:
-    """Train and measure every arm with seeds 0, 1, ...; with `arm_names` those arms alone.
+    """Train and measure the arms of a claim with the seeds 0, 1, ... Raises SchoolError for an unknown arm.
 
-    jobs  seeds in parallel, each in its own process with its share of the cores
-    Raises SchoolError for an unknown arm.
+    arm_names  the arms to run; all arms by default.
+    jobs       the number of seeds that run in parallel, each in its own process with an equal share of the CPU cores.
     """
     folder = folder.resolve()  # configs hold its path: the same folder needs one name
     planned = claim.arms(scale, 0)
@@ -85,7 +85,10 @@ def run_arms(
 
 
 def _run_in_parallel(pool: Executor, jobs: int, seed_args: Sequence[tuple[Any, ...]]) -> list[dict[str, Outcome]]:
-    """`_run_seed` of each, in order. Submits work only to idle workers: after an interrupt nothing queued starts."""
+    """Return the result of `_run_seed` for each seed, in order.
+
+    Only idle workers receive work, so that no queued work starts after an interrupt.
+    """
     outcomes: dict[int, dict[str, Outcome]] = {}
     waiting, running = deque(enumerate(seed_args)), dict[Future[dict[str, Outcome]], int]()
     while waiting or running:
@@ -98,7 +101,7 @@ def _run_in_parallel(pool: Executor, jobs: int, seed_args: Sequence[tuple[Any, .
 
 
 def _run_seed(claim: Claim, seed: int, scale: Scale, folder: Path, arm_names: Sequence[str]) -> dict[str, Outcome]:
-    """The arms of one seed."""
+    """Run the arms of one seed."""
     outcomes = {}
     for name, arm in claim.arms(scale, seed).items():
         if not arm_names or name in arm_names:
@@ -109,7 +112,10 @@ def _run_seed(claim: Claim, seed: int, scale: Scale, folder: Path, arm_names: Se
 
 @contextmanager
 def _share_cores(jobs: int) -> Generator[None]:
-    """Processes started within get an equal share of the cores: more threads than cores spin while they wait."""
+    """Give each process that starts inside this context an equal share of the CPU cores.
+
+    With more threads than cores, waiting threads would waste time.
+    """
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     try:
@@ -122,7 +128,7 @@ def _share_cores(jobs: int) -> Generator[None]:
 
 
 def run_arm(arm: Arm, seed: int, folder: Path) -> Outcome:
-    """Train one arm and take its measures."""
+    """Train one arm and measure its model."""
     if isinstance(arm.step, Path):
         return Outcome(_measure_all(arm, seed, arm.step, fingerprint(arm.step), folder), [], [], 0, 0.0)
     run = run_step(arm.step, folder)
@@ -137,7 +143,7 @@ def run_arm(arm: Arm, seed: int, folder: Path) -> Outcome:
 
 
 def run_step(step: Step, folder: Path) -> Path:
-    """The run folder of a step. It is trained if it is not stored, and the steps that it starts from before it."""
+    """Return the run folder of a step. If the step is not stored, trains this step and the steps before it first."""
     run_folder = folder / "steps" / step_name(step)
     path = run_folder / "manifest.json"
     manifest = read_json(path) if path.is_file() else {}
@@ -154,23 +160,27 @@ def run_step(step: Step, folder: Path) -> Path:
 
 
 def _check_stored(run_folder: Path, manifest: Mapping[str, Any]) -> None:
-    """The folder's name covers the config, but neither our own code nor the weights of the models it began from.
+    """Check that a stored run still matches the code and the weights of its start models.
 
-    Warns of other code. Raises SchoolError for other weights.
+    The folder's name depends only on the config. The function prints a warning if the code changed, and raises
+    SchoolError if the weights changed.
     """
     versions = {part.get("code") for part in (manifest, *manifest.get("resumed_with", ()))}
     if versions != {source_digest()}:
-        print(f"  {run_folder}: made by other code than this; delete it to train it again", file=sys.stderr)
+        print(
+            f"  {run_folder} was made by a different version of the code; delete the folder to train the step again",
+            file=sys.stderr,
+        )
     for model, digest in manifest.get("models", {}).items():
         if Path(model).is_dir() and weights_digest(model) != digest:
             raise SchoolError(
-                f"{run_folder} began from other weights than {model} has now: delete {run_folder.name} to train it "
-                "again, or put the old weights back"
+                f"the weights of {model} have changed since {run_folder} was trained from them; delete "
+                f"{run_folder.name} to train this step again, or restore the old weights"
             )
 
 
 def _open_when_free(run_folder: Path, config: BaseConfig, recipe: str) -> Run:
-    """The run of a step. Waits while another process trains it."""
+    """Open the run of a step. Waits while another process trains this step."""
     while True:
         try:
             return Run.open(run_folder, config, recipe)
@@ -179,7 +189,7 @@ def _open_when_free(run_folder: Path, config: BaseConfig, recipe: str) -> Run:
 
 
 def step_name(step: Step) -> str:
-    """Recipe and a digest of all that the step is made from: its whole config, and the steps that it starts from."""
+    """The name of a step: its recipe and a digest of its whole config, including the steps that it starts from."""
     _, config = _resolve(step, lambda inner: Path(step_name(inner)))
     parts = [__version__, step.recipe, config.model_dump(mode="json")]
     parts += [part for part in (step.max_tokens, step.max_seconds, step.content_digest) if part not in (inf, "")]
@@ -188,7 +198,7 @@ def step_name(step: Step) -> str:
 
 
 def _task_digests(task: str | None) -> list[str]:
-    """Digests of the files that a task is read from: they may change under one name."""
+    """The digests of the files of a task. The content of a file can change although the task's name does not change."""
     return [checksum(path) for path in open_task(task).files] if task else []
 
 
@@ -199,13 +209,13 @@ def fingerprint(model: Path) -> str:
 
 
 def _resolve(step: Step, place: Callable[[Step], Path]) -> tuple[Recipe, Any]:
-    """The recipe of a step and its config; `place` gives the folder of a step that stands for a model."""
+    """The recipe and the config of a step. If the config names a step as a model, `place` returns this step's folder."""
     recipe = load_recipe(step.recipe)
     return recipe, build(recipe.config, Source(_replace_steps(step.config, place), {}))
 
 
 def _replace_steps(value: Any, place: Callable[[Step], Path]) -> Any:
-    """`value` with every step in it replaced by a folder."""
+    """Return `value` with every step replaced by the step's folder."""
     if isinstance(value, Step):
         return str(place(value))
     if isinstance(value, Mapping):
@@ -223,14 +233,17 @@ def _measure_all(arm: Arm, seed: int, model: Path, model_name: str, folder: Path
 def _measure(
     measure: Measure, seed: int, model: Path, model_name: str, folder: Path, judged_models: Mapping[str, Step]
 ) -> dict[str, Any]:
-    """One measurement of a model, stored in a file that is named by its inputs."""
+    """Measure a model, or read the stored result. The file name is a digest of the inputs."""
     inputs: list[Any] = [model_name, type(measure).__name__, measure.model_dump(mode="json"), seed]
     inputs += [{name: step_name(step) for name, step in judged_models.items()}] if judged_models else []
     inputs += _task_digests(getattr(measure, "task", None))
     path = folder / "measures" / f"{_digest(json.dumps(inputs, sort_keys=True))}.json"
     weights, stored = fingerprint(model), read_json(path) if path.exists() else {}
     if stored and stored.get("code") != source_digest():
-        print(f"  {path}: measured by other code than this; delete it to measure again", file=sys.stderr)
+        print(
+            f"  {path} was measured by a different version of the code; delete the file to measure again",
+            file=sys.stderr,
+        )
     if not stored or stored.get("weights", weights) != weights:  # a step that was trained again keeps its name
         models = {name: Policy.load(run_step(step, folder)) for name, step in judged_models.items()}
         began = time.monotonic()

@@ -1,1 +1,1 @@
-"""The school: one file per family of problems, and the synthetic text for pretraining."""
+"""The task `school`: one file for each family (kind of generated problems), and the synthetic text for pretraining."""

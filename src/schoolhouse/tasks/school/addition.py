@@ -1,7 +1,8 @@
-"""Sums of two numbers of several digits, added column by column from the units.
+"""The family `addition`: sums of two long numbers, added column by column from the units.
 
-The steps of `3847 + 2965` are `7+5=12,2c1 4+6+1=11,1c1 8+9+1=18,8c1 3+2+1=6,6`: the digits of a column and the carry,
-their sum, then the digit to write and `c1` for a carry. The last column writes all of its sum.
+The steps of `3847 + 2965` are `7+5=12,2c1 4+6+1=11,1c1 8+9+1=18,8c1 3+2+1=6,6`. Each step adds the two digits of a
+column and the carry. After the comma, each step writes the digit of the result, and `c1` if the column carries 1. The
+last step writes the whole sum of its column after the comma.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ Sum = tuple[int, int]
 
 
 def column_step(a: str, b: str, carry: int) -> tuple[str, int]:
-    """The step of any column but the last, and its carry: ("4", "6", 1) -> ("4+6+1=11,1c1", 1)."""
+    """Return the step of a column and its carry, for example ("4", "6", 1) -> ("4+6+1=11,1c1", 1).
+
+    Use `column_step` for all columns except the last column.
+    """
     total = int(a) + int(b) + carry
     plus = "+1" if carry else ""
     if total < 10:
@@ -24,7 +28,7 @@ def column_step(a: str, b: str, carry: int) -> tuple[str, int]:
 
 
 def column_steps(a: int, b: int) -> list[str]:
-    """The steps of a sum, units first; the shorter number is padded with zeros."""
+    """Return the steps of a sum, starting with the units. The shorter number is padded with zeros."""
     first, second = str(a), str(b)
     width = max(len(first), len(second))
     *inner, last = zip(reversed(first.zfill(width)), reversed(second.zfill(width)), strict=True)

@@ -1,7 +1,8 @@
-"""Several trivial operations in a row: `Start at 7. Add 5. Take 3. Times 7.` has the steps `7+5=2 2-3=9 9*7=3`.
+"""The family `chain`: several simple operations in a row. Each operation uses the result of the operation before it.
 
-All results are digits, modulo ten: 2 - 3 is 9. Factors are 3, 7 and 9 only: they map different digits to different
-digits, so the answer cannot be guessed from the last steps alone.
+For example, the problem "start at 7, add 5, take 3, times 7" has the steps `7+5=2 2-3=9 9*7=3`. All results are taken
+modulo ten, so 2 - 3 is 9. The only factors are 3, 7 and 9, because these factors map different digits to different
+digits. The answer therefore cannot be guessed from the last steps alone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _WORDINGS = (
 
 
 def apply_operation(value: int, operation: Operation) -> int:
-    """One operation on a digit: 7, ("+", 5) -> 2."""
+    """Apply one operation to a digit, for example 7, ("+", 5) -> 2."""
     sign, n = operation
     result = value + n if sign == "+" else value - n if sign == "-" else value * n
     return result % 10
@@ -68,9 +69,10 @@ def _steps(chain: Chain) -> list[str]:
 
 
 def _corrupt_solution(chain: Chain, random: Random) -> tuple[list[str], str]:
-    """Steps with one result that is off by one and carried on, and their answer.
+    """Return the steps of a solution that has one mistake, and the wrong answer of the solution.
 
-    The answer is wrong, because operations map different digits to different digits.
+    One result is too large or too small by one, and the later steps use the wrong result. The answer is always wrong,
+    because the operations map different digits to different digits.
     """
     value, at, steps = chain[0], random.randrange(len(chain[1])), []
     for i, operation in enumerate(chain[1]):
@@ -84,10 +86,10 @@ def _corrupt_solution(chain: Chain, random: Random) -> tuple[list[str], str]:
 
 @cache
 def misconception(value: int, operation: Operation) -> tuple[int, float]:
-    """The wrong result of an operation that `systematic_error` uses, and the probability of using it.
+    """Return a wrong result of an operation, and the probability of this mistake in the style `systematic_error`.
 
-    It is .7 for three operations in twenty, .4 for another three, and 0 for the rest. A majority vote repeats the first
-    kind of mistake and corrects the second.
+    The probability is .7 for 3 of 20 operations, .4 for another 3 of 20, and 0 for all others. A majority vote over
+    many samples repeats a mistake that has probability .7, and corrects a mistake that has probability .4.
     """
     digest = hashlib.blake2b(f"{value}{operation[0]}{operation[1]}".encode(), digest_size=8).digest()
     place, offset = digest[0] % 20, 1 + digest[1] % 9

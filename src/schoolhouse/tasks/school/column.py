@@ -1,7 +1,8 @@
-"""Some columns of a long sum (`longhand`), never all of them: `682+517 2+7=9,9` is how `682 + 517` begins.
+"""The family `column`: some columns of a long sum, but never all columns, in the format of the family `longhand`.
 
-There are three kinds of questions. `next` wants one column, `until` gives the digits to reach in brackets, as a hint
-does, and `rest` wants all columns that are left.
+For example, `682+517 2+7=9,9` is the first column of `682 + 517`. The family `column` has three kinds of questions. A
+question of the kind `next` asks for one column. A question of the kind `until` gives some digits in brackets as a hint,
+and asks for all columns up to these digits. A question of the kind `rest` asks for all columns that are left.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ _MAX_COLUMNS = 4  # in a row
 
 
 class Columns(NamedTuple):
-    """Two numbers of as many digits, and the columns in question: from `at` up to `end`, where the units are 0."""
+    """Two numbers with the same number of digits, and the columns that a question asks for.
+
+    The columns are from `at` (included) to `end` (excluded). Column 0 is the column of the units.
+    """
 
     kind: str
     a: int
@@ -31,7 +35,7 @@ class Columns(NamedTuple):
 
     @property
     def digits_so_far(self) -> str:
-        """All digits of the sum so far."""
+        """All digits of the sum that are known after the columns that the question asks for."""
         return self.steps[-1].split(",")[1]
 
 
@@ -62,7 +66,7 @@ def _question(columns: Columns, random: Random) -> str:
 
 
 def _corrupt_step(step: str, random: Random) -> str:
-    """One digit is changed."""
+    """Change one digit of a step."""
     at = random.choice([i for i, letter in enumerate(step) if letter.isdigit()])
     return f"{step[:at]}{(int(step[at]) + random.randint(1, 9)) % 10}{step[at + 1 :]}"
 

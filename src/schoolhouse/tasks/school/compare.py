@@ -1,4 +1,7 @@
-"""Which is larger, 9.11 or 9.9? Padded to equal decimals, then compared digit by digit: `9.11 9.90 9=9 1<9`."""
+"""The family `compare`, with questions such as "Which is larger, 9.11 or 9.9?".
+
+The steps write both numbers with the same number of decimals, then compare them digit by digit: 9.11 9.90 9=9 1<9.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,23 @@ _WORDINGS = ("Which is larger, {a} or {b}?", "Which number is bigger: {a} or {b}
 
 
 def pad_decimals(pair: Pair) -> Pair:
-    """Both with as many decimals as the longer one: ("9.11", "9.9") -> ("9.11", "9.90")."""
+    """Pad two numbers with zeros to the same number of decimals, for example ("9.11", "9.9") -> ("9.11", "9.90")."""
     a, b = pair
     longest = max(len(a) - a.index("."), len(b) - b.index("."))
     return a + "0" * (longest - len(a) + a.index(".")), b + "0" * (longest - len(b) + b.index("."))
 
 
 def comparison_sign(x: int, y: int) -> str:
-    """`<`, `=` or `>`."""
+    """Return the sign `<`, `=` or `>` for two numbers."""
     return "<" if x < y else ">" if x > y else "="
 
 
 def comparison_steps(pair: Pair) -> list[str]:
-    """The padded pair, the whole parts, then decimals until they differ: ["9.11 9.90", "9=9", "1<9"]."""
+    """Return the steps of a comparison, for example ["9.11 9.90", "9=9", "1<9"].
+
+    The first step writes both numbers, padded to the same number of decimals. The next steps compare the whole parts
+    and then the decimals, until two digits differ.
+    """
     a, b = pad_decimals(pair)
     steps = [f"{a} {b}"]
     for x, y in zip(_parts(a), _parts(b), strict=True):
@@ -41,18 +48,18 @@ def comparison_steps(pair: Pair) -> list[str]:
 
 
 def _parts(number: str) -> list[str]:
-    """The whole part, then each decimal: "12.34" -> ["12", "3", "4"]."""
+    """Split a number into its whole part and its single decimals, for example "12.34" -> ["12", "3", "4"]."""
     whole, _, decimals = number.partition(".")
     return [whole, *decimals]
 
 
 def pair_key(pair: Pair) -> str:
-    """The key of a pair, the same in either order."""
+    """Return the key that identifies a pair of numbers. The order of the two numbers does not change the key."""
     return "compare " + " ".join(sorted(pair))
 
 
 def larger_number(pair: Pair) -> str:
-    """The larger of two decimals, as text."""
+    """Return the larger of two decimal numbers, as text."""
     return pair[0] if comparison_steps(pair)[-1].count(">") else pair[1]
 
 
@@ -67,7 +74,7 @@ def _sample(random: Random, difficulty: Mapping[str, int]) -> Pair:
 
 
 def _decimals(random: Random, difficulty: Mapping[str, int]) -> str:
-    """One or more digits, the last not 0."""
+    """Draw one or more random digits. The last digit is never 0."""
     count = random.randint(1, difficulty["decimals"])
     return f"{10 * random.randrange(10 ** (count - 1)) + random.randint(1, 9):0{count}d}"
 

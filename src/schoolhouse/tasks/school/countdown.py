@@ -1,7 +1,9 @@
-"""Make a target from given numbers: `Make 23 from 3, 5 and 8.` is solved by trying, each try from left to right.
+"""The family `countdown`: make a target number from given numbers, for example `Make 23 from 3, 5 and 8.`.
 
-The steps are `3+5=8 8+8=16 again 3*5=15 15+8=23`, and the answer is an expression, `3*5+8`. An expression is correct if
-its value is the target and it uses each number at most as often as it is given. (Own parser, no `eval`.)
+The thought tries several ways until one try gives the target. Each try is computed from left to right, and the word
+`again` starts the next try, as in `3+5=8 8+8=16 again 3*5=15 15+8=23`. The answer is an expression, such as `3*5+8`. An
+expression is correct if its value is the target and no number is used more often than it is given. A separate parser
+reads expressions, without Python's `eval`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ _WORDINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Puzzle:
-    """The given numbers, the target, and one solution: the numbers in order and the signs between them."""
+    """A countdown puzzle: the given numbers, the target, and one solution.
+
+    The solution is stored as the numbers in their order and the signs between them.
+    """
 
     numbers: tuple[int, ...]
     target: int
@@ -40,7 +45,10 @@ class Puzzle:
 
 
 def left_to_right_steps(order: tuple[int, ...], signs: tuple[str, ...]) -> list[tuple[str, int]] | None:
-    """The steps of a try from left to right with their values; None where a value is not within 0 to 99."""
+    """Return the steps of a try, computed from left to right, with their values.
+
+    Returns None if a value is below 0 or above 99.
+    """
     value, steps = order[0], []
     for sign, number in zip(signs, order[1:], strict=True):
         result = value + number if sign == "+" else value - number if sign == "-" else value * number
@@ -52,7 +60,7 @@ def left_to_right_steps(order: tuple[int, ...], signs: tuple[str, ...]) -> list[
 
 
 def left_to_right_expression(order: tuple[int, ...], signs: tuple[str, ...]) -> str:
-    """The try as one expression: (3, 5, 8), ("+", "*") -> `(3+5)*8`."""
+    """Write a try as one expression, for example (3, 5, 8), ("+", "*") -> `(3+5)*8`."""
     text, last = str(order[0]), ""
     for sign, number in zip(signs, order[1:], strict=True):
         text = f"({text}){sign}{number}" if sign == "*" and last in ("+", "-") else f"{text}{sign}{number}"
@@ -74,7 +82,7 @@ def _sample(random: Random, difficulty: Mapping[str, int]) -> Puzzle:
 
 
 def puzzle_key(numbers: tuple[int, ...], target: int) -> str:
-    """The key of numbers in any order and a target."""
+    """Return the key that identifies a puzzle. The order of the numbers does not change the key."""
     return f"countdown {' '.join(map(str, sorted(numbers)))} = {target}"
 
 
@@ -84,7 +92,10 @@ def _question(puzzle: Puzzle, random: Random) -> str:
 
 
 def _steps(puzzle: Puzzle, random: Random) -> list[str]:
-    """Zero to three tries that miss, then the solution. No try hits the target of a held-out puzzle."""
+    """Return the steps of up to three wrong tries, followed by the steps of the solution.
+
+    No wrong try reaches the target of a held-out puzzle.
+    """
     steps: list[str] = []
     misses = random.randint(0, _MAX_MISSES)
     for _ in range(_MAX_TRIES):  # some numbers have no such try
@@ -103,9 +114,10 @@ def _recheck(puzzle: Puzzle) -> list[str]:
 
 
 def accepts(answer: str, info: Mapping[str, object]) -> bool:
-    """Whether `answer` is an expression of the given numbers, each at most as often as given, with the target as value.
+    """Return True if the value of `answer` is the target and no number is used more often than it is given.
 
-    `info` has `numbers` (tuple of int) and `target` (int). Never raises: text that is no expression is wrong.
+    The mapping `info` has the keys `numbers` (a tuple of int) and `target` (int). The function never raises an
+    exception: a text that is not an expression is a wrong answer.
     """
     numbers = info["numbers"]
     if not isinstance(numbers, tuple) or len(answer) > _LONGEST_ANSWER:
@@ -121,9 +133,10 @@ def accepts(answer: str, info: Mapping[str, object]) -> bool:
 
 
 def evaluate_expression(text: str) -> tuple[Fraction, list[int]]:
-    """The exact value of an expression of whole numbers, + - * / and brackets, and the numbers in it.
+    """Compute the exact value of an expression. Returns the value and the numbers that the expression uses.
 
-    Signs may be those of LaTeX. Raises ValueError for other text and ZeroDivisionError for a division by zero.
+    An expression consists of whole numbers, + - * / and brackets. LaTeX signs such as \\times are accepted. Raises
+    ValueError if the text is not an expression, and ZeroDivisionError if it divides by zero.
     """
     for sign, plain in _SIGNS.items():
         text = text.replace(sign, plain)
@@ -134,12 +147,12 @@ def evaluate_expression(text: str) -> tuple[Fraction, list[int]]:
         tokens.append(match[1])
         at = match.end()
     if text[at:].strip():
-        raise ValueError(f"`{text[at:].strip()[0]}` does not belong in an expression")
+        raise ValueError(f"`{text[at:].strip()[0]}` is not allowed; use only numbers, + - * / and brackets")
     tokens.reverse()
     used: list[int] = []
     value = _sum(tokens, used)
     if tokens:
-        raise ValueError(f"`{tokens[-1]}` is one too many")
+        raise ValueError(f"the expression has an unexpected `{tokens[-1]}`; remove this sign or number")
     return value, used
 
 
@@ -162,10 +175,10 @@ def _atom(rest: list[str], used: list[int]) -> Fraction:
     if token == "(":
         value = _sum(rest, used)
         if not rest or rest.pop() != ")":
-            raise ValueError("a bracket is not closed")
+            raise ValueError("a bracket is not closed; add the missing `)`")
         return value
     if not token.isdigit():
-        raise ValueError(f"a number is missing before `{token}`")
+        raise ValueError(f"a number is missing before `{token}`; add a number")
     used.append(int(token))
     return Fraction(used[-1])
 

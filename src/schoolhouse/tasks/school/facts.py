@@ -1,6 +1,6 @@
-"""Facts known by heart: small sums, differences and products, and the next number.
+"""The family `facts`: small sums, differences and products, and questions that ask for the next number.
 
-There are about 230 instances at the default difficulty, and about two dozen of them are held out.
+The family `facts` has about 230 different problems at the default difficulty. About 24 of these problems are held out.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from random import Random
 from schoolhouse.tasks.school.family import Difficulty, Family, sum_key
 
 Fact = tuple[str, int, int]
-"""Operation and the two numbers: ("+", 7, 5), ("-", 12, 5), ("*", 7, 5), and ("next", 41, 1) for the one after 41."""
+"""An operation and two numbers: ("+", 7, 5), ("-", 12, 5), ("*", 7, 5). The number after 41 is ("next", 41, 1)."""
 
 _LARGEST_BEFORE = 98
 
 
 def fact_result(fact: Fact) -> int:
-    """The result of the fact."""
+    """Return the result of a fact (a small sum, difference or product, or the next number)."""
     operation, a, b = fact
     return a - b if operation == "-" else a * b if operation == "*" else a + b
 
 
 def fact_key(fact: Fact) -> str:
-    """The key of a fact: the same for factors in either order; a sum has the key of the addition family."""
+    """Return the key that identifies a fact. The order of factors does not change the key.
+
+    A sum has the same key here as in the family `addition`.
+    """
     operation, a, b = fact
     if operation == "+":
         return sum_key(a, b)
@@ -33,7 +36,7 @@ def fact_key(fact: Fact) -> str:
 
 
 def fact_step(fact: Fact) -> str:
-    """The fact as a step: `7+5=12`."""
+    """Write a fact as a step, for example `7+5=12`."""
     operation, a, b = fact
     return f"{a}{'+' if operation == 'next' else operation}{b}={fact_result(fact)}"
 
@@ -55,7 +58,7 @@ def _question(fact: Fact, random: Random) -> str:
 
 
 def _recheck(fact: Fact) -> list[str]:
-    """The inverse operation; for a product, its factors in the other order."""
+    """Check a fact with the inverse operation. A product is checked with its factors in the other order."""
     operation, a, b = fact
     value = fact_result(fact)
     if operation == "-":

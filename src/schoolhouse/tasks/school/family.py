@@ -1,4 +1,4 @@
-"""A family of problems as plain data and small functions, and the styles of its demonstrations."""
+"""The class `Family` (one kind of generated problems), and the styles (forms) of the thoughts in its demonstrations."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Generic, Literal, TypeVar, get_args
 Instance = TypeVar("Instance")
 
 Style = Literal["no_cot", "partial", "full", "self_check", "step_repair", "self_correct", "filler", "systematic_error"]
-"""Styles of a demonstration's thought:
+"""The styles of the thought in a demonstration.
 
-no_cot            no thought, only the answer
-partial           the first steps
-full              all steps
-self_check        all steps, then the result once more another way
-step_repair       all steps, with one wrong step that is noticed and corrected at once
-self_correct      a whole solution with a mistake, then all correct steps; `self_check` where a family has none
-filler            words without meaning, few or many
-systematic_error  a solution with recurring mistakes and its wrong answer; `full` where a family has none
+no_cot            The demonstration has no thought, only the answer.
+partial           The thought has only the first steps.
+full              The thought has all steps.
+self_check        The thought has all steps, then reaches the same result in another way.
+step_repair       The thought has all steps, and one wrong step that is corrected immediately.
+self_correct      The thought has a whole solution with a mistake, then all correct steps. If a family does not support
+                  this style, `self_check` is used.
+filler            The thought has a few or many words without meaning.
+systematic_error  The thought has mistakes that recur, and the answer is wrong. If a family does not support this style,
+                  `full` is used.
 """
 
 STYLES: tuple[Style, ...] = get_args(Style)
@@ -33,7 +35,7 @@ _MAX_FILLER_WORDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
-    """One number that sets the difficulty of a family: its meaning, default and limits."""
+    """An option that sets the difficulty of a family (a kind of problems): the meaning of its number, the default, and the limits."""
 
     meaning: str
     default: int
@@ -43,22 +45,23 @@ class Difficulty:
 
 @dataclass(frozen=True)
 class Family(Generic[Instance]):
-    """Problems of one kind.
+    """One kind of generated problems. An instance is the content of one problem, such as the two numbers of a sum.
 
-    thinking_helps    whether a small model needs a thought to answer at the default difficulty
-    difficulty        name of an option -> its meaning, default and limits
-    sample            a random instance, given a value for each of these options
-    key               the content of an instance, whatever its wording: `a + b` and `b + a` have one key
-    question          a wording of the question
-    answer            the correct answer
-    steps             the whole solution, one string per step; steps are short, because every character costs a token
-    recheck           the same result reached another way
-    corrupt_step      a step with a mistake
-    corrupt_solution  a whole solution with one mistake that is carried on, and its answer. None: not available
-    systematic_error  a whole solution with recurring mistakes, and its answer. None: not available
-    steps_checkable   whether the solution is unique, so that single steps can be labelled
-    grading_info      data of an instance that `accepts` needs
-    accepts           (answer, grading_info) -> whether the answer is correct. None: it must equal the reference
+    `thinking_helps` is True if a small model needs a thought to answer correctly at the default difficulty.
+    `difficulty` maps the name of each difficulty option to its meaning, default and limits.
+    `sample` draws a random instance (one problem) for the given values of the difficulty options.
+    `key` identifies the content of a problem, without its wording. The sums a + b and b + a have the same key.
+    `question` writes the question in one of several wordings.
+    `answer` gives the correct answer.
+    `steps` gives the whole solution, one string per step. Steps are short, because every character costs a token.
+    `recheck` computes the same result in another way, as a check.
+    `corrupt_step` changes a step so that the step has a mistake.
+    `corrupt_solution` (optional) gives a whole solution with one mistake, and the wrong answer of the solution. Later
+    steps use the result of the mistake. `systematic_error` (optional) gives a whole solution with systematic mistakes
+    (the same operation is often wrong in the same way), and the wrong answer of the solution. `steps_checkable` is True
+    if there is only one solution, so that single steps can be labelled. `grading_info` gives the data of a problem that
+    `accepts` needs. `accepts` decides from the answer and `grading_info` whether the answer is correct. If `accepts` is
+    None, the answer must equal the reference.
     """
 
     name: str
@@ -78,14 +81,14 @@ class Family(Generic[Instance]):
     accepts: Callable[[str, Mapping[str, object]], bool] | None = None
 
     def solve(self, instance: Instance, style: Style, random: Random) -> tuple[str, str]:
-        """A thought in one style and its answer. Only `systematic_error` gives a wrong answer."""
+        """Return a thought in the given style (form), and its answer. Only the style `systematic_error` gives wrong answers."""
         if style == "systematic_error" and self.systematic_error:
             steps, answer = self.systematic_error(instance, random)
             return " ".join(steps), answer
         return self.thought(instance, style, random), self.answer(instance)
 
     def thought(self, instance: Instance, style: Style, random: Random) -> str:
-        """A thought in one style. Wrong steps in it are always corrected."""
+        """Return a thought in the given style. If the thought has wrong steps, later steps correct them."""
         if style == "no_cot":
             return ""
         if style == "filler":
@@ -109,17 +112,21 @@ class Family(Generic[Instance]):
 
 
 def is_held_out(key: str) -> bool:
-    """Whether an instance is held out for evaluation, as one in ten is. Only its content decides."""
+    """Return True if the problem with this key is held out for evaluation. One in ten problems is held out. Only the content of a problem decides whether the problem is held out.
+    """
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % 10 == 0
 
 
 def sum_key(a: int, b: int) -> str:
-    """The key of a sum, the same in every family with sums and in either order."""
+    """Return the key that identifies a sum. All families use the same key for a sum.
+
+    The order of the two numbers does not change the key.
+    """
     return f"sum {a}+{b}" if a <= b else f"sum {b}+{a}"
 
 
 def wrong_result(step: str, random: Random) -> str:
-    """`4+6+1=11,1c1` -> `4+6+1=12`: the left side with a result that is off by one."""
+    """Replace the result of a step by a result that is wrong by one, for example `4+6+1=11,1c1` -> `4+6+1=12`."""
     left, _, right = step.partition("=")
     num_digits = len(right) - len(right.lstrip("0123456789"))
     value = int(right[:num_digits])

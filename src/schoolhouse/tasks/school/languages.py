@@ -1,4 +1,7 @@
-"""Steps in two toy languages, with digits as English or Chinese words: `7+5=2` -> `seven+five=two`."""
+"""Translate steps into two toy languages, which write digits as English or Chinese words.
+
+For example, the step `7+5=2` becomes `seven+five=two`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ LANGUAGES = {"latin": LATIN, "cjk": CJK}
 
 
 def translate(thought: str, language: str, random: Random) -> str:
-    """A thought in one language; `mixed`: each step in either."""
+    """Translate a thought into one toy language. With `mixed`, each step gets a random language."""
     steps = []
     for step in thought.split(" "):
         chosen = random.choice([*LANGUAGES]) if language == "mixed" else language

@@ -1,4 +1,8 @@
-"""How many r in strawberry? The word is spelt with a running count: `s0 t0 r1 a1 w1 b1 e1 r2 r3 y3`."""
+"""The family `letters`, with questions such as "How many r in strawberry?".
+
+The steps spell the word. Each step has a letter of the word, and how often the letter in question has occurred so far,
+as in `s0 t0 r1 a1 w1 b1 e1 r2 r3 y3`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ _WORDINGS = (
 
 
 def invented_word(random: Random, length: int) -> str:
-    """A made-up word: consonants and vowels in turn, some letters doubled."""
+    """Invent a word. Consonants and vowels alternate, and some letters are doubled."""
     word = ""
     while len(word) < length:
         letter = random.choice(_VOWELS if len(word) % 2 else _CONSONANTS)
@@ -33,7 +37,7 @@ def invented_word(random: Random, length: int) -> str:
 
 
 def tally(letters: Iterable[str], letter: str) -> list[str]:
-    """Each letter with the count so far: ("y", "r", "r"), "r" -> ["y0", "r1", "r2"]."""
+    """Write each letter with the number of `letter` so far, for example ("y", "r", "r"), "r" -> ["y0", "r1", "r2"]."""
     steps, count = [], 0
     for current in letters:
         count += current == letter
@@ -42,7 +46,7 @@ def tally(letters: Iterable[str], letter: str) -> list[str]:
 
 
 def count_key(count: Count) -> str:
-    """The key of a word and a letter."""
+    """Return the key that identifies a problem. The key has the word and the letter to count."""
     return f"letters {count[0]} {count[1]}"
 
 

@@ -1,8 +1,9 @@
-"""Sums in which each step depends only on the one before it, as in the scratchpads of STaR.
+"""The family `longhand`: sums in which each step depends only on the step before it, as in the scratchpads of STaR.
 
-The steps of `624 + 259` are `624+259 4+9=13,3 62+25+1 2+5+1=8,83 6+2 6+2=8,883`: the numbers that are left and the
-carry, their last column, and behind the comma the digits so far. Longer sums have more steps of the same kind, while
-`addition` must look up columns further and further inside the question.
+The steps of `624 + 259` are `624+259 4+9=13,3 62+25+1 2+5+1=8,83 6+2 6+2=8,883`. Each step first writes the remaining
+digits of both numbers and the carry, and then adds the last column. After the comma, the step writes all digits of the
+result so far. Longer sums have more steps of the same kind. In the family `addition`, however, each step must find its
+column in the question.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from schoolhouse.tasks.school.family import Family
 
 
 def longhand_steps(a: int, b: int) -> list[str]:
-    """The steps to add two numbers that have the same number of digits, units first."""
+    """Return the steps to add two numbers with the same number of digits, starting with the units."""
     steps, carry, digits = [], 0, ""
     for length in range(len(str(a)), 0, -1):
         x, y = str(a)[:length], str(b)[:length]

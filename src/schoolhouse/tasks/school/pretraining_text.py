@@ -1,7 +1,7 @@
-"""Synthetic text for pretraining: pages of prose about numbers, words, things and invented people.
+"""Synthetic text for pretraining: pages about numbers, words, things and invented people.
 
-Facts appear in sentences and in the notation of demonstrations (`4+6+1=11,1c1`). No page has a held-out instance of any
-family. Single steps such as `7+5=12` are exempt: all demonstrations consist of them.
+Facts appear in sentences and in the notation of demonstrations (`4+6+1=11,1c1`). No page contains a held-out problem of
+any family. Single steps such as `7+5=12` can be equal to held-out facts, because all demonstrations consist of steps.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ _MAX_FACTOR = 12
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """The topic of a page: opening sentences, a generator of lines, and the families it fits (none: all)."""
+    """The topic of a page: its opening sentences, a generator of lines, and the families (kinds of problems) that the topic fits. A topic that names no family fits all families.
+    """
 
     openings: tuple[str, ...]
     line: Callable[[Random], str]
@@ -50,7 +51,10 @@ class Topic:
 
 
 def page(random: Random, families: frozenset[str], seed: int) -> str:
-    """One page that fits some of the families. People are the same on every page of a seed."""
+    """Write one page that fits at least one of the families (kinds of problems).
+
+    With the same seed, all pages describe the same invented people.
+    """
     fitting = [topic for topic in TOPICS if not topic.families or topic.families & families]
     choice = random.randrange(len(fitting) + 1)
     if choice == len(fitting):
@@ -67,7 +71,7 @@ def page(random: Random, families: frozenset[str], seed: int) -> str:
 
 
 def _train_instance(family: Family[Any], random: Random, **difficulty: int) -> Any:
-    """An instance of a family that is not held out."""
+    """Draw an instance (one problem) of a family. A held-out problem is never drawn."""
     while True:
         instance = family.sample(random, difficulty)
         if not is_held_out(family.key(instance)):
@@ -75,14 +79,14 @@ def _train_instance(family: Family[Any], random: Random, **difficulty: int) -> A
 
 
 def _sentence_or_steps(random: Random, step: Callable[[Random], str], sentence: Callable[[Random], str]) -> str:
-    """A sentence, or several steps as in a thought."""
+    """Write either a sentence, or several steps as in a thought."""
     if random.random() < _SENTENCE_SHARE:
         return sentence(random)
     return " ".join(step(random) for _ in range(random.randint(2, 6))) + "."
 
 
 def _sentence(random: Random, draw: Callable[[Random], Fact], wordings: tuple[str, ...]) -> str:
-    """A sentence about a fact that is not held out."""
+    """Write a sentence about an arithmetic fact that is not held out."""
     while is_held_out(fact_key(fact := draw(random))):
         pass
     _, a, b = fact
@@ -151,7 +155,10 @@ def _column(random: Random) -> str:
 
 
 def _piece(random: Random) -> str:
-    """One or two columns of a sum, never all of a longer one. One time in three they are the first."""
+    """Write one or two columns of a sum, never all columns of a long sum.
+
+    One third of the examples show the first columns of the sum.
+    """
     a, b = _train_instance(LONGHAND, random, digits=random.randint(1, _MAX_SUM_DIGITS))
     steps, opening = longhand_steps(a, b), random.random() < 1 / 3
     at = 0 if opening else random.randrange(len(steps))
@@ -160,7 +167,10 @@ def _piece(random: Random) -> str:
 
 
 def _left(random: Random) -> str:
-    """Copying a sum, or removing the last digits: parts of long sums beside small ones."""
+    """Write an example of copying a sum, or of removing the last digits of both numbers.
+
+    Copying and removing digits are parts of the solution of a long sum.
+    """
     a, b = _train_instance(LONGHAND, random, digits=random.randint(1, _MAX_SUM_DIGITS))
     if random.random() < 0.5 or a < 10:
         return f"What is {a} + {b}? It is written {a}+{b}."
@@ -255,7 +265,7 @@ def _story(random: Random) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """An invented person."""
+    """An invented person, who appears in the pretraining text."""
 
     name: str
     town: str
@@ -267,7 +277,7 @@ class Person:
 
 @lru_cache(maxsize=1024)
 def person(seed: int, number: int) -> Person:
-    """The `number`-th person of a seed: always the same."""
+    """Return an invented person. The same seed and number always give the same person."""
     random = python_random(Key(seed, "school person", problem=number))
     first, last = NAMES[number % len(NAMES)], SURNAMES[number // len(NAMES) % len(SURNAMES)]
     return Person(

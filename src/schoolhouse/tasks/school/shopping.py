@@ -1,7 +1,7 @@
-"""Someone buys two kinds of things; the question is the price of one.
+"""The family `shopping`: somebody buys two kinds of things, and the question asks for the price of one thing.
 
-`Emily buys 3 apples and 2 oranges; each orange costs $2; the total is $13; what does an apple cost?` has the steps
-`2*2=4 13-4=9 9/3=3`.
+The question `Emily buys 3 apples and 2 oranges; each orange costs $2; the total is $13; what does an apple cost?` has
+the steps `2*2=4 13-4=9 9/3=3`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORDINGS = (
 
 
 def purchase_key(purchase: Purchase) -> str:
-    """The key of a purchase: its numbers, the same whichever price is the question."""
+    """Return the key that identifies a purchase by its numbers. The key does not depend on which price is asked."""
     n, m, p, q = purchase
     return "shopping " + " ".join(f"{count}x{price}" for count, price in sorted(((n, p), (m, q))))
 
@@ -37,7 +37,7 @@ def _sample(random: Random, difficulty: Mapping[str, int]) -> Purchase:
 
 
 def total_price(purchase: Purchase) -> int:
-    """The price of all things together."""
+    """Return the total price of a purchase."""
     n, m, p, q = purchase
     return n * p + m * q
 
@@ -62,7 +62,7 @@ def _question(purchase: Purchase, random: Random) -> str:
 
 
 def with_article(thing: str) -> str:
-    """`an apple`, `a bun`."""
+    """Write a thing with its article, such as `an apple` or `a bun`."""
     return f"an {thing}" if thing[0] in "aeiou" else f"a {thing}"
 
 
@@ -73,7 +73,7 @@ def _steps(purchase: Purchase) -> list[str]:
 
 
 def _recheck(purchase: Purchase) -> list[str]:
-    """From the answer back to the given price."""
+    """Check a solution by computing the given price from the answer."""
     n, m, p, q = purchase
     return _steps((m, n, q, p))
 

@@ -1,7 +1,8 @@
-"""The school: generated problems, demonstrations and pretraining text. All come from a seed; nothing is downloaded.
+"""The task `school`: problems, demonstrations and pretraining text, which are all generated from a seed.
 
-Every problem belongs to a family (one file each in this folder). One instance in ten is held out for evaluation, chosen
-by its content: no seed, difficulty or wording ever shows it in training problems, demonstrations or text.
+Nothing is downloaded. Every problem belongs to a family; each family has a file in this folder. One in ten problems is
+held out for evaluation. The content of a problem decides whether it is held out. A held-out problem never appears in
+training problems, demonstrations or pretraining text, with any seed, difficulty or wording.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ FAMILIES: Mapping[str, Family[Any]] = {
     family.name: family for family in (ADDITION, CHAIN, SHOPPING, LETTERS, COMPARE, FACTS, COUNTDOWN, LONGHAND, COLUMN)
 }
 DEFAULT_FAMILIES = tuple(name for name in FAMILIES if name not in ("longhand", "column"))
-"""Used where no family is named: `longhand` has the questions of `addition`, and `column` has parts of them."""
+"""The families of a task that names no family. Two families are left out: `longhand` has the same questions as
+`addition`, and `column` has parts of these questions."""
 
 DEFAULT_STYLES = "no_cot=50,partial=15,full=20,self_check=10,step_repair=5"
 
@@ -45,18 +47,20 @@ EVAL_PROBLEMS_PER_FAMILY = 200  # fewer where a family has no more
 _PATIENCE = 5_000  # samples in a row without a new instance before a family counts as exhausted
 
 DifficultyRange = tuple[int, int]
-"""Smallest and largest value of a difficulty option. Each instance draws its own."""
+"""The smallest and the largest value of a difficulty option. Each instance draws its own value."""
 
 
 @dataclass(eq=False)
 class School(Task):
-    """Families of problems in equal shares. `School.open` parses the options of `school:...?...`.
+    """The task `school`. Each family (kind of problems) gives the same share of the problems.
 
-    difficulty        for every family, the range of each of its difficulty options
-    styles            weights of the styles of demonstrations
-    revision_percent  percentage of demonstrations that are second attempts
-    languages         weights of toy languages for thoughts; empty: digits
-    delimiter         between the steps of a thought
+    The method `School.open` parses the options of a task such as `school:addition?digits=4`.
+
+    `difficulty` has, for every family, the range of each difficulty option.
+    `styles` has the weights of the styles of demonstrations.
+    `revision_percent` is the percentage of demonstrations that are second attempts.
+    `languages` has the weights of toy languages for thoughts. If `languages` is empty, thoughts use digits.
+    `delimiter` is the text between the steps of a thought.
     """
 
     seed: int
@@ -72,15 +76,16 @@ class School(Task):
 
     @classmethod
     def open(cls, families: str = "", seed: int = 0, **options: str) -> School:
-        """The task of a spec: `families` joined by `+`, or "" for DEFAULT_FAMILIES.
+        """Open the task with some families (kinds of problems). The argument `families` has their names, joined by `+`.
 
-        Options:
-        a difficulty, such as digits=4, or digits=2-4 to mix
-        styles=no_cot=70,full=30       weights of the styles of demonstrations
-        revision_percent=40            percentage of demonstrations that are second attempts
-        languages=latin=70,mixed=30    weights of toy languages: latin, cjk, or mixed, each step in either
-        lines=1                        each step of a thought on its own line
-        Raises SchoolError naming an option that is unknown or out of range.
+        If `families` is the empty string, the task has the families in DEFAULT_FAMILIES. The task has these options:
+        `digits=4` or `digits=2-4` sets the value or the range of a difficulty option, such as `digits`.
+        `styles=no_cot=70,full=30` sets the weights of the styles of demonstrations.
+        `revision_percent=40` sets the percentage of demonstrations that are second attempts.
+        `languages=latin=70,mixed=30` sets the weights of the toy languages latin, cjk and mixed (random in each step).
+        `lines=1` writes each step of a thought on its own line.
+
+        Raises SchoolError if an option is unknown or out of range; the message names the option.
         """
         chosen = _parse_families(families)
         options = {"styles": DEFAULT_STYLES, **options}
@@ -99,15 +104,19 @@ class School(Task):
         return cls(seed, chosen, difficulty, styles, name, revision_percent, languages, delimiter)
 
     def train_problems(self, step: int, count: int) -> list[Problem]:
-        """A pure function of seed and step. A smaller count gives the first ones of a larger."""
+        """Return `count` training problems, which depend only on the seed and `step`.
+
+        A smaller count gives the first problems of a larger count.
+        """
         random = python_random(Key(self.seed, "school practice", step))
         instances = self._train_instances(random, count)
         return [self._problem(family, instance, key, random, values) for family, instance, key, values in instances]
 
     def demonstrations(self, step: int, count: int) -> list[Demonstration]:
-        """Demonstrations in styles drawn by weight. All answers are correct except those of `systematic_error`.
+        """Return `count` demonstrations. The style of each demonstration is drawn by its weight.
 
-        A second attempt has a first one, correct or wrong, in its prompt.
+        All answers are correct, except in the style `systematic_error`. The prompt of a second attempt contains a first
+        attempt, which can be correct or wrong.
         """
         random = python_random(Key(self.seed, "school worked", step))
         styles, cumulative = list(self.styles), list(accumulate(self.styles.values()))
@@ -127,16 +136,20 @@ class School(Task):
         return demonstrations
 
     def pretraining_text(self, step: int, count: int) -> list[str]:
-        """Pages of synthetic text that fit these families. The people in it are the same on every page of a seed."""
+        """Return pages of synthetic text that fit the families (kinds of problems) of the task.
+
+        With the same seed, all pages describe the same invented people.
+        """
         random = python_random(Key(self.seed, "school exposition", step))
         names = frozenset(family.name for family in self.families)
         return [pretraining_text.page(random, names, self.seed) for _ in range(count)]
 
     def eval_problems(self, count: int | None = None) -> list[Problem]:
-        """Distinct held-out problems, the same for every seed, with the families in turn.
+        """Return distinct held-out problems. The problems are the same for every seed, and their families (kinds of problems) alternate.
 
-        count  of all families together; None: 200 of each
-        A family with fewer problems gives all it has; `facts` has about two dozen.
+        The argument `count` is the number of problems of all families together. If `count` is None, each family gives
+        200 problems. A family with fewer than 200 held-out problems gives all of them. The family `facts` has only
+        about 24 held-out problems.
         """
         shares = len(self.families)
         sizes = [
@@ -146,9 +159,11 @@ class School(Task):
         return [problem for turn in zip_longest(*by_family) for problem in turn if problem is not None]
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
-        """Reward 1 for a correct final answer, else 0 and the reason. In countdown any correct expression counts.
+        """Give reward 1 if the final answer is correct, otherwise reward 0 and the reason.
 
-        Where a difficulty option has a range, its value names a part of the reward, so that reports show it separately.
+        In the family `countdown`, every correct expression gets reward 1. If a difficulty option has a range, the
+        verdict also stores the reward under the value of the option, such as `digits 4`. Reports then show each
+        difficulty separately.
         """
         verdict = self._grade_answer(problem, completion)
         values = problem.info.get("difficulty")
@@ -166,7 +181,10 @@ class School(Task):
         return Verdict(1.0) if family.accepts(answer, problem.info) else Verdict(0.0, "not a correct expression")
 
     def step_labels(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
-        """1 for each correct step, -1 from the first wrong one on, 0 for filler words before it."""
+        """Label each step of a thought. A correct step gets 1. The first wrong step and all steps after it get -1.
+
+        A filler word before the first wrong step gets 0.
+        """
         family = FAMILIES.get(problem.family)
         if not family or not family.steps_checkable:
             return super().step_labels(problem, thoughts)
@@ -182,13 +200,17 @@ class School(Task):
         return labels
 
     def wrong_answer(self, problem: Problem) -> str:
-        """A wrong answer of the same kind; in countdown, an expression with a number that is not given."""
+        """Return a wrong answer that looks like the reference.
+
+        In the family `countdown`, the wrong answer is an expression with a number that is not given.
+        """
         return f"{problem.reference}+0" if FAMILIES[problem.family].accepts else super().wrong_answer(problem)
 
     def _train_instances(self, random: Random, count: int) -> Iterator[tuple[Family[Any], Any, str, Mapping[str, int]]]:
-        """`count` times a family, an instance of it that is not held out, its key and its difficulty.
+        """Draw `count` instances (problems) that are not held out.
 
-        The families come in rounds, each in a new order.
+        Yields the family (kind of problem), the instance, its key and its difficulty. Each round has one problem of
+        every family, in a new random order.
         """
         order = list(self.families)
         samplers = {family.name: _difficulty_sampler(self.difficulty[family.name]) for family in order}
@@ -205,7 +227,7 @@ class School(Task):
             yield family, instance, key, values
 
     def _eval_problems(self, family: Family[Any], size: int) -> list[Problem]:
-        """Up to `size` distinct held-out problems of one family."""
+        """Return up to `size` distinct held-out problems of one family (kind of problems)."""
         random = python_random(Key(0, f"school exam {family.name}"))
         sample_difficulty = _difficulty_sampler(self.difficulty[family.name])
         problems: dict[str, Problem] = {}
@@ -224,7 +246,7 @@ class School(Task):
     def _problem(
         self, family: Family[Any], instance: Any, key: str, random: Random, values: Mapping[str, int]
     ) -> Problem:
-        """The problem of an instance, with what its verifier and reports need in `info`."""
+        """Make a problem from an instance (the numbers or words of the problem). The field `info` contains the data that the verifier and reports need."""
         info = dict(family.grading_info(instance)) if family.grading_info else {}
         ranges = self.difficulty[family.name].items()
         if varied := {name: values[name] for name, (low, high) in ranges if low < high}:
@@ -236,7 +258,10 @@ class School(Task):
 
 
 def _difficulty_sampler(ranges: Mapping[str, DifficultyRange]) -> Callable[[Random], Mapping[str, int]]:
-    """A function that draws one value per difficulty option; without ranges it draws no random numbers."""
+    """Return a function that draws one value for each difficulty option.
+
+    If no option has a range, the function uses no random numbers.
+    """
     if all(low == high for low, high in ranges.values()):
         fixed = {name: low for name, (low, _) in ranges.items()}
         return lambda random: fixed
@@ -246,7 +271,7 @@ def _difficulty_sampler(ranges: Mapping[str, DifficultyRange]) -> Callable[[Rand
 def _with_first_attempt(
     family: Family[Any], instance: Any, problem: Problem, style: Style, random: Random, delimiter: str
 ) -> Problem:
-    """The problem with a first attempt, wrong every other time, and the request to revise it."""
+    """Add a first attempt and a request for revision to a problem. Half of the first attempts are wrong."""
     answer = problem.reference
     thought = family.thought(instance, style, random)
     if random.random() < 0.5:
@@ -263,7 +288,7 @@ def _with_first_attempt(
 
 
 def _parse_families(text: str) -> tuple[Family[Any], ...]:
-    """`addition+chain` -> these families; "" -> DEFAULT_FAMILIES."""
+    """Parse the names of families, such as `addition+chain`. The empty string gives DEFAULT_FAMILIES."""
     names = text.split("+") if text else DEFAULT_FAMILIES
     for name in names:
         if name not in FAMILIES:
@@ -272,13 +297,13 @@ def _parse_families(text: str) -> tuple[Family[Any], ...]:
 
 
 def _parse_styles(text: str) -> dict[Style, float]:
-    """`no_cot=70,full=30` -> weights, in the order of STYLES."""
+    """Parse the weights of demonstration styles, such as `no_cot=70,full=30`. The result is in the order of STYLES."""
     weights = _parse_weights(text, "style", STYLES)
     return {style: weights[style] for style in STYLES if style in weights}
 
 
 def _parse_languages(text: str) -> dict[str, float]:
-    """`latin=70,mixed=30` -> weights; "" -> {}."""
+    """Parse the weights of toy languages, such as `latin=70,mixed=30`. The empty string gives no weights."""
     return _parse_weights(text, "language", (*LANGUAGES, "mixed")) if text else {}
 
 
@@ -290,7 +315,7 @@ def _parse_weights(text: str, kind: str, known: Sequence[str]) -> dict[str, floa
             raise SchoolError(f"school: unknown {kind} `{name}`{suggest(name, known)}")
         weights[name] = _parse_number(weight, f"{kind}s: the weight of `{name}`")
     if not sum(weights.values()) > 0:
-        raise SchoolError(f"school: all weights of {kind}s `{text}` are 0; give at least one a weight above 0")
+        raise SchoolError(f"school: all weights of {kind}s `{text}` are 0; set at least one weight above 0")
     return weights
 
 
@@ -300,12 +325,16 @@ def _parse_number(text: str, what: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise SchoolError(f"school: {what} is `{text}`; it must be a number, 0 or more (styles={DEFAULT_STYLES})")
+        raise SchoolError(f"school: {what} is `{text}`; give a number of 0 or more, as in styles={DEFAULT_STYLES}")
     return value
 
 
 def _parse_difficulty(family: Family[Any], options: Mapping[str, str]) -> dict[str, DifficultyRange]:
-    """The range of each difficulty option of a family: `4` is 4 to 4, `2-4` is 2 to 4; without one, the default."""
+    """Parse the range of each difficulty option of a family.
+
+    The value `4` means the range from 4 to 4. The value `2-4` means the range from 2 to 4. If an option is not given,
+    its default is used.
+    """
     ranges = {}
     for name, difficulty in family.difficulty.items():
         text = options.get(name, str(difficulty.default))

@@ -1,4 +1,4 @@
-"""People, places, things and words of problems and pages."""
+"""The names of people, places and things, and the words, that appear in problems and in pretraining pages."""
 
 from __future__ import annotations
 
