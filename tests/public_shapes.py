@@ -83,7 +83,7 @@ def markdown() -> str:
                 columns = ", ".join(f"`{key}`" for key in example.row)
                 lines.append(f"| {example.name} | {columns} | {outcome(example)} |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(["", *lines])
 
 
 if __name__ == "__main__":

@@ -169,7 +169,9 @@ class RewardFunctionTask(DatasetTask):
             arguments = self._arguments(problem, "")
             for name in _missing_arguments(function, arguments):
                 hint = suggest(name, sorted(arguments))
-                raise SchoolError(f"{self._place} needs the column `{name}`, but row {row} of {source.path} has none{hint}")
+                raise SchoolError(
+                    f"{self._place} needs the column `{name}`, but row {row} of {source.path} has none{hint}"
+                )
 
     @cached_property
     def all_problems(self) -> list[Problem]:
