@@ -99,8 +99,7 @@ def environment() -> dict[str, Any]:
 
 @cache
 def source_digest() -> str:
-    """A digest (checksum) of this package's source files. If a file changes, its digest changes, even if the version is the same.
-    """
+    """A digest (checksum) of this package's source files. If a file changes, its digest changes, even if the version is the same."""
     home = Path(schoolhouse.__file__).parent
     sources = sorted(path for path in home.rglob("*") if path.suffix in (".py", ".c", ".h"))
     digest = hashlib.blake2b(digest_size=8)

@@ -46,7 +46,7 @@ class Grading(NamedTuple):
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
         """Reward 1 if the final answer equals the reference or an alias of the problem, else 0 and the reason."""
-        references = (problem.reference, *getattr(problem, "aliases", ()))
+        references = (problem.reference, *problem.aliases)
         question = "\n".join(message.content for message in problem.messages if message.role == "user")
         return self.compare(completion, references, question)
 

@@ -112,8 +112,7 @@ class Family(Generic[Instance]):
 
 
 def is_held_out(key: str) -> bool:
-    """Return True if the problem with this key is held out for evaluation. One in ten problems is held out. Only the content of a problem decides whether the problem is held out.
-    """
+    """Return True if the problem with this key is held out for evaluation. One in ten problems is held out. Only the content of a problem decides whether the problem is held out."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % 10 == 0
 
 
