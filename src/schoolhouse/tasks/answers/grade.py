@@ -20,7 +20,9 @@ Comparison = Literal["choice", "number", "text", "formula", "math-verify"]
 """How answers are compared with a reference."""
 
 _RIGHT, _WRONG = Verdict(1.0), Verdict(0.0, "another number")
-_PLAIN = re.compile(r"(?:[a-zA-Z] ?= ?)?\\?\$?(-?)\$?([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,30})(?:\.([0-9]{1,30}))?\$?\.?")
+_PLAIN = re.compile(
+    r"(?:[a-zA-Z] ?= ?)?\\?\$?(-?)\$?([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,30})(?:\.([0-9]{1,30}))?\$?\.?"
+)
 """Whole and decimal numbers, which are compared first, because most answers are such."""
 
 
