@@ -25,15 +25,15 @@ def grade(
     units: str = "optional",
     grader: str = "ours",
 ) -> Verdict:
-    r"""Return reward 1 if the final answer of a reply equals at least one of the references, else reward 0 and the reason.
+    r"""Return reward 1 if the final answer of a reply equals one of the references, else reward 0 and the reason.
 
     The text `reply` is the text that the model wrote. A thought in <think>...</think> does not count. A final answer
     that occurs in the text `question` is wrong, unless the answer is written like the reference.
 
     The option `extract` says how the final answer is marked: `boxed` (\boxed{} or <answer>), `hash` (####),
     `answer_colon` (Answer: X), `last_number`, `whole` (the whole text) or `auto` (the first mark that the reply has).
-    The option `units` says whether a unit can be left out (`optional`), must be written (`strict`), or can also be added
-    (`lenient`). The option `grader` selects our rules (`ours`) or the rules of an installed package (`hf`, `verl`,
+    The option `units` says whether a unit can be left out (`optional`), must be written (`strict`), or can also be
+    added (`lenient`). The option `grader` selects our rules (`ours`) or the rules of an installed package (`hf`, `verl`,
     `minerva`). Raises SchoolError for an unknown option. References such as integrals are compared in a worker process.
     """
     grading = pop_grading({"extract": extract, "units": units, "grader": grader}, "grade")
