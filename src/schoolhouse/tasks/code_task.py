@@ -30,7 +30,8 @@ def open_code(path: str, seed: int = 0, **options: str) -> CodeTask:
     """The task of a file of programs with tests.
 
     The option `holdout` is tenth, all or none. The option `show_tests` is the number of tests that the prompt of an
-    MBPP problem contains. A test shows the name of the function. Raises SchoolError with the file, the line and the mistake.
+    MBPP problem contains. A test shows the name of the function.
+    Raises SchoolError with the file, the line and the mistake.
     """
     for option in options:
         if option not in OPTIONS:
