@@ -34,7 +34,8 @@ def grade(
     `answer_colon` (Answer: X), `last_number`, `whole` (the whole text) or `auto` (the first mark that the reply has).
     The option `units` says whether a unit can be left out (`optional`), must be written (`strict`), or can also be
     added (`lenient`). The option `grader` selects our rules (`ours`) or the rules of an installed package (`hf`,
-    `verl`, `minerva`). Raises SchoolError for an unknown option. References such as integrals are compared in a worker process.
+    `verl`, `minerva`). Raises SchoolError for an unknown option. References such as integrals are compared in a worker
+    process.
     """
     grading = pop_grading({"extract": extract, "units": units, "grader": grader}, "grade")
     problem, completion = _case(reply, reference, question)
