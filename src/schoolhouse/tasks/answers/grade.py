@@ -27,7 +27,7 @@ _PLAIN = re.compile(
 
 
 class Reference(NamedTuple):
-    """A reference as it was read. `choice`: the letter that it is."""
+    """The structure of a reference, the kind of comparison, and the choice if the reference is a choice."""
 
     answer: Answer
     comparison: Comparison
@@ -36,7 +36,7 @@ class Reference(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def read_reference(reference: str) -> Reference:
-    """A reference, and how answers are compared with it. One that cannot be read is compared by its spelling."""
+    """Read a reference. A reference that cannot be read as mathematics is compared by its spelling."""
     choice = read_choice(reference)
     answer = read_answer(reference)
     if choice and (not choice.text or choice.framed):
@@ -60,10 +60,10 @@ def _has_text(answer: Answer) -> bool:
 def compare_answers(
     candidate: str, references: str | Sequence[str], question: str = "", policy: Policy | None = None
 ) -> Verdict:
-    """Reward 1 if a final answer equals the reference (or one of several), else 0 and the reason.
+    """Return reward 1 if a final answer equals at least one of the references, else reward 0 and the reason.
 
-    question  a candidate that stands in it is no answer, unless it is the reference
-    Raises RuntimeError in a main process for a reference that math-verify compares (`exactly_comparable` tells).
+    A candidate that occurs in the text `question` is wrong, unless the candidate is written like the reference. Raises
+    RuntimeError in a main process if math-verify must compare an answer with the reference.
     """
     if isinstance(references, str):
         return _compare(candidate, references, question, policy or Policy())

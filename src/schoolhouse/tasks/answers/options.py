@@ -1,4 +1,4 @@
-"""How a task grades final answers: options of its spec (`?extract=hash&units=strict&grader=hf`)."""
+"""Options of a task that say how final answers are graded, such as `?extract=hash&units=strict&grader=hf`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LATEX = re.compile(r"\\(?!text|mathrm|mbox|%|\$|&|#|[ ,;:!])")
 
 
 class Grading(NamedTuple):
-    """How the final answers of a task are found and compared. `grader`: ours, or the rules of another package."""
+    """The rules by which the final answers of a task are found and compared."""
 
     extraction: Extraction = "boxed"
     policy: Policy = Policy()

@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 Units = Literal["optional", "strict", "lenient"]
-"""Policy for units. `optional`: a unit may be left out, but neither changed nor added. `strict`: a unit must be
-written. `lenient`: a unit may also be added where the reference has none."""
+"""The policy for units. With `optional`, a candidate can leave out the unit. With `strict`, a candidate must have the
+unit. With `lenient`, a candidate can leave out the unit, and can add a unit that the reference does not have."""
 
 _NAMES = {
     "degree": "degrees deg circ",
