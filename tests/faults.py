@@ -9,7 +9,7 @@ in brackets.
 
 FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
     "foreign rollouts": (
-        "Rollouts come from other weights than the weights of the policy (verl#7495, unsloth#8701).",
+        "Rollouts were sampled by weights that differ from the weights of the policy (verl#7495, unsloth#8701).",
         "Each step compares the log-probabilities of sampler and learner. If the gap is above `max_logprob_gap`, the "
         "run stops before the weights change.",
     ),
@@ -33,7 +33,8 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
     ),
     "killed": (
         "A run is killed at any time (OpenRLHF#1322, verl#7933).",
-        "The same command resumes the run from the newest complete checkpoint. The resumed run ends in the same bits.",
+        "The same command resumes the run from the newest complete checkpoint. The resumed run ends with "
+        "bit-identical results.",
     ),
     "killed with rollouts waiting": (
         "With a policy lag, a resumed run loses the rollouts that wait for their step (OpenRLHF#1322).",

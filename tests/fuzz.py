@@ -26,7 +26,7 @@ from typing import Any
 from schoolhouse.config import BaseConfig, load
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import train_tokenizer
-from schoolhouse.model.decoder import ModelConfig
+from schoolhouse.model.config import ModelConfig
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import grpo
 from schoolhouse.runs.inspect import check, inspect

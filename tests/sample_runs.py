@@ -89,7 +89,7 @@ def write_checkpoint(run: Path, step: int) -> None:
     """Add a checkpoint to a run: a tiny model, whose weights depend on the step."""
     from schoolhouse.data.chat import Conversation
     from schoolhouse.data.tokenizer import train_tokenizer
-    from schoolhouse.model.decoder import ModelConfig
+    from schoolhouse.model.config import ModelConfig
     from schoolhouse.policy.policy import Policy
 
     conversation = Conversation(train_tokenizer(["1+1=2"], 300))

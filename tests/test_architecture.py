@@ -25,6 +25,7 @@ LAYERS = [
     {"recipes"},
     {"runs"},
     {"claims", "bench", "export"},
+    {"hub"},
     {"serve"},
     {"board"},
     {"cli"},

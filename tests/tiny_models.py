@@ -10,7 +10,8 @@ import torch
 
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import train_tokenizer
-from schoolhouse.model.decoder import Decoder, ModelConfig, init_weights
+from schoolhouse.model.config import ModelConfig
+from schoolhouse.model.decoder import Decoder, init_weights
 from schoolhouse.policy.policy import Policy
 from schoolhouse.types import NAN, Key, Message, Problem, Rollout
 

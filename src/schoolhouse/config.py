@@ -36,7 +36,10 @@ class BaseConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
-        """Expand dotted keys such as `a.b` into groups of keys. If a key of a group is not given, the key keeps its default."""
+        """Expand dotted keys such as `a.b` into groups of keys.
+
+        If a key of a group is not given, the key keeps its default.
+        """
         if not isinstance(data, Mapping):
             return data
         values = cls.preset_values(expand_dotted(data))
@@ -175,9 +178,12 @@ def build(cls: type[C], source: Source) -> C:
 def suggest(word: str, known: Sequence[str]) -> str:
     """Return the text `; did you mean ...?` with the most similar known name.
 
-    If no known name is similar, return the list of known names. The last part of a dotted name is enough for a
-    suggestion, so the word `learning_rate` gives the suggestion `optimizer.learning_rate`.
+    If no known name is similar, return the list of known names. If there are no known names, return an empty text. The
+    last part of a dotted name is enough for a suggestion, so the word `learning_rate` gives the suggestion
+    `optimizer.learning_rate`.
     """
+    if not known:
+        return ""
     spellings: dict[str, list[str]] = {}
     for name in known:
         dashes = "--" if name.startswith("--") else ""
@@ -416,7 +422,12 @@ def _requirement(kind: str, message: str) -> str:
         return message.partition(", ")[2]
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return "it should hold `key: value` lines"
-    return "it has too few values" if kind == "missing" else message.replace("Input", "it", 1)
+    return "it has too few values" if kind == "missing" else requirement(message)
+
+
+def requirement(message: str) -> str:
+    """Return one of pydantic's messages about a wrong value in plain words, such as `it should be a valid integer`."""
+    return message.partition(", unable to parse")[0].replace("Input", "it", 1)
 
 
 def _models_at(cls: type[BaseModel], path: Sequence[str | int]) -> list[type[BaseModel]]:

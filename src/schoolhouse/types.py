@@ -157,7 +157,7 @@ class Rollout:
     def append_sampled(
         self, tokens: Sequence[int], logprob: Sequence[float], finish: FinishReason, version: int
     ) -> Rollout:
-        """Return the rollout with more sampled tokens.
+        """Return a copy of the rollout with further sampled tokens at its end.
 
         The tokens are a new turn of the policy, or they complete a prefilled turn.
         """

@@ -74,7 +74,7 @@ def test_an_evaluation_with_a_search_reports_its_cost(here: Path, capsys: Any, t
         (("solve", "{here}/base", "1 + 1?", "--page", "x.html"), "`vote` has no tree"),
         (
             ("solve", "{here}/base", "1 + 1?", "--search", "tot?thoughts=propose"),
-            "has no prompt that asks for next thoughts",
+            "has no prompt that asks for next",
         ),
         (("solve", "{here}/base", "1 2 3", "--task", "game24:{here}/puzzles.csv?holdout=2-3"), "has 3 numbers"),
         (("solve", "{here}/base", "1 + 1?", "--search", "best_of_n", "--page", "x.html"), "`best_of_n` has no tree"),

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from schoolhouse.cli.main import main
 from schoolhouse.export.model_card import evaluation_lines, render_model_card
-from schoolhouse.model.checkpoint import read_weights
+from schoolhouse.model.folder import read_weights
 from schoolhouse.policy.policy import Policy
 from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.runs.manifest import read_config
@@ -44,6 +45,22 @@ def test_a_folder_opens_in_transformers_and_here(run: Path, tmp_path: Path):
     with torch.no_grad():
         generated = reference.generate(**ids, max_new_tokens=24, do_sample=False)
     assert tuple(generated[0].tolist())[: len(tokens)] == tokens
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_written_in_the_number_type_that_is_asked_for(run: Path, tmp_path: Path, dtype: str):
+    transformers: Any = pytest.importorskip("transformers")
+    assert main(["export", str(run), "--to", str(tmp_path / "out"), "--dtype", dtype]) == 0
+    exported, original = load_file(tmp_path / "out" / "model.safetensors"), read_weights(resolve_model(run))
+    assert all(torch.equal(exported[name], weight.to(getattr(torch, dtype))) for name, weight in original.items())
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert loaded.dtype == getattr(torch, dtype)
+
+
+def test_a_number_type_is_refused_for_llama_cpp(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["export", str(run), "--to", str(tmp_path / "out"), "--format", "gguf", "--dtype", "float16"]) == 2
+    assert "--dtype float16 is only for --format hf" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_card_describes_the_training(run: Path, tmp_path: Path):

@@ -11,7 +11,7 @@ import pytest
 
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import train_tokenizer
-from schoolhouse.model.decoder import ModelConfig
+from schoolhouse.model.config import ModelConfig
 from schoolhouse.policy.policy import Policy
 from schoolhouse.runs.atomic_io import read_json
 from schoolhouse.runs.inspect import compare

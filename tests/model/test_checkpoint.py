@@ -7,9 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from schoolhouse.model.checkpoint import load_decoder, read_json, save_decoder
+from schoolhouse.model.checkpoint import load_decoder, save_decoder
+from schoolhouse.model.decoder import Decoder
+from schoolhouse.model.folder import read_json
+from schoolhouse.model.hf_adapter import HFAdapter
 from schoolhouse.policy.policy import Policy
-from schoolhouse.types import SchoolError
+from schoolhouse.types import Message, SchoolError
 
 
 @pytest.fixture
@@ -86,6 +89,17 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_an_error(policy, tiny_confi
     load_error(smaller, f"tokenizer has {size} token ids, but the model has only {size - 9}.*vocab_size")
 
 
+def test_a_special_token_without_a_row_is_no_reason_to_refuse_a_model(folder, policy):
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    entry = {**tokenizer["added_tokens"][0], "id": policy.conversation.tokenizer.vocab_size, "content": "<image>"}
+    tokenizer["added_tokens"].append(entry)
+    path.write_text(json.dumps(tokenizer))
+    loaded = Policy.load(folder, precision="float32")
+    assert loaded.conversation.tokenizer.special_tokens["<image>"] == loaded.decoder.config.vocab_size
+    assert max(loaded.conversation.prompt((Message("user", "an <image>"),))) < loaded.decoder.config.vocab_size
+
+
 @pytest.mark.parametrize(
     "changes, pattern",
     [
@@ -101,9 +115,98 @@ def test_weights_that_do_not_fit_the_config_are_named(folder, changes, pattern):
     assert str(folder) in load_error(folder, pattern)
 
 
-def test_an_unsupported_config_key_is_named_with_its_file(folder):
-    rewrite_config(folder, final_logit_softcapping=30.0)
-    assert str(folder / "config.json") in load_error(folder, "final_logit_softcapping")
+def test_a_key_that_nobody_reads_is_no_reason_to_refuse_a_folder(folder, policy):
+    rewrite_config(folder, favourite_colour="green")
+    loaded = Policy.load(folder, precision="float32")
+    assert isinstance(loaded.decoder, Decoder)
+    assert torch.equal(loaded.decoder.model.norm.weight, policy.decoder.model.norm.weight)
+
+
+def test_a_key_that_changes_the_model_sends_it_to_the_adapter(tiny_decoder, tmp_path):
+    save_decoder(tiny_decoder(model_type="llama", qk_norm=False), tmp_path, eos_id=0, pad_id=0)
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in weights if name.endswith("down_proj.weight")]:
+        for proj in ("gate_proj", "up_proj", "down_proj"):
+            sibling = name.replace("down_proj", proj)
+            weights[sibling.replace("weight", "bias")] = torch.ones(len(weights[sibling]))
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    rewrite_config(tmp_path, mlp_bias=True)
+    assert isinstance(load_decoder(tmp_path), HFAdapter)
+
+
+def test_quantized_weights_are_refused_with_their_method(folder):
+    rewrite_config(folder, quantization_config={"quant_method": "awq", "bits": 4})
+    assert str(folder / "config.json") in load_error(folder, "quantized with awq.*original model")
+
+
+def test_an_empty_quantization_config_is_no_quantization(folder):
+    rewrite_config(folder, quantization_config=None)
+    assert isinstance(load_decoder(folder), Decoder)
+
+
+def test_buffers_of_old_transformers_are_left_out(folder, policy):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load_decoder(folder).state_dict().keys() == policy.decoder.state_dict().keys()
+
+
+def test_an_older_pytorch_file_holds_the_same_model(folder, policy):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    weights, loaded_weights = policy.decoder.state_dict(), load_decoder(folder).state_dict()
+    assert all(torch.equal(weights[name], loaded_weights[name]) for name in weights)
+
+
+def test_a_damaged_pytorch_file_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04 not a model")
+    assert str(folder / "pytorch_model.bin") in load_error(folder, "truncated or damaged")
+
+
+def test_a_pytorch_file_cannot_run_code(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Trap(str(tmp_path / "trapped"))}, folder / "pytorch_model.bin")
+    load_error(folder, "truncated or damaged")
+    assert not (tmp_path / "trapped").exists()
+
+
+class Trap:
+    """An object whose unpickling creates a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_without_a_head_the_embedding_is_the_head(tiny_decoder, tmp_path):
+    save_decoder(tiny_decoder(tie_word_embeddings=True), tmp_path, eos_id=0, pad_id=0)
+    rewrite_config(tmp_path, tie_word_embeddings=False)
+    decoder = load_decoder(tmp_path)
+    assert isinstance(decoder, Decoder)
+    assert decoder.lm_head.weight is decoder.model.embed_tokens.weight
+    assert decoder.config.tie_word_embeddings
+
+
+# --- saving
+
+
+def test_the_keys_of_the_original_config_are_kept(folder, tmp_path):
+    rewrite_config(folder, eos_token_id=[3, 4], bos_token_id=1, is_llama_config=True, auto_map={"A": "b"})
+    save_decoder(load_decoder(folder), tmp_path / "saved", eos_id=3, pad_id=0)
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert (saved["eos_token_id"], saved["bos_token_id"]) == ([3, 4], 1)
+    assert (saved["is_llama_config"], saved["auto_map"]) == (True, {"A": "b"})
+
+
+def test_a_saved_folder_says_its_rope_to_transformers_4_too(tiny_decoder, tmp_path):
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    save_decoder(tiny_decoder(rope_theta=5e5, rope_scaling=scaling), tmp_path, eos_id=0, pad_id=0)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["rope_parameters"] == {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    assert (saved["rope_theta"], saved["rope_scaling"]) == (5e5, scaling)
 
 
 # --- shards
@@ -143,9 +246,6 @@ def test_a_shard_without_its_weights_is_an_error(sharded):
 def test_a_damaged_index_is_named(sharded, text):
     (sharded / "model.safetensors.index.json").write_text(text)
     load_error(sharded, "model.safetensors.index.json")
-
-
-# --- saving
 
 
 def test_weights_in_bfloat16_are_read_as_float32(tiny_decoder, tmp_path):

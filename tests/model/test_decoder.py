@@ -10,14 +10,8 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from schoolhouse.model.checkpoint import load_decoder, save_decoder
-from schoolhouse.model.decoder import (
-    ARCHITECTURES,
-    Decoder,
-    ModelConfig,
-    init_weights,
-    model_config_to_json,
-    parse_model_config,
-)
+from schoolhouse.model.config import ARCHITECTURES, ModelConfig, model_config_to_json, parse_model_config
+from schoolhouse.model.decoder import Decoder, init_weights
 from schoolhouse.model.kv_cache import PackedAttention
 from schoolhouse.types import SchoolError
 
@@ -104,17 +98,16 @@ def test_later_tokens_do_not_change_earlier_logits():
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("rope_parameters", {"rope_type": "llama3", "rope_theta": 1e4}),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("rope_type", {"rope_type": "dynamic", "factor": 4.0}),
         ("hidden_act", "gelu"),
         ("attention_bias", True),
         ("quantization_config", {"bits": 4}),
-        ("final_logit_softcapping", 30.0),
         ("layer_types", ["sliding_attention", "full_attention"]),
     ],
 )
 def test_an_unsupported_config_value_is_an_error_that_names_the_key(key, value):
-    config = {**model_config_to_json(small_config("llama")), key: value}
+    changes = {"rope_parameters": value} if key == "rope_type" else {key: value}
+    config = {**model_config_to_json(small_config("llama")), **changes}
     with pytest.raises(SchoolError, match=key):
         parse_model_config(config)
 
@@ -138,8 +131,23 @@ def test_rope_theta_is_found_wherever_transformers_looks(rope_keys):
 
 def test_an_unsupported_rope_parameter_is_an_error():
     config = model_config_to_json(small_config("llama"))
-    with pytest.raises(SchoolError, match="`rope_parameters` sets factor"):
+    with pytest.raises(SchoolError, match="factor: 2.0"):
         parse_model_config({**config, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "factor": 2.0}})
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "llama3", "factor": 8.0},
+        {"rope_type": "linear"},
+        {"rope_type": "yarn", "factor": -4.0},
+        {"type": "linear", "factor": "two"},
+    ],
+)
+def test_a_rope_scaling_that_cannot_be_is_an_error_that_names_the_key(rope):
+    config = {**model_config_to_json(small_config("llama")), "rope_parameters": None, "rope_scaling": rope}
+    with pytest.raises(SchoolError, match=r"config.json: `rope_scaling\.\w+: .*positive number"):
+        parse_model_config(config)
 
 
 def test_an_older_config_with_plain_rope_theta_is_read():

@@ -1,5 +1,6 @@
 """Other model types with our attention: they give the same logits as with their own, or loading fails."""
 
+import json
 import os
 from pathlib import Path
 
@@ -48,6 +49,20 @@ def packed_logits(decoder, *sequences: list[int]) -> torch.Tensor:
         return decoder.project(decoder(torch.tensor([t for s in sequences for t in s]), packed.positions, packed))
 
 
+MLA = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 16,
+}
 A, B = [5, 9, 13, 2, 60, 44, 3, 21, 8], [7, 7, 30, 1]
 
 
@@ -58,7 +73,18 @@ A, B = [5, 9, 13, 2, 60, 44, 3, 21, 8], [7, 7, 30, 1]
         ("smollm3", {}),
         ("phi3", {}),
         ("gemma3_text", {"head_dim": 12, "query_pre_attn_scalar": 3}),
-        ("granite", {"attention_multiplier": 0.5, "residual_multiplier": 0.3}),
+        ("granite", {"attention_multiplier": 0.5, "residual_multiplier": 0.3, "logits_scaling": 8.0}),
+        ("gemma2", {"head_dim": 12, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
+        ("gpt_oss", {"head_dim": 12, "num_local_experts": 4, "sliding_window": 3}),
+        ("gemma3_text", {"head_dim": 12, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("stablelm", {"partial_rotary_factor": 0.5}),
+        ("nemotron", {"head_dim": 12}),
+        ("gpt2", {}),
+        ("gpt_neox", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}),
+        ("opt", {"ffn_dim": 80, "word_embed_proj_dim": 48}),
+        ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        ("deepseek_v3", MLA),  # values are narrower than keys
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -79,13 +105,35 @@ def test_the_config_holds_the_sizes_of_the_model(tmp_path):
     assert (config.head_dim, config.model_type, config.max_seq_len) == (12, "olmo2", 64)
 
 
-def test_a_sliding_window_limits_the_sequence_length(tmp_path):
+def test_a_short_window_is_computed(tmp_path):
     save_hf_model("phi3", tmp_path, sliding_window=24)
-    assert load_adapter(tmp_path).config.max_seq_len == 24
+    config = load_adapter(tmp_path).config
+    assert (config.max_seq_len, config.plain_attention) == (64, False)
 
 
-def test_greedy_sampling_equals_that_of_transformers(tmp_path):
-    hf_model = save_hf_model("olmo2", tmp_path)
+def test_a_long_window_limits_the_sequence_length_and_keeps_the_fast_kernels(tmp_path):
+    save_hf_model("phi3", tmp_path, sliding_window=2048, max_position_embeddings=4096)
+    config = load_adapter(tmp_path).config
+    assert (config.max_seq_len, config.plain_attention) == (2048, True)
+
+
+def test_a_window_that_attention_is_not_told_limits_the_sequence_length(tmp_path, monkeypatch):
+    monkeypatch.setattr("schoolhouse.model.hf_adapter._rule", lambda options: None)
+    save_hf_model("phi3", tmp_path, sliding_window=24)
+    config = load_adapter(tmp_path).config
+    assert (config.max_seq_len, config.plain_attention) == (24, True)
+
+
+@pytest.mark.parametrize(
+    "model_type, changes",
+    [
+        ("olmo2", {}),
+        ("gemma2", {"head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 3}),
+        ("gpt_oss", {"head_dim": 12, "num_local_experts": 4, "sliding_window": 2}),
+    ],
+)
+def test_greedy_sampling_equals_that_of_transformers(tmp_path, model_type, changes):
+    hf_model = save_hf_model(model_type, tmp_path, **changes)
     problem = Problem("p", (Message("user", "?"),), "")
     prompts = [
         Rollout(problem, Key(0, "t", sample=i), tuple(ids), (False,) * len(ids), (NAN,) * len(ids))
@@ -125,11 +173,9 @@ def test_transformers_loads_a_saved_adapter_with_the_same_logits(tmp_path):
 @pytest.mark.parametrize(
     "model_type, changes, reason",
     [
-        ("granite", {"logits_scaling": 8.0}, "differ by"),
-        ("gemma2", {"head_dim": 12, "attn_logit_softcapping": None}, "differ by"),
-        ("gemma2", {"head_dim": 12, "final_logit_softcapping": None}, "softcap"),
-        ("gpt_oss", {"head_dim": 12, "num_local_experts": 4}, "s_aux"),
-        ("mamba", {}, "attention"),
+        ("gptj", {"n_embd": 48, "n_head": 4, "n_layer": 2, "rotary_dim": 4}, "computes attention in its own code"),
+        ("mamba", {}, "MambaMixer.*carry a state"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "Lfm2ShortConv.*carry a state"),
     ],
 )
 @pytest.mark.parametrize("size", [0.0, 0.1])  # caps are nearly linear for small weights, and still found
@@ -137,6 +183,21 @@ def test_a_model_type_that_our_attention_would_change_is_an_error(tmp_path, mode
     save_hf_model(model_type, tmp_path, size, **changes)
     with pytest.raises(SchoolError, match=f"`{model_type}`.*{reason}"):
         load_adapter(tmp_path)
+
+
+def test_attention_that_differs_from_ours_is_an_error_with_the_difference(tmp_path):
+    save_hf_model("doge", tmp_path)  # its attention drops the keys that a learned mask finds unimportant
+    with pytest.raises(SchoolError, match=r"`doge`.*its logits differ by 0\.\d+ from those with its own attention"):
+        load_adapter(tmp_path)
+
+
+def test_code_from_a_folder_is_never_run(tmp_path):
+    auto_map = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "abacus", "auto_map": auto_map}))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'trapped')!r}, 'w')")
+    with pytest.raises(SchoolError, match="`abacus` needs Python code from the folder.*never run"):
+        load_decoder(tmp_path)
+    assert not (tmp_path / "trapped").exists()
 
 
 def test_a_truncated_file_is_an_error_that_names_the_folder(tmp_path):

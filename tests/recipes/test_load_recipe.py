@@ -93,7 +93,7 @@ def test_further_parameters_of_the_function_need_defaults(recipe_file: Callable[
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
-    message = "unknown recipe `grop`; did you mean `grpo`? (or give your own file: FILE.py)"
+    message = "unknown recipe `grop`; did you mean `grpo`? (for your own recipe, give the path of its file)"
     assert refusal("grop") == message
 
 

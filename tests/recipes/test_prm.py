@@ -165,7 +165,7 @@ def test_an_implicit_reward_model_needs_a_generator(model: Path):
 
 
 def test_solutions_without_a_labelled_step_are_refused(model: Path, tmp_path: Path):
-    with pytest.raises(SchoolError, match="solutions have no labelled step"):
+    with pytest.raises(SchoolError, match="solutions has a labelled step"):
         train(tmp_path / "run", config(model, num_prompts=2, **{"sampling.max_new_tokens": 2}))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import train_tokenizer
-from schoolhouse.model.decoder import ModelConfig
+from schoolhouse.model.config import ModelConfig
 from schoolhouse.policy.policy import Policy
 from schoolhouse.reward_models.prm import LABEL_TOKEN, STEP_AGGREGATIONS, RewardModel, insert_label_tokens
 from schoolhouse.types import Key, Message, Problem, Rollout

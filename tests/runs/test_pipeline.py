@@ -21,7 +21,7 @@ RECIPE = '''
 import os, signal
 from pathlib import Path
 from schoolhouse.config import BaseConfig
-from schoolhouse.model.decoder import ModelConfig
+from schoolhouse.model.config import ModelConfig
 from schoolhouse.policy.policy import Policy
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import train_tokenizer

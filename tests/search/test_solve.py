@@ -95,7 +95,7 @@ def test_more_subtrees_than_first_thoughts_are_refused(scripted: Make, game: Gam
 def test_a_task_that_proposes_nothing_says_what_to_use_instead(scripted: Make):
     task, policy = open_task("school:chain"), scripted(player)
     prompts = [policy.conversation.prompt_rollout(task.eval_problems(1)[0], Key(0, "t"))]
-    with pytest.raises(SchoolError, match="use thoughts=sample"):
+    with pytest.raises(SchoolError, match="set `thoughts` to sample"):
         solve(policy, task, prompts, Search(**TREE))
 
 
@@ -190,8 +190,8 @@ def test_a_spec_names_a_search_and_its_options():
         ("python", "unknown search `python`"),
         ("tot?beam_widht=1", "unknown option `beam_widht`; did you mean `beam_width`"),
         ("tot?file=my.py", "unknown option `file`"),
-        ("tot?beam_width=0", "`beam_width`: input should be greater than 0"),
-        ("tot?step_aggregation=sum", "`step_aggregation`: input should be 'product', 'min', 'last' or 'mean'"),
+        ("tot?beam_width=0", "`beam_width` is `0`: it should be greater than 0"),
+        ("tot?step_aggregation=sum", "`step_aggregation` is `sum`: it should be 'product', 'min', 'last' or 'mean'"),
     ],
 )
 def test_a_wrong_spec_is_refused(spec: str, message: str):

@@ -127,7 +127,7 @@ def test_an_error_in_a_strategy_names_file_and_line(
         (
             "\ndef f(tree, width=3):\n    yield\n",
             "?width=many",
-            ":2: f: wrong value in `width=many`: input should be a valid integer",
+            ":2: f: the option `width` is `many`: it should be a valid integer",
         ),
         (
             "\ndef f(tree, width):\n    yield\n",

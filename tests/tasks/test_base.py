@@ -67,7 +67,9 @@ def test_an_undefined_method_is_named_with_the_line_of_the_class(method: str) ->
     class Bare(Task):
         name = "bare"
 
-    with pytest.raises(SchoolError, match=rf"task bare has no .*test_base.py:\d+: define Bare.{method}\(step, count\)"):
+    with pytest.raises(
+        SchoolError, match=rf"task bare has no .*test_base.py:\d+: add the method {method}\(step, count\)"
+    ):
         getattr(Bare(), method)(0, 1)
 
 

@@ -99,7 +99,7 @@ def test_files_in_the_same_folder_can_be_imported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "rest", "message"),
     [
-        (TASK, ":Ecko", "mine.py has no `Ecko`; did you mean `Echo`"),
+        (TASK, ":Ecko", "mine.py has no task or reward function `Ecko`; did you mean `Echo`"),
         (TASK, ":Echo?wrod=no", "mine.py:6: Echo has no option `wrod`; did you mean `word`"),
         (TASK + "class Other(Echo): pass", "", "defines Echo, Other; choose one, for example python:.*mine.py:Echo"),
         (
@@ -107,7 +107,7 @@ def test_files_in_the_same_folder_can_be_imported(tmp_path: Path) -> None:
             "",
             r"mine.py:6: Echo needs the option `word`; write .*Echo\?word=VALUE",
         ),
-        ("x = 1", "", r"mine.py has no subclass of Task and no reward function; write f\(prompts"),
+        ("x = 1", "", r"mine.py has no subclass of Task and no reward function; write one of them, such as f\(prompts"),
         ("def f(a): return 1", ":f", "mine.py:1: `f` is neither a subclass of Task nor a reward function"),
         ("x = 1\ndef f(a): return 1", "", r"no reward function, only `f\(a\)` \(.*mine.py:2\); write"),
         (TRL, "", r"mine.py: a reward function needs a file of problems; add \?data=PATH.jsonl"),
@@ -154,15 +154,23 @@ def test_an_exception_in_a_constructor_names_file_and_line(tmp_path: Path) -> No
         (
             "grade(self, problem, completion)",
             "grade(self, completion)",
-            r"18: Echo.grade\(completion\) is called as grade",
+            r"18: Echo.grade\(completion\) must accept the call grade",
         ),
         ("grade(self, problem, completion)", "grade(self, problem, completion, x)", r"grade\(problem, completion\)"),
-        ("eval_problems(self, count=None)", "eval_problems(self)", r"15: .* is called as eval_problems\(count=None\)"),
-        ("eval_problems(self, count=None)", "eval_problems(self, count)", r"15: Echo.eval_problems\(count\) is called"),
+        (
+            "eval_problems(self, count=None)",
+            "eval_problems(self)",
+            r"15: .* the call eval_problems\(count=None\)",
+        ),
+        (
+            "eval_problems(self, count=None)",
+            "eval_problems(self, count)",
+            r"15: Echo.eval_problems\(count\) must",
+        ),
         (
             "train_problems(self, step, count)",
             "train_problems(self, step)",
-            r"12: .* called as train_problems\(step, co",
+            r"12: .* must accept the call train_problems\(step, co",
         ),
     ],
 )
@@ -193,7 +201,7 @@ def test_a_result_that_is_no_verdict_names_file_and_line(tmp_path: Path) -> None
 
 def test_a_missing_method_names_file_and_line(tmp_path: Path) -> None:
     code = TASK.partition("    def eval_problems")[0]
-    with pytest.raises(SchoolError, match=r"no eval problems: .*mine.py:6: define Echo.eval_problems\(count=None\)"):
+    with pytest.raises(SchoolError, match=r"no eval problems: .*mine.py:6: add the method eval_problems\(count=None\)"):
         open_task(f"python:{write(tmp_path, code)}").eval_problems()
 
 
@@ -201,7 +209,7 @@ def test_a_missing_grade_is_a_reason_with_file_and_line(tmp_path: Path) -> None:
     code = TASK.partition("    def grade")[0]
     (verdict,) = graded_in_worker(f"python:{write(tmp_path, code)}", "x")
     assert verdict.reward is None
-    assert re.search(r"mine.py:6: define Echo.grade\(problem, completion\)", verdict.reason)
+    assert re.search(r"mine.py:6: add the method grade\(problem, completion\)", verdict.reason)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

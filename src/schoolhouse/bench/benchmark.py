@@ -43,7 +43,7 @@ def peers_by_kind() -> dict[str, list[str]]:
 
 
 class Backend:
-    """A process that runs the workload once for each request. `python` can belong to another environment."""
+    """A process that runs the workload once for each request. `python` is the interpreter that runs the process."""
 
     def __init__(self, name: str, folder: Path, python: str = sys.executable) -> None:
         self.name = name
@@ -58,7 +58,7 @@ class Backend:
             )
 
     def wait_until_ready(self) -> None:
-        """Wait until the first repeat, which is not measured, is done. Raises SchoolError if the process ended."""
+        """Wait for the end of the first repeat, which is not measured. Raises SchoolError if the process ended."""
         self._receive()
 
     def repeat(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
 
 
 def peer_dtype(name: str) -> str:
-    """The number type of the other library. `auto` means bfloat16 if the processor supports it, and else float32."""
+    """The number type of the other library. `auto` means bfloat16 if the processor supports it, otherwise float32."""
     return str(pick_dtype("auto", pick_device())).removeprefix("torch.") if name == "auto" else name
 
 
@@ -143,9 +143,9 @@ def run_repeats(
     python: str = sys.executable,
     report: Report = lambda stage: None,
 ) -> dict[str, Any]:
-    """Run the backends alternately, `repeats` times each.
+    """Run the backends of both libraries alternately, `repeats` times each.
 
-    Returns the results of all repeats, the medians, and the ratio of the tokens/s for each pair of repeats.
+    Returns the results of all repeats, the medians, and the ratio of the tokens/s in each pair of repeats.
     """
     backends: dict[str, Backend] = {}
     measured: dict[str, list[dict[str, Any]]] = {THIS_PACKAGE: [], peer: []}
@@ -177,7 +177,7 @@ def run_repeats(
 
 
 def _search_inputs(options: Mapping[str, Any]) -> dict[str, str]:
-    """The model, task and search of a search benchmark. Raises SchoolError if one of these options is missing."""
+    """The model, task and search of a search benchmark. Raises SchoolError if the model or the task is missing."""
     if not options["model"] or not options["task"]:
         raise SchoolError(
             "a search benchmark needs a model that was trained on a task; give --model FOLDER --task TASK"

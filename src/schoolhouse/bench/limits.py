@@ -25,7 +25,7 @@ class Limits(NamedTuple):
 
 
 def measure_limits(threads: int, matrix_size: int = 2048, num_values: int = 1 << 28) -> Limits:
-    """Measure products of square matrices, and the sum of a float32 tensor with `num_values` numbers (1 GiB)."""
+    """Measure the speed of products of square matrices, and of the sum of `num_values` float32 numbers (1 GiB)."""
     torch.set_num_threads(threads)
     device = pick_device()
     flops = {}

@@ -1,4 +1,4 @@
-"""Measure how this package's cost grows and which parts need the time, for the figure in docs/performance.md."""
+"""Measure the speed of larger workloads and the time of each part of a step, for the figure in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PARTS = ("matrix products", "attention", "token probabilities", "other")
 
 
 def throughput_curves(report: Report, repeats: int = 2) -> dict[str, dict[int, float]]:
-    """The sampled tokens/s at each point of each curve. The fastest repeat of a point counts."""
+    """The sampled tokens/s at each point of each curve. Each point has the speed of its fastest repeat."""
     curves: dict[str, dict[int, float]] = {}
     for name, points in CURVES.items():
         for value, work in points.items():
@@ -71,7 +71,7 @@ def time_breakdown(size: str, threads: int, work: Workload = BASE) -> dict[str, 
 def _time_sampling(policy: Policy, run: Callable[[], object]) -> dict[str, float]:
     """The seconds of each part of sampling, measured by timing the functions of each part.
 
-    The part `other` has norms, rotary embeddings and bookkeeping.
+    The part `other` contains norms, rotary embeddings and bookkeeping.
     """
     spent = dict.fromkeys(PARTS[:-1], 0.0)
 

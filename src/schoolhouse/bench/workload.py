@@ -11,7 +11,7 @@ from pathlib import Path
 
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import Tokenizer, train_tokenizer
-from schoolhouse.model.decoder import ModelConfig
+from schoolhouse.model.config import ModelConfig
 from schoolhouse.policy.policy import Policy
 from schoolhouse.randomness import python_random
 from schoolhouse.runs.atomic_io import atomic_write, to_json
@@ -33,7 +33,7 @@ class Workload:
 
     prompt_tokens      the length of the shortest and of the longest prompt.
     completion_tokens  the length of the shortest and of the longest completion.
-    batch_size         the number of rows in one update. In the kind `pretrain`, each row has `seq_len` tokens.
+    batch_size         the number of rows in one update. In the workload `pretrain`, each row has `seq_len` tokens.
     """
 
     size: str = "3M"
@@ -72,7 +72,7 @@ class Workload:
 
 
 def prompt_rollouts(prompts: Sequence[Sequence[int]], samples: int) -> list[Rollout]:
-    """Repeat each prompt `samples` times. The copies of a prompt follow each other [P*G]."""
+    """Repeat each prompt `samples` times. The copies of a prompt are next to each other [P*G]."""
     problems = [Problem(str(p), (), "") for p in range(len(prompts))]
     return [
         Rollout(problem, Key(0, "bench", 0, p, g), tuple(ids), (False,) * len(ids), (NAN,) * len(ids))
@@ -82,7 +82,7 @@ def prompt_rollouts(prompts: Sequence[Sequence[int]], samples: int) -> list[Roll
 
 
 def row_rollouts(rows: Sequence[Sequence[int]]) -> list[Rollout]:
-    """Convert rows to rollouts whose tokens are all trained on."""
+    """Convert rows to rollouts. Every token of a rollout is trained on."""
     return [
         Rollout(Problem("row", (), ""), Key(0, "bench", 0, i), tuple(row), (True,) * len(row), (NAN,) * len(row))
         for i, row in enumerate(rows)
@@ -90,7 +90,7 @@ def row_rollouts(rows: Sequence[Sequence[int]]) -> list[Rollout]:
 
 
 def model_config(size: str, max_seq_len: int) -> ModelConfig:
-    """The Qwen3 config for the name of a model size."""
+    """The Qwen3 config of a model with this size, such as 3M."""
     hidden_size, num_layers, num_heads, intermediate_size, vocab_size = MODEL_SIZES[size]
     return ModelConfig(
         vocab_size,

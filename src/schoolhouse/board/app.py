@@ -5,7 +5,7 @@
 /api/curves            the metrics of several runs.
 /api/config_diff       the differences between two configs.
 /api/rollouts          a page of filtered and sorted rollouts.
-/api/group             the samples of a problem, token by token.
+/api/group             the samples of a problem in one step, token by token.
 /api/rescore           the samples of a problem, scored by another checkpoint of the run.
 /api/trees, /api/tree  the search trees of a step, and one of these trees.
 /api/claims            the claims with their results.
@@ -81,7 +81,7 @@ class Board:
         return row
 
     def folder_of(self, name: str) -> Path:
-        """The folder of a run. Raises 404 if there is no run with this name inside the board's folder."""
+        """The folder of a run. Raises HTTPException 404 if the board's folder has no run with this name."""
         folder = (self.root / name.replace("\0", "\ufffd")).resolve()
         with suppress(OSError):  # the name is too long
             if folder.is_relative_to(self.root) and is_run(folder):
@@ -251,7 +251,7 @@ def metric_names(metrics: Sequence[Json]) -> list[str]:
 
 
 def curve(folder: Path, name: str, names: Sequence[str], x_axis: XAxis) -> Json:
-    """Some metrics of one run against steps, sampled tokens or seconds; at most about `MAX_POINTS` points are kept."""
+    """Some metrics of one run against steps, sampled tokens or seconds, with at most about `MAX_POINTS` points."""
     metrics = read_metrics(folder)
     seconds = {row["step"]: row["seconds"] for row in read_jsonl(folder / "times.jsonl") if "seconds" in row}
     x: list[float] = []
@@ -270,7 +270,7 @@ def curve(folder: Path, name: str, names: Sequence[str], x_axis: XAxis) -> Json:
 
 
 def group_summary(metrics: Sequence[Json]) -> str:
-    """A text that says how many groups of the last step have a learning signal, and why the other groups have none."""
+    """A text about the groups of the last step: how many have a learning signal, and why the others have no signal."""
     line = next((line for line in reversed(metrics) if line.get("groups")), None)
     if line is None:
         return ""

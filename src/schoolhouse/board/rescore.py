@@ -30,7 +30,7 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def nearest_checkpoint(steps: Sequence[int], policy_version: int) -> int:
-    """The last checkpoint that is not later than a policy version. If all checkpoints are later, returns the first one.
+    """The step of the last checkpoint that is not later than `policy_version`, or the first step if all are later.
 
     steps  the steps of at least one checkpoint, in ascending order.
     """
@@ -38,7 +38,7 @@ def nearest_checkpoint(steps: Sequence[int], policy_version: int) -> int:
 
 
 def rescore(run: Path, checkpoint: int, rows: Sequence[dict[str, Any]]) -> list[list[TokenScore]]:
-    """The score of each token of each rollout, at the run's temperature.
+    """The log-probability and entropy of each token of each rollout, at the run's temperature.
 
     Raises SchoolError for a missing checkpoint.
     """
@@ -60,7 +60,7 @@ def rescore(run: Path, checkpoint: int, rows: Sequence[dict[str, Any]]) -> list[
 
 
 def _temperature(run: Path) -> float:
-    """The sampling temperature of the run; 1 for greedy sampling and for a recipe without this option."""
+    """The sampling temperature of the run; 1 for greedy sampling or a recipe without a sampling temperature."""
     sampling = read_config(run / "config.yaml").get("sampling") or {}
     return float(sampling.get("temperature", 1.0)) or 1.0
 

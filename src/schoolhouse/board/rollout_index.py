@@ -1,7 +1,7 @@
 """An SQLite index of a run's rollouts, so that a million rollouts can be filtered, sorted and paged quickly.
 
-The text of the rollouts stays in rollouts/*.jsonl. The index has the place of each line and the values for filters and
-sorting. A separate process writes the index to the user's cache folder and updates it while the run grows.
+The text of the rollouts stays in rollouts/*.jsonl. The index has the position of each line and the values for filters
+and sorting. A separate process writes the index to the user's cache folder and updates it while the run grows.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ create index if not exists by_file on rollouts (file);
 
 
 class RolloutQuery(NamedTuple):
-    """A filter of rollouts, and their order."""
+    """A filter that selects rollouts, and the order of the selected rollouts."""
 
     min_step: int | None = None
     max_step: int | None = None
@@ -68,7 +68,7 @@ def index_path(run: Path) -> Path:
 
 
 def open_index(run: Path, write: bool = False) -> sqlite3.Connection | None:
-    """The index, which may be unfinished; None if there is no index yet."""
+    """Open the index, which can be unfinished. Returns None if there is no index yet."""
     path = index_path(run)
     if write:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def open_index(run: Path, write: bool = False) -> sqlite3.Connection | None:
 
 
 def stale_files(run: Path) -> list[Path]:
-    """Rollout files that have a new size, are new or were deleted since the last update of the index."""
+    """Rollout files that were added, deleted or changed in size after the last update of the index."""
     files = sorted((run / "rollouts").glob("*.jsonl"))
     index = open_index(run)
     if index is None:
@@ -99,7 +99,7 @@ def stale_files(run: Path) -> list[Path]:
 
 
 def _size(path: Path) -> int | None:
-    """The size of a file in bytes; None if the file does not exist."""
+    """The size of a file in bytes, or None if the file does not exist."""
     with suppress(FileNotFoundError):
         return path.stat().st_size
     return None
@@ -146,7 +146,7 @@ def _index_rows(path: Path) -> list[tuple[Any, ...]]:
 
 
 def _group_stats(rewards: Sequence[float]) -> tuple[float | None, float | None, int]:
-    """The mean, the variance and the number of a group's rewards."""
+    """The mean and the variance of a group's rewards, and the number of rewards."""
     if not rewards:
         return None, None, 0
     mean = fmean(rewards)
@@ -164,7 +164,7 @@ def count(run: Path, query: RolloutQuery) -> int:
 
 
 def find(run: Path, query: RolloutQuery, offset: int = 0, limit: int = 50) -> list[dict[str, Any]]:
-    """A page of rollouts as the run recorded them. Each rollout also has its step and the statistics of its group."""
+    """Return `limit` recorded rollouts that match the query, each with its step and the statistics of its group."""
     index = open_index(run)
     if index is None:
         return []
@@ -189,7 +189,7 @@ def group(run: Path, step: int, problem: str) -> list[dict[str, Any]]:
 
 
 def problem_history(run: Path, problem: str, limit: int = 200) -> list[dict[str, Any]]:
-    """One problem in all its steps: the number of its samples, their mean reward and their mean length."""
+    """For each step of one problem, the number of samples, and the mean reward and mean length of the samples."""
     index = open_index(run)
     if index is None:
         return []
@@ -209,7 +209,7 @@ def _select(run: Path, index: sqlite3.Connection, condition: str, values: Sequen
 def _read_row(
     run: Path, step: int, file: str, start: int, size: int, *group_stats: float | None
 ) -> dict[str, Any] | None:
-    """The recorded rollout; None if its file was deleted or replaced after the file was indexed."""
+    """Return the recorded rollout, or None if its file was deleted or replaced after the index was made."""
     try:
         with (run / "rollouts" / file).open("rb") as lines:
             lines.seek(start)

@@ -41,7 +41,7 @@ def _advantage(row: Json) -> float | None:
 
 
 def token_triples(tokenizer: Tokenizer | None, row: Json) -> list[list[Any]]:
-    """[text, type, log-probability or None] of each token. Without a tokenizer the token id is the text."""
+    """Return [text, type, log-probability or None] for each token. Without a tokenizer, the text is the token's id."""
     sampled = [False] * len(row["tokens"])
     for start, end in row["sampled_spans"]:
         sampled[start:end] = [True] * (end - start)
@@ -65,7 +65,7 @@ def token_triples(tokenizer: Tokenizer | None, row: Json) -> list[list[Any]]:
 
 
 def _tokenizer(run: Path) -> Tokenizer | None:
-    """The tokenizer of the run's newest checkpoint; None if the run has no checkpoint yet."""
+    """Return the tokenizer of the run's newest checkpoint, or None if the run has no checkpoint yet."""
     try:
         folder = resolve_model(run)
         return _load(str(folder)) if folder.is_dir() else None

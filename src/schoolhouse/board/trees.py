@@ -11,16 +11,16 @@ Json = dict[str, Any]
 
 
 def tree_steps(run: Path) -> list[int]:
-    """The steps with recorded trees, ascending."""
+    """The steps with recorded trees, in ascending order."""
     return sorted(int(path.stem) for path in (run / "trees").glob("*.jsonl") if path.stem.isdigit())
 
 
 def read_trees(run: Path, step: int) -> list[Json]:
-    """The trees of a step; an empty list if the step has no trees. Raises SchoolError for a damaged file."""
+    """Return the trees of a step, or an empty list if the step has no trees. Raises SchoolError for a damaged file."""
     path = run / "trees" / f"{step:06d}.jsonl"
     return read_jsonl(path) if path.is_file() else []
 
 
 def tree_summary(tree: Json) -> Json:
-    """A recorded tree with the number of its thoughts instead of the thoughts."""
+    """A recorded tree in which the number of thoughts replaces the thoughts."""
     return {**{key: value for key, value in tree.items() if key != "tree"}, "thoughts": len(tree["tree"])}

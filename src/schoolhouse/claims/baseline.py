@@ -87,14 +87,14 @@ CLAIM = Claim(
     check=check,
     draw=draw,
     failures=(
-        "In one seed of three, the arm without a baseline learns as much as the arm with the group mean. In this "
-        "seed (seed 2), the mean of pass@1 over training is .887 without a baseline and .886 with the group mean. "
-        "In seed 0, the mean of pass@1 over training is .802 without a baseline and .822 with a baseline. In seed "
-        "1, the mean is .669 without a baseline and .730 with a baseline. In seed 2, sixty steps are enough for "
-        "the model to learn the task. A pilot with 16 rollouts per step shows no effect of the baseline either: "
-        "the mean of four evaluations is .97 pass@1 with a baseline and .98 without a baseline. If training uses "
-        "Adam and the policy is sure of most of its tokens, there is little noise that a baseline can remove. "
-        "Without negative advantages, the model learns more slowly in every seed.",
+        "In one seed of three, the arm without a baseline learns as much as the arm with the group mean. In seed "
+        "2, the mean of pass@1 over training is .887 without a baseline and .886 with the group mean. In seed 0, "
+        "the mean of pass@1 over training is .802 without a baseline and .822 with a baseline. In seed 1, the "
+        "mean of pass@1 over training is .669 without a baseline and .730 with a baseline. In seed 2, sixty steps "
+        "are enough for the model to learn the task. A pilot with 16 rollouts per step shows no effect of the "
+        "baseline either: the mean of four evaluations is .97 pass@1 with a baseline and .98 without a baseline. "
+        "If training uses Adam and the policy is sure of most of its tokens, there is little noise that a "
+        "baseline can remove. Without negative advantages, the model learns more slowly in every seed.",
     ),
     notes=(
         "In a first official run, the reward was 1 for a correct answer and 0 for any other answer, and each step "

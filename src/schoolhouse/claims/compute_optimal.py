@@ -113,7 +113,7 @@ def _measured(results: Results) -> list[Json]:
 
 
 def _accuracies(results: Results) -> dict[int, list[tuple[float, float]]]:
-    """For each budget and seed, the accuracy with strategies chosen by difficulty, and with the best single strategy."""
+    """For each budget and seed, the accuracy with strategies by difficulty, and with the best single strategy."""
     return {
         budget: [
             accuracy_by_difficulty(one["predicted_accuracy"], one["correct"][str(budget)]) for one in _measured(results)
@@ -178,13 +178,13 @@ CLAIM = Claim(
     sentence="Choosing the search strategy by the difficulty of the problem is at least as accurate as using the "
     "best single strategy for all problems",
     budget=f"each strategy can use a fixed number of tokens for a problem ({', '.join(map(str, BUDGETS))}). The "
-    "tokens of the reward model are included. As in the paper, the tokens of the 8 graded answers that measure "
-    "the difficulty of a problem are not counted.",
+    "tokens of the reward model are part of the budget. As in the paper, the tokens of the 8 graded answers that "
+    "measure the difficulty of a problem are not counted.",
     premise="none",
     rule="the problems are split into two halves, and also into five groups by difficulty (fifths). For each "
-    "fifth, the strategy that is most accurate on one half of the problems is chosen. On the other half, the "
-    "chosen strategies are at least as accurate as the single strategy that is best on this other half, at each "
-    "budget and in the mean of seeds.",
+    "fifth, the strategy that is most accurate on one half of the problems is chosen. On the other half of the "
+    "problems, the chosen strategies are at least as accurate as the single strategy that is best on that half, "
+    "at each budget and in the mean of seeds.",
     arms=arms,
     check=check,
     draw=draw,

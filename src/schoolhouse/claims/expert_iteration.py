@@ -109,9 +109,9 @@ CLAIM = Claim(
     "the same base model for 150 updates. A fifth of each batch consists of fresh demonstrations.",
     premise="in every loop, the compared arms have the same number of answers to learn from",
     rule="in the mean of seeds, the accuracy of plain samples rises in the arm expert_iteration after each of the "
-    "first three loops. At the end, this arm is more accurate than the arm no_search, which learns from the same "
-    "number of plain samples instead of search results. Training on unverified samples raises the accuracy by at "
-    f"most {MAX_CONTROL_GAIN}.",
+    "first three loops. At the end, the arm expert_iteration is more accurate than the arm no_search, which "
+    "learns from the same number of plain samples instead of search results. Training on unverified samples "
+    f"raises the accuracy by at most {MAX_CONTROL_GAIN}.",
     arms=arms,
     check=check,
     draw=draw,

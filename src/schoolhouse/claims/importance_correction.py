@@ -135,8 +135,8 @@ CLAIM = Claim(
     premise="groups have mixed rewards (correct and wrong rollouts), and the sampler differs from the policy",
     rule="in every seed, pass@1 with truncated importance sampling ends above pass@1 without a correction. The "
     "confidence interval of the mean difference in pass@1 (paired by problem) is above 0. A check uses a small "
-    "policy whose completions can all be listed. For the small policy, the product of the ratios gives the exact "
-    "gradient, but the estimate without a correction does not.",
+    "policy whose completions can all be listed. For the small policy, the product of the ratios (policy / "
+    "sampler) gives the exact gradient, but the estimate without a correction does not give the exact gradient.",
     arms=arms,
     check=check,
     draw=draw,

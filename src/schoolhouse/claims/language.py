@@ -144,30 +144,30 @@ CLAIM = Claim(
     sentence="A reward for language consistency ends language mixing and costs little accuracy",
     budget=f"both arms have {STEPS} steps of 32 problems x 16 rollouts of at most 64 tokens",
     premise="the start model mixes languages, and groups have mixed rewards (correct and wrong rollouts)",
-    rule="with the language reward, at least 98 % of words are in the target language in every seed, and pass@1 "
-    "is at most .03 below the pass@1 of RL without the language reward. Without the language reward, the share of "
-    "mixed thoughts (thoughts in two languages) does not fall below half of its value at the start.",
+    rule="with the language reward, at least 98 % of words are in the target language in every seed. Pass@1 with "
+    "the language reward is at most .03 below pass@1 without the language reward. Without the language reward, "
+    "the share of mixed thoughts (thoughts in two languages) does not fall below half of its value at the start.",
     arms=arms,
     check=check,
     draw=draw,
     notes=(
         "After RL without the language reward, the share of words in the target language is .867, .584 and .253 "
         "in the three seeds. At the start, the share of words in the target language is .496, .474 and .440. "
-        "Without the reward, chance decides which language becomes more frequent. In seed 0, RL without the "
-        "reward nearly led to a single language.",
+        "Without the language reward, chance decides which language becomes more frequent. In seed 0, RL without "
+        "the language reward nearly led to a single language.",
         "",
         "The first official run had 60 steps and the verdict FAIL. In the first run, the share of words in the "
-        "target language was .988, .978 and .980. In seed 1, this share was .002 below the limit of .98 and was "
-        "still rising. The present run changes only the number of steps. So the present run is a second try with "
-        "the same seeds.",
+        "target language was .988, .978 and .980. In seed 1 of the first run, the share of words in the target "
+        "language was .002 below the limit of .98 and was still rising. The present run changes only the number "
+        "of steps. So the present run is a second try with the same seeds.",
         "",
         "The official run was made before a bug was fixed: an empty thought received the full language reward, "
         "because an empty thought has no words in another language. In the trained arms of this claim, at least "
         ".93 of the answers have a thought with words.",
         "",
         "Pilots with seed 0 were used to choose the number of steps. The share of words in the target language is "
-        ".967 after 45 steps and .995 after 75 steps. With 75 steps, RL without the reward also gives up one of "
-        "the two languages. With a weight of 3 instead of 1 for the language reward, the share of words in the "
-        "target language was .971 at the end, and pass@1 was .64 (docs/lab.md).",
+        ".967 after 45 steps and .995 after 75 steps. With 75 steps, RL without the language reward also stops "
+        "using one of the two languages. With a weight of 3 instead of 1 for the language reward, the share of "
+        "words in the target language was .971 at the end, and pass@1 was .64 (docs/lab.md).",
     ),
 )

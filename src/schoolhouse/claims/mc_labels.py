@@ -102,20 +102,20 @@ CLAIM = Claim(
     premise="none",
     rule="the label of a step is the share of its continuations that end correctly. The AUC measures how well the "
     "label separates correct from incorrect steps. In the mean of seeds, the AUC rises with every doubling of the "
-    "number of continuations. The AUC stays below 1.",
+    "number of continuations. The AUC stays below 1 in each seed.",
     arms=arms,
     check=check,
     draw=draw,
     notes=(
         "The rule of this claim is weak: more continuations mean less noise, so it is not surprising that labels "
-        "and correctness agree better. A stronger rule was planned at first. The expected effect was: among many "
-        "continuations after a wrong step, at least one ends correctly by chance. With many continuations, hard "
-        'labels ("any continuation ends correctly") would then agree less with the task\'s rules. The first seed '
-        "showed the opposite: the agreement was .74, .81, .87, .94 and .97 for 1, 2, 4, 8 and 16 continuations. "
-        "Therefore the agreement of hard labels is only reported. In a chain (a chain of small sums), an error "
-        "changes the final answer. After an error, a continuation ends correctly only if a second error cancels "
-        "the first error. The result will probably differ for tasks with few possible answers, and for models "
-        "that correct their errors.",
+        "and correctness agree better. A stronger rule was planned at first. The expected effect was that, among "
+        "many continuations after a wrong step, at least one ends correctly by chance. With many continuations, "
+        'hard labels ("any continuation ends correctly") would then agree less with the task\'s rules. The first '
+        "seed showed the opposite: the agreement was .74, .81, .87, .94 and .97 for 1, 2, 4, 8 and 16 "
+        "continuations. Therefore the agreement of hard labels is only reported. In a chain (a chain of small "
+        "sums), an error changes the final answer. After an error, a continuation ends correctly only if a second "
+        "error cancels the first error. The result will probably differ for tasks with few possible answers, and "
+        "for models that correct their errors.",
         "",
         "The reward models with labels from continuations were trained for 800 updates. The outcome reward model "
         "of the claim prm needed more than 800 updates, so the reward models with labels from continuations could "

@@ -1,4 +1,4 @@
-"""A process reward model selects better answers than an outcome reward model. Both select better answers than a vote."""
+"""A process reward model selects better answers than an outcome reward model. Both are better than a vote."""
 
 from __future__ import annotations
 
@@ -132,16 +132,17 @@ CLAIM = Claim(
         "a score after every step, the accuracy of best of 64 is .61 above pass@1.",
     ),
     notes=(
-        "Two earlier official runs failed. The first run had 8,000 solutions and a generator whose errors came "
-        "from too little training. In the first run, the accuracy of the three generators (one for each seed) was "
-        "between .11 and .59. In the first run, for N above 8, no reward model was better than the majority vote. "
-        "The second run had the present generator and 800 updates for every reward model, and two checks failed. "
-        "In the second run, the answers that the outcome reward model selected had an accuracy .013 lower than a "
-        "majority vote of 256 answers. The loss of the outcome reward model was still falling (from .49 to .43 in "
-        "the last 200 updates), while the loss of the process reward model was stable at .01. A reward model "
-        "learns more slowly from labels of whole solutions than from labels of steps, so the outcome reward model "
-        "now has twice as many updates. In the second run, the process reward model also gave scores after `=`, "
-        "in the middle of a step. With the scores after `=`, the accuracy of best of 64 minus pass@1 was +.005, "
-        "+.068 and -.008. After `=`, the reward model still knows whether the previous steps were correct.",
+        "Two earlier official runs had the verdict FAIL. The first run had 8,000 solutions and a generator whose "
+        "errors came from too little training. In the first run, the accuracy of the three generators (one for "
+        "each seed) was between .11 and .59. In the first run, for N above 8, no reward model was better than the "
+        "majority vote. The second run had the present generator and 800 updates for every reward model, and two "
+        "checks failed. In the second run, the answers that the outcome reward model selected had an accuracy "
+        ".013 lower than a majority vote of 256 answers. The loss of the outcome reward model was still falling "
+        "(from .49 to .43 in the last 200 updates), while the loss of the process reward model was stable at .01. "
+        "A reward model learns more slowly from labels of whole solutions than from labels of steps, so the "
+        "outcome reward model now has twice as many updates. In the second run, the process reward model also "
+        "gave scores after `=`, in the middle of a step. With the scores after `=`, the accuracy of best of 64 "
+        "minus pass@1 was +.005, +.068 and -.008. After `=`, the reward model still knows whether the previous "
+        "steps were correct.",
     ),
 )

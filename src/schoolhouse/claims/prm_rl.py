@@ -99,8 +99,8 @@ def check(results: Results) -> Sequence[Check]:
         ),
         Check(
             "must fail",
-            f"in the arm `raw`, an answer at the end has at least {MIN_STEP_RATIO} times as many steps as in the arm "
-            "`outcome`, and pass@1 is lower, in the mean of seeds",
+            f"in the arm `raw`, an answer at the end of training has at least {MIN_STEP_RATIO} times as many steps "
+            "as in the arm `outcome`, and pass@1 is lower, in the mean of seeds",
             f"ratio of steps {format_values(step_ratios, 2)}; change of pass@1 {format_values(gains, sign=True)}",
             fmean(step_ratios) >= MIN_STEP_RATIO and fmean(gains) < 0,
         ),
@@ -157,8 +157,8 @@ CLAIM = Claim(
         "",
         "For the reward model of the arm `progress`, filler words are labelled as incorrect (`labels: strict`). "
         "With the labels `strict`, the predicted probability that no error has occurred is close to the value of "
-        "the state (the chance of a correct answer). For the reward model of the arm `raw`, filler words are "
-        "labelled as correct, like the neutral labels of PRM800K.",
+        "the state (the chance of a correct answer). For the reward model of the arm `raw`, filler words have a "
+        "neutral label, as in PRM800K, and count as correct.",
         "",
         "Pilots with seed 0 were used to choose the settings of the reward models and of the start model. In one "
         "pilot, the values of states were estimated from continuations, which are sampled ends of a solution "

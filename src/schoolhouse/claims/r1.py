@@ -158,9 +158,9 @@ CLAIM = Claim(
         "weak start model had .138 pass@1, but the premise requires .15. In the third run, the start models had "
         "4,500 updates, and the verdict was PASS. The verdict of the present run is also PASS. The present run no "
         "longer keeps answers without a thought (26, 151 and 12 of 7,900 answers in the three seeds). The start "
-        "model of seed 1 still learns most slowly (.174 pass@1), and most of the mean difference between the two "
-        "students comes from seed 1. In seeds 0 and 2, pass@1 of the distilled model is .08 and .14 higher than "
-        "pass@1 of the model trained with RL.",
+        "model of seed 1 is still the weakest of the three (.174 pass@1), and most of the mean difference between "
+        "the two students comes from seed 1. In seeds 0 and 2, pass@1 of the distilled model is .08 and .14 "
+        "higher than pass@1 of the model trained with RL.",
         "",
         "The confidence interval measures the variation between problems, not between seeds. Both students have "
         "the same number of samples, but the teacher's samples are longer and contain more tokens. The teacher's "

@@ -218,30 +218,33 @@ CLAIM = Claim(
     check=check,
     draw=draw,
     failures=(
-        "The arm pair_sft (fine-tuning on pairs of a wrong and a correct attempt) has a larger delta than the arm "
-        "`score`. The second attempts of pair_sft are worse than the second attempts of `score` (accuracy .80, "
-        ".82 and .67, compared with .86, .91 and .93). The delta of pair_sft is large because the first attempts "
-        "of pair_sft improved less (to .46, .58 and .50) than the first attempts of `score` (to .71, .77 and "
-        ".74). In the paper, a model trained with Pair-SFT learns not to change its answers. In this claim, the "
-        "base model already had demonstrations of second attempts, and half of these second attempts followed a "
-        "wrong attempt. With 300 more updates on similar data, the model of the arm pair_sft learns to correct "
-        "more answers. The delta alone is misleading, so compare the accuracy of both attempts.",
+        "The arm pair_sft (fine-tuning on pairs of a wrong and a correct attempt) has a larger delta (accuracy "
+        "gain of the second attempt) than the arm `score`. The second attempts of pair_sft are worse than the "
+        "second attempts of `score` (accuracy .80, .82 and .67, compared with .86, .91 and .93). The delta of "
+        "pair_sft (the accuracy gain of the second attempt) is large because the first attempts of pair_sft "
+        "improved less (to .46, .58 and .50) than the first attempts of `score` (to .71, .77 and .74). In the "
+        "paper, a model trained with Pair-SFT learns not to change its answers. In this claim, the base model "
+        "already had demonstrations of second attempts, and half of these second attempts followed a wrong "
+        "attempt. With 300 more updates on similar data, the model of the arm pair_sft learns to correct more "
+        "answers. The delta (accuracy gain of the second attempt) alone is misleading, so compare the accuracy of "
+        "both attempts.",
     ),
     notes=(
-        "Among the arms with RL, `score` has the largest delta, but the second attempts of `score` have the "
-        "lowest accuracy in the mean of seeds. The accuracy of second attempts is .94 for `naive`, .94 for "
-        "single_turn, .92 for no_stage1, .90 for alpha_0 and .90 for `score`. The first attempts of single_turn "
-        "have an accuracy of .98. In the paper, SCoRe has the best second attempts. A model can learn chains of "
-        "four operations perfectly with one attempt, so the penalty on first attempts costs more accuracy than "
-        "the correction gains.",
+        "Among the arms with RL, `score` has the largest delta (accuracy gain of the second attempt), but the "
+        "second attempts of `score` have the lowest accuracy in the mean of seeds. The accuracy of second "
+        "attempts is .94 for `naive`, .94 for single_turn, .92 for no_stage1, .90 for alpha_0 and .90 for "
+        "`score`. The first attempts of single_turn have an accuracy of .98. In the paper, SCoRe has the best "
+        "second attempts. A model can learn chains of four operations perfectly with one attempt, so the penalty "
+        "on first attempts costs more accuracy than the correction gains.",
         "",
-        "The start model already has a positive delta (+.064, +.054 and +.084), because its demonstrations "
-        "contain second attempts. A pilot began from a base model without demonstrations of second attempts "
-        "(accuracy .33 at the first attempt and .24 at the second attempt). After 50 steps, the delta of the "
-        "pilot was -.03. Therefore the base model was changed, and this claim does not show the paper's change "
-        "from a negative to a positive delta. The results of single problems are not stored, so there are no "
-        "confidence intervals. Alpha is the weight of the reward for a change between the attempts. With alpha "
-        "10, delta is only a little larger than with alpha 0 (by .018, .018 and .015).",
+        "The start model already has a positive delta (an accuracy gain of the second attempt of .064, .054 and "
+        ".084), because its demonstrations contain second attempts. A pilot began from a base model without "
+        "demonstrations of second attempts (accuracy .33 at the first attempt and .24 at the second attempt). "
+        "After 50 steps, the delta of the pilot (second minus first accuracy) was -.03. Therefore the base model "
+        "was changed, and this claim does not show the change from a negative to a positive delta, which the "
+        "paper shows. The results of single problems are not stored, so there are no confidence intervals. Alpha "
+        "is the weight of the reward for a change between the attempts. With alpha 10, the accuracy gain of the "
+        "second attempt is only a little larger than with alpha 0 (by .018, .018 and .015).",
         "",
         "A second attempt that reads the model's own wrong attempt (accuracy .62, .68 and .75) is no better than "
         "a fresh attempt (.74, .74 and .73). So the two stages of SCoRe teach the model to solve the problem "

@@ -177,9 +177,9 @@ CLAIM = Claim(
     "and sums of 5 digits in a later loop than sums of 3 digits. With rationalization, there are fewer loops "
     f"between learning short sums and learning long sums. The accuracy of the arm `direct` is at least {MIN_LOSS} "
     f"below the accuracy of `star`. The accuracy of the arm `no_filter` is at least {MIN_LOSS} below the accuracy "
-    "of `no_rationalization`. These two arms differ only in the filter (whether wrong answers are removed from "
-    "the training data). In the loop in which `star` reaches its goal, the accuracy of `keep_hint` is at least "
-    f"{MIN_LOSS} below the accuracy of `star`.",
+    "of `no_rationalization`. The arms `no_filter` and `no_rationalization` differ only in the filter (whether "
+    "wrong answers are removed from the training data). In the loop in which `star` reaches its goal, the "
+    f"accuracy of `keep_hint` is at least {MIN_LOSS} below the accuracy of `star`.",
     arms=arms,
     check=check,
     draw=draw,
@@ -190,21 +190,21 @@ CLAIM = Claim(
         "the loops that a sum continues until no digit is left. Four base models with less knowledge never "
         "learned to continue with the third column (docs/lab.md).",
         "",
-        "The arms `keep_hint` and `star` are compared in the middle of training. Later, keep_hint reaches the "
-        "accuracy of `star`. In later loops, keep_hint learns from sums that the model solves without a hint, "
-        "like the arm no_rationalization.",
+        "The arms `keep_hint` and `star` are compared in the middle of training. At the end of training, "
+        "keep_hint reaches the accuracy of `star`. In later loops, keep_hint learns from sums that the model "
+        "solves without a hint, like the arm no_rationalization.",
         "",
         "There were two earlier official runs, each with six loops of 60 updates. The first run had the verdict "
         "PASS, but the rule was wrong: a model that learned all lengths in one loop was also counted as a model "
         "that learns in stages. In the first run, arms without rationalization had hints in their 200 "
         "demonstrations, and the last column of a two-digit sum could be a column of the evaluation. The second "
-        "run corrected the errors of the first run and its rule required that a model learns 5 digits in a later "
-        "loop than 3 digits. The verdict of the second run was FAIL, because three checks failed. In every seed "
-        "of the second run, the first loops in which half of the sums with 1, 2, 3, 4 and 5 digits were correct "
-        "were loops 1, 1, 2, 2 and 2. In the second run, the loops were the same with hints, without hints, and "
-        "with keep_hint, because 60 updates on correct sums of 3 and 4 digits also teach 5 digits. A pilot with "
-        "seed 0 was used to choose 16 updates and 8 loops. In a pilot with 25 updates, a model without hints "
-        "learned 1, 2, 3, 4 and 5 digits in loops 1, 1, 2, 2 and 3. With hints, the model learned them in loops "
-        "1, 1, 3, 2 and 2.",
+        "run corrected the errors of the first run. The rule of the second run required that a model learns 5 "
+        "digits in a later loop than 3 digits. The verdict of the second run was FAIL, because three checks "
+        "failed. In every seed of the second run, the first loops in which half of the sums with 1, 2, 3, 4 and 5 "
+        "digits were correct were loops 1, 1, 2, 2 and 2. In the second run, each length was learned in the same "
+        "loop with hints, without hints and with keep_hint, because 60 updates on correct sums of 3 and 4 digits "
+        "also teach 5 digits. A pilot with seed 0 was used to choose 16 updates and 8 loops. In a pilot with 25 "
+        "updates, a model without hints learned 1, 2, 3, 4 and 5 digits in loops 1, 1, 2, 2 and 3. In the same "
+        "pilot, a model with hints learned 1, 2, 3, 4 and 5 digits in loops 1, 1, 3, 2 and 2.",
     ),
 )

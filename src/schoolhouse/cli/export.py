@@ -7,27 +7,17 @@ float32 file for llama.cpp. The format `int8` is one file for llama.cpp with mat
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig
 from schoolhouse.export.gguf import write_gguf
+from schoolhouse.export.hf_folder import DType, copy_model_folder
 from schoolhouse.export.model_card import model_name, render_model_card
 from schoolhouse.runs.atomic_io import atomic_write, resolve_model
 from schoolhouse.types import SchoolError
-
-FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-)
-Json = dict[str, Any]
 
 
 class Export(BaseConfig):
@@ -37,13 +27,17 @@ class Export(BaseConfig):
     """Folder to write. It must be new or empty."""
     format: Literal["hf", "gguf", "int8"] = "hf"
     """hf: Hugging Face; gguf: llama.cpp in float32; int8: llama.cpp in 8 bits."""
+    dtype: DType | None = None
+    """Number type of the weights in the format hf; none: as they are."""
     licence: str = "apache-2.0"
     """Licence of the weights, for the model card."""
 
 
 def export(args: Sequence[str]) -> None:
     """Run the command `school export MODEL --to DIR`."""
-    c = parse_options(Export, args, "school export MODEL --to DIR [--format hf|gguf|int8]", ("model",))
+    c = parse_options(
+        Export, args, "school export MODEL --to DIR [--format hf|gguf|int8] [--dtype D]", ("model",)
+    )
     if c is None:
         return
     source = resolve_model(c.model)
@@ -51,11 +45,11 @@ def export(args: Sequence[str]) -> None:
         raise SchoolError(f"{c.model} is not a folder; give a run folder, or a model folder in Hugging Face format")
     if c.to.exists() and any(c.to.iterdir() if c.to.is_dir() else [c.to]):
         raise SchoolError(f"the folder {c.to} is not empty: give a new folder with --to")
+    if c.format != "hf" and c.dtype is not None:
+        raise SchoolError(f"--dtype {c.dtype} is only for --format hf; use --format int8 for a smaller GGUF file")
     c.to.mkdir(parents=True, exist_ok=True)
     if c.format == "hf":
-        for path in (source / name for name in (*FILES, *(shard.name for shard in source.glob("*.safetensors*")))):
-            if path.is_file():
-                shutil.copyfile(path, c.to / path.name)
+        copy_model_folder(source, c.to, c.dtype)
     else:
         write_gguf(source, c.to / f"{model_name(c.model)}.gguf", int8=c.format == "int8")
     atomic_write(c.to / "README.md", render_model_card(c.model, c.format, c.licence))

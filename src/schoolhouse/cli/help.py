@@ -86,7 +86,10 @@ def config_help(
 
 
 def entries(cls: type[BaseModel], defaults: BaseModel | None = None, prefix: str = "") -> Iterator[Entry]:
-    """Yield an entry for every key, with the default of the key in this config. A group of keys yields one entry per key."""
+    """Yield an entry for every key, with the default of the key in this config.
+
+    A group of keys yields one entry per key.
+    """
     for name, field in cls.model_fields.items():
         default = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
         groups = _groups(field.annotation)

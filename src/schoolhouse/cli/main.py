@@ -96,7 +96,10 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "bench": Command("measure speed and memory against another library", "schoolhouse.cli.bench:bench"),
     },
-    "ship": {
+    "models": {
+        "import": Command(
+            "make a model folder of a GGUF file, as LM Studio and Ollama use it", "schoolhouse.cli.models:import_model"
+        ),
         "export": Command(
             "write a model folder with a model card, for Hugging Face or llama.cpp", "schoolhouse.cli.export:export"
         ),

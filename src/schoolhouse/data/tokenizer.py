@@ -24,7 +24,7 @@ THINK, END_THINK, PAD = "<think>", "</think>", "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, THINK, END_THINK, PAD)
 
 # A word with the space or sign before it; one digit; several signs; line ends; spaces, except the last before a word.
-_WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 _LOOKS_SPECIAL = re.compile(r"\s*[<\[].*[>\]]\s*", re.DOTALL)
 
@@ -156,7 +156,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     inner = Inner(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

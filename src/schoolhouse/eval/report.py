@@ -51,7 +51,10 @@ class Curve:
 
 
 def report_json(stages: Sequence[Stage], seconds: float, peak_memory_bytes: int, seed: int) -> Json:
-    """Make the content of report.json: pass@1, pass@8 and thought length after each stage, in total and per family (kind of problems)."""
+    """Make the content of report.json: pass@1, pass@8 and thought length after each stage.
+
+    The content also has the metrics of each family (kind of problems) after each stage.
+    """
     return {
         "stages": _rows(stages),
         "seconds": seconds,
@@ -198,7 +201,7 @@ def write_report(
 
 
 def _lines(axes: Axes, curve: Curve, metric: str, dashed: Collection[str]) -> None:
-    """Draw one line for each family (kind of problems), and one thick line with its interval for all problems together."""
+    """Draw one line for each family (kind of problems), and one thick line with its interval for all problems."""
     evaluations = curve.evaluations.items()
     families = list(dict.fromkeys(name for _, evaluation in evaluations for name in evaluation["families"]))
     for number, name in enumerate(families if len(families) > 1 else []):

@@ -10,7 +10,8 @@ from collections.abc import Hashable, Sequence
 def auc(correct: Sequence[float], incorrect: Sequence[float]) -> float:
     """Compute the AUC: the probability that a correct item has a larger value than an incorrect item.
 
-    A pair with equal values counts as one half. The result is nan if there are no correct items or no incorrect items.
+    A pair of items with equal values counts as one half. The result is nan if there are no correct items or no
+    incorrect items.
 
     `correct`, `incorrect`: the values of the correct items, and the values of the incorrect items.
     """

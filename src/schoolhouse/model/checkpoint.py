@@ -1,70 +1,63 @@
-"""Read and write model folders in Hugging Face format: config.json and safetensors. Errors name the damaged file."""
+"""Load a decoder from a model folder in Hugging Face format, and save one. Errors name the damaged file."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from schoolhouse.model.decoder import ARCHITECTURES, Decoder, model_config_to_json, parse_model_config
+from schoolhouse.model.config import model_config_to_json, parse_model_config, unknown_keys, unsupported_keys
+from schoolhouse.model.decoder import Decoder
+from schoolhouse.model.folder import read_json, read_weights, write_config
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
     from schoolhouse.model.hf_adapter import HFAdapter
 
 
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file. Raises SchoolError; the message names the file and the line."""
-    if not path.is_file():
-        raise SchoolError(f"{path} is missing: is {path.parent} a model folder in Hugging Face format?")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SchoolError(f"{path} is not valid JSON ({error}); it may be truncated: copy it again") from error
-    if not isinstance(value, dict):
-        raise SchoolError(f"{path} should hold a JSON object, not {type(value).__name__}")
-    return value
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the shards in model.safetensors.index.json."""
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise SchoolError(f"{index} has no `weight_map`: the index is damaged, copy it again")
-        names = sorted({str(name) for name in weight_map.values()})
-    weights: dict[str, Tensor] = {}
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise SchoolError(f"{path} is missing; a model folder holds its weights in safetensors")
-        try:
-            with safe_open(path, framework="pt") as shard:
-                for key in shard.keys():  # noqa: SIM118 (not a dict)
-                    weights[key] = shard.get_tensor(key)
-        except SafetensorError as error:
-            raise SchoolError(f"{path} cannot be read ({error}); it is truncated or damaged: copy it again") from error
-    return weights
-
-
 def load_decoder(folder: Path) -> Decoder | HFAdapter:
-    """The decoder of a model folder, in float32. If `Decoder` does not have the architecture, use `HFAdapter`."""
-    config = read_json(folder / "config.json")
-    if config.get("model_type") not in ARCHITECTURES:
+    """The decoder of a model folder, in float32. If `Decoder` does not implement the config, use `HFAdapter`."""
+    path = folder / "config.json"
+    config = read_json(path)
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise SchoolError(
+            f"{path}: the weights are quantized with {method} (key `quantization_config`); use the original model, or "
+            "convert a GGUF file of this model with `school import`"
+        )
+    try:
+        ours = _is_ours(config)
+        decoder = Decoder(parse_model_config(config, str(path))) if ours else None
+    except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError, ZeroDivisionError) as error:
+        raise SchoolError(f"{path} describes a model that cannot be built: {error}") from error
+    if decoder is None:
         from schoolhouse.model.hf_adapter import load_adapter  # transformers takes seconds to import
 
         return load_adapter(folder)
-    try:
-        decoder = Decoder(parse_model_config(config, str(folder / "config.json")))
-    except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError, ZeroDivisionError) as error:
-        raise SchoolError(f"{folder / 'config.json'} describes a model that cannot be built: {error}") from error
-    weights = read_weights(folder)
+    decoder.hf_config = config
+    return _fill(decoder, read_weights(folder), folder)
+
+
+def _is_ours(config: dict[str, object]) -> bool:
+    """Return whether `Decoder` can compute this model. For unknown keys, the logits of a small model are compared."""
+    if unsupported_keys(config):
+        return False
+    if not unknown_keys(config):
+        return True
+    from schoolhouse.model.parity import decoder_computes
+
+    return decoder_computes(config)
+
+
+def _fill(decoder: Decoder, weights: dict[str, Tensor], folder: Path) -> Decoder:
+    """Copy the weights of a folder into the decoder. Raises SchoolError if names or shapes differ."""
+    weights = {name: weight for name, weight in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+    if "embed_tokens.weight" in weights:  # saved without the head's prefix
+        weights = {name if name.startswith("lm_head.") else f"model.{name}": weight for name, weight in weights.items()}
+    if not decoder.config.tie_word_embeddings and "lm_head.weight" not in weights:
+        decoder.tie_weights()  # a folder without a head means that the embedding is the head
     if decoder.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     parameters = dict(decoder.named_parameters())
@@ -85,17 +78,12 @@ def load_decoder(folder: Path) -> Decoder | HFAdapter:
 
 
 def save_decoder(decoder: Decoder | HFAdapter, folder: Path, eos_id: int | None, pad_id: int | None) -> None:
-    """Write config.json and model.safetensors. transformers can load the folder."""
+    """Write config.json and model.safetensors. transformers 4 and transformers 5 can load the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not isinstance(decoder, Decoder):
-        decoder.save(folder)
-        return
-    config = {
-        **model_config_to_json(decoder.config),
-        "eos_token_id": eos_id,
-        "pad_token_id": pad_id,
-        "bos_token_id": None,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    weights = {name: parameter.detach().cpu().contiguous() for name, parameter in decoder.named_parameters()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if isinstance(decoder, Decoder):
+        weights = {name: parameter.detach().cpu().contiguous() for name, parameter in decoder.named_parameters()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        config = {**decoder.hf_config, **model_config_to_json(decoder.config)}
+    else:
+        config = decoder.save(folder)
+    write_config(folder, config, eos_id, pad_id)

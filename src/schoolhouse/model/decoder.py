@@ -9,7 +9,7 @@ N tokens of a batch, C width, H query heads, K key heads, D head width, V vocabu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -17,129 +17,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from schoolhouse.model import fused_ops
-from schoolhouse.types import SchoolError
+from schoolhouse.model.config import ModelConfig
+from schoolhouse.model.rope import rope_frequencies
 
 
 class AttentionContext(Protocol):
     """Attention in one forward pass: gets the new queries, keys and values of a layer, and returns the output."""
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The configuration of a decoder, under the names of a Hugging Face config.json."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10_000.0
-    tie_word_embeddings: bool = True
-    model_type: str = "qwen3"
-    qkv_bias: bool = False
-    qk_norm: bool = True
-    sliding_window: int | None = None  # limits the sequence length; within the window, attention is full
-
-    @property
-    def max_seq_len(self) -> int:
-        """The longest sequence [T] that this decoder computes exactly."""
-        return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
-
-
-ARCHITECTURES = {  # model_type: (qkv_bias, qk_norm)
-    "llama": (False, False),
-    "mistral": (False, False),
-    "qwen2": (True, False),
-    "qwen3": (False, True),
-}
-_SIZES = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-    "max_position_embeddings rms_norm_eps tie_word_embeddings"
-).split()
-_REQUIRED = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
-_IGNORED = set(  # keys that do not change what a forward pass computes
-    "architectures attention_dropout bos_token_id eos_token_id pad_token_id initializer_range use_cache dtype "
-    "torch_dtype transformers_version _name_or_path max_window_layers model_type id2label label2id is_decoder".split()
-)
-
-
-def parse_model_config(config: Mapping[str, object], source: str = "config.json") -> ModelConfig:
-    """Parse a Hugging Face config of the file `source`. A key that this decoder does not implement is an error."""
-    model_type = str(config.get("model_type"))
-    if model_type not in ARCHITECTURES:
-        raise SchoolError(f"{source}: model_type `{model_type}` is not one of {', '.join(ARCHITECTURES)}")
-    qkv_bias, qk_norm = ARCHITECTURES[model_type]
-    for key in ("rope_parameters", "rope_scaling"):  # the second is how transformers 4 wrote it
-        rope = config.get(key) or {}
-        if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise SchoolError(f"{source}: `{key}: {rope}` is not implemented; only rope_type `default` is")
-        if unknown := rope.keys() - {"rope_type", "type", "rope_theta"}:
-            raise SchoolError(
-                f"{source}: `{key}` sets {', '.join(sorted(map(str, unknown)))}, which is not implemented"
-            )
-    supported_values = {  # keys for which this decoder implements only one value
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "pretraining_tp": 1,
-        "use_sliding_window": False,
-        "partial_rotary_factor": 1.0,
-    }
-    other_keys = {"rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "layer_types"}
-    known_keys = {*_SIZES, *_IGNORED, *supported_values, *other_keys}
-    for key, value in config.items():
-        if key not in known_keys:
-            raise SchoolError(f"{source}: key `{key}` (value {value!r}) is not implemented by our {model_type} decoder")
-        if key in supported_values and value != supported_values[key]:
-            raise SchoolError(f"{source}: `{key}: {value}` is not implemented; only {supported_values[key]!r} is")
-    layer_types = config.get("layer_types") or []
-    if isinstance(layer_types, list) and any(layer_type != "full_attention" for layer_type in layer_types):
-        raise SchoolError(
-            f"{source}: layer_types {sorted(set(layer_types))} is not implemented; only full_attention is"
-        )
-    for key in _SIZES:
-        value = config.get(key)
-        if value is None and key in _REQUIRED:
-            raise SchoolError(f"{source}: key `{key}` is missing")
-        smallest = 1 if key in _REQUIRED else 0
-        if value is not None and (not isinstance(value, (int, float)) or value < smallest):
-            raise SchoolError(f"{source}: `{key}: {value!r}` should be a number of at least {smallest}")
-    hidden_size, num_heads = int(str(config["hidden_size"])), int(str(config["num_attention_heads"]))
-    sizes = {key: config[key] for key in _SIZES if config.get(key) is not None}
-    defaults = {"num_key_value_heads": num_heads, "head_dim": hidden_size // num_heads, "tie_word_embeddings": False}
-    ropes = [config.get("rope_parameters") or {}, config.get("rope_scaling") or {}, config]  # transformers' order
-    theta = next((rope["rope_theta"] for rope in ropes if isinstance(rope, Mapping) and "rope_theta" in rope), 10_000.0)
-    sliding_window = config.get("sliding_window") if model_type == "mistral" else None
-    return ModelConfig(
-        **{**defaults, **sizes},  # ty: ignore[invalid-argument-type]
-        rope_theta=float(str(theta)),
-        model_type=model_type,
-        qkv_bias=qkv_bias,
-        qk_norm=qk_norm,
-        sliding_window=int(str(sliding_window)) if sliding_window else None,
-    )
-
-
-def model_config_to_json(config: ModelConfig) -> dict[str, object]:
-    """The contents of a config.json that transformers reads."""
-    sizes = {key: value for key, value in asdict(config).items() if key in _SIZES}
-    architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[config.model_type]
-    window = {"sliding_window": config.sliding_window} if config.model_type == "mistral" else {}
-    return {
-        "architectures": [f"{architecture}ForCausalLM"],
-        "model_type": config.model_type,
-        **sizes,
-        **window,
-        "hidden_act": "silu",
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "dtype": "float32",
-    }
 
 
 class RMSNorm(nn.Module):
@@ -220,17 +105,25 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.hf_config: Mapping[str, object] = {}  # the config.json that this decoder was loaded from
         self.activation_checkpointing = False
         self.model = Backbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+            self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make the embedding the head too."""
+        self.config = replace(self.config, tie_word_embeddings=True)
+        self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext) -> Tensor:
-        dims = torch.arange(0, self.config.head_dim, 2, device=tokens_N.device, dtype=torch.float32)
-        frequency = 1.0 / self.config.rope_theta ** (dims / self.config.head_dim)
+        config = self.config
+        frequency, magnitude = rope_frequencies(
+            config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings, tokens_N.device
+        )
         angle = (positions_N[:, None].float() * frequency)[:, None]  # [N, 1, D / 2]
-        rotation = (angle.cos(), angle.sin())
+        rotation = (angle.cos() * magnitude, angle.sin() * magnitude)
         x_NC = self.model.embed_tokens(tokens_N)
         for layer, block in enumerate(self.model.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():

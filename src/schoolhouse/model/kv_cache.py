@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +18,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _ALIGN = 32  # the capacity for prompts is a multiple of this
+_HIDDEN = -1e30  # an additive mask for rows whose keys may all be hidden: with -inf such a row would become NaN
+
+
+@dataclass(frozen=True)
+class AttentionRule:
+    """A rule says how the attention of a layer differs from plain causal attention.
+
+    `window`: a query attends to this number of positions; the last of them is its own position.
+    `softcap`: with a cap c, a score becomes c tanh(score / c), as in Gemma 2.
+    `sinks`: each head has one more score [H] in its softmax; the value of this score is zero, as in gpt-oss.
+    """
+
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    def cap(self, score: Tensor) -> Tensor:
+        return score if self.softcap is None else (score / self.softcap).tanh() * self.softcap
 
 
 def _repeat_heads(x_SKTD: Tensor, heads: int) -> Tensor:
@@ -55,6 +74,11 @@ class PackedAttention:
         return x_NHD if self.equal_lengths else x_NHD[self.padded_place]
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
+        return self.attend_by_rule(layer, q_NHD, k_NKD, v_NKD, None)
+
+    def attend_by_rule(
+        self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: AttentionRule | None
+    ) -> Tensor:
         # float32 on CPUs, even with autocast: without AMX, bfloat16 attention is 2 to 4 times slower; not so on GPUs
         dtype = v_NKD.dtype if v_NKD.is_cuda else torch.float32
         q_NHD, k_NKD, v_NKD = q_NHD.to(dtype), k_NKD.to(dtype), v_NKD.to(dtype)
@@ -62,11 +86,30 @@ class PackedAttention:
         if self.kept_kv is not None:
             self.kept_kv.append((k_SKTD, v_SKTD))
         heads = q_NHD.shape[1]
+        if rule is not None:
+            out_SHTD = _ruled_attention(
+                self.pad(q_NHD), _repeat_heads(k_SKTD, heads), _repeat_heads(v_SKTD, heads), rule
+            )
+            return self.unpad(out_SHTD)
         with torch.autocast(q_NHD.device.type, enabled=False):
             out_SHTD = F.scaled_dot_product_attention(
                 self.pad(q_NHD), _repeat_heads(k_SKTD, heads), _repeat_heads(v_SKTD, heads), is_causal=True
             )
         return self.unpad(out_SHTD)
+
+
+def _ruled_attention(q_SHTD: Tensor, k_SHTD: Tensor, v_SHTD: Tensor, rule: AttentionRule) -> Tensor:
+    """Compute causal attention by a rule. All tensors have the shape [S, H, T, D]."""
+    with torch.autocast(q_SHTD.device.type, enabled=False):
+        score = rule.cap(q_SHTD @ k_SHTD.transpose(-1, -2) * q_SHTD.shape[-1] ** -0.5)  # [S, H, T, T]
+        place = torch.arange(score.shape[-1], device=score.device)
+        distance = place[:, None] - place
+        hidden = (distance < 0) | (distance >= (rule.window or len(place)))
+        score = score.masked_fill(hidden, float("-inf"))
+        if rule.sinks is not None:
+            sinks = rule.sinks.to(score.dtype)[:, None, None].expand(*score.shape[:3], 1)
+            score = torch.cat([score, sinks], -1)
+        return score.softmax(-1)[..., : len(place)] @ v_SHTD
 
 
 class SlotKVCache:
@@ -202,15 +245,26 @@ class SlotKVCache:
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         """Compute attention for one new token in each busy slot, so N = busy."""
+        return self.attend_by_rule(layer, q_NHD, k_NKD, v_NKD, None)
+
+    def attend_by_rule(
+        self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: AttentionRule | None
+    ) -> Tensor:
         n, heads, head_dim = q_NHD.shape
         slots, place = self._slot_range[:n], self.lengths[:n]
         self.keys[layer][slots, :, place] = k_NKD.float()
         self.values[layer][slots, :, place] = v_NKD.float()
+        own_mask, prompt_mask = self._mask, self._prompt_mask
+        if rule is not None and rule.window is not None:
+            own_mask, prompt_mask = self._window_masks(rule.window, heads // k_NKD.shape[1])
         with torch.autocast(q_NHD.device.type, enabled=False):
             # the H / K query heads of one key head are side by side, as rows of one matrix product
             q_SKgD = (q_NHD.float() * head_dim**-0.5).view(n, k_NKD.shape[1], -1, head_dim)
             own_keys, own_values = self.keys[layer][:n, :, : self._reach], self.values[layer][:n, :, : self._reach]
-            own = partial_attention(q_SKgD, own_keys.transpose(-1, -2), own_values, self._mask)
+            own = partial_attention(q_SKgD, own_keys.transpose(-1, -2), own_values, own_mask, rule)
+            if rule is not None and rule.sinks is not None:
+                sinks_KgD = rule.sinks.float().view(1, k_NKD.shape[1], -1, 1)
+                own = add_sinks(own, sinks_KgD)
             prompts = len(self.prompt_names)
             table_shape = (prompts, self._num_columns, *q_SKgD.shape[1:])
             q_PKMD = q_SKgD[self._table].view(table_shape).transpose(1, 2).flatten(2, 3)  # [P, K, M * H/K, D]
@@ -218,11 +272,33 @@ class SlotKVCache:
                 q_PKMD,
                 self.prompt_keys[layer][:prompts, :, :, : self._prompt_reach],
                 self.prompt_values[layer][:prompts, :, : self._prompt_reach],
-                self._prompt_mask,
+                prompt_mask,
+                rule,
             )
             cell = (self.prompt_of[:n], slice(None), self._column)
             prompt = [x.unflatten(2, (self._num_columns, -1))[cell] for x in by_prompt]  # [S, K, H/K, .]
             return merge_partial(own, prompt).reshape(n, heads, head_dim)
+
+    def _window_masks(self, window: int, group_size: int) -> tuple[Tensor, Tensor]:
+        """Build the masks for a sliding window.
+
+        The mask for the tokens of the slots has the shape [S, 1, 1, T]. The mask for the prompts has the shape
+        [P, 1, M * H/K, T]. Both masks are added to attention scores.
+        """
+        lengths_S, device = self.lengths[: self.busy], self.lengths.device
+        own_T = torch.arange(self._reach, device=device)
+        own_ST = (own_T > lengths_S[:, None]) | (own_T <= lengths_S[:, None] - window)
+        prompts = len(self.prompt_names)
+        lengths_P = self.prompt_length[:prompts]
+        position_S = self.prompt_length[self.prompt_of[: self.busy]] + lengths_S
+        position_PM = position_S[self._table].view(prompts, self._num_columns)
+        prompt_T = torch.arange(self._prompt_reach, device=device)
+        prompt_PMT = (prompt_T >= lengths_P[:, None, None]) | (prompt_T <= position_PM[:, :, None] - window)
+        prompt_PMT = prompt_PMT.repeat_interleave(group_size, 1)
+        return (
+            torch.zeros(own_ST.shape, device=device).masked_fill_(own_ST, _HIDDEN)[:, None, None],
+            torch.zeros(prompt_PMT.shape, device=device).masked_fill_(prompt_PMT, _HIDDEN)[:, None],
+        )
 
 
 def lazy_zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
@@ -264,17 +340,29 @@ def additive_mask(hidden: Tensor) -> Tensor:
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))[:, None, None]
 
 
-def partial_attention(q: Tensor, k_DT: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def partial_attention(
+    q: Tensor, k_DT: Tensor, v: Tensor, mask: Tensor | None, rule: AttentionRule | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Compute attention over one store, without the division of softmax.
 
     Returns three tensors: the sum of e^(score - max) v, the sum of e^(score - max), and the maximum score.
     """
     score = q @ k_DT
+    if rule is not None:
+        score = rule.cap(score)
     if mask is not None:
         score += mask
     max_score = score.amax(-1, keepdim=True)
     weight = score.sub_(max_score).exp_()
     return weight @ v, weight.sum(-1, keepdim=True), max_score
+
+
+def add_sinks(partial: Sequence[Tensor], sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Add one score per head (`sinks`) to the softmax of a partial attention. The value of a sink is zero."""
+    weighted, total, max_score = partial
+    new_max = torch.maximum(max_score, sinks)
+    scale = (max_score - new_max).exp_()
+    return weighted * scale, total * scale + (sinks - new_max).exp_(), new_max
 
 
 def merge_partial(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:

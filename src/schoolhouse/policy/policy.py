@@ -28,9 +28,10 @@ from schoolhouse.algorithms.settings import Optimizer
 from schoolhouse.data.chat import Conversation
 from schoolhouse.model.batch_invariant import InvariantPackedAttention, InvariantSlotKVCache, make_batch_invariant
 from schoolhouse.model.checkpoint import load_decoder, save_decoder
-from schoolhouse.model.decoder import Decoder, ModelConfig, init_weights
+from schoolhouse.model.config import ModelConfig
+from schoolhouse.model.decoder import Decoder, init_weights
 from schoolhouse.model.device import pick_device, pick_dtype
-from schoolhouse.model.kv_cache import trim_memory
+from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache, trim_memory
 from schoolhouse.model.native_attention import NativePackedAttention, best_attention
 from schoolhouse.policy import generator
 from schoolhouse.policy.learner import Learner, MetricsFn
@@ -76,7 +77,9 @@ class Policy:
         activation_checkpointing: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        if conversation.tokenizer.vocab_size > decoder.config.vocab_size:
+        tokenizer, vocab_size = conversation.tokenizer, decoder.config.vocab_size
+        ordinary_ids = set(tokenizer.vocab.values()) - set(tokenizer.special_tokens.values())
+        if max(ordinary_ids, default=0) >= vocab_size:  # Gemma 3 1b has a special token for images beyond its rows
             raise SchoolError(
                 f"the tokenizer has {conversation.tokenizer.vocab_size} token ids, but the model has only "
                 f"{decoder.config.vocab_size} (vocab_size in config.json): use the tokenizer of this model"
@@ -85,7 +88,9 @@ class Policy:
         self.decoder = decoder.to(self.device)
         self.conversation = conversation
         self.dtype = pick_dtype(precision, self.device)
-        self.packed_attention, self.slot_cache = best_attention(decoder.config.head_dim, self.dtype, self.device)
+        self.packed_attention, self.slot_cache = PackedAttention, SlotKVCache
+        if decoder.config.plain_attention:
+            self.packed_attention, self.slot_cache = best_attention(decoder.config.head_dim, self.dtype, self.device)
         if precision == "exact":
             make_batch_invariant(self.decoder)
             self.packed_attention, self.slot_cache = InvariantPackedAttention, InvariantSlotKVCache

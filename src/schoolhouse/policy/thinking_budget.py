@@ -1,4 +1,4 @@
-"""A thinking budget limits the tokens of a thought.
+"""A thinking budget limits the number of tokens in a thought.
 
 A thought that reaches the budget is closed, and the answer follows.
 """

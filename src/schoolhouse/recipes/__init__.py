@@ -65,7 +65,9 @@ def load_recipe(name: str) -> Recipe:
                 f"unknown recipe module `{name}`: {error}; if your recipe is a file, give its path: FILE.py"
             ) from error
     if name not in recipe_names():
-        raise SchoolError(f"unknown recipe `{name}`{suggest(name, recipe_names())} (or give your own file: FILE.py)")
+        raise SchoolError(
+            f"unknown recipe `{name}`{suggest(name, recipe_names())} (for your own recipe, give the path of its file)"
+        )
     return _from_module(name, import_module(f"schoolhouse.recipes.{name}"), None)
 
 

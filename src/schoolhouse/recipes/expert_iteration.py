@@ -114,7 +114,7 @@ def search_stats(
     """Compute the fraction of problems that the search solved, the tokens per problem, and the coverage.
 
     The coverage is the fraction of the distinct right answers that are among the kept answers. `rare_coverage` counts
-    only the right answers that belong to one single problem. `right` has the keys of the right answers.
+    only right answers that are the answer of exactly one problem. `right` has the keys of the right answers.
     """
     references = Counter(problem.reference for problem in problems)
     covered = {rollout.problem.reference for rollout in kept if rollout.key in right}

@@ -216,9 +216,9 @@ def shape_rewards(
 def learn(
     c: Config, policy: Policy, reference: Policy | None, loss_fn: Loss, groups: Sequence[Group], rate: float
 ) -> dict[str, Any]:
-    """Update the policy, one minibatch at a time, on the groups (rollouts of one problem) that have different rewards.
+    """Update the policy, one minibatch at a time, on the groups (rollouts of one problem) that give a training signal.
 
-    The loss is normalised over all rollouts of the step.
+    The loss is normalised over all groups of the step.
     """
     # if all rewards of a group are equal, only a KL penalty has a gradient
     skip_constant = uses_group_baseline(c.advantage.baseline) and not c.loss.kl_coef
@@ -268,7 +268,9 @@ def make_columns(
 def minibatches(
     groups: Sequence[Group], weight: TokenWeight, columns: Columns, count: int
 ) -> list[tuple[list[Rollout], TokenWeight, Columns]]:
-    """Split the groups (rollouts of one problem) into `count` minibatches. All rollouts of a problem stay in the same minibatch.
+    """Split the groups (rollouts of one problem) into `count` minibatches.
+
+    All rollouts of a problem stay in the same minibatch.
 
     The token weights are multiplied by the number of minibatches, so that the loss of each minibatch is a mean.
     """

@@ -17,7 +17,7 @@ from schoolhouse.config import BaseConfig
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.corpus import bits_per_byte, chunks, row_source, split_text_file, text_rollouts, token_stream
 from schoolhouse.data.tokenizer import Tokenizer, train_tokenizer
-from schoolhouse.model.decoder import ModelConfig
+from schoolhouse.model.config import ModelConfig
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.runs.run import Run

@@ -1,4 +1,4 @@
-"""Reward models that predict a label token: after each right step (process), or after a right solution (outcome).
+"""Reward models: a process reward model scores each step, and an outcome reward model scores a whole solution.
 
 Process supervision: Lightman et al. 2023, arXiv 2305.20050. The key `labels` sets where labels come from. With `exact`
 and `strict`, labels come from the rules of the task. With `hard` and `soft`, labels come from the answers of sampled
@@ -109,7 +109,7 @@ def prm(c: Config, run: Run) -> None:
     examples = [example for _, example in labelled if any(example.rollout.loss_mask)]
     if not examples:
         ends = f"use solutions that have thoughts with steps that end with {task.delimiter!r}"
-        raise SchoolError(f"{len(labelled)} solutions were found, but none has a labelled step: {ends}")
+        raise SchoolError(f"none of the {len(labelled)} solutions has a labelled step: {ends}")
     if c.shuffle_labels:
         examples = shuffle_labels(examples, c.seed)
     targets = [target for example in examples for target in example.target if target == target]

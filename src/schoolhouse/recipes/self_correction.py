@@ -93,7 +93,10 @@ def self_correction(c: Config, run: Run) -> None:
 def learn(
     c: Config, policy: Policy, reference: Policy, first: list[Group], second: list[Group], stage_one: bool, rate: float
 ) -> dict[str, Any]:
-    """Make one update. The advantage of a token compares the reward of its attempt with the rewards of the other rollouts of the same problem."""
+    """Make one update.
+
+    The advantage of a token compares the reward of its attempt with the rewards of all rollouts of the same problem.
+    """
     early, late = map(
         drop_ungraded, shape_rewards(first, second, 0.0 if stage_one else c.alpha, c.future_reward_weight)
     )

@@ -44,13 +44,13 @@ def diagnose(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if total["all_incorrect"] > 0.5 * groups:
         advice["all_incorrect"] = (
             f"all samples were incorrect for {_share(total['all_incorrect'], groups)} of the problems: take easier "
-            "ones, raise group_size, or train on more demonstrations (sft) first"
+            "problems, raise group_size, or train on more demonstrations (sft) first"
         )
     if total["truncated"] > 0.2 * rollouts:
         advice["truncated"] = (
             f"{_share(total['truncated'], rollouts)} of the completions were cut off at sampling.max_new_tokens: raise "
-            "it. With loss.mask_truncated true they are left out of the loss, so the policy gets no signal to stop; "
-            "with false they count as incorrect"
+            "this limit. If loss.mask_truncated is true, truncated completions are left out of the loss, and the "
+            "policy does not learn to stop. If it is false, truncated completions count as incorrect"
         )
     if total["no_answer"] - total["truncated"] > 0.2 * rollouts:
         advice["no_answer"] = (

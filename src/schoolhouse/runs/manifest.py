@@ -99,7 +99,10 @@ def environment() -> dict[str, Any]:
 
 @cache
 def source_digest() -> str:
-    """A digest (checksum) of this package's source files. If a file changes, its digest changes, even if the version is the same."""
+    """A digest (checksum) of this package's source files.
+
+    If a file changes, its digest changes, even if the version is the same.
+    """
     home = Path(schoolhouse.__file__).parent
     sources = sorted(path for path in home.rglob("*") if path.suffix in (".py", ".c", ".h"))
     digest = hashlib.blake2b(digest_size=8)
@@ -232,6 +235,6 @@ def check_unchanged(known: dict[str, str], name: str, digest: str, run: Path) ->
     if known.setdefault(name, digest) != digest:
         raise SchoolError(
             f"{name} has changed since the run {run} began, so the next steps would not match the finished steps: "
-            "restore the old version (if it is a run, restore its newest checkpoint), or start a new run in another "
-            "folder with --dir"
+            "restore the old version (in the folder of a run, restore the newest checkpoint), or start a new run in "
+            "another folder with --dir"
         )

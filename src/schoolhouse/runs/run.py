@@ -351,7 +351,7 @@ class Run:
             if len(list_checkpoints(target.parent)) > 1:
                 delete_old_checkpoints(target.parent, 1)
                 return self.save_checkpoint(state)
-            raise self._disk_full(target, error) from error
+            raise self._disk_full(f"the disk is full: {target} could not be written ({error})") from error
         delete_old_checkpoints(target.parent, _KEPT_CHECKPOINTS)
         self._set_state("running")
         return target
@@ -417,14 +417,16 @@ class Run:
         try:
             yield
         except OSError as error:
-            raise (self._disk_full(path, error) if is_disk_full(error) else error) from None
+            if not is_disk_full(error):
+                raise
+            raise self._disk_full(f"the disk is full: {path} could not be written ({error})") from None
 
-    def _disk_full(self, path: Path, error: Exception) -> SchoolError:
+    def _disk_full(self, problem: str) -> SchoolError:
         newest = self.latest_checkpoint()
-        kept = f"{newest} is complete" if newest else "there was no checkpoint yet"
+        kept = f"the checkpoint {newest} is complete" if newest else "there was no checkpoint yet"
         return SchoolError(
-            f"the disk is full: {path} could not be written ({error}).\n{kept}; free some space, and the same command "
-            f"resumes from step {int(newest.name) if newest else 0}"
+            f"{problem}.\n{kept}; free some space, and the same command resumes from step "
+            f"{int(newest.name) if newest else 0}"
         )
 
 

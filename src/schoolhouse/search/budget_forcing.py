@@ -1,4 +1,4 @@
-"""Two kinds of search: budget forcing gives thoughts a chosen length, and sequential revision repeats attempts.
+"""Two kinds of search: budget forcing limits the length of thoughts, and sequential revision repeats attempts.
 
 Budget forcing is the method of s1 (Muennighoff et al. 2025, arXiv 2501.19393). If a thought is too short, the tokens
 that end the thought are removed, and a word such as "Wait" is appended, so that the thought continues. If a thought is
@@ -94,7 +94,7 @@ def max_forced_tokens(conversation: Conversation, max_think: int, answer_tokens:
 def _answer(
     policy: Generator, results: Sequence[BudgetResult], answer_tokens: int, temperature: float
 ) -> list[BudgetResult]:
-    """Sample an answer for each result. The answer follows the thought of the result."""
+    """Sample an answer after each thought that has no answer yet."""
     stop_ids = policy.conversation.stop_ids
     unanswered = [at for at, result in enumerate(results) if result.rollout.tokens[-1] not in stop_ids]
     rollouts = [results[at].rollout for at in unanswered]

@@ -80,9 +80,9 @@ def html_page(result: SearchResult, answer: str) -> str:
 def result_to_json(result: SearchResult) -> dict[str, Any]:
     """Convert a search to plain data: its number of tokens, the reason why it ended, its votes and its thoughts.
 
-    The thoughts are in order of creation. Each thought has a text, a value (None if unknown), a status, the index of
-    its parent (None if the parent is the problem itself), and a flag that tells whether the thought is on the path to
-    the chosen answer.
+    The thoughts are in order of creation. Each thought has a text, a value (None if unknown), a status and the index of
+    its parent (None if the parent is the problem itself). A flag tells whether the thought is on the path to the chosen
+    answer.
     """
     nodes, path = result.tree.nodes if result.tree else [], _chosen_path(result)
     index_of = {node: at for at, node in enumerate(nodes)}

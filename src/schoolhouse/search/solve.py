@@ -40,7 +40,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from schoolhouse.config import BaseConfig, parse_query, suggest
+from schoolhouse.config import BaseConfig, parse_query, requirement, suggest
 from schoolhouse.data.chat import Conversation
 from schoolhouse.policy.interface import Generator
 from schoolhouse.policy.policy import Policy
@@ -189,7 +189,8 @@ def parse(spec: str, budget: float = inf, *, allow_files: bool = True) -> Search
         return Search.model_validate({"budget": budget, **config, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        raise SchoolError(f"search `{spec}`: option `{first['loc'][0]}`: {first['msg'].lower()}") from None
+        name, value = first["loc"][0], first["input"]
+        raise SchoolError(f"search `{spec}`: the option `{name}` is `{value}`: {requirement(first['msg'])}") from None
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ class SearchGenerator:
     def to_json(self) -> dict[str, Any]:
         """Return the options of the search.
 
-        For each problem, also return the tokens and the reason why the search ended.
+        The result also has, for each problem, the number of sampled tokens and the reason why the search ended.
         """
         results = [{"tokens": result.tokens, "stop_reason": result.stop_reason} for result in self.results]
         budget = None if self.search.budget == inf else self.search.budget

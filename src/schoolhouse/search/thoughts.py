@@ -111,9 +111,8 @@ class ThoughtSampler:
 class ThoughtProposer:
     """Asks the policy for lists of possible next steps. Each line of a list becomes a prefilled thought.
 
-    If the task has no propose prompt for a thought, no step can follow, and the policy writes its answer at temperature
-    0. Thoughts that lead to the same next question count as one thought. A line that appears in two lists becomes only
-    one candidate.
+    If the task gives no prompt for a next step, the policy writes its answer at temperature 0. Thoughts that lead to
+    the same next question count as one thought. A line that appears in two lists becomes only one candidate.
 
     `max_lines`: the maximum number of lines that are read from one list.
     `proposal_tokens`: the maximum number of tokens of one list.

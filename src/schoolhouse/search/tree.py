@@ -158,8 +158,8 @@ def explore(trees: Sequence[Tree], strategies: Sequence[Strategy], expand: Expan
 def breadth_first(tree: Tree, beam_width: int, depth: int, independent_subtrees: bool = False) -> Strategy:
     """Search level by level, and keep the `beam_width` best nodes of each level.
 
-    The function `breadth_first` is the breadth-first search of Tree of Thoughts. If thoughts are sampled steps, the
-    function is a beam search. Nodes that are answers are not expanded, and are not counted in the beam width.
+    The function `breadth_first` is the breadth-first search of Tree of Thoughts. If thoughts are sampled steps,
+    `breadth_first` is a beam search. Nodes that are answers are not expanded, and are not counted in the beam width.
 
     `independent_subtrees`: if true, the search is diverse verifier tree search: below the first level, each kept node
         keeps its own best child.

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from schoolhouse.config import suggest
+from schoolhouse.config import requirement, suggest
 from schoolhouse.search.tree import Node, Request, Strategy, Tree, outcome
 from schoolhouse.tasks.user_file import definition, describe_error, load_module
 from schoolhouse.types import SchoolError
@@ -79,8 +79,8 @@ def strategy_options(name: str, given: Mapping[str, str]) -> dict[str, Any]:
         try:
             options[option] = TypeAdapter(kind).validate_python(given[option])
         except ValidationError as error:
-            message = error.errors()[0]["msg"].lower()
-            raise SchoolError(f"{place}: wrong value in `{option}={given[option]}`: {message}") from None
+            message = requirement(error.errors()[0]["msg"])
+            raise SchoolError(f"{place}: the option `{option}` is `{given[option]}`: {message}") from None
     return options
 
 

@@ -1,4 +1,4 @@
-"""The base class of tasks. A task gives problems and grades completions. A task does not know the policy.
+"""The base class of tasks. A task gives problems and grades completions. The code of a task does not use the policy.
 
 If `in_process` is True, the task grades in the main process. If `in_process` is False, the task grades in worker
 processes with a timeout (worker_pool.py).
@@ -47,32 +47,32 @@ class Task:
 
     def train_problems(self, step: int, count: int) -> list[Problem]:
         """Return `count` training problems. The problems must depend only on the task's seed, `step` and `count`."""
-        raise self._missing("training problems", "train_problems(step, count)")
+        raise self._missing(f"task {self.name} has no training problems", "train_problems(step, count)")
 
     def eval_problems(self, count: int | None = None) -> list[Problem]:
         """Return up to `count` held-out problems, or all of them if `count` is None.
 
         The held-out problems must always be the same, and none of them may be a training problem.
         """
-        raise self._missing("eval problems", "eval_problems(count=None)")
+        raise self._missing(f"task {self.name} has no eval problems", "eval_problems(count=None)")
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
         """Grade a completion. The verdict should depend only on `completion.answer`, the text after the thought."""
-        raise self._missing("grades", "grade(problem, completion)")
+        raise self._missing(f"task {self.name} cannot grade completions", "grade(problem, completion)")
 
     def demonstrations(self, step: int, count: int) -> list[Demonstration]:
         """Return `count` demonstrations for supervised fine-tuning.
 
         The demonstrations must depend only on the task's seed, `step` and `count`.
         """
-        raise self._missing("demonstrations", "demonstrations(step, count)")
+        raise self._missing(f"task {self.name} has no demonstrations", "demonstrations(step, count)")
 
     def pretraining_text(self, step: int, count: int) -> list[str]:
         """Return `count` documents for pretraining.
 
         The documents must depend only on the task's seed, `step` and `count`.
         """
-        raise self._missing("pretraining text", "pretraining_text(step, count)")
+        raise self._missing(f"task {self.name} has no pretraining text", "pretraining_text(step, count)")
 
     def audit_problems(self, limit: int | None = None) -> list[Problem]:
         """Return the problems that `audit_task` grades: the eval problems and a thousand training problems.
@@ -138,9 +138,9 @@ class Task:
         Put slow imports into this method.
         """
 
-    def _missing(self, what: str, method: str) -> SchoolError:
+    def _missing(self, problem: str, method: str) -> SchoolError:
         cls = type(self)
-        return SchoolError(f"task {self.name} has no {what}: {definition(cls)}: define {cls.__name__}.{method}")
+        return SchoolError(f"{problem}: {definition(cls)}: add the method {method} to the class {cls.__name__}")
 
 
 def grade_one(task: Task, problem: Problem, completion: Completion) -> Verdict:

@@ -53,7 +53,7 @@ def _choose(module: ModuleType, path: Path, name: str) -> Any:
     functions = {key: value for key, value in own.items() if isinstance(value, FunctionType)}
     rewards = {key: value for key, value in functions.items() if _signature_style(value)}
     known = tasks | rewards
-    advice = f"write a subclass of Task, {TRL_SIGNATURE}, or {VERL_SIGNATURE}"
+    advice = f"write one of them, such as {TRL_SIGNATURE}, or {VERL_SIGNATURE}"
     if name:
         if name in known:
             return known[name]
@@ -61,7 +61,7 @@ def _choose(module: ModuleType, path: Path, name: str) -> Any:
             raise SchoolError(
                 f"{definition(own[name])}: `{name}` is neither a subclass of Task nor a reward function; {advice}"
             )
-        raise SchoolError(f"{path} has no `{name}`{suggest(name, list(known))}")
+        raise SchoolError(f"{path} has no task or reward function `{name}`{suggest(name, list(known))}")
     candidates = tasks or rewards
     if len(candidates) == 1:
         return next(iter(candidates.values()))

@@ -1,6 +1,6 @@
 """One step of TRL's `GRPOTrainer` with transformers' `generate` and completions of a fixed length.
 
-The backend generates 64 rows at a time, because `generate` is slower with all rows at once (TRL's default).
+The backend generates in batches of 64 rows, because `generate` is slower with all rows in one batch (TRL's default).
 """
 
 import tempfile

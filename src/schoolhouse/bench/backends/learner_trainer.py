@@ -1,4 +1,4 @@
-"""Run transformers' `Trainer`, with each row padded to the longest row of its batch."""
+"""Run transformers' `Trainer`, with each row padded to the length of the longest row in its batch."""
 
 import tempfile
 from typing import Any

@@ -1,7 +1,8 @@
 """Run one pretraining step of nanochat, with nanochat's own model, optimizer and compiled step.
 
-The option `--source` is a checkout of karpathy/nanochat. The step is that of scripts/base_train.py, with the arguments
-of runs/runcpu.sh. On CPUs, nanochat uses float32 unless NANOCHAT_DTYPE sets another number type.
+The option `--source` gives the folder of a checkout of karpathy/nanochat. The step is the same as in
+scripts/base_train.py, with the arguments of runs/runcpu.sh. On CPUs, nanochat uses float32 unless NANOCHAT_DTYPE sets
+another number type.
 """
 
 import os

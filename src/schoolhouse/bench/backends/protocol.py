@@ -1,6 +1,6 @@
 """The protocol of a backend: read the workload, print `ready`, run one repeat for each line of standard input.
 
-The module imports nothing from schoolhouse, because another library can run in an environment without schoolhouse.
+This module imports nothing from schoolhouse, because some backends run in an environment without schoolhouse.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MARK = "@repeat "
 
 
 def read_workload() -> tuple[Path, dict]:
-    """Return the folder from the command line and its workload. Sets torch's number of threads to the workload's."""
+    """Return the folder from the command line and its workload. Also sets the workload's number of threads."""
     folder = Path(sys.argv[1])
     work = json.loads((folder / "work.json").read_text())
     os.environ["OMP_NUM_THREADS"] = str(work["threads"])
@@ -29,7 +29,7 @@ def send(**facts: object) -> None:
 
 
 def serve_repeats(run: Callable[[], dict]) -> None:
-    """Call `run` once without measuring, and then once for each line of standard input.
+    """Call `run` once without measuring it, and then once for each line of standard input.
 
     `run` returns facts such as {"tokens": 1000}. If a part of `run` should not be measured, `run` also returns its own
     "seconds".

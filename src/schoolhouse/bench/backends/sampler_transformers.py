@@ -1,9 +1,9 @@
 """Run transformers' `generate` with padded batches, a key-value cache, and completions of a fixed length.
 
-On a CPU, the backend generates 64 rows at a time with a static cache, because `generate` was fastest with these
-settings (docs/performance.md). The rows are sorted by prompt length, so that there is little padding. On a GPU, the
-backend generates all rows at once. The keys `rows_at_once` and `cache` (`cache_implementation` of transformers) in
-work.json change these settings.
+On a CPU, the backend generates in batches of 64 rows with a static cache, because `generate` was fastest with this
+batch size and cache (docs/performance.md). The rows are sorted by prompt length, so that there is little padding. On a
+GPU, the backend generates all rows in one batch. In work.json, the key `rows_at_once` sets the batch size, and the key
+`cache` sets the option `cache_implementation` of transformers.
 """
 
 from typing import Any

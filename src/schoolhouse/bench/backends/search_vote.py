@@ -1,4 +1,4 @@
-"""Sample `samples` independent answers to each problem of `search_schoolhouse.py`, without a search."""
+"""Sample `samples` independent answers to each problem that `search_schoolhouse.py` solves, without a search."""
 
 from protocol import read_workload, serve_repeats
 

@@ -1,4 +1,7 @@
-"""Run the sampler of `school serve` without the server, on the same prompts and seeds, with the same parallelism."""
+"""Run the sampler of `school serve` without the server.
+
+The prompts, the seeds and the number of parallel completions are the same as in `server_schoolhouse.py`.
+"""
 
 from protocol import read_workload, serve_repeats
 

@@ -18,7 +18,7 @@ folder, work = read_workload()
 
 
 def start() -> tuple[int, subprocess.Popen[bytes]]:
-    """Start the server and return its port and its process. The server ends when the present process ends."""
+    """Start the server and return the server's port and process. The server ends when the present process ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -83,8 +83,8 @@ class LabelAgreement(Evaluation):
 
     A policy samples both the steps and the continuations.
 
-    auc_N  how often N continuations of a correct step are correct more often than N of an incorrect step.
-    any_N  how often the label "any of N continuations ends correctly" equals the label by the rules.
+    auc_N  the AUC with which the share of correct continuations (of N) separates correct from incorrect steps.
+    any_N  how often the label "any of N continuations ends correctly" equals the label by the task's rules.
     """
 
     counts: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -187,7 +187,7 @@ def reward_model(seed: int, labels: str, **changes: Any) -> Step:
 
 
 def reward_model_arms(seed: int) -> Mapping[str, Arm]:
-    """The arms of the reward models that several claims share.
+    """The arms that train reward models. Several claims share these arms.
 
     The training labels are labels of steps by the task's rules, labels of whole solutions, or labels of steps from
     continuations.

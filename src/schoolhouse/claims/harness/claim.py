@@ -119,7 +119,7 @@ class Check:
     """One check of a verdict: a statement, the numbers that were found, and whether the check passes.
 
     A `must hold` check passes if the effect is there. A `must fail` check tests an ablation or a control, and passes if
-    there is no effect. A check with the number nan never passes. This is tested because min and max can ignore a nan.
+    there is no effect. A check never passes if one of its numbers is nan, because min and max can hide a nan.
     """
 
     kind: Kind

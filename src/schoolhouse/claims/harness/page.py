@@ -130,7 +130,7 @@ def design_digest(arms: Mapping[str, Arm]) -> str:
 
 
 def write_figure(claim: Claim, results: Results, path: Path) -> None:
-    """Draw the figure of a claim."""
+    """Draw the figure of a claim and write it to a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -167,9 +167,13 @@ def render_page(record: Json, claim: Claim | None) -> str:
         f"![{title}]({title}.png)",
         "",
         *([record["figure_note"], ""] if "figure_note" in record else []),
-        f"In a row with {len(record['seeds'])} numbers for an arm, the numbers belong to the seeds "
+        f"In a row with {len(record['seeds'])} numbers for an arm, the numbers are the results of the seeds "
         f"{', '.join(map(str, record['seeds']))}, in this order."
-        + (" Numbers in brackets are a 95 % interval." if any("[" in check.found for check in checks) else ""),
+        + (
+            " Two numbers in brackets are a 95 % confidence interval."
+            if any("[" in check.found for check in checks)
+            else ""
+        ),
         "",
         "| kind | check | found | result |",
         "|---|---|---|---|",
@@ -262,8 +266,8 @@ def write_pages(folder: Path) -> None:
         "# Claims",
         "",
         "A claim is an experiment that tests a published effect. An arm is one way to train or use a model. Some arms "
-        "should show the effect, and ablations should not show the effect. The rule for the verdict was written before "
-        "the official run, which is the run whose numbers are on the page.",
+        "should show the effect, and ablations should not show the effect. The official run of a claim is the run "
+        "whose numbers are on the page. The rule for the verdict was written before the official run.",
         "",
         "A check is one row in the table of a page. There are four kinds of checks.",
         "",
@@ -272,27 +276,27 @@ def write_pages(folder: Path) -> None:
         "",
         "A `must hold` check passes if the effect is there.",
         "",
-        "A `must fail` check tests an ablation or a control. The check passes if the ablation shows no effect.",
+        "A `must fail` check tests an ablation or a control. A `must fail` check passes if the effect is not there.",
         "",
-        "A `reported` check only gives numbers. The verdict does not depend on these numbers.",
+        "A `reported` check only gives numbers. The verdict does not depend on `reported` checks.",
         "",
         "The verdict is PASS if every check passes. Pilot runs used seed 0, which is also a seed of the official runs. "
         "Some claims had several official runs with the same seeds. The notes of a page name each official run and "
-        "its changes. Confidence intervals are over problems, not over seeds, so each page also shows the numbers of "
-        "every seed. The words of these pages were revised after the official runs, but rules, thresholds and "
-        "numbers were not.",
+        "what was changed for it. Confidence intervals measure the variation between problems, not between seeds, so "
+        "each page also shows the numbers of every seed. The words of the claim pages were revised after the official "
+        "runs. The thresholds, the numbers and the meaning of the rules were not changed.",
         "",
-        "The column `minutes` is the sum of the training times of all arms and seeds of a page, even if they ran in "
-        "parallel. The minutes include the evaluations during training. The minutes do not include the final "
+        "The column `minutes` is the sum of the training times of all arms and seeds of a page, even if several arms "
+        "ran in parallel. The minutes include the evaluations during training. The minutes do not include the final "
         "evaluations or the training of the start models.",
         "",
         "| claim | what is claimed | seeds | minutes | verdict |",
         "|---|---|---|---|---|",
         *rows,
         "",
-        "Each page shows the numbers, the figure and the command of its claim. `school claim list` also names claims "
-        "without results here. [The lab notebook](../lab.md) describes all other experiments, including the failed "
-        "ones.",
+        "Each page shows the numbers, the figure and the command of its claim. The command `school claim list` also "
+        "lists claims that have no results in this folder. [The lab notebook](../lab.md) describes all other "
+        "experiments, including failed experiments.",
         "",
     ]
     atomic_write(folder / "README.md", "\n".join(lines))

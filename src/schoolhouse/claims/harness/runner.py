@@ -209,7 +209,7 @@ def fingerprint(model: Path) -> str:
 
 
 def _resolve(step: Step, place: Callable[[Step], Path]) -> tuple[Recipe, Any]:
-    """The recipe and the config of a step. If the config names a step as a model, `place` returns this step's folder."""
+    """The recipe and the config of a step. `place` returns the folder of a step that is named as a model."""
     recipe = load_recipe(step.recipe)
     return recipe, build(recipe.config, Source(_replace_steps(step.config, place), {}))
 

@@ -35,7 +35,10 @@ _MAX_FILLER_WORDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
-    """An option that sets the difficulty of a family (a kind of problems): the meaning of its number, the default, and the limits."""
+    """An option that sets the difficulty of a family (a kind of problems).
+
+    The option has a text that says what its number means, a default, and limits.
+    """
 
     meaning: str
     default: int
@@ -81,7 +84,10 @@ class Family(Generic[Instance]):
     accepts: Callable[[str, Mapping[str, object]], bool] | None = None
 
     def solve(self, instance: Instance, style: Style, random: Random) -> tuple[str, str]:
-        """Return a thought in the given style (form), and its answer. Only the style `systematic_error` gives wrong answers."""
+        """Return a thought in the given style (form), and its answer.
+
+        Only the style `systematic_error` gives wrong answers.
+        """
         if style == "systematic_error" and self.systematic_error:
             steps, answer = self.systematic_error(instance, random)
             return " ".join(steps), answer
@@ -112,7 +118,10 @@ class Family(Generic[Instance]):
 
 
 def is_held_out(key: str) -> bool:
-    """Return True if the problem with this key is held out for evaluation. One in ten problems is held out. Only the content of a problem decides whether the problem is held out."""
+    """Return True if the problem with this key is held out for evaluation.
+
+    One in ten problems is held out. Only the content of a problem decides whether the problem is held out.
+    """
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % 10 == 0
 
 

@@ -37,7 +37,10 @@ def invented_word(random: Random, length: int) -> str:
 
 
 def tally(letters: Iterable[str], letter: str) -> list[str]:
-    """Write each letter with the number of `letter` so far, for example ("y", "r", "r"), "r" -> ["y0", "r1", "r2"]."""
+    """Write each letter and how often `letter` has occurred up to this letter.
+
+    For example, ("y", "r", "r") and "r" give ["y0", "r1", "r2"].
+    """
     steps, count = [], 0
     for current in letters:
         count += current == letter

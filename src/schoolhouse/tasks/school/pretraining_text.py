@@ -42,7 +42,10 @@ _MAX_FACTOR = 12
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """The topic of a page: its opening sentences, a generator of lines, and the families (kinds of problems) that the topic fits. A topic that names no family fits all families."""
+    """The topic of a page: its opening sentences, a generator of lines, and the families (kinds of problems) it fits.
+
+    A topic that names no family fits all families.
+    """
 
     openings: tuple[str, ...]
     line: Callable[[Random], str]

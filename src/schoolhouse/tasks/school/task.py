@@ -145,7 +145,9 @@ class School(Task):
         return [pretraining_text.page(random, names, self.seed) for _ in range(count)]
 
     def eval_problems(self, count: int | None = None) -> list[Problem]:
-        """Return distinct held-out problems. The problems are the same for every seed, and their families (kinds of problems) alternate.
+        """Return distinct held-out problems.
+
+        The problems are the same for every seed, and their families (kinds of problems) alternate.
 
         The argument `count` is the number of problems of all families together. If `count` is None, each family gives
         200 problems. A family with fewer than 200 held-out problems gives all of them. The family `facts` has only
@@ -246,7 +248,10 @@ class School(Task):
     def _problem(
         self, family: Family[Any], instance: Any, key: str, random: Random, values: Mapping[str, int]
     ) -> Problem:
-        """Make a problem from an instance (the numbers or words of the problem). The field `info` contains the data that the verifier and reports need."""
+        """Make a problem from an instance (the numbers or words of the problem).
+
+        The field `info` contains the data that the verifier and reports need.
+        """
         info = dict(family.grading_info(instance)) if family.grading_info else {}
         ranges = self.difficulty[family.name].items()
         if varied := {name: values[name] for name, (low, high) in ranges if low < high}:
