@@ -139,6 +139,7 @@ def test_cells_of_csv_are_text_as_written(tmp_path_factory: pytest.TempPathFacto
     [
         ("a.jsonl", b'{"a": 1}\nnope', ":2", "not JSON"),
         ("a.jsonl", b'{"a": 1}\n[1]', ":2", "not a JSON object; each line must be one"),
+        ("a.jsonl", b'{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}', ":2", "the key `c` occurs twice"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}', ":2", "not UTF-8"),
         ("a.json", b'[{"a": 1},\n 2]', ":2", "not a JSON object; each element of the array"),
         ("a.csv", b"a,b\n1,2\n3\n", ":3", "has 1 cells; the first line names 2 columns"),
@@ -232,6 +233,25 @@ def test_a_split_of_a_folder_is_chosen(tmp_path: Path) -> None:
     assert names_in(tmp_path / "data", split="test") == ["data/test-0.parquet"]
     with pytest.raises(SchoolError, match="no files of the split `dev`; splits there: test, train"):
         names_in(tmp_path, split="dev")
+
+
+def test_copies_in_two_formats_are_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, "a.jsonl", "a.parquet")
+    with pytest.raises(SchoolError, match="files of several formats .*, which may be copies; name those of one format"):
+        names_in(tmp_path)
+    assert names_in(f"{tmp_path}/**/*.jsonl*") == ["a.jsonl"]
+
+
+def test_a_split_of_one_file_is_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, "a.jsonl", "test.jsonl")
+    with pytest.raises(SchoolError, match="a.jsonl is one file; `split=test` chooses files of a folder; remove it"):
+        names_in(tmp_path / "a.jsonl", split="test")
+    assert names_in(tmp_path / "test.jsonl", split="test") == ["test.jsonl"]
+
+
+def test_rows_of_the_hubs_server_are_unwrapped(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"features": [], "rows": [{"row_idx": 0, "row": {"a": 1}}]}))
+    assert values(tmp_path / "a.json") == [{"a": 1}]
 
 
 def test_a_folder_of_subsets_is_refused(tmp_path: Path) -> None:

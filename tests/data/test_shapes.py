@@ -71,9 +71,11 @@ def test_an_unknown_row_is_refused_with_the_way_out() -> None:
 @pytest.mark.parametrize(
     ("row", "kind"),
     [
-        ({"prompt": "p", "messages": [{}]}, "chat"),
-        ({"problem": "p", "answer": "a", "messages": [{}]}, "problem"),
-        ({"problem": "p", "solution": "s", "messages": [{}]}, "problem"),
+        ({"prompt": "p", "messages": ["p", "a"]}, "chat"),
+        ({"problem": "p", "answer": "a", "messages": ["p ", "a"]}, "problem"),
+        ({"problem": "p", "solution": "s", "messages": ["p", "a"]}, "problem"),
+        ({"question": "q", "reasoning": "r", "answer": "18"}, "problem"),
+        ({"question": "q", "reasoning": "r", "answer": "long " * 50}, "completion"),
         ({"prompt": "p", "completion": "c"}, "completion"),
         ({"prompt": "p"}, "prompt"),
         ({"instruction": "i", "input": "x", "output": "o"}, "completion"),
@@ -82,3 +84,38 @@ def test_an_unknown_row_is_refused_with_the_way_out() -> None:
 )
 def test_the_kind_of_a_row(row: dict[str, Any], kind: str) -> None:
     assert recognize(row, {}).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"instruction": "Answer yes or no.", "question": "q", "answer": "yes"}, "instruction"),
+        ({"problem": "p", "answer": "a", "messages": ["another question", "a"]}, "messages"),
+        ({"prompt": "something else", "messages": ["q", "a"]}, "prompt"),
+        ({"question": "q", "answer": "a", "text": "All that is known."}, "text"),
+    ],
+)
+def test_a_second_question_is_refused_unless_it_is_the_same(row: dict[str, Any], key: str) -> None:
+    with pytest.raises(BadRow, match=f"has `{key}`, which may change the question and is not used"):
+        recognize(row, {})
+    recognize(row, {}, (key,))
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    with pytest.raises(BadRow, match="has the columns `answer` and `Answer`, which count as one"):
+        recognize({**QA, "Answer": "b"}, {})
+    assert recognize({**QA, "Answer": "b"}, {}, ("Answer",)).key("answer") == "answer"
+
+
+@pytest.mark.parametrize("mark", [0, 1, False, True])
+@pytest.mark.parametrize("key", ["label", "is_correct", "correct"])
+def test_a_mark_of_wrong_answers_is_refused(key: str, mark: object) -> None:
+    with pytest.raises(BadRow, match=f"has `{key}`, which may say that its answer is wrong"):
+        recognize({**QA, key: mark}, {})
+
+
+def test_the_numbers_of_a_prompt_are_for_the_reward_function() -> None:
+    row = {"prompt": [{"role": "user", "content": "Make 98 of 44, 19 and 35."}], "nums": [44, 19, 35], "target": 98}
+    assert recognize(row, {}).key("question") == "prompt"
+    with pytest.raises(BadRow, match="has numbers and a target, but no question"):
+        recognize({"nums": [1], "target": 2}, {})

@@ -15,7 +15,7 @@ def letter(correct: Any, choices: Any = ("red", "green", "blue"), key: str = "an
     return row.references[0]
 
 
-@pytest.mark.parametrize("correct", [1, 1.0, "1", "B", "b", "(B)", "B.", "B)", "green"])
+@pytest.mark.parametrize("correct", [1, 1.0, "1", "B", "b", "(B)", "B.", "B)", "green", ["B"]])
 def test_the_correct_choice_is_a_number_a_letter_or_a_text(correct: Any) -> None:
     assert letter(correct) == "B"
 
@@ -38,6 +38,8 @@ def test_the_correct_choice_has_many_names(key: str) -> None:
         {"label": ["A", "B", "C"], "text": ["red", "green", "blue"]},
         [{"label": "A", "text": "red"}, {"label": "B", "text": "green"}, {"label": "C", "text": "blue"}],
         "a ) red , b ) green , c ) blue",
+        "A. red\nB. green\nC. blue",
+        "(A) red\n(B) green\n(C) blue",
     ],
 )
 def test_choices_are_written_in_many_ways(choices: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every code block of docs/data.md runs, in order, in one folder; its table of shapes is the one that the reader gives."""
+"""Every code block of docs/data.md runs, in order, in one folder; its table of shapes is what the reader gives."""
 
 import re
 import shlex

@@ -409,13 +409,30 @@ def test_trl_functions_grade_rows_of_trls_shape(tmp_path: Path, row: dict[str, o
     text = isinstance(row["prompt"], str)
     code = f"""
 def f(prompts, completions, **kwargs):
-    kwargs.pop("reference")
+    kwargs.pop("reference", None)
     assert kwargs == {columns!r}, kwargs
     assert len(prompts) == 1 and completions == {["x"] if text else [[{"role": "assistant", "content": "x"}]]!r}
     return [1.0]
 """
     task = open_task(f"python:{write(tmp_path, code)}?data={data}&holdout=all")
     assert task.grade(task.eval_problems()[0], Completion(None, "x")) == Verdict(1.0)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def f(completions, reference): return [1.0]", "f needs the column `reference`, but row 1 of .* has none"),
+        (
+            "def f(data_source, solution_str, ground_truth): return 1",
+            "f needs a ground truth, but row 1 of .* has no refe",
+        ),
+    ],
+)
+def test_a_function_that_needs_an_answer_refuses_rows_without_one(tmp_path: Path, code: str, message: str) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "q"}')
+    with pytest.raises(SchoolError, match=f"mine.py:1: {message}"):
+        open_task(f"python:{write(tmp_path, code)}?data={data}")
 
 
 def test_the_columns_of_a_reward_function_can_be_mapped(tmp_path: Path) -> None:

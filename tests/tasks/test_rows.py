@@ -61,6 +61,12 @@ def test_excluded_turns_are_counted_behind_the_system_turn() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        ({"messages": [USER, {**REPLY, "content": " "}]}, "turn 2 of `messages` is empty; delete the turn, or drop"),
+        ({"system": "s", "messages": [{**USER, "content": ""}, REPLY]}, "turn 1 of `messages` is empty"),
+        (
+            {"prompt": "array([{'role': 'user'}], dtype=object)", "answer": "1"},
+            "`prompt` is .*write the file as JSON lines",
+        ),
         ({"messages": [REPLY]}, "`messages` has no user turn before the reply"),
         ({"messages": [USER, {**REPLY, "weight": 0}]}, "every assistant turn of `messages` is excluded"),
         ({"prompt": "q", "completion": [USER]}, "`completion` must end with an assistant turn"),
@@ -101,3 +107,9 @@ def test_a_worked_solution_that_is_the_answer_is_no_thought() -> None:
 def test_one_line_without_a_box_is_the_answer_of_a_prompt() -> None:
     assert parse({"prompt": "q", "solution": "$x = 2$"}).references == ("$x = 2$",)
     assert "has no final answer" in parse({"prompt": "q", "solution": "First.\nThen."}).reference_error
+
+
+@pytest.mark.parametrize("text", ['[{"role": "user", "content": "q"}]', "[{'content': 'q', 'role': 'user'}]"])
+def test_turns_that_a_table_has_written_as_text_are_turns(text: str) -> None:
+    assert parse({"prompt": text, "answer": "1"}).messages == (Message("user", "q"),)
+    assert parse({"prompt": f"Read {text}", "answer": "1"}).messages == (Message("user", f"Read {text}"),)

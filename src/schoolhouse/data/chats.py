@@ -6,6 +6,7 @@ their results become text, so that every chat template can show them.
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -81,11 +82,13 @@ def parse_chat(value: Any, key: str) -> Chat:
 
 def _turns_of_text(text: str, key: str) -> list[Any]:
     """The turns in JSON text, or in text such as hh-rlhf's `\\n\\nHuman: Hi\\n\\nAssistant: Hello`."""
-    if text.lstrip().startswith("["):
-        try:
-            return json.loads(text)
-        except ValueError:
-            raise BadRow(f"`{key}` is {shown(text)}; it must be a list of turns, or the JSON text of one") from None
+    if text.lstrip().startswith(("[", "array(", "np.array(")):
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                return parse(text)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+        raise BadRow(f"`{key}` is {shown(text)}; it must be a list of turns; write the file as JSON lines or Parquet")
     start, *parts = _SPEAKERS.split(text)
     if start.strip() or not parts:
         raise BadRow(f"`{key}` is {shown(text)}; it must be a list of turns {{role, content}}")

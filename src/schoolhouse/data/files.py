@@ -58,6 +58,8 @@ def data_files(source: str, split: str = "") -> list[Path]:
         lines = [each for each in found if format_of(each) != ".json"]
         found = lines or found  # beside other data, a .json file describes the data
     elif path.exists() or not glob.has_magic(source):
+        if split and split != split_of(path, path.parent):
+            raise SchoolError(f"{source} is one file; `split={split}` chooses files of a folder; remove it")
         return [path]
     else:
         found = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if _is_data(Path(name))]
@@ -77,6 +79,11 @@ def data_files(source: str, split: str = "") -> list[Path]:
         advice = f"choose one: `?split={names[0]}`"
         raise SchoolError(
             f"{source} has files of several splits ({', '.join(name or 'others' for name in by_split)}); {advice}"
+        )
+    if len(formats := sorted({format_of(each) for each in found})) > 1:
+        advice = f"name those of one format: `{path if path.is_dir() else '...'}/**/*{formats[0]}*`"
+        raise SchoolError(
+            f"{source} has files of several formats ({', '.join(formats)}), which may be copies; {advice}"
         )
     parents = sorted({str(each.parent) for each in found})
     if path.is_dir() and len(parents) > 1 and len({Path(each).name for each in parents} - set(SPLITS)) > 1:
@@ -176,13 +183,23 @@ def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
 
 def _parse_line(text: str, place: str) -> SourceRow:
     try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=_mapping)
     except json.JSONDecodeError as error:
         reason = f"not JSON ({error.msg} at column {error.colno}); each line must be one JSON object"
         return SourceRow({}, place, reason)
     except (ValueError, RecursionError) as error:
         return SourceRow({}, place, f"not JSON that can be read ({error}); each line must be one JSON object")
     return _checked(row, place, "each line")
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError if a key occurs twice, because one of the two values would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(
+            f"the key `{next(key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1)}` occurs twice"
+        )
+    return found
 
 
 def _checked(row: Any, place: str, each: str) -> SourceRow:
@@ -212,6 +229,8 @@ def _json_rows(path: Path) -> Iterator[SourceRow]:
     inner = [key for key in WRAPPERS if len(rows) == 1 and _is_rows(rows[0].values.get(key))]
     if inner:
         for number, row in enumerate(rows[0].values[inner[0]], 1):
+            if row.keys() >= {"row_idx", "row"}:  # as the server of the hub answers
+                row = row["row"]
             yield _checked(row, f"{path}, row {number} of `{inner[0]}`", "each row")
         return
     yield from rows
@@ -246,7 +265,7 @@ def _sequence(path: Path, text: str, at: int) -> Iterator[SourceRow]:
 
 def _decode(path: Path, text: str, at: int, line: int) -> tuple[Any, int]:
     try:
-        return json.JSONDecoder().raw_decode(text, at)
+        return json.JSONDecoder(object_pairs_hook=_mapping).raw_decode(text, at)
     except json.JSONDecodeError as error:
         raise SchoolError(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from None
     except (ValueError, RecursionError) as error:

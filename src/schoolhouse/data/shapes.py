@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from schoolhouse.config import suggest
-from schoolhouse.data.chats import BadRow, has_user_turn, is_given
-from schoolhouse.types import SchoolError
+from schoolhouse.data.chats import BadRow, has_user_turn, is_given, parse_chat
 
 Kind = Literal["stored", "problem", "choice", "chat", "completion", "prompt", "code", "constraints"]
 """stored: a demonstration that a recipe wrote. problem: a question with a reference. choice: with options. chat: turns.
@@ -23,15 +22,16 @@ ROLES = "question context choices correct answer solution thought completion mes
 
 _QUESTION = (
     "question problem prompt query instruction question_stem question_text problem_statement question_content goal "
-    "sentence ctx inputs input"
+    "sentence ctx inputs input user human"
 ).split()
 _REFERENCE = (
     "reference reward_model.ground_truth ground_truth final_answer expected_answer reference_answer answer_number "
-    "final_ans answer correct_answer answers possible_answers answers_spans best_answer gold gold_answer target result"
+    "final_ans answer correct_answer answers possible_answers answers_spans best_answer gold "
+    "gold_answer ideal target targets result"
 ).split()
 _CORRECT = (
-    "answerkey answer_key answer_index answer_idx correct_option correct_answer_num cop correct label correct_answer "
-    "best_answer answer gold target"
+    "answerkey answer_key answer_index answer_idx correct_index correct_idx correct_option correct_answer_num cop "
+    "correct label gold_index correct_answer best_answer answer gold target"
 ).split()
 _CHOICES = "choices options endings mc1_targets".split()
 _CHOICE_COLUMNS = (
@@ -49,13 +49,18 @@ _WRONG_CHOICES = (
     "incorrect_answer_1 incorrect_answer_2 incorrect_answer_3",
     "distractor1 distractor2 distractor3",
     "incorrect_answers",
+    "distractors",
 )
 ONE_BASED = ("option1", "mc_answer1", "answera")
 """Groups of columns whose number of the correct choice counts from 1."""
 
 _CONTEXT = "context body passage article support flores_passage paragraph story contexts".split()
-_SOLUTION = "solution rationale generated_solution explanation cot_content exp".split()
-_COMPLETION = "completion response output chosen_response assistant".split()
+_SOLUTION = (
+    "solution rationale generated_solution explanation cot_content exp solutions reasoning chain_of_thought cot "
+    "thought thinking reasoning_content"
+).split()
+_COMPLETION = "completion response output chosen_response assistant gpt".split()
+_LONG_ANSWER = 40  # words
 _THOUGHT_PAIRS = (
     ("thinking_trajectories", "attempt"),
     ("deepseek_thinking_trajectory", "deepseek_attempt"),
@@ -69,18 +74,52 @@ _THOUGHT_PAIRS = (
 )
 _MESSAGES = "messages conversations conversation dialog dialogue chat".split()
 _SYSTEM = "system system_prompt system_message".split()
-_TOOLS = "tools functions".split()
+_TOOLS = "tools functions function apis".split()
 ALIASES = "aliases answer_aliases".split()
 
 MEDIA = re.compile(r"(image|picture|video|audio|figure|diagram|photo)s?(_\d+)?(_path|_url|_bytes)?")
 _CHANGING = {
-    *(*_CONTEXT, *_CHOICES, *_SYSTEM, *_TOOLS, "tool_calls", "premise", "hypothesis", "input", "history", "table"),
-    *("numbers", "nums", "starter_code", "few_shot", "document", "documents", "background", "entity_pages"),
-    *("reasoning_content", "dialogue_history", "chat_template_kwargs", "search_results"),
+    *(
+        *_CONTEXT,
+        *_CHOICES,
+        *_SYSTEM,
+        *_TOOLS,
+        *_QUESTION,
+        *_MESSAGES,
+        "tool_calls",
+        "premise",
+        "hypothesis",
+        "history",
+    ),
+    *("table", "tables", "numbers", "nums", "starter_code", "few_shot", "document", "documents", "docs", "background"),
+    *("entity_pages", "search_results", "dialogue_history", "chat_template_kwargs", "paragraphs", "passages", "ctxs"),
+    *(
+        "multiple_choice_targets",
+        "evidence",
+        "evidences",
+        "knowledge",
+        "snippets",
+        "abstract",
+        "schema",
+        "theory",
+        "scenario",
+        "situation",
+    ),
 }
 """Columns that are part of what a model has to know. One of them without a role makes another question."""
 
-_ROLE_NAMES = (("choices", _CHOICES), ("system", _SYSTEM), ("tools", _TOOLS), ("thought", ["reasoning_content"]))
+_COMPLETES_NO_PROMPT = {"numbers", "nums", "starter_code", "few_shot", "schema", "table", "tables"}
+"""Columns that a `prompt`, as TRL and verl write it, has in its text already; a reward function may need them."""
+
+_MARKS = ("label", "is_correct", "correct")
+"""Columns that may say that the answer of a row is a wrong one."""
+
+_REPEATED: set[str] = {*_QUESTION, *_MESSAGES}
+"""Columns that may hold the question once more, as `messages` in OpenR1-Math or `prompt` in UltraChat."""
+
+_ROLE_NAMES = (
+    *(("choices", _CHOICES), ("system", _SYSTEM), ("tools", _TOOLS), ("question", _QUESTION), ("messages", _MESSAGES)),
+)
 _CODE = ("test_list", "input_output", "public_test_cases", "private_test_cases", "unit_tests", "tests", "test_cases")
 _BY_HAND = "or columns named by hand: `?question=KEY&answer=KEY`"
 
@@ -116,7 +155,13 @@ class _Columns:
 
     def __init__(self, row: Mapping[str, Any], ignored: Sequence[str]) -> None:
         self.row = row
-        self.names = {normalized(key): key for key in row if key not in ignored}
+        self.names: dict[str, str] = {}
+        for key in row:
+            name = normalized(key)
+            if key not in ignored and name in self.names and row[key] != row[self.names[name]]:
+                raise BadRow(f"has the columns `{self.names[name]}` and `{key}`, which count as one; `?ignore={key}`")
+            if key not in ignored:
+                self.names[name] = key
         self.given = {name for name, key in self.names.items() if is_given(row[key])}
 
     def first(self, names: Sequence[str], empty: bool = False) -> str:
@@ -145,12 +190,17 @@ def recognize(row: Mapping[str, Any], mapping: Mapping[str, str], ignored: Seque
     if {"messages", "thought", "response", "reference"} <= row.keys() and not mapping:
         return Shape("stored", {})
     shape = _kind(columns, mapping)
-    _refuse_unused(columns, shape)
+    allowed: set[str] = set()  # a user who names one column wants no other of its kind
+    if mapping.keys() & {"question", "messages"}:
+        allowed |= _REPEATED
+    if mapping.keys() & {"answer", "completion"}:
+        allowed |= set(_MARKS)
+    _refuse_unused(columns, shape, allowed)
     return shape
 
 
 def _kind(columns: _Columns, mapping: Mapping[str, str]) -> Shape:
-    if not mapping:
+    if not mapping.keys() & {"question", "answer", "completion", "messages"}:
         _refuse_other_uses(columns)
     messages = mapping.get("messages") or ("" if "question" in mapping else columns.first(_MESSAGES))
     question = mapping.get("question") or ("" if "messages" in mapping else columns.first(_QUESTION, empty=True))
@@ -158,7 +208,7 @@ def _kind(columns: _Columns, mapping: Mapping[str, str]) -> Shape:
     if is_code and not question:
         question = columns.first(["text", "description"])
     is_prompt = normalized(question) == "prompt"
-    thought, completion = _completion(columns, mapping)
+    thought, completion = _completion(columns, mapping, bool(question))
     reference = _reference(columns, mapping, {question, completion if thought else ""}, is_prompt and not completion)
     solutions = [*_SOLUTION, *(["answer"] if normalized(reference) == "answer_number" else [])]  # as in MGSM
     solution = mapping.get("solution") or columns.first([n for n in solutions if columns.names.get(n) != reference])
@@ -223,25 +273,30 @@ def _choices(columns: _Columns, mapping: Mapping[str, str]) -> tuple[tuple[str, 
         return (mapping["choices"],), (), correct
     if single := columns.first(_CHOICES):
         return (single,), (), correct
-    if "label" in columns.given and isinstance(columns.row.get(columns.names.get("answers", "")), list):
-        return (columns.names["answers"],), (), columns.names["label"]
+    place = columns.first([name for name in _CORRECT if name not in ("answer", "correct_answer", "best_answer")])
+    answers = columns.names.get("answers", "")
+    if place and isinstance(columns.row.get(answers), list) and isinstance(columns.row[place], int | str):
+        return (answers,), (), place  # as in ReClor
     for group in _CHOICE_COLUMNS:
         if correct and len(found := columns.all(group)) > 1:
             return found, (), correct
     for group in _WRONG_CHOICES:
-        right = columns.first(["correct_answer", "best_answer"])
+        right = columns.first(["correct_answer", "best_answer", "answer"])
         if right and (found := columns.all(group)):
             return (right, *found), found, right
     return (), (), ""
 
 
-def _completion(columns: _Columns, mapping: Mapping[str, str]) -> tuple[str, str]:
-    """The columns of a thought and of a reply."""
+def _completion(columns: _Columns, mapping: Mapping[str, str], has_question: bool) -> tuple[str, str]:
+    """The columns of a thought and of a reply. A short `answer` of a question is a final answer, and no reply."""
     if "completion" in mapping:
         return mapping.get("thought", ""), mapping["completion"]
     for thought, reply in _THOUGHT_PAIRS:
         if thought in columns.given and reply in columns.given:
-            return columns.names[thought], columns.names[reply]
+            key = columns.names[reply]
+            if reply == "answer" and (mapping or (has_question and len(str(columns.row[key]).split()) <= _LONG_ANSWER)):
+                continue
+            return columns.names[thought], key
     return mapping.get("thought", ""), columns.first(_COMPLETION)
 
 
@@ -264,7 +319,7 @@ def _refuse_other_uses(columns: _Columns) -> None:
         )
     if {"completions", "labels"} <= given or "pre_generated_steps" in given:
         raise BadRow("has a label for each step of a solution; the recipe `prm` makes its own labels from a task")
-    if "nums" in given and "target" in given:
+    if {"nums", "target"} <= given and not given & {*_QUESTION}:
         raise BadRow("has numbers and a target, but no question; use the task `school:countdown`, or write a question")
     if {"message_id", "parent_id"} <= columns.names.keys():
         raise BadRow("is one message of a tree of messages; write each path of the tree as one row with `messages`")
@@ -274,26 +329,48 @@ def _refuse_other_uses(columns: _Columns) -> None:
         raise BadRow("is plain text; pretrain on it (`school train pretrain --text FILE`), or add `?question=text`")
 
 
-def _refuse_unused(columns: _Columns, shape: Shape) -> None:
-    """Raises BadRow for a column that would change the question and has no role."""
+def _refuse_unused(columns: _Columns, shape: Shape, allowed: set[str]) -> None:
+    """Raises BadRow for a column that would change the question and has no role, but for the allowed ones."""
     used = {key for keys in shape.roles.values() for key in keys}
-    for name in sorted(columns.given):
+    changing = _CHANGING | ({"text"} if shape.kind in ("problem", "choice") else set())
+    question = "" if shape.kind == "chat" else shape.key("question")
+    if normalized(question) == "prompt":
+        changing = changing - _COMPLETES_NO_PROMPT
+    for name in sorted(columns.given - allowed):
         key = columns.names[name]
-        knowingly = f"leave it out knowingly: `?ignore={key}`"
-        if key in used:
+        if key in used or any(other.startswith(f"{key}.") for other in used):
             continue
+        knowingly = f"leave it out knowingly: `?ignore={key}`"
         if MEDIA.fullmatch(name):
             raise BadRow(f"has `{key}`, which a text model cannot be given; drop the row, or {knowingly}")
-        if name in _CHANGING and shape.kind not in ("code", "constraints"):
-            role = next((role for role, names in _ROLE_NAMES if name in names), "context")
+        if name in _MARKS and shape.kind in ("problem", "completion") and columns.row[key] in (True, False):
             raise BadRow(
-                f"has `{key}`, which may change the question and is not used; give it a role (`?{role}={key}`), "
-                f"or {knowingly}"
+                f"has `{key}`, which may say that its answer is wrong; keep the good rows alone, and {knowingly}"
             )
+        if name not in changing or shape.kind in ("code", "constraints"):
+            continue
+        if name in _REPEATED and _is_repeated(
+            columns.row[key], value_at(columns.row, question or shape.key("messages"))
+        ):
+            continue
+        role = next((role for role, names in _ROLE_NAMES if name in names), "context")
+        raise BadRow(
+            f"has `{key}`, which may change the question and is not used; give it a role (`?{role}={key}`), "
+            f"or {knowingly}"
+        )
 
 
-def check_mapping(subject: str, options: Mapping[str, str]) -> None:
-    """Raises SchoolError for a role that does not exist."""
-    for role in options:
-        if role not in ROLES:
-            raise SchoolError(f"{subject}: unknown option `{role}`{suggest(role, ROLES)}")
+def _is_repeated(value: Any, used: Any) -> bool:
+    """Whether the question is the same in two columns: texts, or chats with one and the same first turn of a user."""
+    first, second = _first_user_text(value), _first_user_text(used)
+    return bool(first) and bool(second) and (first in second or second in first)
+
+
+def _first_user_text(value: Any) -> str:
+    if isinstance(value, str) and not value.lstrip().startswith("[{"):
+        return " ".join(value.split())
+    try:
+        messages = parse_chat(value, "messages").messages
+    except BadRow:
+        return ""
+    return next((" ".join(message.content.split()) for message in messages if message.role == "user"), "")

@@ -15,7 +15,7 @@ from schoolhouse.data.shapes import ONE_BASED, Shape, normalized, value_at
 
 _LABEL = re.compile(r"\s*\(?([A-Za-z])\s*[.):]\s*")
 _LETTER = re.compile(r"\(?([A-Za-z])[.)]?")
-_IN_ONE_TEXT = re.compile(r"(?:^|[,;]\s*|\s)([a-z])\s*\)\s*")
+_IN_ONE_TEXT = re.compile(r"(?:^|[,;]\s*|\s)([a-z])\s*\)\s*|(?:^|\n)\s*\(?([A-Z])[.):]\s*")
 
 
 def render_choices(question: str, row: Mapping[str, Any], shape: Shape) -> tuple[str, str]:
@@ -45,8 +45,9 @@ def _choices(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[list[str], li
         flat = [each for value in values for each in (value if isinstance(value, list) else [value])]
         return [], _texts(flat, keys[0]), None
     value = _parsed(value_at(row, keys[0]))
-    if isinstance(value, str) and len(parts := _IN_ONE_TEXT.split(value)) > 4:  # `a ) 38 , b ) 27.675`
-        return parts[1::2], _texts([part.strip(" ,;") for part in parts[2::2]], keys[0]), None
+    if isinstance(value, str) and len(parts := _IN_ONE_TEXT.split(value)) > 6:  # `a ) 38 , b ) 27`, or lines `A. 38`
+        labels = [lower or upper for lower, upper in zip(parts[1::3], parts[2::3], strict=True)]
+        return labels, _texts([part.strip(" ,;\n") for part in parts[3::3]], keys[0]), None
     if isinstance(value, Mapping):
         marks = value.get("labels")
         inner = value.get("text") or value.get("choices") or value.get("texts")
@@ -95,6 +96,7 @@ def _correct_place(
 ) -> int:
     """The index of the correct choice. A number counts from 0, a letter from A; a label or a text is looked up."""
     value = value_at(row, key) if key else None
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
     if value is None or (isinstance(value, str) and not value.strip()) or isinstance(value, bool | list | Mapping):
         known = f"`{key}` is {shown(value)}" if key else "no column says which choice is correct"
         raise BadRow(f"{known}; give the letter or the number of the correct choice (`?correct=KEY`), or drop the row")

@@ -98,7 +98,8 @@ class JsonLines(DatasetTask):
         if not self._train_demonstrations:
             raise SchoolError(
                 f"task {self.name} has no demonstrations: write the solution before `####` in `answer` (as in GSM8K), "
-                "give `problem` and `solution` (as in MATH), or `messages` (a chat)"
+                "give `problem` and `solution` (as in MATH) or `messages` (a chat), or name the column to imitate "
+                "(`?completion=KEY`)"
             )
         return shuffled_epochs(self._train_demonstrations, self.seed, "worked", step, count)
 

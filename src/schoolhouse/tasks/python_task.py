@@ -166,8 +166,10 @@ class RewardFunctionTask(DatasetTask):
                     f"{self._place}: the parameter `{parameter.name}` is positional-only, but arguments are passed by "
                     "name; remove the `/` from the parameters of the function"
                 )
-        for row, problem in enumerate(self._problems, 1):
+        for row, (problem, _, no_answer) in enumerate(examples, 1):
             arguments = self._arguments(problem, "")
+            if self._style == "verl" and self._ground_truth(problem) == "":
+                raise SchoolError(f"{self._place} needs a ground truth, but row {row} of {source.path} {no_answer}")
             for name in _missing_arguments(function, arguments):
                 hint = suggest(name, sorted(arguments))
                 raise SchoolError(
@@ -226,7 +228,9 @@ class RewardFunctionTask(DatasetTask):
                 "extra_info": row.get("extra_info") or {},
             }
         else:
-            available = {"reference": [problem.reference]} | {name: [value] for name, value in row.items()}
+            available: dict[str, Any] = {name: [value] for name, value in row.items()}
+            if problem.reference:
+                available.setdefault("reference", [problem.reference])
             if isinstance(row.get("prompt"), list) or len(problem.messages) > 1:  # conversational: messages, not text
                 available["prompts"] = [[{"role": m.role, "content": m.content} for m in problem.messages]]
                 available["completions"] = [[{"role": "assistant", "content": answer}]]

@@ -20,6 +20,7 @@ MAX_REFERENCE_WORDS = 40
 
 _NOT_ANSWERS = ("proof", "notfound")  # written by NuminaMath-1.5 where a problem has no final answer
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
+_STATED = re.compile(r"(?:the\s+)?(?:final\s+)?answer(?:\s+is|\s*:)\s*:?\s*(\S.*?)\.?", re.IGNORECASE)
 _UNIT_IN_BRACKETS = re.compile(r"(-?[0-9][0-9.,/:]*)\s*\([^()]*\)")
 _LISTS = ("answers", "possible_answers", "ground_truth", *ALIASES)
 """Columns whose text can be the JSON of several answers."""
@@ -45,6 +46,10 @@ def parse_answers(row: Mapping[str, Any], shape: Shape) -> tuple[tuple[str, ...]
             if not value.strip():
                 raise BadRow(f"nothing follows `####` in `{key}`; write the final answer there")
             solution = _CALCULATOR.sub("", worked).strip() or solution
+        elif isinstance(value, str) and "\\boxed" in value:
+            boxed = _last_boxed(value, key)
+            bare = value.strip(" $\n") == f"\\boxed{{{boxed}}}"
+            solution, value = solution or ("" if bare else value.strip()), boxed
         references = _references(row, value, key)
     except BadRow as error:
         return (), str(error), ""
@@ -70,6 +75,8 @@ def _references(row: Mapping[str, Any], value: Any, key: str) -> tuple[str, ...]
     if isinstance(value, list):
         if not value:
             raise BadRow(f"`{key}` is empty; give one, or delete the row")
+        if all(isinstance(each, Mapping) and isinstance(each.get("text"), str) for each in value):
+            value = [each["text"] for each in value]  # as in NarrativeQA
         if len(value) > 1 and not all(isinstance(each, str) for each in value):
             raise BadRow(
                 f"`{key}` is {shown(value)}; write one answer as text, or a list of texts that are all accepted"
@@ -104,6 +111,8 @@ def _inner_answers(value: Mapping[str, Any], key: str) -> Any:
 
 
 def _checked_reference(text: str, key: str) -> str:
+    if stated := _STATED.fullmatch(text):
+        text = stated[1]
     if text.casefold() in _NOT_ANSWERS:
         raise BadRow(f"`{key}` is `{text}`, which says that there is no final answer; drop the row")
     if text[:1] in "{[" and isinstance(_json_or_none(text), dict | list) and re.search(r'"\w+":', text):

@@ -5,6 +5,7 @@ data/shapes.py says what the columns mean. This file reads their values; referen
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ from schoolhouse.data.shapes import Kind, Shape, normalized, recognize, value_at
 from schoolhouse.tasks.choices import render_choices
 from schoolhouse.tasks.references import optional_text, parse_answers, text_of
 from schoolhouse.types import Message
+
+_TURNS_AS_TEXT = re.compile(r"""\s*(array\(|np\.array\()?\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
+"""A list of turns that a table has written as text."""
 
 _CORRECT_MARKS = ("correctness_math_verify", "correctness", "is_correct")
 """Columns with a mark for each of several replies, as in OpenR1-Math."""
@@ -101,7 +105,7 @@ def _stored(row: Mapping[str, Any], shape: Shape) -> Row:
 def _prompt(row: Mapping[str, Any], shape: Shape) -> tuple[Message, ...]:
     key = shape.key("question")
     value = value_at(row, key)
-    if isinstance(value, list):
+    if isinstance(value, list) or (isinstance(value, str) and _TURNS_AS_TEXT.match(value)):
         messages = _ending_with_user(value, key).messages
     else:
         messages = (Message("user", text_of(value, key).strip()),)
@@ -173,6 +177,11 @@ def _chat(row: Mapping[str, Any], shape: Shape, options: RowOptions) -> Row:
     if replies and not trained:
         raise BadRow(f"every assistant turn of `{key}` is excluded from the loss; drop the row")
     prompt = whole[:-1] if whole[-1].role == "assistant" else whole
+    for at, message in enumerate(whole):
+        if not message.content.strip() and not message.thought and (message.role == "user" or at in trained):
+            raise BadRow(
+                f"turn {at + 1 - len(whole) + len(messages)} of `{key}` is empty; delete the turn, or drop the row"
+            )
     if not any(message.role == "user" for message in (whole[: trained[-1]] if trained else prompt)):
         raise BadRow(f"`{key}` has no user turn before the reply")
     reply = None
