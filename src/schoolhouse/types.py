@@ -64,7 +64,7 @@ class Problem:
     """One problem of a task, with the messages of the prompt and the reference answer.
 
     The same problem has the same `id` in every run. Reports group problems by `family`. `info` contains more data for
-    the verifier. The policy never sees `info`.
+    the verifier. The policy never sees `info`. `aliases` are other answers that are as good as the reference.
     """
 
     id: str
@@ -73,6 +73,7 @@ class Problem:
     family: str = ""
     source: str = ""
     info: Mapping[str, object] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +92,16 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A problem with a thought and an answer, for supervised fine-tuning. `style` names the writing style."""
+    """A problem with a thought and an answer, for supervised fine-tuning. `style` names the writing style.
+
+    `untrained` has the indices of the assistant messages in the prompt that are never trained.
+    """
 
     problem: Problem
     thought: str | None
     answer: str
     style: str = ""
+    untrained: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,7 +255,7 @@ def test_trl_functions_may_be_coroutines(tmp_path: Path, data: Path) -> None:
 def test_verl_functions_get_the_answer_without_the_thought(tmp_path: Path, data: Path) -> None:
     code = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
-    assert (data_source, solution_str, extra_info) == ("data", "1", None)
+    assert (data_source, solution_str, extra_info) == ("data", "1", {})
     return {"score": solution_str == ground_truth, "length": len(solution_str), "note": "fine"}
 """
     verdict = graded_in_process(tmp_path, data, code, "1")
@@ -356,3 +356,105 @@ def test_a_problem_of_another_file_is_graded_by_its_own_columns(tmp_path: Path, 
     verdict = task.grade(without_level, Completion(None, ""))
     assert verdict.reward is None
     assert "mine.py:1: f needs the column `level`, but problem q has none" in verdict.reason
+
+
+# ---- rows of TRL and verl
+
+
+def verl_row(ground_truth: object, **extra: object) -> dict[str, object]:
+    return {
+        "data_source": "openai/gsm8k",
+        "prompt": [{"role": "user", "content": "6 times 3?"}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": ground_truth},
+        "extra_info": {"split": "train", "index": 7, **extra},
+    }
+
+
+@pytest.mark.parametrize(
+    "ground_truth", ["18", ["18", "18.0"], {"target": 98, "numbers": [1, 2]}, 18, '{"inputs": ["1"]}']
+)
+def test_verl_functions_get_the_columns_of_verls_rows(tmp_path: Path, ground_truth: object) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    data = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([verl_row(ground_truth)]), data)
+    code = f"""
+def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+    assert (data_source, solution_str, ground_truth) == ("openai/gsm8k", "x", {ground_truth!r}), ground_truth
+    assert extra_info == {{"split": "train", "index": 7}} and not kwargs
+    return 0.5
+"""
+    task = open_task(f"python:{write(tmp_path, code)}?data={data}&holdout=all")
+    (problem,) = task.eval_problems()
+    assert problem.messages[0].content == "6 times 3?"
+    assert task.grade(problem, Completion(None, "x")) == Verdict(0.5)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "solution": "18"},
+        {"prompt": "q", "ground_truth": "18"},
+        {"prompt": [{"role": "user", "content": "q"}], "solution": "no box\nat all"},
+        {"prompt": "q"},
+        {"prompt": "q", "context": "kept for the function"},
+    ],
+)
+def test_trl_functions_grade_rows_of_trls_shape(tmp_path: Path, row: dict[str, object]) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps(row))
+    columns = {name: [value] for name, value in row.items() if name != "prompt"}
+    text = isinstance(row["prompt"], str)
+    code = f"""
+def f(prompts, completions, **kwargs):
+    kwargs.pop("reference", None)
+    assert kwargs == {columns!r}, kwargs
+    assert len(prompts) == 1 and completions == {["x"] if text else [[{"role": "assistant", "content": "x"}]]!r}
+    return [1.0]
+"""
+    task = open_task(f"python:{write(tmp_path, code)}?data={data}&holdout=all")
+    assert task.grade(task.eval_problems()[0], Completion(None, "x")) == Verdict(1.0)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def f(completions, reference): return [1.0]", "f needs the column `reference`, but row 1 of .* has none"),
+        (
+            "def f(data_source, solution_str, ground_truth): return 1",
+            "f needs a ground truth, but row 1 of .* has no refe",
+        ),
+    ],
+)
+def test_a_function_that_needs_an_answer_refuses_rows_without_one(tmp_path: Path, code: str, message: str) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "q"}')
+    with pytest.raises(SchoolError, match=f"mine.py:1: {message}"):
+        open_task(f"python:{write(tmp_path, code)}?data={data}")
+
+
+def test_the_columns_of_a_reward_function_can_be_mapped(tmp_path: Path) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("ask,final\n6 times 3?,18\n")
+    code = "def compute_score(data_source, solution_str, ground_truth): return float(ground_truth == '18')"
+    task = open_task(f"python:{write(tmp_path, code)}?data={data}&question=ask&answer=final&holdout=all")
+    assert task.grade(task.eval_problems()[0], Completion(None, "")) == Verdict(1.0)
+
+
+@pytest.mark.parametrize("form", ["{}", "#### {}", "<answer>{}</answer>", "The answer is {}."])
+def test_a_check_finds_the_form_of_answers_that_a_function_accepts(tmp_path: Path, data: Path, form: str) -> None:
+    code = f"def f(completions, reference): return [float(completions[0] == {form!r}.format(reference[0]))]"
+    task = open_task(f"python:{write(tmp_path, code)}?data={data}")
+    audit = audit_task(task)
+    worker_pool(task).close()
+    assert audit.passed, str(audit)
+    assert f"answers were written as `{form.format('ANSWER')}`" in str(audit)
+
+
+def test_a_function_that_accepts_no_form_fails_its_check(tmp_path: Path, data: Path) -> None:
+    task = open_task(f"python:{write(tmp_path, 'def f(completions, **kwargs): return [0.5]')}?data={data}")
+    audit = audit_task(task)
+    worker_pool(task).close()
+    assert (audit.references_correct, audit.form) == (0, "\\boxed{{{}}}")

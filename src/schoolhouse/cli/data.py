@@ -45,6 +45,8 @@ class Task(BaseConfig):
     """Print demonstrations instead of training problems."""
     check: bool = False
     """Grade every reference answer (it must pass) and wrong answers (they must fail: perturbed, empty, cut off)."""
+    drop: Path | None = None
+    """With --check: write a list of the rows that cannot be read, or that fail the check, for the option ?drop."""
     limit: int | None = Field(None, gt=0)
     """Check this many problems instead of all."""
     seed: int = 0
@@ -55,20 +57,15 @@ def task(args: Sequence[str]) -> None:
     c = parse_options(Task, args, "school task NAME [--show N] [--eval] [--demos] [--check [--limit N]]", ("name",))
     if c is None:
         return
-    from schoolhouse.tasks.audit import audit_task
     from schoolhouse.tasks.registry import open_task
 
-    opened = open_task(c.name, c.seed)
+    if c.drop and not c.check:
+        raise SchoolError("--drop lists the rows that fail the check: add --check")
     if c.check:
-        with progress_bar(f"checking {c.name}") as report:
-            audit = audit_task(opened, c.limit, report)
-        print(audit)
-        if not audit.passed:
-            raise SchoolError(
-                f"the verifier of task {c.name} gave a wrong grade to {len(audit.failures):,} answers during this "
-                "check: correct the verifier or the reference answers before you train on the task"
-            )
-    elif c.demos:
+        _check(c)
+        return
+    opened = open_task(c.name, c.seed)
+    if c.demos:
         for demo in opened.demonstrations(0, c.show):
             _print_problem(demo.problem, f"style: {demo.style}" if demo.style else "")
             print(f"assistant: <think>{demo.thought or ''}</think>{demo.answer}\n")
@@ -76,6 +73,36 @@ def task(args: Sequence[str]) -> None:
         for problem in opened.eval_problems(c.show) if c.eval else opened.train_problems(0, c.show):
             _print_problem(problem)
             print(f"reference: {problem.reference}\n")
+
+
+def _check(c: Task) -> None:
+    from schoolhouse.tasks.audit import audit_task
+    from schoolhouse.tasks.jsonl import JsonLines
+    from schoolhouse.tasks.registry import open_task
+
+    spec, num_unreadable, num_failed = c.name, 0, 0
+    if c.drop:
+        from schoolhouse.cli.drop_list import list_failed, list_unreadable
+
+        spec, num_unreadable = list_unreadable(c.name, c.drop)
+    opened = open_task(spec, c.seed)
+    failures: Sequence[tuple[str, str]] = ()
+    if isinstance(opened, JsonLines) and not opened.has_answers:
+        print(f"read {len(opened.rows):,} rows with replies; they have no answers to grade")
+    else:
+        with progress_bar(f"checking {c.name}") as report:
+            audit = audit_task(opened, c.limit, report)
+        print(audit)
+        failures = audit.failures
+    if c.drop:
+        num_failed = list_failed(c.name, c.drop, failures)
+        print(f"listed in {c.drop}: {num_unreadable:,} rows that cannot be read, {num_failed:,} that fail the check")
+        print(f"leave them out with: {spec}")
+    elif failures:
+        raise SchoolError(
+            f"the verifier of task {c.name} gave a wrong grade to {len(failures):,} answers during this check: correct "
+            "the verifier or the reference answers before you train on the task"
+        )
 
 
 def _print_problem(problem: Problem, note: str = "") -> None:

@@ -77,6 +77,10 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "task": Command("show the problems of a task, or check its verifier", "schoolhouse.cli.data:task"),
         "grade": Command("grade answers: pairs of reference and candidate in a file", "schoolhouse.cli.grade:grade"),
+        "data": Command(
+            "show how a data file is read: columns, examples as the model sees them, tokens, mistakes",
+            "schoolhouse.cli.data_file:data",
+        ),
         "tokens": Command("show how a text is split into tokens", "schoolhouse.cli.data:tokens"),
     },
     "measure": {

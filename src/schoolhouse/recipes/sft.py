@@ -1,7 +1,7 @@
 """Supervised fine-tuning on demonstrations: maximize the likelihood of the completion, given the prompt.
 
-Only the tokens of the completion have a loss, including the end-of-turn token. The loss mask comes from known token
-positions, never from a search for strings in the text.
+Only the tokens of assistant turns have a loss, including the end-of-turn tokens: of the last turn, or of all turns. The
+loss mask comes from known token positions, never from a search for strings in the text.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from pydantic import Field
 
 from schoolhouse.algorithms.settings import Optimizer
+from schoolhouse.data.chat_rollouts import LossOn, demonstration_rollouts
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.runs.run import Run
-from schoolhouse.tasks.registry import open_task
+from schoolhouse.tasks.registry import data_spec, open_task
 from schoolhouse.types import Key, Precision
 
 
@@ -22,6 +23,10 @@ class Config(ChatConfig):
     """Folder of the model to start from (Hugging Face format), or of a run: its newest checkpoint."""
     task: str = "school"
     """Where the demonstrations come from: school[:families], jsonl:PATH, ..."""
+    data: str = ""
+    """File, folder or glob pattern of chats or other rows (docs/data.md), instead of a task. No row is held out."""
+    loss_on: LossOn = "last"
+    """Assistant turns of a chat that have a loss: the last one, or all of them."""
     seed: int = 0
     steps: int = Field(500, gt=0)
     batch_size: int = Field(64, gt=0)
@@ -39,11 +44,11 @@ def sft(c: Config, run: Run) -> None:
     policy = run.restore(
         Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing, chat=c)
     )
-    task = open_task(c.task, c.seed)
+    task = open_task(data_spec(c.data) if c.data else c.task, c.seed)
     run.track_files(*task.files)
 
     for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):
         demonstrations = task.demonstrations(step, c.batch_size)
         keys = [Key(c.seed, "sft", step, i) for i in range(len(demonstrations))]
-        rollouts = policy.conversation.demonstration_rollouts(demonstrations, keys)
+        rollouts = demonstration_rollouts(policy.conversation, demonstrations, keys, c.loss_on)
         run.record(step, **supervised_update(policy, rollouts, c.optimizer, step, c.steps, c.microbatch_tokens))

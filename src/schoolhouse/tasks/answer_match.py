@@ -11,7 +11,10 @@ from schoolhouse.types import Completion, Verdict
 
 
 def exactly_comparable(reference: str) -> bool:
-    """Whether answers can be compared with this reference quickly and in any process: no formula is involved."""
+    """Return True if answers can be compared with this reference quickly and in any process.
+
+    Formulas are compared in worker processes, because a hostile formula can take long.
+    """
     return read_reference(reference).comparison in ("number", "text", "choice")
 
 
@@ -22,9 +25,9 @@ def answer_match(
     extraction: Extraction = "boxed",
     policy: Policy | None = None,
 ) -> Verdict:
-    """Reward 1 if the marked final answer equals the reference (or one of several), else 0 and the reason.
+    """Return reward 1 if the marked final answer equals at least one of the references, else reward 0 and the reason.
 
-    question  a candidate that stands in it is no answer, unless it is the reference
+    A final answer that occurs in the text `question` is wrong, unless the answer is written like the reference.
     """
     answer, reason = extract_answer(completion, extraction)
     if reason == SEVERAL:

@@ -6,7 +6,7 @@ Reference answers must get reward 1. Damaged, empty and wrong answers must get a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from schoolhouse.tasks.base import ProgressFn, Task
@@ -14,6 +14,11 @@ from schoolhouse.tasks.grading import grade_all
 from schoolhouse.types import Completion, Problem, SchoolError
 
 MAX_SHOWN_FAILURES = 10
+
+FORMS = ("\\boxed{{{}}}", "{}", "#### {}", "<answer>{}</answer>", "The answer is {}.")
+"""Forms of a final answer. A reward function of a user may expect another form than the first."""
+
+_TRIED = 8  # problems whose references are graded in every form
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Audit:
     answer in \\boxed{...} gets a reward below 1.
 
     `failures` has pairs of a problem id and a text that says what went wrong.
-    `seconds` is the wall-clock time of the audit.
+    `seconds` is the wall-clock time of the audit. `form` is the form of the answers, one of `FORMS`.
     """
 
     num_problems: int
@@ -39,6 +44,7 @@ class Audit:
     nonsense_rejected: int
     failures: tuple[tuple[str, str], ...]
     seconds: float
+    form: str = FORMS[0]
 
     @property
     def passed(self) -> bool:
@@ -55,6 +61,10 @@ class Audit:
             (self.nonsense_rejected, "nonsense answers rejected"),
         ):
             lines.append(f"  {count:,} of {self.num_problems:,} {label}")
+        if self.form != FORMS[0]:
+            lines.append(
+                f"  answers were written as `{self.form.format('ANSWER')}`, the form that the verifier accepts"
+            )
         lines += [f"  {problem_id}: {failure}" for problem_id, failure in self.failures[:MAX_SHOWN_FAILURES]]
         if len(self.failures) > MAX_SHOWN_FAILURES:
             lines.append(f"  and {len(self.failures) - MAX_SHOWN_FAILURES:,} more failures")
@@ -76,9 +86,10 @@ def audit_task(task: Task, limit: int | None = None, progress: ProgressFn | None
     problems = task.audit_problems(limit)
     if not problems:
         raise SchoolError(f"task {task.name} has no problems to check; give the task at least one problem")
+    form = _accepted_form(task, problems[:_TRIED])
     kinds, cases = [], []
     for problem in problems:
-        for kind, completion in _completions(task, problem):
+        for kind, completion in _completions(task, problem, form):
             kinds.append(kind)
             cases.append((problem, completion))
     passed = dict.fromkeys((_REFERENCE, _PERTURBED, _EMPTY, _TRUNCATED, _NONSENSE), 0)
@@ -92,13 +103,27 @@ def audit_task(task: Task, limit: int | None = None, progress: ProgressFn | None
         result = "could not be graded" if verdict.reward is None else f"got reward {verdict.reward:g}"
         reason = f": {verdict.reason}" if verdict.reason else ""
         failures.append((problem.id, f"{kind} {completion.answer!r} {result}{reason}"))
-    return Audit(len(problems), *passed.values(), tuple(failures), time.monotonic() - started)
+    return Audit(len(problems), *passed.values(), tuple(failures), time.monotonic() - started, form)
 
 
-def _completions(task: Task, problem: Problem) -> Iterable[tuple[str, Completion]]:
-    boxed = f"\\boxed{{{problem.reference}}}"
-    yield _REFERENCE, Completion(None, boxed)
-    yield _PERTURBED, Completion(None, f"\\boxed{{{task.wrong_answer(problem)}}}")
+def _accepted_form(task: Task, problems: Sequence[Problem]) -> str:
+    """The form of an answer in which most references of these problems get reward 1; `FORMS[0]` if none does."""
+    best, most = FORMS[0], 0
+    for form in FORMS:
+        cases = [(problem, Completion(None, form.format(problem.reference))) for problem in problems]
+        correct = sum(verdict.reward == 1.0 for verdict in grade_all(cases, task))
+        if correct > most:
+            best, most = form, correct
+        if most == len(problems):
+            break
+    return best
+
+
+def _completions(task: Task, problem: Problem, form: str) -> Iterable[tuple[str, Completion]]:
+    whole = form.format(problem.reference)
+    cut = whole[:-1] if form == FORMS[0] else whole[: len(whole) // 2]
+    yield _REFERENCE, Completion(None, whole)
+    yield _PERTURBED, Completion(None, form.format(task.wrong_answer(problem)))
     yield _EMPTY, Completion(None, "")
-    yield _TRUNCATED, Completion(None, boxed[:-1], complete=False)
-    yield _NONSENSE, Completion(None, "\\boxed{zzz}")
+    yield _TRUNCATED, Completion(None, cut, complete=False)
+    yield _NONSENSE, Completion(None, form.format("zzz"))

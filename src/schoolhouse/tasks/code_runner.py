@@ -37,10 +37,11 @@ class ProgramRun(NamedTuple):
 
 
 def run_tests(code: str, tests: Sequence[str], setup: str = "", time_limit: float = TIME_LIMIT) -> ProgramRun:
-    """Run a program, then each test in its namespace, in a new process without the environment of this one.
+    """Run a program in a new process, and then run each test in the namespace of the program.
 
-    The process has limits on time, memory, open files and the size of files, and a temporary folder. In a system that
-    allows it, the process has no network (`unshare`). It is no full sandbox: it can read the files that you can read.
+    The process has limits on time, memory, open files and the size of files. The process has an empty folder and no
+    environment variables. The process has no network if the system allows `unshare`. The process can read all files
+    that you can read, so the process is no full sandbox.
     """
     total, mark = len(tests), secrets.token_hex(8)
     read, write = os.pipe()

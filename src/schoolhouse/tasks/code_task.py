@@ -29,8 +29,9 @@ _FENCE = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)(?:\n[ \t]*```
 def open_code(path: str, seed: int = 0, **options: str) -> CodeTask:
     """The task of a file of programs with tests.
 
-    Options: `holdout=tenth|all|none`; `show_tests=1`, how many tests of MBPP the problem shows (the function's name is
-    in them). Raises SchoolError naming file, line and mistake.
+    The option `holdout` is tenth, all or none. The option `show_tests` is the number of tests that the prompt of an
+    MBPP problem contains. A test shows the name of the function.
+    Raises SchoolError with the file, the line and the mistake.
     """
     for option in options:
         if option not in OPTIONS:
@@ -42,7 +43,7 @@ def open_code(path: str, seed: int = 0, **options: str) -> CodeTask:
 
 
 class CodeTask(DatasetTask):
-    """Programs, graded by their tests. The reward is 1 if all tests pass; `parts` has the share that passes."""
+    """Programs that are graded by tests. The reward is 1 if all tests pass. `parts` has the share of passed tests."""
 
     def __init__(self, path: Path, seed: int = 0, holdout: str = "tenth", shown: int = 1) -> None:
         super().__init__(f"code:{path}", seed, holdout)

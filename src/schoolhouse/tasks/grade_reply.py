@@ -25,16 +25,17 @@ def grade(
     units: str = "optional",
     grader: str = "ours",
 ) -> Verdict:
-    r"""Reward 1 if the final answer of a reply equals the reference (or one of several), else 0 and the reason.
+    r"""Return reward 1 if the final answer of a reply equals one of the references, else reward 0 and the reason.
 
-    reply     what the model wrote. A thought in <think>...</think> does not count.
-    question  a candidate that stands in it is no answer, unless it is the reference
-    extract   how the answer is marked: `boxed` (\boxed{} or <answer>), `hash` (####), `answer_colon` (Answer: X),
-              `last_number`, `whole`; `auto`: the first of boxed, hash, answer_colon and whole that there is
-    units     `optional`: a unit may be left out, but not changed or added; `strict`: it must be written; `lenient`: it
-              may be added too
-    grader    `ours`, or the rules of another package where it is installed: `hf`, `verl`, `minerva`
-    Raises SchoolError for an unknown option. Some references, such as integrals, are compared in a worker process.
+    The text `reply` is the text that the model wrote. A thought in <think>...</think> does not count. A final answer
+    that occurs in the text `question` is wrong, unless the answer is written like the reference.
+
+    The option `extract` says how the final answer is marked: `boxed` (\boxed{} or <answer>), `hash` (####),
+    `answer_colon` (Answer: X), `last_number`, `whole` (the whole text) or `auto` (the first mark that the reply has).
+    The option `units` says whether a unit can be left out (`optional`), must be written (`strict`), or can also be
+    added (`lenient`). The option `grader` selects our rules (`ours`) or the rules of an installed package (`hf`,
+    `verl`, `minerva`). Raises SchoolError for an unknown option. References such as integrals are compared in a worker
+    process.
     """
     grading = pop_grading({"extract": extract, "units": units, "grader": grader}, "grade")
     problem, completion = _case(reply, reference, question)
@@ -44,7 +45,7 @@ def grade(
 
 
 class Pair(NamedTuple):
-    """A reference, a candidate, and the reward that the candidate should get (None: not said)."""
+    """A reference, a candidate, and the expected reward. The expected reward is None if the file does not give it."""
 
     place: str
     reference: str | tuple[str, ...]
@@ -54,7 +55,7 @@ class Pair(NamedTuple):
 
 
 class PairTask(Task):
-    """Grades pairs; it has no problems of its own."""
+    """A task that grades pairs. The task has no problems."""
 
     name = "pairs"
 

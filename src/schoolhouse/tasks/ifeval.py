@@ -26,8 +26,8 @@ OPTIONS = ("holdout", "unknown")
 def open_ifeval(path: str, seed: int = 0, **options: str) -> IFEval:
     """The task of a file of instructions.
 
-    Options: `holdout=tenth|all|none`; `unknown=drop` leaves out rows with an instruction that has no check here.
-    Raises SchoolError naming file, line and mistake.
+    The option `holdout` is tenth, all or none. The option `unknown=drop` leaves out each row that has an instruction
+    without a check. Raises SchoolError with the file, the line and the mistake.
     """
     for option in options:
         if option not in OPTIONS:
@@ -39,7 +39,7 @@ def open_ifeval(path: str, seed: int = 0, **options: str) -> IFEval:
 
 
 class IFEval(DatasetTask):
-    """Instructions. The reward is 1 if a reply follows all of them (the strict rule); `parts` has the share."""
+    """Instructions that are checked without a model. The reward is 1 if a reply follows all instructions of its row."""
 
     in_process = True
 

@@ -15,10 +15,11 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from schoolhouse.config import suggest
+from schoolhouse.data.shapes import value_at
 from schoolhouse.tasks.answers.extraction import normalized_answer
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.dataset_task import DatasetTask
-from schoolhouse.tasks.jsonl import read_rows
+from schoolhouse.tasks.row_source import SOURCE_OPTIONS, RowSource, read_examples
 from schoolhouse.tasks.user_file import definition, load_module, raised_at
 from schoolhouse.types import Completion, Problem, SchoolError, Verdict
 
@@ -30,7 +31,7 @@ def open_python(rest: str, seed: int = 0, **options: str) -> Task:
     """Open the Task or the reward function of a Python file. The file is run here and in each worker process.
 
     The part `:NAME` is optional if the file has only one Task or only one reward function. A reward function needs
-    problems from the option `data=PATH.jsonl`, and accepts the option `holdout=tenth|all|none`. The options of a Task
+    problems from the option `data=PATH`, and accepts the options of a data file (docs/data.md). The options of a Task
     are passed as arguments to its class. Raises SchoolError if the file has a mistake; the message names the file, the
     line and the mistake.
     """
@@ -40,7 +41,7 @@ def open_python(rest: str, seed: int = 0, **options: str) -> Task:
     chosen = _choose(module, path, name)
     if isinstance(chosen, type):
         return _open_class(chosen, path, seed, options)
-    return RewardFunctionTask(chosen, path, seed, **_reward_options(options, path))
+    return _open_reward(chosen, path, seed, options)
 
 
 def _choose(module: ModuleType, path: Path, name: str) -> Any:
@@ -128,28 +129,35 @@ def _signature_style(function: FunctionType) -> str:
     return "trl" if "completions" in names else "verl" if "solution_str" in names else ""
 
 
-def _reward_options(options: Mapping[str, str], path: Path) -> dict[str, str]:
+def _open_reward(function: FunctionType, path: Path, seed: int, options: dict[str, str]) -> RewardFunctionTask:
+    known = ("data", "holdout", *SOURCE_OPTIONS)
     for option in options:
-        if option not in ("data", "holdout"):
-            raise SchoolError(f"{path}: unknown option `{option}`{suggest(option, ['data', 'holdout'])}")
+        if option not in known:
+            raise SchoolError(f"{path}: unknown option `{option}`{suggest(option, known)}")
     if "data" not in options:
         raise SchoolError(f"{path}: a reward function needs a file of problems; add ?data=PATH.jsonl to the task")
-    return dict(options)
+    data, holdout = options.pop("data"), options.pop("holdout", "tenth")
+    return RewardFunctionTask(function, path, seed, RowSource.of(data, options), holdout)
 
 
 class RewardFunctionTask(DatasetTask):
     """A task with the problems of a file, graded by a reward function.
 
     The reward function gets one answer at a time, without the thought. A function with TRL's signature gets the columns
-    of the row by name. A function with verl's signature gets the reference as `ground_truth`. If the function returns
-    None or a number that is not finite, the verdict has no reward.
+    of the row by name. A function with verl's signature gets `ground_truth`: the value at `reward_model.ground_truth`
+    in a row of verl's, unchanged; else a column of this name; else the reference. A row needs a prompt, but no
+    reference. If the function returns None or a number that is not finite, the verdict has no reward.
     """
 
-    def __init__(self, function: FunctionType, path: Path, seed: int, data: str, holdout: str = "tenth") -> None:
+    def __init__(
+        self, function: FunctionType, path: Path, seed: int, source: RowSource, holdout: str = "tenth"
+    ) -> None:
         super().__init__(f"python:{path}:{function.__name__}", seed, holdout)
         self._function, self._style = function, _signature_style(function)
         self._place = f"{definition(function)}: {function.__name__}"
-        self._problems = [problem for problem, _ in read_rows(Path(data))]
+        examples, self.notes = read_examples(source, need="prompt")
+        self.files, self._mapped = source.files, "answer" in source.options.mapping
+        self._problems = [example.problem for example in examples]
         self._parameters = inspect.signature(function).parameters
         self._takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters.values())
         for parameter in self._parameters.values():
@@ -158,11 +166,15 @@ class RewardFunctionTask(DatasetTask):
                     f"{self._place}: the parameter `{parameter.name}` is positional-only, but arguments are passed by "
                     "name; remove the `/` from the parameters of the function"
                 )
-        for row, problem in enumerate(self._problems, 1):
+        for row, (problem, _, no_answer) in enumerate(examples, 1):
             arguments = self._arguments(problem, "")
+            if self._style == "verl" and self._ground_truth(problem) == "":
+                raise SchoolError(f"{self._place} needs a ground truth, but row {row} of {source.path} {no_answer}")
             for name in _missing_arguments(function, arguments):
                 hint = suggest(name, sorted(arguments))
-                raise SchoolError(f"{self._place} needs the column `{name}`, but row {row} of {data} has none{hint}")
+                raise SchoolError(
+                    f"{self._place} needs the column `{name}`, but row {row} of {source.path} has none{hint}"
+                )
 
     @cached_property
     def all_problems(self) -> list[Problem]:
@@ -212,18 +224,29 @@ class RewardFunctionTask(DatasetTask):
             available = {
                 "data_source": row.get("data_source", problem.source),
                 "solution_str": answer,
-                "ground_truth": problem.reference,
-                "extra_info": row.get("extra_info"),
+                "ground_truth": self._ground_truth(problem),
+                "extra_info": row.get("extra_info") or {},
             }
         else:
-            available = {"reference": [problem.reference]} | {name: [value] for name, value in row.items()}
-            if isinstance(row.get("prompt"), list):  # a conversational dataset: messages instead of text
+            available: dict[str, Any] = {name: [value] for name, value in row.items()}
+            if problem.reference:
+                available.setdefault("reference", [problem.reference])
+            if isinstance(row.get("prompt"), list) or len(problem.messages) > 1:  # conversational: messages, not text
                 available["prompts"] = [[{"role": m.role, "content": m.content} for m in problem.messages]]
                 available["completions"] = [[{"role": "assistant", "content": answer}]]
             else:
                 available["prompts"], available["completions"] = [problem.messages[-1].content], [answer]
-            available.pop("prompt", None)
+            for name in ("prompt", "completion"):  # TRL does not pass them as columns either
+                available.pop(name, None)
         return {name: value for name, value in available.items() if self._takes_any or name in self._parameters}
+
+    def _ground_truth(self, problem: Problem) -> Any:
+        """The ground truth as verl's rows have it: text, a number, a list or a mapping."""
+        if not self._mapped:
+            for key in ("reward_model.ground_truth", "ground_truth"):
+                if (value := value_at(problem.info, key)) is not None:
+                    return value
+        return problem.reference
 
 
 def _missing_arguments(function: FunctionType | type, arguments: Mapping[str, Any]) -> list[str]:

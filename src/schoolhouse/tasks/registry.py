@@ -7,6 +7,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 
 from schoolhouse.config import parse_query, suggest
+from schoolhouse.data.files import format_of
 from schoolhouse.tasks.base import Task
 from schoolhouse.types import SchoolError
 
@@ -18,7 +19,8 @@ def open_task(spec: str, seed: int = 0) -> Task:
 
     Examples of specs are "school", "school:addition+chain", "school:addition?digits=4", "gym:chain_sum?size=500",
     "jsonl:PATH", "code:PATH", "ifeval:PATH", "game24:PATH.csv", "python:PATH.py", "python:PATH.py:name" and
-    "python:PATH.py:reward?data=PATH.jsonl". Raises SchoolError with a suggestion if the kind is unknown. Each kind
+    "python:PATH.py:reward?data=PATH.jsonl". The PATH of `jsonl:` and the PATH of `data` name a file of any format, a
+    folder, a glob pattern or `hub:ORG/NAME`. Raises SchoolError with a suggestion if the kind is unknown. Each kind
     checks its own names and options.
     """
     body, _, query = spec.partition("?")
@@ -57,14 +59,22 @@ def open_task(spec: str, seed: int = 0) -> Task:
             raise SchoolError(f"unknown task `{spec}`{_suggestion(body)}")
     task.__dict__["spec"] = (spec, seed)  # a task may be a frozen dataclass
     paths = (rest, rest.partition(".py:")[0] + ".py", options.get("data"))
-    if kind in ("jsonl", "code", "ifeval", "game24", "python"):
-        task.__dict__["files"] = tuple(Path(path) for path in paths if path and Path(path).is_file())
+    if kind in ("code", "ifeval", "game24", "python"):
+        own = tuple(Path(path) for path in paths if path and Path(path).is_file())
+        task.__dict__["files"] = tuple(dict.fromkeys((*own, *task.files)))
     if not task.name:
         task.__dict__["name"] = spec
     if parent_process() is None:  # a worker process opens the task again
         for note in task.notes:
             print(f"school: {note}", file=sys.stderr)
     return task
+
+
+def data_spec(data: str) -> str:
+    """The task of a data file, without an eval split unless its options ask for one: `FILE[?OPTION=VALUE&...]`."""
+    path, _, query = data.partition("?")
+    options = parse_query(f"data `{data}`", query)
+    return f"jsonl:{path}?" + "&".join(f"{name}={value}" for name, value in {"holdout": "none", **options}.items())
 
 
 def _options(spec: str, query: str) -> dict[str, str]:
@@ -78,7 +88,7 @@ def _options(spec: str, query: str) -> dict[str, str]:
 def _suggestion(body: str) -> str:
     """Return the end of an error message, which suggests a spec that is similar to `body`."""
     kind, colon, _ = body.partition(":")
-    if not colon and body.endswith((".jsonl", ".json")):
+    if not colon and (format_of(Path(body)) or Path(body).is_dir()):
         return f"; did you mean `jsonl:{body}`?"
     if not colon and body.endswith(".py"):
         return f"; did you mean `python:{body}`?"

@@ -158,10 +158,10 @@ def test_a_fraction_must_be_in_lowest_terms(top: int, bottom: int, factor: int) 
 def test_a_hostile_answer_is_wrong_at_once(candidate: str) -> None:
     import time
 
-    start = time.perf_counter()
+    start = time.process_time()
     for reference in ("\\sqrt{2}", "7", "x+1", "(1,2)", "x=3"):
         assert compare_answers(candidate, reference).reward == 0.0
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
 
 
 def test_the_answers_of_gsm8k_agree_with_the_strict_comparison() -> None:

@@ -16,13 +16,16 @@ from schoolhouse.tasks.answers.units import Units, unit_fault
 
 
 class Policy(NamedTuple):
-    """What counts as equal. `units`: see units.py."""
+    """The policies that decide which answers are equal."""
 
     units: Units = "optional"
 
 
 def fault(candidate: Answer, reference: Answer, policy: Policy) -> str:
-    """Why a candidate is not the reference; "" where it is."""
+    """Return the reason why a candidate is not the reference, or an empty text if the candidate is the reference."""
+    if isinstance(reference, Amount) and reference.number and isinstance(candidate, Amount):
+        reason = _amount_fault(candidate, reference, policy)
+        return reason if not reason.startswith("restates") or spelling(candidate.raw) != spelling(reference.raw) else ""
     if candidate.raw and spelling(candidate.raw) == spelling(reference.raw):
         return ""
     if isinstance(reference, Text):

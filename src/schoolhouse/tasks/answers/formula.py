@@ -1,9 +1,9 @@
 r"""Formulas as trees: a parser for the LaTeX and the plain text of algebra, that reads the whole text or nothing.
 
-math-verify drops what it does not know (`4t` -> `4`) and calculates what is no formula (`2021-03-04`). This parser
-refuses instead: letters keep their case, a letter is never a unit, digits behind a letter are no formula (`C6H12O6`).
-
-A tree is a tuple: its kind, then its parts. Kinds: num sym inf add mul div pow neg root fn fact abs floor ceil binom.
+The library math-verify drops letters (`4t` becomes `4`) and calculates text (`2021-03-04` becomes 2014). This parser
+refuses a text that is no formula. Letters keep their case, and a letter is never a unit. Digits after a letter are no
+formula (`C6H12O6`). A tree is a tuple of its kind and its parts. The kinds are num, sym, inf, add, mul, div, pow, neg,
+root, fn, fact, abs, floor, ceil and binom.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from schoolhouse.tasks.answers.tokens import FUNCTIONS, NotAFormula, tokens_of
 Tree = tuple[Any, ...]
 
 MAX_FORMULA_CHARS = 2_000
-"""Characters of a formula; a longer one is not read."""
+"""A formula with more characters than this limit is not read."""
 
 MAX_DEPTH = 60
-"""Brackets inside brackets; a deeper formula is not read."""
+"""A formula with more levels of brackets than this limit is not read."""
 
 _INVERSE: dict[str, str] = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc")}
 _GREEK = frozenset(
@@ -33,7 +33,7 @@ _ACCENTS = frozenset("vec hat bar tilde dot ddot overline overrightarrow mathbb 
 
 @lru_cache(maxsize=8192)
 def parse_formula(text: str) -> Tree | None:
-    """The tree of a formula without relations and lists; None where the whole text is no such formula."""
+    """Return the tree of a formula without relations and lists, or None if the text is no such formula."""
     if len(text) > MAX_FORMULA_CHARS:
         return None
     try:

@@ -20,12 +20,14 @@ Comparison = Literal["choice", "number", "text", "formula", "math-verify"]
 """How answers are compared with a reference."""
 
 _RIGHT, _WRONG = Verdict(1.0), Verdict(0.0, "another number")
-_PLAIN = re.compile(r"\\?\$?(-?)\$?([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,30})(?:\.([0-9]{1,30}))?\$?\.?")
+_PLAIN = re.compile(
+    r"(?:[a-zA-Z] ?= ?)?\\?\$?(-?)\$?([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,30})(?:\.([0-9]{1,30}))?\$?\.?"
+)
 """Whole and decimal numbers, which are compared first, because most answers are such."""
 
 
 class Reference(NamedTuple):
-    """A reference as it was read. `choice`: the letter that it is."""
+    """The structure of a reference, the kind of comparison, and the choice if the reference is a choice."""
 
     answer: Answer
     comparison: Comparison
@@ -34,7 +36,7 @@ class Reference(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def read_reference(reference: str) -> Reference:
-    """A reference, and how answers are compared with it. One that cannot be read is compared by its spelling."""
+    """Read a reference. A reference that cannot be read as mathematics is compared by its spelling."""
     choice = read_choice(reference)
     answer = read_answer(reference)
     if choice and (not choice.text or choice.framed):
@@ -58,10 +60,10 @@ def _has_text(answer: Answer) -> bool:
 def compare_answers(
     candidate: str, references: str | Sequence[str], question: str = "", policy: Policy | None = None
 ) -> Verdict:
-    """Reward 1 if a final answer equals the reference (or one of several), else 0 and the reason.
+    """Return reward 1 if a final answer equals at least one of the references, else reward 0 and the reason.
 
-    question  a candidate that stands in it is no answer, unless it is the reference
-    Raises RuntimeError in a main process for a reference that math-verify compares (`exactly_comparable` tells).
+    A candidate that occurs in the text `question` is wrong, unless the candidate is written like the reference. Raises
+    RuntimeError in a main process if math-verify must compare an answer with the reference.
     """
     if isinstance(references, str):
         return _compare(candidate, references, question, policy or Policy())
@@ -72,7 +74,7 @@ def compare_answers(
 
 
 def _compare(candidate: str, reference: str, question: str, policy: Policy) -> Verdict:
-    if (plain := _plain_number(reference)) and (number := _plain_number(candidate)):
+    if "=" not in reference and (plain := _plain_number(reference)) and (number := _plain_number(candidate)):
         return _RIGHT if number == plain else _WRONG
     expected = read_reference(reference)
     limit = MAX_NUMBER_CHARS if expected.comparison == "number" else MAX_FORMULA_CHARS
@@ -91,6 +93,7 @@ def _compare(candidate: str, reference: str, question: str, policy: Policy) -> V
     return _RIGHT
 
 
+@lru_cache(maxsize=4096)
 def _plain_number(text: str) -> tuple[str, str, str] | None:
     match = _PLAIN.fullmatch(text)
     if not match:

@@ -11,19 +11,19 @@ from typing import Literal, NamedTuple
 from schoolhouse.tasks.answers.spelling import clean
 
 MAX_NUMBER_CHARS = 1_000
-"""Characters of a number; a longer one is no answer."""
+"""A number with more characters than this limit is no answer."""
 
 MAX_POWER = 999
 """Largest power of ten of a literal number."""
 
 LARGE_DENOMINATOR = 1_000
-"""From this denominator on, a fraction need not be in lowest terms: it is a result, not a division that is left."""
+"""A fraction need not be in lowest terms if its denominator in lowest terms is at least this number."""
 
 Form = Literal["integer", "decimal", "fraction", "mixed", "scientific", "power of ten", "repeating"]
 
 
 class Number(NamedTuple):
-    """A literal number. `reduced`: a fraction in lowest terms. `percent`: 50 % equals neither 50 nor 0.5."""
+    """A literal number. `reduced` is False for a fraction that is not in lowest terms. `percent` marks a percentage."""
 
     value: Fraction
     form: Form
@@ -58,9 +58,10 @@ _COMMA = re.compile(r"(?P<sign>[-+]?)\s*(?P<before>[0-9]+),(?P<after>[0-9]+)")
 
 @lru_cache(maxsize=4096)
 def read_number(text: str, comma: bool = False) -> Number | None:
-    r"""The exact value of a literal number; None for anything else, such as `3+4`, `2^3` or `\sqrt{4}`.
+    r"""Return the exact value of a literal number, or None for any other text, such as `3+4`, `2^3` or `\sqrt{4}`.
 
-    comma  whether `1000,99` is a number with a decimal comma. `0,111` always is one: no group of digits starts with 0.
+    If `comma` is true, `1000,99` is a number with a decimal comma. The text `0,111` always has a decimal comma, because
+    no group of three digits starts with 0.
     """
     if len(text) > MAX_NUMBER_CHARS:
         return None
@@ -131,9 +132,9 @@ def _without_parentheses(text: str) -> str:
 
 
 def number_fault(candidate: Number, reference: Number) -> str:
-    """Why one literal number is not the other; "" where it is.
+    """Return the reason why a number is not the reference, or an empty text if the number is the reference.
 
-    A fraction that is not in lowest terms, or one for a decimal number, leaves the division to be done.
+    A fraction is refused if the fraction is not in lowest terms, or if the reference is a decimal number.
     """
     if candidate.percent != reference.percent:
         return "a percentage is not the bare number"

@@ -1,4 +1,4 @@
-"""How a task grades final answers: options of its spec (`?extract=hash&units=strict&grader=hf`)."""
+"""Options of a task that say how final answers are graded, such as `?extract=hash&units=strict&grader=hf`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LATEX = re.compile(r"\\(?!text|mathrm|mbox|%|\$|&|#|[ ,;:!])")
 
 
 class Grading(NamedTuple):
-    """How the final answers of a task are found and compared. `grader`: ours, or the rules of another package."""
+    """The rules by which the final answers of a task are found and compared."""
 
     extraction: Extraction = "boxed"
     policy: Policy = Policy()
@@ -46,7 +46,7 @@ class Grading(NamedTuple):
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
         """Reward 1 if the final answer equals the reference or an alias of the problem, else 0 and the reason."""
-        references = (problem.reference, *getattr(problem, "aliases", ()))
+        references = (problem.reference, *problem.aliases)
         question = "\n".join(message.content for message in problem.messages if message.role == "user")
         return self.compare(completion, references, question)
 

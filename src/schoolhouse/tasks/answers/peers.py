@@ -46,6 +46,8 @@ def _load_hf() -> PeerGrader:
     def grade(reply: str, reference: str) -> float:
         expected = parse(f"${reference}$", parsing_timeout=None)  # ty: ignore[invalid-argument-type]
         found = parse(reply, parsing_timeout=None)  # ty: ignore[invalid-argument-type]
+        if not found:  # a bare answer without any mark
+            found = parse(f"${reply}$", parsing_timeout=None)  # ty: ignore[invalid-argument-type]
         return float(verify(expected, found, timeout_seconds=None))
 
     return grade

@@ -6,11 +6,12 @@ A single letter that is glued to a number or stands in a formula is a variable (
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 Units = Literal["optional", "strict", "lenient"]
-"""Policy for units. `optional`: a unit may be left out, but neither changed nor added. `strict`: a unit must be
-written. `lenient`: a unit may also be added where the reference has none."""
+"""The policy for units. With `optional`, a candidate can leave out the unit. With `strict`, a candidate must have the
+unit. With `lenient`, a candidate can leave out the unit, and can add a unit that the reference does not have."""
 
 _NAMES = {
     "degree": "degrees deg circ",
@@ -108,6 +109,7 @@ def split_unit(text: str, letters: bool = False) -> Split:
     return Split(amount, unit_name(raw))
 
 
+@lru_cache(maxsize=1024)
 def unit_name(raw: str) -> str:
     """One spelling of a unit: `\\text{ miles } / \\text{hr}` and `mph` are `mile/hour`, `square cm` is `cm^2`."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", raw)

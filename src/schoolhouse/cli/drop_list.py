@@ -1,0 +1,57 @@
+"""The list of rows that `school task --check --drop FILE` writes: rows that cannot be read, or that fail the check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from schoolhouse.config import parse_query
+from schoolhouse.runs.atomic_io import atomic_write, read_jsonl
+from schoolhouse.tasks.row_source import SOURCE_OPTIONS, Need, RowSource, drop_entry, problem_id, read_drop_list, scan
+from schoolhouse.types import SchoolError
+
+
+def list_unreadable(spec: str, path: Path) -> tuple[str, int]:
+    """Write a list of the rows of a task that cannot be read. Returns the spec that leaves them out, and their number.
+
+    Raises SchoolError rather than overwrite a file that is no such list.
+    """
+    source, need, separator = _source_of(spec)
+    if path.exists():
+        read_drop_list(str(path))
+    entries = [drop_entry(read.source, read.error) for read in scan(source, need) if read.row is None]
+    _write_list(path, entries)
+    return f"{spec}{separator}drop={path}", len(entries)
+
+
+def list_failed(spec: str, path: Path, failures: Sequence[tuple[str, str]]) -> int:
+    """Add the rows of problems that failed the check, as (problem id, reason), to a list. Returns their number."""
+    source, need, _ = _source_of(spec)
+    reasons = dict(reversed(failures))  # the first reason of each problem
+    found = [
+        drop_entry(read.source, reasons[problem])
+        for read in scan(source, need)
+        if read.row and (problem := problem_id(read.row.messages)) in reasons
+    ]
+    _write_list(path, [*read_jsonl(path), *found])
+    return len(found)
+
+
+def _source_of(spec: str) -> tuple[RowSource, Need, str]:
+    """The rows of a task `jsonl:` or `python:`, what each must have, and the mark before another option of the spec."""
+    body, _, query = spec.partition("?")
+    kind, _, rest = body.partition(":")
+    options = parse_query(f"task `{spec}`", query)
+    path = rest if kind == "jsonl" else options.get("data", "")
+    if kind not in ("jsonl", "python") or not path:
+        raise SchoolError(f"--drop lists rows of a data file; `{spec}` has none")
+    if "drop" in options:
+        raise SchoolError(f"--drop writes a new list; remove `drop={options['drop']}` from the task")
+    known = {name: value for name, value in options.items() if name in SOURCE_OPTIONS}
+    return RowSource.of(path, known), "answer or reply" if kind == "jsonl" else "prompt", "&" if query else "?"
+
+
+def _write_list(path: Path, entries: Sequence[Mapping[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
