@@ -337,6 +337,7 @@ def _arrow_rows(path: Path) -> Iterator[SourceRow]:
     with _arrow_errors(path), pyarrow.memory_map(str(path)) as file:
         number = 0
         for batch in pyarrow.ipc.open_stream(file):
+            batch.validate(full=True)  # offsets in a damaged file may lead anywhere
             for row in batch.to_pylist():
                 number += 1
                 yield SourceRow(row, f"{path}, row {number}")
@@ -347,7 +348,7 @@ def _arrow_errors(path: Path) -> Generator[None]:
     """Raises an error of pyarrow as a SchoolError that names the file."""
     try:
         yield
-    except import_module("pyarrow").ArrowException as error:
+    except (import_module("pyarrow").ArrowException, ValueError, TypeError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
         raise SchoolError(f"{path} is damaged, or no file of its format ({reason}); copy it again") from error
 
