@@ -64,7 +64,7 @@ class Problem:
     """One problem of a task, with the messages of the prompt and the reference answer.
 
     The same problem has the same `id` in every run. Reports group problems by `family`. `info` contains more data for
-    the verifier. The policy never sees `info`. `aliases` are other answers that are as good as the reference.
+    the verifier. The policy never sees `info`. `aliases` are other correct answers.
     """
 
     id: str
@@ -94,7 +94,7 @@ class Completion:
 class Demonstration:
     """A problem with a thought and an answer, for supervised fine-tuning. `style` names the writing style.
 
-    `untrained` has the indices of the assistant messages in the prompt that are never trained.
+    `untrained` contains the indices of assistant messages in the prompt whose tokens never have a loss.
     """
 
     problem: Problem

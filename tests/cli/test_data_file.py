@@ -68,7 +68,7 @@ def test_mistakes_and_repeats_are_counted(capsys: pytest.CaptureFixture[str]) ->
     assert "7 rows cannot be read\n  a.jsonl:4: not JSON" in text
     assert "a.jsonl:8: not JSON" in text
     assert "a.jsonl:9" not in text
-    assert "1 rows have neither a usable answer nor a reply" in text
+    assert "1 rows have no usable answer and no reply" in text
     assert "a.jsonl:11: `answer` is empty" in text
 
 
@@ -152,9 +152,9 @@ def test_a_list_is_written_for_a_reward_function(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["jsonl:a.jsonl", "--drop", "x.jsonl"], "--drop lists the rows that fail the check: add --check"),
-        (["jsonl:a.jsonl", "--check", "--drop", "a.jsonl"], "a.jsonl is no list of rows to drop"),
-        (["school", "--check", "--drop", "x.jsonl"], "`school` has none"),
+        (["jsonl:a.jsonl", "--drop", "x.jsonl"], "--drop needs the option --check"),
+        (["jsonl:a.jsonl", "--check", "--drop", "a.jsonl"], "a.jsonl is not a list of dropped rows"),
+        (["school", "--check", "--drop", "x.jsonl"], "the task `school` has no data file"),
         (["jsonl:a.jsonl?drop=y.jsonl", "--check", "--drop", "x.jsonl"], "remove `drop=y.jsonl` from the task"),
     ],
 )
@@ -168,4 +168,4 @@ def test_a_list_that_cannot_be_written_is_an_error(
 
 def test_chats_are_checked_without_grading(capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, "task", f"jsonl:{write('chats.jsonl', {'messages': CHAT})}", "--check")
-    assert text == "read 1 rows with replies; they have no answers to grade\n"
+    assert text == "read 1 rows with replies; the rows have no answers to grade\n"

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_trackio_has_every_step_once(run: Path, tmp_path: Path):
         )
         assert done.returncode == 0, done.stderr
         assert "Reserved" not in done.stderr
-    with sqlite3.connect(tmp_path / "trackio" / "p.db") as file:
+    with closing(sqlite3.connect(tmp_path / "trackio" / "p.db")) as file:
         rows = file.execute("select run_name, step, metrics from metrics order by step").fetchall()
     assert [(step, json.loads(metrics)["reward"]) for _, step, metrics in rows] == [
         (step, min(step / 4, 1.0)) for step in range(6)

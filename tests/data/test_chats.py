@@ -35,20 +35,20 @@ def test_content_may_be_parts_of_text() -> None:
         ({"role": "user", "content": [{"type": "image", "image": "x"}]}, "content of type `image` that is not text"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "of type `image_url`"),
         ({"role": "user", "content": 3}, "content that is not text"),
-        ({"role": "user", "content": "x", "images": ["a.png"]}, "has `images`, which a text model cannot be given"),
+        ({"role": "user", "content": "x", "images": ["a.png"]}, "has `images`, which a text model cannot read"),
         ({"role": "user", "content": "x", "text": "y"}, "has `content` and `text`; keep one"),
         ({"role": "robot", "content": "x"}, "a turn of `messages` is .*it must be {role, content}"),
         ({"content": "x"}, "it must be {role, content}"),
         ({"role": "user"}, "it must be {role, content}"),
         ("x", "it must be {role, content}"),
-        ({"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}, "a call of a tool is .*must have a `name`"),
+        ({"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}, "a tool call is .*must have a `name`"),
         (
             {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "{"}]},
             "the arguments of the tool `f` are .*must be JSON",
         ),
         (
             {"role": "assistant", "content": "<think>a</think>b", "reasoning_content": "c"},
-            "two thoughts: one in a key of its own, one in its text",
+            "two thoughts, one in its own key and one in the text",
         ),
     ],
 )

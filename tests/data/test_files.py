@@ -158,24 +158,24 @@ def test_a_bad_row_keeps_its_place_and_reason(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b'[{"a": 1}\n {"a": 2}]', "a.json:2: not JSON: `,` or `]` expected"),
+        ("a.json", b'[{"a": 1}\n {"a": 2}]', "a.json:2: the JSON array needs `,` or `]`"),
         ("a.json", b'[{"a": 1},\n{"a": ', "a.json:2: not JSON"),
-        ("a.json", b'[{"a": 1}', "a.json:1: not JSON: .*is the file complete"),
-        ("a.json", b"[" * 100_000, "a.json:1: not JSON that can be read"),
+        ("a.json", b'[{"a": 1}', "a.json:1: the JSON array .*the file is complete"),
+        ("a.json", b"[" * 100_000, "a.json:1: the JSON cannot be read"),
         ("a.json", b'{"a": "\xe9"}', "a.json:1: not UTF-8"),
-        ("a.csv", b"a;b\n1;2\n", "a.csv:1: the columns are separated by `;`"),
-        ("a.csv", b"a,a\n1,2\n", "a.csv:1: the first line must name each column once"),
+        ("a.csv", b"a;b\n1;2\n", "a.csv:1: `;` separates the columns"),
+        ("a.csv", b"a,a\n1,2\n", "a.csv:1: the first line is a,a; it must name each column once"),
         ("a.csv", b'a,b\n1,"2\n', "a.csv:2: not CSV"),
         ("a.csv", b"a,b\n1,\xe9\n", "a.csv:2: not UTF-8"),
-        ("a.parquet", b"PAR1 nonsense", "a.parquet is damaged, or no file of its format"),
-        ("a.arrow", b"nonsense nonsense", "a.arrow is damaged, or no file of its format"),
+        ("a.parquet", b"PAR1 nonsense", "a.parquet is damaged, or its name has a wrong ending"),
+        ("a.arrow", b"nonsense nonsense", "a.arrow is damaged, or its name has a wrong ending"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer.*git lfs pull"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
         ("a.jsonl.gz", b"no gzip", "cannot read .*a.jsonl.gz: Not a gzipped file"),
         ("a.jsonl.gz", gzip.compress(jsonl(ROWS))[:-9], "cannot read .*a.jsonl.gz"),
         ("a.jsonl.zst", b"no zstd at all", "cannot read .*a.jsonl.zst"),
         ("a.jsonl.zst", zstd(jsonl(ROWS))[:-5], "cannot read .*a.jsonl.zst"),
-        ("a.txt", b"x", "a.txt: the name tells no format; data files end in .jsonl"),
+        ("a.txt", b"x", "a.txt has an unknown format; the name of a data file ends in .jsonl"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -231,20 +231,24 @@ def test_a_split_of_a_folder_is_chosen(tmp_path: Path) -> None:
         names_in(tmp_path)
     assert names_in(tmp_path, split="train") == [f"data/train-0000{n}-of-00002.parquet" for n in (0, 1)]
     assert names_in(tmp_path / "data", split="test") == ["data/test-0.parquet"]
-    with pytest.raises(SchoolError, match="no files of the split `dev`; splits there: test, train"):
+    with pytest.raises(SchoolError, match="no files of the split `dev`; choose one of its splits: test, train"):
         names_in(tmp_path, split="dev")
 
 
 def test_copies_in_two_formats_are_refused(tmp_path: Path) -> None:
     write_files(tmp_path, "a.jsonl", "a.parquet")
-    with pytest.raises(SchoolError, match="files of several formats .*, which may be copies; name those of one format"):
+    with pytest.raises(
+        SchoolError, match="files of several formats .*, which may hold the same rows; choose the files of one format"
+    ):
         names_in(tmp_path)
     assert names_in(f"{tmp_path}/**/*.jsonl*") == ["a.jsonl"]
 
 
 def test_a_split_of_one_file_is_refused(tmp_path: Path) -> None:
     write_files(tmp_path, "a.jsonl", "test.jsonl")
-    with pytest.raises(SchoolError, match="a.jsonl is one file; `split=test` chooses files of a folder; remove it"):
+    with pytest.raises(
+        SchoolError, match="a.jsonl is one file, but `split=test` chooses files of a folder; remove `split`"
+    ):
         names_in(tmp_path / "a.jsonl", split="test")
     assert names_in(tmp_path / "test.jsonl", split="test") == ["test.jsonl"]
 
@@ -290,5 +294,5 @@ def test_a_hub_data_set_is_loaded_by_its_name(tmp_path: Path, monkeypatch: pytes
 
 def test_a_hub_data_set_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
-    with pytest.raises(SchoolError, match="hub:no-such/data-set cannot be loaded: "):
+    with pytest.raises(SchoolError, match="hub:no-such/data-set cannot be loaded"):
         list(iter_rows("hub:no-such/data-set"))

@@ -42,14 +42,16 @@ def test_a_column_that_belongs_to_the_question_is_used(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["tool_calls", "premise", "starter_code", "History", "input", "documents", "table"])
 def test_a_column_that_would_change_the_question_and_is_not_used_is_refused(key: str) -> None:
-    with pytest.raises(BadRow, match=f"has `{key}`, which may change the question.*or leave it out.*ignore={key}`"):
+    with pytest.raises(
+        BadRow, match=f"has `{key}`, which may change the question.*or leave the column out.*ignore={key}`"
+    ):
         roles({**QA, key: "x"})
     assert (key,) not in roles({**QA, key: "x"}, ignored=(key,)).values()
 
 
 @pytest.mark.parametrize("key", ["image", "images", "image_1", "video", "audio", "Picture", "image_path", "figure"])
 def test_a_column_that_is_no_text_is_refused(key: str) -> None:
-    with pytest.raises(BadRow, match=f"has `{key}`, which a text model cannot be given"):
+    with pytest.raises(BadRow, match=f"has `{key}`, which a text model cannot read"):
         recognize({**QA, key: "x"}, {})
     assert recognize({**QA, key: None}, {}).kind == "problem"
 
@@ -63,7 +65,8 @@ def test_an_empty_column_changes_nothing() -> None:
 
 def test_an_unknown_row_is_refused_with_the_way_out() -> None:
     with pytest.raises(
-        BadRow, match=r"has the keys 'premise', 'label'; it needs .* named by hand: `\?question=KEY&answer=KEY`"
+        BadRow,
+        match=r"has the keys 'premise', 'label'; it needs .* name the columns yourself: `\?question=KEY&answer=KEY`",
     ):
         recognize({"premise": "p", "label": 1}, {})
 
@@ -102,7 +105,7 @@ def test_a_second_question_is_refused_unless_it_is_the_same(row: dict[str, Any],
 
 
 def test_two_columns_of_one_name_are_refused() -> None:
-    with pytest.raises(BadRow, match="has the columns `answer` and `Answer`, which count as one"):
+    with pytest.raises(BadRow, match="has the columns `answer` and `Answer`, whose names count as the same"):
         recognize({**QA, "Answer": "b"}, {})
     assert recognize({**QA, "Answer": "b"}, {}, ("Answer",)).key("answer") == "answer"
 
@@ -110,7 +113,7 @@ def test_two_columns_of_one_name_are_refused() -> None:
 @pytest.mark.parametrize("mark", [0, 1, False, True])
 @pytest.mark.parametrize("key", ["label", "is_correct", "correct"])
 def test_a_mark_of_wrong_answers_is_refused(key: str, mark: object) -> None:
-    with pytest.raises(BadRow, match=f"has `{key}`, which may say that its answer is wrong"):
+    with pytest.raises(BadRow, match=f"has `{key}`, which may say that the answer is wrong"):
         recognize({**QA, key: mark}, {})
 
 

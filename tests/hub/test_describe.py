@@ -57,7 +57,7 @@ def test_a_model_of_ours_is_described(folder: Path, policy: Policy, capsys) -> N
     status, lines = doctor(capsys, folder)
     assert status == 0
     assert lines["family"].startswith("qwen3, 0.0 million parameters")
-    assert lines["decoder"] == "schoolhouse's own: it computes everything that config.json says"
+    assert lines["decoder"] == "schoolhouse's own: this decoder supports all keys of config.json"
     assert lines["longest sequence"] == "128 tokens: `max_position_embeddings`"
     assert lines["head"] == "has weights of its own"
     assert lines["numbers"].startswith("float32 in the files")
@@ -93,7 +93,7 @@ def test_unknown_keys_that_change_nothing_are_named(folder: Path) -> None:
     rewrite(folder / "config.json", embedding_note=1)
     described = describe_model(folder)
     assert described.decoder == "own"
-    assert "also with `embedding_note`, gives the logits of transformers" in described.decoder_reason
+    assert "`embedding_note` of this config.json gave the same logits as transformers" in described.decoder_reason
 
 
 def test_another_family_takes_the_adapter(save_adapter) -> None:
@@ -191,7 +191,7 @@ def test_an_adapter_without_its_base_model_has_exit_status_1(folder: Path, capsy
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "school/base"}))
     status, lines = doctor(capsys, folder)
     assert status == 1
-    assert "changes a base model (school/base)" in lines["CANNOT BE USED"]
+    assert "cannot be used without its base model (school/base)" in lines["CANNOT BE USED"]
 
 
 def test_a_tokenizer_that_is_too_large_has_exit_status_1(folder: Path, save_adapter, capsys) -> None:
@@ -204,7 +204,7 @@ def test_a_model_that_does_not_fit_is_not_loaded(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(describe, "machine_memory", lambda: (1_000, 1_000))
     monkeypatch.setattr(describe, "load_decoder", pytest.fail)
     described = describe_model(folder)
-    assert described.problems[0].startswith("to load the model takes 0.00 GB, and 0.00 GB are free")
+    assert described.problems[0].startswith("loading the model takes 0.00 GB of memory, and 0.00 GB are free")
     assert "CANNOT BE USED" in render(described)
 
 

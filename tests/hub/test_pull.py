@@ -112,7 +112,7 @@ def test_a_pull_that_was_stopped_is_no_model_and_is_taken_up(
     hub.hanging.clear()
     if end == signal.SIGINT:
         assert process.returncode == 130
-        assert stderr.strip() == "school: stopped; the same command fetches the rest"
+        assert stderr.strip() == "school: the download was stopped; run the same command again to continue it"
     if not to:
         with pytest.raises(SchoolError, match=f"no complete model of this name.*`school pull {NAME}`"):
             Policy.load(NAME)
@@ -180,20 +180,21 @@ def test_additional_templates_are_fetched(hub: Hub) -> None:
 def test_a_gated_model_needs_a_licence_and_a_token(hub: Hub) -> None:
     hub.repositories[NAME].gated = True
     assert pull_error(NAME) == (
-        f"{NAME} is gated: accept its licence at {hub.url}/{NAME} with your account, and set HF_TOKEN to its token"
+        f"{NAME} is a gated model: accept its licence at {hub.url}/{NAME} with your account, "
+        "and set HF_TOKEN to its token"
     )
     assert "with the account of your token" in pull_error(NAME, HF_TOKEN="hf_another")
     assert school("pull", NAME, HF_TOKEN=TOKEN).returncode == 0
 
 
 def test_a_token_that_is_not_valid_is_said(hub: Hub) -> None:
-    message = f"{hub.url} refuses the token for {NAME} (status 401): set HF_TOKEN to a token that may read it"
+    message = f"{hub.url} refuses the token for {NAME} (status 401): set HF_TOKEN to a token with access"
     assert pull_error(NAME, HF_TOKEN=EXPIRED) == message
 
 
 def test_a_private_model_needs_a_token(hub: Hub) -> None:
     hub.repositories[NAME].private = True
-    assert pull_error(NAME).startswith(f"{hub.url} has no model `{NAME}`, or it is private: check the spelling;")
+    assert pull_error(NAME).startswith(f"{hub.url} has no model `{NAME}`, or the model is private: check the spelling;")
     assert school("pull", NAME, HF_TOKEN=TOKEN).returncode == 0
 
 
@@ -241,7 +242,7 @@ def test_offline_mode_makes_no_request(hub: Hub) -> None:
 def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(hub: Hub) -> None:
     hub.repositories[NAME].claimed_sizes["model.safetensors"] = 10**18
     message = pull_error(NAME)
-    assert message.startswith(f"{NAME} takes 1,000,000,000.0 GB more, and ")
+    assert message.startswith(f"{NAME} needs 1,000,000,000.0 GB of disk space, and ")
     assert "set HF_HOME to a folder on another disk" in message
     assert hub.downloads() == []
 
@@ -273,7 +274,9 @@ def test_a_repository_without_weights_is_said(hub: Hub) -> None:
 def test_an_adapter_names_its_base_model(hub: Hub) -> None:
     content = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "school/base"}).encode()
     hub.repositories[NAME] = Repository({"adapter_config.json": content, "adapter_model.safetensors": b"1"})
-    assert pull_error(NAME).startswith(f"{NAME} holds only an adapter (LORA), which changes a base model (school/base)")
+    assert pull_error(NAME).startswith(
+        f"{NAME} holds only an adapter (LORA), which cannot be used without its base model (school/base)"
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "a/b/c", "../x/y", "a/..", "http://a.co/a/b", "a--b/c", "a/b@main"])

@@ -166,8 +166,9 @@ def test_an_adapter_is_refused_with_the_name_of_its_base_model(tmp_path: Path) -
     with pytest.raises(SchoolError) as error:
         resolve_model(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path} holds only an adapter (LORA), which changes a base model (school/base) and is no model by itself; "
-        "merge it into the base model with the package peft (docs/models.md has the lines), and use the merged folder"
+        f"{tmp_path} holds only an adapter (LORA), which cannot be used without its base model (school/base); "
+        "merge the adapter into the base model with the package peft (docs/models.md shows the code), and use the "
+        "merged folder"
     )
     (tmp_path / "config.json").write_text("{}")
     assert resolve_model(tmp_path) == tmp_path

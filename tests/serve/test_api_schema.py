@@ -80,7 +80,7 @@ def with_message(**message: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "field", "message"),
     [
-        (with_message(content=[TEXT, IMAGE]), "messages[1].content[1].type", "`image_url` is not supported, only text"),
+        (with_message(content=[TEXT, IMAGE]), "messages[1].content[1].type", "`image_url` is not supported; send text"),
         (with_message(content=[{"type": "input_audio"}]), "messages[1].content[0].type", "`input_audio` is not"),
         (with_message(content=[{"type": "text"}]), "messages[1].content[0].text", "is missing"),
         (with_message(content=["a"]), "messages[1].content[0]", "must be an object, but is `a`"),
@@ -89,13 +89,13 @@ def with_message(**message: Any) -> dict[str, Any]:
         (with_message(content="a", name="Ann"), "messages[1].name", "write the name into `content`"),
         (with_message(content="a", colour="red"), "messages[1].colour", "unknown"),
         (with_message(content="a", reasoning_content="b"), "messages[1].reasoning_content", "message of the assistant"),
-        (with_message(role="tool", content="a"), "messages[1].role", "`tool` is not supported, only system, developer"),
+        (with_message(role="tool", content="a"), "messages[1].role", "`tool` is not supported; send system, developer"),
         ({"messages": "hello"}, "messages", "must be a list, but is `hello`"),
-        ({"messages": []}, "messages", "needs at least 1"),
+        ({"messages": []}, "messages", "must have at least 1"),
         ({"messages": None}, "messages", "missing"),
         ({"tools": [{"type": "function"}]}, "tools", "does not support tools"),
         ({"tool_choice": "required"}, "tool_choice", "does not support tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", "not supported, only text"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type", "not supported; send text"),
         ({"logprobs": 3}, "logprobs", "must be true or false, but is 3"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "has 5 entries, but the limit is 4"),
         ({"stop": 5}, "stop", "must be a text or a list of texts, but is 5"),
@@ -155,6 +155,6 @@ def test_a_graded_message_is_checked_like_a_chat_message():
     path, text = complaint(RewardRequest, {"messages": [*MESSAGES, {"role": "assistant", "content": [IMAGE]}]})
     assert (path, text) == (
         "messages[1].content[0].type",
-        "messages[1].content[0].type: `image_url` is not supported, only text",
+        "messages[1].content[0].type: `image_url` is not supported; send text",
     )
     assert complaint(RewardRequest, {"messages": MESSAGES * 2})[0] == "messages"

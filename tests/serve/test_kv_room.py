@@ -36,7 +36,7 @@ def test_a_small_model_has_all_slots_with_its_whole_context(policy: Policy):
     room = plan_room(policy, 64, None)
     assert room.usual == room.shape_for(1) == room.shape_for(256) == CacheShape(64, 256)
     assert (room.max_model_len, room.default_len(200)) == (256, 256)
-    assert room.summary().startswith("KV cache: 64 sequences of 256 tokens; at most ")
+    assert room.summary().startswith("KV cache: 64 sequences of 256 tokens; the cache uses at most ")
 
 
 def test_a_large_model_has_many_usual_slots_or_a_few_long_ones():
@@ -47,8 +47,8 @@ def test_a_large_model_has_many_usual_slots_or_a_few_long_ones():
     assert shapes[-1] == CacheShape(6, 32_768)
     assert all(shape.num_seqs * shape.max_len * room.bytes_per_token <= room.budget for shape in shapes)
     assert room.summary() == (
-        "KV cache: 64 sequences of 3,178 tokens, or 6 of 32,768 tokens for requests that ask for more; at most 10.0 GB "
-        "of 20.0 GB of free memory"
+        "KV cache: 64 sequences of 3,178 tokens, or 6 of 32,768 tokens for requests that ask for more; the cache uses "
+        "at most 10.0 GB of 20.0 GB of free memory"
     )
 
 
@@ -64,7 +64,7 @@ def test_the_context_is_shorter_where_memory_is_small(policy: Policy, room_for: 
     room_for(100)
     room = plan_room(policy, 4, None)
     assert (room.max_model_len, room.usual) == (100, CacheShape(1, 64))
-    assert "(memory limits the context length of 256 tokens)" in room.summary()
+    assert "(the memory is too small for the context length of 256 tokens)" in room.summary()
 
 
 @pytest.mark.parametrize(("num_tokens", "max_model_len", "needed"), [(63, None, 64), (100, 200, 200)])

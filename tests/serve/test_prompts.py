@@ -56,7 +56,7 @@ def test_a_request_is_refused_if_too_many_long_prompts_wait():
         encoder, release = PromptEncoder(max_waiting=1, timeout=60), Event()
         waiting = [asyncio.create_task(encoder.run(release.wait)) for _ in range(2)]
         await asyncio.sleep(0.05)
-        with pytest.raises(QueueFull, match="1 requests with long prompts wait already"):
+        with pytest.raises(QueueFull, match="1 requests with long prompts already wait"):
             await encoder.run(release.wait)
         release.set()
         results = [*await asyncio.gather(*waiting), await encoder.run(release.wait)]

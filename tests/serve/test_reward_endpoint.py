@@ -119,7 +119,7 @@ def test_rewards_over_http_and_in_a_search(client: TestClient):
 @pytest.mark.parametrize(
     ("path", "body", "reason"),
     [
-        ("/api/reward", {"messages": [*ANSWERED, ANSWERED[0]]}, "the last message is graded, so its role must be"),
+        ("/api/reward", {"messages": [*ANSWERED, ANSWERED[0]]}, "the role of the last message must be"),
         ("/api/reward", {"messages": ANSWERED[:1]}, "messages"),
         ("/v1/chat/completions", {"search": "best_of_n?values=/etc"}, "the server's own"),
         ("/v1/chat/completions", {"search": "best_of_n?values=reward_model&label_places=end"}, "the server's own"),

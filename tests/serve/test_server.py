@@ -299,7 +299,7 @@ def test_an_error_names_the_field(server: RunningServer):
     status, text = post(server, "/v1/chat/completions", body)
     error = json.loads(text)["error"]
     assert (status, error["param"]) == (400, "messages[0].content[1].type")
-    assert error["message"] == "messages[0].content[1].type: `image_url` is not supported, only text"
+    assert error["message"] == "messages[0].content[1].type: `image_url` is not supported; send text"
 
 
 @pytest.mark.parametrize(

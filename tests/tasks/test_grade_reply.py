@@ -54,8 +54,8 @@ def test_a_missing_package_is_named() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[1]", "not a JSON object"),
-        ("{", "not JSON"),
+        ("[1]", "the line is not a JSON object"),
+        ("{", "the line is not JSON"),
         ('{"candidate": "5"}', "`reference` is null"),
         ('{"reference": "5"}', "`candidate` is null"),
         ('{"reference": "5", "candidate": "5", "expected": "yes"}', "`expected` is"),

@@ -96,8 +96,8 @@ GOOD = {"prompt": "q", "reference": "1"}
     [
         ("{'prompt': 1}", "not JSON"),
         ('{"prompt": "q"', "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ('{"prompt": "q", "reference": ' + "9" * 5_000 + "}", "not JSON that can be read"),
+        ("[" * 100_000, "the JSON cannot be read"),
+        ('{"prompt": "q", "reference": ' + "9" * 5_000 + "}", "the JSON cannot be read"),
         ("[1, 2]", "not a JSON object"),
         ({}, "has the keys none; it needs question/answer"),
         ({"quetsion": "q", "answer": "5"}, "has the keys 'quetsion', 'answer'; it needs question/answer"),
@@ -136,7 +136,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, content: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SchoolError, match="cannot read .*absent.jsonl: No such file"):
         open_task(f"jsonl:{tmp_path}/absent.jsonl")
-    with pytest.raises(SchoolError, match="has no data files; data files end in .jsonl"):
+    with pytest.raises(SchoolError, match="has no data files; a data file has a name with .jsonl"):
         open_task(f"jsonl:{tmp_path}")
 
 

@@ -61,15 +61,15 @@ def test_aliases_are_answers_too() -> None:
     ("answer", "message"),
     [
         (None, "`answer` is null; it must be text or a number"),
-        ("", "`answer` is empty; give one, or delete the row"),
+        ("", "`answer` is empty; write a value, or delete the row"),
         ([], "`answer` is empty"),
         ([1, 2], r"`answer` is \[1, 2\]; write one answer as text, or a list of texts"),
-        ({"a": 1}, "a mapping is no answer to compare; name the answer"),
+        ({"a": 1}, "a mapping, but an answer must be text; name the key"),
         ("so\n#### ", "nothing follows `####`"),
         ("proof", "`proof`, which says that there is no final answer"),
-        ('{"inputs": ["1"], "outputs": ["2"]}', "JSON is no answer to compare"),
-        ("word " * 60, r"`answer` has 60 words, too many for a final answer; .*`\?completion=answer`"),
-        ("\ud800", "half a character"),
+        ('{"inputs": ["1"], "outputs": ["2"]}', "JSON cannot be compared as an answer"),
+        ("word " * 60, r"`answer` has 60 words, which is too long for a final answer; .*`\?completion=answer`"),
+        ("\ud800", "half of a character"),
     ],
 )
 def test_what_is_no_answer_is_named(answer: Any, message: str) -> None:
@@ -82,7 +82,7 @@ def test_what_is_no_answer_is_named(answer: Any, message: str) -> None:
 def test_a_missing_number_is_refused_wherever_it_stands(key: str, value: Any) -> None:
     if key == "question" and isinstance(value, list):
         value = value[0]
-    with pytest.raises(BadRow, match=f"`{key}` is (nan|NaN|inf), a missing value or no number"):
+    with pytest.raises(BadRow, match=f"`{key}` is (nan|NaN|inf), but it must be text or a finite number"):
         references(**{"answer": "5", key: value}) if key == "answer" else parse_row(
             {key: value, "answer": "5"}, RowOptions()
         )

@@ -25,7 +25,7 @@ def test_bad_rows_are_counted_and_the_way_out_is_named(tmp_path: Path) -> None:
     with pytest.raises(SchoolError) as refusal:
         read_examples(RowSource(str(path)))
     first, second = str(refusal.value).split("\n")
-    assert first == f"{path}:2: `answer` is empty; give one, or delete the row"
+    assert first == f"{path}:2: `answer` is empty; write a value, or delete the row"
     assert second.startswith("2 of 4 rows cannot be used; to leave them out, list them with `school task")
 
 
@@ -67,7 +67,7 @@ def test_columns_with_long_texts_that_are_not_used_are_told(tmp_path: Path, caps
 def test_a_prompt_that_has_two_answers_is_told(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD, {**GOOD, "answer": "19"}, GOOD)
     assert read_examples(RowSource(str(path))).notes == (
-        f"1 rows of {path} repeat an earlier prompt with another answer",
+        f"1 rows of {path} have the prompt of an earlier row, but another answer",
     )
 
 

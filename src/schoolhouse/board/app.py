@@ -109,9 +109,9 @@ def build_app(
     api_key: str = "",
     allowed_hosts: Sequence[str] = (),
 ) -> FastAPI:
-    """The board of one folder of runs. `claims` is a folder with results of claims (docs/claims).
+    """Build the board of one folder of runs. `claims` is a folder with results of claims (docs/claims).
 
-    The other arguments are those of `AccessControl`.
+    The class `AccessControl` explains the other arguments.
     """
     board = Board(root)
     app = FastAPI(title="schoolhouse board", version=__version__, docs_url=None, redoc_url=None)

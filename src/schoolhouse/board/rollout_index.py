@@ -75,10 +75,14 @@ def open_index(run: Path, write: bool = False) -> sqlite3.Connection | None:
     elif not path.exists():
         return None
     index = sqlite3.connect(path, timeout=30)
-    if write:
-        index.execute("pragma journal_mode = wal")
-        index.execute("pragma synchronous = off")
-        index.executescript(_SCHEMA)
+    try:
+        if write:
+            index.execute("pragma journal_mode = wal")
+            index.execute("pragma synchronous = off")
+            index.executescript(_SCHEMA)
+    except sqlite3.Error:
+        index.close()
+        raise
     return index
 
 

@@ -46,7 +46,7 @@ class Task(BaseConfig):
     check: bool = False
     """Grade every reference answer (it must pass) and wrong answers (they must fail: perturbed, empty, cut off)."""
     drop: Path | None = None
-    """With --check: write a list of the rows that cannot be read, or that fail the check, for the option ?drop."""
+    """With --check: file for a list of bad rows (unreadable, or failed the check); use the list with ?drop=FILE."""
     limit: int | None = Field(None, gt=0)
     """Check this many problems instead of all."""
     seed: int = 0
@@ -60,7 +60,7 @@ def task(args: Sequence[str]) -> None:
     from schoolhouse.tasks.registry import open_task
 
     if c.drop and not c.check:
-        raise SchoolError("--drop lists the rows that fail the check: add --check")
+        raise SchoolError("--drop needs the option --check, which finds the rows for the list: add --check")
     if c.check:
         _check(c)
         return
@@ -88,7 +88,7 @@ def _check(c: Task) -> None:
     opened = open_task(spec, c.seed)
     failures: Sequence[tuple[str, str]] = ()
     if isinstance(opened, JsonLines) and not opened.has_answers:
-        print(f"read {len(opened.rows):,} rows with replies; they have no answers to grade")
+        print(f"read {len(opened.rows):,} rows with replies; the rows have no answers to grade")
     else:
         with progress_bar(f"checking {c.name}") as report:
             audit = audit_task(opened, c.limit, report)

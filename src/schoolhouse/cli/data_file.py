@@ -1,4 +1,4 @@
-"""`school data` shows how a data file is read: its columns, examples as the model sees them, tokens, mistakes."""
+"""The command `school data` shows how schoolhouse reads a data file: columns, examples, token counts and mistakes."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ MAX_SHOWN_CHARS = 2_000  # of one turn of an example
 
 class Data(BaseConfig):
     file: str
-    """File, folder, glob pattern or hub:ORG/NAME, with options as in "rows.parquet?question=problem&answer=final"."""
+    """File, folder, glob pattern or hub:ORG/NAME; options follow a ?: "rows.parquet?question=problem&answer=final"."""
     model: Path | None = None
-    """Folder of a model or of a run: show examples in its chat template, and count tokens."""
+    """Folder of a model or of a run. With it, examples are shown in the chat template, and tokens are counted."""
     show: int = Field(3, ge=0)
     """How many examples to print."""
     limit: int | None = Field(None, gt=0)
     """Read this many rows instead of all."""
     loss_on: Literal["last", "all"] = "last"
-    """Assistant turns of a chat that have a loss, as in `sft`: last or all."""
+    """Which assistant turns of a chat have a loss in `sft`: the last turn, or all turns."""
 
 
 @dataclass
 class Survey:
-    """What the rows of a source are: counts, and the first mistakes and examples."""
+    """A summary of the rows of a data file: counts, the first mistakes and the first examples."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     columns: dict[str, Column] = field(default_factory=dict)
@@ -60,14 +60,14 @@ class Survey:
 
 
 class Column:
-    """A column: how many rows have a value in it, of which type, and what it is taken for."""
+    """A column of a data file: the number of rows with a value, and the types and roles of these values."""
 
     def __init__(self) -> None:
         self.count, self.types, self.roles = 0, Counter[str](), Counter[str]()
 
 
 def data(args: Sequence[str]) -> None:
-    """school data FILE [--model MODEL]"""
+    """Run the command `school data FILE [--model MODEL]`."""
     c = parse_options(Data, args, "school data FILE [--model MODEL] [--show N] [--limit N]", ("file",))
     if c is None:
         return
@@ -129,7 +129,10 @@ def _count_columns(columns: dict[str, Column], read: ReadRow) -> None:
 
 
 def _cells(values: Mapping[str, Any], role_of: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """The cells of a row. A used key inside a mapping is a cell of its own, such as `reward_model.ground_truth`."""
+    """Yield the key and the value of each cell of a row.
+
+    If a key inside a mapping is used, such as `reward_model.ground_truth`, the key has a separate cell.
+    """
     from schoolhouse.data.shapes import value_at
 
     nested = [key for key in role_of if key not in values]
@@ -148,7 +151,7 @@ def _type_name(value: Any) -> str:
 
 
 def _length(conversation: Conversation, example: Example) -> int:
-    """Tokens of the prompt with its reply, or of the prompt if there is no reply."""
+    """Return the number of tokens of an example's prompt and reply. Without a reply, only the prompt is counted."""
     if example.demonstration:
         return len(conversation.demonstration_rollout(example.demonstration, Key(0, "data")))
     return len(conversation.prompt_rollout(example.problem, Key(0, "data")))
@@ -178,7 +181,7 @@ def _report(c: Data, survey: Survey, conversation: Conversation | None) -> Itera
         types = " or ".join(name for name, _ in column.types.most_common()) or "empty"
         yield f"  {key:{width}}  {roles:12}  {types:10}  {column.count / max(total, 1):4.0%} of rows"
     yield from _listed(survey.num_mistakes, "rows cannot be read", survey.mistakes)
-    no_use = "rows have neither a usable answer nor a reply; only a reward function of your own can grade them"
+    no_use = "rows have no usable answer and no reply; to grade such rows, use your own reward function"
     yield from _listed(survey.num_ungraded, no_use, survey.ungraded)
     for number, (place, example) in enumerate(survey.examples, 1):
         yield from ("", f"example {number} ({place})")
@@ -211,7 +214,7 @@ def _shown_example(example: Example, conversation: Conversation | None, loss_on:
 def _in_template(
     problem: Problem, demonstration: Demonstration | None, conversation: Conversation, loss_on: LossOn
 ) -> Iterator[str]:
-    """The text of the tokens that the model reads, and of those that have a loss."""
+    """Yield the parts of an example in the chat template. Each part is marked as `context` or `loss`."""
     from schoolhouse.data.chat_rollouts import demonstration_rollouts
 
     if demonstration is None:

@@ -1,4 +1,4 @@
-"""The list of rows that `school task --check --drop FILE` writes: rows that cannot be read, or that fail the check."""
+"""`school task --check --drop FILE` writes a list of rows that cannot be read and of rows that fail the check."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from schoolhouse.types import SchoolError
 
 
 def list_unreadable(spec: str, path: Path) -> tuple[str, int]:
-    """Write a list of the rows of a task that cannot be read. Returns the spec that leaves them out, and their number.
+    """Write a list of the rows of a task that cannot be read.
 
-    Raises SchoolError rather than overwrite a file that is no such list.
+    Returns the spec of the task without these rows, and the number of these rows. If the file exists but is no list of
+    rows, the function raises SchoolError and does not overwrite the file.
     """
     source, need, separator = _source_of(spec)
     if path.exists():
@@ -26,7 +27,10 @@ def list_unreadable(spec: str, path: Path) -> tuple[str, int]:
 
 
 def list_failed(spec: str, path: Path, failures: Sequence[tuple[str, str]]) -> int:
-    """Add the rows of problems that failed the check, as (problem id, reason), to a list. Returns their number."""
+    """Add rows to a list, and return the number of added rows.
+
+    `failures`: the problem id and the reason of each problem that failed the check.
+    """
     source, need, _ = _source_of(spec)
     reasons = dict(reversed(failures))  # the first reason of each problem
     found = [
@@ -39,15 +43,18 @@ def list_failed(spec: str, path: Path, failures: Sequence[tuple[str, str]]) -> i
 
 
 def _source_of(spec: str) -> tuple[RowSource, Need, str]:
-    """The rows of a task `jsonl:` or `python:`, what each must have, and the mark before another option of the spec."""
+    """Return the rows of a task `jsonl:` or `python:`, and the content that each row must have.
+
+    The third value is the character before an additional option of the spec: `?` or `&`.
+    """
     body, _, query = spec.partition("?")
     kind, _, rest = body.partition(":")
     options = parse_query(f"task `{spec}`", query)
     path = rest if kind == "jsonl" else options.get("data", "")
     if kind not in ("jsonl", "python") or not path:
-        raise SchoolError(f"--drop lists rows of a data file; `{spec}` has none")
+        raise SchoolError(f"--drop lists rows of a data file, but the task `{spec}` has no data file; leave out --drop")
     if "drop" in options:
-        raise SchoolError(f"--drop writes a new list; remove `drop={options['drop']}` from the task")
+        raise SchoolError(f"--drop writes a new list of rows; remove `drop={options['drop']}` from the task")
     known = {name: value for name, value in options.items() if name in SOURCE_OPTIONS}
     return RowSource.of(path, known), "answer or reply" if kind == "jsonl" else "prompt", "&" if query else "?"
 

@@ -1,4 +1,4 @@
-"""`school grade` grades pairs of reference and candidate, and shows where the grade is not the expected one."""
+"""`school grade` compares candidates (answers) with their references, and shows each grade that is not as expected."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ EXIT_DISAGREES = 1
 
 class Grade(BaseConfig):
     pairs: Path
-    """File with one JSON object per line: reference (text, or a list), candidate; and, if known, question, expected."""
+    """File with one JSON object per line. Keys: reference (text or list), candidate; optional: question, expected."""
     extract: Literal["auto", "boxed", "hash", "answer_colon", "last_number", "whole"] = "auto"
-    """How a candidate marks its answer (docs/grading.md). auto: \\boxed{}, ####, `Answer:`, else the whole text."""
+    """Where a candidate's answer is (docs/grading.md). auto: \\boxed{}, ####, `Answer:`, or the whole text."""
     units: Literal["optional", "strict", "lenient"] = "optional"
-    """optional: a unit may be left out. strict: it must be written. lenient: it may also be added."""
+    """optional: an answer can omit the unit. strict: the unit is required. lenient: a unit can be omitted or added."""
     grader: Literal["ours", "hf", "verl", "minerva"] = "ours"
-    """ours, or the rules of another package, if it is installed."""
+    """ours: the rules of schoolhouse; or the name of another package whose rules are used (it must be installed)."""
     all: bool = False
-    """Print every verdict, not only the disagreements."""
+    """Print every grade, not only the grades that differ from `expected`."""
 
 
 def grade(args: Sequence[str]) -> int:
-    """school grade PAIRS.jsonl"""
+    """Run the command `school grade PAIRS.jsonl`."""
     c = parse_options(Grade, args, "school grade PAIRS.jsonl [--extract auto] [--units optional] [--all]", ("pairs",))
     if c is None:
         return 0

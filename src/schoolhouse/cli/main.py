@@ -73,12 +73,12 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "track": Command("copy the metrics of a run to trackio, wandb or tensorboard", "schoolhouse.cli.track:track"),
         "doctor": Command(
-            "check this machine, whether runs are intact, and what a model is", "schoolhouse.cli.runs:doctor"
+            "check this machine and the files of runs, or describe a model", "schoolhouse.cli.runs:doctor"
         ),
         "task": Command("show the problems of a task, or check its verifier", "schoolhouse.cli.data:task"),
-        "grade": Command("grade answers: pairs of reference and candidate in a file", "schoolhouse.cli.grade:grade"),
+        "grade": Command("grade the answers in a file against their references", "schoolhouse.cli.grade:grade"),
         "data": Command(
-            "show how a data file is read: columns, examples as the model sees them, tokens, mistakes",
+            "show the columns, examples, token counts and mistakes of a data file",
             "schoolhouse.cli.data_file:data",
         ),
         "tokens": Command("show how a text is split into tokens", "schoolhouse.cli.data:tokens"),
@@ -100,7 +100,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "bench": Command("measure speed and memory against another library", "schoolhouse.cli.bench:bench"),
     },
     "models": {
-        "pull": Command("fetch a model of the Hugging Face Hub by its name, ORG/NAME", "schoolhouse.cli.models:pull"),
+        "pull": Command("download the model ORG/NAME from the Hugging Face Hub", "schoolhouse.cli.models:pull"),
         "import": Command(
             "make a model folder of a GGUF file, as LM Studio and Ollama use it", "schoolhouse.cli.models:import_model"
         ),
@@ -122,8 +122,8 @@ USER_ERRNOS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    The exit status is 0 for success, 1 if `school grade` finds an unexpected grade, 2 for an error that the user can
-    correct, and 130 if the user stopped the command.
+    The exit status is 0 for success, and 1 if `school grade` finds a grade that is not as expected. The exit status is
+    2 for an error that the user can correct, and 130 if the user stopped the command.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args

@@ -14,15 +14,15 @@ from schoolhouse.types import SchoolError
 
 class Pull(BaseConfig):
     name: str
-    """Name on the hub: ORG/NAME."""
+    """Name of the model on the Hugging Face Hub: ORG/NAME."""
     to: Path | None = None
-    """Folder to write. Without it, the model goes to the cache of Hugging Face, and its name is enough to use it."""
+    """Folder for the model; default: Hugging Face's cache, and other commands then find the model by its name."""
     revision: str = "main"
-    """Branch, tag or commit."""
+    """Branch, tag or commit of the model's repository."""
 
 
 def pull(args: Sequence[str]) -> None:
-    """school pull ORG/NAME [--to DIR] [--revision R]"""
+    """Run the command `school pull ORG/NAME [--to DIR] [--revision R]`."""
     c = parse_options(Pull, args, "school pull ORG/NAME [--to DIR] [--revision R]", ("name",))
     if c is None:
         return
@@ -31,7 +31,7 @@ def pull(args: Sequence[str]) -> None:
     try:
         pulled = fetch(c.name, c.to, c.revision)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command fetches the rest") from None
+        raise KeyboardInterrupt("the download was stopped; run the same command again to continue it") from None
     for file, size in pulled.sizes.items():
         print(f"{size:>14,}  {file}" + ("" if file in pulled.fetched else "  (was there already)"))
     total, fetched = (sum(pulled.sizes[file] for file in files) for files in (pulled.sizes, pulled.fetched))
@@ -51,7 +51,7 @@ class Import(BaseConfig):
 
 
 def import_model(args: Sequence[str]) -> None:
-    """school import FILE.gguf --to DIR"""
+    """Run the command `school import FILE.gguf --to DIR`."""
     c = parse_options(Import, args, "school import FILE.gguf --to DIR", ("file",))
     if c is None:
         return

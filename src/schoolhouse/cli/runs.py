@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 class Doctor(BaseConfig):
     folder: Path | None = None
-    """A run folder or a folder with runs, which are checked after the machine. Or a model: its folder or its name."""
+    """Run folder, folder with runs, or model (folder or name). Runs are checked; a model is described."""
 
 
 def doctor(args: Sequence[str]) -> None:
@@ -62,7 +62,7 @@ def doctor(args: Sequence[str]) -> None:
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether this is a model or its name, and neither a run nor a folder with runs."""
+    """Return whether a path is a model folder or the name of a model. A folder with runs is no model folder."""
     from schoolhouse.runs.hub_cache import parse_hub_name
     from schoolhouse.runs.inspect import find_runs
 

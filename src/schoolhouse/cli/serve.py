@@ -95,9 +95,9 @@ class Board(BaseConfig):
     """Address of the page. With the default, only this machine can open the page."""
     port: int = Field(8100, ge=1, le=65535)
     api_key: str = ""
-    """Key that the page asks for; empty: the key in the environment variable SCHOOLHOUSE_API_KEY, or no key."""
+    """API key that the page requires; empty: the environment variable SCHOOLHOUSE_API_KEY, or no key if it is unset."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names of the board in the Host header of requests, such as board.example.org; * allows all names."""
+    """Names that requests can use for the board, such as board.example.org; * allows all names."""
     claims: Path | None = None
     """Folder with the results of claims."""
 

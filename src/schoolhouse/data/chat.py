@@ -1,16 +1,16 @@
-"""Messages to token ids and spans, and back. Only this file uses chat templates.
+"""Converts messages to token ids, and token ids to messages. Only this file renders conversations with chat templates.
 
 Three rules hold for every template:
 
-* Ids are appended. They are never decoded and encoded again. A prompt is encoded once, and the completion by itself.
-* Only the text of the template itself becomes special tokens. `<|im_end|>` inside a message is ordinary text: a
-  private character replaces it while the template is rendered. Templates that trim or search their contents are safe
-  too.
-* A completion is parsed by the ids of its marks of thought (`<think>` and `</think>`). Marks that are not one token
-  each are searched in the text.
+* Ids are appended. Ids are never decoded and encoded again. Prompt and completion are encoded separately, each once.
+* Only the text of the template itself becomes special tokens. `<|im_end|>` inside a message stays ordinary text: a
+  private character replaces `<|im_end|>` while the template is rendered. A template that trims or searches its
+  contents cannot break this rule.
+* A completion is split at the ids of its marks of thought (`<think>` and `</think>`). Marks with several tokens are
+  searched in the text.
 
-The template gets the thoughts of earlier assistant turns, and keeps or drops them. The default template keeps all
-thoughts, so the sampled tokens stay a prefix of the next prompt. Qwen3's template keeps only the last thought.
+The template gets the thoughts of earlier assistant turns, and decides whether to keep them. The default template keeps
+all thoughts, so the sampled tokens stay a prefix of the next prompt. Qwen3's template keeps only the last thought.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from schoolhouse.types import NAN, Completion, Demonstration, Key, Message, Prob
 
 
 class Conversation:
-    """A tokenizer with a chat template: `template`, else the tokenizer's own template, else the default template.
+    """A tokenizer with a chat template: `template`, else the tokenizer's template, else a built-in template.
 
     tokenizer       converts text to ids
     template        jinja2 text
@@ -75,12 +75,12 @@ class Conversation:
 
     @classmethod
     def load(cls, folder: Path | str, chat: ChatConfig | None = None) -> Conversation:
-        """Tokenizer, chat template and generation settings of a model folder."""
+        """Load tokenizer, chat template and generation settings of a model folder."""
         folder = resolve_model(folder)
         return cls(Tokenizer.load(folder), None, chat, read_generation_config(folder))
 
     def with_arguments(self, arguments: Mapping[str, Any]) -> Conversation:
-        """The same conversation with more arguments for its template, such as `enable_thinking`."""
+        """Return the same conversation with more arguments for its template, such as `enable_thinking`."""
         return self._variant(json.dumps(arguments, sort_keys=True))
 
     def _with_arguments(self, arguments: str) -> Conversation:
@@ -97,21 +97,21 @@ class Conversation:
     # --- from messages to ids
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation. With `add_generation_prompt` it ends at the start of the assistant's turn."""
+        """Render a conversation as text. With `add_generation_prompt`, the text ends at the start of the next reply."""
         messages = self._with_system(messages)
         stand_ins = self._stand_ins(messages)
         return _unmask(self._render(messages, add_generation_prompt, stand_ins), stand_ins)
 
     def _prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """Ids of a conversation, up to the start of the assistant's turn."""
+        """Return the ids of a conversation up to the start of the next assistant turn."""
         messages = self._with_system(messages)
         stand_ins = self._stand_ins(messages)
         return tuple(self._encode_rendered([(self._render(messages, True, stand_ins), stand_ins)])[0])
 
     def _with_system(self, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """The messages with the system message of the settings, if they have none.
+        """Return the messages with a system message. Messages without one get the system message of the settings.
 
-        A template without system turns gets the system message before the first question, in the same turn.
+        For a template without system turns, the system message stands before the first question in the same turn.
         """
         messages = tuple(messages)
         if self.chat.system and not any(message.role == "system" for message in messages):
@@ -122,21 +122,21 @@ class Conversation:
         return (question._replace(content=f"{system.content}\n\n{question.content}"), *rest)
 
     def prompt_rollout(self, problem: Problem, key: Key) -> Rollout:
-        """The prompt of a problem as a rollout. The loss mask is False everywhere."""
+        """Return the prompt of a problem as a rollout. The loss mask is False at every token."""
         prompt = self.prompt(problem.messages)
         return Rollout(problem, key, prompt, (False,) * len(prompt), (NAN,) * len(prompt))
 
     def demonstration_rollout(self, demonstration: Demonstration, key: Key) -> Rollout:
-        """A demonstration as a rollout. The loss mask covers the completion with its end-of-turn id, not the prompt."""
+        """Return a demonstration as a rollout. Only the completion, with its end-of-turn id, is in the loss mask."""
         return self.demonstration_rollouts([demonstration], [key])[0]
 
     def demonstration_rollouts(self, demonstrations: Sequence[Demonstration], keys: Sequence[Key]) -> list[Rollout]:
-        """`demonstration_rollout` for many demonstrations. If a thought is None, it is written like an empty thought.
+        """Return many demonstrations as rollouts. A thought that is None is written like an empty thought.
 
-        A template that does not continue its own prompt, drops the thought or never ends the turn is not asked: then
-        the completion is what a model writes that follows the marks of the template (`ThoughtFormat.wrap`).
-        Raises SchoolError if the prompt closes the thought, but the demonstration has one, or if the loss mask would be
-        empty or full.
+        A template cannot write the completion if it does not continue its own prompt, drops the thought, or never ends
+        the turn. Then `ThoughtFormat.wrap` writes the completion with the marks of the template.
+        Raises SchoolError if the prompt closes the thought of a demonstration with a thought, or if the loss mask would
+        be empty or full.
         """
         texts = [self._render_demonstration(demonstration) for demonstration in demonstrations]
         prompts = self._encode_rendered([(prompt, stand_ins) for prompt, _, stand_ins in texts])
@@ -147,7 +147,7 @@ class Conversation:
         return [self._join_demonstration(*part) for part in parts]
 
     def _render_demonstration(self, demonstration: Demonstration) -> tuple[str, str, dict[str, str]]:
-        """The text of the prompt, the text of the completion, and the stand-ins of both."""
+        """Return the text of the prompt, the text of the completion, and the private characters for special tokens."""
         problem, thought = demonstration.problem, demonstration.thought
         messages = (*self._with_system(problem.messages), Message("assistant", demonstration.answer, thought))
         stand_ins = self._stand_ins(messages)
@@ -168,7 +168,7 @@ class Conversation:
         return prompt, completion + self.tokenizer.added_token_text(self.facts.end_id), stand_ins
 
     def _continues(self, ids: Sequence[int]) -> bool:
-        """Whether a text after these ids continues a text, so that the tokenizer puts no blank before it."""
+        """Whether the tokenizer must put no blank before a text after these ids, because the text continues a text."""
         return not (self.tokenizer.puts_blank_after_special and ids[-1:] and ids[-1] in self.tokenizer.added_tokens)
 
     def _join_demonstration(
@@ -178,8 +178,8 @@ class Conversation:
         end = completion.index(end_id) + 1 if end_id in completion else 0
         if end <= 1 or not prompt:
             raise SchoolError(
-                f"problem {problem.id}: the loss mask would be {'empty' if prompt else 'full'}: {len(prompt)} tokens "
-                f"of prompt and {max(end - 1, 0)} of completion before the end of the turn"
+                f"problem {problem.id}: the loss mask would be {'empty' if prompt else 'full'}: the prompt has "
+                f"{len(prompt)} tokens, and the completion has {max(end - 1, 0)} tokens before the end of the turn"
             )
         return Rollout(
             problem,
@@ -192,9 +192,9 @@ class Conversation:
         )
 
     def append_messages(self, rollout: Rollout, messages: Sequence[Message]) -> Rollout:
-        """The rollout with more messages of the user or a tool, up to the start of the assistant's next turn.
+        """Return the rollout with more messages of the user or a tool, up to the start of the next assistant turn.
 
-        If the last turn was cut off, it is ended first.
+        If the last turn was cut off, the end of this turn is added first.
         """
         system = [Message("system", "-")] if self.facts.needs_system else []
         placeholders = [*system, Message("user", "-"), Message("assistant", ANSWER), *messages]
@@ -208,19 +208,19 @@ class Conversation:
         return rollout.append_context(ids)
 
     def close_thought(self, rollout: Rollout) -> Rollout:
-        """The rollout with `</think>` added if its last turn is inside a thought; else the rollout as it is."""
+        """Add `</think>` to a rollout whose last turn is inside a thought. Any other rollout is returned unchanged."""
         return rollout.prefill(self.end_thought_ids) if self.is_thinking(rollout) else rollout
 
     @property
     def end_thought_ids(self) -> list[int]:
-        """Ids of the mark that closes a thought (`</think>`)."""
+        """The ids of the mark that closes a thought (`</think>`)."""
         end_id = self.thought_format.end_id
         if end_id is not None:
             return [end_id]
         return self.tokenizer.encode(self.thought_format.end, parse_special=True, continues=True)
 
     def is_thinking(self, rollout: Rollout) -> bool:
-        """Whether the last turn is inside a thought: the thought was opened but not closed, and the turn goes on."""
+        """Whether the last turn is inside a thought: the thought is open, and the turn has not ended."""
         ids, complete = self._last_turn(rollout)
         if not self.thought_format.by_ids:
             start, _, closed = text_bounds(self.thought_format, self.tokenizer, ids)
@@ -229,7 +229,7 @@ class Conversation:
         return start is not None and end == len(ids) and not complete
 
     def stop_matcher(self, texts: Sequence[str]) -> tuple[list[bool], Callable[[Sequence[int]], bool]]:
-        """For each id, whether it can complete a stop text; and a function that checks if ids end in a stop text."""
+        """Return which ids can complete a stop text, and a function that checks whether ids end with a stop text."""
         if not all(texts):
             raise SchoolError("a stop string is empty: give at least one character")
         last = {text[-1] for text in texts}
@@ -245,7 +245,7 @@ class Conversation:
     # --- from ids to a completion
 
     def parse_completion(self, rollout: Rollout) -> Completion:
-        """The last turn as thought and answer.
+        """Split the last turn into thought and answer.
 
         The thought is between the first `<think>` and the first `</think>` after it. Later tags are part of the answer.
         Text before `<think>` is dropped. If the thought is never closed, the answer is empty.
@@ -254,12 +254,12 @@ class Conversation:
         return Completion(*split_turn(self.thought_format, self.tokenizer, ids, complete), complete)
 
     def thought_length(self, rollout: Rollout) -> int:
-        """Number of tokens in the last turn's thought. Open thought: all tokens after `<think>`. No thought: 0."""
+        """Count the tokens in the thought of the last turn. An open thought has all tokens after `<think>`."""
         start, end, _ = self.thought_span(rollout)
         return end - start
 
     def thought_span(self, rollout: Rollout) -> tuple[int, int, bool]:
-        """Start and end of the last turn's thought among the rollout's tokens, and whether it was closed."""
+        """Return start and end of the last turn's thought in the rollout's tokens, and whether it was closed."""
         ids, _ = self._last_turn(rollout)
         offset = rollout.turns[-1] if rollout.turns else len(rollout)
         if self.thought_format.by_ids:
@@ -270,7 +270,7 @@ class Conversation:
         return (offset, offset, False) if start is None else (offset + start, offset + end, closed)
 
     def prefill_thought(self, rollout: Rollout, text: str) -> Rollout:
-        """The rollout with text added to its thought. If the turn has not started, the thought is opened first."""
+        """Add a text to the thought of a rollout. If the turn has not started, the thought is opened first."""
         style = self.thought_format
         if rollout.finish_reason not in ("open", "context") or style.opened_by_prompt:
             return rollout.prefill(self.tokenizer.encode(text, continues=True))
@@ -282,14 +282,14 @@ class Conversation:
         return rollout.prefill([*opening, *ids])
 
     def prefill_answer(self, rollout: Rollout, text: str) -> Rollout:
-        """The rollout with its thought closed, then an answer, then the end of the turn."""
+        """Close the thought of a rollout, then add an answer and the end of the turn."""
         thinking = self.is_thinking(rollout) or rollout.finish_reason == "prefill"
         style = self.thought_format
         ids = self.tokenizer.encode((style.between if thinking else style.lead) + text + style.ending, continues=True)
         return self.close_thought(rollout).prefill([*ids, self.stop_ids[0]])
 
     def _last_turn(self, rollout: Rollout) -> tuple[tuple[int, ...], bool]:
-        """The last turn without its end-of-turn id, and whether the turn had this id."""
+        """Return the last turn without its end-of-turn id, and whether the turn had this id."""
         turn = rollout.last_turn()
         complete = bool(turn) and turn[-1] in self.stop_ids
         return (turn[:-1] if complete else turn), complete
@@ -301,7 +301,7 @@ class Conversation:
         return self._render_jinja(dicts, add_generation_prompt, self.facts.variables)
 
     def _as_dict(self, message: Message, stand_ins: Mapping[str, str]) -> dict[str, Any]:
-        """A message as templates take it, with stand-ins for special tokens in it."""
+        """Convert a message to a dict for templates, with private characters for the special tokens in its text."""
         role, content, thought = message
         if stand_ins:
             role, content = _mask(role, stand_ins), _mask(content, stand_ins)
@@ -329,7 +329,7 @@ class Conversation:
             raise SchoolError(f"the chat template refuses the conversation: {error}") from error
 
     def _stand_ins(self, messages: Sequence[Message]) -> dict[str, str]:
-        """A private character for each special token, if the messages contain a special token; else {}."""
+        """Return {special token: private character}. The dict is empty if no message contains a special token."""
         text = "\0".join(part for message in messages for part in message if part)
         if not self._special_pattern.search(text):
             return {}
@@ -341,7 +341,7 @@ class Conversation:
     def _encode_rendered(
         self, texts: Sequence[tuple[str, Mapping[str, str]]], continues: Sequence[bool] = ()
     ) -> list[list[int]]:
-        """Ids of rendered texts with their stand-ins. All special tokens in these texts come from the template.
+        """Encode rendered texts with their private characters. All special tokens in the texts come from the template.
 
         continues  for each text, whether it continues another text
         """
@@ -354,7 +354,7 @@ class Conversation:
         return [self._encode_pieces(*row) if row[1] or row[2] else next(batch) for row in rows]
 
     def _encode_pieces(self, text: str, stand_ins: Mapping[str, str], continues: bool) -> list[int]:
-        """Ids of a text, piece by piece between its special tokens."""
+        """Encode a text piece by piece. The special tokens are between the pieces."""
         ids: list[int] = []
         start, strip = 0, False
         for found in self._special_pattern.finditer(text):

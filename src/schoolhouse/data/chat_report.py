@@ -1,4 +1,4 @@
-"""Says in words what was recognised in a model's tokenizer and chat template: for `school doctor`, and for the docs."""
+"""Describes in words what was recognised in a model's tokenizer and chat template, for `school doctor` and the docs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _QUESTION, _ANSWER, _THOUGHT, _SECOND = "two plus three", "five", "count on", "f
 
 
 def describe_conversation(conversation: Conversation) -> dict[str, str]:
-    """What was recognised, by topic: marks of thought, stop ids, bos, system messages, the second turn."""
+    """Return what was recognised as {topic: text}: marks of thought, stop ids, bos, system messages, second turn."""
     return {
         "thoughts": describe_thoughts(conversation),
         "reply ends with": describe_end(conversation),
@@ -22,7 +22,7 @@ def describe_conversation(conversation: Conversation) -> dict[str, str]:
 
 
 def describe_thoughts(conversation: Conversation) -> str:
-    """The marks of thought, and who writes them."""
+    """Describe the marks of a thought, and say whether the prompt or the model writes them."""
     style = conversation.thought_format
     marks = f"`{_inline(style.start)}` … `{_inline(style.end)}`"
     if not style.own:
@@ -35,16 +35,16 @@ def describe_thoughts(conversation: Conversation) -> str:
 
 
 def describe_end(conversation: Conversation) -> str:
-    """The token that ends a reply, and whether the template writes it after the last reply."""
+    """Describe the token that ends a reply, and say whether the template writes this token after the last reply."""
     end = f"`{_name(conversation, conversation.facts.end_id)}`"
     return end if conversation.facts.ends_itself else f"{end} (not written by the template)"
 
 
 def second_turn(conversation: Conversation, thought: bool = False) -> str:
-    """Whether a conversation that grew turn by turn has the ids of the same conversation rendered as a whole.
+    """Say whether a conversation that grew turn by turn has the same ids as the whole conversation rendered once.
 
-    A conversation keeps the ids that were sampled. A template may write an earlier turn in another way. Then the result
-    says which part stays.
+    A growing conversation keeps the ids that were sampled, but a template may write an earlier turn in another way.
+    In this case the result names the sampled part that stays.
     """
     question, second = Message("user", _QUESTION), Message("user", _SECOND)
     demonstration = Demonstration(Problem("report", (question,), ""), _THOUGHT if thought else None, _ANSWER)
@@ -68,7 +68,7 @@ def second_turn(conversation: Conversation, thought: bool = False) -> str:
 
 
 def _opening(conversation: Conversation, ids: tuple[int, ...]) -> str:
-    """The text of a conversation up to its answer."""
+    """Return the text of a conversation up to its answer."""
     return conversation.tokenizer.decode(ids).rpartition(_ANSWER)[0]
 
 

@@ -1,4 +1,4 @@
-"""Rollouts of conversations for supervised fine-tuning, with the loss on the last assistant turn or on every one."""
+"""Makes rollouts of conversations for supervised fine-tuning, with a loss on the last or on every assistant turn."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from schoolhouse.data.chat import Conversation
 from schoolhouse.types import Demonstration, Key, Rollout
 
 LossOn = Literal["last", "all"]
-"""The assistant turns of a conversation that have a loss."""
+"""The assistant turns of a conversation that have a loss: the last turn, or all turns."""
 
 
 def demonstration_rollouts(
     conversation: Conversation, demonstrations: Sequence[Demonstration], keys: Sequence[Key], loss_on: LossOn = "last"
 ) -> list[Rollout]:
-    """The rollouts of demonstrations. With `all`, earlier assistant turns have a loss too.
+    """Make the rollouts of demonstrations. With `loss_on="all"`, earlier assistant turns have a loss too.
 
-    Each turn is trained after exactly the tokens that a model would see before it. If the template repeats earlier
-    turns unchanged, one rollout has the loss of all turns. If it changes them (some templates drop earlier thoughts),
-    the turn has a rollout of its own, and the list is longer than `demonstrations`.
+    The tokens before a trained turn are exactly the tokens that the model would see there. If the template repeats
+    earlier turns unchanged, one rollout has the loss of all turns. If the template changes earlier turns (some
+    templates drop earlier thoughts), each changed turn gets its own rollout. Then the list is longer than
+    `demonstrations`.
     """
     if loss_on == "last":
         return conversation.demonstration_rollouts(demonstrations, keys)
@@ -41,7 +42,7 @@ def demonstration_rollouts(
 
 
 def _each_turn(demonstration: Demonstration) -> list[Demonstration]:
-    """A demonstration for each assistant turn that is trained, the last turn at the end."""
+    """Return one demonstration for each assistant turn that is trained, in the order of the turns."""
     problem, turns = demonstration.problem, []
     for at, message in enumerate(problem.messages):
         has_user = any(earlier.role == "user" for earlier in problem.messages[:at])
@@ -52,7 +53,7 @@ def _each_turn(demonstration: Demonstration) -> list[Demonstration]:
 
 
 def _with_loss_of(rollout: Rollout, earlier: Rollout) -> Rollout:
-    """A rollout that continues an earlier one, with the loss of both."""
+    """Return a rollout that continues an earlier rollout, with the loss of both rollouts."""
     rest = rollout.loss_mask[len(earlier) :]
     return replace(
         rollout,

@@ -16,7 +16,7 @@ from schoolhouse.data.chat_template import DEFAULT_DATE
 
 
 class Template(BaseConfig):
-    """Which chat template is used, and what it is given. Every further key is an argument of the template."""
+    """The chat template, and the arguments of the template. Every key without a field here is such an argument."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -24,12 +24,12 @@ class Template(BaseConfig):
     """Name of a template of the model (such as `tool_use`), of a built-in template (chatml, plain, r1), or a .jinja
     file. Empty: the model's own template."""
     date: str = DEFAULT_DATE
-    """The date of today for templates that name it (YYYY-MM-DD). It is fixed, so that a run gives the same bits."""
+    """Today's date for templates that write a date (YYYY-MM-DD). It is fixed, so that a run gives the same bits."""
 
     @model_validator(mode="before")
     @classmethod
     def _read_arguments(cls, data: Any) -> Any:
-        """Arguments from the command line are text. YAML decides whether such a text is a number, a truth value, ..."""
+        """Read arguments of the command line (texts) as YAML, so that `1` is a number and `true` is a truth value."""
         if not isinstance(data, Mapping):
             return data
         own = cls.model_fields
@@ -42,10 +42,10 @@ class Template(BaseConfig):
 
 
 class ChatConfig(BaseConfig):
-    """Base class of the configs of recipes and commands that talk to a model in chats."""
+    """The base class for the config of each recipe and command that sends chats to a model."""
 
     system: str = ""
-    """System message for problems that have none. A template without system turns gets it before the first question."""
+    """System message for problems without one. A template without system turns gets it before the first question."""
     template: Template = Template()
     add_think_tokens: bool = False
-    """Add <think> and </think> to the vocabulary, and grow the embedding, if the tokenizer does not have them."""
+    """Add <think> and </think> to vocabulary and embedding, if the tokenizer does not have these tokens."""

@@ -53,8 +53,8 @@ process here </think> <answer> answer here </answer>.' }}
 BUILT_IN_TEMPLATES = {"chatml": DEFAULT_TEMPLATE, "plain": PLAIN_TEMPLATE, "r1": R1_TEMPLATE}
 
 DEFAULT_DATE = "2024-07-26"
-"""The date that a template sees. It is fixed, so that a run gives the same bits on every day. Llama's own templates
-name this date if they are given none."""
+"""The date that a template gets. The date is fixed, so that a run gives the same bits on every day. Llama's templates
+use the same default date."""
 
 
 class _Generation(Extension):
@@ -68,16 +68,16 @@ class _Generation(Extension):
 
 
 def select_template(tokenizer: Tokenizer, name: str = "") -> str:
-    """A template of the tokenizer, a built-in template, or the text of a .jinja file. Without a name: the main one.
+    """Return a template by name: one of the tokenizer, a built-in one, or a .jinja file. No name means the main one.
 
-    A model without a template gets a built-in one. That one begins with the bos token, where the tokenizer's own rules
-    put it before a text. Raises SchoolError for a name that does not exist.
+    A model without a template gets a built-in template. The built-in template begins with the bos token if the
+    tokenizer puts this token before a text. Raises SchoolError for a name that does not exist.
     """
     own = {"default": tokenizer.chat_template} if tokenizer.chat_template else {}
     own |= tokenizer.chat_templates
     if not name and own and not tokenizer.chat_template:
         raise SchoolError(
-            f"the model has several chat templates ({', '.join(own)}) and none of them is the default: choose one, "
+            f"the model has several chat templates ({', '.join(own)}), but no default template: choose a template, "
             f"such as --template.name {next(iter(own))}"
         )
     if name in own or (not name and own):
@@ -86,7 +86,7 @@ def select_template(tokenizer: Tokenizer, name: str = "") -> str:
         try:
             return Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise SchoolError(f"cannot read the chat template {name}: {error}") from None
+            raise SchoolError(f"cannot read the chat template {name} ({error}); check the path of the file") from None
     if name and name not in BUILT_IN_TEMPLATES:
         known = [*own, *BUILT_IN_TEMPLATES]
         raise SchoolError(f"there is no chat template `{name}`{suggest(name, known)}; or give a .jinja file")
@@ -97,9 +97,9 @@ def select_template(tokenizer: Tokenizer, name: str = "") -> str:
 
 @lru_cache(64)
 def compile_template(template: str, today: str = DEFAULT_DATE) -> jinja2.Template:
-    """A chat template with the conventions of transformers. `strftime_now` formats the date `today` (YYYY-MM-DD).
+    """Compile a chat template as transformers does. `strftime_now` formats the date `today` (YYYY-MM-DD).
 
-    Raises SchoolError for a syntax error, whose message names the line, and for a date that cannot be read.
+    Raises SchoolError for a syntax error (the message names the line), and for a date that cannot be read.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
@@ -114,7 +114,7 @@ def compile_template(template: str, today: str = DEFAULT_DATE) -> jinja2.Templat
             template, globals={"raise_exception": _raise_exception, "strftime_now": day.strftime}
         )
     except jinja2.TemplateSyntaxError as error:
-        raise SchoolError(f"chat template, line {error.lineno}: {error.message}") from error
+        raise SchoolError(f"chat template, line {error.lineno}: {error.message}; correct the template") from error
 
 
 def _raise_exception(message: str) -> None:

@@ -1,7 +1,7 @@
-"""Conversations as data sets write them, as messages: OpenAI's `role` and `content`, ShareGPT's `from` and `value`.
+"""Reads conversations of data sets as messages: OpenAI's `role` and `content`, and ShareGPT's `from` and `value`.
 
-Thoughts come from a key of their own (`reasoning_content`) or from marks in the text (`<think>`). Calls of tools and
-their results become text, so that every chat template can show them.
+A thought comes from its own key (`reasoning_content`) or from marks in the text (`<think>`). Tool calls and their
+results become text, so that every chat template can show them.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ _SPEAKERS = re.compile(r"(?:^|\n\n?|(?=### ))(?:### )?(Human|Assistant|USER|ASSI
 
 
 class BadRow(Exception):
-    """A mistake in a row, and what to do about it."""
+    """The error for a row that cannot be used. Its message says what is wrong, and how to correct the row."""
 
 
 class Chat(NamedTuple):
-    """A conversation. `untrained` are the indices of assistant turns that the row excludes from the loss."""
+    """A conversation. `untrained` holds the indices of the assistant turns that the row excludes from the loss."""
 
     messages: tuple[Message, ...]
     untrained: tuple[int, ...] = ()
 
 
 def parse_chat(value: Any, key: str) -> Chat:
-    """The conversation in a column: a list of turns, their JSON text, or text with `Human:` and `Assistant:`.
+    """Read the conversation in a column: a list of turns, the JSON text of such a list, or `Human:`/`Assistant:` text.
 
-    Raises BadRow for a turn that cannot be read, or with content that is not text.
+    Raises BadRow if a turn cannot be read, or if the content of a turn is not text.
     """
     if isinstance(value, str):
         value = _turns_of_text(value, key)
@@ -81,7 +81,7 @@ def parse_chat(value: Any, key: str) -> Chat:
 
 
 def _turns_of_text(text: str, key: str) -> list[Any]:
-    """The turns in JSON text, or in text such as hh-rlhf's `\\n\\nHuman: Hi\\n\\nAssistant: Hello`."""
+    """Return the turns in a JSON text, or in a text such as hh-rlhf's `\\n\\nHuman: Hi\\n\\nAssistant: Hello`."""
     if text.lstrip().startswith(("[", "array(", "np.array(")):
         for parse in (json.loads, ast.literal_eval):
             try:
@@ -98,7 +98,7 @@ def _turns_of_text(text: str, key: str) -> list[Any]:
 
 
 def _parse_turn(turn: Any, key: str) -> tuple[Message, bool]:
-    """The message of a turn, and whether the row wants it in the loss."""
+    """Return the message of a turn, and whether the row includes this turn in the loss."""
     if not isinstance(turn, Mapping):
         raise _bad_turn(turn, key)
     name = next((turn[role] for role in _ROLE_KEYS if isinstance(turn.get(role), str)), "")
@@ -110,7 +110,7 @@ def _parse_turn(turn: Any, key: str) -> tuple[Message, bool]:
     if len(text_keys) > 1:
         raise BadRow(f"a turn of `{key}` has {' and '.join(f'`{text}`' for text in text_keys)}; keep one of them")
     if unusable := sorted(present & _UNUSABLE_KEYS):
-        raise BadRow(f"a turn of `{key}` has `{unusable[0]}`, which a text model cannot be given; remove it or the row")
+        raise BadRow(f"a turn of `{key}` has `{unusable[0]}`, which a text model cannot read; remove row or key")
     content = _content(turn[text_keys[0]], key) if text_keys else ""
     calls = [call for name in ("tool_calls", "function_call") for call in _as_list(turn.get(name)) if call]
     content = "\n".join([*([content] if content else []), *map(_call_text, calls)])
@@ -126,7 +126,7 @@ def _parse_turn(turn: Any, key: str) -> tuple[Message, bool]:
     if thoughts and not isinstance(thoughts[0], str):
         raise BadRow(f"the thought of a turn of `{key}` is {shown(thoughts[0])}; it must be text")
     if thoughts and thought and thought.strip() != thoughts[0].strip():
-        raise BadRow(f"a turn of `{key}` has two thoughts: one in a key of its own, one in its text; keep one of them")
+        raise BadRow(f"a turn of `{key}` has two thoughts, one in its own key and one in the text; keep one of them")
     return Message("assistant", content, thoughts[0].strip() if thoughts else thought), bool(weight)
 
 
@@ -137,7 +137,7 @@ def _bad_turn(turn: Any, key: str) -> BadRow:
 
 
 def _content(value: Any, key: str) -> str:
-    """Text, or a list of parts of type text."""
+    """Return the text of a content, which is a text or a list of parts of type `text`."""
     parts = value if isinstance(value, list) else [value]
     texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
     for part, text in zip(parts, texts, strict=True):
@@ -148,34 +148,34 @@ def _content(value: Any, key: str) -> str:
 
 
 def _call_text(call: Any) -> str:
-    """A call of a tool as text: `<tool_call>` with its name and arguments as JSON."""
+    """Write a tool call as text: `<tool_call>` with the name and the arguments of the tool as JSON."""
     if isinstance(call, str):
         return call if "<tool_call>" in call else f"<tool_call>\n{call.strip()}\n</tool_call>"
     function = call.get("function") if isinstance(call, Mapping) else None
     body = function if isinstance(function, Mapping) else call
     if not isinstance(body, Mapping) or not isinstance(body.get("name"), str):
-        raise BadRow(f"a call of a tool is {shown(call)}; it must have a `name` and `arguments`")
+        raise BadRow(f"a tool call is {shown(call)}; a tool call must have a `name` and `arguments`")
     arguments = body.get("arguments", {})
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
         except ValueError:
             raise BadRow(
-                f"the arguments of the tool `{body['name']}` are {shown(arguments)}; they must be JSON"
+                f"the arguments of the tool `{body['name']}` are {shown(arguments)}; the arguments must be JSON"
             ) from None
     text = json.dumps({"name": body["name"], "arguments": arguments}, ensure_ascii=False, default=str)
     return f"<tool_call>\n{text}\n</tool_call>"
 
 
 def tools_text(tools: Any, key: str) -> str:
-    """The tools of a row as text for the system turn: one JSON object on each line."""
+    """Write the tools of a row as text for the system turn, with one JSON object on each line."""
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
         except ValueError:
             return f"You can call these tools:\n{tools.strip()}"
     if not isinstance(tools, Sequence | Mapping):
-        raise BadRow(f"`{key}` is {shown(tools)}; it must be a list of tools")
+        raise BadRow(f"the column `{key}` is {shown(tools)}; it must be a list of tools")
     lines = [json.dumps(tool, ensure_ascii=False, default=str) for tool in _as_list(tools)]
     return "\n".join(
         [
@@ -189,7 +189,7 @@ def tools_text(tools: Any, key: str) -> str:
 
 
 def with_system(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
-    """The messages with a text in their system turn: added to the one that is there, else as a new first turn."""
+    """Add a text to the system turn of the messages. Without a system turn, the text becomes a new first turn."""
     if messages and messages[0].role == "system":
         first = messages[0]
         return (first._replace(content="\n\n".join(filter(None, (first.content, text)))), *messages[1:])
@@ -197,7 +197,7 @@ def with_system(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]
 
 
 def split_thought(text: str) -> tuple[str | None, str]:
-    """The thought at the start of a reply, and the rest. None if the reply marks no thought."""
+    """Split a reply into the thought at its start and the rest. The thought is None if the reply has no such marks."""
     stripped = text.lstrip()
     for start, end in _THOUGHT_MARKS:
         if stripped.startswith(start) and end in stripped:
@@ -221,7 +221,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def is_given(value: Any) -> bool:
-    """Whether a cell has a value. Null, NaN, blank text, an empty list and a mapping without values are none."""
+    """Whether a cell has a value. Null, NaN, blank text, an empty list and a mapping without values do not count."""
     if isinstance(value, str):
         return bool(value.strip())
     if isinstance(value, Mapping):
@@ -232,7 +232,7 @@ def is_given(value: Any) -> bool:
 
 
 def has_user_turn(value: Any) -> bool:
-    """Whether a value is a conversation with a turn of a user."""
+    """Whether a value is a conversation with a user turn."""
     try:
         return any(message.role == "user" for message in parse_chat(value, "").messages)
     except BadRow:
@@ -240,5 +240,5 @@ def has_user_turn(value: Any) -> bool:
 
 
 def shown(value: Any, length: int = 40) -> str:
-    """A value as JSON, cut off, for messages."""
+    """Write a value as JSON for an error message, and cut it off after `length` characters."""
     return json.dumps(value, ensure_ascii=False, default=str)[:length]

@@ -111,7 +111,7 @@ def row_source(
 def token_stream(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     """Encode all documents as one stream of ids (int32), with a separator before, between and after the documents.
 
-    A document begins with the ids that the tokenizer puts before a text, such as the bos token of many models.
+    Each document begins with the ids that the tokenizer puts before a text, such as the bos token.
     """
     separator = tokenizer.special_tokens.get(END_OF_TEXT, tokenizer.eos_id)
     bos_ids = [token for token in tokenizer.bos_ids if token != separator]

@@ -1,8 +1,8 @@
-"""Rows from data files: JSON lines, JSON arrays, Parquet, Arrow, CSV and TSV, each also compressed; folders and globs.
+"""Reads rows from data files: JSON lines, JSON arrays, Parquet, Arrow, CSV and TSV. A file can be compressed.
 
-Rows are read one after another, so the first rows of a large file come at once. Only a .json file is read whole. Each
-row has a place (`FILE:LINE`, or `FILE, row N`) for messages. A data set of the Hugging Face hub is read by the library
-`datasets`, and only if the source begins with `hub:`.
+A source is a file, a folder or a glob pattern. The rows of a file are read one after another, so the first rows of a
+large file arrive early. Only a .json file is read as a whole. Each row has a place (`FILE:LINE`, or `FILE, row N`),
+which error messages name. If a source begins with `hub:`, the library `datasets` reads a data set of the hub.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LFS = b"version https://git-lfs"
 
 
 class SourceRow(NamedTuple):
-    """One row as it was read. `error` says why it cannot be read; `values` is empty then."""
+    """One row of a file. If the row cannot be read, `error` gives the reason and `values` is empty."""
 
     values: Mapping[str, Any]
     place: str
@@ -47,10 +47,10 @@ class SourceRow(NamedTuple):
 
 
 def data_files(source: str, split: str = "") -> list[Path]:
-    """The files of a source: a file, a folder, or a glob pattern, in the order of their names.
+    """Return the files of a source (a file, a folder or a glob pattern), sorted by name.
 
-    split  keep the files of this split, as in `train-00000-of-00002.parquet` or `test/data.jsonl`
-    Raises SchoolError for a source without data files, and for one with files of several splits or subsets.
+    split  Only the files of this split are returned, such as `train-00000-of-00002.parquet` or `test/data.jsonl`.
+    Raises SchoolError if the source has no data files, or if it has files of several splits or subsets.
     """
     path = Path(source)
     if path.is_dir():
@@ -59,20 +59,20 @@ def data_files(source: str, split: str = "") -> list[Path]:
         found = lines or found  # beside other data, a .json file describes the data
     elif path.exists() or not glob.has_magic(source):
         if split and split != split_of(path, path.parent):
-            raise SchoolError(f"{source} is one file; `split={split}` chooses files of a folder; remove it")
+            raise SchoolError(f"{source} is one file, but `split={split}` chooses files of a folder; remove `split`")
         return [path]
     else:
         found = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if _is_data(Path(name))]
     if not found:
         kinds = ", ".join(FORMATS)
-        raise SchoolError(f"{source} has no data files; data files end in {kinds}, or in one of these and .gz or .zst")
+        raise SchoolError(f"{source} has no data files; a data file has a name with {kinds}, also with .gz or .zst")
     by_split: dict[str, list[Path]] = {}
     for each in found:
         by_split.setdefault(split_of(each, path), []).append(each)
     if split:
         if split not in by_split:
             known = ", ".join(name for name in by_split if name) or "none"
-            raise SchoolError(f"{source} has no files of the split `{split}`; splits there: {known}")
+            raise SchoolError(f"{source} has no files of the split `{split}`; choose one of its splits: {known}")
         found = by_split[split]
     elif len(by_split) > 1:
         names = [name for name in by_split if name]
@@ -81,9 +81,9 @@ def data_files(source: str, split: str = "") -> list[Path]:
             f"{source} has files of several splits ({', '.join(name or 'others' for name in by_split)}); {advice}"
         )
     if len(formats := sorted({format_of(each) for each in found})) > 1:
-        advice = f"name those of one format: `{path if path.is_dir() else '...'}/**/*{formats[0]}*`"
+        advice = f"choose the files of one format: `{path if path.is_dir() else '...'}/**/*{formats[0]}*`"
         raise SchoolError(
-            f"{source} has files of several formats ({', '.join(formats)}), which may be copies; {advice}"
+            f"{source} has files of several formats ({', '.join(formats)}), which may hold the same rows; {advice}"
         )
     parents = sorted({str(each.parent) for each in found})
     if path.is_dir() and len(parents) > 1 and len({Path(each).name for each in parents} - set(SPLITS)) > 1:
@@ -92,7 +92,7 @@ def data_files(source: str, split: str = "") -> list[Path]:
 
 
 def split_of(path: Path, root: Path) -> str:
-    """The split that a file name or a folder below `root` names; empty if none does."""
+    """Return the split that the file name or a folder below `root` names, or an empty text."""
     parts = path.parts[len(root.parts) :] if path.is_relative_to(root) else path.parts[-1:]
     for part in reversed(parts):
         words = re.split(r"[^a-z]+", part.casefold())
@@ -102,7 +102,7 @@ def split_of(path: Path, root: Path) -> str:
 
 
 def format_of(path: Path) -> str:
-    """The format that a file name tells, such as `.jsonl` for `rows.jsonl.gz`; empty for an unknown one."""
+    """Return the format by the file name, such as `.jsonl` for `rows.jsonl.gz`. An unknown format is an empty text."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
@@ -110,17 +110,17 @@ def format_of(path: Path) -> str:
 
 
 def iter_rows(source: str, split: str = "", subset: str = "") -> Iterator[SourceRow]:
-    """The rows of a file, folder or glob pattern, or of `hub:ORG/NAME`.
+    """Yield the rows of a file, a folder, a glob pattern, or a data set of the hub (`hub:ORG/NAME`).
 
     split   the split of a folder or a hub data set
     subset  the configuration of a hub data set
-    A row that cannot be read is yielded with its error. Raises SchoolError for a file that cannot be read at all.
+    A row that cannot be read is yielded with its error. Raises SchoolError if a whole file cannot be read.
     """
     if source.startswith(HUB):
         yield from _hub_rows(source.removeprefix(HUB), split, subset)
         return
     if subset:
-        raise SchoolError(f"{source}: `subset` is for data sets of the hub; give the folder of the subset instead")
+        raise SchoolError(f"{source} is not on the hub, and only the hub has `subset`; give the folder of the subset")
     for path in data_files(source, split):
         yield from _file_rows(path)
 
@@ -141,14 +141,14 @@ def _file_rows(path: Path) -> Iterator[SourceRow]:
             case _ if not path.exists():
                 raise SchoolError(f"cannot read {path}: No such file or directory; give a file of {', '.join(FORMATS)}")
             case _:
-                raise SchoolError(f"{path}: the name tells no format; data files end in {', '.join(FORMATS)}")
+                raise SchoolError(f"{path} has an unknown format; the name of a data file ends in {', '.join(FORMATS)}")
     except _DECODE_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise SchoolError(f"cannot read {path}: {reason}; give the path of an undamaged file") from error
 
 
 def open_binary(path: Path) -> io.BufferedIOBase:
-    """A file for reading, decompressed by the end of its name."""
+    """Open a file for reading. The end of the file name says how the file is decompressed."""
     match path.suffix.lower():
         case ".gz":
             return gzip.open(path, "rb")
@@ -188,12 +188,12 @@ def _parse_line(text: str, place: str) -> SourceRow:
         reason = f"not JSON ({error.msg} at column {error.colno}); each line must be one JSON object"
         return SourceRow({}, place, reason)
     except (ValueError, RecursionError) as error:
-        return SourceRow({}, place, f"not JSON that can be read ({error}); each line must be one JSON object")
+        return SourceRow({}, place, f"the JSON cannot be read ({error}); each line must be one JSON object")
     return _checked(row, place, "each line")
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. Raises ValueError if a key occurs twice, because one of the two values would be lost."""
+    """Make a JSON object. Raises ValueError if a key occurs twice, because one of the two values would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError(
@@ -211,7 +211,7 @@ def _checked(row: Any, place: str, each: str) -> SourceRow:
 
 
 def _json_rows(path: Path) -> Iterator[SourceRow]:
-    """A JSON array of objects, an object with such an array, or objects one after another."""
+    """Yield the rows of a .json file: an array of objects, an object with such an array, or a sequence of objects."""
     with open_binary(path) as file:
         raw = file.read()
     if raw.startswith(_LFS):
@@ -251,7 +251,7 @@ def _array_rows(path: Path, text: str, start: int) -> Iterator[SourceRow]:
             at = _skip_blanks(text, at + 1)
         elif text[at : at + 1] != "]":
             line += text.count("\n", counted, at)
-            raise SchoolError(f"{path}:{line}: not JSON: `,` or `]` expected in the array; is the file complete?")
+            raise SchoolError(f"{path}:{line}: the JSON array needs `,` or `]` here; check that the file is complete")
 
 
 def _sequence(path: Path, text: str, at: int) -> Iterator[SourceRow]:
@@ -267,9 +267,11 @@ def _decode(path: Path, text: str, at: int, line: int) -> tuple[Any, int]:
     try:
         return json.JSONDecoder(object_pairs_hook=_mapping).raw_decode(text, at)
     except json.JSONDecodeError as error:
-        raise SchoolError(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from None
+        raise SchoolError(
+            f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); correct the file"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise SchoolError(f"{path}:{line}: not JSON that can be read ({error})") from None
+        raise SchoolError(f"{path}:{line}: the JSON cannot be read ({error}); correct the file") from None
 
 
 def _skip_blanks(text: str, at: int) -> int:
@@ -282,7 +284,7 @@ def _skip_blanks(text: str, at: int) -> int:
 
 
 def _csv_rows(path: Path) -> Iterator[SourceRow]:
-    """Every cell is text: `007` stays `007`."""
+    """Yield the rows of a CSV or TSV file. Every cell is text, so `007` stays `007`."""
     tabs = format_of(path) == ".tsv"
     csv.field_size_limit(sys.maxsize)
     with open_binary(path) as file:
@@ -291,9 +293,9 @@ def _csv_rows(path: Path) -> Iterator[SourceRow]:
             header = next(reader, [])
             names = ["index" if not name.strip() and at == 0 else name.strip() for at, name in enumerate(header)]
             if len(names) == 1 and ";" in names[0]:
-                raise SchoolError(f"{path}:1: the columns are separated by `;`; save the file with commas")
+                raise SchoolError(f"{path}:1: `;` separates the columns; save the file with commas between columns")
             if not all(names) or len(set(names)) < len(names):
-                raise SchoolError(f"{path}:1: the first line must name each column once; it is {','.join(header)[:80]}")
+                raise SchoolError(f"{path}:1: the first line is {','.join(header)[:80]}; it must name each column once")
             end = reader.line_num
             for cells in reader:
                 place, end = f"{path}:{end + 1}", reader.line_num
@@ -317,7 +319,7 @@ def _utf8_lines(path: Path, file: Iterable[bytes]) -> Iterator[str]:
 
 def _parquet_rows(path: Path) -> Iterator[SourceRow]:
     if path.suffix.lower() != ".parquet":
-        raise SchoolError(f"{path}: a Parquet file is compressed inside; decompress it to a file ending in .parquet")
+        raise SchoolError(f"{path} is a compressed Parquet file; decompress it to a file whose name ends in .parquet")
     with path.open("rb") as file:
         if file.read(len(_LFS)) == _LFS:
             raise SchoolError(f"{path} is a Git LFS pointer, not the data; run `git lfs pull`")
@@ -331,7 +333,7 @@ def _parquet_rows(path: Path) -> Iterator[SourceRow]:
 
 
 def _arrow_rows(path: Path) -> Iterator[SourceRow]:
-    """A file of `datasets` (`save_to_disk`, or its cache): a stream of record batches."""
+    """Yield the rows of an Arrow file, which the library `datasets` writes (`save_to_disk`, or its cache)."""
     pyarrow = import_module("pyarrow")
     path.open("rb").close()
     with _arrow_errors(path), pyarrow.memory_map(str(path)) as file:
@@ -345,26 +347,28 @@ def _arrow_rows(path: Path) -> Iterator[SourceRow]:
 
 @contextmanager
 def _arrow_errors(path: Path) -> Generator[None]:
-    """Raises an error of pyarrow as a SchoolError that names the file."""
+    """Turn an error of pyarrow into a SchoolError that names the file."""
     try:
         yield
     except (import_module("pyarrow").ArrowException, ValueError, TypeError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
-        raise SchoolError(f"{path} is damaged, or no file of its format ({reason}); copy it again") from error
+        raise SchoolError(f"{path} is damaged, or its name has a wrong ending ({reason}); copy it again") from error
 
 
 def _hub_rows(name: str, split: str, subset: str) -> Iterator[SourceRow]:
-    """A data set by its name, downloaded or from the cache of `datasets`."""
+    """Yield the rows of a hub data set. The library `datasets` downloads the data set, or reads it from the cache."""
     try:
         datasets = import_module("datasets")
     except ImportError:
         raise SchoolError(
-            f"{HUB}{name} needs the library `datasets`: pip install datasets; or give the path of a file"
+            f"{HUB}{name} needs the library `datasets`; install it (pip install datasets), or give the path of a file"
         ) from None
     try:
         loaded = datasets.load_dataset(name, subset or None)
     except Exception as error:  # the library raises errors of many packages
-        raise SchoolError(f"{HUB}{name} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+        raise SchoolError(
+            f"{HUB}{name} cannot be loaded ({str(error).partition(chr(10))[0]}); check the name and the network"
+        ) from error
     splits = [str(name) for name in loaded]
     if split not in splits and (split or len(splits) > 1):
         raise SchoolError(f"{HUB}{name} has the splits {', '.join(splits)}; choose one: `?split={splits[0]}`")

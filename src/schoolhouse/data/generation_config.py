@@ -1,7 +1,7 @@
-"""The generation settings of a model folder: which ids end a reply, and what else generation_config.json holds.
+"""Reads the generation settings of a model folder: the ids that end a reply, and the rest of generation_config.json.
 
-A model can have several ids that end a reply (Llama 3: `<|end_of_text|>`, `<|eom_id|>`, `<|eot_id|>`). All of them stop
-sampling, and all of them are written again when the model is saved.
+A model can have several ids that end a reply (Llama 3: `<|end_of_text|>`, `<|eom_id|>`, `<|eot_id|>`). Each of these
+ids stops sampling. All of these ids are written again when the model is saved.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ FILE_NAME = "generation_config.json"
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """The content of generation_config.json, with the `eos_token_id` of config.json beside its own.
+    """Return the content of generation_config.json. Its `eos_token_id` also gets the ids of config.json.
 
-    A missing file counts as empty. Raises SchoolError if a file is damaged; the message names the file.
+    A missing file counts as an empty file. Raises SchoolError if a file is damaged; the message names the file.
     """
     config = _read_optional(folder / FILE_NAME)
     ids = eos_token_ids(config)
@@ -30,14 +30,14 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def eos_token_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The `eos_token_id` of a config as a tuple of ids: the files hold one id, a list of ids, or null."""
+    """Return the `eos_token_id` of a config as a tuple of ids. The config holds one id, a list of ids, or null."""
     value = config.get("eos_token_id")
     values = value if isinstance(value, list) else [value]
     return tuple(token for token in values if isinstance(token, int) and not isinstance(token, bool) and token >= 0)
 
 
 def merged_generation_config(kept: Mapping[str, Any], stop_ids: Sequence[int], pad_id: int) -> dict[str, Any]:
-    """The settings to write for a model: the settings that it came with, and all ids that end a reply."""
+    """Return the settings to save with a model: its original settings, and all ids that end a reply."""
     return {**kept, "eos_token_id": list(stop_ids), "pad_token_id": pad_id}
 
 

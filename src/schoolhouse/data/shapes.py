@@ -1,7 +1,7 @@
-"""What the columns of a row mean: the shapes of public data sets, recognised by the names of their columns.
+"""Finds out what the columns of a row mean. The names of the columns tell the shape of a public data set.
 
-`recognize` gives each role (question, choices, answer, ...) the columns that play it. A column that would change the
-question and plays no role is refused. Names are compared without case, and with `_` for a space or a hyphen.
+`recognize` finds the columns of each role (question, choices, answer, ...). A row is refused if it has a column that
+may change the question, but has no role. Names are compared in lower case, with `_` for a space or a hyphen.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from schoolhouse.config import suggest
 from schoolhouse.data.chats import BadRow, has_user_turn, is_given, parse_chat
 
 Kind = Literal["stored", "problem", "choice", "chat", "completion", "prompt", "code", "constraints"]
-"""stored: a demonstration that a recipe wrote. problem: a question with a reference. choice: with options. chat: turns.
-completion: a prompt with a reply. prompt: a prompt alone. code, constraints: graded by tests or by instructions."""
+"""The kinds of rows. `stored`: a demonstration that a recipe wrote. `problem`: a question with a reference answer.
+`choice`: a question with choices. `chat`: turns. `completion`: a prompt with a reply. `prompt`: a prompt alone.
+`code`: a question that tests grade. `constraints`: a question whose instructions are checked."""
 
 ROLES = "question context choices correct answer solution thought completion messages system tools family".split()
-"""Roles that a column can be given by hand: `?question=problem&answer=final`."""
+"""The roles that a user can give to columns, as in `?question=problem&answer=final`."""
 
 _QUESTION = (
     "question problem prompt query instruction question_stem question_text problem_statement question_content goal "
@@ -52,7 +53,7 @@ _WRONG_CHOICES = (
     "distractors",
 )
 ONE_BASED = ("option1", "mc_answer1", "answera")
-"""Groups of columns whose number of the correct choice counts from 1."""
+"""Groups of columns in which the number of the correct choice counts from 1."""
 
 _CONTEXT = "context body passage article support flores_passage paragraph story contexts".split()
 _SOLUTION = (
@@ -106,22 +107,22 @@ _CHANGING = {
         "situation",
     ),
 }
-"""Columns that are part of what a model has to know. One of them without a role makes another question."""
+"""Columns with text that the model needs to know. If such a column has no role, the question is incomplete."""
 
 _COMPLETES_NO_PROMPT = {"numbers", "nums", "starter_code", "few_shot", "schema", "table", "tables"}
-"""Columns that a `prompt`, as TRL and verl write it, has in its text already; a reward function may need them."""
+"""Columns whose content is already in the text of a `prompt` of TRL or verl. Only a reward function needs them."""
 
 _MARKS = ("label", "is_correct", "correct")
-"""Columns that may say that the answer of a row is a wrong one."""
+"""Columns that may say that the answer of a row is wrong."""
 
 _REPEATED: set[str] = {*_QUESTION, *_MESSAGES}
-"""Columns that may hold the question once more, as `messages` in OpenR1-Math or `prompt` in UltraChat."""
+"""Columns that may repeat the question, such as `messages` in OpenR1-Math or `prompt` in UltraChat."""
 
 _ROLE_NAMES = (
     *(("choices", _CHOICES), ("system", _SYSTEM), ("tools", _TOOLS), ("question", _QUESTION), ("messages", _MESSAGES)),
 )
 _CODE = ("test_list", "input_output", "public_test_cases", "private_test_cases", "unit_tests", "tests", "test_cases")
-_BY_HAND = "or columns named by hand: `?question=KEY&answer=KEY`"
+_BY_HAND = "or name the columns yourself: `?question=KEY&answer=KEY`"
 
 
 class Shape(NamedTuple):
@@ -131,12 +132,12 @@ class Shape(NamedTuple):
     roles: Mapping[str, tuple[str, ...]]
 
     def key(self, role: str) -> str:
-        """The column of a role; empty if there is none."""
+        """Return the column of a role, or an empty text."""
         return next(iter(self.roles.get(role, ())), "")
 
 
 def value_at(row: Mapping[str, Any], key: str) -> Any:
-    """The value of a column. `reward_model.ground_truth` is a key in a mapping. None if it is not there."""
+    """Return the value of a column, or None. `reward_model.ground_truth` is a key inside the mapping `reward_model`."""
     if key in row:
         return row[key]
     found: Any = row
@@ -146,12 +147,12 @@ def value_at(row: Mapping[str, Any], key: str) -> Any:
 
 
 def normalized(key: str) -> str:
-    """The name of a column in lower case, with `_` between its words."""
+    """Return the name of a column in lower case, with `_` between the words."""
     return re.sub(r"[\s-]+", "_", key.strip()).casefold()
 
 
 class _Columns:
-    """The columns of a row by their normalized names, without the ignored ones."""
+    """The columns of a row by their normalized names, without the ignored columns."""
 
     def __init__(self, row: Mapping[str, Any], ignored: Sequence[str]) -> None:
         self.row = row
@@ -159,34 +160,37 @@ class _Columns:
         for key in row:
             name = normalized(key)
             if key not in ignored and name in self.names and row[key] != row[self.names[name]]:
-                raise BadRow(f"has the columns `{self.names[name]}` and `{key}`, which count as one; `?ignore={key}`")
+                raise BadRow(
+                    f"the row has the columns `{self.names[name]}` and `{key}`, whose names count as the same; leave "
+                    f"one of them out with `?ignore={key}`"
+                )
             if key not in ignored:
                 self.names[name] = key
         self.given = {name for name, key in self.names.items() if is_given(row[key])}
 
     def first(self, names: Sequence[str], empty: bool = False) -> str:
-        """The first of these columns that has a value; with `empty`, else the first that is there."""
+        """Return the first of these columns that has a value. With `empty`, a column without a value counts too."""
         for name in names:
             if name in self.given or ("." in name and is_given(value_at(self.row, name))):
                 return self.names.get(name, name)
         return next((self.names[name] for name in names if empty and name in self.names), "")
 
     def all(self, names: str) -> tuple[str, ...]:
-        """Those of the columns of a group that have a value, if at least two have; or one with a list."""
+        """Return the columns of a group that have a value. A single column counts only if it holds a list or a text."""
         found = tuple(self.names[name] for name in names.split() if name in self.given)
         return found if len(found) > 1 or (found and isinstance(self.row[found[0]], list | str)) else ()
 
 
 def recognize(row: Mapping[str, Any], mapping: Mapping[str, str], ignored: Sequence[str] = ()) -> Shape:
-    """The shape of a row. Raises BadRow with the way out for a row that is no example of a known shape.
+    """Return the shape of a row. Raises BadRow if the row has no known shape; the message says what to do.
 
-    mapping  role -> column, given by hand; these roles are not searched for
-    ignored  columns that are knowingly not used
+    mapping  {role: column} from the user; the columns of these roles are not searched
+    ignored  columns that the user leaves out
     """
     columns = _Columns(row, ignored)
     for role, key in mapping.items():
         if value_at(row, key) is None and key not in row:
-            raise BadRow(f"has no column `{key}`, which is mapped to `{role}`{suggest(key, list(row))}")
+            raise BadRow(f"the row has no column `{key}`, which is mapped to `{role}`{suggest(key, list(row))}")
     if {"messages", "thought", "response", "reference"} <= row.keys() and not mapping:
         return Shape("stored", {})
     shape = _kind(columns, mapping)
@@ -225,7 +229,7 @@ def _kind(columns: _Columns, mapping: Mapping[str, str]) -> Shape:
         return Shape("chat", roles)
     if not question:
         names = ", ".join(map(repr, columns.row)) or "none"
-        raise BadRow(f"has the keys {names}; it needs {FORMATS}, {_BY_HAND}")
+        raise BadRow(f"the row has the keys {names}; it needs {FORMATS}, {_BY_HAND}")
     roles["question"] = (question,)
     instruction = normalized(question) in ("instruction", "prompt")  # `input` completes it, as in Alpaca
     roles |= _optional(columns, mapping, "context", [*_CONTEXT, *(["input"] if instruction else [])])
@@ -247,7 +251,7 @@ def _kind(columns: _Columns, mapping: Mapping[str, str]) -> Shape:
 
 
 def _reference(columns: _Columns, mapping: Mapping[str, str], taken: set[str], solution: bool) -> str:
-    """The column of the reference answer. With `solution` the column `solution` can hold it, as in TRL's examples."""
+    """Return the column of the reference answer. With `solution`, this can be the column `solution`, as in TRL."""
     if "answer" in mapping:
         return mapping["answer"]
     names = [name for name in _REFERENCE if columns.names.get(name) not in taken]
@@ -267,7 +271,7 @@ def _optional(
 
 
 def _choices(columns: _Columns, mapping: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...], str]:
-    """The columns of the choices, those of the wrong ones if they stand apart, and the column of the correct one."""
+    """Return the columns of all choices, of the wrong choices (if separate), and of the correct choice."""
     correct = mapping.get("correct") or columns.first(_CORRECT, empty=True)
     if "choices" in mapping:
         return (mapping["choices"],), (), correct
@@ -288,7 +292,7 @@ def _choices(columns: _Columns, mapping: Mapping[str, str]) -> tuple[tuple[str, 
 
 
 def _completion(columns: _Columns, mapping: Mapping[str, str], has_question: bool) -> tuple[str, str]:
-    """The columns of a thought and of a reply. A short `answer` of a question is a final answer, and no reply."""
+    """Return the columns of a thought and of a reply. A short `answer` to a question is a final answer, not a reply."""
     if "completion" in mapping:
         return mapping.get("thought", ""), mapping["completion"]
     for thought, reply in _THOUGHT_PAIRS:
@@ -304,33 +308,40 @@ FORMATS = "question/answer (as in GSM8K), problem/solution (as in MATH), prompt/
 
 
 def _refuse_other_uses(columns: _Columns) -> None:
-    """Raises BadRow for rows that are made for another kind of training."""
+    """Raise BadRow for a row that was made for another kind of training."""
     given, row = columns.given, columns.row
     if {"chosen", "rejected"} <= given:
         whole = has_user_turn(row[columns.names["chosen"]])
         raise BadRow(
-            "is a preference pair (`chosen`, `rejected`), and no recipe learns from pairs; to train on the chosen "
-            f"replies alone, add `?{'messages' if whole else 'completion'}={columns.names['chosen']}`"
+            "the row is a preference pair (`chosen`, `rejected`), and no recipe learns from pairs; to train only on "
+            f"the chosen replies, add `?{'messages' if whole else 'completion'}={columns.names['chosen']}`"
         )
     if {"prompt", "completion"} <= given and isinstance(row.get(columns.names.get("label", "")), bool):
         raise BadRow(
-            "has a `label` that calls its `completion` good or bad, and no recipe learns from such labels; keep the "
-            "good rows alone, and add `?completion=completion`"
+            "the row has a `label` that calls its `completion` good or bad, and no recipe learns from such labels; "
+            "keep only the good rows, and add `?completion=completion`"
         )
     if {"completions", "labels"} <= given or "pre_generated_steps" in given:
-        raise BadRow("has a label for each step of a solution; the recipe `prm` makes its own labels from a task")
+        raise BadRow(
+            "the row has a label for each step of a solution, which no recipe uses; the recipe `prm` makes its own "
+            "labels from a task"
+        )
     if {"nums", "target"} <= given and not given & {*_QUESTION}:
-        raise BadRow("has numbers and a target, but no question; use the task `school:countdown`, or write a question")
+        raise BadRow(
+            "the row has numbers and a target, but no question; use the task `school:countdown`, or write a question"
+        )
     if {"message_id", "parent_id"} <= columns.names.keys():
-        raise BadRow("is one message of a tree of messages; write each path of the tree as one row with `messages`")
+        raise BadRow("the row is a message of a message tree; write each path of the tree as one row with `messages`")
     if "text" in given and given <= {"text", "id", "meta", "metadata", "url", "source", "timestamp", "title", "date"}:
         if has_user_turn(row[columns.names["text"]]):
-            raise BadRow("is plain text with turns in it; to read the turns, add `?messages=text`")
-        raise BadRow("is plain text; pretrain on it (`school train pretrain --text FILE`), or add `?question=text`")
+            raise BadRow("the row is plain text that contains turns; to read the turns, add `?messages=text`")
+        raise BadRow(
+            "the row is plain text; pretrain on the file (`school train pretrain --text FILE`), or add `?question=text`"
+        )
 
 
 def _refuse_unused(columns: _Columns, shape: Shape, allowed: set[str]) -> None:
-    """Raises BadRow for a column that would change the question and has no role, but for the allowed ones."""
+    """Raise BadRow if a column may change the question and has no role. The allowed columns are not checked."""
     used = {key for keys in shape.roles.values() for key in keys}
     changing = _CHANGING | ({"text"} if shape.kind in ("problem", "choice") else set())
     question = "" if shape.kind == "chat" else shape.key("question")
@@ -340,12 +351,12 @@ def _refuse_unused(columns: _Columns, shape: Shape, allowed: set[str]) -> None:
         key = columns.names[name]
         if key in used or any(other.startswith(f"{key}.") for other in used):
             continue
-        knowingly = f"leave it out knowingly: `?ignore={key}`"
+        knowingly = f"leave the column out with `?ignore={key}`"
         if MEDIA.fullmatch(name):
-            raise BadRow(f"has `{key}`, which a text model cannot be given; drop the row, or {knowingly}")
+            raise BadRow(f"the row has `{key}`, which a text model cannot read; remove the row, or {knowingly}")
         if name in _MARKS and shape.kind in ("problem", "completion") and columns.row[key] in (True, False):
             raise BadRow(
-                f"has `{key}`, which may say that its answer is wrong; keep the good rows alone, and {knowingly}"
+                f"the row has `{key}`, which may say that the answer is wrong; keep only good rows, and {knowingly}"
             )
         if name not in changing or shape.kind in ("code", "constraints"):
             continue
@@ -355,13 +366,13 @@ def _refuse_unused(columns: _Columns, shape: Shape, allowed: set[str]) -> None:
             continue
         role = next((role for role, names in _ROLE_NAMES if name in names), "context")
         raise BadRow(
-            f"has `{key}`, which may change the question and is not used; give it a role (`?{role}={key}`), "
+            f"the row has `{key}`, which may change the question and is not used; give it a role (`?{role}={key}`), "
             f"or {knowingly}"
         )
 
 
 def _is_repeated(value: Any, used: Any) -> bool:
-    """Whether the question is the same in two columns: texts, or chats with one and the same first turn of a user."""
+    """Whether two columns hold the same question: as texts, or as chats with the same first user turn."""
     first, second = _first_user_text(value), _first_user_text(used)
     return bool(first) and bool(second) and (first in second or second in first)
 

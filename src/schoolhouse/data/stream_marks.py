@@ -1,4 +1,4 @@
-"""Splits a growing text at marks of thought that are not one token each, such as `<|channel|>analysis<|message|>`."""
+"""Splits a growing text at marks of thought that have several tokens, such as `<|channel|>analysis<|message|>`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ Part = Literal["thought", "answer"]
 
 
 class Delta(NamedTuple):
-    """More text of one part of a completion."""
+    """New text of one part of a completion: the thought or the answer."""
 
     part: Part
     text: str
 
 
 def overlap(text: str, mark: str) -> int:
-    """How many characters at the end of a text are the beginning of a mark."""
+    """Count the characters at the end of a text that are the beginning of a mark."""
     return next((n for n in range(min(len(text), len(mark)), 0, -1) if text.endswith(mark[:n])), 0)
 
 
 class MarkSplitter:
-    """Gives the new text of thought and answer for each piece of a turn. Text that may be in a mark is held back."""
+    """Returns the new text of thought and answer for each piece of a turn. Text that may belong to a mark must wait."""
 
     def __init__(self, style: ThoughtFormat) -> None:
         self._style, self._text, self._part = style, "", "thought" if style.opened_by_prompt else ""
         self._prefix = style.before  # text that is dropped if the part begins with it
 
     def push(self, piece: str, ending: bool = False, complete: bool = False) -> list[Delta]:
-        """The text that a piece adds.
+        """Add a piece of the turn, and return the text that this piece adds to thought and answer.
 
         ending    the piece is the last one of the turn
         complete  the policy ended the turn itself
@@ -57,7 +57,7 @@ class MarkSplitter:
         return [*deltas, *_deltas("answer", text[: len(text) - held])]
 
     def _find_part(self, ending: bool) -> bool:
-        """Decide from the beginning of the turn whether it is a thought. False if more text is needed."""
+        """Find out whether the turn begins with a thought. Returns False if more text is needed."""
         style, begun = self._style, self._text.lstrip()
         if begun.startswith(style.start):
             self._part, self._text, self._prefix = "thought", begun[len(style.start) :], style.before
@@ -69,7 +69,7 @@ class MarkSplitter:
         return True
 
     def _drop_prefix(self, ending: bool) -> bool:
-        """Drop the prefix of a part from its beginning. False if more text is needed."""
+        """Drop the prefix at the beginning of a part. Returns False if more text is needed."""
         if self._prefix and not ending and self._text != self._prefix and self._prefix.startswith(self._text):
             return False
         self._text, self._prefix = self._text.removeprefix(self._prefix), ""

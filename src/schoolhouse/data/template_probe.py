@@ -1,7 +1,8 @@
-"""Finds out what a chat template does, by rendering short conversations with it.
+"""Finds out what a chat template does: renders short conversations with the template, and looks at the result.
 
-The names in the template do not matter. The probe sees where a template writes thoughts and answers, which marks it
-puts around them, how it ends a turn, and whether it knows system messages and contents that are lists of parts.
+The names of the variables in the template do not matter. The rendered texts show where the template writes thoughts and
+answers, which marks surround them, and how a turn ends. The texts also show whether the template knows system messages
+and contents that are lists of parts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from schoolhouse.types import SchoolError
 
 Json = dict[str, Any]
 Render = Callable[[Sequence[Mapping[str, Any]], bool, Mapping[str, Any]], str]
-"""Renders messages, with or without the generation prompt, with more variables of the template."""
+"""A function that renders messages. Its arguments: messages, whether to add the generation prompt, more variables."""
 
 QUESTION, ANSWER, THOUGHT, SYSTEM, SECOND = "\ue0a0", "\ue0a1", "\ue0a2", "\ue0a3", "\ue0a4"
 """Private characters that stand for the contents of a conversation."""
@@ -27,21 +28,21 @@ THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 
 
 class TemplateFacts(NamedTuple):
-    """What a template does.
+    """The facts about a template.
 
-    variables        variables that the template needs, beside the usual ones
+    variables        variables that the template needs in addition to the usual variables
     parts            whether a content must be a list of parts, as in templates of vision models
     needs_system     whether the template refuses a conversation without a system message
-    thought_key      key of a message from which the template takes the thought; "": from no key
+    thought_key      key of a message from which the template takes the thought; empty if there is no such key
     thought_in_content  whether a thought can be written into the content, with its marks
     thought_format   marks of a thought, and the blanks around an answer
     keeps_thoughts   whether the thoughts of earlier turns stay
-    renders_thought  whether template text can be used for a reply with a thought, and
-    renders_answer   for a reply without one. Otherwise `ThoughtFormat.wrap` writes the reply
+    renders_thought  whether the template can write a reply with a thought; if not, `ThoughtFormat.wrap` writes it
+    renders_answer   whether the template can write a reply without a thought; if not, `ThoughtFormat.wrap` writes it
     knows_system     whether a system message appears in the text
     end_id           id that ends the assistant's turn
     ends_itself      whether the template writes this id after the last turn
-    next_end_id      first special id after an earlier turn; None if no special token is there
+    next_end_id      first special id after an earlier turn; None without a special token
     """
 
     variables: Mapping[str, Any]
@@ -60,7 +61,7 @@ class TemplateFacts(NamedTuple):
 
 
 def probe_template(render: Render, tokenizer: Tokenizer, template: str) -> TemplateFacts:
-    """Find out what a template does. Raises SchoolError if it has no assistant turn or no generation prompt."""
+    """Find out what a template does. Raises SchoolError if it lacks an assistant turn or a generation prompt."""
     variables, parts, needs_system = _find_variant(render)
 
     def show(messages: Sequence[Json], generation: bool = False) -> str:
@@ -70,13 +71,19 @@ def probe_template(render: Render, tokenizer: Tokenizer, template: str) -> Templ
     reply = {"role": "assistant", "content": ANSWER}
     prompt, whole = show([question], True), show([question, reply])
     if ANSWER not in whole:
-        raise SchoolError("the chat template has no assistant turn: it leaves out what an assistant writes")
+        raise SchoolError(
+            "the chat template has no assistant turn, so it leaves out the replies; choose another template with "
+            "--template.name"
+        )
     tail = whole.rpartition(ANSWER)[2]
     generation = prompt.rpartition(QUESTION)[2]
     body, next_tail = whole.rpartition(QUESTION)[2].partition(ANSWER)[0], _next_tail(show, question, reply)
     always = generation != tail or (generation == body and generation != next_tail)  # as in [INST] ... [/INST]
     if prompt == show([question]) and not always:
-        raise SchoolError("the chat template has no generation prompt: `add_generation_prompt` changes nothing in it")
+        raise SchoolError(
+            "the chat template has no generation prompt: `add_generation_prompt` does not change its text; choose "
+            "another template with --template.name"
+        )
 
     key, found = _find_thought(show, question, generation, tokenizer)
     style = found or _guess_thought(template, tokenizer, generation)
@@ -123,7 +130,7 @@ def probe_template(render: Render, tokenizer: Tokenizer, template: str) -> Templ
 
 
 def _find_switch(render: Render, messages: Sequence[Json], variables: Mapping[str, Any], style: ThoughtFormat) -> str:
-    """The argument with which the prompt does not close the thought."""
+    """Return the argument of the template that keeps the prompt from closing the thought, or an empty text."""
     prompts = ((name, render(messages, True, {**variables, name: True})) for name in ("enable_thinking", "thinking"))
     return next((name for name, prompt in prompts if not style.closed_by(prompt)), "")
 
@@ -134,13 +141,13 @@ def _as_parts(message: Json) -> Json:
 
 
 def _adapt(messages: Sequence[Json], parts: bool, needs_system: bool) -> Sequence[Json]:
-    """The messages in the form that a template needs."""
+    """Return the messages in the form that a template needs."""
     messages = [_SYSTEM_MESSAGE, *messages] if needs_system else messages
     return [_as_parts(message) for message in messages] if parts else messages
 
 
 def _find_variant(render: Render) -> tuple[Mapping[str, Any], bool, bool]:
-    """The variables, the kind of content, and whether a system message is needed, to render an exchange.
+    """Find what the template needs: more variables, contents that are lists of parts, and a system message.
 
     A template for tool use can need a list of tools. A template of a vision model can need a list of parts.
     """
@@ -163,7 +170,7 @@ def _find_variant(render: Render) -> tuple[Mapping[str, Any], bool, bool]:
 
 
 def _try(show: Callable[[Sequence[Json]], str], messages: Sequence[Json]) -> str:
-    """The text of messages; empty if the template refuses them."""
+    """Return the rendered messages, or an empty text if the template refuses the messages."""
     try:
         return show(messages)
     except SchoolError:
@@ -171,7 +178,7 @@ def _try(show: Callable[[Sequence[Json]], str], messages: Sequence[Json]) -> str
 
 
 def _common(left: str, right: str) -> int:
-    """Number of equal characters at the start of two texts, without a tag that is equal only in part."""
+    """Count the equal characters at the start of two texts. A tag at the end counts only if the whole tag is equal."""
     pairs = enumerate(zip(left, right, strict=False))
     at = next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
     partial = re.search(r"[<\[][^<>\[\]\s]*$", left[:at])
@@ -181,7 +188,7 @@ def _common(left: str, right: str) -> int:
 def _find_thought(
     show: Callable[[Sequence[Json]], str], question: Json, generation: str, tokenizer: Tokenizer
 ) -> tuple[str, ThoughtFormat | None]:
-    """The key from which the template takes a thought, and the marks that it puts around the thought."""
+    """Return the key from which the template takes a thought, and the marks that the template puts around a thought."""
     for key in THOUGHT_KEYS:
         whole = _try(show, [question, {"role": "assistant", "content": ANSWER, key: THOUGHT}])
         body = whole.rpartition(QUESTION)[2]
@@ -207,13 +214,13 @@ def _find_thought(
 
 
 def _last_mark(tokenizer: Tokenizer, text: str) -> str:
-    """The last special token of a text, else its last line."""
+    """Return the last special token of a text. A text without special tokens returns its last line."""
     ids = [token for token in tokenizer.encode(text, parse_special=True) if token in tokenizer.added_tokens]
     return tokenizer.added_tokens[ids[-1]].content if ids else text.strip().rpartition("\n")[2]
 
 
 def _guess_thought(template: str, tokenizer: Tokenizer, generation: str) -> ThoughtFormat:
-    """Marks that the template or the tokenizer knows, for a template that takes no thought from a message."""
+    """Guess the marks of a thought from template and tokenizer, if the template takes no thought from a message."""
     start, end, own = guess_marks(template, tokenizer.special_tokens)
     opened = generation.rfind(start) > generation.rfind(end)
     style = ThoughtFormat(start, end, opened_by_prompt=opened, own=own)
@@ -226,7 +233,7 @@ def _guess_thought(template: str, tokenizer: Tokenizer, generation: str) -> Thou
 def _try_content(
     show: Callable[[Sequence[Json]], str], question: Json, prompt: str, style: ThoughtFormat
 ) -> tuple[bool, ThoughtFormat]:
-    """Whether the template keeps a thought in the content; and the marks with the blanks that it puts there."""
+    """Find out whether the template keeps a thought in the content. Returns this, and the marks with their blanks."""
     content = f"{style.start}{THOUGHT}{style.end}{ANSWER}"
     whole = _try(show, [question, {"role": "assistant", "content": content}])
     completion = whole[len(prompt) :] if whole.startswith(prompt) else ""
@@ -243,7 +250,7 @@ def _try_content(
 
 
 def _next_tail(show: Callable[[Sequence[Json]], str], question: Json, reply: Json) -> str:
-    """The text between an answer and the next question; empty if the template refuses a second question."""
+    """Return the text between an answer and the next question, or an empty text if a second question is refused."""
     whole = _try(show, [question, reply, {"role": "user", "content": SECOND}])
     return whole.partition(ANSWER)[2].partition(SECOND)[0]
 
@@ -254,10 +261,10 @@ def _first_special(tokenizer: Tokenizer, text: str) -> int | None:
 
 
 def _find_end(tokenizer: Tokenizer, tail: str, next_tail: str, style: ThoughtFormat) -> tuple[int, str, bool]:
-    """The id that ends a turn, the text between answer and end, and whether the template writes the end itself.
+    """Return the id that ends a turn, the text between answer and this id, and whether the template writes this id.
 
-    Some templates end a turn only before the next one (Apriel), or with the token that starts the next turn (GLM).
-    If there is no such token, or if it also ends a thought (Solar), the end-of-text token ends the turn.
+    Some templates end a turn only if another turn follows (Apriel), or with the token that starts the next turn (GLM).
+    If there is no such token, or if this token also ends a thought (Solar), the end-of-text token ends the turn.
     """
     for text, itself in ((tail, True), (next_tail, False)):
         end = _first_special(tokenizer, text)

@@ -1,8 +1,8 @@
-"""How models mark thoughts, and how a turn is split into thought and answer.
+"""Describes how models mark thoughts, and splits a turn into thought and answer.
 
-Most reasoning models write `<think>` and `</think>`, as one token each. Others have marks of several tokens
-(`<|channel|>analysis<|message|>` ... `<|end|>`) or of plain text (`Here are my reasoning steps:`). Marks that are one
-token each are found by their ids; other marks are searched in the text.
+Most reasoning models write `<think>` and `</think>`, and each of these marks is one token. Other models have marks of
+several tokens (`<|channel|>analysis<|message|>` ... `<|end|>`) or of plain text (`Here are my reasoning steps:`). A
+mark of one token is found by its id. Other marks are searched in the text.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ KNOWN_MARKS = (
     ("<thinking>", "</thinking>"),
     ("<reasoning>", "</reasoning>"),
 )
-"""Start and end of a thought, as published models write them. For templates that do not show their own marks."""
+"""The start and the end of a thought in published models, for templates that do not show their own marks."""
 
 
 class ThoughtFormat(NamedTuple):
-    """How a template and a tokenizer write a thought, and the blanks around an answer.
+    """The marks and blanks that a template and a tokenizer write around a thought and an answer.
 
     start, end             the marks of a thought
-    start_id, end_id       ids of the marks; None if a mark is not one token
+    start_id, end_id       ids of the marks; an id is None if the mark has several tokens
     opened_by_prompt       whether the generation prompt itself opens the thought
-    before, after, between text after the start, before the end, and between the end and the answer
+    before, after          text after the start mark, and text before the end mark
+    between                text between the end mark and the answer
     prefix                 text that the model writes before the start
     lead                   text before an answer without a thought
     ending                 text between the answer and the end of the turn
     always                 whether the template writes an empty thought if there is none
-    switch                 argument of the template that lets a model think, if the prompt closes the thought itself
-    own                    whether template or tokenizer show these marks; False: `<think>` is only an assumption
+    switch                 argument of the template that allows thoughts, if the prompt closes the thought itself
+    own                    whether template or tokenizer show these marks; if False, `<think>` is only assumed
     """
 
     start: str = THINK
@@ -63,7 +64,7 @@ class ThoughtFormat(NamedTuple):
 
     @property
     def by_ids(self) -> bool:
-        """Whether the marks are found by their ids. Otherwise they are searched in the text."""
+        """Whether the marks are found by their ids. If False, the marks are searched in the text."""
         return self.end_id is not None and (self.opened_by_prompt or self.start_id is not None)
 
     def closed_by(self, prompt: str) -> bool:
@@ -71,7 +72,7 @@ class ThoughtFormat(NamedTuple):
         return not self.opened_by_prompt and prompt.rstrip().endswith(self.end)
 
     def wrap(self, thought: str | None, answer: str) -> str:
-        """The text of a turn after the generation prompt, up to its end. An opened thought is always closed."""
+        """Return the text of a turn after the generation prompt. An opened thought is always closed."""
         if thought is None and not (self.opened_by_prompt or self.always):
             return self.lead + answer + self.ending
         opening = "" if self.opened_by_prompt else self.prefix + self.start + self.before
@@ -79,14 +80,14 @@ class ThoughtFormat(NamedTuple):
 
 
 class ThoughtParts(NamedTuple):
-    """The parts of a turn as text, without the text around them. `thought` is None if there is none."""
+    """The thought and the answer of a turn, without their marks. `thought` is None if the turn has no thought."""
 
     thought: str | None
     answer: str
 
 
 def guess_marks(template: str, special_tokens: Collection[str]) -> tuple[str, str, bool]:
-    """Start and end of a thought that template or tokenizer know, and whether they know any (else `<think>`)."""
+    """Return the marks of a thought, and whether template or tokenizer contain them. The default is `<think>`."""
     for start, end in KNOWN_MARKS:
         first_tag = start.partition(">")[0] if start.startswith("<") else start
         if end in template and (first_tag in template or start == THINK):
@@ -98,16 +99,16 @@ def guess_marks(template: str, special_tokens: Collection[str]) -> tuple[str, st
 
 
 def split_opening(opening: str) -> tuple[str, str, str]:
-    """The blanks before the start mark, the mark, and the blanks after it."""
+    """Split the opening of a thought into the blanks before the mark, the mark, and the blanks after the mark."""
     mark = opening.strip()
     at = opening.index(mark)
     return opening[:at], mark, opening[at + len(mark) :]
 
 
 def split_closing(closing: str, special_tokens: Collection[str]) -> tuple[str, str, str]:
-    """The text before the end mark, the mark, and the text between it and the answer.
+    """Split the closing of a thought into the text before the end mark, the mark, and the text after the mark.
 
-    The mark is the first special token, else the first tag, else the whole text without the blanks around it.
+    The mark is the first special token, else the first tag, else the whole text without the outer blanks.
     """
     pattern = "|".join([*map(re.escape, sorted(special_tokens, key=len, reverse=True)), r"</?[^<>\s]+>|\[[^\[\]]+\]"])
     found = re.search(pattern, closing)
@@ -117,7 +118,7 @@ def split_closing(closing: str, special_tokens: Collection[str]) -> tuple[str, s
 
 
 def thought_bounds(style: ThoughtFormat, ids: Sequence[int]) -> tuple[int | None, int]:
-    """Start of the first thought (None: no thought) and index of its end tag (len(ids): never closed), by ids."""
+    """Find the first thought by ids: its start (None without a thought) and its end tag (len(ids) if never closed)."""
     if style.opened_by_prompt:
         start = 0
     elif style.start_id in ids:
@@ -128,7 +129,7 @@ def thought_bounds(style: ThoughtFormat, ids: Sequence[int]) -> tuple[int | None
 
 
 def text_bounds(style: ThoughtFormat, tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[int | None, int, bool]:
-    """Like `thought_bounds`, by text; and whether the thought was closed."""
+    """Find the first thought by text. Returns start and end as `thought_bounds` does, and whether it was closed."""
 
     def tokens_until(tag: str, ids: Sequence[int]) -> int:
         return bisect_left(range(len(ids)), True, key=lambda n: tag in tokenizer.decode_sections(ids[:n]))
@@ -147,10 +148,11 @@ def text_bounds(style: ThoughtFormat, tokenizer: Tokenizer, ids: Sequence[int]) 
 
 
 def split_turn(style: ThoughtFormat, tokenizer: Tokenizer, ids: Sequence[int], complete: bool) -> ThoughtParts:
-    """Thought and answer of a turn without its end-of-turn id. `complete`: whether the turn had this id.
+    """Split a turn, given without its end-of-turn id, into thought and answer.
 
-    The thought is between the first start and the first end after it. Later marks are part of the answer. Text before
-    the start is dropped. If the thought is never closed, the answer is empty.
+    `complete` says whether the turn had an end-of-turn id. The thought is between the first start mark and the next end
+    mark. Later marks are part of the answer. Text before the start mark is dropped. If the thought is never closed, the
+    answer is empty.
     """
     ending = style.ending if complete else ""
     if style.by_ids:
@@ -173,5 +175,5 @@ def split_turn(style: ThoughtFormat, tokenizer: Tokenizer, ids: Sequence[int], c
 
 
 def _without_prefix(text: str, prefix: str) -> str:
-    """The text without a prefix. SentencePiece drops a blank at the start of a text, so the prefix may lack its own."""
+    """Remove a prefix from a text. SentencePiece drops a blank at the start of a text, so this blank may be missing."""
     return text.removeprefix(prefix if text.startswith(prefix) else prefix.lstrip())

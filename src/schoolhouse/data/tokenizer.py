@@ -43,7 +43,7 @@ class Tokenizer:
     `pad_id` is the id that fills a batch. The model never reads this id.
     `special_tokens` is a dict {text: id} of all tokens that ordinary text must not produce.
     `added_tokens` is a dict {id: token} of the same tokens.
-    `chat_template` is the chat template of the model, or None.
+    `chat_template` is the main chat template of the model, or None.
     `chat_templates` are the other chat templates of the model, by name (`tool_use`, `rag`).
     """
 
@@ -95,7 +95,7 @@ class Tokenizer:
         return token_id
 
     def _find_bos_ids(self) -> tuple[int, ...]:
-        """The ids that the post-processor of tokenizer.json puts before a text, as transformers does."""
+        """Return the ids that the post-processor of tokenizer.json puts before a text."""
         plain, whole = (self._inner.encode("a", add_special_tokens=special).ids for special in (False, True))
         starts = (n for n in range(len(whole) + 1) if whole[n : n + len(plain)] == plain)
         return tuple(whole[: next(starts, 0)])
@@ -107,24 +107,24 @@ class Tokenizer:
 
     @cached_property
     def puts_blank_after_special(self) -> bool:
-        """Whether a text after a special token gets the same blank as a text at the start."""
+        """Whether the tokenizer puts a blank before a text after a special token, as before a text at the start."""
         if not (self.puts_blank and self.special_tokens):
             return False
         token, token_id = next(iter(self.special_tokens.items()))
         return self.encode(f"{token}a", parse_special=True) == [token_id, *self.encode("a")]
 
     def added_token_text(self, token_id: int) -> str:
-        """The text of a token that ordinary text does not produce."""
+        """Return the text of any token. Special tokens are included."""
         return self.added_tokens[token_id].content if token_id in self.added_tokens else self.id_to_token(token_id)
 
     def with_tokens(self, texts: Sequence[str]) -> Tokenizer:
-        """A tokenizer with these tokens too. They look special, so ordinary text does not produce them."""
+        """Return a tokenizer with these tokens added. Ordinary text does not produce the added tokens."""
         inner = Inner.from_str(self._inner.to_str())
         inner.add_tokens([AddedToken(text, special=False, normalized=False) for text in texts])
         return Tokenizer(inner, self.config, self.chat_template, self.chat_templates)
 
     def missing_ids(self, size: int) -> list[int]:
-        """The ids below `size` that have no token. A model can have more rows of logits than there are tokens."""
+        """Return the ids below `size` that have no token. A model can have more rows of logits than tokens."""
         return sorted(set(range(size)) - set(self.vocab.values()))
 
     def encode(self, text: str, parse_special: bool = False, continues: bool = False) -> list[int]:
@@ -155,7 +155,7 @@ class Tokenizer:
         return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def decode_sections(self, ids: Sequence[int]) -> str:
-        """Text of ids, without the blanks that the tokenizer puts after special tokens when it encodes a text."""
+        """Decode ids without the blanks that the tokenizer puts after special tokens when it encodes a text."""
         if not self.puts_blank_after_special:
             return self.decode(ids)
         sections: list[list[int]] = [[]]

@@ -1,6 +1,6 @@
-"""Reads the tokenizer of a model folder: tokenizer.json, its config, and its chat templates, wherever they lie.
+"""Reads the tokenizer of a model folder: tokenizer.json, its config, and its chat templates.
 
-A chat template lies in chat_template.jinja, in tokenizer_config.json (a text, or a list of named texts), in
+A folder can hold chat templates in chat_template.jinja, in tokenizer_config.json (a text, or a list of named texts), in
 chat_template.json, or in additional_chat_templates/NAME.jinja. The eos token is named in tokenizer_config.json,
 special_tokens_map.json, generation_config.json or config.json.
 """
@@ -22,7 +22,7 @@ _SLOW_FILES = ("tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 
 
 class TokenizerFiles(NamedTuple):
-    """The parts of a `Tokenizer`, as the files of a folder give them."""
+    """The parts of a `Tokenizer` that are read from the files of a folder."""
 
     inner: Inner
     config: dict[str, Any]
@@ -31,7 +31,7 @@ class TokenizerFiles(NamedTuple):
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """The tokenizer of a model folder. Raises SchoolError if a file is missing or damaged; the message names it."""
+    """Read the tokenizer of a model folder. Raises SchoolError if a file is missing or damaged, and names the file."""
     path = folder / "tokenizer.json"
     if not path.is_file() and any((folder / name).is_file() for name in _SLOW_FILES):
         inner = _convert(folder)
@@ -42,7 +42,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         except Exception as error:  # the library raises plain Exception
             raise SchoolError(f"{path} is damaged or truncated ({error}); copy it again") from error
     path = folder / "tokenizer_config.json"
-    config = _read_object(path, "it must name at least the eos_token")
+    config = _read_object(path, "the file must name at least the eos_token")
     _add_tokens(inner, config)
     config = _with_special_tokens(folder, config, inner)
     templates = _read_templates(folder, config)
@@ -50,7 +50,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
 
 def _convert(folder: Path) -> Inner:
-    """The tokenizer of a folder that has the files of an older kind of tokenizer. transformers converts them."""
+    """Convert a tokenizer that has no tokenizer.json, only older files. transformers does the conversion."""
     try:
         from transformers import AutoTokenizer
 
@@ -64,7 +64,7 @@ def _convert(folder: Path) -> Inner:
 
 
 def _with_special_tokens(folder: Path, config: dict[str, Any], inner: Inner) -> dict[str, Any]:
-    """The config with the special tokens of special_tokens_map.json, and with an eos token from the model's config."""
+    """Add the special tokens of special_tokens_map.json, and an eos token from the model's config, to the config."""
     path = folder / "special_tokens_map.json"
     if path.is_file():
         named = {key: value for key, value in _read_object(path).items() if key.endswith("_token")}
@@ -77,7 +77,7 @@ def _with_special_tokens(folder: Path, config: dict[str, Any], inner: Inner) -> 
 
 
 def _add_tokens(inner: Inner, config: dict[str, Any]) -> None:
-    """Add the tokens that `added_tokens_decoder` of the config names and tokenizer.json does not have."""
+    """Add the tokens that are in `added_tokens_decoder` of the config but not in tokenizer.json."""
     named = config.get("added_tokens_decoder")
     if not isinstance(named, dict):
         return
@@ -91,7 +91,7 @@ def _add_tokens(inner: Inner, config: dict[str, Any]) -> None:
 
 
 def _read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """The chat templates by name; the main one is called `default`. A file of its own comes before the config."""
+    """Read the chat templates as {name: text}. The main one is `default`. A .jinja file replaces one in the config."""
     templates: dict[str, str] = {}
     path = folder / "chat_template.json"
     sources = [_read_object(path).get("chat_template")] if path.is_file() else []
@@ -104,27 +104,27 @@ def _read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
             named = [entry for entry in template if isinstance(entry, dict) and isinstance(entry.get("template"), str)]
             templates |= {str(entry.get("name", _MAIN_NAME)): entry["template"] for entry in named}
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        templates[path.stem] = _read(path, "it holds a chat template")
+        templates[path.stem] = _read(path, "the file must hold a chat template")
     path = folder / "chat_template.jinja"
     if path.is_file():
-        templates[_MAIN_NAME] = _read(path, "it holds the chat template")
+        templates[_MAIN_NAME] = _read(path, "the file must hold the chat template")
     if len(templates) == 1:  # one template is the main one, whatever its name is
         templates = {_MAIN_NAME: next(iter(templates.values()))}
     return templates
 
 
 def without_tokens(inner: Inner, tokens: set[int]) -> Inner:
-    """A copy for which these added tokens are ordinary text."""
+    """Return a copy of a tokenizer that reads these added tokens as ordinary text."""
     content = json.loads(inner.to_str())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] not in tokens]
     return _from_content(content)
 
 
 def without_leading_blank(inner: Inner) -> Inner:
-    """A copy that puts no blank before a text, or the tokenizer itself if it never does so.
+    """Return a copy of a tokenizer that puts no blank before a text, or the tokenizer itself if it never puts a blank.
 
-    SentencePiece tokenizers (Llama 2, Mistral, Gemma 1) put a blank before each text, so that its first word is the
-    same token as in the middle of a sentence.
+    SentencePiece tokenizers (Llama 2, Mistral, Gemma 1) put a blank before each text. So the first word of the text has
+    the same token as in the middle of a sentence.
     """
     content = json.loads(inner.to_str())
     changed = _drop_blank(content, "normalizer"), _drop_blank(content, "pre_tokenizer")
@@ -132,7 +132,7 @@ def without_leading_blank(inner: Inner) -> Inner:
 
 
 def _drop_blank(holder: dict[str, Any], key: str) -> bool:
-    """Change the part `key` of a tokenizer, so that it puts no blank before a text. Returns whether it did so."""
+    """Change the part `key` of a tokenizer, so that it puts no blank before a text. Returns whether a part changed."""
     part = holder.get(key)
     if not isinstance(part, dict):
         return False
@@ -172,7 +172,7 @@ def _read_object(path: Path, advice: str = "copy it again") -> dict[str, Any]:
             f"{path}, line {error.lineno} is damaged or truncated ({error.msg}); copy it again"
         ) from error
     if not isinstance(content, dict):
-        raise SchoolError(f"{path} should hold a JSON object, not {type(content).__name__}; copy it again")
+        raise SchoolError(f"{path} holds a {type(content).__name__} instead of a JSON object; copy the file again")
     return content
 
 

@@ -68,7 +68,7 @@ def _convert(shards: list[Path], folder: Path, dtype: DType) -> None:
 
 
 def _convert_pickled(source: Path, folder: Path, dtype: DType | None) -> None:
-    """Write the weights of pytorch_model.bin as safetensors, which do not share memory between tensors."""
+    """Convert pytorch_model.bin to a safetensors file. Tensors that share memory in pytorch_model.bin are copied."""
     import torch
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""`school doctor MODEL`: what was recognised in a model folder, what is missing, and how much memory it takes."""
+"""`school doctor MODEL`: prints what was recognised in a model folder, what is missing, and the memory it needs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Token(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Weights as the headers of their files describe them: number of parameters, bytes, and types of the numbers."""
+    """The weights according to the headers of their files: number of parameters, bytes, and number types."""
 
     num_parameters: int
     num_bytes: int
@@ -40,13 +40,13 @@ class Weights(NamedTuple):
 
 
 class Template(NamedTuple):
-    """How a conversation is written.
+    """The way a conversation is written.
 
     source      where the chat template was found
     thought     how the model marks a thought
     stops       the tokens that end an answer
-    bos         the token that begins a text; None if the tokenizer has none
-    adds_bos    whether a prompt begins with it
+    bos         the token that begins a text; None without such a token
+    adds_bos    whether a prompt begins with this token
     """
 
     source: str
@@ -58,13 +58,13 @@ class Template(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What was recognised in a model folder. A part that could not be read is None.
+    """The facts that were recognised in a model folder. A part that could not be read is None.
 
     decoder         "own", "adapter", or "" if the model cannot be loaded
-    decoder_reason  why
-    length_reason   what limits the longest sequence
-    limits          what this model does not support; the rest works
-    problems        why the model cannot be used; empty if it can
+    decoder_reason  the reason for this decoder
+    length_reason   the limit of the longest sequence
+    limits          the features that do not work with this model
+    problems        the reasons why the model cannot be used; empty for a usable model
     """
 
     folder: Path
@@ -81,9 +81,9 @@ class ModelDescription:
 
 
 def describe_model(name: Path | str) -> ModelDescription:
-    """Load a model as every command does, and describe it. The model is loaded only if the memory is large enough.
+    """Load a model as every command does, and describe it. A model that is too large for the memory is not loaded.
 
-    Raises SchoolError if there is no such model at all.
+    Raises SchoolError if the model does not exist.
     """
     try:
         folder = resolve_model(name)
@@ -101,8 +101,8 @@ def describe_model(name: Path | str) -> ModelDescription:
     needed, free = weights.num_bytes + 4 * weights.num_parameters, machine_memory()[0]
     if needed > free:
         problems.append(
-            f"to load the model takes {_size(needed)}, and {_size(free)} are free: use a smaller model, or a machine "
-            "with more memory"
+            f"loading the model takes {_size(needed)} of memory, and {_size(free)} are free: use a smaller model, or a "
+            "machine with more memory"
         )
     else:
         try:
@@ -137,20 +137,20 @@ def _limits(own: bool, config: ModelConfig) -> Iterator[str]:
         yield "`activation_checkpointing` needs the own decoder"
         yield "GGUF export needs the own decoder"
     if not config.plain_attention:
-        yield "the fast kernels compute plain attention only: a layer has a window, a soft cap or attention sinks"
+        yield "the fast kernels compute only plain attention, but a layer has a window, a soft cap or attention sinks"
 
 
 def _decoder_reason(config: Mapping[str, object], own: bool) -> str:
     unsupported, unknown = unsupported_keys(config), unknown_keys(config)
     if own and unknown:
-        return f"a small model with this config.json, also with {_list(unknown)}, gives the logits of transformers"
+        return f"a small test model with {_list(unknown)} of this config.json gave the same logits as transformers"
     if own:
-        return "it computes everything that config.json says"
+        return "this decoder supports all keys of config.json"
     if str(config.get("model_type")) not in ARCHITECTURES:
         return f"the own decoder computes {', '.join(ARCHITECTURES)}, not `{config.get('model_type')}`"
     if unsupported:
         return f"the own decoder does not compute {_list(unsupported)}"
-    return f"{_list(unknown)} in config.json change the logits, or the own decoder has other weights"
+    return f"{_list(unknown)} in config.json changed the logits, or the own decoder has weights with other names"
 
 
 def _list(keys: list[str], most: int = 3) -> str:
@@ -175,7 +175,7 @@ def _length_reason(hf_config: Mapping[str, Any], config: ModelConfig) -> str:
 
 
 def _values(value: object, key: str) -> Iterator[object]:
-    """The values of a key in nested mappings."""
+    """Yield the values of a key in nested mappings."""
     if isinstance(value, Mapping):
         if key in value:
             yield value[key]
@@ -187,7 +187,7 @@ def _values(value: object, key: str) -> Iterator[object]:
 
 
 def _read_weights(folder: Path) -> Weights:
-    """The headers of the weights. Raises SchoolError if a file is damaged, or if there is none."""
+    """Read the headers of the weight files. Raises SchoolError if a file is damaged or if no weight file exists."""
     files = weight_paths(folder)
     tensors = [tensor for path in files for tensor in _headers(path)]
     num_parameters = sum(prod(shape) for shape, _ in tensors)
@@ -200,7 +200,7 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 def _headers(path: Path) -> Iterator[tuple[list[int], str]]:
-    """Shape and number type of each tensor of a file. No tensor is read."""
+    """Yield shape and number type of each tensor in a file. The numbers of the tensors are not read."""
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -262,7 +262,7 @@ def _template_source(folder: Path, conversation: Conversation) -> str:
 
 
 def _texts(template: object) -> list[str]:
-    """The templates in a JSON file: one, or a list of named ones."""
+    """Return the templates in a JSON file, which holds one template or a list of named templates."""
     if isinstance(template, list):
         return [entry.get("template", "") for entry in template if isinstance(entry, dict)]
     return [template] if isinstance(template, str) else []
@@ -272,7 +272,7 @@ def _texts(template: object) -> list[str]:
 
 
 def render(d: ModelDescription) -> str:
-    """The description in words, one topic a line."""
+    """Write the description in words, with one topic on each line."""
     lines = [("folder", str(d.folder)), ("family", _family(d))]
     if d.decoder:
         which = "schoolhouse's own" if d.decoder == "own" else "the layers of transformers with our attention (adapter)"

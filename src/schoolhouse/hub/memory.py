@@ -1,7 +1,4 @@
-"""How much memory a model takes, by its numbers: an estimate before a run. `school estimate` measures a run.
-
-V vocabulary.
-"""
+"""Estimates the memory for a model from the sizes in its config. `school estimate` measures the memory of a run."""
 
 from __future__ import annotations
 
@@ -14,20 +11,22 @@ from schoolhouse.model.device import pick_device, pick_dtype
 from schoolhouse.runs.doctor import machine_memory
 
 MICROBATCH_TOKENS = 4_096
-"""Tokens of a micro-batch: the default of the recipes."""
+"""The number of tokens in a micro-batch, which is the default of the recipes."""
 
 _CHUNK_LOGITS, _MIN_CHUNK_TOKENS = 1 << 25, 256  # as in policy/scoring.py, which computes logits in chunks
 _PROGRAM = 300_000_000
-"""Bytes of Python, torch and the compiled kernels."""
+"""The bytes that Python, torch and the compiled kernels take."""
 
 
 class MemoryNeed(NamedTuple):
-    """Bytes that a model takes.
+    """The bytes of memory that a model takes.
 
-    weights, gradients, moments  of the parameters in float32; `moments` are those of Adam
-    logits       of one chunk of tokens, with gradients
-    activations  of a micro-batch of 4,096 tokens
-    kv_cache     of 1,000 tokens of a rollout
+    weights      bytes of the weights, in float32 and in the type for matrix products
+    gradients    bytes of the gradients in float32
+    moments      bytes of Adam's two moments in float32
+    logits       bytes of the logits of one chunk of tokens, with their gradients
+    activations  bytes of the activations of a micro-batch of 4,096 tokens
+    kv_cache     bytes of the KV cache for 1,000 tokens of a rollout
     """
 
     weights: float
@@ -39,7 +38,7 @@ class MemoryNeed(NamedTuple):
 
     @property
     def sampling(self) -> float:
-        """Weights, and the program itself. The cache comes on top."""
+        """The bytes of the weights and the program. The KV cache takes more bytes."""
         return self.weights + _PROGRAM
 
     @property
@@ -47,7 +46,7 @@ class MemoryNeed(NamedTuple):
         return self.sampling + self.gradients + self.moments + self.logits + self.activations
 
     def lines(self) -> list[tuple[str, str]]:
-        """Two lines of a report: topic and text."""
+        """Return the lines of a report, each as (topic, text)."""
         free, total = _device_memory()
         fits = "it fits" if self.training < free else "it does not fit"
         if self.training >= free:
@@ -65,7 +64,7 @@ class MemoryNeed(NamedTuple):
 
 
 def memory_need(config: ModelConfig, num_parameters: int) -> MemoryNeed:
-    """An estimate. `num_parameters` is the number in the files."""
+    """Estimate the memory for a model. `num_parameters` is the number of parameters in the weight files."""
     dtype = pick_dtype("auto", pick_device())
     copies = 0 if dtype == torch.float32 else dtype.itemsize  # matrix products read a copy in their own type
     chunk = min(MICROBATCH_TOKENS, max(_MIN_CHUNK_TOKENS, _CHUNK_LOGITS // config.vocab_size))
@@ -82,7 +81,7 @@ def memory_need(config: ModelConfig, num_parameters: int) -> MemoryNeed:
 
 
 def _device_memory() -> tuple[int, int]:
-    """Bytes that are free, and all bytes: of the GPU if there is one, else of the machine."""
+    """Return the free bytes and all bytes of the GPU. Without a GPU, these are the bytes of the machine."""
     return torch.cuda.mem_get_info() if pick_device().type == "cuda" else machine_memory()
 
 

@@ -1,6 +1,6 @@
-"""`school pull`: fetch a model of the Hugging Face Hub. No other part of the package makes a request to the hub.
+"""`school pull`: fetches a model of the Hugging Face Hub. No other command requests models from the hub.
 
-huggingface_hub does the transfer. It reads HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE.
+The library huggingface_hub transfers the files. The library reads HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from schoolhouse.runs.hub_cache import find_cached_model, parse_hub_name
 from schoolhouse.types import SchoolError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""Names of weights, the better format first. With `.index.json` after it, a name is that of a list of files."""
+"""The names of weight files, the preferred format first. NAME.index.json lists the parts of large weights."""
 
 _TEXT_FILES = re.compile(
     r"(generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
     r"|merges\.txt|vocab\.txt|chat_template\.jinja|additional_chat_templates/[^/]+\.jinja|[^/]+\.(model|tiktoken)"
 )
-"""Files of the tokenizer, the chat templates, and the settings of sampling."""
+"""The files of the tokenizer, the chat templates, and the generation settings."""
 
 
 @dataclass(frozen=True)
 class Pulled:
     """A fetched model.
 
-    folder   where its files are
+    folder   the folder with the files of the model
     commit   the commit of the repository
     sizes    {file: bytes}
-    fetched  the files that this call fetched; the others were there already
-    licence  as the repository names it
+    fetched  the files that this call fetched; the other files existed before the call
+    licence  the name of the licence in the repository
     """
 
     folder: Path
@@ -52,15 +52,16 @@ class Pulled:
 
 
 def pull(name: str, to: Path | None = None, revision: str = "main") -> Pulled:
-    """Fetch a model into `to`, or into the cache of Hugging Face. Files that are there already are not fetched again.
+    """Fetch a model into `to`, or into the cache of Hugging Face. Existing complete files are not fetched again.
 
     name      ORG/NAME
     revision  a branch, a tag or a commit
-    Raises SchoolError in one sentence: no such model, no access, no network, no space, or no model in the repository.
+    Raises SchoolError if the model does not exist, if access, network or disk space is missing, or if the repository
+    holds no model.
     """
     if parse_hub_name(name) != (name, "main"):
         raise SchoolError(
-            f"`{name}` is not a name of the hub: give ORG/NAME, such as HuggingFaceTB/SmolLM2-135M-Instruct"
+            f"`{name}` is not the name of a hub model: give ORG/NAME, such as HuggingFaceTB/SmolLM2-135M-Instruct"
         )
     begun = to is None or not to.exists() or (to / ".cache" / "huggingface").is_dir()
     if not begun and to is not None and any(to.iterdir() if to.is_dir() else [to]):
@@ -106,9 +107,9 @@ def _fetch(name: str, to: Path | None, revision: str) -> Pulled:
 
 
 def _fetch_file(name: str, file: str, commit: str, to: Path | None, revision: str | None = None) -> Path:
-    """Fetch one file, and return its path. With `revision`, the cache remembers which commit this revision is.
+    """Fetch one file, and return its path. With `revision`, the cache also stores the commit of this revision.
 
-    One file at a time: the threads of `snapshot_download` do not stop at Ctrl-C before their files are complete.
+    Files are fetched one after another, because the threads of `snapshot_download` do not stop at Ctrl-C.
     """
     if file.endswith((".safetensors", ".bin")) and cached_file(name, file, revision=commit) is None:
         _fetch_large_file(name, file, commit, to)
@@ -116,9 +117,9 @@ def _fetch_file(name: str, file: str, commit: str, to: Path | None, revision: st
 
 
 def _fetch_large_file(name: str, file: str, commit: str, to: Path | None) -> None:
-    """Put a large file where `hf_hub_download` looks for it. A later process takes up what an earlier one began.
+    """Fetch a large file to the place where `hf_hub_download` looks for it. A new process continues a broken download.
 
-    `hf_hub_download` begins such a file anew in each process.
+    `hf_hub_download` would start the download from the beginning in each process.
     """
     url = hf_hub_url(name, file, revision=commit)
     metadata = get_hf_file_metadata(url)
@@ -154,13 +155,16 @@ def _fetch_large_file(name: str, file: str, commit: str, to: Path | None) -> Non
 
 
 def _weight_files(name: str, sizes: Mapping[str, int], fetch_file: Callable[[str], Path]) -> set[str]:
-    """The files of the weights, with their index."""
+    """Return the names of the weight files and of their index."""
     for weights in WEIGHTS:
         index = f"{weights}.index.json"
         if index in sizes:
             shards = {str(shard) for shard in read_json(fetch_file(index)).get("weight_map", {}).values()}
             if not shards or not shards <= sizes.keys():
-                raise SchoolError(f"{name}: {index} does not name the files of the repository; use another revision")
+                raise SchoolError(
+                    f"{name} is incomplete: its file {index} names weights that the repository does not have; use "
+                    "another revision"
+                )
             return {index, *shards}
         if weights in sizes:
             return {weights}
@@ -196,8 +200,8 @@ def _check_space(name: str, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise SchoolError(
-            f"{name} takes {needed / 1e9:,.1f} GB more, and {free / 1e9:,.1f} GB are free in {folder.absolute()}: free "
-            "some space, or set HF_HOME to a folder on another disk"
+            f"{name} needs {needed / 1e9:,.1f} GB of disk space, and {free / 1e9:,.1f} GB are free in "
+            f"{folder.absolute()}: free some space, or set HF_HOME to a folder on another disk"
         )
 
 
@@ -205,7 +209,7 @@ def _check_space(name: str, folder: Path, needed: int) -> None:
 
 
 def _explain(error: BaseException, name: str, revision: str) -> str | None:
-    """One sentence for an error that the user can correct; None for any other error."""
+    """Describe an error that the user can correct in one sentence. Returns None for any other error."""
     if isinstance(error, SchoolError):
         return str(error)
     endpoint = constants.ENDPOINT
@@ -214,13 +218,13 @@ def _explain(error: BaseException, name: str, revision: str) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, errors.GatedRepoError):
             account = "the account of your token" if get_token() else "your account, and set HF_TOKEN to its token"
-            return f"{name} is gated: accept its licence at {endpoint}/{name} with {account}"
+            return f"{name} is a gated model: accept its licence at {endpoint}/{name} with {account}"
         if isinstance(cause, errors.RevisionNotFoundError):
             return f"{name} has no revision `{revision}`: give a branch, a tag or a commit of the repository"
         if isinstance(cause, errors.RepositoryNotFoundError):
             return (
-                f"{endpoint} has no model `{name}`, or it is private: check the spelling; for a private model, set "
-                "HF_TOKEN to a token that may read it"
+                f"{endpoint} has no model `{name}`, or the model is private: check the spelling; for a private model, "
+                "set HF_TOKEN to a token with access"
             )
         if isinstance(cause, errors.HfHubHTTPError):
             return _explain_status(cause, name, endpoint)
@@ -230,9 +234,9 @@ def _explain(error: BaseException, name: str, revision: str) -> str | None:
                 "same command again; files that are complete are not fetched again"
             )
     if "onsistency check" in str(error):
-        return f"a file of {name} came incomplete from {endpoint}: run the same command again"
+        return f"a file of {name} arrived incomplete from {endpoint}: run the same command again"
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return f"{endpoint} does not answer as the hub does ({_first_sentence(error)}); check HF_ENDPOINT and proxies"
+        return f"{endpoint} gives no valid answer of a hub ({_first_sentence(error)}); check HF_ENDPOINT and proxies"
     return None
 
 
@@ -243,7 +247,7 @@ def _first_sentence(error: BaseException) -> str:
 def _explain_status(error: errors.HfHubHTTPError, name: str, endpoint: str) -> str:
     status = error.response.status_code
     if status in (401, 403):
-        return f"{endpoint} refuses the token for {name} (status {status}): set HF_TOKEN to a token that may read it"
+        return f"{endpoint} refuses the token for {name} (status {status}): set HF_TOKEN to a token with access"
     if status == 429:
         return f"{endpoint} allows no more requests for now (status 429): wait some minutes, or set HF_TOKEN"
     return f"{endpoint} fails with status {status} for {name}: run the same command again later"

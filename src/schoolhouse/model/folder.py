@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read all tensors of a model folder. Raises SchoolError; the message names the file."""
+    """Read all tensors of a model folder. If a file is missing or damaged, SchoolError names the file."""
     weights: dict[str, Tensor] = {}
     for path in weight_paths(folder):
         weights.update((_read_safetensors if path.suffix == ".safetensors" else _read_pickled)(path))
@@ -37,7 +37,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def weight_paths(folder: Path) -> list[Path]:
-    """Find the files of the weights: safetensors files, or pytorch_model.bin if there are none."""
+    """Find the files with the weights: safetensors files, or pytorch_model.bin if the folder has no safetensors."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if not index.exists() and not (folder / name).exists():

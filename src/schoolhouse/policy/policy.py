@@ -137,7 +137,7 @@ class Policy:
     ) -> Policy:
         """Load a policy from a model folder in Hugging Face format, or from the newest checkpoint of a run folder.
 
-        `chat`: the system message and the chat template with its arguments; the default is the template of the model.
+        `chat`: the system message, and the chat template with its arguments. The default template is the model's own.
         Raises SchoolError if a file is missing or damaged. The error message names the file.
         """
         folder = resolve_model(folder)

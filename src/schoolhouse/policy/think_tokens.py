@@ -1,7 +1,7 @@
-"""Adds `<think>` and `</think>` to a model that has no such tokens, and grows its embedding where rows are missing.
+"""Adds `<think>` and `</think>` to a model that has no such tokens, and adds missing rows to its embedding.
 
-A new row is the mean of the rows of all tokens, so that a new token is neither likely nor unlikely at first (Hewitt
-2021, "Initializing New Word Embeddings for Pretrained Language Models").
+A new row is the mean of the rows of all tokens. So a new token has an average probability at first (Hewitt 2021,
+"Initializing New Word Embeddings for Pretrained Language Models").
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add_think_tokens(decoder: Decoder | HFAdapter, conversation: Conversation) -> Conversation:
-    """The conversation whose tokenizer has `<think>` and `</think>`. The decoder is changed in place.
+    """Return the conversation with a tokenizer that has `<think>` and `</think>`. The decoder is changed in place.
 
     If the tokenizer already has both tokens, nothing changes.
     """
@@ -40,7 +40,7 @@ def add_think_tokens(decoder: Decoder | HFAdapter, conversation: Conversation) -
 
 
 def _vocabulary_weights(decoder: Decoder | HFAdapter) -> list[Tensor]:
-    """The weights [V, C] of embedding and head. If they are tied, it is one weight."""
+    """Return the weights [V, C] of embedding and head. If both share one weight, the list has one weight."""
     if isinstance(decoder, Decoder):
         weights = (decoder.model.embed_tokens.weight, decoder.lm_head.weight)
     else:
@@ -50,7 +50,7 @@ def _vocabulary_weights(decoder: Decoder | HFAdapter) -> list[Tensor]:
 
 
 def _grow(decoder: Decoder | HFAdapter, vocab_size: int) -> None:
-    """Give embedding and head `vocab_size` rows. New rows are 0."""
+    """Grow embedding and head to `vocab_size` rows. Each number in a new row is 0."""
     if isinstance(decoder, Decoder):
         tied = decoder.lm_head.weight is decoder.model.embed_tokens.weight
         for layer in (decoder.model.embed_tokens, decoder.lm_head):

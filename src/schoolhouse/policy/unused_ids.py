@@ -1,7 +1,7 @@
-"""Ids without a token: a model can have more rows of logits than its tokenizer has tokens.
+"""Masks ids without a token: a model can have more rows of logits than its tokenizer has tokens.
 
-Qwen2.5 has 151,936 rows and 151,665 tokens.
-Such an id has no text, so it is never sampled. Sampler, learner and scores treat it alike: its probability is 0.
+Qwen2.5 has 151,936 rows of logits and 151,665 tokens. An id without a token has no text, so it is never sampled. The
+sampler, the learner and the scores all give such an id the probability 0.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ NEVER = -1e9
 
 
 def find_unused_ids(missing_ids: list[int], device: torch.device) -> Tensor | None:
-    """The ids without a token as a tensor [U]; None if every id has a token."""
+    """Return the ids without a token as a tensor [U]. Returns None if every id has a token."""
     return torch.tensor(missing_ids, device=device) if missing_ids else None
 
 
 def mask_unused(logits_SV: Tensor, unused_ids: Tensor | None) -> Tensor:
-    """The logits [S, V] with `NEVER` at the unused ids. Without gradients the logits are changed in place."""
+    """Return the logits [S, V] with `NEVER` at the unused ids. Without gradients, the logits change in place."""
     if unused_ids is None:
         return logits_SV
     if torch.is_grad_enabled():

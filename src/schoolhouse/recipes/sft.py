@@ -1,7 +1,7 @@
 """Supervised fine-tuning on demonstrations: maximize the likelihood of the completion, given the prompt.
 
-Only the tokens of assistant turns have a loss, including the end-of-turn tokens: of the last turn, or of all turns. The
-loss mask comes from known token positions, never from a search for strings in the text.
+Only the last assistant turn, or every assistant turn, has a loss. The loss includes the end-of-turn token. The loss
+mask comes from known token positions, never from a search for strings in the text.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Config(ChatConfig):
     task: str = "school"
     """Where the demonstrations come from: school[:families], jsonl:PATH, ..."""
     data: str = ""
-    """File, folder or glob pattern of chats or other rows (docs/data.md), instead of a task. No row is held out."""
+    """File, folder or glob pattern of chats or other rows (docs/data.md), instead of a task. All rows are trained."""
     loss_on: LossOn = "last"
-    """Assistant turns of a chat that have a loss: the last one, or all of them."""
+    """Assistant turns of a chat that have a loss: the last turn, or all turns."""
     seed: int = 0
     steps: int = Field(500, gt=0)
     batch_size: int = Field(64, gt=0)

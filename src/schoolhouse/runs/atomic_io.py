@@ -213,10 +213,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def resolve_model(folder: Path | str) -> Path:
     """Find the model folder for a path or a name.
 
-    For a run folder, this is the newest checkpoint. For another local folder, it is the folder itself. If there is no
-    local folder, `ORG/NAME` or `ORG/NAME@REVISION` is a model that `school pull` has fetched.
-    Raises SchoolError if the path is the folder of a pipeline (the message names the stages), an adapter without its
-    base model, a GGUF file, or a name that is neither a local folder nor in the cache.
+    For a run folder, the model folder is the newest checkpoint. Any other local folder is the model folder itself. If
+    no local folder has this name, `ORG/NAME` or `ORG/NAME@REVISION` names a model that `school pull` has fetched.
+    Raises SchoolError for the folder of a pipeline (the message names the stages), for an adapter without its base
+    model, for a GGUF file, and for a name that is no local folder and not in the cache.
     """
     name, folder = str(folder), Path(folder)
     if not folder.exists() and parse_hub_name(name):
@@ -228,7 +228,7 @@ def resolve_model(folder: Path | str) -> Path:
         folder = cached
     if folder.suffix == ".gguf" and folder.is_file():
         raise SchoolError(
-            f"{folder} is a GGUF file: make a model folder of it with `school import {folder} --to DIR`, and use DIR"
+            f"{folder} is a GGUF file: convert it to a model folder with `school import {folder} --to DIR`, and use DIR"
         )
     newest = list_checkpoints(folder / "checkpoints")
     stages = sorted(path.parent.parent.name for path in folder.glob("*/checkpoints/*") if path.name.isdigit())
@@ -244,12 +244,12 @@ def resolve_model(folder: Path | str) -> Path:
 
 
 def describe_adapter(name: str, config: Mapping[str, Any]) -> str:
-    """The error for an adapter without its base model. `config` is the content of adapter_config.json."""
+    """Return the error for an adapter without its base model. `config` is the content of adapter_config.json."""
     base = config.get("base_model_name_or_path") or "not named in adapter_config.json"
     kind = config.get("peft_type") or "adapter"
     return (
-        f"{name} holds only an adapter ({kind}), which changes a base model ({base}) and is no model by itself; merge "
-        "it into the base model with the package peft (docs/models.md has the lines), and use the merged folder"
+        f"{name} holds only an adapter ({kind}), which cannot be used without its base model ({base}); merge the "
+        "adapter into the base model with the package peft (docs/models.md shows the code), and use the merged folder"
     )
 
 

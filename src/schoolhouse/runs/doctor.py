@@ -75,7 +75,7 @@ def _memory() -> Iterator[Finding]:
 
 
 def machine_memory() -> tuple[int, int]:
-    """Bytes of memory that are free, and of all memory. A system that does not say what is free gives all for both."""
+    """Return the bytes of free memory and of all memory. If the free memory is unknown, both numbers are all memory."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free, total = (int(lines[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))

@@ -1,4 +1,4 @@
-"""Models that `school pull` has fetched: their folders in the cache of Hugging Face. Nothing here uses a network."""
+"""Finds models that `school pull` has fetched, in the cache of Hugging Face. This module makes no network requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _HUB_NAME = re.compile(r"(\w[\w.-]{,95}\b/\w[\w.-]{,95}\b)(?:@([\w./-]+))?", re.
 
 
 def parse_hub_name(name: str) -> tuple[str, str] | None:
-    """(ORG/NAME, revision) of a text such as `ORG/NAME` or `ORG/NAME@REVISION`. None for any other text."""
+    """Split `ORG/NAME` or `ORG/NAME@REVISION` into (ORG/NAME, revision). Returns None for any other text."""
     found = _HUB_NAME.fullmatch(name)
     if not found or ".." in name or "--" in name or found[1].endswith(".git"):
         return None  # as the hub does
@@ -17,9 +17,9 @@ def parse_hub_name(name: str) -> tuple[str, str] | None:
 
 
 def find_cached_model(name: str) -> Path | None:
-    """The folder of a complete model in the cache (HF_HOME). None if the cache does not have it.
+    """Return the folder of a complete model in the cache (HF_HOME), or None if the cache has no such model.
 
-    `school pull` fetches config.json last, so a snapshot with this file is complete.
+    `school pull` fetches config.json last, so a cached model with config.json is complete.
     """
     parsed = parse_hub_name(name)
     if parsed is None:
@@ -31,5 +31,5 @@ def find_cached_model(name: str) -> Path | None:
 
 
 def is_on_disk(model: Path | str) -> bool:
-    """Whether a model is here: a local folder, or a complete model in the cache."""
+    """Whether a model is on this machine: a local folder, or a complete model in the cache."""
     return Path(model).is_dir() or find_cached_model(str(model)) is not None

@@ -22,7 +22,7 @@ def weighted_vote(
     form is returned. The weight of an answer is its value. An answer whose value is unknown has the weight 0. Without
     `values`, every weight is 1. The winning rollout is the rollout with the largest value among the rollouts with the
     winning answer. A missing answer wins only if all answers are missing. If several answers tie, the first answer
-    wins. `normalize` returns the form in which answers are counted (`Task.normalized_answer`).
+    wins. `normalize` converts an answer to the form in which equal answers are counted (`Task.normalized_answer`).
     """
     weights = [1.0] * len(rollouts) if values is None else [0.0 if isnan(value) else value for value in values]
     completions = [conversation.parse_completion(rollout) for rollout in rollouts]

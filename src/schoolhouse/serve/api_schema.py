@@ -1,7 +1,7 @@
 """The fields of request bodies. The fields have the same names as in OpenAI's API.
 
-If a request has a field that the server does not support, the server does not ignore the field but returns an error. A
-field whose value is `null` counts as absent (request_fields.py).
+If a request has a field that the server does not support, the server returns an error and never ignores the field. The
+server treats a field whose value is `null` like a missing field (request_fields.py).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class InvalidRequest(SchoolError):
 
 
 class StreamOptions(RequestModel):
-    """Options of a stream. With `include_usage`, the last event of the stream has the token counts."""
+    """Options of a stream. With `include_usage`, the last event of the stream contains the token counts."""
 
     include_usage: Bool = False
-    include_obfuscation: Annotated[Bool, only(False, advice="the server never obfuscates its events")] = False
+    include_obfuscation: Annotated[Bool, only(False, advice="leave this field out")] = False
 
 
 def _stop_list(value: Any) -> Any:
@@ -79,15 +79,15 @@ class BaseCompletionRequest(RequestModel):
     stream: Bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
-    """The server accepts this field and the next three fields, but does not use them."""
+    """The server accepts `user`, `metadata`, `safety_identifier` and `service_tier`, but does not use these fields."""
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     service_tier: Literal["auto", "default"] | None = None
-    store: Annotated[Bool, only(False, advice="the server stores no completions")] = False
+    store: Annotated[Bool, only(False, advice="the server stores no completions; leave `store` out")] = False
     presence_penalty: ZeroPenalty = 0.0
     frequency_penalty: ZeroPenalty = 0.0
-    repetition_penalty: Annotated[Float, only(1, 1.0, advice="the server has no penalties")] = 1.0
-    logit_bias: Annotated[dict[str, float], Field(max_length=0), only({}, advice="leave this field out")] = Field(
+    repetition_penalty: Annotated[Float, only(1, 1.0, advice="leave this field out")] = 1.0
+    logit_bias: Annotated[dict[str, float], Field(max_length=0), only({}, advice="leave `logit_bias` out")] = Field(
         default_factory=dict
     )
 
@@ -114,7 +114,7 @@ class BaseCompletionRequest(RequestModel):
 
 
 def _check_prompt(value: Any) -> Any:
-    """Return the prompt if it is a text, a list of texts, a list of token ids or a list of such lists."""
+    """Return the prompt. Raises an error if the prompt has none of the allowed forms (`_PROMPT_FORMS`)."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -142,9 +142,12 @@ _PROMPT_FORMS = "must be a text, a list of texts, a list of token ids, or a list
 
 
 def _check_logprobs(value: Any) -> Any:
-    """Return None for false, because some clients send a boolean here. True does not say how many tokens."""
+    """Return the value of `logprobs`, or None for false, because some clients send false if they want no logprobs.
+
+    Raises an error for true, because true does not contain the number of tokens.
+    """
     if value is True:
-        text = "must be a whole number in /v1/completions, but is true; send 0, or the number of most likely tokens"
+        text = "must be a whole number in /v1/completions, but is true; send the number of most likely tokens, or 0"
         raise PydanticCustomError("logprobs_type", "{text}", {"text": text})
     return None if value is False else value
 
@@ -161,7 +164,7 @@ class CompletionRequest(BaseCompletionRequest):
     logprobs: Annotated[
         Annotated[int, Strict(), Field(ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None, BeforeValidator(_check_logprobs)
     ] = None
-    suffix: Annotated[str, only("", advice="the server continues texts only at their end")] = ""
+    suffix: Annotated[str, only("", advice="the server adds text only at the end; leave `suffix` out")] = ""
     best_of: Annotated[int, Strict(), Field(ge=1), WHOLE] | None = None
 
     @model_validator(mode="after")
@@ -203,20 +206,20 @@ def _content_form(content: Any) -> str:
 class ChatMessage(RequestModel):
     """One message of a conversation. In a message of the assistant, `reasoning_content` can contain its thinking.
 
-    The texts of several parts of `content` are joined without a separator.
+    If `content` has several parts, the server joins their texts without a separator.
     """
 
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
         "tool_calls": "tool calls are not supported; write the call into `content`",
         "function_call": "function calls are not supported; write the call into `content`",
         "tool_call_id": "tool calls are not supported; write the result of the tool into a user message",
-        "tools": "this field is no field of a message, and tools are not supported",
-        "tool_choice": "this field is no field of a message, and tools are not supported",
+        "tools": "a message cannot have this field, and the server does not support tools; leave this field out",
+        "tool_choice": "a message cannot have this field, and the server does not support tools; leave this field out",
         "name": "the chat template has no place for the name of a speaker; write the name into `content`",
-        "refusal": "a refusal is not supported here; write it into `content`",
-        "audio": "audio is not supported, only text",
+        "refusal": "the field `refusal` is not supported; write the refusal into `content`",
+        "audio": "audio is not supported; send only text",
         "annotations": "annotations are not supported; leave them out",
-        "images": "images are not supported, only text",
+        "images": "images are not supported; send only text",
     }
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -228,7 +231,7 @@ class ChatMessage(RequestModel):
     ] = ""
     reasoning_content: str | None = None
     reasoning: str | None = None
-    """Another name for `reasoning_content`, which some servers use."""
+    """The name that some servers use for `reasoning_content`."""
 
     @model_validator(mode="after")
     def _check_thought(self) -> ChatMessage:
@@ -250,7 +253,7 @@ class ChatMessage(RequestModel):
 
 
 class ResponseFormat(RequestModel):
-    """The format of the answer. Text is the only supported format."""
+    """The format of the answer. The server supports only the format `text`."""
 
     KINDS = ("text",)
     type: Literal["text"]
@@ -266,7 +269,7 @@ class ChatCompletionRequest(BaseCompletionRequest):
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
         "tools": _NO_TOOLS,
         "functions": _NO_TOOLS,
-        "audio": "audio is not supported, only text",
+        "audio": "audio is not supported; ask only for text",
         "prediction": "predicted outputs are not supported; leave this field out",
         "web_search_options": "the server has no web search; leave this field out",
     }
@@ -283,11 +286,11 @@ class ChatCompletionRequest(BaseCompletionRequest):
     tool_choice: Annotated[str, only("none", "auto", advice=_NO_TOOLS)] | None = None
     function_call: Annotated[str, only("none", "auto", advice=_NO_TOOLS)] | None = None
     parallel_tool_calls: Bool | None = None
-    """Without tools, this field changes nothing."""
-    modalities: Annotated[list[str], only(["text"], advice="the server writes only text")] | None = None
+    """This field has no effect, because the server does not support tools."""
+    modalities: Annotated[list[str], only(["text"], advice="leave this field out")] | None = None
     response_format: ResponseFormat | None = None
     chat_template_kwargs: Annotated[dict[str, bool | int | float | str | None], Field(max_length=16)] | None = None
-    """Arguments of the chat template, such as {"enable_thinking": false}, with vLLM's name."""
+    """Arguments of the chat template, such as {"enable_thinking": false}. vLLM uses the same name for this field."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> ChatCompletionRequest:
@@ -295,11 +298,11 @@ class ChatCompletionRequest(BaseCompletionRequest):
             raise field_error("top_logprobs", "is set, but `logprobs` is not true; set `logprobs` to true")
         if self.search and self.chat_template_kwargs:
             raise field_error(
-                "chat_template_kwargs", "cannot be used with `search`, which uses the template arguments of the server"
+                "chat_template_kwargs", "cannot be used together with `search`; leave out `chat_template_kwargs`"
             )
         if self.search and (self.stream or self.n > 1 or self.logprobs or self.stop_texts):
             raise field_error(
-                "search", "returns one answer and cannot be streamed; leave out `stream`, `n`, `logprobs` and `stop`"
+                "search", "cannot be used with `stream`, `n`, `logprobs` or `stop`; leave out these fields"
             )
         filters_logits = self.top_k or self.min_p or self.top_p != 1.0
         if self.search and (self.thinking_budget or filters_logits):

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 ANY_HOST = "*"
 KEY_VARIABLE = "SCHOOLHOUSE_API_KEY"
-"""The environment variable of the API key. Other users of a machine can read command lines, but not this variable."""
+"""The environment variable with the API key. Other users can see command lines, but not environment variables."""
 MAX_BODY_BYTES = 4 << 20
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -40,11 +40,11 @@ def error_body(message: str, error_type: str, param: str | None = None, code: st
 class AccessControl:
     """ASGI middleware that rejects each request that fails a check, and counts the responses by HTTP status.
 
-    `host`: the address on which the server listens. It decides which names the Host header of a request can have. The
-        function `accepts_host` explains the rule.
+    `host`: the address on which the server listens. The address determines which names the Host header of a request
+        can have (see `accepts_host`).
     `allowed_origins`: the origins whose web pages can send requests, in addition to the server's own origin.
-    `allowed_hosts`: more names that the Host header can have. The name `*` allows all names.
-    `api_key`: the key that is required for every path below /v1 and /api. If the key is empty, no key is required.
+    `allowed_hosts`: additional names that the Host header of a request can have. The name `*` allows all names.
+    `api_key`: the key that is required for every path below /v1 and /api. If `api_key` is empty, no key is required.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class AccessControl:
         own_origins |= set(self.allowed_origins)
         if (origin and origin not in own_origins) or (foreign and not origin):
             text = (
-                f"web pages of {origin or 'other sites'} cannot send requests; start the server with "
-                "`--allowed_origins ORIGIN` to allow requests of one origin"
+                f"web pages of {origin or 'other sites'} cannot send requests to this server; to allow the pages of "
+                "one origin, start the server with `--allowed_origins ORIGIN`"
             )
             return JSONResponse(error_body(text, "invalid_request_error", code="origin_not_allowed"), 403)
         if origin in self.allowed_origins and "access-control-request-method" in request.headers:
@@ -128,10 +128,11 @@ class AccessControl:
 def accepts_host(header: str, listens_on: str, allowed_hosts: Sequence[str] = ()) -> bool:
     """Return whether a server accepts a request with this Host header.
 
-    A web page can give its own name the IP address of a server (DNS rebinding). The page can then send requests to the
-    server as if the server had the name of the page. So only these names are accepted: loopback names, the address on
-    which the server listens, and the names in `allowed_hosts`. A server that listens on another address than a loopback
-    address also accepts every IP address, because a page with a name cannot send an IP address in this header.
+    A web site can change the IP address of its own name to the IP address of a server (DNS rebinding). The browser then
+    sends requests of the site's pages to the server. The Host header of such a request contains the name of the site.
+    So a server accepts only loopback names, the address on which the server listens, and the names in `allowed_hosts`.
+    If `listens_on` is no loopback address, the server also accepts every IP address, because a Host header with an IP
+    address cannot come from DNS rebinding.
     """
     name = header.rpartition(":")[0] if header.rpartition(":")[2].isdecimal() else header
     name = name.lower().removesuffix(".")
@@ -150,12 +151,12 @@ def _is_ip_address(name: str) -> bool:
 
 
 def key_or_variable(api_key: str) -> str:
-    """Return the API key of an option, or the key in the environment variable if the option is empty."""
+    """Return the value of the option `api_key`, or the value of the environment variable if the option is empty."""
     return api_key or os.environ.get(KEY_VARIABLE, "").strip()
 
 
 def exposure_warning(host: str, api_key: str) -> str:
-    """Return a warning if other machines can reach a server that needs no key. Otherwise return an empty text."""
+    """Return a warning if other machines can reach a server without an API key. Otherwise return an empty text."""
     if host in LOOPBACK_HOSTS or api_key:
         return ""
     return (

@@ -3,9 +3,9 @@
 The generator (policy/generator.py) starts a request when a slot is free. New tokens are sent in batches, at most 20
 times per second. A message for each single token would take more time than the sampling of the tokens.
 
-The KV cache of the generator has one shape at a time (kv_room.py). If the next request of the queue needs a longer
-shape, the engine starts no other requests, finishes the running ones, and makes a new cache. After the long requests,
-the engine goes back to the usual shape in the same way.
+The KV cache of the generator has a number of slots and a slot length (kv_room.py). If the next request of the queue
+needs a longer slot, the engine first finishes the running requests and starts no new requests. The engine then makes a
+new cache with longer slots. After the long requests, the engine makes a cache with the usual slots again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PendingRequest:
     `thinking_budget`: the number of tokens after which a thought that has not ended is closed.
     `stop_texts`: the texts that end the completion.
     `top_logprobs`: the number of most likely tokens that are returned for each position.
-    `conversation`: the chat template of this request; None means the chat template of the policy.
+    `conversation`: the chat template of the request, or None for the chat template of the policy.
     """
 
     rollout: Rollout
@@ -106,9 +106,9 @@ class BatchEngine:
     the same exception.
 
     `max_model_len`: the maximum number of tokens of a sequence, including its prompt. If the model itself has a lower
-        limit, the limit of the model applies. If the memory is too small for the context of the model, the limit is
-        lower too.
-    `reserved`: bytes of memory that other engines can still take.
+        limit, the limit of the model applies. If the memory is too small for the context of the model, the engine uses
+        a lower limit.
+    `reserved`: the number of bytes of memory that the KV caches of other engines can use.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class BatchEngine:
         """Put all requests into the queue, or raise an error and queue no request.
 
         Raises QueueFull if the queue has no room, and EngineClosed if the engine has stopped. Raises SchoolError if
-        there are more requests than the engine can ever hold at the same time, or if a request is too long.
+        a request is too long, or if `requests` has more requests than the slots and the queue of the engine can hold.
         """
         if (longest := max((request.max_len for request in requests), default=0)) > self.max_model_len:
             raise SchoolError(
@@ -208,7 +208,10 @@ class BatchEngine:
             return None if self._queue or self._closing or self._shape != self.room.usual else admitted
 
     def _fits(self, pending: PendingRequest) -> bool:
-        """Whether a request can start in the present cache. Long caches have few slots and are kept only if needed."""
+        """Return whether a request can start in the present KV cache.
+
+        A cache with longer slots has fewer slots. The engine keeps such a cache only while a request needs long slots.
+        """
         if len(self._admitted) >= self._shape.num_seqs or pending.max_len > self._shape.max_len:
             return False
         needed = (pending, *self._admitted.values())
@@ -286,7 +289,7 @@ class BatchEngine:
         self._deliver()
 
     def _finished(self) -> bool:
-        """Choose the shape of the next cache. Returns True if the engine is closed and no request is left."""
+        """Choose the shape of the next KV cache. Returns True if the engine is closed and has no requests left."""
         with self._changed:
             self._shape = self.room.shape_for(self._queue[0].max_len) if self._queue else self.room.usual
             return self._closing and not self._queue
@@ -311,8 +314,8 @@ def _append_output(outputs: Sequence[Output]) -> None:
 class CancellablePolicy:
     """A policy that can be cancelled. A cancelled call ends with its next token, and later calls raise EngineClosed.
 
-    `room`: the memory of the engine of this policy. The KV cache of a call takes at most a fifth of this memory, unless
-        one sequence needs more.
+    `room`: the memory for the KV cache of the policy's engine. The KV cache of one call to the cancellable policy uses
+        at most a fifth of this memory, unless one sequence needs more.
     """
 
     def __init__(self, policy: Policy, room: KVRoom) -> None:
@@ -327,12 +330,12 @@ class CancellablePolicy:
         self._cancelled.set()
 
     def check(self) -> None:
-        """Raise EngineClosed if the policy was cancelled."""
+        """Raise EngineClosed if the policy has been cancelled."""
         if self._cancelled.is_set():
             raise EngineClosed("the request was cancelled: its client has disconnected")
 
     def extend(self, rollouts: Sequence[Rollout], max_new_tokens: int | Sequence[int], **options: Any) -> list[Rollout]:
-        """`Policy.extend`."""
+        """Call `Policy.extend` with a limited number of slots."""
         self.check()
         most = max_new_tokens if isinstance(max_new_tokens, int) else max(max_new_tokens, default=1)
         most = max(most, options.get("max_total_tokens") or 0)
@@ -342,7 +345,7 @@ class CancellablePolicy:
         return self._policy.extend(rollouts, max_new_tokens, **options, num_slots=num_slots, on_token=on_token)
 
     def _stops(self, *_: Any) -> bool:
-        """Raise EngineClosed at the first token after `cancel`, so that no further turn of the call begins."""
+        """Raise EngineClosed at the first token after `cancel`, so that the call stops."""
         self.check()
         return False
 

@@ -118,7 +118,8 @@ class _CompletionView:
 def _stable_part(text: str, marks: Sequence[str]) -> str:
     """Return the text without a last part that can still change.
 
-    A last part can still change if it is an incomplete character or the beginning of a mark of thoughts.
+    The last part of a text can still change if the part is an incomplete character or an incomplete mark of a thought,
+    such as `</thi`.
     """
     text = text.rstrip("\ufffd")
     for tag in marks:

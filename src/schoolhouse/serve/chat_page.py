@@ -69,9 +69,9 @@ def add_arena(app: FastAPI, votes: Path) -> None:
 
 
 class VoteFile:
-    """The votes of a file. Each line of the file is read only once, also if another program appends lines.
+    """The votes in a file. The server reads each line of the file only once, even if another program appends lines.
 
-    `state` identifies the part of the file that was read: the number of the file, and the number of bytes.
+    `state` has two numbers: the inode number of the file, and the number of bytes that the server has read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,7 +79,7 @@ class VoteFile:
         self._battles: deque[Battle] = deque(maxlen=MAX_VOTES)
 
     def read(self) -> Collection[Battle]:
-        """Return the newest votes, at most `MAX_VOTES`. Invalid lines and an incomplete last line are skipped."""
+        """Return the newest votes, at most `MAX_VOTES`. The method skips invalid lines and an incomplete last line."""
         try:
             with self.path.open("rb") as file:
                 found = os.fstat(file.fileno())
@@ -98,7 +98,7 @@ class VoteFile:
         return self._battles
 
     def append(self, vote: Vote) -> int:
-        """Append a vote to the file. Returns the number of votes."""
+        """Append a vote to the file. Returns the number of votes in the file, but at most `MAX_VOTES`."""
         with self.path.open("ab+") as file:
             if size := file.seek(0, os.SEEK_END):
                 file.seek(size - 1)
@@ -108,7 +108,7 @@ class VoteFile:
 
 
 def _battle(line: bytes) -> Battle | None:
-    """Return the vote of a line, or None if the line is invalid."""
+    """Return the vote in a line of the file of votes, or None if the line is invalid."""
     try:
         vote = Vote.model_validate(read_json(line))
     except (BodyError, ValueError):

@@ -1,9 +1,10 @@
-"""How many sequences fit into memory, and how long the sequences can be.
+"""This file chooses the size of the KV cache: how many sequences fit into memory, and how long the sequences can be.
 
-A KV cache has a fixed shape: a number of slots, and a number of tokens for each slot. A large model with a long context
-would need more memory than a machine has (64 slots of 32,768 tokens of Qwen2.5-0.5B need 103 GB). So the shape of the
-cache follows the free memory and the requests: many slots for requests of usual length, or fewer slots while a longer
-request runs. If all slots with the full context fit into memory, there is only this one shape.
+A KV cache has a shape: a number of slots, and a number of tokens for each slot. If every slot has room for the full
+context, the cache can need more memory than a machine has. For example, 64 slots of 32,768 tokens of Qwen2.5-0.5B need
+103 GB. So the shape depends on the free memory and on the requests. For requests of usual length, the cache has many
+slots. While a longer request runs, the cache has fewer and longer slots. If all slots with the full context fit into
+memory, the shape never changes.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from schoolhouse.policy.policy import Policy
 from schoolhouse.types import SchoolError
 
 MIN_USUAL_LEN = 2_048
-"""Fewer slots are better than slots that are shorter than this number of tokens."""
+"""The minimum number of tokens of a slot of the usual shape. If memory is small, the cache gets fewer slots instead."""
 _SHARE = {"cpu": 0.5, "cuda": 0.8}
-"""The part of the free memory that a KV cache can take. The rest is for the activations of a prefill."""
+"""The share of the free memory that a KV cache can use. The rest is for the activations of a prefill."""
 
 
 class CacheShape(NamedTuple):
-    """The shape of a KV cache: the number of sequences, and the number of tokens of each sequence with its prompt."""
+    """The shape of a KV cache: the number of sequences, and the maximum length of a sequence, including its prompt."""
 
     num_seqs: int
     max_len: int
@@ -36,10 +37,10 @@ class KVRoom(NamedTuple):
 
     `max_num_seqs`: the maximum number of sequences at the same time.
     `max_model_len`: the maximum number of tokens of a sequence.
-    `context_len`: the maximum number of tokens without the limit of the memory.
-    `bytes_per_token`: the size of one token of one slot.
-    `budget`: the maximum size of the cache in bytes.
-    `free`: the free memory in bytes, when the model was loaded.
+    `context_len`: the maximum number of tokens that a sequence could have with unlimited memory.
+    `bytes_per_token`: the number of bytes that one token needs in a slot.
+    `budget`: the maximum size of the KV cache in bytes.
+    `free`: the number of bytes of memory that were free when the model was loaded.
     """
 
     max_num_seqs: int
@@ -51,14 +52,14 @@ class KVRoom(NamedTuple):
 
     @property
     def usual(self) -> CacheShape:
-        """The shape for requests of usual length. No other shape has more slots."""
+        """The shape for requests of usual length, which has the largest number of slots."""
         len_of_all = self.budget // (self.bytes_per_token * self.max_num_seqs)
         return self._shape(min(self.max_model_len, max(MIN_USUAL_LEN, len_of_all)))
 
     def shape_for(self, num_tokens: int) -> CacheShape:
-        """Return the shape with the most slots in which a sequence of `num_tokens` tokens fits.
+        """Return the shape with the most slots whose slots have room for a sequence of `num_tokens` tokens.
 
-        The lengths of the shapes are the usual length times a power of 2, so that similar requests have the same shape.
+        The length of the slots is the usual length times a power of 2, so that similar requests use the same shape.
         """
         length = self.usual.max_len
         while length < num_tokens:
@@ -66,23 +67,23 @@ class KVRoom(NamedTuple):
         return self._shape(min(length, self.max_model_len))
 
     def default_len(self, prompt_tokens: int) -> int:
-        """Return the maximum length of a sequence whose request does not set the number of new tokens."""
+        """Return the maximum length of a sequence if its request does not set the number of new tokens."""
         return self.shape_for(prompt_tokens + self.usual.max_len // 2).max_len
 
     @property
     def reserved(self) -> int:
-        """The size of the largest cache in bytes."""
+        """The size of the largest KV cache of this engine in bytes."""
         return max(shape.num_seqs * shape.max_len for shape in (self.usual, self._longest)) * self.bytes_per_token
 
     def summary(self) -> str:
-        """Describe the shapes in one line."""
+        """Describe the possible shapes of the KV cache in one line."""
         usual, longest = self.usual, self._longest
         text = f"KV cache: {usual.num_seqs} sequences of {usual.max_len:,} tokens"
         if longest != usual:
             text += f", or {longest.num_seqs} of {longest.max_len:,} tokens for requests that ask for more"
         if self.max_model_len < self.context_len:
-            text += f" (memory limits the context length of {self.context_len:,} tokens)"
-        return f"{text}; at most {_size(self.reserved)} of {_size(self.free)} of free memory"
+            text += f" (the memory is too small for the context length of {self.context_len:,} tokens)"
+        return f"{text}; the cache uses at most {_size(self.reserved)} of {_size(self.free)} of free memory"
 
     @property
     def _longest(self) -> CacheShape:
@@ -93,11 +94,13 @@ class KVRoom(NamedTuple):
 
 
 def plan_room(policy: Policy, max_num_seqs: int, max_model_len: int | None, reserved: int = 0) -> KVRoom:
-    """Plan the KV cache of a model that is loaded.
+    """Choose the size of the KV cache of a loaded model.
 
-    `max_model_len`: the limit that the user has set; None for the context length of the model.
-    `reserved`: the size of the caches of other models. On a CPU, a cache takes its memory only when it is used.
-    Raises SchoolError if a sequence of `max_model_len` tokens does not fit into memory, or if nothing fits.
+    `max_model_len`: the maximum length of a sequence that the user has set, or None for the model's context length.
+    `reserved`: the size of the KV caches of other models in bytes. On a CPU, a cache uses memory only after tokens are
+        written to the cache, so the function subtracts `reserved` from the free memory.
+    Raises SchoolError if a sequence of `max_model_len` tokens does not fit into memory. Without `max_model_len`, the
+    error is raised if a sequence of `MIN_USUAL_LEN` tokens does not fit into memory.
     """
     free = max(0, free_memory(policy.device) - (reserved if policy.device.type == "cpu" else 0))
     budget = int(free * _SHARE.get(policy.device.type, 0.5))
@@ -107,22 +110,25 @@ def plan_room(policy: Policy, max_num_seqs: int, max_model_len: int | None, rese
     smallest = context_len if max_model_len else min(context_len, MIN_USUAL_LEN)
     if fitting < smallest:
         raise SchoolError(
-            f"a sequence of {smallest:,} tokens needs {_size(smallest * bytes_per_token)} of KV cache, but only "
-            f"{_size(budget)} are left for the cache (free memory: {_size(free)}); close other programs, or set "
+            f"a sequence of {smallest:,} tokens needs {_size(smallest * bytes_per_token)} of KV cache, but the cache "
+            f"can use only {_size(budget)} (free memory: {_size(free)}); close other programs, or set "
             f"--max_model_len to a smaller number"
         )
     return KVRoom(max_num_seqs, min(context_len, fitting), context_len, bytes_per_token, budget, free)
 
 
 def cache_bytes_per_token(policy: Policy) -> int:
-    """Return the size of one token of one slot: keys and values of all layers, in the two stores of `SlotKVCache`."""
+    """Return the number of bytes that one token needs in a slot: the keys and values of all layers.
+
+    The number includes both stores of `SlotKVCache`: the store of the prompts and the store of the completions.
+    """
     config = policy.decoder.config
     numbers = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return 4 * numbers * policy.slot_cache.dtype.itemsize
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the free memory of a device in bytes. For a CPU, the limit of a container counts too."""
+    """Return the free memory of a device in bytes. For a CPU, the memory limit of a container is also considered."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -130,7 +136,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _free_bytes() -> Iterator[int]:
-    """Yield upper bounds of the free memory of this process."""
+    """Yield upper bounds of the memory that is free for this process, in bytes."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         yield int(lines["MemAvailable"].split()[0]) << 10

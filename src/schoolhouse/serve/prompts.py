@@ -1,7 +1,7 @@
-"""The prompts of requests: their sizes are checked first, then they are encoded as token ids.
+"""This file checks the sizes of the prompts in a request, and then encodes the prompts as token ids.
 
-A prompt that is surely too long is refused by its number of characters, before any work. A long prompt is encoded in a
-thread of its own, so that the server answers other requests meanwhile.
+If the number of characters shows that a prompt is too long, the server refuses the prompt before encoding. A separate
+thread encodes long prompts, so that the server can answer other requests at the same time.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from schoolhouse.serve.batch_engine import BatchEngine, QueueFull
 from schoolhouse.types import Message
 
 LONG_TEXT, MANY_MESSAGES = 4_000, 32
-"""A prompt with more characters or more messages is encoded in a thread. Encoding such a prompt takes about 2 ms."""
+"""A prompt with more characters or more messages is encoded in a thread. A prompt of this size takes about 2 ms."""
 _NORMALIZED = 4
-"""A tokenizer may replace some characters by fewer bytes before it looks for tokens: at most this factor."""
+"""The maximum factor by which the normalization of a tokenizer is assumed to shorten a text."""
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 class PromptEncoder:
     """A thread that encodes long prompts one after another.
 
-    `max_waiting`: the maximum number of requests whose prompts wait for the thread.
+    `max_waiting`: the maximum number of requests that wait for the thread.
     `timeout`: the number of seconds after which a request fails.
     """
 
@@ -38,9 +38,12 @@ class PromptEncoder:
         self._executor, self._requests = ThreadPoolExecutor(1, "encoding"), 0
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run a function in the thread. Raises QueueFull if too many requests wait, and TimeoutError."""
+        """Run a function in the thread, and return its result.
+
+        Raises QueueFull if too many requests wait for the thread, and TimeoutError after `timeout` seconds.
+        """
         if self._requests > self.max_waiting:
-            raise QueueFull(f"{self.max_waiting} requests with long prompts wait already; send the request again later")
+            raise QueueFull(f"{self.max_waiting} requests with long prompts already wait; send the request again later")
         self._requests += 1
         try:
             async with asyncio.timeout(self.timeout):
@@ -55,7 +58,10 @@ class PromptEncoder:
 async def chat_prompt(
     engine: BatchEngine, conversation: Conversation, body: ChatCompletionRequest, encoder: PromptEncoder
 ) -> tuple[int, ...]:
-    """Return the ids of the prompt of a chat request. Raises InvalidRequest if the messages are surely too long."""
+    """Return the token ids of a chat request's prompt.
+
+    Raises InvalidRequest if the number of characters shows that the prompt is too long.
+    """
     messages = tuple(sent.message for sent in body.messages)
     characters = sum(len(message.content) for message in messages)  # a template may drop thoughts
     check_length(conversation.tokenizer, engine.max_model_len, characters, "messages", context_words(engine))
@@ -70,14 +76,15 @@ async def chat_prompt(
 async def completion_prompts(
     engine: BatchEngine, body: CompletionRequest, encoder: PromptEncoder
 ) -> list[tuple[int, ...]]:
-    """Return the ids of each prompt of a completion request.
+    """Return the token ids of each prompt of a completion request.
 
-    Raises InvalidRequest if there are too many prompts, if a prompt is surely too long, or if a token id is invalid.
+    Raises InvalidRequest if the request asks for too many completions, if a prompt is certainly too long, or if a token
+    id is invalid.
     """
     capacity = engine.max_num_seqs + engine.max_queued_seqs
     if (count := len(body.prompts) * body.n) > capacity:
         raise InvalidRequest(
-            f"the request asks for {count:,} completions, but the limit is {capacity}; ask for fewer", "prompt"
+            f"the request asks for {count:,} completions, but the limit is {capacity}; send fewer prompts", "prompt"
         )
     tokenizer, words = engine.policy.conversation.tokenizer, context_words(engine)
     for prompt in body.prompts:
@@ -91,9 +98,9 @@ async def completion_prompts(
 
 
 def check_length(tokenizer: Tokenizer, max_len: int, characters: int, param: str, words: str = "") -> None:
-    """Raise InvalidRequest if so many characters are surely more than `max_len` tokens.
+    """Raise InvalidRequest if a text with this number of characters must have more than `max_len` tokens.
 
-    `words`: a description of the maximum length for the message.
+    `words`: the text for the maximum length in the error message.
     """
     longest = longest_token(tokenizer)
     if longest and characters > max_len * longest * _NORMALIZED:
@@ -106,7 +113,7 @@ def _too_long(words: str, size: str, param: str) -> InvalidRequest:
 
 
 def context_words(engine: BatchEngine) -> str:
-    """Describe the maximum length of a sequence, with the reason if the memory limits this length."""
+    """Describe the maximum length of a sequence. The text also says if memory is too small for the full context."""
     room = engine.room
     if room.max_model_len == room.context_len:
         return f"{room.max_model_len} tokens"
@@ -118,7 +125,10 @@ def context_words(engine: BatchEngine) -> str:
 
 @lru_cache(8)
 def longest_token(tokenizer: Tokenizer) -> int:
-    """The length of the longest token in bytes; 0 if one token can stand for any number of unknown characters."""
+    """Return the length of the longest token in bytes.
+
+    Returns 0 if the tokenizer has no tokens for single bytes, because one unknown token can then replace a long text.
+    """
     byte_level, byte_fallback = "Ġ" in tokenizer.vocab, "<0x00>" in tokenizer.vocab
     if not byte_level and not byte_fallback:
         return 0
@@ -126,7 +136,7 @@ def longest_token(tokenizer: Tokenizer) -> int:
 
 
 def _render_and_encode(conversation: Conversation, messages: tuple[Message, ...]) -> tuple[int, ...]:
-    """`Conversation.prompt` without its cache, because thousands of long prompts would fill the memory."""
+    """Call `Conversation.prompt` without its cache, because thousands of long prompts in the cache need much memory."""
     uncached: Callable[[tuple[Message, ...]], tuple[int, ...]] = conversation.prompt.__wrapped__
     return uncached(messages)
 
@@ -134,8 +144,9 @@ def _render_and_encode(conversation: Conversation, messages: tuple[Message, ...]
 def _prompt_ids(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> tuple[int, ...]:
     """Return the token ids of a prompt.
 
-    Clients can send special tokens only as token ids. In a text, the name of a special token is read as normal text.
-    A text begins with the ids that the tokenizer puts before a text, such as the bos token of many models.
+    Clients can send special tokens only as token ids. If a text contains the name of a special token, the tokenizer
+    encodes the name as normal text. Before the tokens of a text, the function adds the tokenizer's first tokens, for
+    example the bos token.
     """
     if isinstance(prompt, str):
         ids: Sequence[int] = [*tokenizer.bos_ids, *tokenizer.encode(prompt)]

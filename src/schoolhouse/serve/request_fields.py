@@ -1,7 +1,8 @@
-"""The types of request fields, and the messages for fields that are wrong.
+"""The types of request fields, and the error messages for invalid fields.
 
-A field whose value is `null` counts as absent. Numbers, booleans and texts are not converted into one another. The
-validation of a request stops at the first mistake in a list, so that the time for a wrong request is short.
+The server treats a field whose value is `null` like a missing field. The server never converts texts, booleans and
+numbers into each other. For example, the text `"5"` is no valid number. The validation of a list stops at the first
+mistake, so that an invalid request takes little time.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from schoolhouse.types import SchoolError
 
 _MAX_SHOWN = 60  # characters of a wrong value in a message
 MAX_BODY_VALUES = 200_000
-"""Limit of the values in a body. The event loop reads so many numbers in about 10 ms."""
+"""The maximum number of values in a body. Reading a body with this number of values takes about 10 ms."""
 
 
 def _whole(value: Any) -> Any:
-    """Return 16 for 16.0, because some clients have only one type of numbers."""
+    """Convert a number such as 16.0 to 16, because some clients send whole numbers as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 WHOLE = BeforeValidator(_whole)
-"""Goes behind the limits of a number, because pydantic describes only such limits in the OpenAPI schema."""
+"""The validator of whole numbers, which must stand after the limits of a number to keep them in the OpenAPI schema."""
 Float = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Bool = Annotated[bool, Strict()]
 
 
 class RequestModel(BaseModel):
-    """The base class of request bodies and of their parts. A field that is `null` counts as absent.
+    """The base class of request bodies and of their parts. A field that is `null` is treated like a missing field.
 
-    Unknown fields are refused. The class variable `UNSUPPORTED` maps the names of known fields, which are refused too,
-    to the advice in the message. For these fields, an empty list, object or text counts as absent. The class variable
-    `KINDS` lists the allowed values of `type`, which is checked first, because other kinds have other fields.
+    The server refuses unknown fields. `UNSUPPORTED` contains fields of OpenAI's API that the server refuses, with the
+    text of the error. An unsupported field is allowed if its value is an empty list, object or text. `KINDS` lists the
+    allowed values of the field `type`. The field `type` is checked first, because it determines the other fields.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -51,7 +52,7 @@ class RequestModel(BaseModel):
         if not isinstance(body, dict):
             return body
         if cls.KINDS and body.get("type") not in (None, *cls.KINDS):
-            text = f"{shown(body['type'])} is not supported, only {' and '.join(cls.KINDS)}"
+            text = f"{shown(body['type'])} is not supported; send {' or '.join(cls.KINDS)}"
             raise field_error("type", text)
         kept = {}
         for name, value in body.items():
@@ -61,19 +62,19 @@ class RequestModel(BaseModel):
                 raise field_error(name, cls.UNSUPPORTED[name])
             if name not in cls.model_fields:
                 known = suggest(name[:_MAX_SHOWN], list(cls.model_fields))
-                advice = f"this field is unknown, and unknown fields are not ignored; leave it out{known}"
+                advice = f"this field is unknown to the server; leave this field out{known}"
                 raise field_error(name, advice)
             kept[name] = value
         return kept
 
 
 def field_error(field: str, text: str) -> PydanticCustomError:
-    """Make the error for a field that does not fit to other fields. `field` is the path below the checked model."""
+    """Make the error for a field that the server refuses. `field` is the field's path inside the checked object."""
     return PydanticCustomError("unsupported_field", "{advice}", {"field": field, "advice": text})
 
 
 def only(*allowed: Any, advice: str) -> BeforeValidator:
-    """Make a validator that accepts only the given values. A field with such a validator changes nothing."""
+    """Make a validator that accepts only the given values, for a field that has no effect."""
 
     def check(value: Any) -> Any:
         if not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in allowed):
@@ -89,15 +90,15 @@ class BodyError(SchoolError):
 
 
 def read_json(body: bytes) -> Any:
-    """Read a body as JSON. The time is at most about 20 ms, because bodies with too many values are refused first.
+    """Read a body as JSON. Reading takes at most about 20 ms, because bodies with too many values are refused first.
 
-    Raises BodyError for too many values, for text that is not JSON in UTF-8, and for a lone surrogate (half of a
-    character), which UTF-8 cannot encode.
+    Raises BodyError if the body has too many values, if the body is not JSON in UTF-8, or if a text contains a lone
+    surrogate. A lone surrogate is half of a character, and UTF-8 cannot encode it.
     """
     if (cost := _reading_cost(body)) > MAX_BODY_VALUES:
         raise BodyError(
             f"the body has about {cost:,} values, but the limit is {MAX_BODY_VALUES:,} values (an object counts as "
-            "several values); send less in one request"
+            "several values); send a smaller request"
         )
     try:
         return from_json(body)
@@ -111,7 +112,10 @@ def read_json(body: bytes) -> Any:
 
 
 def _reading_cost(body: bytes) -> int:
-    """Estimate the time for reading a JSON text, in the time for reading one number. 4 MiB take about 5 ms."""
+    """Estimate the time for reading a JSON text. The unit is the time for reading one number.
+
+    The estimate itself takes about 5 ms for a text of 4 MiB.
+    """
     return body.count(b",") + body.count(b"[") + 5 * body.count(b"{") + 2 * body.count(b'":')
 
 
@@ -119,9 +123,9 @@ def _reading_cost(body: bytes) -> int:
 
 
 def shown(value: Any) -> str:
-    """Return a short description of a wrong value."""
+    """Return a short description of an invalid value for an error message."""
     if isinstance(value, list):
-        return f"a list of {len(value):,}"
+        return f"a list of {len(value):,} entries"
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, str):
@@ -133,7 +137,7 @@ def shown(value: Any) -> str:
 def field_path(location: Sequence[str | int]) -> str:
     """Return the path of a field, such as `messages[0].content[1].type`.
 
-    A name in round brackets is a branch of a union and no field.
+    A name in round brackets is not part of the path, because such a name is an alternative of a union type.
     """
     path = ""
     for part in location:
@@ -158,20 +162,23 @@ _LIMITS: dict[str, Callable[[Mapping[str, Any], Any], str]] = {
     "greater_than": lambda limit, value: f"must be more than {_number(limit['gt'])}, but is {shown(value)}",
     "less_than_equal": lambda limit, value: f"must be at most {_number(limit['le'])}, but is {shown(value)}",
     "too_long": lambda limit, value: f"has {_length(value)} entries, but the limit is {limit['max_length']:,}",
-    "too_short": lambda limit, value: f"is {shown(value)}, but needs at least {limit['min_length']:,}",
+    "too_short": lambda limit, value: f"is {shown(value)}, but must have at least {limit['min_length']:,}",
     "string_too_long": lambda limit, value: (
         f"has {_length(value)} characters, but the limit is {limit['max_length']:,}"
     ),
     "string_too_short": lambda limit, value: "is empty; send a text",
-    "literal_error": lambda limit, value: f"{shown(value)} is not supported, only {_plain(limit['expected'])}",
+    "literal_error": lambda limit, value: f"{shown(value)} is not supported; send {_plain(limit['expected'])}",
     "finite_number": lambda limit, value: f"must be a finite number, but is {shown(value)}",
-    "missing": lambda limit, value: "this field is missing; send it",
+    "missing": lambda limit, value: "this field is missing; add it",
     "unsupported_field": lambda limit, value: limit["advice"],
 }
 
 
 def error_text(error: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the path of the wrong field (empty for the whole request), and a message that begins with the path."""
+    """Return the path of the invalid field, and an error message that begins with the path.
+
+    If the whole request is invalid, the path is empty.
+    """
     kind, limits, value = error["type"], error.get("ctx", {}), error.get("input")
     location = [*error["loc"], limits["field"]] if kind == "unsupported_field" else error["loc"]
     path = field_path(location)
@@ -197,5 +204,5 @@ def _length(value: Any) -> str:
 
 
 def _plain(expected: str) -> str:
-    """Return `'a' or 'b'` without the quotation marks of Python."""
+    """Remove the quotation marks from a list of allowed values, such as `'a' or 'b'`."""
     return expected.replace("'", "")

@@ -48,7 +48,10 @@ class Usage:
 
 
 def conversation_of(conversation: Conversation, body: ChatCompletionRequest) -> Conversation:
-    """The conversation with the template arguments of a request. Raises InvalidRequest if the template refuses them."""
+    """Return the conversation with the template arguments of a request.
+
+    Raises InvalidRequest if the chat template does not accept the arguments.
+    """
     if not body.chat_template_kwargs:
         return conversation
     try:
@@ -237,7 +240,10 @@ def _logprob_json(conversation: Conversation, token: int, logprob: float | None)
 
 @lru_cache(1 << 16)
 def _token_text(tokenizer: Tokenizer, token: int) -> tuple[str, list[int]]:
-    """The text of a token, and the bytes of the text. A response with log-probabilities needs thousands of texts."""
+    """Return the text of a token, and the bytes of the text.
+
+    The results are cached, because a response with log-probabilities needs the texts of thousands of tokens.
+    """
     text = tokenizer.decode([token])
     return text, list(text.encode())
 
@@ -245,8 +251,8 @@ def _token_text(tokenizer: Tokenizer, token: int) -> tuple[str, list[int]]:
 async def whole_response(header: Json, choices: Iterable[Json], usage: Json, in_thread: bool = False) -> Response:
     """Make the response with all choices.
 
-    `in_thread`: if true, the choices are converted to JSON in a thread, one after another, so that the event loop goes
-        on. For responses with many log-probabilities.
+    `in_thread`: if true, a separate thread converts the choices to JSON, so that the event loop can do other work. Use
+        this option for responses with many log-probabilities.
     """
 
     def render() -> Response:

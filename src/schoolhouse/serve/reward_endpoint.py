@@ -33,7 +33,7 @@ class RewardRequest(RequestModel):
     @model_validator(mode="after")
     def _check_last_role(self) -> RewardRequest:
         if self.messages[-1].role != "assistant":
-            text = "the last message is graded, so its role must be `assistant`; send such a message last"
+            text = "the role of the last message must be `assistant`; put the answer to grade last"
             raise field_error("messages", text)
         return self
 

@@ -88,11 +88,11 @@ class Server:
     async def run_in_background(
         self, request: Request, work: Callable[..., Any], *args: Any, cancel: Callable[[], None] = lambda: None
     ) -> Any:
-        """Run a job outside the engines. Such jobs run one after another.
+        """Run a job in the background thread, outside the engines. The background jobs run one after another.
 
-        If the client of the request disconnects, `cancel` is called, and a job that has not started never starts.
-        Raises QueueFull if too many jobs wait, TimeoutError after the server's timeout, and EngineClosed if the client
-        has disconnected.
+        If the client disconnects, the method calls `cancel`, and does not start a job that still waits. Raises
+        QueueFull if too many jobs wait, TimeoutError after the server's timeout, and EngineClosed if the client has
+        disconnected.
         """
         limit, left = self.config.max_queued_seqs, False
         if self._background_jobs > limit:
@@ -131,7 +131,7 @@ class Server:
 
 
 class JsonRequest(Request):
-    """A request whose body is read by `read_json`."""
+    """A request whose body is read with the function `read_json`, which refuses a body with too many values."""
 
     async def json(self) -> Any:
         try:
@@ -141,7 +141,7 @@ class JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route that gets a `JsonRequest`."""
+    """A route that gives a `JsonRequest` to its handler."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -350,8 +350,8 @@ def _reward_model_value(
 ) -> RewardModelValue | None:
     """Return the server's reward model if the search uses a reward model, else None.
 
-    A search over HTTP can use only the reward model with which the server was started. `check` is called before each
-    use of the reward model, and raises an error if the client has disconnected.
+    A search over HTTP can use only the reward model with which the server was started. Before each use of the reward
+    model, the search calls `check`. The function `check` raises an error if the client has disconnected.
     """
     if search.values in ("prompt", "vote", "exact", "random") and not search.reference_model:
         return None

@@ -19,18 +19,18 @@ class ServerConfig(ChatConfig):
     served_model_name: str = ""
     """The model's name in requests; empty: the folder's name."""
     api_key: str = ""
-    """Key that clients must send; empty: the key in the environment variable SCHOOLHOUSE_API_KEY, or no key."""
+    """API key that clients must send; empty: the environment variable SCHOOLHOUSE_API_KEY, or no key if it is unset."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of other pages that may send requests, such as http://localhost:3000."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names of the server in the Host header of requests, such as models.example.org; * allows all names."""
+    """Names that requests can use for the server, such as models.example.org; * allows all names."""
     max_num_seqs: int = Field(64, gt=0)
     """Limit of the completions that are sampled together."""
     max_queued_seqs: int = Field(256, ge=0)
     """Limit of the completions that wait in the queue."""
     max_model_len: int | None = Field(None, gt=0)
-    """Limit of the tokens of a prompt and its completion; default: the context length of the model, or less if the
-    memory is small."""
+    """Limit of the tokens of a prompt and its completion; default: the context length of the model, or a smaller number
+    if memory is small."""
     timeout: float = Field(600.0, gt=0)
     """Seconds until a request fails."""
     task: str = ""

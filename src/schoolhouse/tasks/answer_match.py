@@ -1,4 +1,4 @@
-"""Grade the final answer that a completion marks. The parts are in answers/."""
+"""Grade the final answer that a completion marks. The folder answers/ has the rules of the comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from schoolhouse.types import Completion, Verdict
 def exactly_comparable(reference: str) -> bool:
     """Return True if answers can be compared with this reference quickly and in any process.
 
-    Formulas are compared in worker processes, because a hostile formula can take long.
+    Formulas are compared in worker processes, because the comparison of a bad formula can take a long time.
     """
     return read_reference(reference).comparison in ("number", "text", "choice")
 

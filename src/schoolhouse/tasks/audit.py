@@ -16,7 +16,7 @@ from schoolhouse.types import Completion, Problem, SchoolError
 MAX_SHOWN_FAILURES = 10
 
 FORMS = ("\\boxed{{{}}}", "{}", "#### {}", "<answer>{}</answer>", "The answer is {}.")
-"""Forms of a final answer. A reward function of a user may expect another form than the first."""
+"""Forms of a final answer. A user's reward function can expect a form other than the first form."""
 
 _TRIED = 8  # problems whose references are graded in every form
 
@@ -107,7 +107,7 @@ def audit_task(task: Task, limit: int | None = None, progress: ProgressFn | None
 
 
 def _accepted_form(task: Task, problems: Sequence[Problem]) -> str:
-    """The form of an answer in which most references of these problems get reward 1; `FORMS[0]` if none does."""
+    """Return the form of an answer in which most references get reward 1, or `FORMS[0]` if no reference does."""
     best, most = FORMS[0], 0
     for form in FORMS:
         cases = [(problem, Completion(None, form.format(problem.reference))) for problem in problems]

@@ -87,7 +87,7 @@ class Task:
         return perturb_answer(problem.reference)
 
     def normalized_answer(self, completion: Completion) -> Hashable | None:
-        """The final answer in the form in which votes are counted (maj@k); None where there is none."""
+        """Return the final answer in a normal form, so that maj@k can count equal answers. None: no final answer."""
         return normalized_answer(completion)
 
     def make_problem(self, text: str) -> Problem:

@@ -1,4 +1,4 @@
-"""Multiple choice: the choices of a row as lines below the question, and the letter of the correct one."""
+"""Multiple choice: write the choices of a row below its question, and find the letter of the correct choice."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _IN_ONE_TEXT = re.compile(r"(?:^|[,;]\s*|\s)([a-z])\s*\)\s*|(?:^|\n)\s*\(?([A-Z]
 
 
 def render_choices(question: str, row: Mapping[str, Any], shape: Shape) -> tuple[str, str]:
-    """The question with its choices (`A. ...`, each on a line), and the letter of the correct choice.
+    """Return the question with its choices (`A. ...`, one choice per line), and the letter of the correct choice.
 
-    If the correct choice stands apart from the wrong ones, a hash of the question decides the order.
-    Raises BadRow for choices that cannot be read, and for a row without a correct choice.
+    If the correct choice has a column of its own, a hash of the question decides the place of the correct choice.
+    Raises BadRow if the choices cannot be read, or if the row has no correct choice.
     """
     keys = shape.roles["choices"]
     labels, texts, correct = _choices(row, keys)
@@ -39,7 +39,10 @@ def render_choices(question: str, row: Mapping[str, Any], shape: Shape) -> tuple
 
 
 def _choices(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[list[str], list[str], int | None]:
-    """The labels that the row gives to its choices, their texts, and the place of the correct one if it is marked."""
+    """Return the labels of the choices, the texts of the choices, and the index of the choice with a mark.
+
+    A mark says that a choice is correct. The index is None if no choice has a mark.
+    """
     if len(keys) > 1:
         values = [value_at(row, key) for key in keys]
         flat = [each for value in values for each in (value if isinstance(value, list) else [value])]
@@ -72,7 +75,7 @@ def _choices(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[list[str], li
 
 
 def _parsed(value: Any) -> Any:
-    """The list or mapping in a text, as CSV files have it; any other value as it is."""
+    """Parse a list or a mapping that a CSV file has as text. Returns any other value unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         for parse in (json.loads, ast.literal_eval):
             try:
@@ -94,7 +97,7 @@ def _texts(values: Sequence[Any], key: str) -> list[str]:
 def _correct_place(
     row: Mapping[str, Any], key: str, labels: Sequence[str], texts: Sequence[str], one_based: bool
 ) -> int:
-    """The index of the correct choice. A number counts from 0, a letter from A; a label or a text is looked up."""
+    """Return the index of the correct choice, which the row gives as a number, a letter, a label or a text."""
     value = value_at(row, key) if key else None
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     if value is None or (isinstance(value, str) and not value.strip()) or isinstance(value, bool | list | Mapping):
@@ -111,10 +114,10 @@ def _correct_place(
     elif re.fullmatch(r"-?[0-9]{1,9}", text) and not (places and not 0 <= int(text) - one_based < len(texts)):
         number = int(text) - one_based
         if places and places != [number]:
-            raise BadRow(f"`{key}` is {text}, which is both the number and the text of a choice; give the letter")
+            raise BadRow(f"`{key}` is {text}, which can be the number or the text of a choice; give the letter")
         places = [number]
     elif letter and not places:
         places = [ascii_uppercase.index(letter[1].upper())]
     if len(places) != 1 or not 0 <= places[0] < len(texts):
-        raise BadRow(f"`{key}` is {shown(value)}, which names none of the {len(texts)} choices, or several")
+        raise BadRow(f"`{key}` is {shown(value)}, but it must name exactly one of the {len(texts)} choices")
     return places[0]

@@ -1,7 +1,8 @@
-"""Runs a program with its tests in a process of its own, with limits. Started as a script by `run_tests`.
+"""Run a program and its tests in a separate process with limits. `run_tests` starts this file as a script.
 
-The program and the tests come as JSON on standard input. What passed is written to a pipe of its own, behind a secret
-mark, so that nothing that the program prints can be read as a result. A program that ends early writes nothing.
+The script reads the program and the tests as JSON from standard input. The script writes the results to a separate
+pipe, and each result starts with a secret mark. The output of the program therefore cannot be mistaken for a result.
+If the program ends the process early, the remaining tests have no result.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 TIME_LIMIT = 4.0
-"""Seconds for a program and all its tests; below the timeout of a worker process, so that a slow program is wrong."""
+"""Seconds for a program and all its tests. The limit is below the timeout of a worker process, so that a slow program
+gets reward 0."""
 
 MEMORY_LIMIT = 1 << 30
-"""Bytes of address space."""
+"""The largest address space of a program, in bytes."""
 
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 class ProgramRun(NamedTuple):
-    """How many tests passed, of how many; and the first error."""
+    """The number of passed tests, the number of all tests, and the first error."""
 
     passed: int
     total: int
@@ -41,7 +43,7 @@ def run_tests(code: str, tests: Sequence[str], setup: str = "", time_limit: floa
 
     The process has limits on time, memory, open files and the size of files. The process has an empty folder and no
     environment variables. The process has no network if the system allows `unshare`. The process can read all files
-    that you can read, so the process is no full sandbox.
+    that you can read, so the process is not a complete sandbox.
     """
     total, mark = len(tests), secrets.token_hex(8)
     read, write = os.pipe()

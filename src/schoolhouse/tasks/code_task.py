@@ -1,4 +1,4 @@
-r"""Programs with tests, in the shapes of MBPP and HumanEval (`code:PATH.jsonl`).
+r"""The task `code:PATH.jsonl`: programs with tests, in rows like those of MBPP and HumanEval.
 
 {"text": "Write a function ...", "code": "def f(x): ...", "test_list": ["assert f(1) == 2"]}
     {"prompt": "def f(x):\n", "canonical_solution": "...", "test": "def check(f): ...", "entry_point": "f"}
@@ -27,23 +27,26 @@ _FENCE = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)(?:\n[ \t]*```
 
 
 def open_code(path: str, seed: int = 0, **options: str) -> CodeTask:
-    """The task of a file of programs with tests.
+    """Open the task of a file of programs with tests.
 
     The option `holdout` is tenth, all or none. The option `show_tests` is the number of tests that the prompt of an
-    MBPP problem contains. A test shows the name of the function.
-    Raises SchoolError with the file, the line and the mistake.
+    MBPP problem contains. A test in the prompt tells the model the name of the function.
+    Raises SchoolError if a row cannot be used; the message names the file, the line and the mistake.
     """
     for option in options:
         if option not in OPTIONS:
             raise SchoolError(f"code: unknown option `{option}`{suggest(option, OPTIONS)}")
     shown = options.pop("show_tests", "1")
     if not shown.isdigit():
-        raise SchoolError(f"code: option `show_tests` is `{shown}`; it must be a number from 0 on")
+        raise SchoolError(f"code: option `show_tests` is `{shown}`; it must be 0 or a positive whole number")
     return CodeTask(Path(path), seed, shown=int(shown), **options)
 
 
 class CodeTask(DatasetTask):
-    """Programs that are graded by tests. The reward is 1 if all tests pass. `parts` has the share of passed tests."""
+    """A task whose replies are programs. The reward is 1 if all tests of a program pass.
+
+    The part `tests passed` of a verdict is the share of the tests that pass.
+    """
 
     def __init__(self, path: Path, seed: int = 0, holdout: str = "tenth", shown: int = 1) -> None:
         super().__init__(f"code:{path}", seed, holdout)
@@ -51,11 +54,11 @@ class CodeTask(DatasetTask):
 
     @cached_property
     def all_problems(self) -> list[Problem]:
-        """Every row, in the order of the file."""
+        """The problems of all rows, in the order of the file."""
         return self._problems
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
-        """Reward 1 if the program of a reply passes all tests, else 0 and the first error."""
+        """Give reward 1 if the program of a reply passes all tests, else reward 0 and the first error."""
         code = extract_code(completion.answer)
         if not code.strip():
             return Verdict(0.0, "no program")
@@ -68,21 +71,21 @@ class CodeTask(DatasetTask):
         return Verdict(float(run.passed == run.total), run.error, {"tests passed": share})
 
     def wrong_answer(self, problem: Problem) -> str:
-        """A program that returns nothing."""
+        """Return a wrong program whose functions return None."""
         names = re.findall(r"^def\s+(\w+)", problem.reference, re.MULTILINE)
         return "\n".join(f"def {name}(*values, **named):\n    return None" for name in names) or "pass"
 
     def demonstrations(self, step: int, count: int) -> list[Demonstration]:
-        """The solutions of the train split, in a new order each epoch."""
+        """Return solutions of the train split. Each epoch has a new order."""
         solved = [problem for problem in self._train if problem.reference]
         if not solved:
-            raise SchoolError(f"task {self.name} has no solutions: give them as `code` or `canonical_solution`")
+            raise SchoolError(f"task {self.name} has no solutions; add a column `code` or `canonical_solution`")
         chosen = shuffled_epochs(solved, self.seed, "worked", step, count)
         return [Demonstration(one, None, f"```python\n{one.reference}\n```", "file") for one in chosen]
 
 
 def extract_code(text: str) -> str:
-    """The program of a reply: the last fenced block, else the content of \\\\boxed{}, else the whole text."""
+    """Return the program of a reply: the last fenced block, the content of \\\\boxed{}, or else the whole text."""
     if blocks := _FENCE.findall(text):
         return blocks[-1]
     if "\\boxed" in text or "<answer>" in text:
@@ -97,7 +100,7 @@ def _read(path: Path, shown: int) -> list[Problem]:
     except OSError as error:
         raise SchoolError(f"cannot read {path}: {error.strerror}; give a file with one JSON object per line") from error
     except UnicodeDecodeError:
-        raise SchoolError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
+        raise SchoolError(f"{path}: the file is not UTF-8 text; save the file as UTF-8") from None
     for line, text in enumerate(lines, 1):
         if not text.strip():
             continue
@@ -106,7 +109,7 @@ def _read(path: Path, shown: int) -> list[Problem]:
         except (ValueError, RecursionError) as error:
             raise SchoolError(f"{path}:{line}: not JSON ({error}); each line must be one JSON object") from None
         if not isinstance(row, dict):
-            raise SchoolError(f"{path}:{line}: not a JSON object; each line must be one, with the keys {SHAPES}")
+            raise SchoolError(f"{path}:{line}: the line is not a JSON object; write an object with the keys {SHAPES}")
         problems.append(_problem(row, f"{path}:{line}", path.stem, shown))
     if not problems:
         raise SchoolError(f"{path} has no rows; add at least one, with the keys {SHAPES}")
@@ -133,7 +136,7 @@ def _problem(row: Mapping[str, Any], place: str, source: str, shown: int) -> Pro
         solution = str(row.get("solution") or row.get("code") or "")
     else:
         known = ", ".join(map(repr, row)) or "none"
-        raise SchoolError(f"{place}: has the keys {known}; it needs {SHAPES}")
+        raise SchoolError(f"{place}: the row has the keys {known}, but it needs {SHAPES}")
     info = {"tests": tests, "setup": setup, "entry_point": entry, "head": head}
     problem_id = hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     return Problem(problem_id, (Message("user", question),), solution.strip("\n"), "", source, info)

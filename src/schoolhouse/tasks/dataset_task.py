@@ -1,4 +1,4 @@
-"""Tasks with a fixed list of problems, of which one in ten is held out for evaluation."""
+"""Tasks with a fixed list of problems. By default, one problem in ten is held out for evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Holdout = Literal["tenth", "all", "none"]
 
 
 class DatasetTask(Task):
-    """A list of problems. Training goes through the train split epoch by epoch, each in a new order.
+    """A task with a fixed list of problems. Each epoch uses every problem of the train split once, in a new order.
 
     Subclasses define `all_problems`. Problems with equal ids are in the same split.
     """
@@ -33,7 +33,7 @@ class DatasetTask(Task):
 
     @cached_property
     def all_problems(self) -> list[Problem]:
-        """Every problem, in order."""
+        """The train problems and the held-out problems, in the order of the source."""
         raise NotImplementedError
 
     @cached_property
@@ -45,29 +45,29 @@ class DatasetTask(Task):
         return list({problem.id: problem for problem in self.all_problems if self.is_held_out(problem)}.values())
 
     def is_held_out(self, problem: Problem) -> bool:
-        """Whether a problem is in the eval split. Its content decides, not its position or the seed."""
+        """Return True if a problem is in the eval split. The content of the problem decides."""
         return self.holdout == "all" or (self.holdout == "tenth" and is_held_out(problem.id))
 
     def train_problems(self, step: int, count: int) -> list[Problem]:
-        """The problems `step * count` to `(step + 1) * count` of an endless shuffled sequence."""
+        """Return the problems `step * count` to `(step + 1) * count` of an endless shuffled sequence."""
         if not self._train:
             raise SchoolError(
                 f"task {self.name} has no training problems ({len(self._eval)} are held out for evaluation); add "
-                "problems, or open it with ?holdout=none to train on all"
+                "problems, or open the task with `?holdout=none` to train on all problems"
             )
         return shuffled_epochs(self._train, self.seed, "practice", step, count)
 
     def eval_problems(self, count: int | None = None) -> list[Problem]:
-        """Distinct held-out problems, in the order of the list."""
+        """Return distinct held-out problems, in the order of `all_problems`."""
         if not self._eval:
             raise SchoolError(
                 f"task {self.name} has no eval problems: none of its {len(self._train)} problems is held out; add "
-                "problems, or open others with ?holdout=all"
+                "problems, or open a file of eval problems with `?holdout=all`"
             )
         return self._eval[:count]
 
     def audit_problems(self, limit: int | None = None) -> list[Problem]:
-        """All problems, in order."""
+        """Return the first `limit` problems, or all problems if `limit` is None."""
         return self.all_problems[:limit]
 
 

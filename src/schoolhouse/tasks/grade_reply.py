@@ -1,4 +1,4 @@
-"""Grade single replies: `schoolhouse.grade(reply, reference)`, and the pairs of a file (`school grade`)."""
+"""Grade one reply with `schoolhouse.grade(reply, reference)`, or the pairs of a file with `school grade`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def grade(
     `answer_colon` (Answer: X), `last_number`, `whole` (the whole text) or `auto` (the first mark that the reply has).
     The option `units` says whether a unit can be left out (`optional`), must be written (`strict`), or can also be
     added (`lenient`). The option `grader` selects our rules (`ours`) or the rules of an installed package (`hf`,
-    `verl`, `minerva`). Raises SchoolError for an unknown option. References such as integrals are compared in a worker
-    process.
+    `verl`, `minerva`). Raises SchoolError for an unknown option. A reference such as an
+    integral is compared in a worker process.
     """
     grading = pop_grading({"extract": extract, "units": units, "grader": grader}, "grade")
     problem, completion = _case(reply, reference, question)
@@ -80,12 +80,12 @@ def read_pairs(path: Path) -> list[Pair]:
     except OSError as error:
         raise SchoolError(f"cannot read {path}: {error.strerror}; give a file with one JSON object per line") from error
     except UnicodeDecodeError:
-        raise SchoolError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
+        raise SchoolError(f"{path}: the file is not UTF-8 text; save the file as UTF-8") from None
     for line, text in enumerate(lines, 1):
         if text.strip():
             pairs.append(_pair(f"{path}:{line}", text))
     if not pairs:
-        raise SchoolError(f"{path} has no pairs; write {{reference, candidate}} on each line, and `expected` if known")
+        raise SchoolError(f"{path} has no pairs; write a JSON object with `reference` and `candidate` on each line")
     return pairs
 
 
@@ -93,9 +93,9 @@ def _pair(place: str, text: str) -> Pair:
     try:
         row: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise SchoolError(f"{place}: not JSON ({error}); each line must be one JSON object") from None
+        raise SchoolError(f"{place}: the line is not JSON ({error}); each line must be one JSON object") from None
     if not isinstance(row, Mapping):
-        raise SchoolError(f"{place}: not a JSON object; each line must be one, with `reference` and `candidate`")
+        raise SchoolError(f"{place}: the line is not a JSON object; write an object with `reference` and `candidate`")
     reference, candidate = row.get("reference"), row.get("candidate")
     references = reference if isinstance(reference, list) else [reference]
     if not references or not all(isinstance(each, str) for each in references):
@@ -112,7 +112,7 @@ def _pair(place: str, text: str) -> Pair:
 
 
 def grade_pairs(pairs: Sequence[Pair], grading: Grading, progress: ProgressFn | None = None) -> list[Verdict]:
-    """One verdict for each pair, in order, by worker processes with a timeout."""
+    """Grade the pairs in worker processes with a timeout. Returns one verdict for each pair, in order."""
     cases = [_case(pair.candidate, pair.reference, pair.question) for pair in pairs]
     with WorkerPool(PairTask(grading)) as pool:
         return pool.grade_all(cases, progress)
@@ -121,7 +121,7 @@ def grade_pairs(pairs: Sequence[Pair], grading: Grading, progress: ProgressFn | 
 def _case(reply: str, reference: str | Sequence[str], question: str) -> tuple[Problem, Completion]:
     references = (reference,) if isinstance(reference, str) else tuple(reference)
     if not references:
-        raise SchoolError("grade: the list of references is empty; give one reference or more")
+        raise SchoolError("grade: the list of references is empty; give at least one reference")
     messages = (Message("user", question),) if question else ()
     thought, end, answer = reply.rpartition("</think>")
     if not end:

@@ -1,4 +1,4 @@
-"""Grade completions: in process where the task allows it, else in worker processes with a timeout."""
+"""Grade completions in the main process if the task allows it, or else in worker processes with a timeout."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _POOL = "_worker_pool"
 def grade_rollouts(
     rollouts: Sequence[Rollout], task: Task, parse: Callable[[Rollout], Completion], pool: WorkerPool | None = None
 ) -> list[Group]:
-    """Verdicts for rollouts, in order. Consecutive rollouts of the same step and problem form one group.
+    """Grade rollouts, and return groups with their verdicts. Consecutive rollouts of one problem form one group.
 
-    parse  the last completion of a rollout (`Conversation.parse_completion`)
-    pool   worker processes to use instead of the task's own
-    A verifier that raises, dies or exceeds its timeout gives a verdict without a reward, and the reason.
+    parse  a function that returns the last completion of a rollout (`Conversation.parse_completion`).
+    pool   worker processes that are used instead of the task's own worker processes.
+    If a verifier raises an exception, dies or exceeds its timeout, the verdict has no reward but has the reason.
     """
     verdicts = grade_all([(rollout.problem, parse(rollout)) for rollout in rollouts], task, pool)
     pairs = zip(rollouts, verdicts, strict=True)
@@ -34,7 +34,7 @@ def grade_rollouts(
 def grade_all(
     cases: Sequence[Case], task: Task, pool: WorkerPool | None = None, progress: ProgressFn | None = None
 ) -> list[Verdict]:
-    """One verdict for each (problem, completion), in order, in process or by worker processes."""
+    """Return one verdict for each pair of a problem and a completion, in order."""
     if pool is None and not task.in_process:
         pool = worker_pool(task)
     if pool is not None:
@@ -48,13 +48,13 @@ def grade_all(
 
 
 def worker_pool(task: Task) -> WorkerPool:
-    """The worker processes of a task. They start with the first case and are kept with the task."""
+    """Return the worker processes of a task. The processes start with the first case, and stay with the task."""
     if _POOL not in task.__dict__:  # not an attribute: a task may be a frozen dataclass
         task.__dict__[_POOL] = WorkerPool(task)
     return task.__dict__[_POOL]
 
 
 def timing(task: Task) -> dict[str, float]:
-    """Seconds per completion of the last call, mean and slowest; {} where no worker process graded."""
+    """Return the mean and the largest number of seconds per completion in the last call of the worker processes."""
     seconds = task.__dict__[_POOL].seconds if _POOL in task.__dict__ else []
     return {"mean": fmean(seconds), "slowest": max(seconds)} if seconds else {}

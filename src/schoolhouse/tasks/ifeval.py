@@ -1,4 +1,4 @@
-"""Instructions that can be checked without a model, in the shape of IFEval (Zhou et al. 2023, arXiv 2311.07911).
+"""The task `ifeval:PATH.jsonl`: instructions that code can check, as in IFEval (Zhou et al. 2023, arXiv 2311.07911).
 
 {"prompt": "...", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 """
@@ -18,16 +18,16 @@ from schoolhouse.tasks.dataset_task import DatasetTask
 from schoolhouse.types import Completion, Message, Problem, SchoolError, Verdict
 
 Check = Callable[..., bool]
-"""(reply, **the keys of the row) -> whether the reply follows the instruction."""
+"""A function that gets the reply and the arguments of the instruction, and returns True if the reply follows it."""
 
 OPTIONS = ("holdout", "unknown")
 
 
 def open_ifeval(path: str, seed: int = 0, **options: str) -> IFEval:
-    """The task of a file of instructions.
+    """Open the task of a file of instructions.
 
     The option `holdout` is tenth, all or none. The option `unknown=drop` leaves out each row that has an instruction
-    without a check. Raises SchoolError with the file, the line and the mistake.
+    without a check. Raises SchoolError if a row cannot be used; the message names the file, the line and the mistake.
     """
     for option in options:
         if option not in OPTIONS:
@@ -39,7 +39,7 @@ def open_ifeval(path: str, seed: int = 0, **options: str) -> IFEval:
 
 
 class IFEval(DatasetTask):
-    """Instructions that are checked without a model. The reward is 1 if a reply follows all instructions of its row."""
+    """A task with instructions that code checks. The reward is 1 if a reply follows all instructions of its row."""
 
     in_process = True
 
@@ -49,11 +49,14 @@ class IFEval(DatasetTask):
 
     @cached_property
     def all_problems(self) -> list[Problem]:
-        """Every row, in the order of the file."""
+        """The problems of all rows, in the order of the file."""
         return self._problems
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
-        """Reward 1 if the text behind the thought follows every instruction, else 0 and those it does not follow."""
+        """Give reward 1 if the text after the thought follows every instruction.
+
+        Otherwise the reward is 0, and the reason names the instructions that the text does not follow.
+        """
         reply = completion.answer.strip()
         info: Mapping[str, Any] = problem.info
         broken = [
@@ -88,14 +91,14 @@ def _read(path: Path, drop_unknown: bool) -> list[Problem]:
         if problem:
             problems.append(problem)
     if not problems:
-        raise SchoolError(f"{path} has no rows; add one with the keys prompt, instruction_id_list and kwargs")
+        raise SchoolError(f"{path} has no rows; add a row with the keys `prompt`, `instruction_id_list` and `kwargs`")
     return problems
 
 
 def _problem(row: Any, place: str, source: str, drop_unknown: bool) -> Problem | None:
     names = row.get("instruction_id_list") if isinstance(row, dict) else None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not isinstance(names, list) or not names:
-        raise SchoolError(f"{place}: a row needs `prompt` (text), `instruction_id_list` (a list) and `kwargs` (a list)")
+        raise SchoolError(f"{place}: the row needs `prompt` (text), `instruction_id_list` (list) and `kwargs` (list)")
     kwargs = row.get("kwargs") or [{}] * len(names)
     if not isinstance(kwargs, list) or len(kwargs) != len(names):
         raise SchoolError(
@@ -107,7 +110,7 @@ def _problem(row: Any, place: str, source: str, drop_unknown: bool) -> Problem |
                 return None
             known = suggest(str(name), sorted(CHECKS))
             raise SchoolError(
-                f"{place}: no check for the instruction `{name}`{known}; ?unknown=drop leaves such rows out"
+                f"{place}: no check for the instruction `{name}`{known}; to leave such rows out, add `?unknown=drop`"
             )
     given = [{key: value for key, value in (one or {}).items() if value is not None} for one in kwargs]
     problem_id = hashlib.blake2b(row["prompt"].encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

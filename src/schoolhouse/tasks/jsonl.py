@@ -1,4 +1,7 @@
-"""Problems and demonstrations from data files: GSM8K, MATH, chats, or your own (`jsonl:PATH`). docs/data.md."""
+"""The task `jsonl:PATH`: problems and demonstrations from data files, such as GSM8K, MATH, chats or your own files.
+
+The page docs/data.md says which files and columns can be read.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,14 @@ OPTIONS = ("holdout", "instruct", *GRADING_OPTIONS, *SOURCE_OPTIONS)
 
 
 def open_jsonl(path: str, seed: int = 0, **options: str) -> JsonLines:
-    """The task of a file, a folder, a glob pattern or `hub:ORG/NAME`.
+    """Open the task of a file, a folder, a glob pattern or `hub:ORG/NAME`.
 
-    Options: `holdout=tenth|all|none`, the part held out for evaluation; `instruct=boxed` adds a request for a \\boxed{}
-    answer to every problem; `extract`, `units` and `grader` (docs/grading.md); a role and its column, as in
-    `question=problem`; `ignore=KEY,KEY`, columns that are knowingly not used; `split`, `subset`; `drop=FILE`, a list of
-    rows that are left out.
-    Raises SchoolError naming file, line and mistake.
+    The option `holdout=tenth|all|none` sets the part that is held out for evaluation. The option `instruct=boxed` adds
+    a request for a \\boxed{} answer to every problem. The options `extract`, `units` and `grader` say how answers are
+    graded (docs/grading.md). An option such as `question=problem` names the column of a role. The option
+    `ignore=KEY,KEY` names columns that are left out. The options `split` and `subset` select a part of the data. The
+    option `drop=FILE` gives a list of rows that are left out.
+    Raises SchoolError if a row cannot be used; the message names the file, the line and the mistake.
     """
     for option in options:
         if option not in OPTIONS:
@@ -37,9 +41,10 @@ def open_jsonl(path: str, seed: int = 0, **options: str) -> JsonLines:
 
 
 class JsonLines(DatasetTask):
-    """The problems of a file, graded by their final answer (answers/).
+    """A task with the problems of a file. The final answers of replies are graded by the rules in answers/.
 
-    In process where every reference is a number or text, else in worker processes.
+    The task grades in the main process if every reference is a number, a choice or text. Otherwise the task grades in
+    worker processes.
     """
 
     def __init__(
@@ -59,32 +64,32 @@ class JsonLines(DatasetTask):
 
     @property
     def has_answers(self) -> bool:
-        """Whether any row has a reference answer. A file of chats has none."""
+        """True if at least one row has a reference answer. A file of chats has no reference answers."""
         return any(problem.reference for problem, *_ in self.rows)
 
     @cached_property
     def all_problems(self) -> list[Problem]:
-        """Every row, in the order of the file. Raises SchoolError if a row has no reference answer."""
+        """The problems of all rows, in the order of the file. Raises SchoolError if a row has no reference answer."""
         for number, (problem, _, no_answer) in enumerate(self.rows, 1):
             if not problem.reference:
                 raise SchoolError(
-                    f"task {self.name} has no answers to grade: row {number} {no_answer}; its replies are material for "
-                    "`sft` (`--demos` shows them); to grade completions, name the answer (`?answer=KEY`), or write a "
-                    "reward function (`python:FILE.py?data=PATH`)"
+                    f"task {self.name} has no answers to grade: row {number} {no_answer}; use the replies of the file "
+                    "with the recipe `sft` (`--demos` shows the replies); to grade completions, name the column of the "
+                    "answer (`?answer=KEY`), or write a reward function (`python:FILE.py?data=PATH`)"
                 )
         return [problem for problem, *_ in self.rows]
 
     def warm_up(self) -> None:
-        """Imports math-verify, which takes half a second."""
+        """Import math-verify. The import takes half a second."""
         if not self.in_process:
             load_math_verify()
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
-        """Reward 1 if the final answer equals the reference or one of its aliases, else 0."""
+        """Give reward 1 if the final answer equals the reference or one of the aliases, else reward 0."""
         return self.grading.grade(problem, completion)
 
     def normalized_answer(self, completion: Completion) -> Hashable | None:
-        """The final answer, found as for a grade."""
+        """Return the final answer of a completion. The answer is found as in `grade`."""
         return normalized_answer(completion, self.grading.extraction)
 
     @cached_property
@@ -94,7 +99,7 @@ class JsonLines(DatasetTask):
         ]
 
     def demonstrations(self, step: int, count: int) -> list[Demonstration]:
-        """The demonstrations of the train split, in a new order each epoch."""
+        """Return demonstrations of the train split. Each epoch has a new order."""
         if not self._train_demonstrations:
             raise SchoolError(
                 f"task {self.name} has no demonstrations: write the solution before `####` in `answer` (as in GSM8K), "
@@ -105,7 +110,7 @@ class JsonLines(DatasetTask):
 
 
 def demonstration_to_row(demonstration: Demonstration) -> dict[str, Any]:
-    """A demonstration as a row of a file; `demonstration_from_row` restores it."""
+    """Return a demonstration as a row of a file. `demonstration_from_row` restores the demonstration."""
     problem = demonstration.problem
     return {
         "messages": [message._asdict() for message in problem.messages],
@@ -122,7 +127,7 @@ def demonstration_to_row(demonstration: Demonstration) -> dict[str, Any]:
 
 
 def demonstration_from_row(row: Mapping[str, Any]) -> Demonstration:
-    """The demonstration of a row that `demonstration_to_row` made."""
+    """Return the demonstration of a row that `demonstration_to_row` made."""
     messages = tuple(Message(**message) for message in row["messages"])
     aliases = tuple(row.get("aliases", ()))
     problem = Problem(row["id"], messages, row["reference"], row["family"], aliases=aliases)

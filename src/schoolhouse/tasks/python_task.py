@@ -144,9 +144,10 @@ class RewardFunctionTask(DatasetTask):
     """A task with the problems of a file, graded by a reward function.
 
     The reward function gets one answer at a time, without the thought. A function with TRL's signature gets the columns
-    of the row by name. A function with verl's signature gets `ground_truth`: the value at `reward_model.ground_truth`
-    in a row of verl's, unchanged; else a column of this name; else the reference. A row needs a prompt, but no
-    reference. If the function returns None or a number that is not finite, the verdict has no reward.
+    of the row by name. A function with verl's signature gets `ground_truth`: the unchanged value of
+    `reward_model.ground_truth`, the value of the column `ground_truth`, or else the reference. A row must have a
+    prompt, but can have no reference. If the function returns None or a number that is not finite, the verdict has no
+    reward.
     """
 
     def __init__(
@@ -214,7 +215,7 @@ class RewardFunctionTask(DatasetTask):
         return Verdict(float(result), "", parts)
 
     def normalized_answer(self, completion: Completion) -> Hashable | None:
-        r"""The answer in \boxed{} or <answer>, or behind `####` or `Answer:`; else the whole text."""
+        r"""Return the answer in \boxed{} or <answer>, or after `####` or `Answer:`, or else the whole text."""
         return normalized_answer(completion, "auto")
 
     def _arguments(self, problem: Problem, answer: str) -> dict[str, Any]:
@@ -241,7 +242,7 @@ class RewardFunctionTask(DatasetTask):
         return {name: value for name, value in available.items() if self._takes_any or name in self._parameters}
 
     def _ground_truth(self, problem: Problem) -> Any:
-        """The ground truth as verl's rows have it: text, a number, a list or a mapping."""
+        """Return the ground truth of a problem in the form of verl's rows: text, a number, a list or a mapping."""
         if not self._mapped:
             for key in ("reward_model.ground_truth", "ground_truth"):
                 if (value := value_at(problem.info, key)) is not None:

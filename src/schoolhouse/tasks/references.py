@@ -1,4 +1,4 @@
-"""The accepted final answers of a row, in the forms in which data sets write them; and the text of a cell."""
+"""Read the accepted final answers of a row in the forms of many data sets, and read the text of a cell."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _LISTS = ("answers", "possible_answers", "ground_truth", *ALIASES)
 
 
 def parse_answers(row: Mapping[str, Any], shape: Shape) -> tuple[tuple[str, ...], str, str]:
-    """The accepted final answers, why there is none, and the worked solution.
+    """Return the accepted final answers of a row, a reason if the row has no answer, and the worked solution.
 
-    Raises BadRow for NaN. All other mistakes are returned, because a reward function may need no reference.
+    Raises BadRow for NaN. All other mistakes are returned as the reason, because a reward function may not need a
+    reference.
     """
     key, solution_key = shape.key("answer"), shape.key("solution")
     if not key:
@@ -65,7 +66,7 @@ def _answer_in_solution(solution: str) -> tuple[tuple[str, ...], str, str]:
 
 
 def _references(row: Mapping[str, Any], value: Any, key: str) -> tuple[str, ...]:
-    """Every accepted spelling of the answer, the first one first."""
+    """Return every accepted spelling of the answer, in the order of the row."""
     if isinstance(value, bool):
         return ("yes", "true") if value else ("no", "false")
     if isinstance(value, str) and value.lstrip().startswith("[") and normalized(key).rpartition(".")[2] in _LISTS:
@@ -74,7 +75,7 @@ def _references(row: Mapping[str, Any], value: Any, key: str) -> tuple[str, ...]
         value = _inner_answers(value, key)
     if isinstance(value, list):
         if not value:
-            raise BadRow(f"`{key}` is empty; give one, or delete the row")
+            raise BadRow(f"`{key}` is empty; write a value, or delete the row")
         if all(isinstance(each, Mapping) and isinstance(each.get("text"), str) for each in value):
             value = [each["text"] for each in value]  # as in NarrativeQA
         if len(value) > 1 and not all(isinstance(each, str) for each in value):
@@ -98,15 +99,15 @@ def _references(row: Mapping[str, Any], value: Any, key: str) -> tuple[str, ...]
 
 
 def _inner_answers(value: Mapping[str, Any], key: str) -> Any:
-    """The answers in a mapping, as in SQuAD (`text`), DROP (`spans`) and TriviaQA (`value`, `aliases`)."""
+    """Return the answers in a mapping, as in SQuAD (`text`), DROP (`spans`) and TriviaQA (`value`, `aliases`)."""
     for inner in ("text", "spans"):
         if isinstance(value.get(inner), list):
             return value[inner]
     if isinstance(value.get("value"), str):
         return [value["value"], *(alias for alias in value.get("aliases") or () if isinstance(alias, str))]
     raise BadRow(
-        f"`{key}` is {shown(value)}; a mapping is no answer to compare; name the answer (`?answer={key}.KEY`), or use "
-        "a reward function of your own"
+        f"`{key}` is {shown(value)}, a mapping, but an answer must be text; name the key of the answer "
+        f"(`?answer={key}.KEY`), or write your own reward function"
     )
 
 
@@ -116,24 +117,24 @@ def _checked_reference(text: str, key: str) -> str:
     if text.casefold() in _NOT_ANSWERS:
         raise BadRow(f"`{key}` is `{text}`, which says that there is no final answer; drop the row")
     if text[:1] in "{[" and isinstance(_json_or_none(text), dict | list) and re.search(r'"\w+":', text):
-        raise BadRow(f"`{key}` is {text[:40]}; JSON is no answer to compare; use a reward function of your own")
+        raise BadRow(f"`{key}` is {text[:40]}; JSON cannot be compared as an answer; write your own reward function")
     words = len(text.split())
     if words > MAX_REFERENCE_WORDS and len(re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}", text)) > MAX_REFERENCE_WORDS // 2:
         raise BadRow(
-            f"`{key}` has {words} words, too many for a final answer; to imitate it, add `?completion={key}`; else "
-            "write the final answer after `####`"
+            f"`{key}` has {words} words, which is too long for a final answer; to train on the text as a reply, add "
+            f"`?completion={key}`; to grade, write the final answer after `####`"
         )
     return text
 
 
 def _without_unit(row: Mapping[str, Any], text: str) -> str:
-    """`9 (apples)` -> `9` in the rows of ASDiv."""
+    """Remove the unit from an answer in a row of ASDiv: `9 (apples)` becomes `9`."""
     named = _UNIT_IN_BRACKETS.fullmatch(text) if {"body", "formula"} <= row.keys() else None
     return named[1] if named else text
 
 
 def _last_boxed(solution: str, key: str) -> str:
-    r"""The content of the last \boxed{...} of a MATH solution; some have no braces (`$\boxed 2$`)."""
+    r"""Return the content of the last \boxed{...} of a MATH solution. Some solutions have no braces (`$\boxed 2$`)."""
     last = solution[max(solution.rfind("\\boxed"), 0) :]
     if bare := re.match(r"\\boxed\s+([^\s${}\\]+)", last):
         return bare[1]
@@ -147,7 +148,7 @@ def _last_boxed(solution: str, key: str) -> str:
 
 
 def text_of(value: Any, key: str) -> str:
-    """A cell as text. Raises BadRow for a value that is neither text nor a number, for blank text and for NaN."""
+    """Return a cell as text. Raises BadRow if the value is blank text, NaN, or not text and not a number."""
     refuse_nan(value, key)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)  # 142.0, as a table writes 142 in a column with empty cells
@@ -156,30 +157,32 @@ def text_of(value: Any, key: str) -> str:
     if not isinstance(value, str):
         raise BadRow(f"`{key}` is {shown(value)}; it must be text or a number")
     if not value.strip():
-        raise BadRow(f"`{key}` is empty; give one, or delete the row")
+        raise BadRow(f"`{key}` is empty; write a value, or delete the row")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRow(f"`{key}` holds half a character (a lone surrogate); remove it") from None
+        raise BadRow(f"`{key}` has a lone surrogate (half of a character); remove this half character") from None
     return value
 
 
 def refuse_nan(value: Any, key: str) -> None:
-    """Raises BadRow for a number that is not finite, and for the text that tables write for a missing value."""
+    """Raise BadRow for a number that is not finite, and for a text such as `nan`, which means a missing value."""
     missing = isinstance(value, float | Decimal) and not math.isfinite(value)
     if missing or (isinstance(value, str) and value.strip() in ("nan", "NaN", "<NA>")):
-        raise BadRow(f"`{key}` is {str(value).strip()}, a missing value or no number; give one, or delete the row")
+        raise BadRow(
+            f"`{key}` is {str(value).strip()}, but it must be text or a finite number; write a value, or delete the row"
+        )
 
 
 def optional_text(row: Mapping[str, Any], key: str) -> str:
-    """The text in a column, or the first of several texts; empty if there is none."""
+    """Return the text in a column, or the first text of a list. Returns an empty text if the column has no text."""
     value = value_at(row, key) if key else ""
     value = value[0] if isinstance(value, list) and value else value
     return value.strip() if isinstance(value, str) else ""
 
 
 def _list_in_text(text: str) -> Any:
-    """The list of texts in JSON or in Python's spelling, as CSV files have it; else the text itself."""
+    """Parse a list of texts that a CSV file has as JSON or as Python code. Returns any other text unchanged."""
     found = _json_or_none(text)
     if found is None:
         try:

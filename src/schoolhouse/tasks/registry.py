@@ -71,7 +71,7 @@ def open_task(spec: str, seed: int = 0) -> Task:
 
 
 def data_spec(data: str) -> str:
-    """The task of a data file, without an eval split unless its options ask for one: `FILE[?OPTION=VALUE&...]`."""
+    """Return the spec of the task for a data file `FILE[?OPTION=VALUE&...]`. `holdout=none` is the default."""
     path, _, query = data.partition("?")
     options = parse_query(f"data `{data}`", query)
     return f"jsonl:{path}?" + "&".join(f"{name}={value}" for name, value in {"holdout": "none", **options}.items())

@@ -1,6 +1,7 @@
-"""The rows of data files as problems and demonstrations. Mistakes name file, line, column and the way out.
+"""Make problems and demonstrations from the rows of data files.
 
-Rows are left out only if a list of them is given (`?drop=FILE`), and the number of these rows is told.
+An error message names the file, the line and the column, and says what to do. A row is left out only if the list
+`?drop=FILE` names the row. A note says how many rows are left out.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _ALL_BAD = 1_000  # if so many rows in front are all bad, the rest is not read
 
 @dataclass(frozen=True)
 class RowSource:
-    """A file, folder, glob pattern or `hub:ORG/NAME`, and how its columns are read."""
+    """The source of rows (a file, a folder, a glob pattern or `hub:ORG/NAME`), and how its columns are read."""
 
     path: str
     split: str = ""
@@ -46,7 +47,7 @@ class RowSource:
 
     @classmethod
     def of(cls, path: str, options: Mapping[str, str]) -> RowSource:
-        """A source with the options of a task; `SOURCE_OPTIONS` lists them. Raises SchoolError for another option."""
+        """Make a source from the options of a task. Raises SchoolError for an option not in `SOURCE_OPTIONS`."""
         for option in options:
             if option not in SOURCE_OPTIONS:
                 raise SchoolError(f"{path}: unknown option `{option}`{suggest(option, SOURCE_OPTIONS)}")
@@ -57,20 +58,20 @@ class RowSource:
 
     @property
     def spec(self) -> str:
-        """The task `jsonl:` with the same options, without a list of dropped rows."""
+        """The spec of the task `jsonl:` with the same options, but without the option `drop`."""
         options = {"split": self.split, "subset": self.subset, "ignore": ",".join(self.options.ignore)}
         given = [f"{name}={value}" for name, value in {**options, **self.options.mapping}.items() if value]
         return f"jsonl:{self.path}" + (f"?{'&'.join(given)}" if given else "")
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that is read, the list of dropped rows included."""
+        """All files that are read. The list of dropped rows is one of the files."""
         paths = [] if self.path.startswith(HUB) else data_files(self.path, self.split)
         return tuple(path for path in [*paths, *([Path(self.drop)] if self.drop else [])] if path.is_file())
 
 
 class ReadRow(NamedTuple):
-    """A row of a file, and its example or the reason why it is none."""
+    """A row of a file with its example, or with the reason why the row cannot be used."""
 
     source: SourceRow
     row: Row | None
@@ -78,7 +79,7 @@ class ReadRow(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A problem, and its demonstration if the row has one. `no_answer` says why the problem cannot be graded."""
+    """The problem of a row, and a demonstration if the row has a reply. `no_answer` says why a row has no answer."""
 
     problem: Problem
     demonstration: Demonstration | None
@@ -86,14 +87,14 @@ class Example(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """The examples of a source, and notes for the user."""
+    """The examples of a data source, and notes for the user."""
 
     rows: list[Example]
     notes: tuple[str, ...]
 
 
 def scan(source: RowSource, need: Need = "answer or reply") -> Iterator[ReadRow]:
-    """Every row with its example or its mistake, one after another."""
+    """Yield every row of a source with its example, or with the reason why the row cannot be used."""
     for raw in iter_rows(source.path, source.split, source.subset):
         if raw.error:
             yield ReadRow(raw, None, raw.error)
@@ -108,29 +109,30 @@ def scan(source: RowSource, need: Need = "answer or reply") -> Iterator[ReadRow]
 
 
 def require(row: Row, need: Need) -> None:
-    """Raises BadRow with the way out if a row lacks what is needed."""
+    """Raise BadRow if a row lacks what `need` names. The message says what to do."""
     if need != "prompt" and (error := unusable(row)):
         raise BadRow(error)
 
 
 def unusable(row: Row) -> str:
-    """Why a row has neither an answer to grade nor a reply to imitate, and the way out; empty if it has one of them."""
-    own = "grade the rows by a reward function of your own: `python:FILE.py?data=PATH`"
+    """Return why a row has no answer and no reply, and what to do. Returns "" if the row has an answer or a reply."""
+    own = "grade the rows with your own reward function: `python:FILE.py?data=PATH`"
     if row.references or row.reply:
         return ""
     if row.kind == "code":
-        return f"has tests of a program instead of an answer; {own}"
+        return f"the row has tests of a program; use the task `code:PATH.jsonl` (MBPP, HumanEval), or {own}"
     if row.kind == "constraints":
-        return f"has instructions to follow (IFEval) instead of an answer; {own}"
+        return f"the row has instructions to follow (IFEval); use the task `ifeval:PATH.jsonl`, or {own}"
     if row.kind in ("prompt", "chat"):
-        return f"has a prompt, but neither an answer nor a reply; name the answer (`?answer=KEY`), or {own}"
+        return f"the row has a prompt, but no answer and no reply; name the answer (`?answer=KEY`), or {own}"
     return row.reference_error
 
 
 def read_examples(source: RowSource, instruct: bool = False, need: Need = "answer or reply") -> Examples:
-    """The examples of a source. Raises SchoolError naming file, line and mistake of the first bad row.
+    """Return the examples of a source. Raises SchoolError if a row cannot be used.
 
-    instruct  add a request for a \\boxed{} answer to every prompt
+    The error message names the file, the line and the mistake of the first bad row. If `instruct` is true, every prompt
+    gets the request to put the final answer in \\boxed{}.
     """
     dropped = read_drop_list(source.drop) if source.drop else set()
     examples: list[Example] = []
@@ -151,7 +153,7 @@ def read_examples(source: RowSource, instruct: bool = False, need: Need = "answe
     if bad:
         raise SchoolError(_complaint(bad, len(examples), source))
     if not examples:
-        raise SchoolError(f"{source.path} has no rows; add at least one, with the keys question and answer")
+        raise SchoolError(f"{source.path} has no rows; add at least one, with the keys `question` and `answer`")
     return Examples(examples, tuple(_notes(source, examples, num_dropped, list(unused))))
 
 
@@ -166,7 +168,7 @@ def _complaint(bad: list[ReadRow], num_good: int, source: RowSource) -> str:
 
 
 def _unused_texts(row: Row, values: Mapping[str, Any], ignored: tuple[str, ...]) -> Iterator[str]:
-    """Columns with long texts that play no role, such as the generations of a model."""
+    """Yield the columns that have long texts but are not used, such as the generations of a model."""
     used = {key.partition(".")[0] for keys in row.shape.roles.values() for key in keys}
     for key, value in values.items():
         long = len(value if isinstance(value, str) else json.dumps(value, default=str)) > _LONG
@@ -183,11 +185,14 @@ def _notes(source: RowSource, examples: list[Example], num_dropped: int, unused:
     references: dict[str, str] = {}
     differing = sum(references.setdefault(e.problem.id, e.problem.reference) != e.problem.reference for e in examples)
     if differing:
-        yield f"{differing:,} rows of {source.path} repeat an earlier prompt with another answer"
+        yield f"{differing:,} rows of {source.path} have the prompt of an earlier row, but another answer"
 
 
 def make_example(row: Row, values: Mapping[str, Any], source: str, instruct: bool = False) -> Example:
-    """The problem of a row, and its demonstration. The id depends on the prompt alone, without the instruction."""
+    """Make the problem of a row, and its demonstration.
+
+    The id of the problem depends only on the prompt before the request for \\boxed{} is added.
+    """
     request = (CHOICE_INSTRUCTION if row.kind == "choice" else INSTRUCTION) if instruct else ""
     family = values.get("type") or values.get("family") or ""
     if key := row.shape.key("family"):
@@ -213,7 +218,7 @@ def _instructed(messages: tuple[Message, ...], request: str) -> tuple[Message, .
 
 
 def problem_id(messages: tuple[Message, ...]) -> str:
-    """A stable id of a prompt, whatever its spacing."""
+    """Return the id of a prompt. Prompts that differ only in spaces and line breaks have the same id."""
     text = "\x1f".join(f"{message.role}\x1e{' '.join(message.content.split())}" for message in messages)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
@@ -222,26 +227,29 @@ def problem_id(messages: tuple[Message, ...]) -> str:
 
 
 def row_digest(row: SourceRow) -> str:
-    """Names a row in a list of dropped rows: by its content, or by its place if it cannot be read."""
+    """Return a hash that names a row in a list of dropped rows.
+
+    The hash is made from the content of the row. If the row cannot be read, the hash is made from its file and line.
+    """
     content = json.dumps(row.values, sort_keys=True, default=str) if row.values else Path(row.place).name
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def drop_entry(row: SourceRow, reason: str) -> dict[str, str]:
-    """The line of a row in a list of dropped rows."""
+    """Return the entry for a row in a list of dropped rows."""
     return {"place": row.place, "reason": reason, "row": row_digest(row)}
 
 
 def read_drop_list(path: str) -> set[str]:
-    """The digests in a list of dropped rows."""
+    """Return the hashes of the rows in a list of dropped rows."""
     if not Path(path).is_file():
         raise SchoolError(
-            f"there is no list {path} of rows to drop; `school task TASK --check --drop {path}` writes it"
+            f"the list of dropped rows {path} does not exist; make it: `school task TASK --check --drop {path}`"
         )
     try:
         entries = read_jsonl(Path(path))
     except SchoolError:
         entries = [{}]
     if not all(entry.keys() == {"place", "reason", "row"} for entry in entries):
-        raise SchoolError(f"{path} is no list of rows to drop; `school task TASK --check --drop FILE` writes one")
+        raise SchoolError(f"{path} is not a list of dropped rows; make one: `school task TASK --check --drop FILE`")
     return {str(entry["row"]) for entry in entries}

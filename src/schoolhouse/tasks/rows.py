@@ -1,6 +1,7 @@
-"""A row of a data file as an example: the prompt, the accepted final answers, and the reply to imitate.
+"""Read a row of a data file as an example: the prompt, the accepted final answers, and the reply to imitate.
 
-data/shapes.py says what the columns mean. This file reads their values; references.py reads the answers.
+The file data/shapes.py finds the role of each column. The file rows.py reads the values of the columns. The file
+references.py reads the answers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _CORRECT_MARKS = ("correctness_math_verify", "correctness", "is_correct")
 
 @dataclass(frozen=True, slots=True)
 class RowOptions:
-    """What a user says about the columns: `mapping` role -> column, and columns to `ignore`."""
+    """The user's options for columns. `mapping` has the column of each role, and `ignore` has the ignored columns."""
 
     mapping: Mapping[str, str] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
@@ -33,7 +34,7 @@ class RowOptions:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply to imitate, after its own prompt. `untrained`: assistant turns of the prompt that are never imitated."""
+    """A reply to imitate, and its prompt. `untrained` has the indices of assistant turns without a loss."""
 
     messages: tuple[Message, ...]
     thought: str | None
@@ -44,12 +45,12 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An example.
+    """The example that a row of a data file gives.
 
-    messages         the prompt
-    references       accepted final answers; () if the row has none
-    reference_error  why the row has no reference; empty if it has one
-    reply            the reply to imitate, if the row has one
+    messages         the prompt of the example.
+    references       the accepted final answers. The tuple is empty if the row has no final answer.
+    reference_error  the reason why the row has no reference. The text is empty if the row has a reference.
+    reply            the reply to imitate, or None if the row has no reply.
     """
 
     kind: Kind
@@ -61,7 +62,7 @@ class Row:
 
 
 def parse_row(row: Mapping[str, Any], options: RowOptions) -> Row:
-    """The example of a row. Raises BadRow: what is wrong, and what to do."""
+    """Return the example of a row. Raises BadRow with a message that says what is wrong and what to do."""
     shape = recognize(row, options.mapping, options.ignore)
     if shape.kind == "stored":
         return _stored(row, shape)
@@ -87,12 +88,12 @@ def parse_row(row: Mapping[str, Any], options: RowOptions) -> Row:
 
 
 def _stored(row: Mapping[str, Any], shape: Shape) -> Row:
-    """A demonstration that `demonstration_to_row` wrote. Its answer need not be spelt as the reference."""
+    """Read a row that `demonstration_to_row` wrote. The answer and the reference can have different spellings."""
     _ending_with_user(row["messages"], "messages")
     messages = tuple(Message(turn["role"], turn["content"], turn.get("thought")) for turn in row["messages"])
     thought, response = row["thought"], row["response"]
     if not isinstance(response, str) or not (thought is None or isinstance(thought, str)):
-        raise BadRow("`response` must be text, and `thought` text or null")
+        raise BadRow("`response` must be text, and `thought` must be text or null; correct the row")
     references = (text_of(row["reference"], "reference").strip(), *map(str, row.get("aliases") or ()))
     return Row(
         "stored", shape, messages, references, "", Reply(messages, thought, response, row.get("style") or "file")
@@ -115,7 +116,7 @@ def _prompt(row: Mapping[str, Any], shape: Shape) -> tuple[Message, ...]:
 
 
 def _with_context(message: Message, row: Mapping[str, Any], key: str, question: str) -> Message:
-    """A question with the text that it is about: before it, or after an instruction (`input`, as in Alpaca)."""
+    """Add the context of a question before the question. The `input` of an instruction comes after the instruction."""
     context, name = _context_text(value_at(row, key), key).strip(), normalized(key)
     if name == "input" and normalized(question) in ("instruction", "prompt"):
         return message._replace(content=f"{message.content}\n\n{context}")
@@ -124,7 +125,7 @@ def _with_context(message: Message, row: Mapping[str, Any], key: str, question: 
 
 
 def _context_text(value: Any, key: str) -> str:
-    """Text, a list of texts, or paragraphs with titles as in HotpotQA."""
+    """Return a context as one text. The value is text, a list of texts, or paragraphs with titles as in HotpotQA."""
     if isinstance(value, Mapping) and isinstance(value.get("contexts"), list):
         value = value["contexts"]
     if isinstance(value, Mapping) and {"title", "sentences"} <= value.keys():
@@ -133,12 +134,12 @@ def _context_text(value: Any, key: str) -> str:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = "\n".join(value)
     if not isinstance(value, str):
-        raise BadRow(f"`{key}` is {shown(value)}; it must be text; to leave it out knowingly: `?ignore={key}`")
+        raise BadRow(f"`{key}` is {shown(value)}; it must be text; to leave this column out, add `?ignore={key}`")
     return text_of(value, key)
 
 
 def _with_system_columns(messages: tuple[Message, ...], row: Mapping[str, Any], shape: Shape) -> tuple[Message, ...]:
-    """The messages with the system prompt and the tools of a row in the system turn."""
+    """Return the messages with a system turn that has the system prompt and the tools of the row."""
     if key := shape.key("system"):
         text = text_of(value_at(row, key), key).strip()
         if not (messages and messages[0].role == "system" and messages[0].content.strip() == text):
@@ -151,7 +152,7 @@ def _with_system_columns(messages: tuple[Message, ...], row: Mapping[str, Any], 
 def _ending_with_user(value: Any, key: str) -> Chat:
     chat = parse_chat(value, key) if value else Chat(())
     if not chat.messages or chat.messages[-1].role != "user":
-        raise BadRow(f"`{key}` must end with a user turn")
+        raise BadRow(f"`{key}` must end with a user turn; correct the prompt, or drop the row")
     return chat
 
 
@@ -159,7 +160,7 @@ def _ending_with_user(value: Any, key: str) -> Chat:
 
 
 def _chat(row: Mapping[str, Any], shape: Shape, options: RowOptions) -> Row:
-    """The last assistant turn is the reply; turns of users after it have no reply."""
+    """Read a chat. The last assistant turn is the reply. User turns after the reply are not used for training."""
     key = shape.key("messages")
     messages, untrained = parse_chat(value_at(row, key), key)
     whole = _with_system_columns(messages, row, shape)
@@ -183,7 +184,7 @@ def _chat(row: Mapping[str, Any], shape: Shape, options: RowOptions) -> Row:
                 f"turn {at + 1 - len(whole) + len(messages)} of `{key}` is empty; delete the turn, or drop the row"
             )
     if not any(message.role == "user" for message in (whole[: trained[-1]] if trained else prompt)):
-        raise BadRow(f"`{key}` has no user turn before the reply")
+        raise BadRow(f"`{key}` has no user turn before the reply; add a user turn, or drop the row")
     reply = None
     if trained:
         last = whole[trained[-1]]
@@ -193,15 +194,15 @@ def _chat(row: Mapping[str, Any], shape: Shape, options: RowOptions) -> Row:
 
 
 def _completion(row: Mapping[str, Any], shape: Shape, messages: tuple[Message, ...]) -> Reply:
-    """The reply in a column of its own: text, a list of turns, or several replies of which one is taken."""
+    """Read the reply of a column. The value is text, a list of turns, or several replies, of which one is chosen."""
     key, thought_key = shape.key("completion"), shape.key("thought")
     value = value_at(row, key)
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         turns = parse_chat(value, key).messages
         if turns[-1].role != "assistant" or any(turn.role == "system" for turn in turns):
-            raise BadRow(f"`{key}` must end with an assistant turn, and have no system turn")
+            raise BadRow(f"`{key}` must end with an assistant turn, and must have no system turn")
         if turns[0].role == "user":
-            raise BadRow(f"`{key}` is a whole conversation; read it as one: `?messages={key}`")
+            raise BadRow(f"`{key}` is a whole conversation; to read the conversation, add `?messages={key}`")
         return Reply((*messages, *turns[:-1]), turns[-1].thought, turns[-1].content)
     if isinstance(value, list):
         value = _choose_reply(row, key, value)
@@ -213,7 +214,7 @@ def _completion(row: Mapping[str, Any], shape: Shape, messages: tuple[Message, .
 
 
 def _choose_reply(row: Mapping[str, Any], key: str, replies: list[Any]) -> Any:
-    """The first reply that is marked as correct; the first of all if there are no marks."""
+    """Return the first reply that is marked as correct. If no marks exist, return the first reply."""
     for name in _CORRECT_MARKS:
         marks = row.get(name)
         if isinstance(marks, list) and len(marks) == len(replies):

@@ -1,4 +1,4 @@
-"""Choices of a multiple-choice question: `B`, `(B)`, `B)`, `B. Paris`, `\\textbf{(B)} 5`, `Option B`."""
+"""Read the choice that an answer names: `B`, `(B)`, `B)`, `B. Paris`, `\\textbf{(B)} 5` or `Option B`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ANOTHER = re.compile(r"(?<![A-Za-z])[(\[]?[A-J][)\].:](?:\s|$)|\b(?:or|and)\s+[
 
 
 class Choice(NamedTuple):
-    """A letter, and the text of the choice where it is written. `framed`: the letter stands in brackets."""
+    """The letter of a choice, and the text after the letter. `framed` is True if the letter is in brackets."""
 
     letter: str
     text: str = ""
@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 
 
 def read_choice(answer: str) -> Choice | None:
-    """The choice that an answer names; None for any other text, and for two choices."""
+    """Return the choice that an answer names. Returns None if the answer names no choice or two choices."""
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", clean(answer)).strip()
     text = (
         re.sub(r"^\{?\\(?:textbf|mathbf|mathrm)?\s*\{?(\(?[A-J]\)?)\}?\}?", r"\1", text) if text[:1] == "\\" else text
@@ -41,7 +41,10 @@ def read_choice(answer: str) -> Choice | None:
 
 
 def choice_fault(candidate: str, reference: Choice) -> str | None:
-    """Why a candidate is not the choice of the reference; "" where it is; None where the candidate names no choice."""
+    """Return the reason why a candidate is another choice than the reference, or "" if both are the same choice.
+
+    Returns None if the candidate names no choice.
+    """
     choice = read_choice(candidate)
     if choice is None:
         return None

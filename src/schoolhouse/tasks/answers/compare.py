@@ -1,4 +1,8 @@
-"""Whether a candidate is the reference: text by spelling, numbers exactly, formulas by value, lists by brackets."""
+"""Compare a candidate with a reference.
+
+Text is compared by its spelling, numbers are compared exactly, and formulas are compared by their values. For lists,
+the brackets decide whether the order of the values matters.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,7 @@ def fault(candidate: Answer, reference: Answer, policy: Policy) -> str:
 
 
 def text_fault(candidate: str, reference: str) -> str:
-    """Text is compared without case and quotes, words also without spaces."""
+    """Compare texts without case and quotes. Texts of words only are also compared without spaces."""
     if words(candidate) == words(reference):
         return ""
     expected = plain_words(reference)
@@ -99,7 +103,7 @@ def _parts_fault(candidate: Answer, reference: Parts, policy: Policy) -> str:
 
 
 def _as_unions(candidate: Parts, reference: Parts) -> tuple[Parts, Parts]:
-    """`x<1 or x>2` as a union, where the other is one."""
+    """Write a list of inequalities, such as `x<1 or x>2`, as a union of intervals if the other answer is a union."""
     if "u" not in (candidate.brackets, reference.brackets):
         return candidate, reference
     found = []
@@ -117,7 +121,7 @@ def _sequence_fault(candidate: Sequence[Answer], reference: Sequence[Answer], po
 
 
 def _multiset_fault(candidate: Sequence[Answer], reference: Sequence[Answer], policy: Policy) -> str:
-    """Every value once, in any order. `2, 2` is not `2`."""
+    """Compare lists whose values can have any order. Each value counts, so `2, 2` is not equal to `2`."""
     return _matching(candidate, reference, lambda one, other: fault(one, other, policy))
 
 
@@ -139,7 +143,10 @@ Named = list[tuple[tuple[str, ...], tuple[Answer, ...]]]
 
 
 def _named_tuples(members: Sequence[Answer]) -> Named:
-    """`p=5, q=2, p=7, q=2` as [((p, q), (5, 2)), ((p, q), (7, 2))]; [] where a member is no named value."""
+    """Return `p=5, q=2, p=7, q=2` as [((p, q), (5, 2)), ((p, q), (7, 2))].
+
+    Returns [] if a member is not a named value.
+    """
     groups: Named = []
     for member in members:
         value = _named_value(member) if isinstance(member, Relation) and len(member.members) == 2 else None
@@ -176,14 +183,14 @@ def _by_name(candidate: tuple, reference: tuple, policy: Policy) -> str:
 
 
 def _named_value(relation: Relation) -> Answer | None:
-    """The value of `x = 5`, `x \\approx 5` or `x in [1, 2]`; None for a longer chain."""
+    """Return the value of `x = 5`, `x \\approx 5` or `x in [1, 2]`, or None for a longer chain of relations."""
     if relation.name and all(operator in ("=", "in", "~") for operator in relation.operators):
         return relation.members[-1] if len(relation.members) == 2 else None
     return None
 
 
 def _approximated(relation: Relation) -> Answer | None:
-    r"""The exact value of `\sqrt{2} \approx 1.414`, where the number that is added is one within a percent."""
+    r"""Return the exact value of `\sqrt{2} \approx 1.414` if the decimal number differs by at most one percent."""
     exact, number = relation.members[0], relation.members[-1]
     if relation.operators != ("~",) or not isinstance(exact, Amount) or not isinstance(number, Amount):
         return None
@@ -224,7 +231,7 @@ def _name_is_label(reference: Relation, candidate: Relation) -> bool:
 
 
 def _values(relation: Relation) -> list[Answer]:
-    """What a named value is said to be: `P = 2000/3 ~ 666.7` has two values."""
+    """Return all values of a named value. For example, `P = 2000/3 ~ 666.7` has two values."""
     if not relation.name or not all(operator in ("=", "in", "~") for operator in relation.operators):
         return []
     return list(relation.members[1:])
@@ -244,7 +251,10 @@ def _trees(relation: Relation) -> list[Tree]:
 
 
 def _differences(relation: Relation) -> list[tuple[str, Tree]]:
-    """Each step `a < b` of a chain as ("<", b - a), `a = b` as ("=", b - a); [] where a member cannot be calculated."""
+    """Return each step `a < b` of a chain as ("<", b - a), and each step `a = b` as ("=", b - a).
+
+    Returns [] if a member is not a formula.
+    """
     trees = _trees(relation)
     if not trees or any(operator not in _MIRRORED for operator in relation.operators):
         return []
@@ -271,7 +281,7 @@ def _relations_differ(candidate: Relation, reference: Relation) -> str:
 
 
 def _interval(answer: Answer) -> Parts | None:
-    """The interval of `1 < x <= 3` or `x > 2`; None for other relations."""
+    """Return the interval of a relation such as `1 < x <= 3` or `x > 2`, or None for other relations."""
     if not isinstance(answer, Relation) or any(op not in ("<", "<=", ">", ">=") for op in answer.operators):
         return None
     members, operators = list(answer.members), list(answer.operators)

@@ -1,7 +1,7 @@
-"""Whether two formulas are equal: their values at several points, to many digits, relative to their own size.
+"""Compare two formulas by their values at six points, to about fifty digits, relative to the size of the values.
 
-Two different formulas of the lengths that are read here do not agree at six points to fifty digits. The precision grows
-with the numbers inside, so that sqrt(10^120 + 1) is not 10^60. A value beyond all bounds is not calculated.
+It is very unlikely that two different formulas have the same values at all six points. The number of digits grows with
+the numbers in a formula, so that sqrt(10^120 + 1) and 10^60 differ. A value that is too large is not calculated.
 """
 
 from __future__ import annotations
@@ -18,27 +18,30 @@ from schoolhouse.tasks.answers.formula import Tree, ordered, symbols, walk
 
 DIGITS = 60
 MAX_DIGITS = 3_000
-"""Digits of a calculation. A formula that needs more is compared by its spelling."""
+"""The largest number of digits of a calculation. A formula that needs more digits is compared by its spelling."""
 
 MAX_EXPONENT = 100_000
-"""Largest power of ten of a value."""
+"""The largest power of ten of a value."""
 
 MAX_NODES = 400
-"""Operations of a formula; one with more is compared by its spelling."""
+"""The largest number of operations of a formula. A formula with more operations is compared by its spelling."""
 
 _POINTS = 6
 
 
 class TooLarge(ArithmeticError):
-    """A value that would take too long to calculate."""
+    """Raised for a value whose calculation would take too long."""
 
 
 class Undefined(ArithmeticError):
-    """A value that does not exist, such as 1/0."""
+    """Raised for a value that does not exist, such as 1/0."""
 
 
 class _Evaluator:
-    """Evaluates trees in one precision. `magnitude`: the largest power of ten, up or down, of any value inside."""
+    """Calculates the values of formulas with a fixed number of digits.
+
+    `magnitude` is the largest absolute exponent (power of ten) of all values in the calculation.
+    """
 
     def __init__(self, context: Any, point: Mapping[str, Fraction]) -> None:
         self.mp, self.point, self.magnitude = context, point, 0.0
@@ -136,7 +139,10 @@ _KNOWN = frozenset(
 
 
 def _point(names: frozenset[str], number: int) -> dict[str, Fraction]:
-    """A point of small rational numbers, the same in every process. Odd points have negative numbers too."""
+    """Return a point with small rational numbers. Points with an odd number also have negative numbers.
+
+    The point is the same in every process.
+    """
     point = {}
     for place, name in enumerate(sorted(names)):
         seed = sum((i + 1) * ord(letter) for i, letter in enumerate(name)) + 7919 * number + 104_729 * place
@@ -148,7 +154,10 @@ def _point(names: frozenset[str], number: int) -> dict[str, Fraction]:
 
 @lru_cache(maxsize=4096)
 def value_at(tree: Tree, names: frozenset[str], number: int, digits: int) -> tuple[Any, float] | None:
-    """The value at a point, and its largest magnitude; None where it is undefined. Raises TooLarge."""
+    """Return the value of a formula at a point, and its magnitude. Returns None if the value does not exist.
+
+    Raises TooLarge if the calculation would take too long.
+    """
     context = _context(digits)
     evaluator = _Evaluator(context, _point(names, number))
     try:
@@ -167,7 +176,10 @@ def _context(digits: int) -> Any:
 
 
 def equal_formulas(a: Tree, b: Tree) -> bool:
-    """Whether two formulas have the same value wherever the first is real (or everywhere, where it never is)."""
+    """Return True if two formulas have the same value at every point where the first formula is real.
+
+    If the first formula is real at fewer than two points, the values at all points are compared.
+    """
     if ordered(a) == ordered(b):
         return True
     if a[0] == "inf" or b[0] == "inf" or a == ("neg", ("inf",)) or b == ("neg", ("inf",)):
@@ -186,7 +198,7 @@ def equal_formulas(a: Tree, b: Tree) -> bool:
 
 
 def nearly_equal(a: Tree, b: Tree) -> bool:
-    """Whether two constants are equal to a percent."""
+    """Return True if two constants differ by at most one percent."""
     if symbols(a) or symbols(b):
         return False
     try:
@@ -197,7 +209,7 @@ def nearly_equal(a: Tree, b: Tree) -> bool:
 
 
 def _equal_at(a: Tree, b: Tree, names: frozenset[str], number: int) -> tuple[bool | None, bool]:
-    """Whether the values at a point are equal (None: undefined), and whether the first is real."""
+    """Return whether two values at a point are equal (None: no first value), and whether the first value is real."""
     first, second = value_at(a, names, number, DIGITS), value_at(b, names, number, DIGITS)
     if first is None:
         return None, False
@@ -215,7 +227,7 @@ def _equal_at(a: Tree, b: Tree, names: frozenset[str], number: int) -> tuple[boo
 
 
 def _close(a: Any, b: Any, digits: int) -> bool:
-    """Relative to the larger value. What is left of a sum that is 0 counts as 0."""
+    """Return True if two values are almost equal, relative to the larger value. A tiny rounding error counts as 0."""
     if a == b:
         return True
     size = max(abs(a), abs(b))
@@ -225,7 +237,7 @@ def _close(a: Any, b: Any, digits: int) -> bool:
 
 
 def proportional(a: Tree, b: Tree) -> int | None:
-    """The sign of the constant c with a = c * b at all points; None where there is none."""
+    """Return the sign of the constant c for which a = c * b holds at all points, or None if no such constant exists."""
     names = symbols(a)
     if not names or names != symbols(b):
         return None

@@ -1,6 +1,7 @@
-"""What the formula parser cannot read, such as integrals, sums and sets of numbers, is compared by math-verify.
+"""Compare expressions that our parser cannot read, such as integrals and sums, with the library math-verify.
 
-math-verify may run for ever on some expressions. It is called in worker processes only, which have a timeout.
+math-verify can run forever on some expressions. Therefore math-verify is called only in worker processes, which have a
+timeout.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ _UNDONE = re.compile(r"\\(?:int|iint|oint|sum|prod|lim)(?![a-zA-Z])")
 
 
 def needs_math_verify(reference: str) -> bool:
-    """Whether a reference that is no formula of ours has the signs of one that math-verify reads."""
+    """Return True if a reference that our parser cannot read has signs of mathematics that math-verify can read."""
     return bool(_KNOWN.search(clean(reference))) and not re.search(r"\\text\{[^{}]*[a-z]{3}", clean(reference))
 
 
 def expression_fault(candidate: str, reference: str) -> str:
-    """Why a candidate is not the expression of the reference; "" where it is. Raises RuntimeError in a main process."""
+    """Return the reason why a candidate is not equal to the reference, or "" if both are equal.
+
+    Raises RuntimeError in a main process, because math-verify needs a worker process with a timeout.
+    """
     if parent_process() is None:
         raise RuntimeError(
-            f"comparing with {reference!r} needs math-verify, which may run for ever; grade in a worker process "
+            f"comparing with {reference!r} needs math-verify, which may run forever; grade in a worker process "
             "(`grade_all` or WorkerPool)"
         )
     signs = [set(_UNDONE.findall(clean(text))) for text in (candidate, reference)]
@@ -47,7 +51,7 @@ def expression_fault(candidate: str, reference: str) -> str:
 
 
 def _parse(text: str) -> list:
-    """The whole text as parsed by math-verify. Its alarm is off: the worker pool has the timeout."""
+    """Parse the whole text with math-verify. The timeout of math-verify is off, because the worker pool has one."""
     from math_verify import LatexExtractionConfig, parse
 
     return parse(
@@ -60,6 +64,6 @@ def _parse(text: str) -> list:
 
 
 def load_math_verify() -> None:
-    """Import math-verify and use it once, which is slow. Its warning that the alarm is off is silenced."""
+    """Import math-verify and use it once, because the first use is slow. Its warnings are turned off."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     _parse("\\frac{1}{2}")

@@ -1,11 +1,11 @@
-r"""Final answers: the one that a completion marks.
+r"""Find the final answer that a completion marks.
 
-boxed         \boxed{...} or <answer>...</answer>
-answer_colon  the line `Answer: X` (or `The final answer is: X`)
-hash          what follows the last `####` on its line, as in GSM8K
-last_number   the last number of the text
-whole         the whole text
-auto          the first of boxed, hash, answer_colon and whole that there is
+boxed         the content of \boxed{...} or <answer>...</answer>.
+answer_colon  the text after `Answer:` (or `The final answer is:`) in a line.
+hash          the text after the last `####`, up to the end of the line, as in GSM8K.
+last_number   the last number of the text.
+whole         the whole text.
+auto          the first of boxed, hash, answer_colon and whole that the text has.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ _BETWEEN = re.compile(r"(?:\\\)|\\\(|\\[,; ]|\\q?quad|[$\s*]|[,;]|\\text\s*\{\s*
 
 
 def extract_list(completion: Completion) -> str | None:
-    r"""The values of several \boxed{...} that a comma or `and` joins, as one list; None for other completions."""
+    r"""Return the values of several \boxed{...} with commas or `and` between them, as one list.
+
+    Returns None for other completions.
+    """
     text = completion.answer
     boxes = _boxes(text)
     if len(boxes) < 2 or _tags(text):
@@ -56,11 +59,11 @@ def extract_list(completion: Completion) -> str | None:
 
 
 def extract_answer(completion: Completion, extraction: Extraction = "boxed") -> tuple[str | None, str]:
-    r"""The final answer of a completion; or None and the reason.
+    r"""Return the final answer of a completion, or None and the reason why the completion has no final answer.
 
-    With `boxed`, equal marked answers (`5`, `5.0`) count as one, and different ones count as none, so that hedging does
-    not pay. Inside <answer> the content of \boxed{...} is the answer. A marker that is not closed marks nothing. All
-    other modes take the last answer.
+    With `boxed`, several equal answers (`5`, `5.0`) count as one answer. Different answers count as no answer, because
+    a completion must not guess. Inside <answer>, the content of \boxed{...} is the answer. A mark without its closing
+    brace or tag marks no answer. All other modes use the last answer.
     """
     text = completion.answer
     if extraction == "boxed":
@@ -84,7 +87,7 @@ def extract_answer(completion: Completion, extraction: Extraction = "boxed") -> 
 
 
 def _without_marks(text: str) -> str:
-    r"""An answer without bold type around it, and without \boxed{}."""
+    r"""Remove the stars of bold text and \boxed{} around an answer."""
     text = re.sub(r"^\*+|\*+$", "", text.strip()).strip()
     boxes = _boxes(text)
     return text[slice(*boxes[-1])].strip() if boxes else text
@@ -107,7 +110,7 @@ def _marked(completion: Completion) -> tuple[str | None, str]:
 
 
 def _boxes(text: str) -> list[tuple[int, int]]:
-    r"""Spans of the contents of the outermost \boxed{...}, in one pass: braces balanced, escaped ones ignored."""
+    r"""Return the spans of the contents of the outermost \boxed{...}. Escaped braces are ignored."""
     spans: list[tuple[int, int]] = []
     stack: list[int | None] = []  # where a box's content starts; None for a plain brace
     for mark in _MARKS.finditer(text):
@@ -124,7 +127,7 @@ def _boxes(text: str) -> list[tuple[int, int]]:
 
 
 def _tags(text: str) -> list[tuple[int, int]]:
-    """Spans of the contents of <answer>...</answer>; of several openings before a closing, the last."""
+    """Return the spans of the contents of <answer>...</answer>. Each </answer> belongs to the last <answer> before."""
     spans, at = [], 0
     while (end := text.find("</answer>", at)) >= 0:
         start = text.rfind("<answer>", at, end)
@@ -135,7 +138,7 @@ def _tags(text: str) -> list[tuple[int, int]]:
 
 
 def _clean(text: str) -> str:
-    r"""The text without surrounding spaces and without a second \boxed{} around the whole."""
+    r"""Remove spaces around a text, and a second \boxed{} around the whole text."""
     text = text.strip()
     if re.fullmatch(r"\{[^{}]*\}", text):
         text = text[1:-1].strip()
@@ -144,6 +147,6 @@ def _clean(text: str) -> str:
 
 
 def normalized_answer(completion: Completion, extraction: Extraction = "boxed") -> Hashable | None:
-    """The final answer in the form in which votes are counted; None where there is none."""
+    """Return the final answer in a normal form, so that equal answers can be counted. None: no final answer."""
     answer, _ = extract_answer(completion, extraction)
     return None if answer is None else normal_form(answer)

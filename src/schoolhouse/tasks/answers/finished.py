@@ -1,6 +1,6 @@
-r"""Whether a candidate is a result, or only restates the problem, as `\sqrt{88}` does for `2\sqrt{22}`.
+r"""Check that a candidate is a result. For example, `\sqrt{88}` only restates the problem if `2\sqrt{22}` is right.
 
-A formula with the right value is refused where it leaves to be done what the reference has done.
+A formula with the right value is refused if the formula leaves out a calculation that the reference contains.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _LOGARITHMS = {"ln", "log", "lg"}
 
 
 def unfinished(candidate: Tree, reference: Tree) -> str:
-    """What an equal candidate leaves to be done; "" for a result."""
+    """Return the calculation that a candidate with the right value still needs, or "" if the candidate is a result."""
     extra = _functions(candidate) - _functions(reference)
     if extra and not symbols(reference):
         return f"restates the problem: calculate the {min(extra)}"
     if _idle(candidate) > _idle(reference):
-        return "restates the problem: nothing is added or multiplied"
+        return "restates the problem: leave out operations that change nothing"
     if len(_unsimplified_roots(candidate)) > len(_unsimplified_roots(reference)):
         return "restates the problem: simplify the root"
     if _is_factored(reference) and candidate[0] in ("add", "neg") and not _is_factored(candidate):
@@ -31,7 +31,7 @@ def unfinished(candidate: Tree, reference: Tree) -> str:
 
 
 def _idle(tree: Tree) -> int:
-    """Operations that change nothing: + 0, times 1, divided by 1, to the power of 1."""
+    """Count operations that change nothing: adding 0, multiplying by 1, dividing by 1, and the power of 1."""
     zero, one = ("num", Fraction(0)), ("num", Fraction(1))
     return sum(
         (part[0] == "add" and zero in part[1:])
@@ -54,7 +54,7 @@ def _functions(tree: Tree) -> set[str]:
 
 
 def _unsimplified_roots(tree: Tree) -> list[Tree]:
-    """Roots of whole numbers that are divisible by a square (or the power of the root), and of such roots."""
+    r"""Return the roots that can be simplified, such as `\sqrt{88}`. The number 88 is divisible by the square 4."""
     found = []
     for part in walk(tree):
         if part[0] != "root" or symbols(part):
@@ -72,7 +72,7 @@ def _unsimplified_roots(tree: Tree) -> list[Tree]:
 
 
 def _has_power(number: int, degree: int) -> bool:
-    """Whether a whole number is divisible by the `degree`-th power of one above 1 (looked for up to 1,000)."""
+    """Return True if a whole number is divisible by b ** degree for a whole number b from 2 to 1,000."""
     if number < 2**degree:
         return False
     if degree == 2 and isqrt(number) ** 2 == number:
@@ -81,7 +81,7 @@ def _has_power(number: int, degree: int) -> bool:
 
 
 def _is_factored(tree: Tree) -> bool:
-    """Whether a formula is a product (or power) that has a sum with variables as a factor, and no division."""
+    """Return True if a formula is a product or a power, has a sum with variables as a factor, and has no division."""
     if tree[0] == "neg":
         return _is_factored(tree[1])
     if tree[0] == "pow":
@@ -99,7 +99,7 @@ def _whole(tree: Tree) -> bool:
 
 
 def _loose_ends(tree: Tree) -> int:
-    r"""Sums and products of numbers that could be calculated, such as `2+3`, `2 \cdot 3` and `(1+2i)6 - 3i`."""
+    r"""Count sums and products of numbers that can be calculated, such as `2+3`, `2 \cdot 3` and `(1+2i)6 - 3i`."""
     count = 0
     for part in walk(tree):
         if part[0] == "mul":
@@ -132,7 +132,7 @@ def _is_rational(tree: Tree) -> bool:
 
 
 def _irrational_part(tree: Tree) -> str:
-    """A term without its rational factors: like terms have equal ones."""
+    """Return a term without its rational factors. Terms that can be added, such as 2x and 3x, give the same text."""
     if tree[0] == "mul":
         return repr(sorted(repr(factor) for factor in tree[1:] if not _is_rational(factor)))
     if tree[0] == "div":

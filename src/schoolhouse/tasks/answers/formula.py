@@ -1,9 +1,9 @@
-r"""Formulas as trees: a parser for the LaTeX and the plain text of algebra, that reads the whole text or nothing.
+r"""Parse formulas in LaTeX or plain text into trees. The parser accepts a text only if all of it is a formula.
 
 The library math-verify drops letters (`4t` becomes `4`) and calculates text (`2021-03-04` becomes 2014). This parser
-refuses a text that is no formula. Letters keep their case, and a letter is never a unit. Digits after a letter are no
-formula (`C6H12O6`). A tree is a tuple of its kind and its parts. The kinds are num, sym, inf, add, mul, div, pow, neg,
-root, fn, fact, abs, floor, ceil and binom.
+refuses a text that is not a formula. Letters keep their case, and a letter is never a unit. A text with digits after
+a letter (`C6H12O6`) is not a formula. A tree is a tuple of its kind and its parts. The kinds are num, sym, inf, add,
+mul, div, pow, neg, root, fn, fact, abs, floor, ceil and binom.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ACCENTS = frozenset("vec hat bar tilde dot ddot overline overrightarrow mathbb 
 
 @lru_cache(maxsize=8192)
 def parse_formula(text: str) -> Tree | None:
-    """Return the tree of a formula without relations and lists, or None if the text is no such formula."""
+    """Return the tree of a formula. Returns None if the text is not a formula, or is a relation or a list."""
     if len(text) > MAX_FORMULA_CHARS:
         return None
     try:
@@ -47,7 +47,7 @@ def parse_formula(text: str) -> Tree | None:
 
 
 class _Parser:
-    """Recursive descent over tokens. `absolute` counts the open bars of |...|."""
+    """A recursive descent parser of tokens. `absolute` is the number of absolute values |...| that are still open."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens, self.at, self.absolute = tokens, 0, 0
@@ -145,7 +145,7 @@ class _Parser:
         return tree
 
     def exponent(self, depth: int) -> Tree:
-        """What stands behind ^; in plain text (`x^10`) a whole number."""
+        """Parse the exponent after ^. Without braces, as in `x^10`, the exponent is a whole number."""
         if self.peek() == "\\circ":
             self.take()
             return ("degree",)
@@ -160,7 +160,7 @@ class _Parser:
         return tree
 
     def argument(self, depth: int) -> Tree:
-        """The argument of a command: {...}, or one digit or letter."""
+        """Parse the argument of a LaTeX command, which is {...}, one digit or one letter."""
         if depth > MAX_DEPTH:
             raise NotAFormula("too deep")
         if self.peek() == "{":
@@ -241,7 +241,7 @@ class _Parser:
         raise NotAFormula(token)
 
     def group(self) -> list[str]:
-        """The tokens of {...} as they stand, or one token."""
+        """Return the unparsed tokens of {...}, or one token if no brace follows."""
         if self.peek() != "{":
             return [self.take()]
         self.take()
@@ -272,7 +272,7 @@ class _Parser:
         return ("div", self.argument(depth + 1), self.argument(depth + 1))
 
     def derivative(self) -> str:
-        r"""The name of \frac{dy}{dx}; "" for any other fraction."""
+        r"""Return the name of a derivative such as \frac{dy}{dx}, or "" for any other fraction."""
         if self.peek() != "{":
             return ""
         top = self.group()
@@ -304,7 +304,7 @@ class _Parser:
         return ("pow", tree, power) if power is not None else tree
 
     def function_argument(self, depth: int) -> Tree:
-        r"""(...) or {...}, or a product up to the next sign or function: `\sin 2x \cos y` is sin(2x) cos(y)."""
+        r"""Parse the argument of a function. Without brackets, `\sin 2x \cos y` means sin(2x) cos(y)."""
         if self.peek() in ("(", "["):
             return self.power(depth + 1)
         factors = [self.signed(depth + 1)]
@@ -316,7 +316,7 @@ class _Parser:
 
 
 def negated(tree: Tree) -> Tree:
-    """The tree of the negative; a number stays a number."""
+    """Return the tree of the negative value. The negative of a number is again a number."""
     return ("num", -tree[1]) if tree[0] == "num" else ("neg", tree)
 
 
@@ -325,7 +325,7 @@ def _is_whole(tree: Tree) -> bool:
 
 
 def _is_proper(tree: Tree) -> bool:
-    """Whether a tree is a fraction of whole numbers below 1: the part of a mixed number."""
+    """Return True if a tree is a fraction of whole numbers between 0 and 1, as in the mixed number 1 1/2."""
     if tree[0] != "div" or tree[1][0] != "num" or tree[2][0] != "num":
         return False
     top, bottom = tree[1][1], tree[2][1]
@@ -333,14 +333,14 @@ def _is_proper(tree: Tree) -> bool:
 
 
 def symbols(tree: Tree) -> frozenset[str]:
-    r"""Names of the variables; the constants e, i and \pi are none."""
+    r"""Return the names of the variables in a formula. The constants e, i and \pi are not variables."""
     if tree[0] == "sym":
         return frozenset() if tree[1] in ("e", "i", "\\pi") else frozenset({tree[1]})
     return frozenset().union(*(symbols(part) for part in tree[1:] if isinstance(part, tuple)))
 
 
 def walk(tree: Tree) -> list[Tree]:
-    """The tree and all trees inside it."""
+    """Return a tree and all its subtrees."""
     found = [tree]
     for part in tree[1:]:
         if isinstance(part, tuple):
@@ -350,7 +350,7 @@ def walk(tree: Tree) -> list[Tree]:
 
 @lru_cache(maxsize=8192)
 def ordered(tree: Tree) -> str:
-    """Equal for trees that differ only in the order of terms and factors, and in brackets."""
+    """Return a text that is equal for trees that differ only in brackets and in the order of terms and factors."""
     if tree[0] in ("add", "mul"):
         parts: list[str] = []
         for part in tree[1:]:

@@ -1,4 +1,4 @@
-"""Grade a final answer against its reference. docs/grading.md has the rules."""
+"""Grade a final answer by comparing it with its reference. The page docs/grading.md has the rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RIGHT, _WRONG = Verdict(1.0), Verdict(0.0, "another number")
 _PLAIN = re.compile(
     r"(?:[a-zA-Z] ?= ?)?\\?\$?(-?)\$?([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,30})(?:\.([0-9]{1,30}))?\$?\.?"
 )
-"""Whole and decimal numbers, which are compared first, because most answers are such."""
+"""Whole and decimal numbers. These numbers are compared first, because most answers are such numbers."""
 
 
 class Reference(NamedTuple):
@@ -69,7 +69,7 @@ def compare_answers(
         return _compare(candidate, references, question, policy or Policy())
     verdicts = [_compare(candidate, reference, question, policy or Policy()) for reference in references]
     if not verdicts:
-        raise ValueError("an answer is compared with one reference or more, but the list of references is empty")
+        raise ValueError("the list of references is empty; give at least one reference")
     return next((verdict for verdict in verdicts if verdict.reward == 1.0), verdicts[0])
 
 

@@ -1,4 +1,4 @@
-r"""Literal numbers, read exactly: `-1,234.50`, `6.02\times 10^{23}`, `\frac{3}{4}`, `1 1/2`, `28 %`."""
+r"""Read literal numbers exactly, such as `-1,234.50`, `6.02\times 10^{23}`, `\frac{3}{4}`, `1 1/2` and `28 %`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Form = Literal["integer", "decimal", "fraction", "mixed", "scientific", "power o
 
 
 class Number(NamedTuple):
-    """A literal number. `reduced` is False for a fraction that is not in lowest terms. `percent` marks a percentage."""
+    """A literal number. `reduced` is False if a fraction is not in lowest terms. `percent` marks a percentage."""
 
     value: Fraction
     form: Form

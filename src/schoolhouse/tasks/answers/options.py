@@ -22,18 +22,18 @@ _LATEX = re.compile(r"\\(?!text|mathrm|mbox|%|\$|&|#|[ ,;:!])")
 
 
 class Grading(NamedTuple):
-    """The rules by which the final answers of a task are found and compared."""
+    """The rules that find and compare the final answers of a task."""
 
     extraction: Extraction = "boxed"
     policy: Policy = Policy()
     grader: str = "ours"
 
     def in_process(self, references: Iterable[str]) -> bool:
-        """Whether answers can be compared with all these references quickly and in any process."""
+        """Return True if answers can be compared with all references quickly and in the main process."""
         return self.grader == "ours" and all(map(exactly_comparable, references))
 
     def notes(self, references: Sequence[str]) -> tuple[str, ...]:
-        """A note on references that look like mathematics, but cannot be read. They are compared by their spelling."""
+        """Return a note about references with LaTeX that cannot be read, and are therefore compared by spelling."""
         if self.grader != "ours":
             return ()
         spelled = [text for text in references if _LATEX.search(text) and read_reference(text).comparison == "text"]
@@ -45,13 +45,13 @@ class Grading(NamedTuple):
         )
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
-        """Reward 1 if the final answer equals the reference or an alias of the problem, else 0 and the reason."""
+        """Give reward 1 if the final answer equals the reference or an alias of the problem, else 0 and the reason."""
         references = (problem.reference, *problem.aliases)
         question = "\n".join(message.content for message in problem.messages if message.role == "user")
         return self.compare(completion, references, question)
 
     def compare(self, completion: Completion, references: Sequence[str], question: str = "") -> Verdict:
-        """Reward 1 if the final answer equals one of the references, else 0 and the reason."""
+        """Give reward 1 if the final answer equals one of the references, else reward 0 and the reason."""
         if self.grader != "ours":
             return peer_match(self.grader, completion, references)
         return answer_match(completion, references, question, self.extraction, self.policy)
@@ -61,9 +61,9 @@ OURS = Grading()
 
 
 def pop_grading(options: dict[str, str], where: str) -> Grading:
-    """Takes the grading options out of the options of a spec. Raises SchoolError for an unknown value.
+    """Remove the grading options from the options of a task, and return the grading.
 
-    where  the start of the message, such as `jsonl`
+    Raises SchoolError for an unknown value. The error message starts with the text `where`, such as `jsonl`.
     """
     values = {
         "extract": (options.pop("extract", "boxed"), get_args(Extraction)),

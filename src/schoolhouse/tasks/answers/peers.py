@@ -1,8 +1,8 @@
-"""The rules of other packages, so that their published numbers can be compared: each by its own code, where installed.
+"""Grade with the code of another package, so that a result can be compared with published results of the package.
 
-hf       math-verify, as in lighteval and TRL's examples
-verl     `verl.utils.reward_score.math_verify` or, without it, verl's rule for MATH
-minerva  lm-eval's task `minerva_math`
+hf       grades with math-verify, as in lighteval and in TRL's examples.
+verl     grades with verl's reward for MATH (`verl.utils.reward_score.math_reward`).
+minerva  grades with lm-eval's task `minerva_math`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PeerGrader = Callable[[str, str], float]
 
 
 def peer_match(name: str, completion: Completion, references: Sequence[str]) -> Verdict:
-    """The verdict of another package's rule on the text behind the thought; the best over several references."""
+    """Grade the text after the thought with the rules of another package. With several references, the best counts."""
     grader = load_peer(name)
     reward = max(float(grader(completion.answer, reference)) for reference in references)
     return Verdict(reward, "" if reward >= 1 else f"refused by the rules of {name}")
@@ -27,14 +27,14 @@ def peer_match(name: str, completion: Completion, references: Sequence[str]) -> 
 
 @lru_cache(maxsize=8)
 def load_peer(name: str) -> PeerGrader:
-    """The rule of a package. Raises SchoolError where the package is not installed."""
+    """Load the grader of another package. Raises SchoolError if the package is not installed."""
     package, load = _PEERS[name]
     try:
         return load()
     except ImportError as error:
         raise SchoolError(
-            f"the grader `{name}` is the rule of the package `{package}`, which cannot be imported ({error}); install "
-            f"it (`pip install {package}`), or use `grader=ours`"
+            f"the grader `{name}` needs the package `{package}`, which cannot be imported ({error}); install the "
+            f"package (`pip install {package}`), or use `grader=ours`"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Wrong answers of the same kind as a reference, by which a verifier is checked."""
+"""Make wrong answers that look like a reference, to check that a verifier refuses wrong answers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from schoolhouse.tasks.answers.strict import parse_number
 
 
 def perturb_answer(reference: str, coarse: bool = False) -> str:
-    r"""A wrong answer of the same kind: a number off by a digit, another word, an expression with another digit.
+    r"""Return a wrong answer that differs from the reference in one digit, one letter or one word.
 
-    `72` -> `73`, `1,239` -> `1,238`, `\frac{0}{5}` -> `\frac{1}{5}`, `yes` -> `no`, `Paris` -> `Parit`.
-    `coarse` changes the first digit or letter instead of the last: wrong even where the last digits may be rounded.
+    Examples are `72` -> `73`, `1,239` -> `1,238`, `\frac{0}{5}` -> `\frac{1}{5}`, `yes` -> `no`, `Paris` -> `Parit`.
+    If `coarse` is true, the first digit or letter changes instead of the last. Such an answer is wrong even if a
+    verifier rounds the last digits.
     """
     opposites = {"yes": "no", "true": "false"}
     opposites |= {other: word for word, other in opposites.items()}

@@ -1,4 +1,4 @@
-"""A candidate that stands in the question is no answer, unless it is the reference itself."""
+"""Refuse a candidate that is only copied from the question. A candidate that is written like the reference is right."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOOSE = re.compile(r"[\s{}()]|\\(?:cdot|times)(?![a-zA-Z])|\*")
 
 
 def copied(candidate: Answer, reference: Answer, question: str) -> bool:
-    """Whether an answer that equals the reference is only copied from the question."""
+    """Return True if an answer that equals the reference is only copied from the question."""
     if not question or _same(candidate, reference):
         return False
     if isinstance(candidate, Relation) and candidate.name:
@@ -27,7 +27,7 @@ def copied(candidate: Answer, reference: Answer, question: str) -> bool:
 
 
 def _same(candidate: Answer, reference: Answer) -> bool:
-    """Whether an answer is written as the reference is, but for its unit, names, brackets and order."""
+    """Return True if an answer is written like the reference. Units, names, brackets and order can differ."""
     if candidate.raw and spelling(candidate.raw) == spelling(reference.raw):
         return True
     if isinstance(reference, Text):
@@ -51,7 +51,7 @@ def _loose(text: str) -> str:
 
 
 def _occurs(text: str, question: str) -> bool:
-    """Whether a text occurs, not as a part of a longer number, word or power."""
+    """Return True if a text occurs in a question, but not only inside a longer number, word or power."""
     at = question.find(text)
     while at >= 0:
         before, after = question[at - 1 : at], question[at + len(text) : at + len(text) + 1]
@@ -66,7 +66,7 @@ def _occurs(text: str, question: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _trees(question: str) -> frozenset[str]:
-    """The formulas of a question, and both sides of its equations."""
+    """Return the formulas of a question, and both sides of each equation."""
     found = set()
     for match in _FORMULAS.finditer(question):
         formula = next(filter(None, match.groups()))

@@ -1,4 +1,4 @@
-r"""The spelling of an answer: LaTeX markup that changes nothing is removed, and text is compared by what is left.
+r"""Normalize the spelling of an answer: remove LaTeX markup that does not change the meaning.
 
 \left( \dfrac{1}{2} \right)  ->  (\frac{1}{2})
 $1\,000$                     ->  1000
@@ -17,7 +17,7 @@ _SIGNS = {
     **{"\u00b2": "^2", "\u00b3": "^3", "\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u00b1": r"\pm "},
     **{"\u2248": r"\approx ", "\u2208": r"\in ", "\u211d": r"\mathbb{R}", "\u3002": ".", "\u00a0": " ", "\u202f": " "},
 }
-"""Signs that LaTeX has a command for, and signs with several code points."""
+"""Signs that have a LaTeX command, and signs with several code points."""
 
 _COMMANDS = {
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), "frac"),
@@ -31,7 +31,7 @@ _COMMANDS = {
     **dict.fromkeys(("left", "right", "bigl", "bigr", "Bigl", "Bigr", "big", "Big", "bigg", "Bigg", "biggl"), ""),
     **{"biggr": "", "middle": "", "quad": " ", "qquad": " ", "newline": "\n", "colon": ":", "dollar": ""},
 }
-"""Commands with another spelling; those with an empty one change only the look."""
+"""LaTeX commands, and the commands that replace them. Commands that change only the look have no replacement."""
 
 _TEXT = r"\\(?:text(?:normal|rm|bf|it|sf|tt)?|mathrm|mbox|hbox|operatorname\*?|mathop)\s*"
 _FONT = r"\\(?:mathbf|mathit|mathsf|mathcal|boldsymbol|bm|mathnormal|mathord|displaylines|ensuremath)\s*"
@@ -43,7 +43,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9 .,:/()+=^_-]*")
 
 @lru_cache(maxsize=4096)
 def clean(text: str) -> str:
-    """The text without markup that changes nothing. Words stay inside \\text{...}, and spaces between words stay."""
+    """Remove markup that does not change the meaning. Words in \\text{...} and spaces between words stay."""
     text = text.strip()
     if _PLAIN.fullmatch(text):
         return _without_frame(re.sub(r"\s*\b(?:per ?cent(?:age)?|pct)$", "%", re.sub(r"[ \t]+", " ", text)))
@@ -89,12 +89,12 @@ def _rename(match: re.Match[str]) -> str:
 
 
 def _without_dollars(text: str) -> str:
-    """`$` only marks mathematics, or dollars, which may be left out. A pair ends a word: `$125$miles`."""
+    """Replace each `$` by a space, because `$` marks mathematics, or dollars, which can be left out."""
     return re.sub(r"\$+", " ", text)
 
 
 def _without_frame(text: str) -> str:
-    """The text without quotes, stars and braces around the whole, and without a full stop behind it."""
+    """Remove quotes, stars and braces around the whole text, and a full stop at the end."""
     while True:
         old = text
         text = text.strip()
@@ -113,7 +113,7 @@ def _without_frame(text: str) -> str:
 
 
 def _closing(text: str, start: int) -> int:
-    """The index of the brace that closes the one at `start`; -1 where none does."""
+    """Return the index of the brace that closes the brace at `start`, or -1 if no brace closes it."""
     depth, at = 0, start
     while at < len(text):
         if text[at] == "\\":
@@ -128,9 +128,10 @@ def _closing(text: str, start: int) -> int:
 
 @lru_cache(maxsize=4096)
 def spelling(text: str) -> str:
-    """Equal for answers that are written alike. A space counts only between two letters or digits: `4 5` is not `45`.
+    """Return a text that is equal for two answers with the same spelling.
 
-    Letters of formulas keep their case; see `words` for text without formulas.
+    A space counts only between two letters or digits, so `4 5` differs from `45`. Upper and lower case letters differ.
+    For text without formulas, use `words`.
     """
     text = clean(text)
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
@@ -142,12 +143,15 @@ def spelling(text: str) -> str:
 
 
 def words(text: str) -> str:
-    """The spelling of text that is no formula: without case, quotes, and full stops behind letters (`U.S.`, `p.m.`)."""
+    """Return the spelling of a text that is not a formula, without case and quotes.
+
+    A full stop after a letter, as in `U.S.` or `p.m.`, is removed.
+    """
     text = spelling(text).casefold()
     return re.sub(r"(?<=[^\W\d_])\.", "", re.sub(r"[\"'`]", "", text)).strip()
 
 
 def plain_words(text: str) -> str | None:
-    """Letters only, without case, spaces and hyphens' spaces; None for text with anything else."""
+    """Return a text of words without case and spaces, or None if the text has other signs than letters and hyphens."""
     text = words(text)
     return text.replace(" ", "") if re.fullmatch(r"[^\W\d_]+(?:[\s-]+[^\W\d_]+)*", text) else None

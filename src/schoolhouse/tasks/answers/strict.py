@@ -1,7 +1,7 @@
-r"""The strict comparison of literal answers: numbers of one exact value, and words. No other formula is ever equal.
+r"""Compare literal numbers and words strictly. A number must have exactly the same value. Formulas are not calculated.
 
-Generated problems (`school:`) are graded by it, in process, and votes are counted in its normal form. Published claims
-rest on it: do not change what it accepts.
+The task `school` (generated problems) grades with this comparison. The normal form of answers also counts equal
+answers in majority votes. Published results depend on this comparison, so do not change which answers it accepts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from schoolhouse.types import Verdict
 
 
 class Number(NamedTuple):
-    """A literal number. `percent`: 50 % equals neither 50 nor 0.5."""
+    """A literal number. `percent` marks a percentage, because 50 % equals neither 50 nor 0.5."""
 
     value: Fraction
     percent: bool = False
@@ -41,10 +41,10 @@ _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}\\
 
 
 def parse_number(text: str) -> Number | None:
-    r"""The exact value of a literal number; None for anything else.
+    r"""Return the exact value of a literal number, or None for any other text.
 
-    Numbers are `-1,234.50`, `1e3`, `3/4`, `\frac{3}{4}`, `\frac34`, `$5`, `50\%`, `x = 5`, `5.`. Not numbers are
-    `1,23`, `1 1/2`, digits of other scripts, numbers with units, and expressions such as `3+4`, `2^3`, `\sqrt{4}`.
+    Examples of numbers are `-1,234.50`, `1e3`, `3/4`, `\frac{3}{4}`, `\frac34`, `$5`, `50\%`, `x = 5` and `5.`. These
+    are not numbers: `1,23`, `1 1/2`, digits of other alphabets, numbers with units, and expressions such as `3+4`.
     """
     if len(text) > MAX_NUMBER_CHARS:
         return None
@@ -65,7 +65,7 @@ def parse_number(text: str) -> Number | None:
 
 
 def normalize_words(text: str) -> str | None:
-    r"""Plain words, or one letter such as `(B)`, without case and spaces; None for anything else."""
+    r"""Return plain words, or one letter such as `(B)`, without case and spaces. Returns None for any other text."""
     text = _unwrap(text).removesuffix(".")
     if re.fullmatch(r"\([A-Za-z]\)", text):
         text = text[1:-1]
@@ -73,7 +73,7 @@ def normalize_words(text: str) -> str | None:
 
 
 def _unwrap(text: str) -> str:
-    r"""The answer without markup around the whole of it: spaces, `$...$`, `\(...\)`, `\text{...}`."""
+    r"""Remove spaces, `$...$`, `\(...\)` or `\text{...}` around the whole answer."""
     text = text.strip()
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if text.startswith(left) and text.endswith(right) and len(text) > len(left) + len(right):
@@ -84,14 +84,14 @@ def _unwrap(text: str) -> str:
 
 
 def normal_form(text: str) -> Hashable:
-    """Equal for two spellings of the same answer."""
+    """Return a value that is equal for two spellings of the same answer."""
     return parse_number(text) or normalize_words(text) or "".join(text.split())
 
 
 def strict_compare(candidate: str, reference: str) -> Verdict:
-    """Reward 1 if a final answer is the literal number or the words of the reference, else 0 and the reason.
+    """Give reward 1 if a final answer is the same number or the same words as the reference, else 0 and the reason.
 
-    A unit may be left out, but not changed or added.
+    A final answer can leave out the unit of the reference, but must not change or add a unit.
     """
     expected = parse_number(reference)
     if expected is not None:
@@ -111,7 +111,7 @@ def strict_compare(candidate: str, reference: str) -> Verdict:
 
 
 def _split_unit(text: str) -> tuple[str, str]:
-    r"""`10\text{ cm}^2` -> `10`, `cm^2`; without a unit the text itself and ""."""
+    r"""Split `10\text{ cm}^2` into `10` and `cm^2`. A text without a unit gives the text and ""."""
     text = _unwrap(text)
     match = _UNIT.search(text) if len(text) <= MAX_NUMBER_CHARS else None
     if not match or not match.start():

@@ -1,4 +1,4 @@
-r"""The structure of an answer: an amount with a unit, a list, a tuple, an interval, a matrix, a relation, or text.
+r"""Read the structure of an answer: an amount with a unit, a list, a tuple, an interval, a matrix, a relation or text.
 
 (1, \frac{\pi}{2}]     Parts("(]", amounts)
 x = 1 \text{ or } x=2  Parts("", relations)
@@ -21,13 +21,13 @@ from schoolhouse.tasks.answers.units import split_unit
 
 
 class Text(NamedTuple):
-    """Text that is no formula. It is compared by its spelling."""
+    """A text that is not a formula. Such a text is compared by its spelling."""
 
     raw: str
 
 
 class Amount(NamedTuple):
-    """A literal number or a formula, with a unit. `number` is None for a formula."""
+    """A literal number or a formula, and its unit. For a formula, `number` is None."""
 
     raw: str
     number: Number | None
@@ -37,9 +37,10 @@ class Amount(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Several values. `brackets`: "()", "(]", "[)", "[]" keep their order; "{}" and "" (a list) do not.
+    """Several values in brackets.
 
-    "u" is a union of sets, "matrix" the rows of a matrix, "row" one of them.
+    With the brackets "()", "(]", "[)" and "[]", the order of the values matters. With "{}" and "" (a list), the order
+    does not matter. The value "u" means a union of sets, "matrix" means a matrix, and "row" means a row of a matrix.
     """
 
     raw: str
@@ -48,7 +49,10 @@ class Parts(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """A chain `members[0] operators[0] members[1] ...` of = < <= != and in. `name`: what the first member is called."""
+    """A chain of relations: `members[0] operators[0] members[1] ...`. Operators are signs such as = and <, and `in`.
+
+    If the first member is only a name, such as `x`, the field `name` has this name.
+    """
 
     raw: str
     operators: tuple[str, ...]
@@ -85,10 +89,10 @@ MAX_PARTS = 200
 
 @lru_cache(maxsize=4096)
 def read_answer(text: str, comma: bool = False, letters: bool = False) -> Answer:
-    """The structure of an answer. What cannot be read as a formula is Text; nothing is ever left out.
+    """Return the structure of an answer. An answer that cannot be read as mathematics is a Text with the whole answer.
 
-    comma    whether `1000,99` may be a number with a decimal comma
-    letters  whether a single letter behind a number may be a unit
+    comma    is True if `1000,99` can be a number with a decimal comma.
+    letters  is True if a single letter after a number can be a unit.
     """
     cleaned = clean(text)
     return _read(cleaned, comma, letters, 0)
@@ -149,7 +153,7 @@ def _amount(text: str, comma: bool, letters: bool, numbers_only: bool = False) -
 
 
 def _is_word(text: str) -> bool:
-    """Whether letters are a word and no product: `yes` and `NO` are words, `xy`, `xyz` and `AB` are not."""
+    """Return True if letters are a word, such as `yes` or `NO`, and not a product of variables, such as `xyz`."""
     return any(
         word.lower() in _SHORT_WORDS or (len(word) > 2 and re.search("[aeiou]", word.lower()))
         for word in (text.split() if re.fullmatch(r"[A-Za-z]+(?:[\s'-]+[A-Za-z]+)*", text) else ())
@@ -158,7 +162,7 @@ def _is_word(text: str) -> bool:
 
 
 def split_top(text: str, separator: re.Pattern[str]) -> list[str]:
-    """The pieces between separators outside all brackets. Commas between groups of digits are none."""
+    """Split a text at separators outside brackets. A comma between groups of digits (`1,000`) is not a separator."""
     pieces, depth, start, at = [], 0, 0, 0
     while at < len(text):
         match = separator.match(text, at) if depth == 0 else None
@@ -180,13 +184,13 @@ def split_top(text: str, separator: re.Pattern[str]) -> list[str]:
 
 
 def _groups_digits(text: str, start: int, at: int) -> bool:
-    """Whether the comma at `at` groups the digits of a number that is not the whole text (`3630, 522,720`)."""
+    """Return True if the comma at `at` groups the digits of a number, such as the second comma in `3630, 522,720`."""
     before = re.search(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})*$", text[start:at])
     return bool(before and re.match(r",[0-9]{3}(?![0-9])", text[at:]) and re.search(r"[^0-9,]", text))
 
 
 def _bracketed(text: str, comma: bool, letters: bool, depth: int) -> Answer | None:
-    """A tuple, interval or set around the whole text."""
+    """Read a tuple, an interval or a set whose brackets enclose the whole text."""
     if text.startswith("\\{") and text.endswith("\\}"):
         inner, brackets = text[2:-2], "{}"
     elif text[0] in "([" and text[-1] in ")]":
@@ -208,7 +212,7 @@ def _bracketed(text: str, comma: bool, letters: bool, depth: int) -> Answer | No
 
 
 def _balanced(text: str) -> bool:
-    """Whether no bracket closes that was not opened: `1) + (2` is not inside one pair."""
+    """Return True if every closing bracket has an opening bracket before it. The text `1) + (2` gives False."""
     depth, plain = 0, re.sub(r"\\[^a-zA-Z]", "", text)
     for letter in plain:
         depth += (letter in _OPEN) - (letter in _CLOSE)
@@ -230,7 +234,7 @@ def _matrix(text: str, comma: bool, letters: bool, depth: int) -> Answer | None:
 
 
 def _list(text: str, pieces: Sequence[str], comma: bool, letters: bool, depth: int) -> Answer:
-    """Values with commas between them. A name in front of the first holds for all: `x = 1, 2`."""
+    """Read values with commas between them. In `x = 1, 2`, the name `x` belongs to all values."""
     pieces = [piece for piece in pieces if piece.strip()]
     if len(pieces) > MAX_PARTS or not pieces:
         return Text(text)
@@ -279,7 +283,7 @@ def _operators(text: str, pieces: Sequence[str]) -> list[str]:
 
 
 def name_of(text: str) -> str:
-    """What the left side of an equation calls a value: `x`, `f(x)`, `(p, q)`, `V_{max}`; "" for a formula."""
+    """Return the name on the left side of an equation, such as `x`, `f(x)` or `V_{max}`, or "" for a formula."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip()
     plain = re.sub(r"\s+", "", plain) if not re.search(r"[a-zA-Z]{3}", plain) else plain
     if re.fullmatch(r"\(?[a-zA-Z](?:_\{?\w+\}?)?(?:\s*,\s*[a-zA-Z](?:_\{?\w+\}?)?)+\)?", plain):

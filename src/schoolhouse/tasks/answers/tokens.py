@@ -1,4 +1,4 @@
-"""The tokens of a formula: numbers, commands, letters and signs. Text that is no formula is refused here already."""
+"""Split a formula into tokens: numbers, commands, letters and signs. Some texts that are not formulas are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ALIASES |= {"sqrt": "sqrt", "lg": "log", "arcsinh": "arcsinh"}
 
 
 class NotAFormula(ValueError):
-    """Text that is no formula of this grammar."""
+    """Raised for a text that is not a formula of this grammar."""
 
 
 def tokens_of(text: str) -> list[str]:
@@ -57,7 +57,7 @@ def tokens_of(text: str) -> list[str]:
 
 
 def _split_letters(word: str) -> list[str]:
-    """`xy` is a product, `AB` one name, `sin` a function; longer words are no formula."""
+    """Split letters into tokens. `xy` is a product, `AB` is one name, `sin` is a function, and words are refused."""
     if word in _WORDS:
         return ["\\" + _ALIASES.get(word, word)]
     if len(word) > 1 and word.isupper() and len(word) <= 5:

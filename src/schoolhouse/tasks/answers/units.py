@@ -1,6 +1,6 @@
-r"""Units behind an amount: `10\text{ cm}^2`, `5cm`, `45 degrees`, `6 \mathrm{mi}/\mathrm{hr}`, `€5`.
+r"""Read the unit of an amount, as in `10\text{ cm}^2`, `5cm`, `45 degrees`, `6 \mathrm{mi}/\mathrm{hr}` and `€5`.
 
-A single letter that is glued to a number or stands in a formula is a variable (`4t`), never a unit.
+A single letter in a formula, or without a space after a number (`4t`), is a variable and never a unit.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _NAMES = {
     "radian": "radians rad rads",
     "unit": "units",
 }
-"""A unit, and its other spellings."""
+"""The normal spelling of each unit, and its other spellings."""
 
 _UNIT_OF = {spelling: name for name, spellings in _NAMES.items() for spelling in (name, *spellings.split())}
 _ATOM = r"(?:\\text\s*\{[^{}]*\}|(?<![\\A-Za-z])[A-Za-z]{2,}\.?|\^\s*\{?\s*\\circ\s*\}?\s*(?:C|F|\\text\{[CF]\})?)"
@@ -72,16 +72,16 @@ _FIRST_COMMAND = re.compile(r"\\[a-zA-Z]+$")
 
 
 class Split(NamedTuple):
-    """An amount without its unit. `unit` is "" where there is none."""
+    """An amount without its unit, and the unit. If the amount has no unit, `unit` is an empty text."""
 
     amount: str
     unit: str
 
 
 def split_unit(text: str, letters: bool = False) -> Split:
-    """The amount of a cleaned answer, and its unit in one spelling.
+    """Split a cleaned answer into the amount and the unit. The unit gets its normal spelling.
 
-    letters  whether a single letter may be the unit (`10 m`), as it may where the other answer has that unit
+    letters  is True if a single letter can be the unit (`10 m`), because the other answer has such a unit.
     """
     if match := _CURRENCY.search(text):
         rest = (match["sign"] or "") + text[match.end() :] if match["unit"] else text[: match.start()]
@@ -111,7 +111,7 @@ def split_unit(text: str, letters: bool = False) -> Split:
 
 @lru_cache(maxsize=1024)
 def unit_name(raw: str) -> str:
-    """One spelling of a unit: `\\text{ miles } / \\text{hr}` and `mph` are `mile/hour`, `square cm` is `cm^2`."""
+    """Return the normal spelling of a unit: `mile/hour` for `mph` and for `\\text{ miles } / \\text{hr}`."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", raw)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", " degree ", text)
     text = re.sub(r"\\cdot", " ", text).replace("~", " ").replace(".", "")
@@ -133,7 +133,7 @@ def _one_unit(word: str) -> str:
 
 
 def unit_fault(candidate: str, reference: str, units: Units = "optional") -> str:
-    """Why the unit of a candidate does not fit that of the reference; "" where it does."""
+    """Return the reason why the unit of a candidate is wrong, or "" if the unit is accepted."""
     if candidate == reference:
         return ""
     if candidate and not reference:
