@@ -270,7 +270,7 @@ def _split_tail(text: str, share: float) -> list[str]:
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut a text into pieces of about _PIECE characters. Each cut is before a line with a visible first character.
+    """Cut a text into pieces of about _PIECE characters. Each cut is before a line that does not start with a blank.
 
     A token of a byte-level BPE never crosses a cut of this kind.
     """

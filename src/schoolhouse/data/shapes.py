@@ -1,4 +1,4 @@
-"""Finds out what the columns of a row mean. The names of the columns tell the shape of a public data set.
+"""Finds out what the columns of a row mean. The names of the columns show which public data set has this shape.
 
 `recognize` finds the columns of each role (question, choices, answer, ...). A row is refused if it has a column that
 may change the question, but has no role. Names are compared in lower case, with `_` for a space or a hyphen.

@@ -209,7 +209,7 @@ def _load_hf_model(folder: Path) -> PreTrainedModel:
         kind = config.get("model_type")
         if "trust_remote_code" in str(error):
             reason = f"model_type `{kind}` needs Python code from the folder, and code from a model folder is never run"
-            raise SchoolError(f"{folder}: {reason}; use a model whose type transformers knows") from error
+            raise SchoolError(f"{folder}: {reason}; use a model type that the library transformers supports") from error
         if "model type" in str(error) or "model identifier" in str(error):
             reason = f"the installed transformers has no model_type `{kind}`"
             raise SchoolError(f"{folder}: {reason}; upgrade transformers, or use another model") from error

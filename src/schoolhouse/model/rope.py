@@ -64,7 +64,7 @@ def _yarn(
     """Scale as YaRN (Peng et al. 2023): interpolate linearly between `beta_fast` and `beta_slow` turns."""
 
     def dimension(turns: float) -> float:
-        """Return the dimension that makes this number of turns within the context length of pretraining."""
+        """Return the dimension that rotates `turns` times within the context length of pretraining."""
         return head_dim * math.log(pretrained / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)

@@ -32,7 +32,7 @@ class Task:
     `grade` runs only in worker processes.
     `spec` has the two arguments of `open_task`: the name of the task with its options, and the seed. Worker processes
     open the task again with these arguments. `files` has the files that the task was read from. If one of the files has
-    changed, a run refuses to resume. `notes` tell the user about the data: for instance, how many rows are left out.
+    changed, a run refuses to resume. `notes` describe the data for the user: for instance, how many rows are left out.
     `delimiter` is the text that ends each step of a thought.
 
     All other methods are optional. Define `step_labels` if single steps can be checked. For tree search with prompts,

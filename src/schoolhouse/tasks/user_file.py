@@ -151,6 +151,6 @@ def _same_file(place: str, path: Path) -> bool:
 
 
 def _shown(filename: str) -> str:
-    """Return the path relative to the working directory if the file is inside it, otherwise the full path."""
+    """Return the path from the working directory if the file is inside this directory, otherwise the full path."""
     path, here = Path(filename), Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else filename

@@ -36,7 +36,7 @@ too early. After an early error, few continuations are correct, even if the step
 
 
 class AnswerSelection(Evaluation):
-    """The accuracy of answers that a reward model selects. Another model of the arm, `generator`, samples the answers.
+    """The accuracy of answers that a reward model selects. A second model, called `generator`, samples the answers.
 
     pass_at_1         the accuracy of all sampled answers.
     best_N            the accuracy of the answer with the highest value among N answers.

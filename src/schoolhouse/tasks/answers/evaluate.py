@@ -1,4 +1,4 @@
-"""Compare two formulas by their values at six points, to about fifty digits, relative to the size of the values.
+"""Compare two formulas by their values at six points, to about fifty digits of each value.
 
 It is very unlikely that two different formulas have the same values at all six points. The number of digits grows with
 the numbers in a formula, so that sqrt(10^120 + 1) and 10^60 differ. A value that is too large is not calculated.
@@ -227,7 +227,7 @@ def _equal_at(a: Tree, b: Tree, names: frozenset[str], number: int) -> tuple[boo
 
 
 def _close(a: Any, b: Any, digits: int) -> bool:
-    """Return True if two values are almost equal, relative to the larger value. A tiny rounding error counts as 0."""
+    """Return True if two values are almost equal, compared with the larger value. A tiny rounding error counts as 0."""
     if a == b:
         return True
     size = max(abs(a), abs(b))
