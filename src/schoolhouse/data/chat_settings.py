@@ -16,7 +16,7 @@ from schoolhouse.data.chat_template import DEFAULT_DATE
 
 
 class Template(BaseConfig):
-    """The chat template, and the arguments of the template. A key that is not a field of this class is passed to the template."""
+    """The chat template, and its arguments. A key that is not a field of this class is passed to the template."""
 
     model_config = ConfigDict(extra="allow")
 

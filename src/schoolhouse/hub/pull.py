@@ -117,7 +117,9 @@ def _fetch_file(name: str, file: str, commit: str, to: Path | None, revision: st
 
 
 def _fetch_large_file(name: str, file: str, commit: str, to: Path | None) -> None:
-    """Fetch a large file to the place where `hf_hub_download` looks for it. If a download was interrupted, a new process resumes this download.
+    """Fetch a large file to the place where `hf_hub_download` looks for it.
+
+    If a download was interrupted, a new process resumes this download.
 
     `hf_hub_download` would start the download from the beginning in each process.
     """

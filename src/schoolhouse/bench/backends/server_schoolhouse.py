@@ -1,4 +1,6 @@
-"""Start `school serve` in a separate process, and send requests from 64 parallel clients. Each client streams one completion after another.
+"""Start `school serve` in a separate process, and send requests from 64 parallel clients.
+
+Each client streams one completion after another.
 
 Every request has a seed, so that the completions are the same as in `server_sampler.py`.
 """
