@@ -99,7 +99,7 @@ class Source:
         return Source(merge(base.values, self.values), kept | dict(self.locations))
 
     def _replaces(self, path: KeyPath) -> bool:
-        """Return True if this source has a value that replaces the value at `path` of another source."""
+        """Return True if this source (values with their locations) replaces the value at `path` in another source."""
         found = self.values
         for step in path:
             if not isinstance(found, Mapping):
@@ -440,7 +440,7 @@ def _models_at(cls: type[BaseModel], path: Sequence[str | int]) -> list[type[Bas
 
 
 def parse_query(subject: str, query: str) -> dict[str, str]:
-    """Read options in the form `NAME=VALUE&NAME=VALUE`, which stand after a `?` in a task or search.
+    """Read options in the form `NAME=VALUE&NAME=VALUE`, which follow the `?` in the text of a task or a search.
 
     Raises SchoolError if an option is wrong. The message names `subject` and the wrong option.
     """

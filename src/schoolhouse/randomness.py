@@ -22,21 +22,24 @@ def digest(key: Key) -> int:
 
 
 def python_random(key: Key) -> random.Random:
-    """Return a `random.Random` generator for a key. Use this generator to shuffle and to draw few random numbers."""
+    """Return a `random.Random` generator for a key.
+
+    Use the returned generator to shuffle and to draw a few random numbers.
+    """
     return random.Random(digest(key))
 
 
 def numpy_random(key: Key) -> np.random.Generator:
-    """Return a numpy generator for a key. Use this generator to draw many random numbers at once."""
+    """Return a numpy generator for a key. Use the returned generator to draw many random numbers in one call."""
     return np.random.Generator(np.random.PCG64(digest(key)))
 
 
 def uniforms(digests: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """Return a random float64 in [0, 1) for each pair of a key digest and a counter.
+    """Return a random float64 in [0, 1) for each pair of a key digest (the hash of a key) and a counter.
 
     Both arguments and the result have shape [S]. The hash function SplitMix64 (Steele, Lea and Flood 2014) computes
-    each random number from the key digest and the counter. So a sampler can compute random numbers for many keys at
-    once, and each key keeps its own stream of numbers.
+    each random number from the key digest and the counter. So a sampler can compute random numbers for many keys in one
+    call, and each key keeps its own stream of numbers.
     """
     with np.errstate(over="ignore"):
         z = digests.astype(np.uint64) + (counters.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

@@ -1,6 +1,6 @@
 """The data types that all modules of the package share. All data types are frozen dataclasses or named tuples.
 
-This file imports no other module of the package. Read this file first.
+This file imports no other module of the package. New readers of the source code can start with the file types.py.
 
 A rollout is a prefix (a sequence of tokens that can be continued). The policy can extend prefixes, score prefixes, and
 be updated on prefixes.
@@ -63,8 +63,9 @@ REVISION_REQUEST = "Look again: there may be a mistake. What is the result?"
 class Problem:
     """One problem of a task, with the messages of the prompt and the reference answer.
 
-    The same problem has the same `id` in every run. Reports group problems by `family`. `info` contains more data for
-    the verifier. The policy never sees `info`. `aliases` are other correct answers.
+    The same problem has the same `id` in every run. A report shows separate metrics for each `family` (kind of
+    problems). `info` contains more data for the verifier. The policy never sees `info`. `aliases` are other correct
+    answers.
     """
 
     id: str
@@ -94,7 +95,8 @@ class Completion:
 class Demonstration:
     """A problem with a thought and an answer, for supervised fine-tuning. `style` names the writing style.
 
-    `untrained` contains the indices of assistant messages in the prompt whose tokens never have a loss.
+    `untrained` contains indices of assistant messages in the prompt. The loss never includes the messages in
+    `untrained`.
     """
 
     problem: Problem
@@ -212,7 +214,7 @@ class Rollout:
     def with_prompt(self, prompt: Sequence[int]) -> Rollout:
         """Return the same completion with another prompt.
 
-        The new rollout has no log-probabilities, because the old ones are only valid for the old prompt.
+        The new rollout has no log-probabilities, because the old log-probabilities are only valid for the old prompt.
         """
         start = self.turns[0]
         kept = self.tokens[start:]

@@ -1,4 +1,4 @@
-"""Compute advantages from rewards. The input is groups. The output is one row of numbers [T] per rollout.
+"""Compute advantages from rewards. The input is groups of rollouts. The output is one row of numbers [T] per rollout.
 
 An ungraded rollout (reward None) is not treated as a reward of 0. The baseline of a group ignores ungraded rollouts.
 The advantage of an ungraded rollout is 0, and `groups.drop_ungraded` removes the rollout from the loss.
@@ -33,16 +33,16 @@ def group_advantage(
 
     Baseline `mean` with scale `group_std` is GRPO and DAPO. The advantage is (r - mean) / (std + std_eps).
     Baseline `mean` with scale `none` is Dr. GRPO.
-    Baseline `mean` with scale `batch_std` is Lite-PPO and ScaleRL, with the std of all rewards of the step.
+    Baseline `mean` with scale `batch_std` is Lite-PPO and ScaleRL, which divide by the std of all rewards of the step.
     Baseline `leave_one_out` with scale `none` is RLOO. The advantage is r minus the mean of the *other* rollouts, which
     is equal to G/(G-1) (r - mean).
-    Baseline `batch_mean` with scale `batch_std` is REINFORCE++, with the mean and std of all rewards of the step.
+    Baseline `batch_mean` with scale `batch_std` is REINFORCE++, which uses the mean and std of all rewards of the step.
     Baseline `none` with scale `none` is REINFORCE. The advantage is the reward r.
 
     `ddof=1` gives the standard deviation of a sample (as in all published code). `ddof=0` gives the standard deviation
-    of a population. If `groups` contains only a part of the step, `scope` must contain all groups of the step. The rows
-    are in the order of `rollouts_of(groups)`. With a group baseline, the advantage is exactly 0.0 if all rewards of a
-    group are equal, or if the group has only one rollout.
+    of a population. If `groups` contains only some groups of a training step, `scope` must contain all groups of this
+    step. The rows are in the order of `rollouts_of(groups)`. With a group baseline, the advantage is exactly 0.0 if all
+    rewards of a group are equal, or if the group has only one rollout.
 
     Raises ValueError if `scale` does not fit `baseline`, because the advantages of a group with equal rewards would
     then be divided by `std_eps` alone.
@@ -95,8 +95,8 @@ def step_advantage(
 def value_gains(values: Sequence[float], start: float) -> list[float]:
     """Compute how much each step changed the value of the state: v_i - v_{i-1}.
 
-    The argument `start` is the value before the first step. If the values are those of a policy, v_i - v_{i-1} is the
-    advantage of step i under that policy (Setlur et al. 2024, arXiv 2410.08146).
+    The argument `start` is the value before the first step. If the values belong to a policy, v_i - v_{i-1} is the
+    advantage of step i under this policy (Setlur et al. 2024, arXiv 2410.08146).
     """
     return [value - before for before, value in zip([start, *values], values, strict=False)]
 

@@ -11,7 +11,8 @@ from schoolhouse.types import Rollout
 
 
 def has_format(conversation: Conversation, rollout: Rollout) -> bool:
-    """Check the format of a completion: one thought at the start, one answer after it, then the end of the turn.
+    """Check the format of a completion: one thought at the start, one answer after the thought, then the end of the
+    turn.
 
     DeepSeek-R1 calls this check the format reward (section 2.2.2 of its paper).
     """
@@ -25,7 +26,8 @@ def has_format(conversation: Conversation, rollout: Rollout) -> bool:
 
 
 def language_consistency(thought: str | None, script: str) -> float:
-    """The fraction of the words of a thought that are written in `script` (DeepSeek-R1's paper, section 2.3.2).
+    """The fraction of the words of a thought that are written in the writing system `script` (DeepSeek-R1's paper,
+    section 2.3.2).
 
     An empty thought gets 0, so that the policy cannot get the full reward by writing no thought.
     """

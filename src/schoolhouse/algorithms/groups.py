@@ -13,7 +13,8 @@ from schoolhouse.types import Completion, Group, Rollout
 
 
 def rollouts_of(groups: Iterable[Group]) -> list[Rollout]:
-    """All rollouts of the groups as one list [P*G], group by group. The rows of advantages have the same order."""
+    """All rollouts of the groups as one list [P*G], group by group. The rows of advantages have the same order as the
+    returned list."""
     return [rollout for group in groups for rollout in group.rollouts]
 
 
@@ -40,7 +41,7 @@ def drop_ungraded(groups: Iterable[Group]) -> list[Group]:
 
 
 def ungraded(groups: Iterable[Group]) -> list[Rollout]:
-    """The rollouts for which the verifier gave no reward (None)."""
+    """Return the rollouts for which the verifier gave no reward (None)."""
     return [
         rollout
         for group in groups
@@ -67,7 +68,7 @@ def with_rewards(groups: Sequence[Group], rewards: Sequence[float | None]) -> li
 
 
 def truncated(groups: Iterable[Group]) -> list[Rollout]:
-    """The truncated rollouts, which reached the token limit before their end.
+    """Return the truncated rollouts, which reached the token limit before the completion was complete.
 
     To leave truncated rollouts out of the loss, call `pack(rollouts, without(token_weight, truncated(groups)))`.
     """
@@ -82,11 +83,11 @@ def group_stats(
     Each group is counted under one of six keys. The key `groups_with_signal` counts groups whose rewards differ. If all
     rewards of a group are equal, the group is counted under one of four keys: `all_truncated` if every rollout was
     truncated, `all_correct` if every reward is 1, `all_incorrect` if every reward is 0, otherwise `other_constant`. The
-    key `groups_ungraded` counts groups in which no rollout has a reward. The key `groups` is the total.
-    The keys `ungraded`, `truncated` and `no_answer` are numbers of rollouts, out of `rollouts` in total. A rollout
-    counts as `no_answer` if its final answer is empty; this number needs `completions`. The key `sampled_tokens` is the
-    number of tokens that the policy sampled. The key `reward` is the mean reward of the graded rollouts (nan if there
-    are none). The key `reward_parts` has the mean of each part of the reward.
+    key `groups_ungraded` counts groups in which no rollout has a reward. The key `groups` is the total number of
+    groups. The keys `ungraded`, `truncated` and `no_answer` are numbers of rollouts, out of `rollouts` in total. A
+    rollout counts as `no_answer` if its final answer is empty; the key `no_answer` needs the argument `completions`.
+    The key `sampled_tokens` is the number of tokens that the policy sampled. The key `reward` is the mean reward of the
+    graded rollouts (nan if there are none). The key `reward_parts` has the mean of each part of the reward.
     """
     kinds = [_kind(group) for group in groups]
     rewards = [reward for group in groups for reward in group.rewards]
@@ -112,7 +113,7 @@ def sampled_tokens(rollouts: Iterable[Rollout]) -> int:
 
 
 def mean_reward_parts(groups: Sequence[Group], names: Collection[str] | None = None) -> dict[str, float]:
-    """The mean of each named part of the rewards, over the verdicts that have this part.
+    """The mean of each named part of the rewards, computed only from the verdicts that have this part.
 
     If `names` is given, only the parts with these names are returned.
     """

@@ -2,13 +2,13 @@
 
 The loss of an update is the sum of weight x loss over all tokens.
 
-No loss in this file sums or averages over tokens. The weight of each token already contains the divisor: the number of
-tokens, the number of sequences, or a constant (see packing.py). Outside the loss mask, the loss and its gradient are
-exactly 0, even where a column is nan. A column is nan for tokens that were not sampled.
+No loss in this file sums or averages over tokens. The weight of each token is already divided by the divisor of the
+loss: the number of tokens, the number of sequences, or a constant (see packing.py). Outside the loss mask, the loss and
+its gradient are exactly 0, even where a column is nan. A column is nan for tokens that were not sampled.
 
-The losses distinguish three policies. The column "sampled" holds log-probabilities of the policy that sampled, computed
-by the sampler. The column "old" holds log-probabilities of the policy at the start of the update, computed by the
-learner. The argument `scores` holds log-probabilities of the policy that is being updated.
+The losses distinguish three policies. The column "sampled" holds log-probabilities of the policy that sampled the
+tokens, computed by the sampler. The column "old" holds log-probabilities of the policy before the update, computed by
+the learner. The argument `scores` holds log-probabilities of the policy that is being updated.
 
 In the formulas, N is the number of tokens of a batch, S the number of its sequences, pi the policy, and A the advantage
 (column "advantage").
@@ -46,8 +46,9 @@ def token_bce() -> Loss:
     """Cross-entropy between the probability of a token and its target probability (column "target", 0 to 1).
 
     With probability p and target t, the loss is -t log p - (1 - t) log(1 - p). One token of the vocabulary means "yes",
-    and its probability is trained to be the probability that the step is right. Process and outcome reward models use
-    this loss (Lightman et al. 2023, arXiv 2305.20050). Wang et al. 2023 (arXiv 2312.08935) use soft labels as targets.
+    and this loss trains its probability to be the probability that a step is right. Process and outcome reward models
+    use this loss (Lightman et al. 2023, arXiv 2305.20050). Wang et al. 2023 (arXiv 2312.08935) use soft labels as
+    targets.
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -116,8 +117,8 @@ def cispo(high: float, on_policy: bool = False) -> Loss:
     """The CISPO loss, -stop_gradient(min(rho, 1 + high)) A log pi (MiniMax-M1, arXiv 2506.13585, eq. 4).
 
     The clipped ratio is a constant weight, so every token keeps a gradient. The upper limit of the ratio is 1 + high,
-    as in the paper and in `clipped_surrogate`. In TRL, `epsilon_high` is the limit itself, so TRL's 5.0 is `high` = 4.0
-    here.
+    as in the paper and in `clipped_surrogate`. In TRL, `epsilon_high` is the limit itself, so `epsilon_high` 5.0 in TRL
+    is the same as `high` = 4.0 in this function.
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:
@@ -131,9 +132,9 @@ def kl_penalty(estimator: KLEstimator = "k3", ratio: ImportanceLevel | None = No
     """A loss that estimates KL(pi || reference) for each token, from samples of pi.
 
     This loss needs the column "reference". With d = log pi_ref - log pi, the estimators are k1 = -d, k2 = d^2/2 and
-    k3 = e^d - d - 1 (Schulman 2020; GRPO uses k3). As *values*, k1 and k3 are unbiased. As *losses*, the three
-    estimators have different mean gradients. The mean gradient of k1 is 0, so k1 has no effect as a loss. The mean
-    gradient of k2 is the gradient of KL(pi || reference). The mean gradient of k3 is the gradient of
+    k3 = e^d - d - 1 (Schulman 2020; GRPO uses k3). As *values* of the KL, the estimators k1 and k3 are unbiased. As
+    *losses*, the three estimators have different mean gradients. The mean gradient of k1 is 0, so k1 has no effect as a
+    loss. The mean gradient of k2 is the gradient of KL(pi || reference). The mean gradient of k3 is the gradient of
     KL(reference || pi); in gradient ascent, the coefficient of grad log pi is pi_ref/pi - 1.
 
     If `ratio` is given, the estimate is multiplied by rho = pi / pi_old, and rho has a gradient too. The column "old"
@@ -183,7 +184,7 @@ def importance_corrected(
 def ratio_stats(
     batch: Batch, scores: Scores, low: float, high: float, level: ImportanceLevel = "token"
 ) -> dict[str, float]:
-    """Measure how far the policy has moved from pi_old. The numbers are means over the trained tokens of this batch.
+    """Measure how much the policy differs from pi_old. The numbers are means over the trained tokens of this batch.
 
     The key `tokens` is the number of trained tokens; use it as the weight when you average over batches. The key
     `ratio` is the mean of pi / pi_old over tokens. The key `clip_frac_low` is the fraction of tokens without a gradient
@@ -219,7 +220,7 @@ def _estimate_kl(d: Tensor, estimator: KLEstimator) -> Tensor:
 
 
 def _log_ratio(batch: Batch, scores: Scores, level: ImportanceLevel, on_policy: bool) -> Tensor:
-    """For each token, log(pi / pi_old) of the token or of its whole sequence. [N]"""
+    """For each token, return log(pi / pi_old) of the token or of its whole sequence, [N]."""
     logprob = _masked(batch, scores.logprob)
     old = logprob.detach() if on_policy else _masked(batch, batch["old"])
     return _at_level(batch, logprob - old, level)
@@ -240,5 +241,5 @@ def _at_level(batch: Batch, log_ratio: Tensor, level: ImportanceLevel) -> Tensor
 
 
 def _sum_over_sequence(batch: Batch, x_N: Tensor) -> Tensor:
-    """Give each token the sum of x over its sequence. [N] -> [N]"""
+    """Give each token the sum of x over its sequence; input and output have the shape [N]."""
     return x_N.new_zeros(len(batch.lengths)).index_add(0, batch.sequence, x_N)[batch.sequence]

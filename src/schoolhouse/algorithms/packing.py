@@ -1,8 +1,8 @@
 """Pack rollouts and their rows of numbers into batches. A batch holds sequences end to end, without padding.
 
 The loss of an update is the sum of weight x loss over all tokens of all batches. The denominator of the loss is
-computed over the whole step *before* rollouts are split into batches or left out. The weight of each token contains the
-denominator, so micro-batches and ranks only have to sum their losses.
+computed over the whole step *before* rollouts are split into batches or left out. The weight of each token is already
+divided by the denominator, so micro-batches and ranks only have to sum their losses.
 
 In the shapes of tensors, T is the number of tokens of a rollout, N the number of tokens of a batch, and S the number of
 sequences of a batch.
@@ -38,11 +38,12 @@ class Batch:
     `tokens` has the token ids, int64 [N].
     `positions` has the position of each token in its sequence, starting at 0, int64 [N].
     `sequence` has the index of the sequence of each token, from 0 to S-1, int64 [N].
-    `loss_mask` is True for tokens that can be learned, bool [N]. The policy (or the imitated teacher) wrote these
-    tokens. The first token of a sequence is never in the loss mask.
-    `weight` has the weight of each token in the loss, float32 [N]. The weight is 0 outside the loss mask.
+    `loss_mask` is True for tokens that can be learned, bool [N]. The policy (or the imitated teacher) wrote the tokens
+    in the loss mask. The first token of a sequence is never in the loss mask.
+    `weight` has the weight of each token in the loss, float32 [N]. The weight of a token outside the loss mask is 0.
     `lengths` has the number of tokens of each sequence, [S].
-    `columns` has other numbers of each token by name, float32 [N]. For example, `batch["advantage"]` is one column.
+    `columns` maps names to other numbers of each token, float32 [N]. For example, `batch["advantage"]` is one
+    column.
     """
 
     tokens: Tensor
@@ -77,7 +78,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Scores:
-    """The log-probabilities and entropies of a batch. The numbers outside the loss mask have no meaning.
+    """The log-probabilities and entropies of a batch. The log-probabilities and entropies outside the loss mask have no
+    meaning.
 
     `logprob` has the log-probability of each token, given the earlier tokens of its sequence, [N].
     `entropy` has the entropy of the distribution from which each token was drawn, without gradient, [N].
@@ -113,7 +115,7 @@ def sequence_mean(scope: Sequence[Rollout]) -> TokenWeight:
 def sequence_sum(scope: Sequence[Rollout]) -> TokenWeight:
     """Treat each rollout as one action: its log-probability is the sum over its tokens.
 
-    REINFORCE and RLOO (arXiv 2402.14740) use these weights.
+    REINFORCE and RLOO (arXiv 2402.14740) use the weights of `sequence_sum`.
     """
     weight = 1.0 / max(len(scope), 1)
     return lambda rollout: weight
@@ -132,7 +134,7 @@ LossAggregation = Literal["token_mean", "sequence_mean", "sequence_sum", "consta
 
 
 def loss_aggregation(name: LossAggregation, scope: Sequence[Rollout], length: int) -> TokenWeight:
-    """The token weights for a name from the config.
+    """Return the token weights that a name in the config selects.
 
     With the name `constant`, the weights are divided by `length`, the maximum completion length in tokens.
     """
@@ -142,7 +144,8 @@ def loss_aggregation(name: LossAggregation, scope: Sequence[Rollout], length: in
 
 
 def without(token_weight: TokenWeight, excluded: Collection[Rollout]) -> TokenWeight:
-    """Return the given token weights, but with weight 0 for the excluded rollouts. `pack` leaves these rollouts out.
+    """Return the given token weights, but with weight 0 for the excluded rollouts. The function `pack` leaves out
+    rollouts with weight 0.
 
     Two rollouts count as the same rollout if they have the same key.
     """
@@ -228,7 +231,7 @@ def _check_rows(rollouts: Sequence[Rollout], rows: Mapping[str, Sequence[Row]]) 
 def _split_by_length(rollouts: Sequence[Rollout], kept: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     """Split the indices of the rollouts into parts, the shortest rollouts first.
 
-    In each part, the number of sequences times the longest sequence is at most `token_budget`.
+    In each part, the number of sequences times the length of the longest sequence is at most `token_budget`.
     """
     part: list[int] = []
     for i in sorted(kept, key=lambda i: len(rollouts[i])):
@@ -284,7 +287,7 @@ def _make_batch(
 
 
 def _concatenate(rows: Sequence[Row], dtype: type[np.generic]) -> np.ndarray:
-    """Join rows end to end. Lists are read in one pass, which is several times faster than one array per row."""
+    """Join rows end to end. Lists are read in one pass, which is several times faster than making one array per row."""
     if isinstance(rows[0], np.ndarray):
         return np.concatenate(rows).astype(dtype)
     return np.fromiter(chain.from_iterable(rows), dtype, count=sum(map(len, rows)))

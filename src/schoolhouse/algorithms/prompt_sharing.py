@@ -18,11 +18,12 @@ from schoolhouse.algorithms.packing import MIN_SHARED, Batch
 class SharedPrompts:
     """A batch in which each shared prompt is stored once, with the first sequence that has this prompt.
 
-    `kept` has the indices of the batch tokens that are kept, [M].
-    `place` has the index of each batch token among the kept tokens, [N].
-    `lengths` has the length of each sequence. If an earlier sequence stores the prompt, the length is without prompt.
+    `kept` has the indices of the tokens of the batch that are kept, [M].
+    `place` has, for each token of the batch, its index among the kept tokens, [N].
+    `lengths` has the length of each sequence. If an earlier sequence stores the prompt, the length does not include the
+    prompt.
     `prefixes` has, for each sequence, the start of its prompt among the kept tokens and the length of the prompt. The
-    entry is (0, 0) if the sequence stores its own prompt.
+    entry in `prefixes` is (0, 0) if the sequence stores its own prompt.
     """
 
     kept: Tensor

@@ -26,7 +26,8 @@ def reflects(thought: str) -> bool:
 
 
 def rechecks(thought: str) -> bool:
-    """Return True if the thought computes something twice, so that the same text is left of `=` more than once."""
+    """Return True if the thought computes something twice, so that the same text stands on the left side of `=` more
+    than once."""
     sides = _STEP.findall(thought)
     return len(sides) != len(set(sides))
 
@@ -35,8 +36,9 @@ def reflection_stats(groups: Sequence[Group], completions: Sequence[Completion])
     """Compute three means for correct and for incorrect answers.
 
     The three means are the number of completion tokens, the fraction of thoughts that reflect, and the fraction of
-    thoughts that recheck. The list `completions` has the order of the groups' rollouts. Ungraded rollouts are left out.
-    If there are no correct (or no incorrect) answers, the result has no numbers for this kind of answer.
+    thoughts that recheck. The list `completions` has the same order as the rollouts of the groups. Ungraded rollouts
+    are not counted. If there are no correct (or no incorrect) answers, the result has no numbers for this kind of
+    answer.
     """
     values: dict[str, list[float]] = {}
     texts = iter(completions)

@@ -1,7 +1,7 @@
 """Negative controls: rewards from which the policy can learn nothing.
 
-If a metric rises with such rewards, the experiment has a fault. In a published case, random rewards raised a benchmark
-result although they contain no information (Shao et al. 2025, arXiv 2506.10947).
+If a metric rises with the rewards of a negative control, the experiment has a fault. In a published case, random
+rewards raised a benchmark result although they contain no information (Shao et al. 2025, arXiv 2506.10947).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ among all rollouts of the step, also between problems. With `flipped`, the rewar
 def apply_reward_control(control: RewardControl, groups: Sequence[Group], seed: int, step: int) -> list[Group]:
     """Return the groups with the rewards of a negative control.
 
-    With `random`, ungraded rollouts also get a random reward. With `shuffled`, a missing reward can move to another
-    rollout.
+    With `random`, ungraded rollouts also get a random reward. With `shuffled`, rewards are exchanged between rollouts,
+    so a missing reward can move to another rollout.
     """
     rewards = [verdict.reward for group in groups for verdict in group.verdicts]
     match control:

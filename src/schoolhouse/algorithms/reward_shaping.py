@@ -24,7 +24,8 @@ def soft_overlong_penalty(length: int, limit: int, buffer: int) -> float:
 
 
 def overlong_penalty(groups: Sequence[Group], limit: int, buffer: int) -> list[Group]:
-    """Add half of `soft_overlong_penalty` to the rewards of the groups, as the part "overlong".
+    """Add half of the penalty `soft_overlong_penalty` to the rewards of the groups, as the part "overlong" of each
+    verdict.
 
     The penalty is halved because the paper uses the rewards 1 and -1, but this package uses 1 and 0. With buffer 0 the
     rewards do not change.
@@ -125,10 +126,9 @@ def kl_in_reward(
 ) -> list[Group]:
     """Subtract `kl_coef` x KL from each reward, as in RLOO and RLHF (Ahmadian et al. 2024, arXiv 2402.14740).
 
-    The whole completion is one action. The KL of a completion is the sum of (log pi - log pi_ref) over the loss mask
-    (estimator k1).
-    The arguments `policy` and `reference` are rows [T] of log-probabilities in the order of `rollouts_of(groups)`. Each
-    verdict gets a part "kl".
+    The whole completion counts as one action. The KL of a completion is the sum of (log pi - log pi_ref) over the loss
+    mask (estimator k1). The arguments `policy` and `reference` are rows [T] of log-probabilities in the order of
+    `rollouts_of(groups)`. Each verdict gets a part "kl".
     """
     rows = iter(zip(policy, reference, strict=True))
     shaped = []

@@ -96,7 +96,7 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
     """Run a benchmark in a temporary folder and return its result.
 
     The result includes the speed limits of this machine, which are measured right after the benchmark. Raises
-    SchoolError for an unknown kind, peer or size, and if a backend ends early.
+    SchoolError for an unknown kind, peer (the other library) or size, and if a backend ends early.
     """
     peers = peers_by_kind()
     if kind not in peers:

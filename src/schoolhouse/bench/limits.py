@@ -1,4 +1,4 @@
-"""Measure the limits of this machine right after a benchmark: the speed of matrix products and of memory."""
+"""Measure the limits of this machine after a benchmark: the speeds of matrix multiplication and of memory reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from schoolhouse.policy.policy import pick_device
 class Limits(NamedTuple):
     """The speed limits of a machine.
 
-    bfloat16, float32  floating-point operations per second in a large matrix product.
+    bfloat16, float32  floating-point operations per second in a large matrix multiplication.
     bandwidth          bytes per second when the machine reads a large tensor.
     """
 
@@ -25,7 +25,7 @@ class Limits(NamedTuple):
 
 
 def measure_limits(threads: int, matrix_size: int = 2048, num_values: int = 1 << 28) -> Limits:
-    """Measure the speed of products of square matrices, and of the sum of `num_values` float32 numbers (1 GiB)."""
+    """Measure how fast square matrices are multiplied and `num_values` float32 numbers (1 GiB) are added up."""
     torch.set_num_threads(threads)
     device = pick_device()
     flops = {}

@@ -95,7 +95,7 @@ def _limits(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def draw(results: Sequence[Mapping[str, Any]], profile: Mapping[str, Any] | None, path: Path) -> None:
-    """Draw the speed ratios with their targets, the curves of sampled tokens/s, and the time of each part."""
+    """Draw the speed ratios with their targets, the curves of sampled tokens/s, and the time of each part of a step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

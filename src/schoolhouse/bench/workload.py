@@ -29,7 +29,7 @@ MODEL_SIZES = {  # name: hidden_size, num_layers, num_heads, intermediate_size, 
 
 @dataclass(frozen=True)
 class Workload:
-    """The problems, samples and lengths of one repeat.
+    """The numbers of problems and samples, and the lengths of texts, in one repeat.
 
     prompt_tokens      the length of the shortest and of the longest prompt.
     completion_tokens  the length of the shortest and of the longest completion.
@@ -82,7 +82,7 @@ def prompt_rollouts(prompts: Sequence[Sequence[int]], samples: int) -> list[Roll
 
 
 def row_rollouts(rows: Sequence[Sequence[int]]) -> list[Rollout]:
-    """Convert rows to rollouts. Every token of a rollout is trained on."""
+    """Convert rows to rollouts. The loss includes every token of a rollout."""
     return [
         Rollout(Problem("row", (), ""), Key(0, "bench", 0, i), tuple(row), (True,) * len(row), (NAN,) * len(row))
         for i, row in enumerate(rows)

@@ -58,7 +58,7 @@ class Board:
         return [self.row(folder) for folder in find_runs(self.root)]
 
     def row(self, folder: Path) -> Json:
-        """The row of a run in the list. The row is cached until a file of the run changes."""
+        """The row of a run in the list of runs. The row is cached until a file of the run changes."""
         name = str(folder.relative_to(self.root)) or "."
         files = [folder / file for file in ("manifest.json", "metrics.jsonl", "config.yaml")]
         modified = tuple(path.stat().st_mtime if path.exists() else 0.0 for path in files)
@@ -111,7 +111,7 @@ def build_app(
 ) -> FastAPI:
     """Build the board of one folder of runs. `claims` is a folder with results of claims (docs/claims).
 
-    The class `AccessControl` explains the other arguments.
+    The docstring of the class `AccessControl` explains the other arguments.
     """
     board = Board(root)
     app = FastAPI(title="schoolhouse board", version=__version__, docs_url=None, redoc_url=None)
@@ -261,7 +261,7 @@ def metric_names(metrics: Sequence[Json]) -> list[str]:
 
 
 def curve(folder: Path, name: str, names: Sequence[str], x_axis: XAxis) -> Json:
-    """Some metrics of one run against steps, sampled tokens or seconds, with at most about `MAX_POINTS` points."""
+    """Curves of one run's metrics over steps, sampled tokens or seconds, with about `MAX_POINTS` points at most."""
     metrics = read_metrics(folder)
     seconds = {row["step"]: row["seconds"] for row in read_jsonl(folder / "times.jsonl") if "seconds" in row}
     x: list[float] = []
@@ -280,7 +280,7 @@ def curve(folder: Path, name: str, names: Sequence[str], x_axis: XAxis) -> Json:
 
 
 def group_summary(metrics: Sequence[Json]) -> str:
-    """A text about the groups of the last step: how many have a learning signal, and why the others have no signal."""
+    """A text that says how many groups of the last step have a learning signal, and why the other groups have none."""
     line = next((line for line in reversed(metrics) if line.get("groups")), None)
     if line is None:
         return ""

@@ -30,7 +30,7 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def nearest_checkpoint(steps: Sequence[int], policy_version: int) -> int:
-    """The step of the last checkpoint that is not later than `policy_version`, or the first step if all are later.
+    """The step of the last checkpoint up to `policy_version`, or of the first checkpoint if all are later.
 
     steps  the steps of at least one checkpoint, in ascending order.
     """

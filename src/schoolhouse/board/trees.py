@@ -22,5 +22,5 @@ def read_trees(run: Path, step: int) -> list[Json]:
 
 
 def tree_summary(tree: Json) -> Json:
-    """A recorded tree in which the number of thoughts replaces the thoughts."""
+    """A recorded tree that contains the number of thoughts instead of the thoughts themselves."""
     return {**{key: value for key, value in tree.items() if key != "tree"}, "thoughts": len(tree["tree"])}

@@ -117,11 +117,11 @@ CLAIM = Claim(
     draw=draw,
     notes=(
         "The search makes sixteen attempts at a problem, and the task's rules select one correct attempt. Plain "
-        "sampling makes only one attempt. So the search finds answers to problems that a single attempt misses. "
-        "In the official run, the metric `coverage` (the share of distinct correct answers that are kept) was "
+        "sampling makes only one attempt. So the search solves problems that a single attempt does not solve. In "
+        "the official run, the metric `coverage` (the share of distinct correct answers that are kept) was "
         "always 1, because problems of the task `chain` (a chain of small sums) have only ten possible answers. "
-        "The metric pass@8 shows that the model loses diversity when it learns without a verifier. pass@8 is .82, "
-        ".81 and .80 at the start, and .98, .98 and .99 after expert iteration. After training without a "
-        "verifier, pass@8 is .46, .46 and .55.",
+        "The metric pass@8 shows that the model loses diversity when it learns without a verifier. In seeds 0, 1 "
+        "and 2, pass@8 is .82, .81 and .80 at the start, and .98, .98 and .99 after expert iteration. After "
+        "training without a verifier, pass@8 is .46, .46 and .55 in seeds 0, 1 and 2.",
     ),
 )

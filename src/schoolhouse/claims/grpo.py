@@ -146,26 +146,27 @@ CLAIM = Claim(
         "",
         "The official run was repeated with the same seeds after a bug was fixed. The bug removed the KL penalty "
         "of groups with equal rewards (`preset: grpo`, coefficient .04). After the fix, pass@1 of the arms with "
-        "this KL penalty changed by at most .008. In the repeated run, five days and many commits later, all "
-        "other arms (without this KL penalty) gave exactly the same results.",
+        "`preset: grpo` changed by at most .008. The repeated run was made five days and many commits later. All "
+        "arms without the KL penalty of `preset: grpo` gave exactly the same results in both runs.",
     ),
     failures_by_scale={
         "gpu": (
-            "Two controls fail in seed 1. With random rewards, pass@1 ends .237 above the start model in seed 1 "
-            "(and .052 below the start model in seed 0). With shuffled rewards, pass@1 ends .168 above the start "
-            "model in seed 1. In both controls, the share of answers with a thought rose. At the start, 108 of "
-            "the 512 answers in a step had a thought. In the last step, 259 of 512 answers had a thought with "
-            "random rewards, and 209 of 512 with shuffled rewards. Of the answers with a thought, a share of .81 "
-            "was correct at the start. Of the answers with a thought at the end, a share of .87 was correct with "
-            "random rewards and .90 with shuffled rewards. If a model only changes how often it writes a thought, "
-            "its pass@1 can already change between .1 and 1. With its usual eps of 1e-8, Adam takes steps of the "
-            "same size on noise as on a signal. The gradient norm is .14 with random rewards and .39 with true "
-            "rewards. So training with a control reward is a random walk. Four more runs with random rewards "
-            "began from the start model of seed 1. Two of the four additional runs ended at .278 and .249 pass@1. "
-            "The other two additional runs were stopped one and two steps before the end, when their training "
-            "accuracy was .20 and .27. The gain from the verifier (.73 pass@1 or more) is three times as large as "
-            "the largest change by random rewards. A next test should set `adam_eps` to about the size of the "
-            "noise.",
+            "Two control arms (random and shuffled rewards) fail their checks in seed 1. With random rewards, "
+            "pass@1 ends .237 above the start model in seed 1 (and .052 below the start model in seed 0). With "
+            "shuffled rewards, pass@1 ends .168 above the start model in seed 1. In both control arms (random "
+            "and shuffled rewards), the share of answers with a thought rose during training. At the start, 108 "
+            "of the 512 answers in a step had a thought. In the last step, 259 of 512 answers had a thought with "
+            "random rewards, and 209 of 512 with shuffled rewards. At the start, .81 of the answers with a "
+            "thought were correct. At the end, .87 of the answers with a thought were correct with random "
+            "rewards, and .90 with shuffled rewards. If a model only changes how often it writes a thought, its "
+            "pass@1 can already change between .1 and 1. With the usual eps of 1e-8, Adam's updates are as large "
+            "for a gradient of pure noise as for a gradient with a signal. The gradient norm is .14 with random "
+            "rewards and .39 with true rewards. So training with a control reward is a random walk. Four more "
+            "runs with random rewards began from the start model of seed 1. Two of the four additional runs "
+            "ended at .278 and .249 pass@1. The other two additional runs were stopped one and two steps before "
+            "the end, when their training accuracy was .20 and .27. The gain from the verifier (.73 pass@1 or "
+            "more) is three times as large as the largest change by random rewards. A next test should set "
+            "`adam_eps` to about the size of the noise.",
         )
     },
     notes_by_scale={

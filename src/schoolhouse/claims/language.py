@@ -1,4 +1,4 @@
-"""A model with demonstrations in two languages keeps mixing both languages, unless one language is rewarded."""
+"""A model trained on demonstrations in two languages keeps mixing both, unless one language is rewarded."""
 
 from __future__ import annotations
 
@@ -153,21 +153,23 @@ CLAIM = Claim(
     notes=(
         "After RL without the language reward, the share of words in the target language is .867, .584 and .253 "
         "in the three seeds. At the start, the share of words in the target language is .496, .474 and .440. "
-        "Without the language reward, chance decides which language becomes more frequent. In seed 0, RL without "
-        "the language reward nearly led to a single language.",
+        "Without the language reward, chance decides which language becomes more frequent. In seed 0, the model "
+        "trained without the language reward uses one of the two languages for most words (.867).",
         "",
         "The first official run had 60 steps and the verdict FAIL. In the first run, the share of words in the "
-        "target language was .988, .978 and .980. In seed 1 of the first run, the share of words in the target "
-        "language was .002 below the limit of .98 and was still rising. The present run changes only the number "
-        "of steps. So the present run is a second try with the same seeds.",
+        "target language was .988, .978 and .980 in seeds 0, 1 and 2. In seed 1 of the first run, the share of "
+        "words in the target language was .002 below the limit of .98 and was still rising. The present run "
+        "differs from the first run only in the number of steps. So the present run is a second try with the "
+        "same seeds.",
         "",
         "The official run was made before a bug was fixed: an empty thought received the full language reward, "
         "because an empty thought has no words in another language. In the trained arms of this claim, at least "
         ".93 of the answers have a thought with words.",
         "",
-        "Pilots with seed 0 were used to choose the number of steps. The share of words in the target language is "
-        ".967 after 45 steps and .995 after 75 steps. With 75 steps, RL without the language reward also stops "
-        "using one of the two languages. With a weight of 3 instead of 1 for the language reward, the share of "
-        "words in the target language was .971 at the end, and pass@1 was .64 (docs/lab.md).",
+        "Pilots with seed 0 were used to choose the number of steps. In the pilots, the share of words in the "
+        "target language is .967 after 45 steps and .995 after 75 steps. After 75 steps, a model trained without "
+        "the language reward also uses only one of the two languages. With a weight of 3 instead of 1 for the "
+        "language reward, the share of words in the target language was .971 at the end, and pass@1 was .64 "
+        "(docs/lab.md).",
     ),
 )

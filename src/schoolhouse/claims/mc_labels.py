@@ -111,16 +111,17 @@ CLAIM = Claim(
         "and correctness agree better. A stronger rule was planned at first. The expected effect was that, among "
         "many continuations after a wrong step, at least one ends correctly by chance. With many continuations, "
         'hard labels ("any continuation ends correctly") would then agree less with the task\'s rules. The first '
-        "seed showed the opposite: the agreement was .74, .81, .87, .94 and .97 for 1, 2, 4, 8 and 16 "
+        "seed showed the opposite effect: the agreement between hard labels and the task's rules rose with the "
+        "number of continuations. The agreement was .74, .81, .87, .94 and .97 for 1, 2, 4, 8 and 16 "
         "continuations. Therefore the agreement of hard labels is only reported. In a chain (a chain of small "
-        "sums), an error changes the final answer. After an error, a continuation ends correctly only if a second "
-        "error cancels the first error. The result will probably differ for tasks with few possible answers, and "
-        "for models that correct their errors.",
+        "sums), an error changes the final answer. After an error, a continuation ends correctly only if a "
+        "second error cancels the first error. The result will probably differ for tasks with few possible "
+        "answers, and for models that correct their errors.",
         "",
-        "The reward models with labels from continuations were trained for 800 updates. The outcome reward model "
-        "of the claim prm needed more than 800 updates, so the reward models with labels from continuations could "
-        "need more updates too. Labels from continuations cost 2.1M sampled tokens, and labels by the task's "
-        "rules cost .17M sampled tokens. If an outcome reward model with .67M sampled tokens and twice as many "
-        "updates selects the best of 64 answers, the accuracy is .54.",
+        "The reward models that learn from labels from continuations were trained for 800 updates. The outcome "
+        "reward model of the claim prm needed more than 800 updates, so the reward models that learn from labels "
+        "from continuations could need more updates too. Labels from continuations cost 2.1M sampled tokens, and "
+        "labels by the task's rules cost .17M sampled tokens. If an outcome reward model with .67M sampled "
+        "tokens and twice as many updates selects the best of 64 answers, the accuracy is .54.",
     ),
 )

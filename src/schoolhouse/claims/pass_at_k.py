@@ -136,10 +136,10 @@ CLAIM = Claim(
         "numbers) cannot be guessed. A pilot of 45 steps with seed 0 was used to choose the number of steps. In "
         "the pilot, pass@1 rose by .057 and .087 with the two start models.",
         "",
-        "An earlier official run on countdowns used fine-tuned start models with 1,500 updates. The verdict of "
-        "the earlier run on countdowns was FAIL, because one check failed. The start model of seed 1 had not "
-        "learned to compare a result with the goal (.07 pass@1), and RL did not teach this comparison (pass@1 "
-        "rose by only .027). The start models now have 2,500 updates.",
+        "In an earlier official run on countdowns, the fine-tuned start models were trained for 1,500 updates. "
+        "The verdict of the earlier run on countdowns was FAIL, because one check failed. The start model of "
+        "seed 1 had not learned to compare a result with the goal (.07 pass@1), and RL did not teach this "
+        "comparison (pass@1 rose by only .027). The fine-tuned start models are now trained for 2,500 updates.",
         "",
         "Before RL, pass@256 is 1 for both start models. So pass@256 cannot rise, and every problem could already "
         "be solved before RL. The curves of pass@k before and after RL cross at k = 8 for the fine-tuned start "
@@ -149,6 +149,7 @@ CLAIM = Claim(
         "",
         "In the arm sft_rl, wrong answers get longer during RL (from 106 to 159 tokens). The share of wrong "
         "answers that compute something twice rises from .74 to .93. Correct answers get shorter (from 49 to 44 "
-        "tokens), and the share of correct answers that reflect falls from .76 to .68.",
+        "tokens), and the share of correct answers with a word of reflection (again, check, ...) falls from .76 "
+        "to .68.",
     ),
 )

@@ -1,4 +1,5 @@
-"""A process reward model selects better answers than an outcome reward model. Both are better than a vote."""
+"""A process reward model selects better answers than an outcome reward model. Both kinds of reward models select better
+answers than a majority vote."""
 
 from __future__ import annotations
 
@@ -120,29 +121,29 @@ CLAIM = Claim(
     "at least as accurate as a majority vote. The accuracy gap between the two reward models does not shrink when "
     "N grows. In each seed, the process reward model separates correct from incorrect steps with an AUC above .9, "
     "and finds the first error with an F1 above .8. A reward model with shuffled labels does not select better "
-    "answers than chance. The same is true for the process reward model with another delimiter (the text that "
-    "ends a step).",
+    "answers than chance. With another delimiter (the text that ends a step), the process reward model does not "
+    "select better answers than chance.",
     arms=arms,
     check=check,
     draw=draw,
     failures=(
         "When the delimiter (the text that ends a step) does not occur in an answer, the process reward model "
         "gives only one score, at the end of the answer. With only one score at the end of the answer, the "
-        "accuracy of best of 64 is .051 and .061 above pass@1 in two seeds, but the rule allows at most .05. With "
-        "a score after every step, the accuracy of best of 64 is .61 above pass@1.",
+        "accuracy of the best of 64 answers is .051 and .061 above pass@1 in two seeds, but the rule allows at "
+        "most .05. With a score after every step, the accuracy of the best of 64 answers is .61 above pass@1.",
     ),
     notes=(
         "Two earlier official runs had the verdict FAIL. The first run had 8,000 solutions and a generator whose "
         "errors came from too little training. In the first run, the accuracy of the three generators (one for "
-        "each seed) was between .11 and .59. In the first run, for N above 8, no reward model was better than the "
-        "majority vote. The second run had the present generator and 800 updates for every reward model, and two "
-        "checks failed. In the second run, the answers that the outcome reward model selected had an accuracy "
-        ".013 lower than a majority vote of 256 answers. The loss of the outcome reward model was still falling "
-        "(from .49 to .43 in the last 200 updates), while the loss of the process reward model was stable at .01. "
-        "A reward model learns more slowly from labels of whole solutions than from labels of steps, so the "
-        "outcome reward model now has twice as many updates. In the second run, the process reward model also "
-        "gave scores after `=`, in the middle of a step. With the scores after `=`, the accuracy of best of 64 "
-        "minus pass@1 was +.005, +.068 and -.008. After `=`, the reward model still knows whether the previous "
-        "steps were correct.",
+        "each seed) was between .11 and .59. In the first run, for N above 8, no reward model was better than "
+        "the majority vote. The second run had the present generator and 800 updates for every reward model, and "
+        "two checks failed. In the second run, the outcome reward model selected answers whose accuracy was .013 "
+        "below the accuracy of a majority vote of 256 answers. The loss of the outcome reward model was still "
+        "falling (from .49 to .43 in the last 200 updates), while the loss of the process reward model was "
+        "stable at .01. A reward model learns more slowly from labels of whole solutions than from labels of "
+        "steps, so the outcome reward model now has twice as many updates. In the second run, the process reward "
+        "model also gave scores after `=`, in the middle of a step. With the scores after `=`, the difference "
+        "between the accuracy of the best of 64 answers and pass@1 was +.005, +.068 and -.008 in seeds 0, 1 and "
+        "2. After `=`, the reward model still knows whether the previous steps were correct.",
     ),
 )

@@ -69,7 +69,7 @@ def moving_average(values: Sequence[float]) -> list[float]:
 
 
 def tokens_until(results: Results, arm: str, goals: Sequence[float]) -> list[float]:
-    """For each seed, the number of sampled tokens until the reward reaches its goal, or infinity without success."""
+    """For each seed, the number of sampled tokens until the reward reaches its goal; infinity if it never does."""
     tokens = []
     curves = zip(results.curves(arm, "reward"), results.curves(arm, "sampled_tokens"), goals, strict=True)
     for rewards, sampled_tokens, goal in curves:
@@ -146,14 +146,15 @@ CLAIM = Claim(
         "In an earlier official run, the reward of a step was used as the value of the state after the step, and "
         "the steps were separated by blanks. The verdict of the earlier run was FAIL, because sums of step "
         "rewards did not lead to longer answers. In the earlier run, the arm `progress` needed .86, .93 and .83 "
-        "times as many tokens as the arm `outcome`. If the tokens of the reward model's training data are "
-        "included, `progress` needed 1.00, 1.07 and .99 times as many tokens as `outcome`. In the earlier run, an "
-        "answer had 1.01, 1.00 and 1.00 times as many steps with sums of step rewards as with the outcome reward "
-        "alone. A process reward model grades the step after an error as if the error had not happened (for "
-        "example, a grade of .95 after a grade of .02). Therefore the product of the step rewards is now the "
-        "value of a state. In the earlier run, filler words contained no step that could be graded, because a "
-        "word and the blank before it are one token. Therefore each step is now written on a separate line. The "
-        "start model now has 1,500 updates; after 900 updates, its accuracy was only .145.",
+        "times as many tokens as the arm `outcome` in seeds 0, 1 and 2. If the tokens of the reward model's "
+        "training data are included, `progress` needed 1.00, 1.07 and .99 times as many tokens as `outcome` in "
+        "seeds 0, 1 and 2. In seeds 0, 1 and 2 of the earlier run, an answer had 1.01, 1.00 and 1.00 times as "
+        "many steps with sums of step rewards as with the outcome reward alone. A process reward model grades "
+        "the step after an error as if the error had not happened (for example, a grade of .95 after a grade of "
+        ".02). Therefore the product of the step rewards is now the value of a state. In the earlier run, filler "
+        "words contained no step that could be graded, because a word and the blank before it are one token. "
+        "Therefore each step is now written on a separate line. The start model now has 1,500 updates; after 900 "
+        "updates, its accuracy was only .145.",
         "",
         "For the reward model of the arm `progress`, filler words are labelled as incorrect (`labels: strict`). "
         "With the labels `strict`, the predicted probability that no error has occurred is close to the value of "
@@ -164,6 +165,7 @@ CLAIM = Claim(
         "pilot, the values of states were estimated from continuations, which are sampled ends of a solution "
         "(2,000 solutions, 8 continuations after each step). In the pilot with continuations, training with "
         "progress rewards was not faster than with the outcome reward alone. In the last five training steps of "
-        "this pilot, the accuracy was .66 with the outcome reward alone and .63 with progress rewards.",
+        "the pilot with continuations, the accuracy was .66 with the outcome reward alone and .63 with progress "
+        "rewards.",
     ),
 )

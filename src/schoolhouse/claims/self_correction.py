@@ -1,4 +1,5 @@
-"""SCoRe trains second attempts that correct the first attempt. The claim compares SCoRe with other training methods."""
+"""SCoRe trains a model to correct its first attempt in a second attempt. The claim compares SCoRe with other training
+methods."""
 
 from __future__ import annotations
 
@@ -235,7 +236,7 @@ CLAIM = Claim(
         "attempts is .94 for `naive`, .94 for single_turn, .92 for no_stage1, .90 for alpha_0 and .90 for "
         "`score`. The first attempts of single_turn have an accuracy of .98. In the paper, SCoRe has the best "
         "second attempts. A model can learn chains of four operations perfectly with one attempt, so the penalty "
-        "on first attempts costs more accuracy than the correction gains.",
+        "on first attempts lowers the accuracy by more than the correction of errors raises it.",
         "",
         "The start model already has a positive delta (an accuracy gain of the second attempt of .064, .054 and "
         ".084), because its demonstrations contain second attempts. A pilot began from a base model without "
@@ -244,13 +245,14 @@ CLAIM = Claim(
         "was changed, and this claim does not show the change from a negative to a positive delta, which the "
         "paper shows. The results of single problems are not stored, so there are no confidence intervals. Alpha "
         "is the weight of the reward for a change between the attempts. With alpha 10, the accuracy gain of the "
-        "second attempt is only a little larger than with alpha 0 (by .018, .018 and .015).",
+        "second attempt is only a little larger than with alpha 0 (by .018, .018 and .015 in seeds 0, 1 and 2).",
         "",
-        "A second attempt that reads the model's own wrong attempt (accuracy .62, .68 and .75) is no better than "
-        "a fresh attempt (.74, .74 and .73). So the two stages of SCoRe teach the model to solve the problem "
-        "again, not to find the error. A second attempt that reads a first attempt at another problem is much "
-        "worse (accuracy .23, .27 and .32). So the model does read the first attempt. The claim does not test a "
-        "second attempt that reads another attempt at the same problem.",
+        "A second attempt that reads the model's own wrong attempt is no better than a fresh attempt. In seeds "
+        "0, 1 and 2, the accuracy of the second attempt is .62, .68 and .75, and the accuracy of the fresh "
+        "attempt is .74, .74 and .73. So the two stages of SCoRe teach the model to solve the problem again, not "
+        "to find the error. A second attempt that reads a first attempt at another problem is much worse "
+        "(accuracy .23, .27 and .32 in seeds 0, 1 and 2). So the model does read the first attempt. The claim "
+        "does not test a second attempt that reads another attempt at the same problem.",
         "",
         "Pilots with seed 0 were used to choose the base model and the penalty on first attempts. The base model "
         "now has 2,000 updates, and half of its demonstrations have second attempts (before: 1,200 updates and 40 "

@@ -79,14 +79,14 @@ def accuracy_by_digits(results: Results, arm: str) -> list[list[list[float]]]:
 
 
 def first_loop(accuracies: Sequence[float]) -> int:
-    """The first loop in which half of the sums are correct; the number of loops + 1 if there is no such loop."""
+    """The first loop in which half of the sums are correct; the number of loops + 1 if no loop reaches one half."""
     return next((loop for loop, share in enumerate(accuracies, 1) if share >= HALF), len(accuracies) + 1)
 
 
 def hint_losses(results: Results) -> list[float]:
     """The accuracy of `keep_hint` minus the accuracy of `star`, in the loop in which `star` reaches MIN_ACCURACY.
 
-    Only the first attempts of the loop count.
+    The accuracy is that of the first attempts (without a hint) in the loop.
     """
     losses = []
     for star, keep_hint in zip(results.curves("star", "reward"), results.curves("keep_hint", "reward"), strict=True):
@@ -184,27 +184,30 @@ CLAIM = Claim(
     check=check,
     draw=draw,
     notes=(
-        "The base model was fine-tuned on parts of long sums, with one to four columns (digit positions) in a "
-        "row. The base model never saw a whole sum or a question for the result of a sum. The base model's only "
-        "examples of whole sums are 200 demonstrations with one and two digits. So the model has to discover in "
-        "the loops that a sum continues until no digit is left. Four base models with less knowledge never "
-        "learned to continue with the third column (docs/lab.md).",
+        "The base model was fine-tuned on parts of long sums; each part has one to four neighbouring columns "
+        "(digit positions). The base model never saw a whole sum or a question for the result of a sum. The base "
+        "model's only examples of whole sums are 200 demonstrations with one and two digits. So the model has to "
+        "discover in the loops that a sum continues until no digit is left. Four base models with less knowledge "
+        "never learned to continue with the third column (docs/lab.md).",
         "",
-        "The arms `keep_hint` and `star` are compared in the middle of training. At the end of training, "
-        "keep_hint reaches the accuracy of `star`. In later loops, keep_hint learns from sums that the model "
-        "solves without a hint, like the arm no_rationalization.",
+        "The arm `keep_hint` (hints stay in the training prompts) and the arm `star` (hints are removed) are "
+        "compared in the middle of training. At the end of training, the arm `keep_hint` (hints stay in the "
+        "training prompts) is as accurate as the arm `star` (hints are removed). In later loops, the arm "
+        "`keep_hint` learns from sums that the model solves without a hint, and the arm `no_rationalization` (no "
+        "hints) does so too.",
         "",
         "There were two earlier official runs, each with six loops of 60 updates. The first run had the verdict "
         "PASS, but the rule was wrong: a model that learned all lengths in one loop was also counted as a model "
         "that learns in stages. In the first run, arms without rationalization had hints in their 200 "
-        "demonstrations, and the last column of a two-digit sum could be a column of the evaluation. The second "
-        "run corrected the errors of the first run. The rule of the second run required that a model learns 5 "
-        "digits in a later loop than 3 digits. The verdict of the second run was FAIL, because three checks "
-        "failed. In every seed of the second run, the first loops in which half of the sums with 1, 2, 3, 4 and 5 "
-        "digits were correct were loops 1, 1, 2, 2 and 2. In the second run, each length was learned in the same "
-        "loop with hints, without hints and with keep_hint, because 60 updates on correct sums of 3 and 4 digits "
-        "also teach 5 digits. A pilot with seed 0 was used to choose 16 updates and 8 loops. In a pilot with 25 "
-        "updates, a model without hints learned 1, 2, 3, 4 and 5 digits in loops 1, 1, 2, 2 and 3. In the same "
-        "pilot, a model with hints learned 1, 2, 3, 4 and 5 digits in loops 1, 1, 3, 2 and 2.",
+        "demonstrations, and the last column of a two-digit sum could also occur as a column of a sum in the "
+        "evaluation. The second run corrected the errors of the first run. The rule of the second run required "
+        "that a model learns 5 digits in a later loop than 3 digits. The verdict of the second run was FAIL, "
+        "because three checks failed. In every seed of the second run, half of the sums with 1 and 2 digits were "
+        "correct for the first time in loop 1, and half of the sums with 3, 4 and 5 digits in loop 2. In the "
+        "second run, each length was learned in the same loop with hints, without hints and in the arm "
+        "`keep_hint`, because 60 updates on correct sums of 3 and 4 digits also teach 5 digits. A pilot with "
+        "seed 0 was used to choose 16 updates and 8 loops. In a pilot with 25 updates, a model without hints "
+        "learned 1 and 2 digits in loop 1, 3 and 4 digits in loop 2, and 5 digits in loop 3. In the same pilot, "
+        "a model with hints learned 1 and 2 digits in loop 1, 4 and 5 digits in loop 2, and 3 digits in loop 3.",
     ),
 )

@@ -47,9 +47,9 @@ class SearchEvaluation(Evaluation):
 
 
 class ValuePredictions(Evaluation):
-    """How well the solver values the sets of three numbers that one move in an evaluation puzzle leaves.
+    """How well the solver judges the sets of three numbers that remain after one move in an evaluation puzzle.
 
-    The solver answers with its most likely value.
+    The solver's answer is the value to which it gives the highest probability.
 
     sure_seen, sure_unseen              the share of sets that the solver calls `sure`, among sets that make 24.
     impossible_seen, impossible_unseen  the share that the solver calls `impossible`, among sets that do not make 24.
@@ -213,10 +213,10 @@ CLAIM = Claim(
     check=check,
     draw=draw,
     failures=(
-        "With exact values, the search misses one puzzle: 1 5 6 7 with seed 1 (this puzzle was identified after "
-        "the official run). The model of seed 1 never proposes any of the first moves that lead to a solution of "
-        "the puzzle 1 5 6 7. With five sampled lists of proposed moves instead of three, the search with exact "
-        "values also misses the puzzle 1 5 6 7.",
+        "With exact values of the positions, the search does not solve one puzzle in seed 1: the puzzle 1 5 6 7 "
+        "(the numbers of the puzzle were found after the official run). The model of seed 1 never proposes any "
+        "of the first moves that lead to a solution of the puzzle 1 5 6 7. With five sampled lists of proposed "
+        "moves instead of three, the search with exact values still does not solve the puzzle 1 5 6 7.",
     ),
     notes=(
         "In this claim, a list of proposals names all moves (at most 30), but the paper's prompt asks for a few "
@@ -229,8 +229,8 @@ CLAIM = Claim(
         "The held-out problems are puzzles of four numbers. The three numbers that remain after a move can also "
         "occur in training puzzles. Most sets of three remaining numbers that make 24 do occur in training "
         "puzzles, and demonstrations show the values of these sets. Therefore the last two rows of the table of "
-        "checks show seen and unseen numbers separately. Every search uses the same model, so numbers seen in "
-        "training help all searches equally.",
+        "checks give separate results for sets of numbers that occur in training puzzles and for all other sets. "
+        "Every search uses the same model, so sets of numbers that occur in training help all searches equally.",
         "",
         "The vote compares expressions by their text, so two orders of the same sum are two different candidates. "
         "Best-of-N with the model's own values was not run.",

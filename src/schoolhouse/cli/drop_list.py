@@ -15,8 +15,8 @@ from schoolhouse.types import SchoolError
 def list_unreadable(spec: str, path: Path) -> tuple[str, int]:
     """Write a list of the rows of a task that cannot be read.
 
-    Returns the spec of the task without these rows, and the number of these rows. If the file exists but is no list of
-    rows, the function raises SchoolError and does not overwrite the file.
+    Returns the spec of the task without the listed rows, and the number of listed rows. If the file exists but is no
+    list of rows, the function raises SchoolError and does not overwrite the file.
     """
     source, need, separator = _source_of(spec)
     if path.exists():
@@ -45,7 +45,7 @@ def list_failed(spec: str, path: Path, failures: Sequence[tuple[str, str]]) -> i
 def _source_of(spec: str) -> tuple[RowSource, Need, str]:
     """Return the rows of a task `jsonl:` or `python:`, and the content that each row must have.
 
-    The third value is the character before an additional option of the spec: `?` or `&`.
+    The third returned value is `?` or `&`, the character before an additional option of the spec.
     """
     body, _, query = spec.partition("?")
     kind, _, rest = body.partition(":")

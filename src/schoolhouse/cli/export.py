@@ -1,8 +1,8 @@
 """The command `school export` writes a model folder for other programs, with a model card about the training.
 
 The format `hf` is the Hugging Face format, which transformers, vLLM and this package read. The format `gguf` is one
-float32 file for llama.cpp. The format `int8` is one file for llama.cpp with matrices of 8-bit numbers in blocks of 32
-(Q8_0). The `int8` file has a quarter of the size of the `gguf` file.
+float32 file for llama.cpp. The format `int8` is also one file for llama.cpp, but the matrices consist of 8-bit numbers
+in blocks of 32 numbers (Q8_0). The `int8` file has a quarter of the size of the `gguf` file.
 """
 
 from __future__ import annotations

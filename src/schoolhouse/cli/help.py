@@ -86,7 +86,7 @@ def config_help(
 
 
 def entries(cls: type[BaseModel], defaults: BaseModel | None = None, prefix: str = "") -> Iterator[Entry]:
-    """Yield an entry for every key, with the default of the key in this config.
+    """Yield an entry for every key of a config, with the default value of the key.
 
     A group of keys yields one entry per key.
     """
@@ -139,7 +139,7 @@ def _describe(entry: Entry) -> str:
 
 
 def _format(left: str, right: str, width: int) -> str:
-    """Format two columns. If the text of the left column is long, it gets its own line."""
+    """Format two columns. A long text in the left column gets its own line."""
     margin = " " * _INDENT
     text = textwrap.fill(right, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
     head = f"  {left}"

@@ -188,7 +188,8 @@ def _resume_hint(command: Command | None, args: Sequence[str]) -> str:
 
 
 def _user_message(error: SchoolError | OSError) -> str | None:
-    """Return the message for an error that the user can correct. Return None if the error is in this package."""
+    """Return the message for an error that the user can correct. Return None if a mistake in this package caused the
+    error."""
     if isinstance(error, SchoolError):
         return str(error)
     if error.errno in USER_ERRNOS:

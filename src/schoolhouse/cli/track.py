@@ -72,7 +72,7 @@ def track(args: Sequence[str]) -> None:
 
 
 def follow(c: Track, log: LogFn, entry: dict[str, Any], save: Callable[[], None]) -> None:
-    """Log every step after `last_step` of the entry.
+    """Log every step after the step `entry["last_step"]`, which is the last logged step.
 
     If `c.follow` is True, the function logs new steps until the run ends.
     """

@@ -6,8 +6,8 @@ Three rules hold for every template:
 * Only the text of the template itself becomes special tokens. `<|im_end|>` inside a message stays ordinary text: a
   private character replaces `<|im_end|>` while the template is rendered. A template that trims or searches its
   contents cannot break this rule.
-* A completion is split at the ids of its marks of thought (`<think>` and `</think>`). Marks with several tokens are
-  searched in the text.
+* A completion is split at the ids of the marks around its thought (`<think>` and `</think>`). Marks with several
+  tokens are searched in the text.
 
 The template gets the thoughts of earlier assistant turns, and decides whether to keep them. The default template keeps
 all thoughts, so the sampled tokens stay a prefix of the next prompt. Qwen3's template keeps only the last thought.
@@ -109,9 +109,10 @@ class Conversation:
         return tuple(self._encode_rendered([(self._render(messages, True, stand_ins), stand_ins)])[0])
 
     def _with_system(self, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """Return the messages with a system message. Messages without one get the system message of the settings.
+        """Return the messages, and add a system message if necessary. Messages without a system message get the system
+        message of the settings.
 
-        For a template without system turns, the system message stands before the first question in the same turn.
+        If the template has no system turns, the system message stands in the first user turn, before the question.
         """
         messages = tuple(messages)
         if self.chat.system and not any(message.role == "system" for message in messages):
@@ -127,14 +128,16 @@ class Conversation:
         return Rollout(problem, key, prompt, (False,) * len(prompt), (NAN,) * len(prompt))
 
     def demonstration_rollout(self, demonstration: Demonstration, key: Key) -> Rollout:
-        """Return a demonstration as a rollout. Only the completion, with its end-of-turn id, is in the loss mask."""
+        """Return a demonstration as a rollout. Only the completion and its end-of-turn id are in the loss mask."""
         return self.demonstration_rollouts([demonstration], [key])[0]
 
     def demonstration_rollouts(self, demonstrations: Sequence[Demonstration], keys: Sequence[Key]) -> list[Rollout]:
-        """Return many demonstrations as rollouts. A thought that is None is written like an empty thought.
+        """Return many demonstrations as rollouts. If the thought of a demonstration is None, an empty thought is
+        written.
 
-        A template cannot write the completion if it does not continue its own prompt, drops the thought, or never ends
-        the turn. Then `ThoughtFormat.wrap` writes the completion with the marks of the template.
+        Some templates cannot write the completion: the template does not continue its own prompt, drops the thought, or
+        never ends the turn. For these templates, `ThoughtFormat.wrap` writes the completion with the marks of the
+        template.
         Raises SchoolError if the prompt closes the thought of a demonstration with a thought, or if the loss mask would
         be empty or full.
         """
@@ -168,7 +171,8 @@ class Conversation:
         return prompt, completion + self.tokenizer.added_token_text(self.facts.end_id), stand_ins
 
     def _continues(self, ids: Sequence[int]) -> bool:
-        """Whether the tokenizer must put no blank before a text after these ids, because the text continues a text."""
+        """Return True if the next text continues the text of these ids, so that the tokenizer must not put a
+        blank between the two texts."""
         return not (self.tokenizer.puts_blank_after_special and ids[-1:] and ids[-1] in self.tokenizer.added_tokens)
 
     def _join_demonstration(
@@ -208,7 +212,7 @@ class Conversation:
         return rollout.append_context(ids)
 
     def close_thought(self, rollout: Rollout) -> Rollout:
-        """Add `</think>` to a rollout whose last turn is inside a thought. Any other rollout is returned unchanged."""
+        """Add `</think>` to a rollout if its last turn is inside a thought. Any other rollout is returned unchanged."""
         return rollout.prefill(self.end_thought_ids) if self.is_thinking(rollout) else rollout
 
     @property
@@ -220,7 +224,7 @@ class Conversation:
         return self.tokenizer.encode(self.thought_format.end, parse_special=True, continues=True)
 
     def is_thinking(self, rollout: Rollout) -> bool:
-        """Whether the last turn is inside a thought: the thought is open, and the turn has not ended."""
+        """Return True if the last turn is inside a thought: the thought is open, and the turn has not ended."""
         ids, complete = self._last_turn(rollout)
         if not self.thought_format.by_ids:
             start, _, closed = text_bounds(self.thought_format, self.tokenizer, ids)
@@ -229,7 +233,7 @@ class Conversation:
         return start is not None and end == len(ids) and not complete
 
     def stop_matcher(self, texts: Sequence[str]) -> tuple[list[bool], Callable[[Sequence[int]], bool]]:
-        """Return which ids can complete a stop text, and a function that checks whether ids end with a stop text."""
+        """Return the ids that can complete a stop text, and a function that checks whether ids end with a stop text."""
         if not all(texts):
             raise SchoolError("a stop string is empty: give at least one character")
         last = {text[-1] for text in texts}
@@ -238,7 +242,7 @@ class Conversation:
         return maybe, lambda ids: self.ends_with_any(ids, texts)
 
     def ends_with_any(self, ids: Sequence[int], texts: Sequence[str]) -> bool:
-        """Whether the last of these ids completes one of the texts."""
+        """Return True if the last of these ids completes one of the texts."""
         tail = self.tokenizer.decode(ids[-1 - max(len(text.encode()) for text in texts) :])
         return any(text in tail for text in texts)
 
@@ -254,7 +258,8 @@ class Conversation:
         return Completion(*split_turn(self.thought_format, self.tokenizer, ids, complete), complete)
 
     def thought_length(self, rollout: Rollout) -> int:
-        """Count the tokens in the thought of the last turn. An open thought has all tokens after `<think>`."""
+        """Count the tokens in the thought of the last turn. If the thought is open, all tokens after `<think>`
+        count."""
         start, end, _ = self.thought_span(rollout)
         return end - start
 

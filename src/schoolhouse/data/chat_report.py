@@ -41,10 +41,11 @@ def describe_end(conversation: Conversation) -> str:
 
 
 def second_turn(conversation: Conversation, thought: bool = False) -> str:
-    """Say whether a conversation that grew turn by turn has the same ids as the whole conversation rendered once.
+    """Say whether a conversation that grew turn by turn has the same ids as the same conversation when it is rendered
+    as a whole.
 
     A growing conversation keeps the ids that were sampled, but a template may write an earlier turn in another way.
-    In this case the result names the sampled part that stays.
+    If the template writes an earlier turn in another way, the result names the sampled part that stays.
     """
     question, second = Message("user", _QUESTION), Message("user", _SECOND)
     demonstration = Demonstration(Problem("report", (question,), ""), _THOUGHT if thought else None, _ANSWER)

@@ -18,10 +18,10 @@ def demonstration_rollouts(
 ) -> list[Rollout]:
     """Make the rollouts of demonstrations. With `loss_on="all"`, earlier assistant turns have a loss too.
 
-    The tokens before a trained turn are exactly the tokens that the model would see there. If the template repeats
-    earlier turns unchanged, one rollout has the loss of all turns. If the template changes earlier turns (some
-    templates drop earlier thoughts), each changed turn gets its own rollout. Then the list is longer than
-    `demonstrations`.
+    The tokens before a trained turn are exactly the tokens that the model would get before this turn in a chat. If the
+    template writes earlier turns again without changes, one rollout has the loss of all turns. If the template changes
+    earlier turns (some templates drop earlier thoughts), each changed turn gets its own rollout. If turns get their own
+    rollouts, the returned list is longer than `demonstrations`.
     """
     if loss_on == "last":
         return conversation.demonstration_rollouts(demonstrations, keys)

@@ -58,7 +58,8 @@ use the same default date."""
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's text in some templates. It has no effect here."""
+    """`{% generation %}...{% endgeneration %}` marks the assistant's text in some templates. This mark has no effect in
+    this package."""
 
     tags = {"generation"}
 
@@ -68,7 +69,8 @@ class _Generation(Extension):
 
 
 def select_template(tokenizer: Tokenizer, name: str = "") -> str:
-    """Return a template by name: one of the tokenizer, a built-in one, or a .jinja file. No name means the main one.
+    """Return a template by name: a template of the tokenizer, a built-in template, or a .jinja file. Without a name,
+    the main template is returned.
 
     A model without a template gets a built-in template. The built-in template begins with the bos token if the
     tokenizer puts this token before a text. Raises SchoolError for a name that does not exist.

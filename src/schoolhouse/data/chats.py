@@ -50,7 +50,8 @@ _SPEAKERS = re.compile(r"(?:^|\n\n?|(?=### ))(?:### )?(Human|Assistant|USER|ASSI
 
 
 class BadRow(Exception):
-    """The error for a row that cannot be used. Its message says what is wrong, and how to correct the row."""
+    """The error for a row that cannot be used. The message of the error says what is wrong, and how to correct the
+    row."""
 
 
 class Chat(NamedTuple):
@@ -137,7 +138,7 @@ def _bad_turn(turn: Any, key: str) -> BadRow:
 
 
 def _content(value: Any, key: str) -> str:
-    """Return the text of a content, which is a text or a list of parts of type `text`."""
+    """Return the text of a message's content, which is a text or a list of parts of type `text`."""
     parts = value if isinstance(value, list) else [value]
     texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
     for part, text in zip(parts, texts, strict=True):
@@ -197,7 +198,8 @@ def with_system(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]
 
 
 def split_thought(text: str) -> tuple[str | None, str]:
-    """Split a reply into the thought at its start and the rest. The thought is None if the reply has no such marks."""
+    """Split a reply into the thought at its start and the rest. The thought is None if the reply has no marks of a
+    thought."""
     stripped = text.lstrip()
     for start, end in _THOUGHT_MARKS:
         if stripped.startswith(start) and end in stripped:
@@ -221,7 +223,8 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def is_given(value: Any) -> bool:
-    """Whether a cell has a value. Null, NaN, blank text, an empty list and a mapping without values do not count."""
+    """Return True if a cell has a value. Null, NaN, blank text, an empty list and a mapping without values do not count
+    as values."""
     if isinstance(value, str):
         return bool(value.strip())
     if isinstance(value, Mapping):
@@ -232,7 +235,7 @@ def is_given(value: Any) -> bool:
 
 
 def has_user_turn(value: Any) -> bool:
-    """Whether a value is a conversation with a user turn."""
+    """Return True if a value is a conversation with a user turn."""
     try:
         return any(message.role == "user" for message in parse_chat(value, "").messages)
     except BadRow:

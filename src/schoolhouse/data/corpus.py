@@ -242,7 +242,8 @@ def _hash(text: str) -> bytes:
 def _choose_held_out(documents: list[str], share: float) -> set[bytes]:
     """Choose documents that together have the fraction `share` of all bytes, or a little more. Returns their hashes.
 
-    A document that is larger than _MAX_OVERSHOOT times this fraction is not chosen if the other documents are enough.
+    A document that is larger than _MAX_OVERSHOOT times the fraction `share` is not chosen if the other documents are
+    enough.
     """
     needed = share * byte_count(documents)
     small = [document for document in documents if len(document.encode()) <= _MAX_OVERSHOOT * needed]
@@ -258,7 +259,7 @@ def _choose_held_out(documents: list[str], share: float) -> set[bytes]:
 def _split_tail(text: str, share: float) -> list[str]:
     """Cut a text into two parts, so that the second part has at least the fraction `share` of the text.
 
-    The cut is at the end of a paragraph or of a line. If there is no such place, the whole text is one part.
+    The cut is at the end of a paragraph or of a line. If the text has no such end, the whole text is one part.
     """
     target = int(len(text) * (1 - share))
     for boundary in ("\n\n", "\n"):
@@ -272,7 +273,7 @@ def _split_tail(text: str, share: float) -> list[str]:
 def _pieces(text: str) -> list[str]:
     """Cut a text into pieces of about _PIECE characters. Each cut is before a line that does not start with a blank.
 
-    A token of a byte-level BPE never crosses a cut of this kind.
+    A token of a byte-level BPE never crosses a cut before a line that does not start with a blank.
     """
     pieces, start = [], 0
     while len(text) - start > _PIECE:

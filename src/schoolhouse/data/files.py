@@ -1,8 +1,9 @@
 """Reads rows from data files: JSON lines, JSON arrays, Parquet, Arrow, CSV and TSV. A file can be compressed.
 
 A source is a file, a folder or a glob pattern. The rows of a file are read one after another, so the first rows of a
-large file arrive early. Only a .json file is read as a whole. Each row has a place (`FILE:LINE`, or `FILE, row N`),
-which error messages name. If a source begins with `hub:`, the library `datasets` reads a data set of the hub.
+large file are available early. Only a .json file is read as a whole. Each row has a place (`FILE:LINE`, or
+`FILE, row N`), which error messages name. If a source begins with `hub:`, the library `datasets` reads a data set of
+the hub.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class SourceRow(NamedTuple):
 def data_files(source: str, split: str = "") -> list[Path]:
     """Return the files of a source (a file, a folder or a glob pattern), sorted by name.
 
-    split  Only the files of this split are returned, such as `train-00000-of-00002.parquet` or `test/data.jsonl`.
+    split  only the files of this split are returned, such as `train-00000-of-00002.parquet` or `test/data.jsonl`
+
     Raises SchoolError if the source has no data files, or if it has files of several splits or subsets.
     """
     path = Path(source)
@@ -102,7 +104,8 @@ def split_of(path: Path, root: Path) -> str:
 
 
 def format_of(path: Path) -> str:
-    """Return the format by the file name, such as `.jsonl` for `rows.jsonl.gz`. An unknown format is an empty text."""
+    """Return the format by the file name, such as `.jsonl` for `rows.jsonl.gz`. If the format is unknown, an empty text
+    is returned."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
@@ -211,7 +214,8 @@ def _checked(row: Any, place: str, each: str) -> SourceRow:
 
 
 def _json_rows(path: Path) -> Iterator[SourceRow]:
-    """Yield the rows of a .json file: an array of objects, an object with such an array, or a sequence of objects."""
+    """Yield the rows of a .json file: an array of objects, an object with such an array, or objects one after
+    another."""
     with open_binary(path) as file:
         raw = file.read()
     if raw.startswith(_LFS):
@@ -333,7 +337,8 @@ def _parquet_rows(path: Path) -> Iterator[SourceRow]:
 
 
 def _arrow_rows(path: Path) -> Iterator[SourceRow]:
-    """Yield the rows of an Arrow file, which the library `datasets` writes (`save_to_disk`, or its cache)."""
+    """Yield the rows of an Arrow file. The library `datasets` writes Arrow files with `save_to_disk` and into its
+    cache."""
     pyarrow = import_module("pyarrow")
     path.open("rb").close()
     with _arrow_errors(path), pyarrow.memory_map(str(path)) as file:

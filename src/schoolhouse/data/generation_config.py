@@ -16,7 +16,7 @@ FILE_NAME = "generation_config.json"
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """Return the content of generation_config.json. Its `eos_token_id` also gets the ids of config.json.
+    """Return the content of generation_config.json. The `eos_token_id` of the result also gets the ids of config.json.
 
     A missing file counts as an empty file. Raises SchoolError if a file is damaged; the message names the file.
     """

@@ -1,4 +1,5 @@
-"""Find the script of a word, such as `latin`, `cjk` or `cyrillic`, from the Unicode names of its letters."""
+"""Find the script (writing system) of a word, such as `latin`, `cjk` or `cyrillic`, from the Unicode names of its
+letters."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ _LETTERS = re.compile(r"[^\W\d_]+")  # numbers, signs and formulas have no langu
 
 
 def script_of(letter: str) -> str:
-    """Return the script of a letter, for example "latin" for `a` and "cjk" for `七`.
+    """Return the script (writing system) of a letter, for example "latin" for `a` and "cjk" for `七`.
 
     Returns an empty string for a character without a Unicode name.
     """
@@ -18,12 +19,13 @@ def script_of(letter: str) -> str:
 
 
 def count_scripts(text: str) -> Counter[str]:
-    """Count the words of a text in each script. The first letter of a word decides its script."""
+    """Count the words of a text in each script (writing system). The first letter of a word decides the script (writing
+    system) of the word."""
     return Counter(script_of(word[0]) for run in _LETTERS.findall(text) for word in _split_by_script(run))
 
 
 def script_share(text: str, script: str) -> float:
-    """The fraction of the words of a text that are written in `script`.
+    """The fraction of the words of a text that are written in the writing system `script`.
 
     The fraction is 1 if the text has no words, because formulas belong to every language.
     """
@@ -32,7 +34,7 @@ def script_share(text: str, script: str) -> float:
 
 
 def _split_by_script(letters: str) -> list[str]:
-    """Cut a sequence of letters into words where the script changes.
+    """Cut a sequence of letters into words at each change of script (writing system).
 
     In scripts that are written without spaces, each letter is a word.
     """

@@ -1,4 +1,4 @@
-"""Finds out what the columns of a row mean. The names of the columns show which public data set has this shape.
+"""Finds out what the columns of a row mean. The names of the columns show which public data set has rows of this shape.
 
 `recognize` finds the columns of each role (question, choices, answer, ...). A row is refused if it has a column that
 may change the question, but has no role. Names are compared in lower case, with `_` for a space or a hyphen.
@@ -126,7 +126,7 @@ _BY_HAND = "or name the columns yourself: `?question=KEY&answer=KEY`"
 
 
 class Shape(NamedTuple):
-    """The kind of a row, and the columns of each role."""
+    """The kind of a row, and the columns of each role (question, choices, answer, ...)."""
 
     kind: Kind
     roles: Mapping[str, tuple[str, ...]]
@@ -169,7 +169,8 @@ class _Columns:
         self.given = {name for name, key in self.names.items() if is_given(row[key])}
 
     def first(self, names: Sequence[str], empty: bool = False) -> str:
-        """Return the first of these columns that has a value. With `empty`, a column without a value counts too."""
+        """Return the first of these columns that has a value. With the argument `empty`, a column without a value
+        counts too."""
         for name in names:
             if name in self.given or ("." in name and is_given(value_at(self.row, name))):
                 return self.names.get(name, name)
@@ -251,7 +252,8 @@ def _kind(columns: _Columns, mapping: Mapping[str, str]) -> Shape:
 
 
 def _reference(columns: _Columns, mapping: Mapping[str, str], taken: set[str], solution: bool) -> str:
-    """Return the column of the reference answer. With `solution`, this can be the column `solution`, as in TRL."""
+    """Return the column of the reference answer. With the argument `solution`, the reference answer can be in the
+    column `solution`, as in TRL."""
     if "answer" in mapping:
         return mapping["answer"]
     names = [name for name in _REFERENCE if columns.names.get(name) not in taken]
@@ -308,7 +310,7 @@ FORMATS = "question/answer (as in GSM8K), problem/solution (as in MATH), prompt/
 
 
 def _refuse_other_uses(columns: _Columns) -> None:
-    """Raise BadRow for a row that was made for another kind of training."""
+    """Raise BadRow if a row was made for another kind of training, such as a preference pair."""
     given, row = columns.given, columns.row
     if {"chosen", "rejected"} <= given:
         whole = has_user_turn(row[columns.names["chosen"]])
@@ -372,7 +374,7 @@ def _refuse_unused(columns: _Columns, shape: Shape, allowed: set[str]) -> None:
 
 
 def _is_repeated(value: Any, used: Any) -> bool:
-    """Whether two columns hold the same question: as texts, or as chats with the same first user turn."""
+    """Return True if two columns hold the same question: as texts, or as chats with the same first user turn."""
     first, second = _first_user_text(value), _first_user_text(used)
     return bool(first) and bool(second) and (first in second or second in first)
 

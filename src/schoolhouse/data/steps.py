@@ -29,7 +29,8 @@ def graded_step_ends(conversation: Conversation, rollout: Rollout, delimiter: st
     """Return the token indices at which a process reward model gives a score.
 
     The indices are after each step and, if the turn is complete, also after the answer. The answer counts as the last
-    step, because a thought can be right although the answer does not follow from it or comes too early.
+    step, because a thought can be right although the answer does not follow from the thought or
+    comes too early.
     """
     ends = step_ends(conversation, rollout, delimiter)
     return [*ends, len(rollout)] if conversation.parse_completion(rollout).complete else ends

@@ -1,6 +1,6 @@
 """Decode a completion while it is sampled. After each token, the decoder returns the new text.
 
-All pieces together are the text that `Conversation.parse_completion` returns.
+Together, all returned pieces are the text that `Conversation.parse_completion` returns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _REPLACEMENT = "\ufffd"  # the decoder returns this for bytes of an incomplete c
 
 
 class TextDecoder:
-    """Decode a growing list of ids. A character is returned when all of its bytes have arrived."""
+    """Decode a growing list of ids. A character is returned as soon as all of its bytes are known."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -37,7 +37,7 @@ class TextDecoder:
 
 
 class StreamDecoder:
-    """Decode one turn token by token. White space around the thought is dropped, as in `parse_completion`.
+    """Decode one turn token by token. White space around the thought is left out, as in `parse_completion`.
 
     The result differs from `parse_completion` in one case: if text comes before `<think>`, this text has already been
     returned as the answer, so all later text belongs to the answer too.

@@ -22,7 +22,8 @@ def overlap(text: str, mark: str) -> int:
 
 
 class MarkSplitter:
-    """Returns the new text of thought and answer for each piece of a turn. Text that may belong to a mark must wait."""
+    """Returns the new text of thought and answer for each piece of a turn. Text that may belong to a mark is held back
+    until more text arrives."""
 
     def __init__(self, style: ThoughtFormat) -> None:
         self._style, self._text, self._part = style, "", "thought" if style.opened_by_prompt else ""
@@ -31,7 +32,7 @@ class MarkSplitter:
     def push(self, piece: str, ending: bool = False, complete: bool = False) -> list[Delta]:
         """Add a piece of the turn, and return the text that this piece adds to thought and answer.
 
-        ending    the piece is the last one of the turn
+        ending    the piece is the last piece of the turn
         complete  the policy ended the turn itself
         """
         self._text += piece
@@ -69,7 +70,8 @@ class MarkSplitter:
         return True
 
     def _drop_prefix(self, ending: bool) -> bool:
-        """Drop the prefix at the beginning of a part. Returns False if more text is needed."""
+        """Drop the prefix at the beginning of a part (the thought or the answer). Returns False if more text is
+        needed."""
         if self._prefix and not ending and self._text != self._prefix and self._prefix.startswith(self._text):
             return False
         self._text, self._prefix = self._text.removeprefix(self._prefix), ""

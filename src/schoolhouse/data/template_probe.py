@@ -1,8 +1,8 @@
 """Finds out what a chat template does: renders short conversations with the template, and looks at the result.
 
 The names of the variables in the template do not matter. The rendered texts show where the template writes thoughts and
-answers, which marks surround them, and how a turn ends. The texts also show whether the template knows system messages
-and contents that are lists of parts.
+answers, which marks surround them, and how a turn ends. The rendered texts also show whether the template supports
+system messages, and contents that are lists of parts.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class TemplateFacts(NamedTuple):
 
 
 def probe_template(render: Render, tokenizer: Tokenizer, template: str) -> TemplateFacts:
-    """Find out what a template does. Raises SchoolError if it lacks an assistant turn or a generation prompt."""
+    """Find out what a template does. Raises SchoolError if the template has no assistant turn or no generation
+    prompt."""
     variables, parts, needs_system = _find_variant(render)
 
     def show(messages: Sequence[Json], generation: bool = False) -> str:
@@ -130,7 +131,8 @@ def probe_template(render: Render, tokenizer: Tokenizer, template: str) -> Templ
 
 
 def _find_switch(render: Render, messages: Sequence[Json], variables: Mapping[str, Any], style: ThoughtFormat) -> str:
-    """Return the argument of the template that keeps the prompt from closing the thought, or an empty text."""
+    """Return the name of the template's argument that prevents the prompt from closing the thought, or an empty
+    text."""
     prompts = ((name, render(messages, True, {**variables, name: True})) for name in ("enable_thinking", "thinking"))
     return next((name for name, prompt in prompts if not style.closed_by(prompt)), "")
 
@@ -178,7 +180,8 @@ def _try(show: Callable[[Sequence[Json]], str], messages: Sequence[Json]) -> str
 
 
 def _common(left: str, right: str) -> int:
-    """Count the equal characters at the start of two texts. A tag at the end counts only if the whole tag is equal."""
+    """Count the equal characters at the start of two texts. A tag at the end of the equal part counts only if the whole
+    tag is equal."""
     pairs = enumerate(zip(left, right, strict=False))
     at = next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
     partial = re.search(r"[<\[][^<>\[\]\s]*$", left[:at])
@@ -214,13 +217,14 @@ def _find_thought(
 
 
 def _last_mark(tokenizer: Tokenizer, text: str) -> str:
-    """Return the last special token of a text. A text without special tokens returns its last line."""
+    """Return the last special token of a text. If the text has no special tokens, its last line is returned."""
     ids = [token for token in tokenizer.encode(text, parse_special=True) if token in tokenizer.added_tokens]
     return tokenizer.added_tokens[ids[-1]].content if ids else text.strip().rpartition("\n")[2]
 
 
 def _guess_thought(template: str, tokenizer: Tokenizer, generation: str) -> ThoughtFormat:
-    """Guess the marks of a thought from template and tokenizer, if the template takes no thought from a message."""
+    """Guess the marks of a thought from the template and the tokenizer, if the template takes no thought from a
+    message."""
     start, end, own = guess_marks(template, tokenizer.special_tokens)
     opened = generation.rfind(start) > generation.rfind(end)
     style = ThoughtFormat(start, end, opened_by_prompt=opened, own=own)
@@ -233,7 +237,8 @@ def _guess_thought(template: str, tokenizer: Tokenizer, generation: str) -> Thou
 def _try_content(
     show: Callable[[Sequence[Json]], str], question: Json, prompt: str, style: ThoughtFormat
 ) -> tuple[bool, ThoughtFormat]:
-    """Find out whether the template keeps a thought in the content. Returns this, and the marks with their blanks."""
+    """Find out whether the template keeps a thought in the content. Returns True or False, and the marks with their
+    blanks."""
     content = f"{style.start}{THOUGHT}{style.end}{ANSWER}"
     whole = _try(show, [question, {"role": "assistant", "content": content}])
     completion = whole[len(prompt) :] if whole.startswith(prompt) else ""
@@ -250,7 +255,8 @@ def _try_content(
 
 
 def _next_tail(show: Callable[[Sequence[Json]], str], question: Json, reply: Json) -> str:
-    """Return the text between an answer and the next question, or an empty text if a second question is refused."""
+    """Return the text between an answer and the next question, or an empty text if the template refuses a second
+    question."""
     whole = _try(show, [question, reply, {"role": "user", "content": SECOND}])
     return whole.partition(ANSWER)[2].partition(SECOND)[0]
 
@@ -264,7 +270,7 @@ def _find_end(tokenizer: Tokenizer, tail: str, next_tail: str, style: ThoughtFor
     """Return the id that ends a turn, the text between answer and this id, and whether the template writes this id.
 
     Some templates end a turn only if another turn follows (Apriel), or with the token that starts the next turn (GLM).
-    If there is no such token, or if this token also ends a thought (Solar), the end-of-text token ends the turn.
+    If no token ends the turn, or if this token also ends a thought (Solar), the end-of-text token ends the turn.
     """
     for text, itself in ((tail, True), (next_tail, False)):
         end = _first_special(tokenizer, text)

@@ -64,15 +64,16 @@ class ThoughtFormat(NamedTuple):
 
     @property
     def by_ids(self) -> bool:
-        """Whether the marks are found by their ids. If False, the marks are searched in the text."""
+        """Return True if the marks are found by their ids. If False, the marks are searched in the text."""
         return self.end_id is not None and (self.opened_by_prompt or self.start_id is not None)
 
     def closed_by(self, prompt: str) -> bool:
-        """Whether a generation prompt ends with a thought that is already closed."""
+        """Return True if a generation prompt ends with a thought that is already closed."""
         return not self.opened_by_prompt and prompt.rstrip().endswith(self.end)
 
     def wrap(self, thought: str | None, answer: str) -> str:
-        """Return the text of a turn after the generation prompt. An opened thought is always closed."""
+        """Return the text of a turn after the generation prompt. If the text opens a thought, the text also closes the
+        thought."""
         if thought is None and not (self.opened_by_prompt or self.always):
             return self.lead + answer + self.ending
         opening = "" if self.opened_by_prompt else self.prefix + self.start + self.before
@@ -99,7 +100,8 @@ def guess_marks(template: str, special_tokens: Collection[str]) -> tuple[str, st
 
 
 def split_opening(opening: str) -> tuple[str, str, str]:
-    """Split the opening of a thought into the blanks before the mark, the mark, and the blanks after the mark."""
+    """Split the opening of a thought into three parts: the blanks before the mark, the mark, and the blanks after the
+    mark."""
     mark = opening.strip()
     at = opening.index(mark)
     return opening[:at], mark, opening[at + len(mark) :]
@@ -108,7 +110,7 @@ def split_opening(opening: str) -> tuple[str, str, str]:
 def split_closing(closing: str, special_tokens: Collection[str]) -> tuple[str, str, str]:
     """Split the closing of a thought into the text before the end mark, the mark, and the text after the mark.
 
-    The mark is the first special token, else the first tag, else the whole text without the outer blanks.
+    The mark is the first special token, or else the first tag, or else the whole text without the outer blanks.
     """
     pattern = "|".join([*map(re.escape, sorted(special_tokens, key=len, reverse=True)), r"</?[^<>\s]+>|\[[^\[\]]+\]"])
     found = re.search(pattern, closing)
@@ -129,7 +131,8 @@ def thought_bounds(style: ThoughtFormat, ids: Sequence[int]) -> tuple[int | None
 
 
 def text_bounds(style: ThoughtFormat, tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[int | None, int, bool]:
-    """Find the first thought by text. Returns start and end as `thought_bounds` does, and whether it was closed."""
+    """Find the first thought by text. Returns start and end as `thought_bounds` does, and whether the thought was
+    closed."""
 
     def tokens_until(tag: str, ids: Sequence[int]) -> int:
         return bisect_left(range(len(ids)), True, key=lambda n: tag in tokenizer.decode_sections(ids[:n]))

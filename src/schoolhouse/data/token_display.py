@@ -14,7 +14,8 @@ _SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 def show_tokens(text: str, tokenizer: Tokenizer, parse_special: bool = False) -> Text:
     """Show the tokens of a text in alternating colours, then the token ids in the same colours, then the counts.
 
-    Spaces and line ends are shown as visible signs. Incomplete and invisible characters are shown as escape sequences.
+    Spaces and line ends are shown as printed signs. Incomplete characters and characters that cannot be printed are
+    shown as escape sequences.
     With `parse_special`, texts such as `<think>` are encoded as special tokens and shown in another colour.
     """
     ids = tokenizer.encode(text, parse_special)
@@ -40,7 +41,7 @@ def show_tokens(text: str, tokenizer: Tokenizer, parse_special: bool = False) ->
 
 
 def printable(data: bytes) -> str:
-    """Convert bytes to a text without invisible characters."""
+    """Convert bytes to a text in which every character can be printed."""
     text = data.decode("utf-8", "backslashreplace")
     return "".join(_SIGNS.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
 
@@ -56,7 +57,8 @@ def token_bytes(token: int, tokenizer: Tokenizer) -> bytes:
 def _byte_alphabet() -> dict[str, int]:
     """Return the characters that byte-level BPE uses for bytes (GPT-2).
 
-    A visible Latin-1 character stands for its own byte. All other bytes are written as characters from U+0100 on.
+    A printable Latin-1 character stands for its own byte. All other bytes are written as characters that start at
+    U+0100.
     """
     visible_bytes = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible_bytes]

@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909), on bytes as in GPT-2.
+"""The tokenizer: a byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909), which works on bytes as in GPT-2.
 
 Encoding a text and decoding the ids gives the same text again. Each digit is one token, so a number with n digits
 always has n tokens. Ordinary text never produces the ids of special tokens such as `<|im_end|>` or `<think>`. Only
@@ -38,7 +38,8 @@ class Tokenizer:
     The argument `config` is the content of tokenizer_config.json; `save` writes this content unchanged.
 
     `vocab_size` is the number of ids. The ids are from 0 to vocab_size - 1.
-    `bos_ids` are the ids that the tokenizer puts before a text, according to tokenizer.json. Most tokenizers have none.
+    `bos_ids` are the ids that the tokenizer puts before a text, according to tokenizer.json. Most tokenizers have no
+    `bos_ids`.
     `eos_id` is the id that ends a document.
     `pad_id` is the id that fills a batch. The model never reads this id.
     `special_tokens` is a dict {text: id} of all tokens that ordinary text must not produce.
@@ -102,12 +103,12 @@ class Tokenizer:
 
     @cached_property
     def puts_blank(self) -> bool:
-        """Whether the tokenizer puts a blank before a text, as SentencePiece does."""
+        """Return True if the tokenizer puts a blank before a text, as SentencePiece does."""
         return self._continuing[True] is not self._inner
 
     @cached_property
     def puts_blank_after_special(self) -> bool:
-        """Whether the tokenizer puts a blank before a text after a special token, as before a text at the start."""
+        """Return True if the tokenizer also puts a blank before a text that follows a special token."""
         if not (self.puts_blank and self.special_tokens):
             return False
         token, token_id = next(iter(self.special_tokens.items()))
@@ -124,13 +125,15 @@ class Tokenizer:
         return Tokenizer(inner, self.config, self.chat_template, self.chat_templates)
 
     def missing_ids(self, size: int) -> list[int]:
-        """Return the ids below `size` that have no token. A model can have more rows of logits than tokens."""
+        """Return the ids below `size` that have no token. A model can have more logits than the tokenizer has
+        tokens."""
         return sorted(set(range(size)) - set(self.vocab.values()))
 
     def encode(self, text: str, parse_special: bool = False, continues: bool = False) -> list[int]:
         """Encode a text as token ids. Only `parse_special` turns a text such as `<|im_end|>` into a special token.
 
-        With `continues`, the text continues another text. Then a SentencePiece tokenizer puts no blank before the text.
+        With `continues`, the text continues another text. In this case, a SentencePiece tokenizer puts no blank before
+        the text.
         """
         return self.encode_batch([text], parse_special, continues)[0]
 
@@ -200,7 +203,8 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE with `vocab_size` tokens: special tokens, all 256 bytes, and the most frequent pairs.
 
-    If the texts do not contain enough pairs, the vocabulary is smaller. The same texts give the same tokenizer.
+    If the texts do not contain enough pairs, the vocabulary is smaller. Training twice on the same texts gives the same
+    tokenizer.
     """
     minimum = 256 + len(SPECIAL_TOKENS)
     if vocab_size < minimum:

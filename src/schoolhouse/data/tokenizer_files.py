@@ -50,7 +50,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
 
 def _convert(folder: Path) -> Inner:
-    """Convert a tokenizer that has no tokenizer.json, only older files. transformers does the conversion."""
+    """Convert a tokenizer that has only files of older formats, but no tokenizer.json. transformers does the
+    conversion."""
     try:
         from transformers import AutoTokenizer
 
@@ -91,7 +92,8 @@ def _add_tokens(inner: Inner, config: dict[str, Any]) -> None:
 
 
 def _read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Read the chat templates as {name: text}. The main one is `default`. A .jinja file replaces one in the config."""
+    """Read the chat templates as {name: text}. The name of the main template is `default`. A .jinja file replaces the
+    template of the same name in the config."""
     templates: dict[str, str] = {}
     path = folder / "chat_template.json"
     sources = [_read_object(path).get("chat_template")] if path.is_file() else []
@@ -123,8 +125,8 @@ def without_tokens(inner: Inner, tokens: set[int]) -> Inner:
 def without_leading_blank(inner: Inner) -> Inner:
     """Return a copy of a tokenizer that puts no blank before a text, or the tokenizer itself if it never puts a blank.
 
-    SentencePiece tokenizers (Llama 2, Mistral, Gemma 1) put a blank before each text. So the first word of the text has
-    the same token as in the middle of a sentence.
+    SentencePiece tokenizers (Llama 2, Mistral, Gemma 1) put a blank before each text. With this blank, the first word
+    of a text has the same token as in the middle of a sentence.
     """
     content = json.loads(inner.to_str())
     changed = _drop_blank(content, "normalizer"), _drop_blank(content, "pre_tokenizer")
@@ -132,7 +134,8 @@ def without_leading_blank(inner: Inner) -> Inner:
 
 
 def _drop_blank(holder: dict[str, Any], key: str) -> bool:
-    """Change the part `key` of a tokenizer, so that it puts no blank before a text. Returns whether a part changed."""
+    """Change the part `key` of a tokenizer, so that it puts no blank before a text. Returns True if the part was
+    changed."""
     part = holder.get(key)
     if not isinstance(part, dict):
         return False

@@ -117,10 +117,11 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Sample and grade `samples` answers to each of `problems` held-out problems (None: all held-out problems).
+    """Sample and grade `samples` answers to each of `problems` held-out problems.
 
-    All evaluations use the same problems and the same random numbers, so that two models can be compared problem by
-    problem. Raises SchoolError if the task has no held-out problems.
+    If `problems` is None, all held-out problems are used. All evaluations use the same problems and the same random
+    numbers, so that two models can be compared problem by problem. Raises SchoolError if the task has no held-out
+    problems.
 
     `max_new_tokens`: the maximum number of tokens of one completion. If `max_new_tokens` is None, the limit is the
         context that is left after the longest prompt, but at most 512 tokens.

@@ -201,7 +201,7 @@ def write_report(
 
 
 def _lines(axes: Axes, curve: Curve, metric: str, dashed: Collection[str]) -> None:
-    """Draw one line for each family (kind of problems), and one thick line with its interval for all problems."""
+    """Draw a line for each family (kind of problems), and a thick line with a confidence interval for all problems."""
     evaluations = curve.evaluations.items()
     families = list(dict.fromkeys(name for _, evaluation in evaluations for name in evaluation["families"]))
     for number, name in enumerate(families if len(families) > 1 else []):
@@ -248,7 +248,7 @@ def _rows(stages: Sequence[Stage]) -> list[Json]:
 
 
 def _gains(stages: Sequence[Stage]) -> list[Estimate | None]:
-    """Compute the gain of each stage over the stage before it. The gain of the first stage is None."""
+    """Compute how much pass@1 rises from each stage to the next stage. The gain of the first stage is None."""
     return [None, *(paired_gain(before.evaluation, after.evaluation) for before, after in pairwise(stages))]
 
 

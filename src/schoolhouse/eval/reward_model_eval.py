@@ -1,4 +1,4 @@
-"""Measures of how well a reward model separates correct from wrong steps, finds first errors, and selects answers."""
+"""Tells how well a reward model separates right from wrong steps, finds first errors, and selects answers."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def first_error_f1(predicted: Sequence[int | None], actual: Sequence[int | None]
 def best_of_n(correct: Sequence[bool], values: Sequence[float], n: int) -> float:
     """Compute the accuracy of best-of-n, which selects the answer with the largest value among n answers.
 
-    The result is the mean over all subsets of n answers. If several answers have the largest value, the choice among
-    them is random. Raises ValueError if there are fewer than n answers.
+    The result is the mean over all subsets of n answers. If several answers have the largest value, one of these
+    answers is chosen at random. Raises ValueError if there are fewer than n answers.
     """
     total = len(correct)
     if not 1 <= n <= total:
@@ -76,8 +76,8 @@ def vote_of_n(
     """Compute the accuracy of a vote among n answers.
 
     Without weights, the most frequent answer wins. With weights, the answer with the largest total weight wins. The
-    result is the mean over consecutive blocks of n answers. If several answers tie, their mean accuracy counts. A
-    missing answer (None) has no vote.
+    result is the mean over consecutive blocks of n answers. If several answers tie (the same count or weight), the
+    result is their mean accuracy. A missing answer (None) has no vote.
     """
     accuracies = []
     for start in range(0, len(answers) - n + 1, n):

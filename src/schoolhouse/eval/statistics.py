@@ -24,7 +24,7 @@ _NUM_RESAMPLES, _CHUNK = 2000, 100
 class Estimate(NamedTuple):
     """An estimated number with its 95 % confidence interval.
 
-    If there was no data, the number and both ends of its interval are nan.
+    If there is no data, the number and both ends of its interval are nan.
     """
 
     value: float
@@ -50,7 +50,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> float:
     """Compute maj@k, the accuracy of the most frequent answer among k samples (Wang et al. 2022, arXiv 2203.11171).
 
-    If several answers tie, their mean accuracy counts, so the order of the samples does not matter.
+    If several answers are equally frequent, the result is their mean accuracy, so the order of the samples does not
+    matter.
 
     `answers`: the answers in a normal form, so that equivalent answers are equal. None means that a sample has no
         answer, and a missing answer never wins.

@@ -1,4 +1,4 @@
-"""The policy makes two attempts at the same problem, with a fixed request to revise between them.
+"""The policy makes two attempts at the same problem, and reads a fixed request to revise before the second attempt.
 
 The functions in this file sample two attempts and measure the differences between the two attempts.
 """
@@ -63,7 +63,7 @@ def _first_attempt(rollout: Rollout) -> Rollout:
 
 @dataclass(frozen=True)
 class Attempts:
-    """Fractions of the pairs of attempts in which both attempts are graded.
+    """Fractions of pairs of attempts: only pairs with two graded attempts are counted.
 
     If no pair has two graded attempts, all fractions are 0.
 

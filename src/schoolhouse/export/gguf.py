@@ -1,6 +1,6 @@
 """Write a model as a GGUF file, which llama.cpp can read.
 
-H heads, D head width, C width.
+In the shapes of tensors, H is the number of heads, D is the width of a head, and C is the width of the model.
 """
 
 from __future__ import annotations

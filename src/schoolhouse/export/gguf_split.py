@@ -1,4 +1,4 @@
-"""Names for the ways in which byte-level BPE tokenizers split text: in GGUF files, and in tokenizer.json."""
+"""Find the name that GGUF files use for the way in which a byte-level BPE tokenizer (tokenizer.json) splits text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPLITS = {
 def split_of(tokenizer_json: Mapping[str, Any]) -> str | None:
     """Return the value of `tokenizer.ggml.pre` for a tokenizer.json, or None if the value is unknown.
 
-    The tokenizers of this package split text as Qwen2 does, except for rare pieces after an apostrophe.
+    The tokenizers of this package split text in the same way as Qwen2, except for rare pieces after an apostrophe.
     """
     pre = tokenizer_json.get("pre_tokenizer") or {}
     parts = pre.get("pretokenizers", [pre])

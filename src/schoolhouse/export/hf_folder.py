@@ -25,7 +25,7 @@ TEMPLATES = "additional_chat_templates"
 
 
 def copy_model_folder(source: Path, folder: Path, dtype: DType | None) -> None:
-    """Copy the files of a model that other programs read.
+    """Copy those files of a model folder that other programs read.
 
     `dtype`: the number type of the copied weights. None keeps the type of each tensor.
     """
@@ -49,7 +49,7 @@ def copy_model_folder(source: Path, folder: Path, dtype: DType | None) -> None:
 
 
 def _convert(shards: list[Path], folder: Path, dtype: DType) -> None:
-    """Write the shards again with floating-point tensors of this type, and an index if there are several shards."""
+    """Write the shards with floating-point tensors of the type `dtype`. Several shards also get an index."""
     import torch
     from safetensors.torch import load_file, save_file
 

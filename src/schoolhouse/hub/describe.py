@@ -1,4 +1,4 @@
-"""`school doctor MODEL`: prints what was recognised in a model folder, what is missing, and the memory it needs."""
+"""`school doctor MODEL`: prints what was recognised in a model folder, what is missing, and the needed memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from schoolhouse.types import Message, SchoolError
 
 
 class Token(NamedTuple):
-    """A token by its id and its text in the vocabulary."""
+    """A token: the id of the token, and its text in the vocabulary."""
 
     id: int
     text: str
@@ -40,13 +40,13 @@ class Weights(NamedTuple):
 
 
 class Template(NamedTuple):
-    """The way a conversation is written.
+    """How a model's chat template writes a conversation.
 
-    source      where the chat template was found
-    thought     how the model marks a thought
-    stops       the tokens that end an answer
-    bos         the token that begins a text; None without such a token
-    adds_bos    whether a prompt begins with this token
+    `source`: where the chat template was found.
+    `thought`: how the model marks a thought.
+    `stops`: the tokens that end an answer.
+    `bos`: the token that begins a text, or None if the tokenizer has no BOS token.
+    `adds_bos`: whether a prompt begins with the BOS token.
     """
 
     source: str
@@ -58,13 +58,13 @@ class Template(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """The facts that were recognised in a model folder. A part that could not be read is None.
+    """The facts that were recognised in a model folder. The value None means that a fact could not be read.
 
-    decoder         "own", "adapter", or "" if the model cannot be loaded
-    decoder_reason  the reason for this decoder
-    length_reason   the limit of the longest sequence
-    limits          the features that do not work with this model
-    problems        the reasons why the model cannot be used; empty for a usable model
+    `decoder`: the text "own" or "adapter", or an empty text if the model cannot be loaded.
+    `decoder_reason`: the reason why this decoder is used.
+    `length_reason`: the reason why a sequence cannot be longer.
+    `limits`: the features that do not work with the model.
+    `problems`: the reasons why the model cannot be used. The list is empty for a model that can be used.
     """
 
     folder: Path
@@ -81,7 +81,8 @@ class ModelDescription:
 
 
 def describe_model(name: Path | str) -> ModelDescription:
-    """Load a model as every command does, and describe it. A model that is too large for the memory is not loaded.
+    """Load a model in the same way as every other command, and describe the model. A model that is too large for the
+    memory is not loaded.
 
     Raises SchoolError if the model does not exist.
     """
@@ -200,7 +201,7 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 def _headers(path: Path) -> Iterator[tuple[list[int], str]]:
-    """Yield shape and number type of each tensor in a file. The numbers of the tensors are not read."""
+    """Yield the shape and the number type of each tensor in a file, without reading the values of the tensors."""
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:

@@ -2,7 +2,7 @@
 
 This module reads the architectures that `school export` can write. transformers reads the other architectures. The key
 `tokenizer.ggml.pre` of the file says how text is split before tokenization. transformers ignores this key.
-The shapes use these letters: D head width, H heads.
+In the shapes of tensors, D is the width of a head, and H is the number of heads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 def import_gguf(path: Path, folder: Path, tokenizer: Path | None = None) -> None:
     """Write the model of a GGUF file to a folder: config, float32 weights, tokenizer, chat template, stop ids.
 
-    `tokenizer`: a folder with the tokenizer of the original model. It replaces the tokenizer of the file.
+    `tokenizer`: a folder with the tokenizer of the original model. The function uses this folder's tokenizer instead of
+        the tokenizer in the file.
 
     Raises SchoolError if the file is damaged, or if transformers cannot read its architecture.
     """
@@ -143,10 +144,10 @@ def _model_config(path: Path, reader: GGUFReader, model_type: str, tied: bool) -
 
 
 def _llama3_scaling(path: Path, config: ModelConfig, factors: Tensor) -> dict[str, Any]:
-    """Return the Llama 3.1 scaling that divides the rotary frequencies by these factors [D / 2].
+    """Return the Llama 3.1 scaling that divides the rotary frequencies by `factors` [D / 2].
 
-    The scaling has `low_freq_factor` 1 and `high_freq_factor` 4, as in all Llama models. Raises SchoolError if no such
-    scaling gives the factors.
+    The scaling has `low_freq_factor` 1 and `high_freq_factor` 4, as in all Llama models. Raises SchoolError if no Llama
+    3.1 scaling gives the factors.
     """
     plain, _ = rope_frequencies(config.head_dim, config.rope_theta, {}, config.max_position_embeddings)
     factor = float(factors.max())
@@ -166,7 +167,8 @@ def _llama3_scaling(path: Path, config: ModelConfig, factors: Tensor) -> dict[st
 
 
 def _pair_halves(array: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder the rows of a projection [H * D, ...], because transformers rotates the two halves of a head."""
+    """Reorder the rows of a projection [H * D, ...], because transformers pairs the two halves of a head for the
+    rotation."""
     by_pair = array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:])
     return by_pair.swapaxes(1, 2).reshape(array.shape)
 

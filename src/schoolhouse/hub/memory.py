@@ -1,4 +1,5 @@
-"""Estimates the memory for a model from the sizes in its config. `school estimate` measures the memory of a run."""
+"""This module estimates the memory for a model from the sizes in the model's config. `school estimate` measures the
+memory of a run."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ _PROGRAM = 300_000_000
 
 
 class MemoryNeed(NamedTuple):
-    """The bytes of memory that a model takes.
+    """The number of bytes of memory that a model needs.
 
-    weights      bytes of the weights, in float32 and in the type for matrix products
-    gradients    bytes of the gradients in float32
-    moments      bytes of Adam's two moments in float32
-    logits       bytes of the logits of one chunk of tokens, with their gradients
-    activations  bytes of the activations of a micro-batch of 4,096 tokens
-    kv_cache     bytes of the KV cache for 1,000 tokens of a rollout
+    `weights`: the bytes of the weights, in float32 and in the number type of matrix multiplications.
+    `gradients`: the bytes of the gradients in float32.
+    `moments`: the bytes of Adam's two moments in float32.
+    `logits`: the bytes of the logits of one chunk of tokens, with the gradients of these logits.
+    `activations`: the bytes of the activations of a micro-batch of 4,096 tokens.
+    `kv_cache`: the bytes of the KV cache for 1,000 tokens of a rollout.
     """
 
     weights: float
@@ -38,7 +39,7 @@ class MemoryNeed(NamedTuple):
 
     @property
     def sampling(self) -> float:
-        """The bytes of the weights and the program. The KV cache takes more bytes."""
+        """The number of bytes for the weights and the program, without the bytes of the KV cache."""
         return self.weights + _PROGRAM
 
     @property
@@ -81,7 +82,8 @@ def memory_need(config: ModelConfig, num_parameters: int) -> MemoryNeed:
 
 
 def _device_memory() -> tuple[int, int]:
-    """Return the free bytes and all bytes of the GPU. Without a GPU, these are the bytes of the machine."""
+    """Return two numbers of bytes: the free memory and the whole memory of the GPU. Without a GPU, the numbers are for
+    the machine's memory."""
     return torch.cuda.mem_get_info() if pick_device().type == "cuda" else machine_memory()
 
 

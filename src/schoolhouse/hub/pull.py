@@ -37,11 +37,11 @@ _TEXT_FILES = re.compile(
 class Pulled:
     """A fetched model.
 
-    folder   the folder with the files of the model
-    commit   the commit of the repository
-    sizes    {file: bytes}
-    fetched  the files that this call fetched; the other files existed before the call
-    licence  the name of the licence in the repository
+    `folder`: the folder with the files of the model.
+    `commit`: the commit of the repository.
+    `sizes`: the number of bytes of each file.
+    `fetched`: the files that the call of `pull` fetched. All other files existed before the call.
+    `licence`: the name of the licence in the repository.
     """
 
     folder: Path
@@ -52,10 +52,11 @@ class Pulled:
 
 
 def pull(name: str, to: Path | None = None, revision: str = "main") -> Pulled:
-    """Fetch a model into `to`, or into the cache of Hugging Face. Existing complete files are not fetched again.
+    """Fetch a model into the folder `to`, or into the cache of Hugging Face. Complete files are not fetched again.
 
-    name      ORG/NAME
-    revision  a branch, a tag or a commit
+    `name`: the name of the model, in the form ORG/NAME.
+    `revision`: a branch, a tag or a commit.
+
     Raises SchoolError if the model does not exist, if access, network or disk space is missing, or if the repository
     holds no model.
     """
@@ -117,7 +118,7 @@ def _fetch_file(name: str, file: str, commit: str, to: Path | None, revision: st
 
 
 def _fetch_large_file(name: str, file: str, commit: str, to: Path | None) -> None:
-    """Fetch a large file to the place where `hf_hub_download` looks for it.
+    """Fetch a large file to the place where `hf_hub_download` looks for the file.
 
     If a download was interrupted, a new process resumes this download.
 
@@ -211,7 +212,7 @@ def _check_space(name: str, folder: Path, needed: int) -> None:
 
 
 def _explain(error: BaseException, name: str, revision: str) -> str | None:
-    """Describe an error that the user can correct in one sentence. Returns None for any other error."""
+    """Describe, in one sentence, an error that the user can correct. Returns None for any other error."""
     if isinstance(error, SchoolError):
         return str(error)
     endpoint = constants.ENDPOINT

@@ -1,17 +1,17 @@
-"""Precision `exact`: the result for a row has the same bits, whatever other rows are in the batch.
+"""Precision `exact`: the result for a row of a batch has the same bits, whatever the other rows of the batch are.
 
 With precision `exact`, sampler and learner compute bitwise equal log-probabilities. Precision `exact` uses float32 and
 is slower than the default.
 
-Without precision `exact`, a row of a batch depends on the other rows for three reasons. First, matrix products use
-another kernel if there are very few rows. Second, sums over keys are split at indices that depend on the longest
+Without precision `exact`, a row of a batch depends on the other rows for three reasons. First, a matrix product uses
+another kernel if the input has very few rows. Second, sums over keys are split at indices that depend on the longest
 sequence. Third, SiLU is computed in another way for the last few numbers of a tensor, if they do not fill a vector.
 
 In this file, matrix products always have at least 16 rows. Attention uses blocks of 128 keys, counted from the start of
-the sequence. Blocks after the position of a query add exact zeros. SiLU is computed in float64 and then rounded. It
-still depends on the math library whether a matrix product computes each row in the same way. The function
-`check_row_invariance` tests the math library of this machine. He et al. 2025 ("Defeating nondeterminism in LLM
-inference") use the same method on GPUs.
+the sequence. Blocks of keys after the position of a query add exactly zero to the result. SiLU is computed in float64,
+and the result is then rounded. The math library still decides whether a matrix product computes each row in the same
+way. The function `check_row_invariance` tests the math library of this machine. He et al. 2025 ("Defeating
+nondeterminism in LLM inference") use the same method on GPUs.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def make_batch_invariant(model: nn.Module) -> None:
 
 
 def check_row_invariance(model: nn.Module) -> None:
-    """Raise SchoolError if the bits of a matrix product row depend on the batch.
+    """Raise SchoolError if the bits of a row in a matrix product depend on the other rows of the batch.
 
-    Precision `exact` is impossible on such a machine.
+    Precision `exact` is impossible on a machine where the bits of a row depend on the other rows.
     """
     generator = torch.Generator().manual_seed(0)
     for weight in {tuple(p.shape): p for p in model.parameters() if p.dim() == 2}.values():

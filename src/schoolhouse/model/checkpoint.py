@@ -1,4 +1,5 @@
-"""Load a decoder from a model folder in Hugging Face format, and save one. Errors name the damaged file."""
+"""Load a decoder from a model folder in Hugging Face format, and save a decoder to a folder. Errors name the damaged
+file."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def load_decoder(folder: Path) -> Decoder | HFAdapter:
-    """The decoder of a model folder, in float32. If `Decoder` does not implement the config, use `HFAdapter`."""
+    """The decoder of a model folder, in float32. If `Decoder` does not implement the config, the model is loaded with
+    `HFAdapter`."""
     path = folder / "config.json"
     config = read_json(path)
     if quantization := config.get("quantization_config"):
@@ -41,7 +43,8 @@ def load_decoder(folder: Path) -> Decoder | HFAdapter:
 
 
 def _is_ours(config: dict[str, object]) -> bool:
-    """Return whether `Decoder` can compute this model. For unknown keys, the logits of a small model are compared."""
+    """Return whether `Decoder` can compute this model. If the config has unknown keys, the logits of a small model are
+    compared with those of transformers."""
     if unsupported_keys(config):
         return False
     if not unknown_keys(config):

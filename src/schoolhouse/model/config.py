@@ -81,7 +81,8 @@ _ROPE = {"rope_parameters", "rope_scaling", "rope_theta"}
 
 
 def unsupported_keys(config: Mapping[str, object]) -> list[str]:
-    """List the keys of a config.json whose values `Decoder` does not implement. An entry has the form `key: value`."""
+    """List the keys of a config.json whose values `Decoder` does not implement. Each entry of the list has the form
+    `key: value`."""
     model_type = str(config.get("model_type"))
     if model_type not in ARCHITECTURES:
         return [f"model_type: {model_type}"]

@@ -1,6 +1,6 @@
 """Decode steps with fixed shapes. If a step has fixed shapes, a GPU can replay the step as a CUDA graph.
 
-A CUDA graph replaces the launches of hundreds of kernels.
+One launch of a CUDA graph replaces the launches of hundreds of kernels.
 
 `StaticSlotKVCache` gives the same results as `SlotKVCache`, but always computes over its whole capacity, with masks
 instead of slices. `GraphedStep` runs the step with a few fixed widths. On a CPU the step runs without a graph, so tests
@@ -29,12 +29,12 @@ def use_cuda_graphs(device: torch.device) -> bool:
 
 
 class StaticSlotKVCache(SlotKVCache):
-    """A KV cache whose decode step has fixed shapes. The shapes only change if `width` or `num_columns` changes.
+    """A KV cache whose decode step has fixed shapes. The shapes change only if `width` or `num_columns` changes.
 
     `width` is the number of slots that a step computes. The step computes the busy slots and some unused slots.
     `num_columns` is the maximum number of slots that one prompt has used at the same time.
 
-    In the shapes of tensors, P is the number of prompts, W the width, and M the number of columns.
+    In the shapes of tensors, P is the number of prompts, W the value of `width`, and M the value of `num_columns`.
     """
 
     num_columns = 0

@@ -1,8 +1,8 @@
 """One decoder for Llama, Qwen2, Qwen3 and Mistral, with Hugging Face parameter names.
 
-The input is packed tokens and positions, [N]. The decoder has no masks, caches or modes: an attention context decides
-which keys a query attends to (kv_cache.py has the attention contexts for training and for sampling). Checkpoints need
-no conversion, because the parameter names are the same.
+The input is packed tokens and positions, [N]. The decoder itself has no masks, caches or modes: an object called
+attention context decides which keys a query attends to (kv_cache.py has the attention contexts for training and for
+sampling). Hugging Face checkpoints need no conversion, because the parameter names are the same.
 N tokens of a batch, C width, H query heads, K key heads, D head width, V vocabulary.
 """
 
@@ -113,7 +113,7 @@ class Decoder(nn.Module):
             self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Make the embedding the head too."""
+        """Use the weights of the embedding as the weights of the head too."""
         self.config = replace(self.config, tie_word_embeddings=True)
         self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -140,7 +140,8 @@ def init_weights(decoder: Decoder, generator: torch.Generator) -> None:
     """Set random weights with standard deviation 1/sqrt(C).
 
     For projections into the residual stream, the standard deviation is divided by sqrt(2L), as in GPT-2 (Radford et al.
-    2019). For embedding and head it is 0.02, so that the first predictions are near the uniform distribution.
+    2019). For the embedding and the head, the standard deviation is 0.02, so that the first predictions are nearly
+    uniform.
     """
     config = decoder.config
     with torch.no_grad():

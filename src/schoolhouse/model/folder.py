@@ -69,7 +69,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
-    """Read a file of torch.save. The option `weights_only` prevents that code in the file runs."""
+    """Read a file of torch.save. The option `weights_only` makes sure that no code in the file is run."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:

@@ -1,8 +1,8 @@
 """Operations on single rows, such as RMSNorm, rotary embedding, SwiGLU, log-probabilities and sampling from logits.
 
 If the C kernels (model/kernels) can be compiled, each operation reads its input from memory once. Without C kernels,
-torch reads the input several times. If the rows are no longer in the processor cache, each further pass takes as long
-as a small matrix product. The C kernels and torch give the same results, except for rounding.
+torch reads the input several times. If the rows are no longer in the processor cache, each further pass over them takes
+as long as a small matrix product. The C kernels and torch give the same results, except for rounding.
 
 In the shapes of tensors, N is the number of tokens of a batch, C the width, H the number of heads, D the head width,
 and V the vocabulary size.
@@ -38,8 +38,8 @@ def apply_rotary(
 ) -> Tensor:
     """Apply the rotary embedding to the heads of queries or keys (Su et al. 2021, arXiv 2104.09864).
 
-    If `weight_D` is given, RMSNorm is applied first. Number i of the first half of a head is paired with number i of
-    the second half, as in Hugging Face models. The argument `rotation` contains the cosines and the sines, each of
+    If `weight_D` is given, RMSNorm is applied first. Dimension i of the first half of a head is paired with dimension i
+    of the second half, as in Hugging Face models. The argument `rotation` contains the cosines and the sines, each of
     shape [N, 1, D / 2]. With `round_output`, the result is rounded to the dtype of x, so that the KV cache stores keys
     without further rounding. A kernel always returns a float32 tensor.
     """

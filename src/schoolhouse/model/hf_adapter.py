@@ -1,4 +1,4 @@
-"""An adapter that gives other transformers decoders the interface of `Decoder`.
+"""An adapter that gives other decoder models of the library transformers the interface of `Decoder`.
 
 The model keeps its own layers, but uses the attention of this package. When a model is loaded, its logits are compared
 with the logits of the model's own attention.
@@ -84,14 +84,14 @@ def _attention_forward(
 
 
 def _rule(options: Mapping[str, Any]) -> AttentionRule | None:
-    """Return the attention rule of a layer, or None if its attention is plain."""
+    """Return the attention rule of a layer, or None if the layer has plain causal attention."""
     window, softcap, sinks = (options.get(name) for name in ("sliding_window", "softcap", "s_aux"))
     window = window if window is not None and window < _LONG_WINDOW else None
     return None if window is softcap is sinks is None else AttentionRule(window, softcap, sinks)
 
 
 class _BaseOutput:
-    """The output of a base model. It contains only hidden states."""
+    """The output of a base model. The output contains only hidden states."""
 
     def __init__(self, hidden_1NC: Tensor) -> None:
         self.last_hidden_state = hidden_1NC
@@ -104,11 +104,11 @@ class _BaseOutput:
 
 
 class _GivenHidden(nn.Module):
-    """A replacement for a base model. It returns the hidden states that were passed as `inputs_embeds`."""
+    """A replacement for a base model. The replacement returns the hidden states that were passed as `inputs_embeds`."""
 
     @property
     def decoder(self) -> nn.Module:
-        """The head of OPT calls `decoder`, a part of its base model."""
+        """The output head of the model OPT calls `decoder`, a part of the base model of OPT."""
         return self
 
     def forward(self, *args: object, inputs_embeds: Tensor, **options: object) -> _BaseOutput:
@@ -132,7 +132,8 @@ class HFAdapter(nn.Module):
     def run(
         self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext
     ) -> tuple[Tensor, list[AttentionRule]]:
-        """Compute the hidden states [N, C]. Also return the rules of the layers whose attention is not plain."""
+        """Compute the hidden states [N, C]. Also return the attention rules of the layers that do not have plain causal
+        attention."""
         base_model: Any = self.hf_model.base_model
         this_pass = _ForwardPass(context)
         token = _current_pass.set(this_pass)
@@ -228,7 +229,7 @@ def _stateful_layers(hf_model: nn.Module) -> str:
 def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
     """Create the adapter, and compute the largest difference between its logits and the model's own logits.
 
-    If the logits are equal only without sliding windows, the window limits the length of sequences.
+    If the logits are equal only without sliding windows, sequences must not be longer than the window.
     """
     config: Any = hf_model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
@@ -244,7 +245,7 @@ def _compare(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
 
 @contextmanager
 def _windows_of(hf_model: PreTrainedModel, size: int) -> Generator[None]:
-    """Set all sliding windows of a model to this size inside the context."""
+    """Set all sliding windows of a model to the given size, inside a `with` block."""
     config = hf_model.config.get_text_config()
     holders: list[Any] = [
         x for x in (config, *hf_model.modules()) if isinstance(getattr(x, "sliding_window", None), int)
@@ -293,7 +294,7 @@ def _compare_once(hf_model: PreTrainedModel) -> tuple[HFAdapter, float]:
 def _length_limit(hf_model: PreTrainedModel, window: int | None = None) -> int | None:
     """Return the longest sequence that the adapter computes exactly, or None if there is no limit.
 
-    Above this length, the model attends to fewer keys, or uses other rotary frequencies.
+    For longer sequences, the model attends to fewer keys, or uses other rotary frequencies.
     """
     config: Any = hf_model.config.get_text_config()
     limits = [window, getattr(config, "attention_chunk_size", None)]
@@ -307,7 +308,8 @@ def _length_limit(hf_model: PreTrainedModel, window: int | None = None) -> int |
 
 
 def _model_config(hf_model: PreTrainedModel) -> ModelConfig:
-    """Return the model sizes that the sampler and the learner need, with one layer and one key head for now."""
+    """Return the model sizes that the sampler and the learner need, with one layer and one key head as temporary
+    values."""
     config: Any = hf_model.config.get_text_config()
     return ModelConfig(
         vocab_size=config.vocab_size,

@@ -90,7 +90,8 @@ def _processor_features() -> str:
 
 
 def _compile(compiler: str, defines: Sequence[str], library: Path) -> None:
-    """Compile the kernels and write the library file atomically. Raises CalledProcessError if the compiler fails."""
+    """Compile the kernels and write the library file in one step, so that no other process reads half a file. Raises
+    CalledProcessError if the compiler fails."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         compiled = Path(folder) / library.name
         for target_flags in _TARGET_FLAGS:

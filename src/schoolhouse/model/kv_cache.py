@@ -23,11 +23,12 @@ _HIDDEN = -1e30  # an additive mask for rows whose keys may all be hidden: with 
 
 @dataclass(frozen=True)
 class AttentionRule:
-    """A rule says how the attention of a layer differs from plain causal attention.
+    """A rule describes how the attention of a layer differs from plain causal attention.
 
-    `window`: a query attends to this number of positions; the last of them is its own position.
-    `softcap`: with a cap c, a score becomes c tanh(score / c), as in Gemma 2.
-    `sinks`: each head has one more score [H] in its softmax; the value of this score is zero, as in gpt-oss.
+    `window` is the number of positions that a query attends to; the last of these positions is the query's own
+    position.
+    `softcap` is the limit c of the scores: each score becomes c tanh(score / c), as in Gemma 2.
+    `sinks` has one more score for the softmax of each head, [H]; the value vector of this score is zero, as in gpt-oss.
     """
 
     window: int | None = None
@@ -47,7 +48,7 @@ def _repeat_heads(x_SKTD: Tensor, heads: int) -> Tensor:
 class PackedAttention:
     """Causal attention within each sequence of a packed batch. The sequences are stored end to end, without padding.
 
-    Attention itself works on padded sequences, [S, T]. The padding comes after the real tokens, so a causal mask hides
+    Attention is computed on padded sequences, [S, T]. The padding comes after the real tokens, so a causal mask hides
     the padding. With `keep_kv=True`, the keys and values of each layer are kept, so that slots can be prefilled.
     """
 
@@ -177,7 +178,7 @@ class SlotKVCache:
     def store_prompts(self, packed: PackedAttention, names: Sequence[Hashable]) -> None:
         """Store the keys and values of prompts after their prefill.
 
-        Call `admit` next, because `release` drops prompts that no slot uses.
+        Call `admit` immediately after this method, because `release` drops prompts that no slot uses.
         """
         if packed.kept_kv is None:
             raise ValueError("the keys and values of the prompts were not kept; use PackedAttention(..., keep_kv=True)")
@@ -216,7 +217,7 @@ class SlotKVCache:
         return order
 
     def _group_by_prompt(self) -> None:
-        """Create a table [P, M] that lists the slots of each prompt, padded with slot 0.
+        """Create a table [P, M] that lists the slots of each prompt; unused entries of the table have slot 0.
 
         The column of each slot in the table is stored too. M is the maximum number of slots of one prompt.
         """
@@ -280,7 +281,7 @@ class SlotKVCache:
             return merge_partial(own, prompt).reshape(n, heads, head_dim)
 
     def _window_masks(self, window: int, group_size: int) -> tuple[Tensor, Tensor]:
-        """Build the masks for a sliding window.
+        """Build the attention masks for a sliding window.
 
         The mask for the tokens of the slots has the shape [S, 1, 1, T]. The mask for the prompts has the shape
         [P, 1, M * H/K, T]. Both masks are added to attention scores.
@@ -358,7 +359,7 @@ def partial_attention(
 
 
 def add_sinks(partial: Sequence[Tensor], sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Add one score per head (`sinks`) to the softmax of a partial attention. The value of a sink is zero."""
+    """Add one score per head (`sinks`) to the softmax of a partial attention. The value vector of a sink is zero."""
     weighted, total, max_score = partial
     new_max = torch.maximum(max_score, sinks)
     scale = (max_score - new_max).exp_()
@@ -366,7 +367,7 @@ def add_sinks(partial: Sequence[Tensor], sinks: Tensor) -> tuple[Tensor, Tensor,
 
 
 def merge_partial(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """Merge the partial attentions over two stores into the result of one softmax over both stores."""
+    """Merge the attention over two stores into the result of one softmax over both stores."""
     max_score = torch.maximum(one[2], other[2])
     a, b = (one[2] - max_score).exp_(), (other[2] - max_score).exp_()
     return (one[0] * a + other[0] * b) / (one[1] * a + other[1] * b)

@@ -1,8 +1,9 @@
 """Attention contexts with C kernels. Without a C compiler, the attention contexts of kv_cache.py are used.
 
-A decode step multiplies each key with one query, or with a few queries that share a prompt. Training multiplies
-sequences of unequal length. The batched matrix products of torch are made for larger and more regular work. For small
-and irregular products, torch reaches only a fraction of the machine's speed (docs/performance.md has measurements).
+A decode step multiplies each key with one query, or with a few queries that share a prompt. In training, the matrix
+products are over sequences of unequal length. The batched matrix products of torch are made for larger matrices of
+equal size. For small matrix products of unequal size, torch reaches only a fraction of the machine's speed
+(measurements are in docs/performance.md).
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class _Attention(torch.autograd.Function):
 
 
 class NativeSlotKVCache(SlotKVCache):
-    """A `SlotKVCache` with a C kernel. The result of a slot has the same bits, whatever is in the other slots."""
+    """A `SlotKVCache` with a C kernel. The result of a slot has the same bits, whatever the other slots contain."""
 
     def _allocate_slots(
         self, allocate: Callable[..., list[Tensor]], num_slots: int, num_kv_heads: int, capacity: int, head_dim: int

@@ -1,4 +1,5 @@
-"""Compare the logits of two implementations with the same weights: the one of this package and transformers' own.
+"""Compare the logits of two implementations with the same weights: the implementation of this package and the one of
+transformers.
 
 The shapes use these letters: S sequences, T tokens of the longest sequence, V vocabulary.
 """
@@ -42,7 +43,8 @@ def probe_tokens(vocab_size: int) -> Tensor:
 
 @contextmanager
 def magnified(head: nn.Module) -> Generator[None]:
-    """Magnify the output of the head inside the context, because a soft cap is nearly linear for small logits."""
+    """Magnify the logits inside a `with` block, because a soft cap is nearly linear for small logits and would not be
+    noticed."""
     hook = head.register_forward_hook(lambda module, inputs, logits: logits * _MAGNIFY)
     try:
         yield
@@ -54,7 +56,7 @@ def logit_difference(decoder: LanguageModel, expected_STV: Tensor, tokens_ST: Te
     """Return the largest difference between the logits of the decoder and the expected logits.
 
     The logits of the decoder are computed twice: in a packed batch, and token by token with a cache. Call this function
-    inside the context `magnified`. The magnification is removed from the result.
+    inside the block `with magnified(...)`. The result is divided by the magnification.
     """
     config = decoder.config
     whole = PackedAttention([_LENGTH, _LENGTH])

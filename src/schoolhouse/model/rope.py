@@ -30,11 +30,12 @@ SCALING_KEYS = {
 def rope_frequencies(
     head_dim: int, theta: float, scaling: Mapping[str, Any], max_positions: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, float]:
-    """Return the angle per position [D / 2], and a factor for cosine and sine.
+    """Return the angle per position [D / 2], and a factor that multiplies cosine and sine.
 
-    `scaling`: the key `rope_type` and the other keys of this type. An empty mapping means the default type.
-    `max_positions`: the longest context of the model. The value is also the context length of pretraining if `scaling`
-    does not contain this length.
+    `scaling` has the key `rope_type` and the other keys of this RoPE type. An empty mapping `scaling` means the default
+    RoPE type.
+    `max_positions` is the longest context of the model in tokens. `max_positions` is also the context length of
+    pretraining if `scaling` does not contain this length.
     """
     dims = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
     frequency = 1.0 / theta ** (dims / head_dim)
@@ -51,7 +52,8 @@ def rope_frequencies(
 
 
 def _llama3(frequency: Tensor, pretrained: float, scaling: Mapping[str, Any]) -> Tensor:
-    """Scale as Llama 3.1: divide low frequencies by `factor`, keep high ones, and interpolate between them."""
+    """Scale as in Llama 3.1: divide low frequencies by `factor`, keep high frequencies, and interpolate between the
+    two."""
     turns = pretrained * frequency / (2 * math.pi)  # in the context of pretraining
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -61,10 +63,11 @@ def _llama3(frequency: Tensor, pretrained: float, scaling: Mapping[str, Any]) ->
 def _yarn(
     frequency: Tensor, head_dim: int, theta: float, pretrained: float, factor: float, scaling: Mapping[str, Any]
 ) -> Tensor:
-    """Scale as YaRN (Peng et al. 2023): interpolate linearly between `beta_fast` and `beta_slow` turns."""
+    """Scale as YaRN (Peng et al. 2023): interpolate linearly between the dimensions with `beta_fast` and `beta_slow`
+    full rotations."""
 
     def dimension(turns: float) -> float:
-        """Return the dimension that rotates `turns` times within the context length of pretraining."""
+        """Return the RoPE dimension that makes `turns` full rotations within the context length of pretraining."""
         return head_dim * math.log(pretrained / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)

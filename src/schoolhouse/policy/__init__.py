@@ -1,1 +1,1 @@
-"""The policy: sampling, scoring and learning with one copy of the weights."""
+"""A policy samples, scores and learns with one copy of the weights."""

@@ -34,7 +34,7 @@ ends the turn."""
 
 
 class StopMatcher(NamedTuple):
-    """Decides from the token ids of a turn whether the turn ends.
+    """A stop matcher decides from the token ids of a turn whether the turn ends.
 
     The generator calls `matches` only if the newest token is marked True in the mask `candidates` [V].
     """
@@ -50,7 +50,7 @@ class RequestSource(Protocol):
     """
 
     def new_requests(self, busy: bool) -> Sequence[Request] | None:
-        """Return the new requests since the last step, or None if the source is closed.
+        """Return the requests that arrived after the last step, or None if the source is closed.
 
         If no slot is `busy`, `new_requests` may wait until a request arrives.
         """

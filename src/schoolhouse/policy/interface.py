@@ -1,6 +1,6 @@
 """The interface for code that samples from a policy.
 
-Searches, servers and test doubles also implement the interface `Generator`.
+Searches, servers and the fake policies in tests also implement the interface `Generator`.
 
 This file imports no large modules.
 """

@@ -112,7 +112,7 @@ class Learner:
 
 
 def _has_kl(batch: Batch) -> bool:
-    """Whether KL(pi || reference) can be estimated for a batch.
+    """Return True if KL(pi || reference) can be estimated for a batch.
 
     The estimate needs tokens that the policy pi has sampled. Tokens of labelled examples cannot be used for the
     estimate of the KL divergence.
@@ -121,7 +121,7 @@ def _has_kl(batch: Batch) -> bool:
 
 
 def _add_token_stats(totals: dict[str, float], batch: Batch, scores: Scores) -> None:
-    """Add sums over the trained tokens of a batch to `totals`.
+    """Compute sums over the trained tokens of a batch, and add the sums to `totals`.
 
     The sums are the entropy, the absolute difference between the log-probabilities of sampler and learner, and the k3
     estimate of KL(pi || reference).

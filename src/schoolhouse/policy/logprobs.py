@@ -1,6 +1,7 @@
 """Log-probabilities of the tokens of a text, and the most likely tokens at each position.
 
-In names of tensors, N stands for tokens of a part of the text, C for the width of the model, and V for the vocabulary.
+In names of tensors, N stands for the tokens in a part of the text, C for the width of the model, and V for the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class TokenLogprob(NamedTuple):
 def token_logprobs(policy: Policy, tokens: Sequence[int], num_top: int = 1) -> list[TokenLogprob]:
     """Compute the log-probability of each token of a text, given the tokens before it.
 
-    The result also has the `num_top` most likely tokens at each position.
+    For each position, the result also has the `num_top` most likely tokens.
     """
     ids = torch.tensor(list(tokens), device=policy.device)
     with policy.autocast():

@@ -3,8 +3,8 @@
 The three operations of a policy are extend, score and update.
 
 A policy combines a model, a generator (generator.py) and a learner (learner.py). The first update creates the learner
-and its optimizer. A policy that is only a reference, a teacher, a reward model or the model of a server never allocates
-an optimizer.
+and its optimizer. A policy that is never updated (a reference, a teacher, a reward model or the model of a server) has
+no optimizer.
 
 In names of tensors, T stands for tokens of a rollout, and V for the vocabulary.
 """
@@ -63,8 +63,8 @@ class RolloutScores(NamedTuple):
 class Policy:
     """A decoder with its tokenizer and its chat template (`conversation`). A policy can sample, score and learn.
 
-    `precision`: the precision of matrix products. With the precision `exact`, sampler and learner compute the same
-        bits.
+    `precision`: the precision of matrix multiplications. With the precision `exact`, sampler and learner compute the
+        same bits.
     `optimizer`: the config of AdamW.
     `device`: the device of the weights; by default the first GPU, or the CPU if there is no GPU.
     `activation_checkpointing`: if true, the learner keeps only the input of each block, and computes the block again in
@@ -137,7 +137,7 @@ class Policy:
     ) -> Policy:
         """Load a policy from a model folder in Hugging Face format, or from the newest checkpoint of a run folder.
 
-        `chat`: the system message, and the chat template with its arguments. The default template is the model's own.
+        `chat`: the system message, and the chat template with its arguments. The default is the model's own template.
         Raises SchoolError if a file is missing or damaged. The error message names the file.
         """
         folder = resolve_model(folder)
@@ -155,7 +155,7 @@ class Policy:
         self.conversation.save(Path(folder))
 
     def reset(self, folder: Path | str | None = None) -> None:
-        """Reset the optimizer. If a folder is given, also load the weights of the model in this folder.
+        """Reset the optimizer. If a folder is given, also load the model weights from the folder.
 
         The loaded model must have the same shape as the model of the policy.
         """
@@ -179,7 +179,7 @@ class Policy:
     def version(self) -> int:
         """The number of updates so far.
 
-        Each rollout stores the number of updates of the policy that sampled the rollout.
+        Each rollout stores how many updates its policy had made when the rollout was sampled.
         """
         return self.learner.step if "learner" in self.__dict__ else 0
 
@@ -354,7 +354,7 @@ class Policy:
     def check_peak_memory(self, max_len: int, microbatch_tokens: int) -> None:
         """Run the forward and the backward pass on the largest possible micro-batch.
 
-        `check_peak_memory` fails if the memory is too small.
+        The method `check_peak_memory` fails if the memory of the device is too small.
 
         `max_len`: the maximum number of tokens in a rollout.
         """

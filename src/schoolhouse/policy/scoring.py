@@ -1,4 +1,4 @@
-"""Log-probabilities of a packed batch. The forward pass in this file is used for scoring and for learning.
+"""Log-probabilities of a packed batch. Scoring and learning both use the forward pass in this file.
 
 In names of tensors, N stands for tokens of a batch, and C for the width of the model.
 """
@@ -41,8 +41,8 @@ def batch_scores(
 
     Tokens outside the loss mask get 0. The ids in `unused_ids` have no token, and their probability is 0.
 
-    The logits at a position predict the next token. In the whole package, only `batch_scores` shifts tokens by one
-    position. Raises SchoolError if a sequence is longer than the model can read.
+    The logits at one position predict the token at the next position. In the whole package, only `batch_scores` shifts
+    tokens by one position. Raises SchoolError if a sequence is longer than the model can read.
     """
     if (longest := max(batch.lengths)) > decoder.config.max_seq_len:
         raise SchoolError(

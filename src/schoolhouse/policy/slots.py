@@ -37,7 +37,7 @@ class Request(NamedTuple):
 
 
 class SlotTable:
-    """A table of the rollouts in the slots. Rollouts are numbered in the order in which they are added.
+    """A table with the rollouts of all slots. Each rollout gets a number, in the order in which rollouts are added.
 
     Each slot has one row of data. If a rollout moves to another slot, its row moves too.
 
@@ -115,9 +115,9 @@ class SlotTable:
 
         Returns for each slot whether its token was sampled.
 
-        The result is False for a slot that still reads added context, which is text that the policy did not sample. For
-        a slot that reads added context, `token_S` is changed to the next token of the context. The token count of a
-        slot that reads added context does not change.
+        The result is False for a slot that still reads added context (text that the policy did not sample). For a slot
+        that reads added context, `token_S` is changed to the next token of the context. The token count of a slot that
+        reads added context does not change.
         """
         busy, capacity = len(token_S), self.tokens.shape[1]
         sampled_S = torch.ones(busy, dtype=torch.bool, device=token_S.device)
@@ -170,7 +170,7 @@ class SlotTable:
         return (prefix, max_new_tokens) if max_new_tokens > 0 else None
 
     def compact(self, order: Tensor) -> None:
-        """Keep only the slots whose indices are in the tensor `order` [S], and put the slots in this order.
+        """Keep only the slots whose indices are in the tensor `order` [S], and reorder the slots as in `order`.
 
         All slots that are not in `order` are dropped.
         """

@@ -26,8 +26,8 @@ class RolloutStream:
     `ref_policy`: a second policy whose weights change, such as a reference that is updated during training. The weights
         of `ref_policy` are saved too.
 
-    A checkpoint of a run contains the state of the rollout stream, not only the policy. Pending rollouts were sampled
-    with older weights, so a resumed run cannot sample them again.
+    A checkpoint of a run contains the state of the rollout stream, not only the policy. Pending rollouts (sampled, but
+    not learned from yet) come from older weights, so a resumed run cannot sample them again.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RolloutStream:
             yield self._pending.popleft()
 
     def save(self, folder: Path) -> None:
-        """Write the model of the policy."""
+        """Write the model of the policy to files."""
         self.policy.save(folder)
 
     def state_dict(self) -> dict[str, Any]:

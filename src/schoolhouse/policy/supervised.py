@@ -36,8 +36,8 @@ def supervised_update(
     `aggregation`: a function that gives the weight of each token in the loss.
     `prompts`: whether the rollouts have prompts. In pretraining there are no prompts, and every token may be in the
         loss mask.
-    `columns`: more data that the loss needs for each token. In `columns`, each column has one row [T] for each
-        rollout.
+    `columns`: more data that the loss needs for each token. Each entry of `columns` is a list that has one array [T]
+        for each rollout.
     """
     batches = pack(rollouts, aggregation(rollouts), microbatch_tokens, prompts=prompts, **columns)
     learning_rate = optimizer.rate(step, steps)

@@ -40,7 +40,10 @@ def add_think_tokens(decoder: Decoder | HFAdapter, conversation: Conversation) -
 
 
 def _vocabulary_weights(decoder: Decoder | HFAdapter) -> list[Tensor]:
-    """Return the weights [V, C] of embedding and head. If both share one weight, the list has one weight."""
+    """Return the weights [V, C] of embedding and head.
+
+    If embedding and head share one weight, the list contains only the shared weight.
+    """
     if isinstance(decoder, Decoder):
         weights = (decoder.model.embed_tokens.weight, decoder.lm_head.weight)
     else:
@@ -50,7 +53,7 @@ def _vocabulary_weights(decoder: Decoder | HFAdapter) -> list[Tensor]:
 
 
 def _grow(decoder: Decoder | HFAdapter, vocab_size: int) -> None:
-    """Grow embedding and head to `vocab_size` rows. Each number in a new row is 0."""
+    """Add rows to the embedding and to the head, until each has `vocab_size` rows. Each number in a new row is 0."""
     if isinstance(decoder, Decoder):
         tied = decoder.lm_head.weight is decoder.model.embed_tokens.weight
         for layer in (decoder.model.embed_tokens, decoder.lm_head):

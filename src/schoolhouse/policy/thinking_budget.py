@@ -17,7 +17,7 @@ def close_thought_at_budget(
     Returns None if the completion of the rollout has ended.
 
     `prompt_tokens`: the number of tokens before the completion.
-    `budget`: the number of thinking tokens after which a thought that has not ended is closed.
+    `budget`: the maximum number of tokens in a thought; a longer thought is closed.
     `max_new_tokens`: the maximum number of tokens of the whole completion, including its thought.
     """
     if rollout.finish_reason != "length" or len(rollout) - prompt_tokens != budget:

@@ -1,7 +1,8 @@
-"""Masks ids without a token: a model can have more rows of logits than its tokenizer has tokens.
+"""Masks token ids without a token: a model can compute more logits than its tokenizer has tokens.
 
-Qwen2.5 has 151,936 rows of logits and 151,665 tokens. An id without a token has no text, so it is never sampled. The
-sampler, the learner and the scores all give such an id the probability 0.
+For each position, Qwen2.5 computes 151,936 logits, but its tokenizer has only 151,665 tokens. An id without a token has
+no text, so it is never sampled. For an id without a token, the sampler, the learner and the scores all use the
+probability 0.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ def find_unused_ids(missing_ids: list[int], device: torch.device) -> Tensor | No
 
 
 def mask_unused(logits_SV: Tensor, unused_ids: Tensor | None) -> Tensor:
-    """Return the logits [S, V] with `NEVER` at the unused ids. Without gradients, the logits change in place."""
+    """Return the logits [S, V], with the value `NEVER` for the ids without a token.
+
+    If gradients are switched off, the function changes `logits_SV` itself.
+    """
     if unused_ids is None:
         return logits_SV
     if torch.is_grad_enabled():

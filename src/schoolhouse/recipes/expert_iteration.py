@@ -141,7 +141,7 @@ def fine_tune(c: Config, policy: Policy, examples: Sequence[Demonstration], fres
 
 
 def right_keys(groups: Sequence[Group]) -> set[Key]:
-    """The keys of all rollouts with a right answer."""
+    """Return the keys of all rollouts with a right answer."""
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     pairs = zip(rollouts_of(groups), verdicts, strict=True)
     return {rollout.key for rollout, verdict in pairs if verdict.reward is not None and verdict.reward >= 1.0}

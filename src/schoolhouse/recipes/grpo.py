@@ -178,7 +178,10 @@ def make_loss(c: Config) -> Loss:
 
 
 def format_weights(c: Config) -> dict[str, float]:
-    """The nonzero weights of the rewards for format and language. Returns {} if both weights are 0."""
+    """Return the weights of the format reward and the language reward, without weights that are 0.
+
+    Returns {} if both weights are 0.
+    """
     weights = {"format": c.rewards.format, "language": c.rewards.language}
     return {name: weight for name, weight in weights.items() if weight}
 

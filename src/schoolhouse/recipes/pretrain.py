@@ -143,7 +143,10 @@ def pretrain(c: Config, run: Run) -> None:
 
 
 def evaluate_text(policy: Policy, documents: Sequence[str], seq_len: int) -> float:
-    """The bits per byte of documents. The policy predicts each token from at most `seq_len - 1` earlier tokens."""
+    """Compute the loss on documents, in bits per byte.
+
+    The policy predicts each token from at most `seq_len - 1` earlier tokens.
+    """
     rows = chunks(token_stream(documents, policy.conversation.tokenizer), seq_len)
     scores = policy.score(text_rollouts(rows, 0, 0))
     return bits_per_byte(-float(sum(score.logprob.sum(dtype="float64") for score in scores)), documents)
@@ -154,7 +157,7 @@ def _documents(task: Task | None, step: int, count: int) -> list[str]:
 
 
 def _sample(train: Sequence[str], task: Task | None) -> list[str]:
-    """The training text of the tokenizer: the text file, or the task's synthetic corpus and its demonstrations."""
+    """Return the tokenizer's training text: the text file, or the task's synthetic corpus and demonstrations."""
     if task is None:
         return list(train)
     try:

@@ -140,7 +140,8 @@ def label_solutions(c: Config, task: Task, reader: Conversation) -> tuple[list[t
 
     Returns the labelled solutions and the number of sampled tokens.
 
-    Truncated solutions are left out. `reader` is the conversation of the model that becomes the reward model.
+    Truncated solutions are left out. `reader` holds the tokenizer and the chat template of the model that becomes the
+    reward model.
     """
     generator = Policy.load(c.generator, c.precision, chat=c)
     conversation, problems = generator.conversation, task.train_problems(0, c.num_prompts)

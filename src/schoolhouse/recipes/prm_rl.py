@@ -1,15 +1,16 @@
 """RL with rewards for steps (from a process reward model) and a reward for the answer.
 
-In the form `progress` (PAV, Setlur et al. 2024, arXiv 2410.08146), the reward of a step is its progress. Progress is
-the change of the probability that the answer will be right. Every token of step i learns from the advantage A_outcome +
-alpha (v_i - v_{i-1}), where v_i is the value after step i. The sum of the progress of all steps depends only on the
-first and the last value. Therefore a policy earns no reward by adding steps that only look good. In the form `raw`, the
-reward is the sum of the step rewards. With `raw`, a policy learns to write many steps (DeepSeek-R1 stopped using such
-rewards: arXiv 2501.12948, section 4.2).
+With `reward_form` set to `progress` (PAV, Setlur et al. 2024, arXiv 2410.08146), the reward of a step is its progress.
+Progress is the change of the probability that the answer will be right. Every token of step i learns from the advantage
+A_outcome + alpha (v_i - v_{i-1}), where v_i is the value after step i. The sum of the progress of all steps depends
+only on the first and the last value. Therefore a policy earns no reward by adding steps that only look good. With
+`reward_form` set to `raw`, the reward is the sum of the step rewards, and a policy learns to write many steps
+(DeepSeek-R1 stopped using rewards from a process reward model: arXiv 2501.12948, section 4.2).
 
-`step_aggregation` sets how the grades of all steps so far give the value of a state. Set `step_aggregation` to
-`product` for a reward model that grades steps, and to `last` for a reward model that grades states
-(`school train prm --labels soft`). Letters for sizes are P (problems per step) and G (rollouts per problem).
+`step_aggregation` sets how the grades of all steps so far give the value of a state. If the reward model grades steps,
+set `step_aggregation` to `product` (all grades are multiplied). If the reward model grades states
+(`school train prm --labels soft`), set `step_aggregation` to `last` (the last grade is used). Letters for sizes are P
+(problems per step) and G (rollouts per problem).
 """
 
 from __future__ import annotations
@@ -128,7 +129,10 @@ def learn(
 def advantages(
     c: Config, groups: Sequence[Group], ends: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]
 ) -> list[list[float]]:
-    """Compute the advantage of each token in each rollout. `grades` has a log-probability for each step in `ends`."""
+    """Compute the advantage of each token in each rollout.
+
+    For each step whose last position is in `ends`, `grades` has one log-probability.
+    """
     if c.reward_form == "raw":
         rewards = [verdict.reward for group in groups for verdict in group.verdicts]
         summed = [

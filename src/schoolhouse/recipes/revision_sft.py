@@ -2,9 +2,10 @@
 
 Kumar et al. 2024, arXiv 2409.12917, section 4. In the baseline STaR, the model attempts each problem twice, and pairs
 with a wrong first attempt and a right second attempt are kept (Zelikman et al. 2022). In the baseline Pair-SFT, a right
-attempt is put after a wrong attempt at the same problem. Pair-SFT gives far more pairs than STaR (Welleck et al. 2022,
-arXiv 2211.00053). With `keep_correct`, the recipe also keeps pairs of two right attempts, as many as corrected pairs.
-In the paper, the training data with pairs of two right attempts are called D+.
+attempt is put after a wrong attempt at the same problem. Pair-SFT (Welleck et al. 2022, arXiv 2211.00053) gives far
+more pairs than STaR. With `keep_correct`, the recipe also keeps pairs of two right attempts, in the same number as
+corrected pairs (first wrong, then right). In the paper, the training data with pairs of two right attempts are called
+D+.
 
 The policy learns only the second attempts, and sees the first attempts as context. The starting model makes all pairs
 before the first update. A resumed run makes the same pairs again.

@@ -135,7 +135,7 @@ def shape_rewards(
 
     The second attempt gets r2' = r2 + alpha (r2 - r1). The first attempt gets r1 + future_reward_weight * r2'. For
     example, with alpha 10 the reward r2' is 11 for wrong to right, 1 for right to right, 0 for wrong to wrong, and -10
-    for right to wrong. Both rewards are None if one of the attempts could not be graded.
+    for right to wrong. Both rewards are None if the first or the second attempt could not be graded.
     """
     pairs = [
         (a.reward, b.reward)

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on demonstrations: maximize the likelihood of the completion, given the prompt.
 
-Only the last assistant turn, or every assistant turn, has a loss. The loss includes the end-of-turn token. The loss
+The loss covers only the last assistant turn, or every assistant turn. The loss includes the end-of-turn token. The loss
 mask comes from known token positions, never from a search for strings in the text.
 """
 

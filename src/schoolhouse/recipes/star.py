@@ -5,8 +5,8 @@ Zelikman et al. 2022, arXiv 2203.14465. For a failed problem, the model samples 
 base model, so that errors do not accumulate. With samples_per_prompt > 1, temperature 0.7 and no rationalization, this
 recipe is ReST-EM (Singh et al. 2023, arXiv 2312.06585).
 
-In the paper, the prompt contains a few demonstrations. A small model cannot learn from its prompt, so here the
-demonstrations are part of the training data of each loop. With `rationalize`, the training data also contain the
+In the paper of STaR, the prompt contains a few demonstrations. A small model cannot learn from its prompt, so this
+recipe adds the demonstrations to the training data of each loop. With `rationalize`, the training data also contain the
 demonstrations with a hint. Loop 0 learns only from the demonstrations.
 """
 

@@ -18,7 +18,7 @@ class Example(NamedTuple):
     """A solution with label tokens in it, and a target for each label token.
 
     `target`: a number from 0 to 1 for each label token, and nan for all other tokens [T].
-    `reference`: nan for each token [T].
+    `reference`: an array [T] in which every value is nan.
 
     Examples of an implicit reward model are different: their solutions have no label tokens. In an example of an
     implicit reward model, the `target` of each token of a solution is the outcome of the solution. For an implicit

@@ -1,9 +1,9 @@
 """An implicit reward model gives process rewards, but is trained on outcomes of whole solutions, without step labels.
 
 The method is from Yuan et al. 2024, arXiv 2412.01981. The reward of a solution y is a log-ratio of two likelihoods:
-r(y) = beta log pi(y) / pi_ref(y). Here pi is the reward model, and pi_ref is the model that the reward model was
-trained from. The reward model is trained only on outcomes (losses.implicit_prm). The value of a solution up to a step
-is the sum of the log-ratios of all tokens up to the end of the step. Therefore the reward model can give values to
+r(y) = beta log pi(y) / pi_ref(y). In the formula, pi is the reward model, and pi_ref is the model that the reward model
+was trained from. The reward model is trained only on outcomes (losses.implicit_prm). The value of a solution up to a
+step is the sum of the log-ratios of all tokens up to the end of the step. Therefore the reward model can give values to
 steps that have no label.
 """
 

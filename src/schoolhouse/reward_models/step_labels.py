@@ -33,7 +33,7 @@ class LabelledSolution:
     """A solution as a list of steps with one label for each step.
 
     `labels`: the label of each step: -1 is wrong, 0 is neutral, 1 is correct, and None means that there is no label.
-    `reference`: the correct answer, which a reward model never sees.
+    `reference`: the correct answer; the reward model never sees the correct answer.
     `soft`: whether the labels are values from 0 to 1.
     `complete`: whether the last step ends the solution. `complete` is false if the solution was cut at an error, or if
         its last step is an alternative step.

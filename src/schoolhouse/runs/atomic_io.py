@@ -1,4 +1,7 @@
-"""Files and checkpoints that survive a crash. Each file is written completely or not at all, and synced to the disk."""
+"""Writes files and checkpoints that stay whole in a crash.
+
+Each file is written completely or not at all, and synced to the disk.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file is on the disk. For a folder, wait until the folder's list of files is on the disk."""
+    """Wait until the content of a file is stored on the disk.
+
+    For a folder, wait until the folder's list of files is stored on the disk.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -67,7 +73,7 @@ def lock_folder(file: TextIO, folder: Path) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one of its causes, means that the disk is full.
+    """Return True if an error, or one of its causes, means that the disk is full.
 
     An error about a full disk quota or about the maximum file size also counts as a full disk. Libraries that write
     files from C++ or Rust give the reason only in the text of their error.
@@ -173,7 +179,7 @@ def write_checkpoint(target: Path, state: Stateful, metadata: Mapping[str, Any])
 
     The file manifest.json has `metadata` and the checksums of all files. All files of a checkpoint are first written to
     a temporary folder and synced to the disk. Then the temporary folder is renamed to `target`. Because of the
-    temporary folder, the folder `target` is either complete or absent, even after an error.
+    temporary folder, the folder `target` is complete or does not exist, even after an error.
     """
     import torch
 
@@ -216,7 +222,7 @@ def resolve_model(folder: Path | str) -> Path:
     For a run folder, the model folder is the newest checkpoint. Any other local folder is the model folder itself. If
     no local folder has this name, `ORG/NAME` or `ORG/NAME@REVISION` names a model that `school pull` has fetched.
     Raises SchoolError for the folder of a pipeline (the message names the stages), for an adapter without its base
-    model, for a GGUF file, and for a name that is no local folder and not in the cache.
+    model, and for a GGUF file. Also raises SchoolError if no local folder and no model in the cache has the given name.
     """
     name, folder = str(folder), Path(folder)
     if not folder.exists() and parse_hub_name(name):
@@ -261,7 +267,7 @@ def delete_old_checkpoints(folder: Path, keep: int) -> None:
 
 
 def delete_partial_checkpoints(folder: Path) -> None:
-    """Delete the incomplete checkpoints that an interrupted save or an interrupted deletion has left behind."""
+    """Delete incomplete checkpoints, which remain if a save or a deletion was interrupted."""
     for partial in folder.glob("*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 def check_machine(folder: Path = Path()) -> Iterator[Finding]:
     """Check this machine and the disk of `folder`.
 
-    The check takes seconds, because it loads torch and builds kernels.
+    The check takes several seconds, because it loads torch and builds kernels.
     """
     import torch
 
@@ -75,7 +75,10 @@ def _memory() -> Iterator[Finding]:
 
 
 def machine_memory() -> tuple[int, int]:
-    """Return the bytes of free memory and of all memory. If the free memory is unknown, both numbers are all memory."""
+    """Return the free and the total memory, in bytes.
+
+    If the free memory is unknown, both returned numbers are the total memory.
+    """
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free, total = (int(lines[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))

@@ -27,11 +27,11 @@ class Estimate:
 
     `startup_seconds`: the time until the first step is done, in seconds.
     `step_seconds`: the time of one step in seconds: the median over the steps of the trial.
-    `eval_seconds`: the time of all evaluations together, in seconds.
+    `eval_seconds`: the total time of all evaluations, in seconds.
     `peak_memory`: the peak memory of the trial, in bytes. In reinforcement learning, a trial includes the largest
         micro-batch, because a run computes its largest micro-batch first.
     `step_growth`: the largest ratio between the time of a step and the time of the step before. `step_growth` is larger
-        than 1 if each loop makes more updates than the loop before.
+        than 1 if each loop (a round of sampling and training) makes more updates than the loop before.
     """
 
     steps: int

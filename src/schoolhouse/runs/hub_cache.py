@@ -31,5 +31,5 @@ def find_cached_model(name: str) -> Path | None:
 
 
 def is_on_disk(model: Path | str) -> bool:
-    """Whether a model is on this machine: a local folder, or a complete model in the cache."""
+    """Return True if a model is on this machine, either as a local folder or as a complete model in the cache."""
     return Path(model).is_dir() or find_cached_model(str(model)) is not None

@@ -23,8 +23,8 @@ STEP_FOLDERS = ("rollouts", "trees")
 class RunStatus:
     """The status of a run folder.
 
-    `state`: one of finished, running, stopped and killed. A run is `running` if a process uses its folder. A run is
-        `killed` if its process ended without marking the run as stopped or finished.
+    `state`: one of the words `finished`, `running`, `stopped` and `killed`. A run is `running` if a process uses its
+        folder. A run is `killed` if its process ended without marking the run as stopped or finished.
     `steps`: the pair (number of finished steps, total number of steps); the total is None if the recipe has no key
         `steps`.
     `io_fraction`: the fraction of the run's total time that was spent on recording and saving.
@@ -95,8 +95,8 @@ def _status(
 def _io_fraction(times: Sequence[dict[str, Any]]) -> float:
     """The fraction of the run's time that was spent on recording and saving.
 
-    The start time of the first step in a session (one process of the run) is not recorded. A step counts only if the
-    step before it was also recorded.
+    The start time of the first step in a session (one process of the run) is not recorded. The fraction includes a step
+    only if the step before it was also recorded.
     """
     complete = [row for row in times if {"step", "seconds"} <= row.keys()]
     pairs = [
@@ -108,7 +108,7 @@ def _io_fraction(times: Sequence[dict[str, Any]]) -> float:
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether a process currently uses the run folder."""
+    """Return True if a process currently uses the run folder."""
     try:
         with (folder / "lock").open() as lock:
             try:
@@ -123,7 +123,7 @@ def _is_locked(folder: Path) -> bool:
 def check(folder: Path) -> list[str]:
     """Find all damage in a run folder.
 
-    The result is one sentence for each damaged file, or an empty list if there is no damage.
+    The result is a list with one sentence for each damaged file; without damage, the list is empty.
     """
     problems = []
     for read in (
@@ -159,7 +159,7 @@ def check(folder: Path) -> list[str]:
 def compare(one: Path, other: Path) -> list[str]:
     """Find the differences between two runs in weights, metrics and rollouts.
 
-    Returns an empty list if the two runs have the same bits.
+    Returns an empty list if the two runs are equal in every bit.
     """
     found = []
     for name in sorted({path.relative_to(folder) for folder in (one, other) for path in _bits(folder)}):
@@ -171,7 +171,7 @@ def compare(one: Path, other: Path) -> list[str]:
 
 
 def _bits(folder: Path) -> Iterator[Path]:
-    """The files that a repeated run must reproduce: the metrics, the rollouts and the last model of a run.
+    """Yield the files that a repeated run must reproduce: the metrics, the rollouts and the last model of a run.
 
     For a pipeline, the function also yields the files of all stages.
     """

@@ -1,4 +1,4 @@
-"""Records in a run folder: rollouts as JSON lines, the environment of the run, and the differences between configs."""
+"""Data in a run folder: rollouts as JSON lines, the environment of the run, and the differences between configs."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ keys, they give the same bits."""
 def environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return one line for each difference between the environments of two manifests.
 
-    If one of the two runs was resumed in a changed environment, there are also lines for the change at the resume.
+    If one of the two runs was resumed in another environment, the result also has one line for each change.
     """
     both = [name for name in ENVIRONMENT_KEYS if name in old and name in new]
     lines = differences({name: old[name] for name in both}, {name: new[name] for name in both})
@@ -130,7 +130,7 @@ def environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 
 
 def record_resume(manifest: dict[str, Any], step: int) -> str:
-    """Record in a manifest that a run resumes in another environment. Returns a message for the user.
+    """Record in a manifest that a run continues in another environment. Returns a message for the user.
 
     The returned message is empty if the environment has not changed. A run can continue in another environment, but its
     results may then differ in some bits from the results of a run that was never stopped.
@@ -237,7 +237,7 @@ def weight_files(model: Path | str) -> list[Path]:
 
 
 def check_unchanged(known: dict[str, str], name: str, digest: str, run: Path) -> None:
-    """Record a checksum under a name. Raises SchoolError if the checksum has changed since the run began."""
+    """Record a checksum with a name. Raises SchoolError if the checksum has changed since the run began."""
     if known.setdefault(name, digest) != digest:
         raise SchoolError(
             f"{name} has changed since the run {run} began, so the next steps would not match the finished steps: "

@@ -250,7 +250,7 @@ def _check_task(spec: str, seed: int, location: str) -> None:
 
 
 def _references(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """Find every `stage:NAME` in a config. Yields pairs (path of the key, NAME)."""
+    """Find every `stage:NAME` (the final model of the stage NAME) in a config. Yields pairs (path of the key, NAME)."""
     if isinstance(value, str) and value.startswith(STAGE_PREFIX):
         yield path, value.removeprefix(STAGE_PREFIX)
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()

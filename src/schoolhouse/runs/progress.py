@@ -18,7 +18,7 @@ _showing = False  # there is only one bar at a time: code inside a step does not
 def progress(title: str, total: int | None, done: int = 0, unit: str = "step") -> Generator[Advance]:
     """Show progress on stderr while the block of the `with` statement runs.
 
-    Inside another `with` block of `progress`, nothing is shown.
+    If `progress` is called inside the `with` block of another `progress`, the inner call shows nothing.
 
     `total` is None if the total number of units is unknown.
     """

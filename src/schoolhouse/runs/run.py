@@ -5,12 +5,12 @@
     `metrics.jsonl`: one line per step, with numbers that do not depend on the clock.
     `times.jsonl`: the seconds from the start of the run to the end of each step, and the time of parts of the step.
     `rollouts/000012.jsonl`: the rollouts of step 12 with their rewards.
-    `trees/`: the trees of searches.
+    `trees/`: the search trees of the run.
     `checkpoints/000100/`: the state after 100 steps, with the model in Hugging Face format.
 
 A checkpoint is first written to a folder with another name and synced to the disk. The last file of a checkpoint is
 manifest.json, which has the checksum of every other file. After the last file of a checkpoint is written, its folder is
-renamed. When a run resumes, all data after the newest checkpoint is deleted, and the steps after this checkpoint are
+renamed. When a run resumes, all data after its newest checkpoint is deleted, and the steps after the checkpoint are
 done again.
 """
 
@@ -137,7 +137,7 @@ class Run:
         self._set_state("finished")
 
     def save_manifest(self) -> None:
-        """Write the manifest of the run, with the number of seconds and of steps so far."""
+        """Write the manifest of the run, with its duration in seconds and its number of steps so far."""
         self._set_state(self._manifest["state"])
 
     @property
@@ -150,7 +150,7 @@ class Run:
         return self._earlier_seconds + (0.0 if self.finished else time.monotonic() - self._session_start)
 
     def track_files(self, *files: Path | None) -> None:
-        """Record files that the run depends on.
+        """Record the checksums of files that the run depends on.
 
         Raises SchoolError if one of the files has changed since the run began.
         """
@@ -183,7 +183,7 @@ class Run:
 
         `source`: the items. If `source` is not a list or a range, the time until each item arrives counts as `sampling`
             in times.jsonl.
-        `save`: the state that is saved every `every` steps, and after the last step.
+        `save`: the state that is saved once in `every` steps, and after the last step.
         `total`: the number of steps of the whole run, which is needed to show the remaining time. The default of
             `total` is `config.steps`.
         """
@@ -230,7 +230,7 @@ class Run:
     def _advise(self) -> None:
         """Print advice about problems that prevent learning.
 
-        While a problem lasts, its advice is printed only once.
+        If a problem continues for many steps, its advice is printed only once.
         """
         advice = diagnose(self._recent)
         for topic in advice.keys() - self._advised:
@@ -244,7 +244,7 @@ class Run:
         parse: Parse | None = None,
         **metrics: Any,
     ) -> None:
-        """Record the results of a step. All results of one step become one line of metrics.jsonl.
+        """Record the results of a step. All results of one step are written as one line of metrics.jsonl.
 
         `groups`: the graded rollouts, which are written to the folder rollouts/ and summarised in the metrics.
         `parse`: a function that gives the thought and the answer of a rollout as text, for the folder rollouts/.
@@ -279,7 +279,7 @@ class Run:
 
     @contextmanager
     def timed(self, name: str) -> Generator[None]:
-        """Measure how many seconds the block takes.
+        """Measure how many seconds the block of the `with` statement takes.
 
         The measured seconds are added to `name` in the line of the current step in times.jsonl.
         """
@@ -331,10 +331,10 @@ class Run:
         return state
 
     def save_checkpoint(self, state: Stateful) -> Path:
-        """Save the state after `step` steps as a checkpoint. If saving fails, there is no incomplete checkpoint.
+        """Save the state after `step` steps as a checkpoint. If saving fails, no incomplete checkpoint is left.
 
-        One older checkpoint is kept, and all other checkpoints are deleted. Raises SchoolError if the disk is full. The
-        newest complete checkpoint is never deleted to free disk space.
+        The new checkpoint and one older checkpoint are kept, and all other checkpoints are deleted. Raises SchoolError
+        if the disk is full. The newest complete checkpoint is never deleted to free disk space.
         """
         target = self.folder / "checkpoints" / f"{self.step:06d}"
         if target.exists():

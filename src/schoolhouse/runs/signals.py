@@ -15,8 +15,8 @@ class Stopped(KeyboardInterrupt):
 class Interrupts:
     """Counts the signals Ctrl-C and SIGTERM while the block of the `with` statement runs.
 
-    The first signal is only counted, and the second signal interrupts the program immediately. The class `Interrupts`
-    has no effect in other threads, because Python delivers signals only to the main thread.
+    The first signal does not interrupt the program, and the second signal interrupts the program immediately. The class
+    `Interrupts` has no effect in other threads, because Python delivers signals only to the main thread.
     """
 
     def __init__(self) -> None:

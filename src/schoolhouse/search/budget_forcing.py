@@ -19,7 +19,7 @@ from schoolhouse.types import REVISION_REQUEST, Message, Rollout, SchoolError
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """An answer, and the number of tokens that were sampled for this answer.
+    """An answer, and the number of tokens that were sampled to produce the answer.
 
     Tokens that were sampled and then removed count too.
     """
@@ -76,15 +76,18 @@ def budget_force(
 
 
 def _cut(rollout: Rollout, end: int) -> Rollout:
-    """Cut a rollout at position `end`. The last turn stays open, even if the cut removes all tokens of this turn."""
+    """Cut a rollout at position `end`.
+
+    The policy can continue the last turn, even if the cut removes all tokens of the turn.
+    """
     return replace(rollout.truncate(end), turns=rollout.turns)
 
 
 def max_forced_tokens(conversation: Conversation, max_think: int, answer_tokens: int) -> int:
     """Compute the largest number of tokens that `budget_force` can sample for one thought and its answer.
 
-    Tokens that are sampled and then removed are included in the largest number. At least one token of `wait_text` is
-    added after each removed end of a thought, so the number of removed ends is limited.
+    The result includes tokens that are sampled and then removed. At least one token of `wait_text` is added after each
+    removed end of a thought, so the number of removed ends is limited.
     """
     end_tokens = len(conversation.end_thought_ids)
     return max_think + (max_think + 1) * end_tokens + answer_tokens

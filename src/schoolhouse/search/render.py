@@ -1,4 +1,4 @@
-"""Show the tree of a search: in the terminal, as an HTML page without other files, or as plain data."""
+"""Show the tree of a search: in the terminal, as a single HTML file, or as plain data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_LABEL = 60  # characters of a thought
 
 
 def draw(result: SearchResult) -> RichTree:
-    """Draw the tree for a terminal. The path to the chosen answer is bold, and dropped nodes are dim.
+    """Draw the tree for a terminal. The path to the chosen answer has bold text, and dropped nodes have pale text.
 
     The value of each thought is shown after the thought.
     """
@@ -45,7 +45,10 @@ def label(node: Node) -> str:
 
 
 def html_page(result: SearchResult, answer: str) -> str:
-    """Draw the tree as an HTML page with a dark mode. Thoughts can be folded, and the chosen path is marked."""
+    """Draw the tree as an HTML page with a dark mode.
+
+    A click hides or shows thoughts, and the path to the chosen answer is highlighted.
+    """
     tree = result.tree
     assert tree is not None
     question = _question(tree.root)

@@ -24,8 +24,8 @@ best-first search:
 
 `--search "my_search.py?thoughts=propose&max_expansions=30"` runs the best-first search of the example. All parameters
 of a strategy function after the first parameter (the tree) are options of the strategy. All other options in a search
-text are fields of `Search`: they set where thoughts and values come from, and how the answer is selected. If a request
-could exceed the token budget, the search ends before this request.
+text are fields of `Search`. The fields of `Search` set where thoughts and values come from, and how the answer is
+selected. If a request could exceed the token budget, the search ends before this request.
 """
 
 from __future__ import annotations
@@ -88,12 +88,13 @@ class Search(BaseConfig):
     `weighted_vote`: among several samples, the search selects the answer with the largest total value.
     `best_of_n`: the search selects the sample with the best value.
     `budget_force`: the search samples one answer after a thought of `min_think` to `max_think` tokens.
-    `revise`: the search makes `samples` attempts, which see all earlier attempts, and selects the most frequent answer.
+    `revise`: the search makes `samples` attempts, where each attempt sees all earlier attempts, and selects the most
+        frequent answer.
     `tot`: breadth-first search of Tree of Thoughts.
     `dfs`: depth-first search of Tree of Thoughts.
-    `beam`: the search samples several candidates of each step, and continues the best candidates.
+    `beam`: the search samples several candidates for each step, and continues the best candidates.
     `dvts`: the search is a beam search in several separate subtrees.
-    `python`: the search is the user's own strategy, from the file `file`.
+    `python`: the search is the user's own strategy, in the Python file that the field `file` names.
     """
 
     kind: Kind = "sample"

@@ -111,8 +111,9 @@ class ThoughtSampler:
 class ThoughtProposer:
     """Asks the policy for lists of possible next steps. Each line of a list becomes a prefilled thought.
 
-    If the task gives no prompt for a next step, the policy writes its answer at temperature 0. Thoughts that lead to
-    the same next question count as one thought. A line that appears in two lists becomes only one candidate.
+    If the task gives no prompt for a next step, the policy writes its answer at temperature 0. Two thoughts count as
+    one thought if the policy gets the same prompt for the step after them. A line that appears in two lists becomes
+    only one candidate.
 
     `max_lines`: the maximum number of lines that are read from one list.
     `proposal_tokens`: the maximum number of tokens of one list.
@@ -196,7 +197,7 @@ class ThoughtProposer:
 
 
 def repeat_prompt(conversation: Conversation, question: Problem, key: Key, purpose: str, times: int) -> list[Rollout]:
-    """Return several copies of the same prompt. Sampling after each copy uses other random numbers."""
+    """Return several copies of the same prompt. Each copy is later extended with different random numbers."""
     prompt = conversation.prompt_rollout(question, key._replace(purpose=purpose))
     return [replace(prompt, key=prompt.key._replace(sample=key.sample * times + g)) for g in range(times)]
 

@@ -55,13 +55,13 @@ class Node:
 
     @property
     def path(self) -> list[Node]:
-        """The nodes from the first thought to this node. The root (the problem) is left out."""
+        """The nodes from the first thought to this node. The list does not contain the root (the problem)."""
         return [] if self.parent is None else [*self.parent.path, self]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Upper limits of the number of tokens that are sampled to expand one node, and to compute the value of one node.
+    """Two upper limits: the tokens that are sampled to expand one node, and to compute the value of one node.
 
     A search uses the upper limits to decide whether its token budget allows one more request.
 
@@ -103,7 +103,7 @@ class Tree:
         return sorted((node for node in self.nodes if node.is_answer), key=rank)
 
     def affordable(self, nodes: list[Node]) -> list[Node]:
-        """Return the first nodes in the list, as many as the remaining token budget allows to expand."""
+        """Return the first nodes of the list. The remaining token budget limits the number of returned nodes."""
         cost = self.costs.per_node
         if self.budget == inf or not cost:
             return nodes
@@ -118,7 +118,7 @@ class Request(NamedTuple):
 
 
 class Expansion(NamedTuple):
-    """The candidates that follow one node, and the number of tokens that were sampled for them."""
+    """The candidates that follow one node, and the number of tokens that were sampled for these candidates."""
 
     candidates: Sequence[Candidate]
     tokens: int
@@ -139,7 +139,10 @@ ValueNodes = Callable[[Sequence[Node]], Sequence[Valuation]]
 
 
 def explore(trees: Sequence[Tree], strategies: Sequence[Strategy], expand: ExpandNodes, value: ValueNodes) -> None:
-    """Run one strategy on each tree. All strategies run at the same time, and add their nodes to the given trees."""
+    """Run one strategy on each tree.
+
+    All strategies run at the same time, and each strategy adds nodes to its own tree.
+    """
     requests = {at: request for at, strategy in enumerate(strategies) if (request := next(strategy, None)) is not None}
     while requests:
         results: dict[int, list[Any]] = {at: [] for at in requests}
@@ -159,7 +162,7 @@ def breadth_first(tree: Tree, beam_width: int, depth: int, independent_subtrees:
     """Search level by level, and keep the `beam_width` best nodes of each level.
 
     The function `breadth_first` is the breadth-first search of Tree of Thoughts. If thoughts are sampled steps,
-    `breadth_first` is a beam search. Nodes that are answers are not expanded, and are not counted in the beam width.
+    `breadth_first` is a beam search. Nodes that are answers are not expanded, and do not count towards `beam_width`.
 
     `independent_subtrees`: if true, the search is diverse verifier tree search: below the first level, each kept node
         keeps its own best child.
@@ -192,7 +195,7 @@ def breadth_first(tree: Tree, beam_width: int, depth: int, independent_subtrees:
 def depth_first(tree: Tree, threshold: float, depth: int, max_expansions: int = 100, num_answers: int = 1) -> Strategy:
     """Expand the best child first. When a branch ends, continue with the nodes that were not expanded yet.
 
-    A child whose value is not above `threshold` is pruned.
+    A child is pruned if its value is not above `threshold`.
 
     `max_expansions`: the number of expanded nodes after which the search stops.
     `num_answers`: the number of answers after which the search stops. Pruned answers are not counted in `num_answers`.
@@ -228,7 +231,7 @@ def grow(
     the child with the best value stays.
 
     `seen`: the keys of earlier thoughts. A child whose key is in `seen` is a duplicate and gets no value.
-    `threshold`: the limit for pruning. A child whose value is not above the threshold is pruned.
+    `threshold`: the limit for pruning. A child is pruned if its value is not above the threshold.
     `value`: the strategy's own function that gives the values. Without the function `value`, `grow` yields a request
         for the values.
     """

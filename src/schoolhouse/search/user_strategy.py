@@ -21,7 +21,7 @@ from schoolhouse.types import SchoolError
 
 
 def is_strategy_file(name: str) -> bool:
-    """Whether a search name has the form `PATH.py` or `PATH.py:NAME`."""
+    """Return True if a search name has the form `PATH.py` or `PATH.py:NAME`."""
     return name.endswith(".py") or ".py:" in name
 
 

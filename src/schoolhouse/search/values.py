@@ -40,10 +40,10 @@ def search_costs(expand: ThoughtSampler | ThoughtProposer, value: ValueFn) -> Co
 
 @dataclass(frozen=True)
 class PromptedValue:
-    """Asks the policy `samples` times for the value of each thought, and adds up the policy's replies.
+    """Asks the policy `samples` times for the value of each thought. The value is the sum of all replies.
 
-    The same question about the same problem is asked only once. A node that is an answer gets the value of the thought
-    before the answer.
+    The policy gets the same question about the same problem only once. A node that is an answer gets the value of the
+    thought before the answer.
     """
 
     policy: Generator
@@ -174,7 +174,7 @@ class RandomValue:
 
 @dataclass(frozen=True)
 class RewardModelValue:
-    """Takes the value that a reward model gives to all steps up to a node.
+    """Gives each node the value that a reward model computes for all steps up to the node.
 
     The cost of one value is counted as one token.
     """

@@ -18,11 +18,12 @@ def weighted_vote(
 ) -> tuple[int, tuple[tuple[str, int], ...]]:
     """Return the index of the winning rollout, and each distinct answer with its count.
 
-    The list of answers begins with the most frequent answer. If equal answers are written in different ways, the first
-    form is returned. The weight of an answer is its value. An answer whose value is unknown has the weight 0. Without
-    `values`, every weight is 1. The winning rollout is the rollout with the largest value among the rollouts with the
-    winning answer. A missing answer wins only if all answers are missing. If several answers tie, the first answer
-    wins. `normalize` converts an answer to the form in which equal answers are counted (`Task.normalized_answer`).
+    The list of answers begins with the most frequent answer. If equal answers are written in different ways, the list
+    contains the form that occurs first in `rollouts`. The weight of an answer is its value. An answer whose value is
+    unknown has the weight 0. Without `values`, every weight is 1. The winning rollout is the rollout with the largest
+    value among the rollouts with the winning answer. A missing answer wins only if all answers are missing. If several
+    answers have the same total weight, the first of these answers wins. `normalize` converts an answer to the form in
+    which equal answers are counted (`Task.normalized_answer`).
     """
     weights = [1.0] * len(rollouts) if values is None else [0.0 if isnan(value) else value for value in values]
     completions = [conversation.parse_completion(rollout) for rollout in rollouts]

@@ -28,7 +28,7 @@ _NO_TOOLS = "the server does not support tools; leave this field out, and descri
 class InvalidRequest(SchoolError):
     """The error for a request that cannot be served.
 
-    The error has the wrong field, an error code and an HTTP status.
+    The error contains the name of the invalid field, an error code and an HTTP status.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ _PROMPT_FORMS = "must be a text, a list of texts, a list of token ids, or a list
 def _check_logprobs(value: Any) -> Any:
     """Return the value of `logprobs`, or None for false, because some clients send false if they want no logprobs.
 
-    Raises an error for true, because true does not contain the number of tokens.
+    Raises an error for true, because true does not say how many tokens the client wants.
     """
     if value is True:
         text = "must be a whole number in /v1/completions, but is true; send the number of most likely tokens, or 0"

@@ -129,10 +129,10 @@ def accepts_host(header: str, listens_on: str, allowed_hosts: Sequence[str] = ()
     """Return whether a server accepts a request with this Host header.
 
     A web site can change the IP address of its own name to the IP address of a server (DNS rebinding). The browser then
-    sends requests of the site's pages to the server. The Host header of such a request contains the name of the site.
-    So a server accepts only loopback names, the address on which the server listens, and the names in `allowed_hosts`.
-    If `listens_on` is no loopback address, the server also accepts every IP address, because a Host header with an IP
-    address cannot come from DNS rebinding.
+    sends requests of the site's pages to the server. In a DNS rebinding attack, the Host header of a request contains
+    the name of the attacking site. So a server accepts only loopback names, the address on which the server listens,
+    and the names in `allowed_hosts`. If `listens_on` is no loopback address, the server also accepts every IP address,
+    because a Host header with an IP address cannot come from DNS rebinding.
     """
     name = header.rpartition(":")[0] if header.rpartition(":")[2].isdecimal() else header
     name = name.lower().removesuffix(".")

@@ -5,7 +5,7 @@ times per second. A message for each single token would take more time than the 
 
 The KV cache of the generator has a number of slots and a slot length (kv_room.py). If the next request of the queue
 needs a longer slot, the engine first finishes the running requests and starts no new requests. The engine then makes a
-new cache with longer slots. After the long requests, the engine makes a cache with the usual slots again.
+new cache with longer slots. After the long requests, the engine makes a cache with slots of the usual length again.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class BatchEngine:
     Up to `max_queued_seqs` more sequences can wait in a queue.
 
     `load` makes the policy in the sampling thread. All other threads compute on one core, because sampling took twice
-    as long when two OpenMP teams ran in one process (docs/lab.md). If `load` raises an exception, `BatchEngine` raises
-    the same exception.
+    as long when two OpenMP teams (groups of threads) ran in one process (docs/lab.md). If `load` raises an exception,
+    `BatchEngine` raises the same exception.
 
     `max_model_len`: the maximum number of tokens of a sequence, including its prompt. If the model itself has a lower
         limit, the limit of the model applies. If the memory is too small for the context of the model, the engine uses
@@ -210,7 +210,8 @@ class BatchEngine:
     def _fits(self, pending: PendingRequest) -> bool:
         """Return whether a request can start in the present KV cache.
 
-        A cache with longer slots has fewer slots. The engine keeps such a cache only while a request needs long slots.
+        A cache with longer slots has fewer slots. The engine keeps a cache with long slots only while a request needs
+        long slots.
         """
         if len(self._admitted) >= self._shape.num_seqs or pending.max_len > self._shape.max_len:
             return False
@@ -312,10 +313,11 @@ def _append_output(outputs: Sequence[Output]) -> None:
 
 
 class CancellablePolicy:
-    """A policy that can be cancelled. A cancelled call ends with its next token, and later calls raise EngineClosed.
+    """A policy whose calls can be cancelled. A cancelled call ends with its next token, and later calls raise
+    EngineClosed.
 
     `room`: the memory for the KV cache of the policy's engine. The KV cache of one call to the cancellable policy uses
-        at most a fifth of this memory, unless one sequence needs more.
+        at most a fifth of `room`, unless one sequence needs more.
     """
 
     def __init__(self, policy: Policy, room: KVRoom) -> None:

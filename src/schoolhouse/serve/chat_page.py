@@ -1,4 +1,4 @@
-"""The chat page and its arena, in which users vote for the better one of two models.
+"""The chat page and its arena, in which users see the answers of two models and vote for the better answer.
 
 The server stores the votes in a file, and makes a leaderboard from the file.
 """

@@ -57,7 +57,7 @@ class KVRoom(NamedTuple):
         return self._shape(min(self.max_model_len, max(MIN_USUAL_LEN, len_of_all)))
 
     def shape_for(self, num_tokens: int) -> CacheShape:
-        """Return the shape with the most slots whose slots have room for a sequence of `num_tokens` tokens.
+        """Return a shape whose slots have room for a sequence of `num_tokens` tokens, with as many slots as possible.
 
         The length of the slots is the usual length times a power of 2, so that similar requests use the same shape.
         """
@@ -72,7 +72,7 @@ class KVRoom(NamedTuple):
 
     @property
     def reserved(self) -> int:
-        """The size of the largest KV cache of this engine in bytes."""
+        """The number of bytes of the largest KV cache that the engine can have."""
         return max(shape.num_seqs * shape.max_len for shape in (self.usual, self._longest)) * self.bytes_per_token
 
     def summary(self) -> str:
@@ -100,7 +100,7 @@ def plan_room(policy: Policy, max_num_seqs: int, max_model_len: int | None, rese
     `reserved`: the size of the KV caches of other models in bytes. On a CPU, a cache uses memory only after tokens are
         written to the cache, so the function subtracts `reserved` from the free memory.
     Raises SchoolError if a sequence of `max_model_len` tokens does not fit into memory. Without `max_model_len`, the
-    error is raised if a sequence of `MIN_USUAL_LEN` tokens does not fit into memory.
+    function raises SchoolError if a sequence of `MIN_USUAL_LEN` tokens does not fit into memory.
     """
     free = max(0, free_memory(policy.device) - (reserved if policy.device.type == "cpu" else 0))
     budget = int(free * _SHARE.get(policy.device.type, 0.5))

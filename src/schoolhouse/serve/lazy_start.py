@@ -1,4 +1,4 @@
-"""This file serves the chat page while the server is still loading. Loading torch and a model takes seconds."""
+"""This file serves the chat page while the server is still loading. Loading torch and a model takes several seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schoolhouse.serve.settings import ServerConfig
 
 
 class LazyStart:
-    """An app that serves the chat page at once. All other requests wait until `build` has made the full app."""
+    """An app that serves the chat page immediately. All other requests wait until `build` has made the full app."""
 
     def __init__(self, config: ServerConfig, build: Callable[[], ASGIApp]) -> None:
         page_app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)

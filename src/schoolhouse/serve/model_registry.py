@@ -21,7 +21,7 @@ MAX_LOADED = 3
 
 
 class ModelRegistry:
-    """A list of model names, and an engine for each loaded model.
+    """A registry with the names of all models of a server, and with an engine for each loaded model.
 
     The registry reads only files in the folder with which the server was started.
     """
@@ -77,7 +77,8 @@ class ModelRegistry:
         return engine
 
     async def _unload_idle(self, newest: str) -> None:
-        """Close the least recently used idle engines until the limit is reached. The default model stays loaded."""
+        """Close idle engines until at most `MAX_LOADED` models are loaded. The least recently used engine is closed
+        first. The default model stays loaded."""
         idle = [
             name
             for name, engine in self._engines.items()

@@ -98,7 +98,7 @@ async def completion_prompts(
 
 
 def check_length(tokenizer: Tokenizer, max_len: int, characters: int, param: str, words: str = "") -> None:
-    """Raise InvalidRequest if a text with this number of characters must have more than `max_len` tokens.
+    """Raise InvalidRequest if a text of `characters` characters certainly has more than `max_len` tokens.
 
     `words`: the text for the maximum length in the error message.
     """
@@ -125,7 +125,7 @@ def context_words(engine: BatchEngine) -> str:
 
 @lru_cache(8)
 def longest_token(tokenizer: Tokenizer) -> int:
-    """Return the length of the longest token in bytes.
+    """Return the number of bytes of the longest token.
 
     Returns 0 if the tokenizer has no tokens for single bytes, because one unknown token can then replace a long text.
     """
@@ -136,7 +136,8 @@ def longest_token(tokenizer: Tokenizer) -> int:
 
 
 def _render_and_encode(conversation: Conversation, messages: tuple[Message, ...]) -> tuple[int, ...]:
-    """Call `Conversation.prompt` without its cache, because thousands of long prompts in the cache need much memory."""
+    """Call `Conversation.prompt` without the cache of prompts, because thousands of long prompts in a cache need much
+    memory."""
     uncached: Callable[[tuple[Message, ...]], tuple[int, ...]] = conversation.prompt.__wrapped__
     return uncached(messages)
 

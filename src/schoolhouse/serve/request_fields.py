@@ -39,7 +39,8 @@ class RequestModel(BaseModel):
 
     The server refuses unknown fields. `UNSUPPORTED` contains fields of OpenAI's API that the server refuses, with the
     text of the error. An unsupported field is allowed if its value is an empty list, object or text. `KINDS` lists the
-    allowed values of the field `type`. The field `type` is checked first, because it determines the other fields.
+    allowed values of the field `type`. The field `type` is checked first, because the type determines which other
+    fields are allowed.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -112,7 +113,7 @@ def read_json(body: bytes) -> Any:
 
 
 def _reading_cost(body: bytes) -> int:
-    """Estimate the time for reading a JSON text. The unit is the time for reading one number.
+    """Estimate the time for reading a JSON text. The unit of the estimate is the time for reading one number.
 
     The estimate itself takes about 5 ms for a text of 4 MiB.
     """

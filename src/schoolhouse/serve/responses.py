@@ -48,7 +48,7 @@ class Usage:
 
 
 def conversation_of(conversation: Conversation, body: ChatCompletionRequest) -> Conversation:
-    """Return the conversation with the template arguments of a request.
+    """Return the chat template `conversation` with the template arguments that a request contains.
 
     Raises InvalidRequest if the chat template does not accept the arguments.
     """
@@ -251,8 +251,8 @@ def _token_text(tokenizer: Tokenizer, token: int) -> tuple[str, list[int]]:
 async def whole_response(header: Json, choices: Iterable[Json], usage: Json, in_thread: bool = False) -> Response:
     """Make the response with all choices.
 
-    `in_thread`: if true, a separate thread converts the choices to JSON, so that the event loop can do other work. Use
-        this option for responses with many log-probabilities.
+    `in_thread`: if true, a separate thread converts the choices to JSON, so that the event loop can do other work. Set
+        `in_thread` for responses with many log-probabilities.
     """
 
     def render() -> Response:

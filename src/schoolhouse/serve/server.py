@@ -81,7 +81,8 @@ class Server:
         self._background_jobs = 0
 
     def next_number(self) -> int:
-        """Return the number of a new request. If a request has no seed, its random numbers depend on its number."""
+        """Return the number of a new request. If a request has no seed, the random numbers of the request depend on the
+        number of the request."""
         self.num_requests += 1
         return self.num_requests
 
@@ -186,7 +187,7 @@ def build_app(server: Server) -> FastAPI:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Tell whether the default model can be used."""
+        """Return whether the default model can be used."""
         healthy = registry.default_engine.error is None
         body = {
             "status": "ok" if healthy else "error",

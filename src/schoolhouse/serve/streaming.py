@@ -52,7 +52,7 @@ async def collect(request: Request, pending: Sequence[PendingRequest], timeout: 
 
 @asynccontextmanager
 async def on_disconnect(request: Request, cancel: Callable[[], None]) -> AsyncGenerator[None]:
-    """Call `cancel` if the client disconnects while the block runs."""
+    """Call `cancel` if the client disconnects while the code in the `async with` block runs."""
 
     async def watch() -> None:
         while not await request.is_disconnected():

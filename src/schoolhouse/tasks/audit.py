@@ -25,12 +25,12 @@ _TRIED = 8  # problems whose references are graded in every form
 class Audit:
     """The result of `audit_task`.
 
-    Five fields count problems; each count is at most `num_problems`. A completion that gets no reward is not counted in
-    any of the five fields. `references_correct` counts problems whose reference gets reward 1. `perturbed_rejected`
-    counts problems for which a slightly changed reference gets a reward below 1. `empty_rejected` counts problems for
-    which an empty completion gets a reward below 1. `truncated_rejected` counts problems for which a truncated
-    reference (inside its \\boxed{...}) gets less than 1. `nonsense_rejected` counts problems for which a nonsense
-    answer in \\boxed{...} gets a reward below 1.
+    Five fields count problems; each count is at most `num_problems`. If a completion is ungraded (no reward), none of
+    the five fields counts the completion. `references_correct` counts problems whose reference gets reward 1.
+    `perturbed_rejected` counts problems for which a slightly changed reference gets a reward below 1. `empty_rejected`
+    counts problems for which an empty completion gets a reward below 1. `truncated_rejected` counts problems for which
+    a truncated reference (inside its \\boxed{...}) gets a reward below 1. `nonsense_rejected` counts problems for which
+    a nonsense answer in \\boxed{...} gets a reward below 1.
 
     `failures` has pairs of a problem id and a text that says what went wrong.
     `seconds` is the wall-clock time of the audit. `form` is the form of the answers, one of `FORMS`.

@@ -1,4 +1,5 @@
-"""The base class of tasks. A task gives problems and grades completions. The code of a task does not use the policy.
+"""The base class of tasks. A task gives problems and grades completions. The code of a task never uses the policy (the
+model that is trained).
 
 If `in_process` is True, the task grades in the main process. If `in_process` is False, the task grades in worker
 processes with a timeout (worker_pool.py).
@@ -35,8 +36,9 @@ class Task:
     changed, a run refuses to resume. `notes` describe the data for the user: for instance, how many rows are left out.
     `delimiter` is the text that ends each step of a thought.
 
-    All other methods are optional. Define `step_labels` if single steps can be checked. For tree search with prompts,
-    define `propose_prompt`, `value_prompt` or `vote_prompt`, and the parser for each prompt that you define.
+    All methods except `train_problems`, `eval_problems` and `grade` are optional. Define `step_labels` if each step of
+    a thought can be checked. For tree search with prompts, define `propose_prompt`, `value_prompt` or `vote_prompt`,
+    and the parser for each prompt that you define.
     """
 
     name: str = ""
@@ -83,7 +85,8 @@ class Task:
         return [*self.eval_problems(limit), *self.train_problems(0, AUDIT_SAMPLE)][:limit]
 
     def wrong_answer(self, problem: Problem) -> str:
-        """Return a wrong final answer that looks like the reference. `audit_task` must reject it."""
+        """Return a wrong final answer that looks like the reference. `audit_task` checks that the verifier rejects this
+        answer."""
         return perturb_answer(problem.reference)
 
     def normalized_answer(self, completion: Completion) -> Hashable | None:
@@ -138,9 +141,9 @@ class Task:
         raise NotImplementedError
 
     def warm_up(self) -> None:
-        """Prepare a worker process. This method is called once per worker, before any timeout starts.
+        """Prepare a worker process. The method `warm_up` is called once per worker, before any timeout starts.
 
-        Put slow imports into this method.
+        Put slow imports into the method `warm_up`.
         """
 
     def _missing(self, problem: str, method: str) -> SchoolError:

@@ -21,7 +21,8 @@ _IN_ONE_TEXT = re.compile(r"(?:^|[,;]\s*|\s)([a-z])\s*\)\s*|(?:^|\n)\s*\(?([A-Z]
 def render_choices(question: str, row: Mapping[str, Any], shape: Shape) -> tuple[str, str]:
     """Return the question with its choices (`A. ...`, one choice per line), and the letter of the correct choice.
 
-    If the correct choice has a column of its own, a hash of the question decides the place of the correct choice.
+    If the correct choice is in a separate column, a hash of the question decides the place of the correct choice in the
+    list.
     Raises BadRow if the choices cannot be read, or if the row has no correct choice.
     """
     keys = shape.roles["choices"]
@@ -39,9 +40,10 @@ def render_choices(question: str, row: Mapping[str, Any], shape: Shape) -> tuple
 
 
 def _choices(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[list[str], list[str], int | None]:
-    """Return the labels of the choices, the texts of the choices, and the index of the choice with a mark.
+    """Return the labels of the choices, the texts of the choices, and the index of the choice that is marked as
+    correct.
 
-    A mark says that a choice is correct. The index is None if no choice has a mark.
+    A mark in the row says that a choice is correct. The index is None if no choice has a mark.
     """
     if len(keys) > 1:
         values = [value_at(row, key) for key in keys]
@@ -75,7 +77,7 @@ def _choices(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[list[str], li
 
 
 def _parsed(value: Any) -> Any:
-    """Parse a list or a mapping that a CSV file has as text. Returns any other value unchanged."""
+    """Parse a list or a mapping that a CSV file stores as text. Returns any other value unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         for parse in (json.loads, ast.literal_eval):
             try:

@@ -1,7 +1,8 @@
 """Run a program and its tests in a separate process with limits. `run_tests` starts this file as a script.
 
 The script reads the program and the tests as JSON from standard input. The script writes the results to a separate
-pipe, and each result starts with a secret mark. The output of the program therefore cannot be mistaken for a result.
+pipe, and each result starts with a secret mark. Because of the secret mark, the output of the program cannot be
+mistaken for a result.
 If the program ends the process early, the remaining tests have no result.
 """
 
@@ -31,7 +32,7 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 class ProgramRun(NamedTuple):
-    """The number of passed tests, the number of all tests, and the first error."""
+    """The result of a run: the number of passed tests, the number of all tests, and the first error."""
 
     passed: int
     total: int

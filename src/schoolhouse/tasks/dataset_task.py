@@ -23,7 +23,7 @@ Holdout = Literal["tenth", "all", "none"]
 class DatasetTask(Task):
     """A task with a fixed list of problems. Each epoch uses every problem of the train split once, in a new order.
 
-    Subclasses define `all_problems`. Problems with equal ids are in the same split.
+    Subclasses define `all_problems`. Problems with equal ids are always in the same split (train or eval).
     """
 
     def __init__(self, name: str, seed: int = 0, holdout: str = "tenth") -> None:
@@ -45,7 +45,7 @@ class DatasetTask(Task):
         return list({problem.id: problem for problem in self.all_problems if self.is_held_out(problem)}.values())
 
     def is_held_out(self, problem: Problem) -> bool:
-        """Return True if a problem is in the eval split. The content of the problem decides."""
+        """Return True if a problem is in the eval split. The split depends only on the content of the problem."""
         return self.holdout == "all" or (self.holdout == "tenth" and is_held_out(problem.id))
 
     def train_problems(self, step: int, count: int) -> list[Problem]:
@@ -72,9 +72,10 @@ class DatasetTask(Task):
 
 
 def shuffled_epochs(items: Sequence[Item], seed: int, purpose: str, step: int, count: int) -> list[Item]:
-    """Items `step * count` to `(step + 1) * count` of an endless sequence of epochs, each in a new order.
+    """Return the items `step * count` to `(step + 1) * count` of an endless sequence of epochs, in which each epoch has
+    a new order.
 
-    A pure function of its arguments.
+    The result depends only on the arguments.
     """
     places = (divmod(at, len(items)) for at in range(step * count, (step + 1) * count))
     return [items[_order(seed, purpose, epoch, len(items))[place]] for epoch, place in places]

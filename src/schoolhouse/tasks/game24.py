@@ -1,10 +1,11 @@
 """The task Game of 24 (`game24:PATH.csv`): combine four numbers with + - * / to make 24. Each number is used once.
 
-The puzzles are those of Tree of Thoughts (Yao et al. 2023, arXiv 2305.10601), read from the file of its authors. The
-puzzles are ranked by the time that people needed. Ranks 901 to 1000 are held out. An exact solver writes four kinds of
-demonstrations. A demonstration of the kind `solve` is a whole solution. A demonstration of the kind `next` lists all
-possible next moves. A demonstration of the kind `value` says whether some numbers can still make 24. A demonstration of
-the kind `vote` says which of several groups of numbers can make 24.
+The puzzles are the puzzles of the paper Tree of Thoughts (Yao et al. 2023, arXiv 2305.10601), read from the authors'
+file. The puzzles are ranked by the time that people needed to solve them. The puzzles with ranks 901 to 1000 are held
+out for evaluation. An exact solver writes four kinds of demonstrations. A demonstration of the kind `solve` is a whole
+solution. A demonstration of the kind `next` lists all possible next moves. A demonstration of the kind `value` says
+whether some numbers can still make 24. A demonstration of the kind `vote` says which of several groups of numbers can
+make 24.
 
 A thought is a line such as `13-9=4 (4 4 10)`: one operation, and the numbers that are left. In an operation, a number
 that is not whole is written in brackets, as in `8/(1/3)=24`. No number is below zero, because a move always subtracts
@@ -49,7 +50,7 @@ _LONGEST_ANSWER = 200  # characters: bounds the parser
 
 
 class Move(NamedTuple):
-    """One operation on two of the numbers of a puzzle, and the numbers that are left after it."""
+    """A move: one operation on two of the numbers of a puzzle, and the numbers that are left after the operation."""
 
     a: Fraction
     sign: str
@@ -182,7 +183,8 @@ class Game24(Task):
         return demonstrations
 
     def pretraining_text(self, step: int, count: int) -> list[str]:
-        """Return pages that list possible moves in training puzzles. The pages do not show which moves give 24."""
+        """Return pages of pretraining text that list possible moves in training puzzles. The pages do not show which
+        moves give 24."""
         random = python_random(Key(self.seed, "game24 exposition", step))
         return ["\n".join(self._line(random) for _ in range(LINES_PER_PAGE)) for _ in range(count)]
 
@@ -287,7 +289,7 @@ class Game24(Task):
     def _demonstrate_value(self, problem: Problem, random: Random) -> Demonstration:
         """Make a demonstration that says whether some numbers can make 24.
 
-        The answers `sure` and `impossible` are equally frequent if the puzzle allows both answers.
+        If a puzzle allows both answers, `sure` and `impossible` are equally likely.
         """
         left = _left(problem)
         for _ in range(random.choices((1, 2, 3), weights=(6, 3, 1))[0]):

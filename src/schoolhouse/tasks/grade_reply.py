@@ -73,7 +73,8 @@ class PairTask(Task):
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a file with one JSON object per line. Raises SchoolError naming file, line and mistake."""
+    """Return the pairs of a file that has one JSON object per line. Raises SchoolError for a mistake in the file; the
+    message names the file, the line and the mistake."""
     pairs = []
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

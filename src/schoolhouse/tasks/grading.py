@@ -20,7 +20,7 @@ def grade_rollouts(
 
     parse  a function that returns the last completion of a rollout (`Conversation.parse_completion`).
     pool   worker processes that are used instead of the task's own worker processes.
-    If a verifier raises an exception, dies or exceeds its timeout, the verdict has no reward but has the reason.
+    If a verifier raises an exception, crashes or exceeds its timeout, the verdict has a reason but no reward.
     """
     verdicts = grade_all([(rollout.problem, parse(rollout)) for rollout in rollouts], task, pool)
     pairs = zip(rollouts, verdicts, strict=True)
@@ -48,13 +48,14 @@ def grade_all(
 
 
 def worker_pool(task: Task) -> WorkerPool:
-    """Return the worker processes of a task. The processes start with the first case, and stay with the task."""
+    """Return the worker processes of a task. The processes start when the first case arrives, and are kept for later
+    calls with the same task."""
     if _POOL not in task.__dict__:  # not an attribute: a task may be a frozen dataclass
         task.__dict__[_POOL] = WorkerPool(task)
     return task.__dict__[_POOL]
 
 
 def timing(task: Task) -> dict[str, float]:
-    """Return the mean and the largest number of seconds per completion in the last call of the worker processes."""
+    """Return the mean and the maximum of the seconds per completion in the last call of the worker processes."""
     seconds = task.__dict__[_POOL].seconds if _POOL in task.__dict__ else []
     return {"mean": fmean(seconds), "slowest": max(seconds)} if seconds else {}

@@ -1,8 +1,8 @@
 """Tasks from the datasets of the package reasoning-gym (`gym:NAME`), with exact grading.
 
-The scorers of reasoning-gym give partial scores to any text that contains the answer. The task therefore extracts the
-marked final answer first, and only a score of exactly 1 counts as correct. A dataset that cannot be graded or
-reproduced is refused.
+The scorers of reasoning-gym give partial scores to any text that contains the answer. To avoid partial scores, the task
+first extracts the marked final answer, and only a score of exactly 1 counts as correct. The task refuses a dataset that
+cannot be graded or reproduced.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Gym(DatasetTask):
 
     @cached_property
     def all_problems(self) -> list[Problem]:
-        """All problems of the dataset. The problems are generated at the first access."""
+        """All problems of the dataset. The problems are generated when they are used for the first time."""
         return [self._problem(index) for index in range(len(self._dataset))]
 
     def audit_problems(self, limit: int | None = None) -> list[Problem]:
@@ -117,7 +117,8 @@ class Gym(DatasetTask):
         return Verdict(float(score == 1.0), "" if score == 1.0 else f"the scorer gives {score:g}")
 
     def wrong_answer(self, problem: Problem) -> str:
-        """Return an answer that is far from the reference, because some scorers accept small differences."""
+        """Return a wrong answer that is very different from the reference, because some scorers accept small
+        differences."""
         return perturb_answer(problem.reference, coarse=True)
 
     def _item(self, index: int) -> Mapping[str, Any]:

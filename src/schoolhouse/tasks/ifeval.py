@@ -55,7 +55,8 @@ class IFEval(DatasetTask):
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
         """Give reward 1 if the text after the thought follows every instruction.
 
-        Otherwise the reward is 0, and the reason names the instructions that the text does not follow.
+        If the text does not follow every instruction, the reward is 0, and the reason names the instructions that were
+        not followed.
         """
         reply = completion.answer.strip()
         info: Mapping[str, Any] = problem.info

@@ -43,8 +43,8 @@ def open_jsonl(path: str, seed: int = 0, **options: str) -> JsonLines:
 class JsonLines(DatasetTask):
     """A task with the problems of a file. The final answers of replies are graded by the rules in answers/.
 
-    The task grades in the main process if every reference is a number, a choice or text. Otherwise the task grades in
-    worker processes.
+    The task grades in the main process if every reference is a number, a choice or text. If a reference is not a
+    number, a choice or text, the task grades in worker processes.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class JsonLines(DatasetTask):
         return [problem for problem, *_ in self.rows]
 
     def warm_up(self) -> None:
-        """Import math-verify. The import takes half a second."""
+        """Import math-verify. The import of math-verify takes half a second."""
         if not self.in_process:
             load_math_verify()
 
@@ -89,7 +89,7 @@ class JsonLines(DatasetTask):
         return self.grading.grade(problem, completion)
 
     def normalized_answer(self, completion: Completion) -> Hashable | None:
-        """Return the final answer of a completion. The answer is found as in `grade`."""
+        """Return the final answer of a completion. The answer is found in the same way as in the method `grade`."""
         return normalized_answer(completion, self.grading.extraction)
 
     @cached_property

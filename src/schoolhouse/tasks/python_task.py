@@ -28,7 +28,8 @@ VERL_SIGNATURE = "compute_score(data_source, solution_str, ground_truth, extra_i
 
 
 def open_python(rest: str, seed: int = 0, **options: str) -> Task:
-    """Open the Task or the reward function of a Python file. The file is run here and in each worker process.
+    """Open the Task or the reward function of a Python file. The file is run in the main process and in each worker
+    process.
 
     The part `:NAME` is optional if the file has only one Task or only one reward function. A reward function needs
     problems from the option `data=PATH`, and accepts the options of a data file (docs/data.md). The options of a Task
@@ -146,7 +147,7 @@ class RewardFunctionTask(DatasetTask):
     The reward function gets one answer at a time, without the thought. A function with TRL's signature gets the columns
     of the row by name. A function with verl's signature gets `ground_truth`: the unchanged value of
     `reward_model.ground_truth`, the value of the column `ground_truth`, or else the reference. A row must have a
-    prompt, but can have no reference. If the function returns None or a number that is not finite, the verdict has no
+    prompt, but needs no reference. If the function returns None or a number that is not finite, the verdict has no
     reward.
     """
 

@@ -27,10 +27,11 @@ _LISTS = ("answers", "possible_answers", "ground_truth", *ALIASES)
 
 
 def parse_answers(row: Mapping[str, Any], shape: Shape) -> tuple[tuple[str, ...], str, str]:
-    """Return the accepted final answers of a row, a reason if the row has no answer, and the worked solution.
+    """Return the accepted final answers of a row, the worked solution and, if the row has no answer, the reason why
+    there is no answer.
 
-    Raises BadRow for NaN. All other mistakes are returned as the reason, because a reward function may not need a
-    reference.
+    Raises BadRow if a value is NaN. All other mistakes are returned as a reason and not raised, because some reward
+    functions need no reference.
     """
     key, solution_key = shape.key("answer"), shape.key("solution")
     if not key:
@@ -148,7 +149,8 @@ def _last_boxed(solution: str, key: str) -> str:
 
 
 def text_of(value: Any, key: str) -> str:
-    """Return a cell as text. Raises BadRow if the value is blank text, NaN, or not text and not a number."""
+    """Return a cell as text. Raises BadRow if the value is blank text or NaN, or if the value is neither text nor a
+    number."""
     refuse_nan(value, key)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)  # 142.0, as a table writes 142 in a column with empty cells
@@ -182,7 +184,7 @@ def optional_text(row: Mapping[str, Any], key: str) -> str:
 
 
 def _list_in_text(text: str) -> Any:
-    """Parse a list of texts that a CSV file has as JSON or as Python code. Returns any other text unchanged."""
+    """Parse a list of texts that a CSV file stores as JSON or as Python code. Returns any other text unchanged."""
     found = _json_or_none(text)
     if found is None:
         try:

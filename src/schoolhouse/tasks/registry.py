@@ -20,8 +20,8 @@ def open_task(spec: str, seed: int = 0) -> Task:
     Examples of specs are "school", "school:addition+chain", "school:addition?digits=4", "gym:chain_sum?size=500",
     "jsonl:PATH", "code:PATH", "ifeval:PATH", "game24:PATH.csv", "python:PATH.py", "python:PATH.py:name" and
     "python:PATH.py:reward?data=PATH.jsonl". The PATH of `jsonl:` and the PATH of `data` name a file of any format, a
-    folder, a glob pattern or `hub:ORG/NAME`. Raises SchoolError with a suggestion if the kind is unknown. Each kind
-    checks its own names and options.
+    folder, a glob pattern or `hub:ORG/NAME`. Raises SchoolError with a suggestion if the kind is unknown. Each kind of
+    task checks its own names and options.
     """
     body, _, query = spec.partition("?")
     kind, _, rest = body.partition(":")
@@ -71,7 +71,8 @@ def open_task(spec: str, seed: int = 0) -> Task:
 
 
 def data_spec(data: str) -> str:
-    """Return the spec of the task for a data file `FILE[?OPTION=VALUE&...]`. `holdout=none` is the default."""
+    """Return the spec of the task for a data file `FILE[?OPTION=VALUE&...]`. In this spec, the default of the option
+    `holdout` is `none`."""
     path, _, query = data.partition("?")
     options = parse_query(f"data `{data}`", query)
     return f"jsonl:{path}?" + "&".join(f"{name}={value}" for name, value in {"holdout": "none", **options}.items())

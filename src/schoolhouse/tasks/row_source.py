@@ -58,14 +58,14 @@ class RowSource:
 
     @property
     def spec(self) -> str:
-        """The spec of the task `jsonl:` with the same options, but without the option `drop`."""
+        """Return the spec of the task `jsonl:` with the same options, but without the option `drop`."""
         options = {"split": self.split, "subset": self.subset, "ignore": ",".join(self.options.ignore)}
         given = [f"{name}={value}" for name, value in {**options, **self.options.mapping}.items() if value]
         return f"jsonl:{self.path}" + (f"?{'&'.join(given)}" if given else "")
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that are read. The list of dropped rows is one of the files."""
+        """Return all files that are read. The list of dropped rows is one of the files."""
         paths = [] if self.path.startswith(HUB) else data_files(self.path, self.split)
         return tuple(path for path in [*paths, *([Path(self.drop)] if self.drop else [])] if path.is_file())
 
@@ -109,13 +109,14 @@ def scan(source: RowSource, need: Need = "answer or reply") -> Iterator[ReadRow]
 
 
 def require(row: Row, need: Need) -> None:
-    """Raise BadRow if a row lacks what `need` names. The message says what to do."""
+    """Raise BadRow if a row does not have the part that the argument `need` names. The message says what to do."""
     if need != "prompt" and (error := unusable(row)):
         raise BadRow(error)
 
 
 def unusable(row: Row) -> str:
-    """Return why a row has no answer and no reply, and what to do. Returns "" if the row has an answer or a reply."""
+    """Return a text that says why a row has no answer and no reply, and what to do. Returns "" if the row has an answer
+    or a reply."""
     own = "grade the rows with your own reward function: `python:FILE.py?data=PATH`"
     if row.references or row.reply:
         return ""
@@ -168,7 +169,7 @@ def _complaint(bad: list[ReadRow], num_good: int, source: RowSource) -> str:
 
 
 def _unused_texts(row: Row, values: Mapping[str, Any], ignored: tuple[str, ...]) -> Iterator[str]:
-    """Yield the columns that have long texts but are not used, such as the generations of a model."""
+    """Yield the columns that have long texts but are not used, such as texts that a model generated."""
     used = {key.partition(".")[0] for keys in row.shape.roles.values() for key in keys}
     for key, value in values.items():
         long = len(value if isinstance(value, str) else json.dumps(value, default=str)) > _LONG

@@ -34,7 +34,7 @@ class RowOptions:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply to imitate, and its prompt. `untrained` has the indices of assistant turns without a loss."""
+    """A reply to imitate, and its prompt. `untrained` has the indices of the assistant turns that have no loss."""
 
     messages: tuple[Message, ...]
     thought: str | None
@@ -125,7 +125,8 @@ def _with_context(message: Message, row: Mapping[str, Any], key: str, question: 
 
 
 def _context_text(value: Any, key: str) -> str:
-    """Return a context as one text. The value is text, a list of texts, or paragraphs with titles as in HotpotQA."""
+    """Return the context of a question as one text. The value is text, a list of texts, or paragraphs with titles as in
+    HotpotQA."""
     if isinstance(value, Mapping) and isinstance(value.get("contexts"), list):
         value = value["contexts"]
     if isinstance(value, Mapping) and {"title", "sentences"} <= value.keys():

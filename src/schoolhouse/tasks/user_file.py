@@ -36,8 +36,8 @@ class _Frame(NamedTuple):
 def load_module(path: Path, usage: str) -> ModuleType:
     """Run a Python file as a separate module. The file can import other files of its folder.
 
-    The argument `usage` shows how to write the path; it appears in the error message if the file does not exist. Raises
-    SchoolError if the file cannot be run; the message names the file and the line.
+    The argument `usage` shows how to write the path; this text appears in the error message if the file does not exist.
+    Raises SchoolError if the file cannot be run; the message names the file and the line.
     """
     if not path.is_file():
         raise SchoolError(f"the file {path} does not exist; write {usage}")
@@ -122,7 +122,7 @@ def _message(error: BaseException) -> str:
 
 
 def _frames(error: BaseException) -> list[_Frame]:
-    """Return the frames that an exception passed through, the outermost frame first.
+    """Return the traceback frames that an exception passed through, with the outermost frame first.
 
     For a syntax error, the line with the wrong syntax is added as the last frame.
     """
@@ -136,7 +136,7 @@ def _frames(error: BaseException) -> list[_Frame]:
 
 
 def _frames_in(path: Path, error: BaseException) -> list[_Frame]:
-    """Return only the frames of an exception that are in the file `path`."""
+    """Return only those traceback frames of an exception that are in the file `path`."""
     return [frame for frame in _frames(error) if Path(frame.filename).resolve() == path.resolve()]
 
 

@@ -1,9 +1,9 @@
 """Worker processes that grade completions. Each verdict has a timeout and a memory limit.
 
-The parent process enforces the timeout. A verifier can hang, crash, raise an exception, exit, or allocate memory
-without limit. If a verifier fails, its worker process is killed and replaced if necessary. The verdict of a failed
-verifier has a reason but no reward. All other completions are graded as usual. Each worker opens the task itself, so
-only problems and completions are sent to the workers.
+The parent process enforces the timeout. A verifier can run forever, crash, raise an exception, exit, or allocate memory
+without limit. If a verifier fails, its worker process is, if necessary, killed and replaced. The verdict of a failed
+verifier has a reason but no reward. All other completions are graded as usual. Each worker process opens the task
+itself, so that only problems and completions are sent to the workers.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from transformers import LogitsProcessor
 
 
 class ForcedLength(LogitsProcessor):
-    """Mask the stop ids before a completion has its full length. At the full length, allow only the first stop id."""
+    """Mask the stop ids (tokens that end a completion) before a completion has its full length. At the full length,
+    allow only the first stop id."""
 
     def __init__(self, lengths: torch.Tensor, prompt_tokens: int, stop_ids: list[int]) -> None:
         self.lengths, self.prompt_tokens, self.stop_ids = lengths, prompt_tokens, stop_ids

@@ -1,4 +1,4 @@
-"""Run schoolhouse's `pack` and `Policy.update` on rows of different lengths. Every token of a row is trained on."""
+"""Run schoolhouse's `pack` and `Policy.update` on rows of different lengths. The loss includes every token of a row."""
 
 from protocol import read_workload, serve_repeats
 

@@ -1,4 +1,4 @@
-"""Sample `samples` independent answers to each problem that `search_schoolhouse.py` solves, without a search."""
+"""Sample `samples` independent answers, without a search, to each problem in `search_schoolhouse.py`."""
 
 from protocol import read_workload, serve_repeats
 

@@ -161,7 +161,7 @@ def _step_metrics(
 
 
 def generator(seed: int) -> Step:
-    """A model that writes out chains of up to six operations."""
+    """A model that solves chains (chains of small sums) of up to six operations and writes out every step."""
     return chain_model(seed, steps=UPDATES, styles=STYLES, lengths="2-6")
 
 

@@ -32,7 +32,8 @@ _NAN = re.compile(r"\bnan\b")
 
 @dataclass(frozen=True)
 class Step:
-    """A training run, described by config keys of its recipe. A Step as a config value means the step's final model.
+    """A training run, described by config keys of its recipe. If a config value is a Step, the value means the final
+    model of that step.
 
     max_tokens      the budget of sampled tokens; the run ends after this number of tokens.
     max_seconds     the budget of time; the run ends after this number of seconds.
@@ -47,7 +48,8 @@ class Step:
 
 
 class Measure(Protocol):
-    """A measurement of a trained model. A measure is a frozen config, and a stored result is found by this config.
+    """A measurement of a trained model. A measure is an immutable config, and the stored result of a measure is found
+    by its config.
 
     judged_models  the other models of the arm, by name.
     """
@@ -106,7 +108,7 @@ class Outcome:
 
 
 class Point(NamedTuple):
-    """An evaluation during training, with the steps, tokens and seconds before it (without the time of evaluations)."""
+    """An evaluation during training, and the steps, tokens and seconds of training before the evaluation."""
 
     steps: int
     tokens: int
@@ -144,7 +146,8 @@ class Results:
         return sorted(set.intersection(*(set(outcomes) for outcomes in self.arms.values())))
 
     def by_seed(self, arm: str, metric: str = "pass_at_1", measure: str = "eval") -> list[float]:
-        """A metric of a measurement for each seed. The value is nan if the seed has no such metric."""
+        """The values of one metric of a measurement, with one value for each seed. The value is nan if the seed does
+        not have the metric."""
         values = [self.arms[arm][seed].measured[measure]["overall"][metric] for seed in self.seeds]
         return [nan if value is None else value for value in values]
 

@@ -23,8 +23,8 @@ _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|k|M)")
 def parse_budget(text: str) -> tuple[float, float]:
     """Parse a time such as `90s`, `20m` or `1h`, or a number of tokens such as `500k` or `2M`.
 
-    Returns (tokens, seconds). If the text gives only one limit, the other limit is infinite. Raises SchoolError for
-    other texts.
+    Returns (tokens, seconds). If the text gives only one limit, the other limit is infinite. Raises SchoolError if the
+    text cannot be parsed.
     """
     match = _BUDGET.fullmatch(text)
     if not match or not float(match[1]):
@@ -40,7 +40,7 @@ def parse_budget(text: str) -> tuple[float, float]:
 def arms(names: Sequence[str], model: Path, evaluation: Evaluation, budget: str, seed: int) -> dict[str, Arm]:
     """The arm `start` (the model without training) and one arm for each name. A name is a preset of GRPO, or `star`.
 
-    Raises SchoolError for other names.
+    Raises SchoolError for an unknown name.
     """
     if not resolve_model(model).is_dir():
         raise SchoolError(f"the model {model} is not a folder; give a local folder in Hugging Face format")

@@ -1,4 +1,5 @@
-"""A check whether an estimator gives the policy gradient. The policy is small, so all completions can be listed.
+"""A check of whether an estimator returns the exact policy gradient. The policy is small, so all completions can be
+listed.
 
 The vocabulary has 4 tokens, and one of these tokens ends a completion. A completion has at most 3 tokens. The policy is
 a table of 16 numbers: the logits of the next token, given the previous token or the start. Estimators use the package's
@@ -103,13 +104,14 @@ def gradient_estimates(
 
 
 def _gradient_coefficient(batch: Batch, loss: Loss, previous: Tensor) -> Tensor:
-    """The factor of grad log pi at each token [N]. Autograd computes the factor from the package's own loss."""
+    """The factor that multiplies the gradient of log pi at each token [N]. Autograd computes the factor from the
+    package's own loss."""
     logprob = LOGITS.log_softmax(-1)[previous, batch.tokens % VOCAB_SIZE].requires_grad_()
     total = (batch.weight * loss(batch, Scores(logprob, logprob.detach()))).sum()
     return -torch.autograd.grad(total, logprob)[0]
 
 
 def max_standard_errors(estimates: Tensor, exact: Tensor) -> float:
-    """The largest distance between mean estimate and exact gradient among all parameters, in standard errors."""
+    """The distance between the mean estimate and the exact gradient, in standard errors, for the worst parameter."""
     standard_error = estimates.std(0) / math.sqrt(len(estimates))
     return float(((estimates.mean(0) - exact).abs() / standard_error).max())

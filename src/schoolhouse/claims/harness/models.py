@@ -19,7 +19,8 @@ COUNTDOWNS = Evaluation(task="school:countdown?count=3", problems=200, samples=8
 
 
 def require_tiny(scale: Scale) -> None:
-    """Raise SchoolError for any scale other than tiny. Claims that only have the scale tiny call this function."""
+    """Raise SchoolError for any scale other than tiny. Claims that are defined only for the scale `tiny` call this
+    function."""
     require_scale(scale, "tiny")
 
 
@@ -83,7 +84,7 @@ def chain_model(
 ) -> Step:
     """A small model, fine-tuned on demonstrations of chains (chains of small sums).
 
-    With default styles, the model solves a third of the chains.
+    With the default `styles` of demonstrations, the model solves a third of the chains.
     """
     task = f"school:chain+facts?steps={lengths}&styles={styles}"
     if languages:
@@ -152,7 +153,8 @@ def base_model(seed: int) -> Step:
 
 
 def signal_check(results: Results, arm: str, steps: int = 5, min_share: float = 0.3) -> Check:
-    """A check of the premise that enough groups have mixed rewards. A group with equal rewards gives no gradient."""
+    """A check of the premise that enough groups have mixed rewards (correct and wrong rollouts). A group with equal
+    rewards gives no gradient."""
     rows = [row for outcome in results.arms[arm].values() for row in outcome.metrics[:steps]]
     share = sum(row["groups_with_signal"] for row in rows) / sum(row["groups"] for row in rows)
     text = f"in the first {steps} steps of {arm}, at least {min_share:.0%} of groups have mixed rewards"

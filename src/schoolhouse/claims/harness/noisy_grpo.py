@@ -33,6 +33,6 @@ def noisy_grpo(c: Config, run: Run) -> None:
 
 
 def logit_noise(std: float, vocab_size: int) -> Tensor:
-    """The noise [V]. Every call in every run gets the same noise."""
+    """The noise [V]. The noise is the same in every call and in every run."""
     values = numpy_random(Key(0, "sampler noise")).normal(0.0, std, vocab_size)
     return torch.from_numpy(values).float()

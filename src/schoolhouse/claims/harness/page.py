@@ -69,7 +69,8 @@ def file_stem(record: Json) -> str:
 
 
 def verdict_label(record: Json) -> str:
-    """The verdict PASS, FAIL or INVALID. The text also has the number of seeds if it is below MIN_SEEDS."""
+    """The verdict PASS, FAIL or INVALID. The text also has the number of seeds if there are fewer than MIN_SEEDS
+    seeds."""
     count = len(record["seeds"])
     return record["verdict"] + (f" ({count} of {MIN_SEEDS} seeds)" if count < MIN_SEEDS else "")
 

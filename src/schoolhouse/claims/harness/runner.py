@@ -112,7 +112,7 @@ def _run_seed(claim: Claim, seed: int, scale: Scale, folder: Path, arm_names: Se
 
 @contextmanager
 def _share_cores(jobs: int) -> Generator[None]:
-    """Give each process that starts inside this context an equal share of the CPU cores.
+    """Inside the `with` block, give each new process an equal share of the CPU cores.
 
     With more threads than cores, waiting threads would waste time.
     """
@@ -143,7 +143,8 @@ def run_arm(arm: Arm, seed: int, folder: Path) -> Outcome:
 
 
 def run_step(step: Step, folder: Path) -> Path:
-    """Return the run folder of a step. If the step is not stored, trains this step and the steps before it first."""
+    """Return the run folder of a step. If the step is not stored, the function first trains the earlier steps and then
+    this step."""
     run_folder = folder / "steps" / step_name(step)
     path = run_folder / "manifest.json"
     manifest = read_json(path) if path.is_file() else {}
@@ -208,7 +209,7 @@ def fingerprint(model: Path) -> str:
 
 
 def _resolve(step: Step, place: Callable[[Step], Path]) -> tuple[Recipe, Any]:
-    """The recipe and the config of a step. `place` returns the folder of a step that is named as a model."""
+    """The recipe and the config of a step. `place(step)` is the folder of a step in the config."""
     recipe = load_recipe(step.recipe)
     return recipe, build(recipe.config, Source(_replace_steps(step.config, place), {}))
 

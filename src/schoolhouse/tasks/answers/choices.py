@@ -41,7 +41,7 @@ def read_choice(answer: str) -> Choice | None:
 
 
 def choice_fault(candidate: str, reference: Choice) -> str | None:
-    """Return the reason why a candidate is another choice than the reference, or "" if both are the same choice.
+    """Return the reason why a candidate names another choice than the reference, or "" if both name the same choice.
 
     Returns None if the candidate names no choice.
     """

@@ -20,7 +20,7 @@ from schoolhouse.tasks.answers.units import Units, unit_fault
 
 
 class Policy(NamedTuple):
-    """The policies that decide which answers are equal."""
+    """The rules that decide which answers are equal."""
 
     units: Units = "optional"
 
@@ -49,7 +49,8 @@ def fault(candidate: Answer, reference: Answer, policy: Policy) -> str:
 
 
 def text_fault(candidate: str, reference: str) -> str:
-    """Compare texts without case and quotes. Texts of words only are also compared without spaces."""
+    """Compare texts, but ignore quotes and the difference between upper and lower case. If the texts consist only of
+    words, spaces are ignored too."""
     if words(candidate) == words(reference):
         return ""
     expected = plain_words(reference)
@@ -121,7 +122,8 @@ def _sequence_fault(candidate: Sequence[Answer], reference: Sequence[Answer], po
 
 
 def _multiset_fault(candidate: Sequence[Answer], reference: Sequence[Answer], policy: Policy) -> str:
-    """Compare lists whose values can have any order. Each value counts, so `2, 2` is not equal to `2`."""
+    """Compare lists whose values can have any order. A repeated value counts each time, so `2, 2` is not equal to
+    `2`."""
     return _matching(candidate, reference, lambda one, other: fault(one, other, policy))
 
 
@@ -145,7 +147,7 @@ Named = list[tuple[tuple[str, ...], tuple[Answer, ...]]]
 def _named_tuples(members: Sequence[Answer]) -> Named:
     """Return `p=5, q=2, p=7, q=2` as [((p, q), (5, 2)), ((p, q), (7, 2))].
 
-    Returns [] if a member is not a named value.
+    Returns [] if one of the values has no name.
     """
     groups: Named = []
     for member in members:
@@ -253,7 +255,7 @@ def _trees(relation: Relation) -> list[Tree]:
 def _differences(relation: Relation) -> list[tuple[str, Tree]]:
     """Return each step `a < b` of a chain as ("<", b - a), and each step `a = b` as ("=", b - a).
 
-    Returns [] if a member is not a formula.
+    Returns [] if a part of the chain is not a formula.
     """
     trees = _trees(relation)
     if not trees or any(operator not in _MIRRORED for operator in relation.operators):

@@ -1,7 +1,8 @@
 """Compare two formulas by their values at six points, to about fifty digits of each value.
 
 It is very unlikely that two different formulas have the same values at all six points. The number of digits grows with
-the numbers in a formula, so that sqrt(10^120 + 1) and 10^60 differ. A value that is too large is not calculated.
+the numbers in a formula, so that sqrt(10^120 + 1) and 10^60 differ. If a value is too large, the value is not
+calculated.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ _POINTS = 6
 
 
 class TooLarge(ArithmeticError):
-    """Raised for a value whose calculation would take too long."""
+    """This exception is raised for a value whose calculation would take too long."""
 
 
 class Undefined(ArithmeticError):
-    """Raised for a value that does not exist, such as 1/0."""
+    """This exception is raised for a value that does not exist, such as 1/0."""
 
 
 class _Evaluator:
-    """Calculates the values of formulas with a fixed number of digits.
+    """An evaluator calculates the values of formulas with a fixed number of digits.
 
     `magnitude` is the largest absolute exponent (power of ten) of all values in the calculation.
     """
@@ -139,7 +140,7 @@ _KNOWN = frozenset(
 
 
 def _point(names: frozenset[str], number: int) -> dict[str, Fraction]:
-    """Return a point with small rational numbers. Points with an odd number also have negative numbers.
+    """Return a point with small rational numbers. If the argument `number` is odd, the point also has negative numbers.
 
     The point is the same in every process.
     """
@@ -209,7 +210,8 @@ def nearly_equal(a: Tree, b: Tree) -> bool:
 
 
 def _equal_at(a: Tree, b: Tree, names: frozenset[str], number: int) -> tuple[bool | None, bool]:
-    """Return whether two values at a point are equal (None: no first value), and whether the first value is real."""
+    """Return whether two values at a point are equal (None if the first value does not exist), and whether the first
+    value is real."""
     first, second = value_at(a, names, number, DIGITS), value_at(b, names, number, DIGITS)
     if first is None:
         return None, False
@@ -227,7 +229,8 @@ def _equal_at(a: Tree, b: Tree, names: frozenset[str], number: int) -> tuple[boo
 
 
 def _close(a: Any, b: Any, digits: int) -> bool:
-    """Return True if two values are almost equal, compared with the larger value. A tiny rounding error counts as 0."""
+    """Return True if the difference of two values is very small in comparison with the larger value. A tiny rounding
+    error counts as 0."""
     if a == b:
         return True
     size = max(abs(a), abs(b))

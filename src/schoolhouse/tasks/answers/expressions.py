@@ -18,7 +18,7 @@ _UNDONE = re.compile(r"\\(?:int|iint|oint|sum|prod|lim)(?![a-zA-Z])")
 
 
 def needs_math_verify(reference: str) -> bool:
-    """Return True if a reference that our parser cannot read has signs of mathematics that math-verify can read."""
+    """Return True if a reference that our parser cannot read contains mathematical signs that math-verify can read."""
     return bool(_KNOWN.search(clean(reference))) and not re.search(r"\\text\{[^{}]*[a-z]{3}", clean(reference))
 
 
@@ -51,7 +51,8 @@ def expression_fault(candidate: str, reference: str) -> str:
 
 
 def _parse(text: str) -> list:
-    """Parse the whole text with math-verify. The timeout of math-verify is off, because the worker pool has one."""
+    """Parse the whole text with math-verify. The timeout of math-verify is off, because the worker pool has its own
+    timeout."""
     from math_verify import LatexExtractionConfig, parse
 
     return parse(
@@ -64,6 +65,6 @@ def _parse(text: str) -> list:
 
 
 def load_math_verify() -> None:
-    """Import math-verify and use it once, because the first use is slow. Its warnings are turned off."""
+    """Import math-verify and use it once, because the first use is slow. The warnings of math-verify are turned off."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     _parse("\\frac{1}{2}")

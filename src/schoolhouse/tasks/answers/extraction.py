@@ -45,7 +45,7 @@ _BETWEEN = re.compile(r"(?:\\\)|\\\(|\\[,; ]|\\q?quad|[$\s*]|[,;]|\\text\s*\{\s*
 def extract_list(completion: Completion) -> str | None:
     r"""Return the values of several \boxed{...} with commas or `and` between them, as one list.
 
-    Returns None for other completions.
+    Returns None if the completion does not have several \boxed{...} with commas or `and` between them.
     """
     text = completion.answer
     boxes = _boxes(text)
@@ -63,7 +63,7 @@ def extract_answer(completion: Completion, extraction: Extraction = "boxed") -> 
 
     With `boxed`, several equal answers (`5`, `5.0`) count as one answer. Different answers count as no answer, because
     a completion must not guess. Inside <answer>, the content of \boxed{...} is the answer. A mark without its closing
-    brace or tag marks no answer. All other modes use the last answer.
+    brace or tag marks no answer. All modes except `boxed` use the last answer.
     """
     text = completion.answer
     if extraction == "boxed":
@@ -127,7 +127,7 @@ def _boxes(text: str) -> list[tuple[int, int]]:
 
 
 def _tags(text: str) -> list[tuple[int, int]]:
-    """Return the spans of the contents of <answer>...</answer>. Each </answer> belongs to the last <answer> before."""
+    """Return the spans of the contents of <answer>...</answer>. Each </answer> closes the last <answer> before it."""
     spans, at = [], 0
     while (end := text.find("</answer>", at)) >= 0:
         start = text.rfind("<answer>", at, end)
@@ -147,6 +147,7 @@ def _clean(text: str) -> str:
 
 
 def normalized_answer(completion: Completion, extraction: Extraction = "boxed") -> Hashable | None:
-    """Return the final answer in a normal form, so that equal answers can be counted. None: no final answer."""
+    """Return the final answer in a normal form, so that equal answers can be counted. Returns None if there is no final
+    answer."""
     answer, _ = extract_answer(completion, extraction)
     return None if answer is None else normal_form(answer)

@@ -1,6 +1,7 @@
-r"""Check that a candidate is a result. For example, `\sqrt{88}` only restates the problem if `2\sqrt{22}` is right.
+r"""Check that a candidate answer is a result and not an unfinished calculation. For example, `\sqrt{88}` only restates
+the problem if `2\sqrt{22}` is right.
 
-A formula with the right value is refused if the formula leaves out a calculation that the reference contains.
+A formula with the right value is refused if the reference has done a calculation that the formula has not done.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def unfinished(candidate: Tree, reference: Tree) -> str:
 
 
 def _idle(tree: Tree) -> int:
-    """Count operations that change nothing: adding 0, multiplying by 1, dividing by 1, and the power of 1."""
+    """Count the operations that do not change the value of a formula: adding 0, multiplying by 1, dividing by 1, and
+    the power of 1."""
     zero, one = ("num", Fraction(0)), ("num", Fraction(1))
     return sum(
         (part[0] == "add" and zero in part[1:])
@@ -132,7 +134,8 @@ def _is_rational(tree: Tree) -> bool:
 
 
 def _irrational_part(tree: Tree) -> str:
-    """Return a term without its rational factors. Terms that can be added, such as 2x and 3x, give the same text."""
+    """Return a term without its factors that are rational numbers. Terms that can be added, such as 2x and 3x, give the
+    same text."""
     if tree[0] == "mul":
         return repr(sorted(repr(factor) for factor in tree[1:] if not _is_rational(factor)))
     if tree[0] == "div":

@@ -1,4 +1,4 @@
-r"""Parse formulas in LaTeX or plain text into trees. The parser accepts a text only if all of it is a formula.
+r"""Parse formulas in LaTeX or plain text into trees. The parser accepts a text only if the whole text is a formula.
 
 The library math-verify drops letters (`4t` becomes `4`) and calculates text (`2021-03-04` becomes 2014). This parser
 refuses a text that is not a formula. Letters keep their case, and a letter is never a unit. A text with digits after
@@ -47,7 +47,8 @@ def parse_formula(text: str) -> Tree | None:
 
 
 class _Parser:
-    """A recursive descent parser of tokens. `absolute` is the number of absolute values |...| that are still open."""
+    """A recursive descent parser that reads a list of tokens. `absolute` is the number of absolute values |...| that
+    are still open."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens, self.at, self.absolute = tokens, 0, 0
@@ -316,7 +317,7 @@ class _Parser:
 
 
 def negated(tree: Tree) -> Tree:
-    """Return the tree of the negative value. The negative of a number is again a number."""
+    """Return the tree of the negative of a formula. The negative of a number is again a number."""
     return ("num", -tree[1]) if tree[0] == "num" else ("neg", tree)
 
 

@@ -23,7 +23,8 @@ Form = Literal["integer", "decimal", "fraction", "mixed", "scientific", "power o
 
 
 class Number(NamedTuple):
-    """A literal number. `reduced` is False if a fraction is not in lowest terms. `percent` marks a percentage."""
+    """A literal number. `reduced` is False if a fraction is not in lowest terms. `percent` is True if the number is a
+    percentage."""
 
     value: Fraction
     form: Form

@@ -19,7 +19,8 @@ PeerGrader = Callable[[str, str], float]
 
 
 def peer_match(name: str, completion: Completion, references: Sequence[str]) -> Verdict:
-    """Grade the text after the thought with the rules of another package. With several references, the best counts."""
+    """Grade the text that comes after the thought, with the rules of another package. If there are several references,
+    the reference with the best result counts."""
     grader = load_peer(name)
     reward = max(float(grader(completion.answer, reference)) for reference in references)
     return Verdict(reward, "" if reward >= 1 else f"refused by the rules of {name}")

@@ -11,8 +11,8 @@ def perturb_answer(reference: str, coarse: bool = False) -> str:
     r"""Return a wrong answer that differs from the reference in one digit, one letter or one word.
 
     Examples are `72` -> `73`, `1,239` -> `1,238`, `\frac{0}{5}` -> `\frac{1}{5}`, `yes` -> `no`, `Paris` -> `Parit`.
-    If `coarse` is true, the first digit or letter changes instead of the last. Such an answer is wrong even if a
-    verifier rounds the last digits.
+    If `coarse` is true, the first digit or letter is changed instead of the last. An answer with a changed first digit
+    is wrong even if a verifier rounds the last digits.
     """
     opposites = {"yes": "no", "true": "false"}
     opposites |= {other: word for word, other in opposites.items()}

@@ -51,7 +51,8 @@ def _loose(text: str) -> str:
 
 
 def _occurs(text: str, question: str) -> bool:
-    """Return True if a text occurs in a question, but not only inside a longer number, word or power."""
+    """Return True if a text occurs in a question as a whole, and not only as a part of a longer number, word or
+    power."""
     at = question.find(text)
     while at >= 0:
         before, after = question[at - 1 : at], question[at + len(text) : at + len(text) + 1]

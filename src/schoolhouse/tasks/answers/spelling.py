@@ -89,7 +89,7 @@ def _rename(match: re.Match[str]) -> str:
 
 
 def _without_dollars(text: str) -> str:
-    """Replace each `$` by a space, because `$` marks mathematics, or dollars, which can be left out."""
+    """Replace each `$` by a space, because `$` marks mathematics or dollars, and both marks can be left out."""
     return re.sub(r"\$+", " ", text)
 
 
@@ -131,7 +131,7 @@ def spelling(text: str) -> str:
     """Return a text that is equal for two answers with the same spelling.
 
     A space counts only between two letters or digits, so `4 5` differs from `45`. Upper and lower case letters differ.
-    For text without formulas, use `words`.
+    For text without formulas, use the function `words`.
     """
     text = clean(text)
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
@@ -143,7 +143,7 @@ def spelling(text: str) -> str:
 
 
 def words(text: str) -> str:
-    """Return the spelling of a text that is not a formula, without case and quotes.
+    """Return the spelling of a text that is not a formula, in lower case and without quotes.
 
     A full stop after a letter, as in `U.S.` or `p.m.`, is removed.
     """
@@ -152,6 +152,7 @@ def words(text: str) -> str:
 
 
 def plain_words(text: str) -> str | None:
-    """Return a text of words without case and spaces, or None if the text has other signs than letters and hyphens."""
+    """Return a text of words in lower case and without spaces, or None if the text has other signs than letters and
+    hyphens."""
     text = words(text)
     return text.replace(" ", "") if re.fullmatch(r"[^\W\d_]+(?:[\s-]+[^\W\d_]+)*", text) else None

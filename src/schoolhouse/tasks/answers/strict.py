@@ -1,7 +1,8 @@
 r"""Compare literal numbers and words strictly. A number must have exactly the same value. Formulas are not calculated.
 
 The task `school` (generated problems) grades with this comparison. The normal form of answers also counts equal
-answers in majority votes. Published results depend on this comparison, so do not change which answers it accepts.
+answers in majority votes. Published results depend on this comparison, so do not change which answers the comparison
+accepts.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}\\
 def parse_number(text: str) -> Number | None:
     r"""Return the exact value of a literal number, or None for any other text.
 
-    Examples of numbers are `-1,234.50`, `1e3`, `3/4`, `\frac{3}{4}`, `\frac34`, `$5`, `50\%`, `x = 5` and `5.`. These
-    are not numbers: `1,23`, `1 1/2`, digits of other alphabets, numbers with units, and expressions such as `3+4`.
+    Examples of numbers are `-1,234.50`, `1e3`, `3/4`, `\frac{3}{4}`, `\frac34`, `$5`, `50\%`, `x = 5` and `5.`. The
+    following texts are not numbers: `1,23`, `1 1/2`, digits of other alphabets, numbers with units, and expressions
+    such as `3+4`.
     """
     if len(text) > MAX_NUMBER_CHARS:
         return None
@@ -65,7 +67,8 @@ def parse_number(text: str) -> Number | None:
 
 
 def normalize_words(text: str) -> str | None:
-    r"""Return plain words, or one letter such as `(B)`, without case and spaces. Returns None for any other text."""
+    r"""Return plain words, or one letter such as `(B)`, in lower case and without spaces. Returns None for any other
+    text."""
     text = _unwrap(text).removesuffix(".")
     if re.fullmatch(r"\([A-Za-z]\)", text):
         text = text[1:-1]
@@ -111,7 +114,7 @@ def strict_compare(candidate: str, reference: str) -> Verdict:
 
 
 def _split_unit(text: str) -> tuple[str, str]:
-    r"""Split `10\text{ cm}^2` into `10` and `cm^2`. A text without a unit gives the text and ""."""
+    r"""Split `10\text{ cm}^2` into `10` and `cm^2`. If the text has no unit, the result is the text and ""."""
     text = _unwrap(text)
     match = _UNIT.search(text) if len(text) <= MAX_NUMBER_CHARS else None
     if not match or not match.start():

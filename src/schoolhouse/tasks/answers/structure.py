@@ -21,7 +21,7 @@ from schoolhouse.tasks.answers.units import split_unit
 
 
 class Text(NamedTuple):
-    """A text that is not a formula. Such a text is compared by its spelling."""
+    """An answer that is text and not a formula. The text is compared by its spelling."""
 
     raw: str
 
@@ -37,10 +37,10 @@ class Amount(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Several values in brackets.
+    """Several values in brackets, or a list without brackets.
 
     With the brackets "()", "(]", "[)" and "[]", the order of the values matters. With "{}" and "" (a list), the order
-    does not matter. The value "u" means a union of sets, "matrix" means a matrix, and "row" means a row of a matrix.
+    does not matter. The brackets "u" mean a union of sets, "matrix" a matrix, and "row" a row of a matrix.
     """
 
     raw: str
@@ -51,7 +51,7 @@ class Parts(NamedTuple):
 class Relation(NamedTuple):
     """A chain of relations: `members[0] operators[0] members[1] ...`. Operators are signs such as = and <, and `in`.
 
-    If the first member is only a name, such as `x`, the field `name` has this name.
+    If the first member of the chain is only a name, such as `x`, the field `name` has this name.
     """
 
     raw: str
@@ -153,7 +153,7 @@ def _amount(text: str, comma: bool, letters: bool, numbers_only: bool = False) -
 
 
 def _is_word(text: str) -> bool:
-    """Return True if letters are a word, such as `yes` or `NO`, and not a product of variables, such as `xyz`."""
+    """Return True if the letters form a word, such as `yes` or `NO`, and not a product of variables, such as `xyz`."""
     return any(
         word.lower() in _SHORT_WORDS or (len(word) > 2 and re.search("[aeiou]", word.lower()))
         for word in (text.split() if re.fullmatch(r"[A-Za-z]+(?:[\s'-]+[A-Za-z]+)*", text) else ())
@@ -212,7 +212,7 @@ def _bracketed(text: str, comma: bool, letters: bool, depth: int) -> Answer | No
 
 
 def _balanced(text: str) -> bool:
-    """Return True if every closing bracket has an opening bracket before it. The text `1) + (2` gives False."""
+    """Return True if every closing bracket follows its opening bracket. For the text `1) + (2`, the result is False."""
     depth, plain = 0, re.sub(r"\\[^a-zA-Z]", "", text)
     for letter in plain:
         depth += (letter in _OPEN) - (letter in _CLOSE)

@@ -31,7 +31,7 @@ _ALIASES |= {"sqrt": "sqrt", "lg": "log", "arcsinh": "arcsinh"}
 
 
 class NotAFormula(ValueError):
-    """Raised for a text that is not a formula of this grammar."""
+    """This exception is raised for a text that is not a formula of our grammar."""
 
 
 def tokens_of(text: str) -> list[str]:
@@ -57,7 +57,8 @@ def tokens_of(text: str) -> list[str]:
 
 
 def _split_letters(word: str) -> list[str]:
-    """Split letters into tokens. `xy` is a product, `AB` is one name, `sin` is a function, and words are refused."""
+    """Split letters into tokens. For example, `xy` is a product, `AB` is one name, and `sin` is a function; words are
+    refused."""
     if word in _WORDS:
         return ["\\" + _ALIASES.get(word, word)]
     if len(word) > 1 and word.isupper() and len(word) <= 5:

@@ -72,7 +72,8 @@ _FIRST_COMMAND = re.compile(r"\\[a-zA-Z]+$")
 
 
 class Split(NamedTuple):
-    """An amount without its unit, and the unit. If the amount has no unit, `unit` is an empty text."""
+    """The two parts of an amount: the amount without its unit, and the unit. If the amount has no unit, `unit` is an
+    empty text."""
 
     amount: str
     unit: str

@@ -88,8 +88,9 @@ def _corrupt_solution(chain: Chain, random: Random) -> tuple[list[str], str]:
 def misconception(value: int, operation: Operation) -> tuple[int, float]:
     """Return a wrong result of an operation, and the probability of this mistake in the style `systematic_error`.
 
-    The probability is .7 for 3 of 20 operations, .4 for another 3 of 20, and 0 for all others. A majority vote over
-    many samples repeats a mistake that has probability .7, and corrects a mistake that has probability .4.
+    The probability of a mistake is .7 for 3 of 20 operations, .4 for another 3 of 20 operations, and 0 for all others.
+    A majority vote over many samples keeps a mistake that has probability .7, and corrects a mistake that has
+    probability .4.
     """
     digest = hashlib.blake2b(f"{value}{operation[0]}{operation[1]}".encode(), digest_size=8).digest()
     place, offset = digest[0] % 20, 1 + digest[1] % 9

@@ -35,7 +35,7 @@ class Columns(NamedTuple):
 
     @property
     def digits_so_far(self) -> str:
-        """All digits of the sum that are known after the columns that the question asks for."""
+        """Return all digits of the sum that are known after the columns that the question asks for have been added."""
         return self.steps[-1].split(",")[1]
 
 

@@ -2,8 +2,8 @@
 
 The thought tries several ways until one try gives the target. Each try is computed from left to right, and the word
 `again` starts the next try, as in `3+5=8 8+8=16 again 3*5=15 15+8=23`. The answer is an expression, such as `3*5+8`. An
-expression is correct if its value is the target and no number is used more often than it is given. A separate parser
-reads expressions, without Python's `eval`.
+expression is correct if its value is the target and no number is used more often than it is given. A small parser reads
+the expressions; Python's `eval` is not used.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def fact_result(fact: Fact) -> int:
 def fact_key(fact: Fact) -> str:
     """Return the key that identifies a fact. The order of factors does not change the key.
 
-    A sum has the same key here as in the family `addition`.
+    A sum has the same key in the family `facts` as in the family `addition`.
     """
     operation, a, b = fact
     if operation == "+":

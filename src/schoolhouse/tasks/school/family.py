@@ -62,9 +62,9 @@ class Family(Generic[Instance]):
     `corrupt_solution` (optional) gives a whole solution with one mistake, and the wrong answer of the solution. Later
     steps use the result of the mistake. `systematic_error` (optional) gives a whole solution with systematic mistakes
     (the same operation is often wrong in the same way), and the wrong answer of the solution. `steps_checkable` is True
-    if there is only one solution, so that single steps can be labelled. `grading_info` gives the data of a problem that
-    `accepts` needs. `accepts` decides from the answer and `grading_info` whether the answer is correct. If `accepts` is
-    None, the answer must equal the reference.
+    if there is only one solution, so that each step can be labelled as right or wrong. `grading_info` gives the data of
+    a problem that `accepts` needs. `accepts` decides from the answer and `grading_info` whether the answer is correct.
+    If `accepts` is None, the answer must equal the reference.
     """
 
     name: str
@@ -120,7 +120,8 @@ class Family(Generic[Instance]):
 def is_held_out(key: str) -> bool:
     """Return True if the problem with this key is held out for evaluation.
 
-    One in ten problems is held out. Only the content of a problem decides whether the problem is held out.
+    One in ten problems is held out for evaluation. Only the content of a problem decides whether the problem is held
+    out.
     """
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % 10 == 0
 

@@ -1,7 +1,7 @@
 """The family `letters`, with questions such as "How many r in strawberry?".
 
-The steps spell the word. Each step has a letter of the word, and how often the letter in question has occurred so far,
-as in `s0 t0 r1 a1 w1 b1 e1 r2 r3 y3`.
+The steps spell the word. Each step has a letter of the word, and the number of times that the counted letter has
+occurred so far, as in `s0 t0 r1 a1 w1 b1 e1 r2 r3 y3`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The steps of `624 + 259` are `624+259 4+9=13,3 62+25+1 2+5+1=8,83 6+2 6+2=8,883`. Each step first writes the remaining
 digits of both numbers and the carry, and then adds the last column. After the comma, the step writes all digits of the
-result so far. Longer sums have more steps of the same kind. In the family `addition`, however, each step must find its
-column in the question.
+result so far. Longer sums have more steps of the same kind. In the family `addition`, by contrast, the model must find
+the column of each step in the question.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Synthetic text for pretraining: pages about numbers, words, things and invented people.
 
 Facts appear in sentences and in the notation of demonstrations (`4+6+1=11,1c1`). No page contains a held-out problem of
-any family. Single steps such as `7+5=12` can be equal to held-out facts, because all demonstrations consist of steps.
+any family. Single steps such as `7+5=12` can be equal to held-out problems of the family `facts` (small sums), because
+all demonstrations consist of steps.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _MAX_FACTOR = 12
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """The topic of a page: its opening sentences, a generator of lines, and the families (kinds of problems) it fits.
+    """The topic of a page: its opening sentences, a generator of lines, and the families (kinds of problems) that the
+    topic fits.
 
     A topic that names no family fits all families.
     """

@@ -108,7 +108,7 @@ class School(Task):
     def train_problems(self, step: int, count: int) -> list[Problem]:
         """Return `count` training problems, which depend only on the seed and `step`.
 
-        A smaller count gives the first problems of a larger count.
+        With a smaller `count`, the result is the beginning of the result with a larger `count`.
         """
         random = python_random(Key(self.seed, "school practice", step))
         instances = self._train_instances(random, count)
@@ -187,7 +187,7 @@ class School(Task):
     def step_labels(self, problem: Problem, thoughts: Sequence[str]) -> list[int]:
         """Label each step of a thought. A correct step gets 1. The first wrong step and all steps after it get -1.
 
-        A filler word before the first wrong step gets 0.
+        A filler word (such as `well`) before the first wrong step gets 0.
         """
         family = FAMILIES.get(problem.family)
         if not family or not family.steps_checkable:
