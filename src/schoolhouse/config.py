@@ -162,7 +162,7 @@ def dump(config: BaseConfig) -> str:
 
 
 def build(cls: type[C], source: Source) -> C:
-    """Make a config from the values of a source (values with their locations).
+    """Make a config from a source, which contains values and the location of each value.
 
     Raises SchoolError if values are wrong. The message names every mistake and its location.
     """

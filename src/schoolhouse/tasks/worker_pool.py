@@ -1,4 +1,4 @@
-"""Worker processes that grade completions. Each verdict has a timeout and a memory limit.
+"""Worker processes that grade completions. The grading of each completion has a timeout and a memory limit.
 
 The parent process enforces the timeout. A verifier can run forever, crash, raise an exception, exit, or allocate memory
 without limit. If a verifier fails, its worker process is, if necessary, killed and replaced. The verdict of a failed

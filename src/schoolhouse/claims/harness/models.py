@@ -104,7 +104,7 @@ def chain_model(
 
 
 def large_chain_model(seed: int) -> Step:
-    """A large model, fine-tuned on demonstrations of chains. Most demonstrations are guesses without a thought.
+    """A large model, fine-tuned on demonstrations of chains of small sums. Most demonstrations have no thought.
 
     The large model is wider than the small models, so its learning rate is lower.
     """

@@ -1,4 +1,4 @@
-"""Run the arms of a claim. A step or a measure that is stored with the same config does not run again.
+"""Run the arms of a claim. A step or a measurement does not run again if its result is stored for the same config.
 
 FOLDER/steps/grpo-1f00…      the run folder of one step.
 FOLDER/measures/1f00….json   one measurement of a step's model.
