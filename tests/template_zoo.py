@@ -16,13 +16,14 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Inner
 
 from schoolhouse.data.chat import Conversation
-from schoolhouse.data.chat_report import describe_conversation, second_turn
+from schoolhouse.types import Demonstration, Key, Message, Problem, SchoolError
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "cases" / "templates"
 PATHS = sorted(FOLDER.glob("*.jinja"))
 KINDS = ("bytes", "blank", "first")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "templates.md"
 
+_QUESTION, _ANSWER, _THOUGHT, _SECOND = "two plus three", "five", "count on", "four plus one"
 _CORPUS = ["what is two plus three? the answer is five, because two and three are five. user assistant system"] * 4
 
 _TOKENS = re.compile(
@@ -132,15 +133,72 @@ def load_thinking(conversation: Conversation) -> Conversation:
     return conversation.with_arguments({switch: True}) if switch else conversation
 
 
+def describe_thoughts(conversation: Conversation) -> str:
+    """Describe the marks of a thought, and say whether the prompt or the model writes them."""
+    style = conversation.thought_format
+    start, end = (mark.strip().replace("\n", "\\n") for mark in (style.start, style.end))
+    marks = f"`{start}` … `{end}`"
+    if not style.own:
+        return "none of its own"
+    if style.opened_by_prompt:
+        return f"{marks}, opened by the prompt"
+    if style.switch:
+        return f"{marks}, closed by the prompt; `{style.switch}` opens them"
+    return marks
+
+
+def describe_end(conversation: Conversation) -> str:
+    """Describe the token that ends a reply, and say whether the template writes this token after the last reply."""
+    end = f"`{_name(conversation, conversation.facts.end_id)}`"
+    return end if conversation.facts.ends_itself else f"{end} (not written by the template)"
+
+
+def second_turn(conversation: Conversation, thought: bool = False) -> str:
+    """Say whether a conversation that grew turn by turn has the same ids as the same conversation when it is rendered
+    as a whole.
+
+    A growing conversation keeps the ids that were sampled, but a template may write an earlier turn in another way.
+    If the template writes an earlier turn in another way, the result names the sampled part that stays.
+    """
+    question, second = Message("user", _QUESTION), Message("user", _SECOND)
+    demonstration = Demonstration(Problem("report", (question,), ""), _THOUGHT if thought else None, _ANSWER)
+    try:
+        reply = conversation.demonstration_rollout(demonstration, Key(0, "report"))
+        whole = conversation.prompt((question, Message("assistant", _ANSWER, demonstration.thought), second))
+    except SchoolError as error:
+        return str(error)
+    grown = conversation.append_messages(reply, [second])
+    if grown.tokens == whole:
+        return "equal"
+    style, text = conversation.thought_format, conversation.tokenizer.decode(whole)
+    parts = []
+    if thought and _THOUGHT not in text:
+        parts.append("the thought stays")
+    elif grown.tokens[: reply.turns[0]] != whole[: reply.turns[0]] or _opening(conversation, reply.tokens) not in text:
+        parts.append("the empty thought stays" if style.own else "the prompt stays")
+    if conversation.facts.next_end_id != conversation.facts.end_id:
+        parts.append(f"the end `{_name(conversation, reply.tokens[-1])}` stays")
+    return " and ".join(parts) or "the reply stays as it was sampled"
+
+
+def _opening(conversation: Conversation, ids: tuple[int, ...]) -> str:
+    """Return the text of a conversation up to its answer."""
+    return conversation.tokenizer.decode(ids).rpartition(_ANSWER)[0]
+
+
+def _name(conversation: Conversation, token: int) -> str:
+    return conversation.tokenizer.added_token_text(token)
+
+
 def table(folder: Path) -> list[str]:
     """The lines of the table in docs/templates.md. The models are written into `folder`."""
     lines = ["| template | thoughts | a reply ends with | system message | second turn |", "|---|---|---|---|---|"]
     for path in PATHS:
         conversation = load_model(folder / path.stem, path)
-        facts = describe_conversation(conversation)
         turns = [second_turn(conversation), second_turn(load_thinking(conversation), thought=True)]
         turn = turns[0] if turns[0] == turns[1] else f"{turns[0]}; with a thought: {turns[1]}"
-        cells = (path.stem, facts["thoughts"], facts["reply ends with"], facts["system message"], turn)
+        system = "own turn" if conversation.facts.knows_system else "before the first question"
+        cells = (path.stem, describe_thoughts(conversation), describe_end(conversation), system, turn)
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return lines
 

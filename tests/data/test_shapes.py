@@ -1,4 +1,4 @@
-"""Roles of columns: by their names, by hand, and the columns that nobody uses."""
+"""Roles of columns: by their names, by hand, and the columns that are not used."""
 
 from typing import Any
 

@@ -28,7 +28,26 @@ _LLAMA: dict[str, Any] = {
     "pretraining_tp": 1,
     "tie_word_embeddings": False,
 }
+_LLAMA31: dict[str, Any] = {
+    **_LLAMA,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+}
 _QWEN: dict[str, Any] = {**_SIZES, "attention_dropout": 0.0, "hidden_act": "silu", "rms_norm_eps": 1e-06}
+_QWEN2: dict[str, Any] = {
+    **_QWEN,
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "use_sliding_window": False,
+}
 _GEMMA3: dict[str, Any] = {
     **_SIZES,
     "architectures": ["Gemma3ForCausalLM"],
@@ -56,32 +75,12 @@ _GEMMA3: dict[str, Any] = {
 
 MORE_CONFIGS: dict[str, dict[str, Any]] = {
     "Llama-3.1-8B-Instruct": {
-        **_LLAMA,
+        **_LLAMA31,
         "eos_token_id": [0, 1, 2],
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": {
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-            "rope_type": "llama3",
-        },
-        "rope_theta": 500000.0,
         "transformers_version": "4.42.3",
     },
     "DeepSeek-R1-Distill-Llama-8B": {
-        **_LLAMA,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": {
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-            "rope_type": "llama3",
-        },
-        "rope_theta": 500000.0,
+        **_LLAMA31,
         "transformers_version": "4.47.0.dev0",
     },
     "Falcon3-1B-Instruct": {
@@ -111,9 +110,7 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
         "use_sliding_window": False,
     },
     "Qwen2.5-Math-1.5B": {
-        **_QWEN,
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+        **_QWEN2,
         "max_position_embeddings": 4096,
         "max_window_layers": 21,
         "rope_theta": 10000,
@@ -121,12 +118,9 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "transformers_version": "4.44.0",
         "use_mrope": False,
-        "use_sliding_window": False,
     },
     "Qwen2.5-7B-Instruct with YaRN": {
-        **_QWEN,
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+        **_QWEN2,
         "max_position_embeddings": 131072,
         "max_window_layers": 28,
         "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"},
@@ -134,7 +128,6 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": 131072,
         "tie_word_embeddings": False,
         "transformers_version": "4.43.1",
-        "use_sliding_window": False,
     },
     "gemma-3-1b-it": _GEMMA3,
     "starcoder2-3b": {

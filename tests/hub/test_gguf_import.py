@@ -115,8 +115,23 @@ def test_llama_cpp_gives_the_same_probabilities_for_every_family(make_folder, tm
 def test_transformers_4_finds_the_class_of_an_imported_tokenizer(make_folder, tmp_path):
     write_gguf(make_folder("llama"), tmp_path / "model.gguf")
     import_gguf(tmp_path / "model.gguf", tmp_path)
-    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer_class(tmp_path) == "PreTrainedTokenizerFast"
+
+
+def tokenizer_class(folder: Path) -> str:
+    return json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
+
+
+def test_an_architecture_that_is_not_ours_is_read_by_transformers(make_folder, tmp_path, monkeypatch):
+    original = make_folder("llama")
+    write_gguf(original, tmp_path / "model.gguf")
+    monkeypatch.setattr("schoolhouse.hub.gguf_import._read_decoder", lambda path, reader: None)
+    import_gguf(tmp_path / "model.gguf", tmp_path / "imported")
+    before, after = Policy.load(original, "float32"), Policy.load(tmp_path / "imported", "float32")
+    weights, found = before.decoder.state_dict(), after.decoder.state_dict()
+    assert weights.keys() == found.keys()
+    assert all(torch.equal(weights[name], found[name]) for name in weights)
+    assert greedy(after) == greedy(before)
 
 
 @pytest.mark.parametrize("split", sorted(SPLITS))
@@ -134,6 +149,7 @@ def test_an_unknown_split_is_refused_with_the_way_out(make_folder, tmp_path, mon
     with pytest.raises(SchoolError, match="unknown value `abacus`.*--tokenizer"):
         import_gguf(tmp_path / "model.gguf", tmp_path)
     import_gguf(tmp_path / "model.gguf", tmp_path, tokenizer=tmp_path / "original")
+    assert tokenizer_class(tmp_path) == "PreTrainedTokenizerFast"
     assert split_of(json.loads((tmp_path / "tokenizer.json").read_text())) == "qwen2"
 
 

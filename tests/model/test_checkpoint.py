@@ -127,8 +127,8 @@ def test_a_key_that_changes_the_model_sends_it_to_the_adapter(tiny_decoder, tmp_
     weights = load_file(tmp_path / "model.safetensors")
     for name in [name for name in weights if name.endswith("down_proj.weight")]:
         for proj in ("gate_proj", "up_proj", "down_proj"):
-            sibling = name.replace("down_proj", proj)
-            weights[sibling.replace("weight", "bias")] = torch.ones(len(weights[sibling]))
+            other = name.replace("down_proj", proj)
+            weights[other.replace("weight", "bias")] = torch.ones(len(weights[other]))
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     rewrite_config(tmp_path, mlp_bias=True)
     assert isinstance(load_decoder(tmp_path), HFAdapter)

@@ -184,3 +184,17 @@ def test_an_empty_folder_says_how_to_begin(tab, start_server: Callable[..., Runn
     empty = start_server("board", str(tmp_path))
     tab.page.goto(empty.url)
     tab.page.get_by_text("No runs in this folder yet").wait_for()
+
+
+def test_requests_at_the_same_time_ask_once_and_a_wrong_key_is_named(
+    tab, start_server: Callable[..., RunningServer], tmp_path: Path
+):
+    for name in ("a", "b"):
+        write_run(tmp_path / "runs" / name)
+    board = start_server("board", str(tmp_path / "runs"), environment={"SCHOOLHOUSE_API_KEY": "open sesame"})
+    dialogs, keys = [], ["sesame", "open sesame"]
+    tab.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.accept(keys.pop(0))))
+    tab.page.goto(f"{board.url}/#/run?name=a&name=b")
+    tab.page.locator(".plot").first.wait_for()
+    assert dialogs == ["API key of this server:", "This API key is wrong. API key of this server:"]
+    tab.console.clear()  # the responses 401

@@ -73,6 +73,14 @@ def test_a_search_shows_its_cost(tab, url: str):
     tab.page.get_by_text("16 answers").wait_for()
 
 
+def test_a_search_hides_the_settings_that_it_does_not_use(tab, url: str):
+    open_chat(tab, url, 24)
+    settings = [tab.page.get_by_label(label) for label in ("Thinking budget", "Samples", "Token probabilities")]
+    for search, shown in (("vote?samples=16", False), ("", True)):
+        tab.page.get_by_label("Search").select_option(search)
+        assert [setting.is_visible() for setting in settings] == [shown] * 3
+
+
 def test_the_server_knows_every_search_that_the_page_offers(tab, url: str):
     reply = {"data": [{"id": "a", "max_model_len": 128, "reward_model": "a reward model"}]}
     tab.page.route("**/v1/models?*", lambda route: route.fulfill(json=reply))

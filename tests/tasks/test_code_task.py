@@ -1,8 +1,11 @@
 """Programs with tests: the shapes of MBPP and HumanEval, and programs that must not get a reward."""
 
 import json
+from datetime import date
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 
 from schoolhouse.tasks.audit import audit_task
@@ -117,7 +120,7 @@ def test_the_solutions_are_demonstrations(path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[]", "not a JSON object"),
+        ("[]", "not a JSON object.*each row needs text/test_list"),
         ("{", "not JSON"),
         ('{"prompt": "x"}', "it needs text/test_list"),
         ('{"text": "x", "test_list": []}', "`test_list` is"),
@@ -127,6 +130,21 @@ def test_a_mistake_in_the_file_is_named(tmp_path: Path, line: str, message: str)
     path = tmp_path / "bad.jsonl"
     path.write_text(line)
     with pytest.raises(SchoolError, match=f"bad.jsonl:1: .*{message}"):
+        open_task(f"code:{path}")
+
+
+def test_a_table_is_read_and_its_file_belongs_to_the_task(tmp_path: Path) -> None:
+    path = tmp_path / "programs.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([MBPP]), path)
+    task = open_task(f"code:{path}?holdout=all")
+    assert task.eval_problems()[0].reference == MBPP["code"]
+    assert task.files == (path,)
+
+
+def test_a_value_in_a_table_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "programs.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([OWN | {"prompt": date(2021, 3, 4)}]), path)
+    with pytest.raises(SchoolError, match='programs.parquet, row 1: `prompt` is "2021-03-04"; it must be text'):
         open_task(f"code:{path}")
 
 

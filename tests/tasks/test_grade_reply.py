@@ -1,5 +1,6 @@
 """The public `grade`, and the pairs of a file."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -54,8 +55,8 @@ def test_a_missing_package_is_named() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[1]", "the line is not a JSON object"),
-        ("{", "the line is not JSON"),
+        ("[1]", "not a JSON object.*`reference` and `candidate`"),
+        ("{", "not JSON"),
         ('{"candidate": "5"}', "`reference` is null"),
         ('{"reference": "5"}', "`candidate` is null"),
         ('{"reference": "5", "candidate": "5", "expected": "yes"}', "`expected` is"),
@@ -66,6 +67,13 @@ def test_a_mistake_in_a_file_of_pairs_is_named(tmp_path: Path, line: str, messag
     path.write_text('{"reference": "5", "candidate": "5"}\n' + line + "\n")
     with pytest.raises(SchoolError, match=f"pairs.jsonl:2: {message}"):
         read_pairs(path)
+
+
+def test_pairs_are_read_from_a_compressed_file(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"reference": ["5", "6"], "candidate": "6"}\n'))
+    (pair,) = read_pairs(path)
+    assert (pair.reference, pair.candidate, pair.place) == (("5", "6"), "6", f"{path}:1")
 
 
 def test_pairs_are_graded_in_order_also_by_math_verify(tmp_path: Path) -> None:

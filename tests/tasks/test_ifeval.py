@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 
 from schoolhouse.tasks.ifeval import CHECKS, IFEval
@@ -80,3 +82,30 @@ def test_an_instruction_without_a_check_is_named_or_dropped(tmp_path: Path) -> N
         IFEval(path)
     with pytest.raises(SchoolError, match="has no rows"):
         IFEval(path, drop_unknown=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "kwargs", "message"),
+    [
+        ([], [], "the row needs `prompt`"),
+        (["punctuation:no_comma"], [{}, {}], "`kwargs` must be a list with one mapping for each of the 1 instructions"),
+        (["punctuation:no_comma"], ["x"], "`kwargs` must be a list with one mapping for each of the 1 instructions"),
+        ([["punctuation:no_comma"]], [{}], "no check for the instruction"),
+    ],
+)
+def test_a_mistake_in_a_row_is_named(tmp_path: Path, names: list, kwargs: list, message: str) -> None:
+    path = write(tmp_path, prompt="Write.", instruction_id_list=names, kwargs=kwargs)
+    with pytest.raises(SchoolError, match=f"instructions.jsonl:1: {message}"):
+        IFEval(path)
+
+
+def test_a_table_is_read_and_its_file_belongs_to_the_task(tmp_path: Path) -> None:
+    path = tmp_path / "instructions.parquet"
+    rows = [
+        {"prompt": "One.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"keywords": None}]},
+        {"prompt": "Two.", "instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["cat"]}]},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    task = open_task(f"ifeval:{path}?holdout=all")
+    assert [task.grade(one, Completion(None, "a cat")).reward for one in task.eval_problems()] == [1.0, 1.0]
+    assert task.files == (path,)

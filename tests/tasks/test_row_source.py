@@ -1,4 +1,4 @@
-"""Files as problems: bad rows are counted and named, rows are left out by a list alone, and the user is told."""
+"""Files as problems: bad rows are counted and named, and rows are left out by a list alone, which a note says."""
 
 import json
 from pathlib import Path

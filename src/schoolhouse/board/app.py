@@ -66,17 +66,10 @@ class Board:
         if cached and cached[0] == modified and cached[1]["state"] != "running":
             return cached[1]
         try:
-            row = _run_row(name, inspect(folder))
+            status = inspect(folder)
         except SchoolError as error:
-            row = {
-                "name": name,
-                "recipe": "",
-                "state": "damaged",
-                "steps_done": 0,
-                "steps_total": None,
-                "seconds": 0,
-                "result": str(error),
-            }
+            status = RunStatus(folder, "", "damaged", (0, None), 0.0, 0.0, None, result=str(error))
+        row = _run_row(name, status)
         self._cached_rows[folder] = (modified, row)
         return row
 

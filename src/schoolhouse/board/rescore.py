@@ -15,7 +15,7 @@ from typing import Any
 
 from schoolhouse.policy.policy import Policy
 from schoolhouse.runs.atomic_io import list_checkpoints
-from schoolhouse.runs.manifest import read_config
+from schoolhouse.runs.manifest import read_config, recorded_mask
 from schoolhouse.types import Key, Problem, Rollout, SchoolError
 
 TokenScore = list[float] | None
@@ -71,8 +71,6 @@ def _load(folder: str, changed: float) -> Policy:
 
 
 def _rollout(row: dict[str, Any]) -> Rollout:
-    tokens, sampled = row["tokens"], [False] * len(row["tokens"])
-    for start, end in row["sampled_spans"]:
-        sampled[start:end] = [True] * (end - start)
+    tokens = row["tokens"]
     problem = Problem(row["problem"], (), "", "", "")
-    return Rollout(problem, Key(0, "weigh"), tuple(tokens), tuple(sampled), (float("nan"),) * len(tokens))
+    return Rollout(problem, Key(0, "weigh"), tuple(tokens), tuple(recorded_mask(row)), (float("nan"),) * len(tokens))

@@ -11,6 +11,7 @@ from schoolhouse.data.stream_decode import TextDecoder
 from schoolhouse.data.thought import guess_marks
 from schoolhouse.data.tokenizer import Tokenizer
 from schoolhouse.runs.atomic_io import resolve_model
+from schoolhouse.runs.manifest import recorded_mask
 from schoolhouse.types import SchoolError
 
 Json = dict[str, Any]
@@ -43,16 +44,13 @@ def _advantage(row: Json) -> float | None:
 
 def token_triples(tokenizer: Tokenizer | None, row: Json) -> list[list[Any]]:
     """Return [text, type, log-probability or None] for each token. Without a tokenizer, the text is the token's id."""
-    sampled = [False] * len(row["tokens"])
-    for start, end in row["sampled_spans"]:
-        sampled[start:end] = [True] * (end - start)
     think_id = end_think_id = None
     if tokenizer:
         start, end, _ = guess_marks(tokenizer.chat_template or "", tokenizer.special_tokens)
         think_id, end_think_id = tokenizer.special_tokens.get(start), tokenizer.special_tokens.get(end)
     decoder = TextDecoder(tokenizer) if tokenizer else None
     logprobs, triples, thinking, completion_begun = iter(row["logprob"]), [], False, False
-    for token, is_sampled in zip(row["tokens"], sampled, strict=True):
+    for token, is_sampled in zip(row["tokens"], recorded_mask(row), strict=True):
         text = decoder.push(token) if decoder else f"{token} "
         completion_begun = completion_begun or is_sampled
         if not is_sampled:

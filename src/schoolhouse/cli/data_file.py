@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pydantic import Field
 
 from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig, parse_query
-from schoolhouse.runs.atomic_io import resolve_model
+from schoolhouse.runs.atomic_io import read_json, resolve_model
 from schoolhouse.types import Demonstration, Key, Problem
 
 if TYPE_CHECKING:
@@ -243,7 +242,7 @@ def _token_line(c: Data, lengths: list[int]) -> str:
 
 def _context_length(model: Path) -> int | None:
     path = resolve_model(model) / "config.json"
-    value = json.loads(path.read_text()).get("max_position_embeddings") if path.exists() else None
+    value = read_json(path).get("max_position_embeddings") if path.exists() else None
     return value if isinstance(value, int) else None
 
 

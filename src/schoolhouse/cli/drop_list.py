@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from schoolhouse.config import parse_query
-from schoolhouse.runs.atomic_io import atomic_write, read_jsonl
+from schoolhouse.runs.atomic_io import read_jsonl, write_jsonl
 from schoolhouse.tasks.row_source import SOURCE_OPTIONS, Need, RowSource, drop_entry, problem_id, read_drop_list, scan
 from schoolhouse.types import SchoolError
 
@@ -22,7 +21,7 @@ def list_unreadable(spec: str, path: Path) -> tuple[str, int]:
     if path.exists():
         read_drop_list(str(path))
     entries = [drop_entry(read.source, read.error) for read in scan(source, need) if read.row is None]
-    _write_list(path, entries)
+    write_jsonl(path, entries)
     return f"{spec}{separator}drop={path}", len(entries)
 
 
@@ -38,7 +37,7 @@ def list_failed(spec: str, path: Path, failures: Sequence[tuple[str, str]]) -> i
         for read in scan(source, need)
         if read.row and (problem := problem_id(read.row.messages)) in reasons
     ]
-    _write_list(path, [*read_jsonl(path), *found])
+    write_jsonl(path, [*read_jsonl(path), *found])
     return len(found)
 
 
@@ -57,8 +56,3 @@ def _source_of(spec: str) -> tuple[RowSource, Need, str]:
         raise SchoolError(f"--drop writes a new list of rows; remove `drop={options['drop']}` from the task")
     known = {name: value for name, value in options.items() if name in SOURCE_OPTIONS}
     return RowSource.of(path, known), "answer or reply" if kind == "jsonl" else "prompt", "&" if query else "?"
-
-
-def _write_list(path: Path, entries: Sequence[Mapping[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))

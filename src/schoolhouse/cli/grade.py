@@ -14,7 +14,7 @@ EXIT_DISAGREES = 1
 
 class Grade(BaseConfig):
     pairs: Path
-    """File with one JSON object per line. Keys: reference (text or list), candidate; optional: question, expected."""
+    """Data file, such as JSON lines. Keys: reference (text or list), candidate; optional: question, expected."""
     extract: Literal["auto", "boxed", "hash", "answer_colon", "last_number", "whole"] = "auto"
     """Where a candidate's answer is (docs/grading.md). auto: \\boxed{}, ####, `Answer:`, or the whole text."""
     units: Literal["optional", "strict", "lenient"] = "optional"

@@ -31,7 +31,7 @@ from schoolhouse.data.generation_config import (
     read_generation_config,
 )
 from schoolhouse.data.template_probe import ANSWER, probe_template
-from schoolhouse.data.thought import split_turn, text_bounds, thought_bounds
+from schoolhouse.data.thought import split_turn, thought_bounds
 from schoolhouse.data.tokenizer import Tokenizer
 from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.types import NAN, Completion, Demonstration, Key, Message, Problem, Rollout, SchoolError
@@ -70,7 +70,7 @@ class Conversation:
         self.thought_format = self.facts.thought_format
         eos_ids = [token for token in eos_token_ids(self.generation_config) if tokenizer.id_to_token(token)]
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((self.facts.end_id, tokenizer.eos_id, *eos_ids)))
-        self.prompt = lru_cache(4096)(self._prompt)
+        self.prompt = lru_cache(4096)(self.encode_prompt)
         self._variant = lru_cache(16)(self._with_arguments)
 
     @classmethod
@@ -102,8 +102,11 @@ class Conversation:
         stand_ins = self._stand_ins(messages)
         return _unmask(self._render(messages, add_generation_prompt, stand_ins), stand_ins)
 
-    def _prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """Return the ids of a conversation up to the start of the next assistant turn."""
+    def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        """Return the ids of a conversation up to the start of the next assistant turn.
+
+        The method `prompt` returns the same ids, and keeps the ids of the last 4,096 conversations in a cache.
+        """
         messages = self._with_system(messages)
         stand_ins = self._stand_ins(messages)
         return tuple(self._encode_rendered([(self._render(messages, True, stand_ins), stand_ins)])[0])
@@ -226,18 +229,15 @@ class Conversation:
     def is_thinking(self, rollout: Rollout) -> bool:
         """Return True if the last turn is inside a thought: the thought is open, and the turn has not ended."""
         ids, complete = self._last_turn(rollout)
-        if not self.thought_format.by_ids:
-            start, _, closed = text_bounds(self.thought_format, self.tokenizer, ids)
-            return start is not None and not closed and not complete
-        start, end = thought_bounds(self.thought_format, ids)
-        return start is not None and end == len(ids) and not complete
+        start, _, closed = thought_bounds(self.thought_format, self.tokenizer, ids)
+        return start is not None and not closed and not complete
 
     def stop_matcher(self, texts: Sequence[str]) -> tuple[list[bool], Callable[[Sequence[int]], bool]]:
         """Return the ids that can complete a stop text, and a function that checks whether ids end with a stop text."""
         if not all(texts):
             raise SchoolError("a stop string is empty: give at least one character")
         last = {text[-1] for text in texts}
-        words = [self.tokenizer.decode([token]) for token in range(self.tokenizer.vocab_size)]
+        words = self.tokenizer.token_texts
         maybe = [not last.isdisjoint(word) or "\ufffd" in word for word in words]  # incomplete characters count too
         return maybe, lambda ids: self.ends_with_any(ids, texts)
 
@@ -267,11 +267,7 @@ class Conversation:
         """Return start and end of the last turn's thought in the rollout's tokens, and whether it was closed."""
         ids, _ = self._last_turn(rollout)
         offset = rollout.turns[-1] if rollout.turns else len(rollout)
-        if self.thought_format.by_ids:
-            start, end = thought_bounds(self.thought_format, ids)
-            closed = end < len(ids)
-        else:
-            start, end, closed = text_bounds(self.thought_format, self.tokenizer, ids)
+        start, end, closed = thought_bounds(self.thought_format, self.tokenizer, ids)
         return (offset, offset, False) if start is None else (offset + start, offset + end, closed)
 
     def prefill_thought(self, rollout: Rollout, text: str) -> Rollout:

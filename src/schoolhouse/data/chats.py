@@ -28,17 +28,6 @@ ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
 
 _ROLE_KEYS, _TEXT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
 _THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning", "thought")
-_USED_KEYS = {
-    *_ROLE_KEYS,
-    *_TEXT_KEYS,
-    *_THOUGHT_KEYS,
-    "tool_calls",
-    "function_call",
-    "weight",
-    "train",
-    "loss",
-    "name",
-}
 _UNUSABLE_KEYS = {"image", "images", "image_url", "audio", "video", "videos", "tools", "functions", "context", "input"}
 _THOUGHT_MARKS = (
     ("<think>", "</think>"),

@@ -129,8 +129,11 @@ def iter_rows(source: str, split: str = "", subset: str = "") -> Iterator[Source
 
 
 def _file_rows(path: Path) -> Iterator[SourceRow]:
+    kind = format_of(path)
     try:
-        match format_of(path):
+        if kind and not path.is_fifo():  # a pipe can be read only once
+            _refuse_pointer(path)
+        match kind:
             case ".parquet":
                 yield from _parquet_rows(path)
             case ".arrow":
@@ -150,6 +153,13 @@ def _file_rows(path: Path) -> Iterator[SourceRow]:
         raise SchoolError(f"cannot read {path}: {reason}; give the path of an undamaged file") from error
 
 
+def _refuse_pointer(path: Path) -> None:
+    """Raise SchoolError if Git LFS has not yet replaced its pointer by the data."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise SchoolError(f"{path} is a Git LFS pointer, not the data; run `git lfs pull`")
+
+
 def open_binary(path: Path) -> io.BufferedIOBase:
     """Open a file for reading. The end of the file name says how the file is decompressed."""
     match path.suffix.lower():
@@ -161,7 +171,6 @@ def open_binary(path: Path) -> io.BufferedIOBase:
             return lzma.open(path, "rb")
         case ".zst":
             pyarrow = import_module("pyarrow")
-            path.open("rb").close()  # the same messages for a missing file as for all other formats
             return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
     return path.open("rb")
 
@@ -178,8 +187,6 @@ def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
             except UnicodeDecodeError:
                 yield SourceRow({}, place, "not UTF-8 text; save the file as UTF-8")
                 continue
-            if line == 1 and text.startswith(_LFS.decode()):
-                raise SchoolError(f"{path} is a Git LFS pointer, not the data; run `git lfs pull`")
             if text:
                 yield _parse_line(text, place)
 
@@ -218,8 +225,6 @@ def _json_rows(path: Path) -> Iterator[SourceRow]:
     another."""
     with open_binary(path) as file:
         raw = file.read()
-    if raw.startswith(_LFS):
-        raise SchoolError(f"{path} is a Git LFS pointer, not the data; run `git lfs pull`")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -324,9 +329,6 @@ def _utf8_lines(path: Path, file: Iterable[bytes]) -> Iterator[str]:
 def _parquet_rows(path: Path) -> Iterator[SourceRow]:
     if path.suffix.lower() != ".parquet":
         raise SchoolError(f"{path} is a compressed Parquet file; decompress it to a file whose name ends in .parquet")
-    with path.open("rb") as file:
-        if file.read(len(_LFS)) == _LFS:
-            raise SchoolError(f"{path} is a Git LFS pointer, not the data; run `git lfs pull`")
     parquet = import_module("pyarrow.parquet")
     with _arrow_errors(path), parquet.ParquetFile(path) as opened:
         number = 0
@@ -340,7 +342,6 @@ def _arrow_rows(path: Path) -> Iterator[SourceRow]:
     """Yield the rows of an Arrow file. The library `datasets` writes Arrow files with `save_to_disk` and into its
     cache."""
     pyarrow = import_module("pyarrow")
-    path.open("rb").close()
     with _arrow_errors(path), pyarrow.memory_map(str(path)) as file:
         number = 0
         for batch in pyarrow.ipc.open_stream(file):

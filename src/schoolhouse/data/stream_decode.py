@@ -6,7 +6,7 @@ Together, all returned pieces are the text that `Conversation.parse_completion` 
 from __future__ import annotations
 
 from schoolhouse.data.chat import Conversation
-from schoolhouse.data.stream_marks import Delta, MarkSplitter, Part, overlap
+from schoolhouse.data.stream_marks import Delta, MarkSplitter, PartText, answer_part, first_part, thought_part
 from schoolhouse.data.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"  # the decoder returns this for bytes of an incomplete character
@@ -44,67 +44,45 @@ class StreamDecoder:
     """
 
     def __init__(self, conversation: Conversation) -> None:
-        self._conversation = conversation
-        self._format = conversation.thought_format
+        self._stop_ids, self._format = conversation.stop_ids, conversation.thought_format
+        self._tokenizer = conversation.tokenizer
         self._marks = None if self._format.by_ids else MarkSplitter(self._format)
+        self._part = first_part(self._format)
+        self._decoder = TextDecoder(self._tokenizer)
+        self._opening = ""  # text that may precede a thought
         self._complete = False
-        self._part: Part | None = "thought" if self._format.opened_by_prompt else None
-        self._after_thought = False
-        self._decoder = TextDecoder(conversation.tokenizer)
-        self._begun, self._held = False, ""  # whether this part has returned text; text that may be blanks to drop
 
     def push(self, token: int) -> list[Delta]:
         """Add a token of the turn, and return the text that this token adds."""
-        if token in self._conversation.stop_ids:
+        if token in self._stop_ids:
             self._complete = True
             return []
         if self._marks:
             return self._marks.push(self._decoder.push(token))
         if token == self._format.start_id and self._part is None:
-            self._start_part("thought")
+            self._start_part(thought_part(self._format))
             return []
-        if token == self._format.end_id and self._part == "thought":
-            last = self._deltas(self._decoder.flush(), closing=True)
-            self._start_part("answer")
+        if token == self._format.end_id and self._part and self._part.name == "thought":
+            last = self._part.push(self._decoder.flush(), last=True, complete=True)
+            self._start_part(answer_part(self._format, after_thought=True))
             return last
-        if self._part is None and self._format.prefix:
-            self._held += self._decoder.push(token)
-            if self._format.prefix.startswith(self._held):  # a thought may follow
+        text = self._decoder.push(token)
+        if self._part is None:
+            text = self._opening = self._opening + text
+            if self._format.prefix and self._format.prefix.startswith(text):  # a thought may follow
                 return []
-            self._part = "answer"
-            return self._deltas("")
-        self._part = self._part or "answer"
-        return self._deltas(self._decoder.push(token))
+            self._part = answer_part(self._format, after_thought=False)
+        return self._part.push(text)
 
     def flush(self) -> list[Delta]:
         """End the turn, and return the text that was not returned before."""
+        text = self._decoder.flush()
         if self._marks:
-            return self._marks.push(self._decoder.flush(), ending=True, complete=self._complete)
-        self._part = self._part or ("answer" if self._held else None)
-        return self._deltas(self._decoder.flush(), ending=True)
+            return self._marks.push(text, ending=True, complete=self._complete)
+        if self._part is None:
+            text = self._opening + text
+            self._part = answer_part(self._format, after_thought=False)
+        return self._part.push(text, last=True, complete=self._complete and self._part.name == "answer")
 
-    def _start_part(self, part: Part) -> None:
-        self._part, self._begun, self._held = part, False, ""
-        self._decoder = TextDecoder(self._conversation.tokenizer)
-        self._after_thought = part == "answer"
-
-    def _deltas(self, text: str, closing: bool = False, ending: bool = False) -> list[Delta]:
-        part = self._part
-        if part is None:
-            return []
-        text = self._held + text
-        self._held = ""
-        after = self._format.between if self._after_thought else self._format.lead
-        prefix = self._format.before if part == "thought" else after
-        if not self._begun:
-            if prefix and not (closing or ending) and prefix.startswith(text) and text != prefix:
-                self._held = text
-                return []
-            self._begun, text = bool(text), text.removeprefix(prefix)
-        suffix = self._format.after if part == "thought" else self._format.ending
-        if closing or (ending and part == "answer" and self._complete):
-            text = text.removesuffix(suffix)
-        elif suffix and not ending:
-            held = overlap(text, suffix)
-            text, self._held = (text[:-held], text[-held:]) if held else (text, "")
-        return [Delta(part, text)] if text else []
+    def _start_part(self, part: PartText) -> None:
+        self._part, self._decoder = part, TextDecoder(self._tokenizer)

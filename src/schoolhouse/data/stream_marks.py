@@ -1,4 +1,8 @@
-"""Splits a growing text at marks of thought that have several tokens, such as `<|channel|>analysis<|message|>`."""
+"""Returns the text of thought and answer of a turn that grows piece by piece.
+
+`PartText` drops the blanks around one part. `MarkSplitter` splits a text at marks of thought that have several tokens,
+such as `<|channel|>analysis<|message|>`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,50 @@ class Delta(NamedTuple):
     text: str
 
 
+class PartText:
+    """Returns the text of a growing part (the thought or the answer) without the blanks or marks around it.
+
+    prefix  text that is dropped if the part begins with it
+    suffix  text that is dropped if the part is complete and ends with it
+    Text that may belong to prefix or suffix is held back until more text arrives.
+    """
+
+    def __init__(self, name: Part, prefix: str, suffix: str) -> None:
+        self.name: Part = name
+        self._prefix, self._suffix, self._held = prefix, suffix, ""
+
+    def push(self, piece: str, last: bool = False, complete: bool = False) -> list[Delta]:
+        """Add a piece of the part, and return the new text without prefix and suffix.
+
+        last      the piece is the last piece of the part
+        complete  the part has ended, and was not cut off
+        """
+        text = self._held + piece
+        if not last and text != self._prefix and self._prefix.startswith(text):
+            self._held = text
+            return []
+        text, self._prefix = text.removeprefix(self._prefix), ""
+        text = text.removesuffix(self._suffix) if complete else text
+        held = 0 if last else overlap(text, self._suffix)
+        self._held = text[len(text) - held :]
+        return [Delta(self.name, text[: len(text) - held])] if len(text) > held else []
+
+
+def first_part(style: ThoughtFormat) -> PartText | None:
+    """Return the thought if the prompt opens it. If not, return None, because the part is not known yet."""
+    return thought_part(style) if style.opened_by_prompt else None
+
+
+def thought_part(style: ThoughtFormat) -> PartText:
+    """Return an empty thought."""
+    return PartText("thought", style.before, style.after)
+
+
+def answer_part(style: ThoughtFormat, after_thought: bool) -> PartText:
+    """Return an empty answer, which follows a thought or begins the turn."""
+    return PartText("answer", style.between if after_thought else style.lead, style.ending)
+
+
 def overlap(text: str, mark: str) -> int:
     """Count the characters at the end of a text that are the beginning of a mark."""
     return next((n for n in range(min(len(text), len(mark)), 0, -1) if text.endswith(mark[:n])), 0)
@@ -26,8 +74,7 @@ class MarkSplitter:
     until more text arrives."""
 
     def __init__(self, style: ThoughtFormat) -> None:
-        self._style, self._text, self._part = style, "", "thought" if style.opened_by_prompt else ""
-        self._prefix = style.before  # text that is dropped if the part begins with it
+        self._style, self._part, self._text = style, first_part(style), ""
 
     def push(self, piece: str, ending: bool = False, complete: bool = False) -> list[Delta]:
         """Add a piece of the turn, and return the text that this piece adds to thought and answer.
@@ -36,47 +83,31 @@ class MarkSplitter:
         complete  the policy ended the turn itself
         """
         self._text += piece
-        deltas: list[Delta] = []
-        if not self._part and not self._find_part(ending):
-            return deltas
-        if self._part == "thought":
-            if not self._drop_prefix(ending):
-                return deltas
-            mark = self._style.after + self._style.end
-            thought, closed, rest = self._text.partition(self._style.end)
-            if not closed:
-                held = 0 if ending else max(overlap(thought, mark), overlap(thought, self._style.end))
-                self._text = thought[len(thought) - held :]
-                return _deltas("thought", thought[: len(thought) - held])
-            deltas = _deltas("thought", thought.removesuffix(self._style.after))
-            self._part, self._text, self._prefix = "answer", rest, self._style.between
-        if not self._drop_prefix(ending):
-            return deltas
-        text = self._text.removesuffix(self._style.ending) if complete else self._text
-        held = 0 if ending else overlap(text, self._style.ending)
-        self._text = text[len(text) - held :]
-        return [*deltas, *_deltas("answer", text[: len(text) - held])]
+        part = self._part = self._part or self._find_part(ending)
+        if part is None:
+            return []
+        if part.name == "answer":
+            return part.push(self._take(), ending, complete)
+        thought, closed, rest = self._text.partition(self._style.end)
+        if not closed:
+            return part.push(self._take(0 if ending else overlap(thought, self._style.end)), ending)
+        self._text = rest
+        self._part = answer_part(self._style, after_thought=True)
+        return [*part.push(thought, last=True, complete=True), *self._part.push(self._take(), ending, complete)]
 
-    def _find_part(self, ending: bool) -> bool:
-        """Find out whether the turn begins with a thought. Returns False if more text is needed."""
+    def _take(self, held: int = 0) -> str:
+        """Return the text that has arrived, and hold back its last `held` characters."""
+        at = len(self._text) - held
+        text, self._text = self._text[:at], self._text[at:]
+        return text
+
+    def _find_part(self, ending: bool) -> PartText | None:
+        """Find out whether the turn begins with a thought. Returns None if more text is needed."""
         style, begun = self._style, self._text.lstrip()
         if begun.startswith(style.start):
-            self._part, self._text, self._prefix = "thought", begun[len(style.start) :], style.before
-            return True
+            self._text = begun[len(style.start) :]
+            return thought_part(style)
         partial_lead = style.lead.startswith(self._text) and self._text != style.lead
         if not ending and (style.start.startswith(begun) or partial_lead):
-            return False
-        self._part, self._prefix = "answer", style.lead
-        return True
-
-    def _drop_prefix(self, ending: bool) -> bool:
-        """Drop the prefix at the beginning of a part (the thought or the answer). Returns False if more text is
-        needed."""
-        if self._prefix and not ending and self._text != self._prefix and self._prefix.startswith(self._text):
-            return False
-        self._text, self._prefix = self._text.removeprefix(self._prefix), ""
-        return True
-
-
-def _deltas(part: Part, text: str) -> list[Delta]:
-    return [Delta(part, text)] if text else []
+            return None
+        return answer_part(style, after_thought=False)

@@ -119,21 +119,27 @@ def split_closing(closing: str, special_tokens: Collection[str]) -> tuple[str, s
     return closing[:at], mark, closing[at + len(mark) :]
 
 
-def thought_bounds(style: ThoughtFormat, ids: Sequence[int]) -> tuple[int | None, int]:
-    """Find the first thought by ids: its start (None without a thought) and its end tag (len(ids) if never closed)."""
+def thought_bounds(style: ThoughtFormat, tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[int | None, int, bool]:
+    """Find the first thought of a turn, by ids or in the text.
+
+    Returns the start of the thought (None without a thought), its end (`len(ids)` if the thought is never closed), and
+    whether the thought was closed.
+    """
+    return _bounds_by_ids(style, ids) if style.by_ids else _bounds_in_text(style, tokenizer, ids)
+
+
+def _bounds_by_ids(style: ThoughtFormat, ids: Sequence[int]) -> tuple[int | None, int, bool]:
     if style.opened_by_prompt:
         start = 0
     elif style.start_id in ids:
         start = ids.index(style.start_id) + 1
     else:
-        return None, len(ids)
-    return start, ids.index(style.end_id, start) if style.end_id in ids[start:] else len(ids)
+        return None, len(ids), False
+    closed = style.end_id in ids[start:]
+    return start, ids.index(style.end_id, start) if closed else len(ids), closed
 
 
-def text_bounds(style: ThoughtFormat, tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[int | None, int, bool]:
-    """Find the first thought by text. Returns start and end as `thought_bounds` does, and whether the thought was
-    closed."""
-
+def _bounds_in_text(style: ThoughtFormat, tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[int | None, int, bool]:
     def tokens_until(tag: str, ids: Sequence[int]) -> int:
         return bisect_left(range(len(ids)), True, key=lambda n: tag in tokenizer.decode_sections(ids[:n]))
 
@@ -159,10 +165,9 @@ def split_turn(style: ThoughtFormat, tokenizer: Tokenizer, ids: Sequence[int], c
     """
     ending = style.ending if complete else ""
     if style.by_ids:
-        start, end = thought_bounds(style, ids)
+        start, end, closed = _bounds_by_ids(style, ids)
         if start is None:
             return ThoughtParts(None, _without_prefix(tokenizer.decode_sections(ids), style.lead).removesuffix(ending))
-        closed = end < len(ids)
         thought, answer = (tokenizer.decode_sections(part) for part in (ids[start:end], ids[end + 1 :]))
     else:
         text = tokenizer.decode_sections(ids)

@@ -17,8 +17,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Inner
 
-from schoolhouse.data.tokenizer_files import TokenizerFiles, read_tokenizer_files, without_leading_blank
-from schoolhouse.data.tokenizer_files import without_tokens as _without
+from schoolhouse.data.tokenizer_files import read_tokenizer_files, without_leading_blank, without_tokens
 from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.types import SchoolError
 
@@ -68,7 +67,7 @@ class Tokenizer:
             i: token for i, token in added_tokens.items() if token.special or _LOOKS_SPECIAL.fullmatch(token.content)
         }
         self.special_tokens: dict[str, int] = {token.content: i for i, token in self.added_tokens.items()}
-        self._plain = _without(inner, set(self.added_tokens))
+        self._plain = without_tokens(inner, set(self.added_tokens))
         self._continuing = {True: without_leading_blank(inner), False: without_leading_blank(self._plain)}
         self.eos_id = self._special_id("eos_token", "the token that ends a document")
         pad_token = self.special_token("pad_token")
@@ -113,6 +112,11 @@ class Tokenizer:
             return False
         token, token_id = next(iter(self.special_tokens.items()))
         return self.encode(f"{token}a", parse_special=True) == [token_id, *self.encode("a")]
+
+    @cached_property
+    def token_texts(self) -> list[str]:
+        """The text of each id, decoded alone, from id 0 to `vocab_size - 1`."""
+        return [self.decode([token]) for token in range(self.vocab_size)]
 
     def added_token_text(self, token_id: int) -> str:
         """Return the text of any token. Special tokens are included."""
@@ -196,8 +200,7 @@ class Tokenizer:
 
         Raises SchoolError if a file is missing or damaged; the message names the file.
         """
-        files: TokenizerFiles = read_tokenizer_files(resolve_model(folder))
-        return cls(files.inner, files.config, files.chat_template, files.chat_templates)
+        return cls(*read_tokenizer_files(resolve_model(folder)))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

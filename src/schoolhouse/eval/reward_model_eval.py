@@ -1,4 +1,4 @@
-"""Tells how well a reward model separates right from wrong steps, finds first errors, and selects answers."""
+"""Measures how well a reward model separates right from wrong steps, finds first errors, and selects answers."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,11 +94,11 @@ def describe_model(name: Path | str) -> ModelDescription:
             raise
         return ModelDescription(Path(name), problems=(str(error),))
     model_type = str(config.get("model_type", "unknown"))
-    problems, weights, decoder, template, memory = [], None, None, None, None
     try:
         weights = _read_weights(folder)
     except SchoolError as error:
         return ModelDescription(folder, model_type, problems=(str(error),))
+    problems, decoder, template, memory = [], None, None, None
     needed, free = weights.num_bytes + 4 * weights.num_parameters, machine_memory()[0]
     if needed > free:
         problems.append(
@@ -118,18 +118,19 @@ def describe_model(name: Path | str) -> ModelDescription:
             Policy(decoder, conversation)
     except SchoolError as error:
         problems.append(str(error))
-    return ModelDescription(
-        folder,
-        model_type,
-        weights,
-        None if decoder is None else decoder.config,
-        "" if decoder is None else "own" if isinstance(decoder, Decoder) else "adapter",
-        "" if decoder is None else _decoder_reason(config, isinstance(decoder, Decoder)),
-        "" if decoder is None else _length_reason(config, decoder.config),
-        template,
-        memory,
-        () if decoder is None else tuple(_limits(isinstance(decoder, Decoder), decoder.config)),
-        tuple(problems),
+    described = ModelDescription(
+        folder, model_type, weights, template=template, memory=memory, problems=tuple(problems)
+    )
+    if decoder is None:
+        return described
+    own = isinstance(decoder, Decoder)
+    return replace(
+        described,
+        config=decoder.config,
+        decoder="own" if own else "adapter",
+        decoder_reason=_decoder_reason(config, own),
+        length_reason=_length_reason(config, decoder.config),
+        limits=tuple(_limits(own, decoder.config)),
     )
 
 

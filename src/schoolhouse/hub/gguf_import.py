@@ -48,7 +48,7 @@ def import_gguf(path: Path, folder: Path, tokenizer: Path | None = None) -> None
         from transformers import AutoTokenizer
 
         load: Any = AutoTokenizer.from_pretrained  # its annotation says that it may return None
-        load(tokenizer, local_files_only=True).save_pretrained(folder)
+        _write_tokenizer(load(tokenizer, local_files_only=True), folder)
     else:
         _save_tokenizer(path, folder, reader)
     _save_generation_config(folder, reader)
@@ -78,12 +78,11 @@ def _read_decoder(path: Path, reader: GGUFReader) -> Decoder | None:
     import gguf
 
     architecture = _field(reader, "general.architecture")
-    model_type = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}.get(architecture)
-    if model_type is None:
+    if architecture not in ("llama", "qwen2", "qwen3"):
         return None
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     factors = tensors.pop("rope_freqs.weight", None)
-    config = _model_config(path, reader, model_type, tied="output.weight" not in tensors)
+    config = _model_config(path, reader, architecture, tied="output.weight" not in tensors)
     if factors is not None:
         config = replace(config, rope_scaling=_llama3_scaling(path, config, torch.from_numpy(factors.data.copy())))
     decoder = Decoder(config)
@@ -109,7 +108,10 @@ def _read_decoder(path: Path, reader: GGUFReader) -> Decoder | None:
 
 
 def _model_config(path: Path, reader: GGUFReader, model_type: str, tied: bool) -> ModelConfig:
-    """Read the sizes and the rotary embedding of the model from the keys of the file."""
+    """Read the sizes and the rotary embedding of the model from the keys of the file.
+
+    `model_type`: the architecture of the file. Its name is the same in GGUF and in Hugging Face configs.
+    """
 
     def key(name: str, default: Any = None) -> Any:
         value = _field(reader, f"{model_type}.{name}")
@@ -222,6 +224,11 @@ def _save_tokenizer(path: Path, folder: Path, reader: GGUFReader) -> None:
     if kind == "gpt2":
         _set_split(tokenizer, SPLITS[split])
     tokenizer.chat_template = _field(reader, "tokenizer.chat_template")
+    _write_tokenizer(tokenizer, folder)
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the files of a tokenizer for transformers 4 and 5."""
     tokenizer.save_pretrained(folder)
     config_path = folder / "tokenizer_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))

@@ -64,8 +64,8 @@ def pull(name: str, to: Path | None = None, revision: str = "main") -> Pulled:
         raise SchoolError(
             f"`{name}` is not the name of a hub model: give ORG/NAME, such as HuggingFaceTB/SmolLM2-135M-Instruct"
         )
-    begun = to is None or not to.exists() or (to / ".cache" / "huggingface").is_dir()
-    if not begun and to is not None and any(to.iterdir() if to.is_dir() else [to]):
+    resumes = to is not None and (to / ".cache" / "huggingface").is_dir()
+    if to is not None and to.exists() and not resumes and any(to.iterdir() if to.is_dir() else [to]):
         raise SchoolError(f"{to} is not empty: give a new folder with --to")
     if constants.is_offline_mode():
         cached = find_cached_model(f"{name}@{revision}")
@@ -99,7 +99,7 @@ def _fetch(name: str, to: Path | None, revision: str) -> Pulled:
     _check_space(name, to or Path(constants.HF_HUB_CACHE), sum(sizes[file] for file in files - present))
     for file in sorted(files - {"config.json"}, key=lambda file: sizes[file]):
         fetch_file(file)
-    # config.json comes last: in the cache, it tells a complete model from one whose download was interrupted
+    # config.json comes last, because a cached model with config.json counts as complete (`find_cached_model`)
     folder = fetch_file("config.json", revision=revision).parent
     if to is None and folder.name != info.sha:
         raise SchoolError(f"{name} changed on the hub while it was fetched: run the same command again")

@@ -167,9 +167,6 @@ def _rope_scaling(config: Mapping[str, object]) -> dict[str, Any]:
             str(name): value for name, value in rope.items() if name not in ("rope_theta", "type") and value is not None
         }
         scaling["rope_type"] = scaling.get("rope_type") or rope.get("type") or "default"
-        if scaling["rope_type"] == "mrope":  # without images, its three positions are equal
-            scaling["rope_type"] = "default"
-            scaling.pop("mrope_section", None)
         if scaling["rope_type"] != "default" or len(scaling) > 1:
             return scaling
     return {}

@@ -239,6 +239,7 @@ class SlotKVCache:
         """
         lengths = self.lengths[: self.busy]
         self._reach, self._mask = _length_mask(lengths + 1)
+        self._masks_of_window: dict[int, tuple[Tensor, Tensor]] = {}  # the layers of a step share them
         return self.prompt_length[self.prompt_of[: self.busy]] + lengths
 
     def end_step(self) -> None:
@@ -257,7 +258,9 @@ class SlotKVCache:
         self.values[layer][slots, :, place] = v_NKD.float()
         own_mask, prompt_mask = self._mask, self._prompt_mask
         if rule is not None and rule.window is not None:
-            own_mask, prompt_mask = self._window_masks(rule.window, heads // k_NKD.shape[1])
+            if rule.window not in self._masks_of_window:
+                self._masks_of_window[rule.window] = self._window_masks(rule.window, heads // k_NKD.shape[1])
+            own_mask, prompt_mask = self._masks_of_window[rule.window]
         with torch.autocast(q_NHD.device.type, enabled=False):
             # the H / K query heads of one key head are side by side, as rows of one matrix product
             q_SKgD = (q_NHD.float() * head_dim**-0.5).view(n, k_NKD.shape[1], -1, head_dim)

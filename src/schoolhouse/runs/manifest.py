@@ -66,6 +66,14 @@ def _spans(mask: Sequence[bool]) -> list[list[int]]:
     return [[start, end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
+def recorded_mask(row: Mapping[str, Any]) -> list[bool]:
+    """Return the loss mask of a rollout that `rollout_row` recorded: for each token, whether the policy sampled it."""
+    mask = [False] * len(row["tokens"])
+    for start, end in row["sampled_spans"]:
+        mask[start:end] = [True] * (end - start)
+    return mask
+
+
 _CPU_FEATURES = ("fma", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 
 

@@ -84,7 +84,7 @@ def result_to_json(result: SearchResult) -> dict[str, Any]:
     """Convert a search to plain data: its number of tokens, the reason why it ended, its votes and its thoughts.
 
     The thoughts are in order of creation. Each thought has a text, a value (None if unknown), a status and the index of
-    its parent (None if the parent is the problem itself). A flag tells whether the thought is on the path to the chosen
+    its parent (None if the parent is the problem itself). A flag says whether the thought is on the path to the chosen
     answer.
     """
     nodes, path = result.tree.nodes if result.tree else [], _chosen_path(result)

@@ -9,7 +9,6 @@ memory, the shape never changes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from schoolhouse.policy.policy import Policy
+from schoolhouse.runs.doctor import machine_memory
 from schoolhouse.types import SchoolError
 
 MIN_USUAL_LEN = 2_048
@@ -137,11 +137,8 @@ def free_memory(device: torch.device) -> int:
 
 def _free_bytes() -> Iterator[int]:
     """Yield upper bounds of the memory that is free for this process, in bytes."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        yield int(lines["MemAvailable"].split()[0]) << 10
-    except (OSError, KeyError, ValueError):
-        yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    free, total = machine_memory()
+    yield free if free < total else total // 2  # equal: this system does not say how much is free
     try:
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))

@@ -16,7 +16,6 @@ from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import Tokenizer
 from schoolhouse.serve.api_schema import ChatCompletionRequest, CompletionRequest, InvalidRequest
 from schoolhouse.serve.batch_engine import BatchEngine, QueueFull
-from schoolhouse.types import Message
 
 LONG_TEXT, MANY_MESSAGES = 4_000, 32
 """A prompt with more characters or more messages is encoded in a thread. A prompt of this size takes about 2 ms."""
@@ -70,7 +69,8 @@ async def chat_prompt(
         and len(messages) <= MANY_MESSAGES
     ):
         return conversation.prompt(messages)
-    return await encoder.run(lambda: _render_and_encode(conversation, messages))
+    # not `prompt`: thousands of long prompts in its cache would need much memory
+    return await encoder.run(lambda: conversation.encode_prompt(messages))
 
 
 async def completion_prompts(
@@ -133,13 +133,6 @@ def longest_token(tokenizer: Tokenizer) -> int:
     if not byte_level and not byte_fallback:
         return 0
     return max(len(token.encode()) for token in tokenizer.vocab)
-
-
-def _render_and_encode(conversation: Conversation, messages: tuple[Message, ...]) -> tuple[int, ...]:
-    """Call `Conversation.prompt` without the cache of prompts, because thousands of long prompts in a cache need much
-    memory."""
-    uncached: Callable[[tuple[Message, ...]], tuple[int, ...]] = conversation.prompt.__wrapped__
-    return uncached(messages)
 
 
 def _prompt_ids(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> tuple[int, ...]:

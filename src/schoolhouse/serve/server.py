@@ -325,7 +325,7 @@ async def _search(
     If the client disconnects, its search is cancelled.
     """
     conversation, policy = engine.policy.conversation, CancellablePolicy(engine.policy, engine.room)
-    search = parse(body.search or "", body.search_budget or MAX_SEARCH_TOKENS, allow_files=False)
+    search = parse(body.search, body.search_budget or MAX_SEARCH_TOKENS, allow_files=False)
     if "temperature" in body.model_fields_set:
         search = search.model_copy(update={"temperature": body.temperature})
     value_fn = _reward_model_value(server, engine, search, policy.check)

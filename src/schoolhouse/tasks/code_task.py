@@ -1,14 +1,15 @@
 r"""The task `code:PATH.jsonl`: programs with tests, in rows like those of MBPP and HumanEval.
 
-{"text": "Write a function ...", "code": "def f(x): ...", "test_list": ["assert f(1) == 2"]}
+A row has one of these three forms:
+
+    {"text": "Write a function ...", "code": "def f(x): ...", "test_list": ["assert f(1) == 2"]}
     {"prompt": "def f(x):\n", "canonical_solution": "...", "test": "def check(f): ...", "entry_point": "f"}
-{"prompt": "Write ...", "tests": ["assert f(1) == 2"]}
+    {"prompt": "Write ...", "tests": ["assert f(1) == 2"]}
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from schoolhouse.config import suggest
+from schoolhouse.data.chats import shown
 from schoolhouse.tasks.answers.extraction import extract_answer
 from schoolhouse.tasks.code_runner import run_tests
 from schoolhouse.tasks.dataset_task import DatasetTask, shuffled_epochs
+from schoolhouse.tasks.row_source import RowSource, read_rows
 from schoolhouse.types import Completion, Demonstration, Message, Problem, SchoolError, Verdict
 
 OPTIONS = ("holdout", "show_tests")
@@ -30,16 +33,16 @@ def open_code(path: str, seed: int = 0, **options: str) -> CodeTask:
     """Open the task of a file of programs with tests.
 
     The option `holdout` is tenth, all or none. The option `show_tests` is the number of tests that the prompt of an
-    MBPP problem contains. A test in the prompt tells the model the name of the function.
+    MBPP problem contains. A test in the prompt shows the name of the function to the model.
     Raises SchoolError if a row cannot be used; the message names the file, the line and the mistake.
     """
     for option in options:
         if option not in OPTIONS:
             raise SchoolError(f"code: unknown option `{option}`{suggest(option, OPTIONS)}")
-    shown = options.pop("show_tests", "1")
-    if not shown.isdigit():
-        raise SchoolError(f"code: option `show_tests` is `{shown}`; it must be 0 or a positive whole number")
-    return CodeTask(Path(path), seed, shown=int(shown), **options)
+    shown_tests = options.pop("show_tests", "1")
+    if not shown_tests.isdigit():
+        raise SchoolError(f"code: option `show_tests` is `{shown_tests}`; it must be 0 or a positive whole number")
+    return CodeTask(Path(path), seed, shown_tests=int(shown_tests), **options)
 
 
 class CodeTask(DatasetTask):
@@ -48,9 +51,10 @@ class CodeTask(DatasetTask):
     The part `tests passed` of a verdict is the share of the tests that pass.
     """
 
-    def __init__(self, path: Path, seed: int = 0, holdout: str = "tenth", shown: int = 1) -> None:
+    def __init__(self, path: Path, seed: int = 0, holdout: str = "tenth", shown_tests: int = 1) -> None:
         super().__init__(f"code:{path}", seed, holdout)
-        self._problems = _read(path, shown)
+        self._problems = _read(path, shown_tests)
+        self.files = RowSource(str(path)).files
 
     @cached_property
     def all_problems(self) -> list[Problem]:
@@ -93,36 +97,21 @@ def extract_code(text: str) -> str:
     return text
 
 
-def _read(path: Path, shown: int) -> list[Problem]:
-    problems = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise SchoolError(f"cannot read {path}: {error.strerror}; give a file with one JSON object per line") from error
-    except UnicodeDecodeError:
-        raise SchoolError(f"{path}: the file is not UTF-8 text; save the file as UTF-8") from None
-    for line, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise SchoolError(f"{path}:{line}: not JSON ({error}); each line must be one JSON object") from None
-        if not isinstance(row, dict):
-            raise SchoolError(f"{path}:{line}: the line is not a JSON object; write an object with the keys {SHAPES}")
-        problems.append(_problem(row, f"{path}:{line}", path.stem, shown))
+def _read(path: Path, shown_tests: int) -> list[Problem]:
+    rows = read_rows(str(path), SHAPES)
+    problems = [_problem(row.values, row.place, path.stem, shown_tests) for row in rows]
     if not problems:
         raise SchoolError(f"{path} has no rows; add at least one, with the keys {SHAPES}")
     return problems
 
 
-def _problem(row: Mapping[str, Any], place: str, source: str, shown: int) -> Problem:
+def _problem(row: Mapping[str, Any], place: str, source: str, shown_tests: int) -> Problem:
     entry = head = ""
     if "test_list" in row and ("text" in row or "prompt" in row):
         tests = _texts(row, "test_list", place)
         setup = "\n".join([*_optional_texts(row, "test_imports"), str(row.get("test_setup_code") or "")])
         request = _text(row, "text" if "text" in row else "prompt", place).strip()
-        examples = "\n".join(tests[:shown])
+        examples = "\n".join(tests[:shown_tests])
         question = f"{request}\nThe function must pass this test:\n{examples}" if examples else request
         solution = str(row.get("code") or "")
         tests += _optional_texts(row, "challenge_test_list")
@@ -145,14 +134,14 @@ def _problem(row: Mapping[str, Any], place: str, source: str, shown: int) -> Pro
 def _text(row: Mapping[str, Any], key: str, place: str) -> str:
     value = row[key]
     if not isinstance(value, str) or not value.strip():
-        raise SchoolError(f"{place}: `{key}` is {json.dumps(value)[:40]}; it must be text")
+        raise SchoolError(f"{place}: `{key}` is {shown(value)}; it must be text")
     return value
 
 
 def _texts(row: Mapping[str, Any], key: str, place: str) -> list[str]:
     values = row[key]
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-        raise SchoolError(f"{place}: `{key}` is {json.dumps(values)[:40]}; it must be a list of tests as text")
+        raise SchoolError(f"{place}: `{key}` is {shown(values)}; it must be a list of tests as text")
     return list(values)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from schoolhouse.data.chats import shown
 from schoolhouse.tasks.answers.expressions import load_math_verify
 from schoolhouse.tasks.answers.grade import read_reference
 from schoolhouse.tasks.answers.options import Grading, pop_grading
 from schoolhouse.tasks.base import ProgressFn, Task
+from schoolhouse.tasks.row_source import read_rows
 from schoolhouse.tasks.worker_pool import WorkerPool
 from schoolhouse.types import Completion, Message, Problem, SchoolError, Verdict
 
@@ -40,7 +41,7 @@ def grade(
     grading = pop_grading({"extract": extract, "units": units, "grader": grader}, "grade")
     problem, completion = _case(reply, reference, question)
     if grading.grader == "ours" and not _needs_worker(problem):
-        return grading.compare(completion, _references(problem), question)
+        return grading.grade(problem, completion)
     return _pool(grading).grade_all([(problem, completion)])[0]
 
 
@@ -63,52 +64,37 @@ class PairTask(Task):
         self.grading = grading
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
-        """The verdict of one pair."""
-        question = problem.messages[0].content if problem.messages else ""
-        return self.grading.compare(completion, _references(problem), question)
+        """Return the verdict of one pair."""
+        return self.grading.grade(problem, completion)
 
     def warm_up(self) -> None:
-        """Imports math-verify."""
+        """Import math-verify."""
         load_math_verify()
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Return the pairs of a file that has one JSON object per line. Raises SchoolError for a mistake in the file; the
+    """Return the pairs of a data file. Raises SchoolError for a mistake in the file; the
     message names the file, the line and the mistake."""
-    pairs = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise SchoolError(f"cannot read {path}: {error.strerror}; give a file with one JSON object per line") from error
-    except UnicodeDecodeError:
-        raise SchoolError(f"{path}: the file is not UTF-8 text; save the file as UTF-8") from None
-    for line, text in enumerate(lines, 1):
-        if text.strip():
-            pairs.append(_pair(f"{path}:{line}", text))
+    needs = "`reference` and `candidate`"
+    pairs = [_pair(row.place, row.values) for row in read_rows(str(path), needs)]
     if not pairs:
-        raise SchoolError(f"{path} has no pairs; write a JSON object with `reference` and `candidate` on each line")
+        raise SchoolError(f"{path} has no pairs; add a row with {needs}")
     return pairs
 
 
-def _pair(place: str, text: str) -> Pair:
-    try:
-        row: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SchoolError(f"{place}: the line is not JSON ({error}); each line must be one JSON object") from None
-    if not isinstance(row, Mapping):
-        raise SchoolError(f"{place}: the line is not a JSON object; write an object with `reference` and `candidate`")
+def _pair(place: str, row: Mapping[str, Any]) -> Pair:
     reference, candidate = row.get("reference"), row.get("candidate")
     references = reference if isinstance(reference, list) else [reference]
     if not references or not all(isinstance(each, str) for each in references):
-        raise SchoolError(f"{place}: `reference` is {json.dumps(reference)[:60]}; it must be text, or a list of texts")
+        raise SchoolError(f"{place}: `reference` is {shown(reference, 60)}; it must be text, or a list of texts")
     if not isinstance(candidate, str):
-        raise SchoolError(f"{place}: `candidate` is {json.dumps(candidate)[:60]}; it must be text")
+        raise SchoolError(f"{place}: `candidate` is {shown(candidate, 60)}; it must be text")
     question, expected = row.get("question") or "", row.get("expected")
     if not isinstance(question, str):
-        raise SchoolError(f"{place}: `question` is {json.dumps(question)[:60]}; it must be text")
+        raise SchoolError(f"{place}: `question` is {shown(question, 60)}; it must be text")
     if expected is not None and not isinstance(expected, (int, float)):
-        raise SchoolError(f"{place}: `expected` is {json.dumps(expected)[:60]}; it must be 1 or 0")
-    accepted = reference if isinstance(reference, str) else tuple(references)
+        raise SchoolError(f"{place}: `expected` is {shown(expected, 60)}; it must be 1 or 0")
+    accepted = reference if isinstance(reference, str) else tuple(map(str, references))
     return Pair(place, accepted, candidate, question, None if expected is None else float(expected))
 
 
@@ -128,18 +114,13 @@ def _case(reply: str, reference: str | Sequence[str], question: str) -> tuple[Pr
     if not end:
         thought, start, _ = reply.partition("<think>")
         answer = thought if start else reply
-    problem = Problem("pair", messages, references[0], info={"references": references})
+    problem = Problem("pair", messages, references[0], aliases=references[1:])
     return problem, Completion(thought if end else None, answer)
 
 
-def _references(problem: Problem) -> tuple[str, ...]:
-    references = problem.info["references"]
-    assert isinstance(references, tuple)
-    return references
-
-
 def _needs_worker(problem: Problem) -> bool:
-    return any(read_reference(reference).comparison == "math-verify" for reference in _references(problem))
+    references = (problem.reference, *problem.aliases)
+    return any(read_reference(reference).comparison == "math-verify" for reference in references)
 
 
 @lru_cache(maxsize=4)

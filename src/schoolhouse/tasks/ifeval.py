@@ -15,12 +15,14 @@ from typing import Any
 
 from schoolhouse.config import suggest
 from schoolhouse.tasks.dataset_task import DatasetTask
+from schoolhouse.tasks.row_source import RowSource, read_rows
 from schoolhouse.types import Completion, Message, Problem, SchoolError, Verdict
 
 Check = Callable[..., bool]
 """A function that gets the reply and the arguments of the instruction, and returns True if the reply follows it."""
 
 OPTIONS = ("holdout", "unknown")
+SHAPE = "`prompt` (text), `instruction_id_list` (list) and `kwargs` (list)"
 
 
 def open_ifeval(path: str, seed: int = 0, **options: str) -> IFEval:
@@ -46,6 +48,7 @@ class IFEval(DatasetTask):
     def __init__(self, path: Path, seed: int = 0, holdout: str = "tenth", drop_unknown: bool = False) -> None:
         super().__init__(f"ifeval:{path}", seed, holdout)
         self._problems = _read(path, drop_unknown)
+        self.files = RowSource(str(path)).files
 
     @cached_property
     def all_problems(self) -> list[Problem]:
@@ -76,37 +79,25 @@ def _with_prompt(name: str, arguments: Mapping[str, Any], problem: Problem) -> M
 
 
 def _read(path: Path, drop_unknown: bool) -> list[Problem]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise SchoolError(f"cannot read {path}: {error.strerror}; give a file with one JSON object per line") from error
-    problems = []
-    for line, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise SchoolError(f"{path}:{line}: not JSON ({error}); each line must be one JSON object") from None
-        problem = _problem(row, f"{path}:{line}", path.stem, drop_unknown)
-        if problem:
-            problems.append(problem)
+    found = (_problem(row.values, row.place, path.stem, drop_unknown) for row in read_rows(str(path), SHAPE))
+    problems = [problem for problem in found if problem]
     if not problems:
-        raise SchoolError(f"{path} has no rows; add a row with the keys `prompt`, `instruction_id_list` and `kwargs`")
+        raise SchoolError(f"{path} has no rows; add a row with {SHAPE}")
     return problems
 
 
-def _problem(row: Any, place: str, source: str, drop_unknown: bool) -> Problem | None:
-    names = row.get("instruction_id_list") if isinstance(row, dict) else None
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not isinstance(names, list) or not names:
-        raise SchoolError(f"{place}: the row needs `prompt` (text), `instruction_id_list` (list) and `kwargs` (list)")
+def _problem(row: Mapping[str, Any], place: str, source: str, drop_unknown: bool) -> Problem | None:
+    names = row.get("instruction_id_list")
+    if not isinstance(row.get("prompt"), str) or not isinstance(names, list) or not names:
+        raise SchoolError(f"{place}: the row needs {SHAPE}")
     kwargs = row.get("kwargs") or [{}] * len(names)
-    if not isinstance(kwargs, list) or len(kwargs) != len(names):
+    mappings = isinstance(kwargs, list) and all(isinstance(one, Mapping | None) for one in kwargs)
+    if not mappings or len(kwargs) != len(names):
         raise SchoolError(
             f"{place}: `kwargs` must be a list with one mapping for each of the {len(names)} instructions"
         )
     for name in names:
-        if name not in CHECKS:
+        if str(name) not in CHECKS:
             if drop_unknown:
                 return None
             known = suggest(str(name), sorted(CHECKS))

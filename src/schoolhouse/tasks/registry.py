@@ -59,7 +59,7 @@ def open_task(spec: str, seed: int = 0) -> Task:
             raise SchoolError(f"unknown task `{spec}`{_suggestion(body)}")
     task.__dict__["spec"] = (spec, seed)  # a task may be a frozen dataclass
     paths = (rest, rest.partition(".py:")[0] + ".py", options.get("data"))
-    if kind in ("code", "ifeval", "game24", "python"):
+    if kind in ("game24", "python"):
         own = tuple(Path(path) for path in paths if path and Path(path).is_file())
         task.__dict__["files"] = tuple(dict.fromkeys((*own, *task.files)))
     if not task.name:

@@ -108,6 +108,18 @@ def scan(source: RowSource, need: Need = "answer or reply") -> Iterator[ReadRow]
             yield ReadRow(raw, row)
 
 
+def read_rows(source: str, needs: str) -> Iterator[SourceRow]:
+    """Yield the rows of a source whose columns are not searched for a question and an answer.
+
+    Raises SchoolError for a row that cannot be read. The message names the file, the line and the mistake, and ends
+    with `needs`, the text that says what each row must have.
+    """
+    for row in iter_rows(source):
+        if row.error:
+            raise SchoolError(f"{row.place}: {row.error}; here, each row needs {needs}")
+        yield row
+
+
 def require(row: Row, need: Need) -> None:
     """Raise BadRow if a row does not have the part that the argument `need` names. The message says what to do."""
     if need != "prompt" and (error := unusable(row)):

@@ -43,7 +43,7 @@ MAX_REASON_CHARS = 500
 _READY, _FAILED = "ready", "failed"
 
 _PIPE_BYTES = 4 << 10
-"""The number of bytes that every system can write to an empty pipe before somebody reads them."""
+"""The number of bytes that every system can write to an empty pipe before a process reads them."""
 
 
 @dataclass

@@ -22,6 +22,7 @@ const table = (header, rows) => h("div", { class: "scroll" }, h("table", {}, hea
 const clip = (text, title) => h("td", {}, h("div", { class: "clip", title }, text));
 const stateLabel = (state) => h("span", { class: `state ${STATE_CLASSES.get(state) ?? ""}` }, state);
 const nameOf = (run) => (run === "." ? "(this folder)" : run);
+const runLink = (run) => h("a", { href: link("run", { name: run }) }, nameOf(run));
 const rewardClass = (reward) => (reward == null ? "" : reward >= 1 ? "success" : "danger");
 // A row that opens a view, by mouse or keyboard.
 const openingRow = (open, ...cells) => h("tr", { class: "opens", tabindex: 0, onclick: open, onkeydown: (event) => event.key === "Enter" && open() }, cells);
@@ -37,12 +38,12 @@ async function runs(show) {
   const body = rows.map((run) => h("tr", {},
     h("td", {}, h("input", { type: "checkbox", "aria-label": `Select ${run.name}`, checked: chosen.has(run.name),
       onchange: (event) => { if (event.target.checked) chosen.add(run.name); else chosen.delete(run.name); enable(); } })),
-    h("td", {}, h("a", { href: link("run", { name: run.name }) }, nameOf(run.name))),
+    h("td", {}, runLink(run.name)),
     cell(run.recipe), h("td", {}, stateLabel(run.state)),
     cell(run.steps_total ? `${run.steps_done} of ${run.steps_total}` : String(run.steps_done), true), cell(formatDuration(run.seconds), true), cell(run.result)));
   enable();
   show(h("h1", {}, "Runs"), ...(rows.length ? [
-    h("div", { class: "bar" }, compare, differ, h("span", { class: "soft" }, "Select two or more runs.")),
+    h("div", { class: "bar" }, compare, differ, h("span", { class: "soft" }, "Select two or more runs to see them side by side, or two runs to compare their configs.")),
     table(head("", "Run", "Recipe", "State", "#Steps", "#Time", "Result"), body),
   ] : [h("p", { class: "soft" }, "No runs in this folder yet. `school quickstart` makes the first ones.")]));
   return rows.some((run) => run.state === "running");
@@ -67,7 +68,7 @@ async function run(show) {
   const plots = h("div", { class: "plots" });
   show(
     h("h1", {}, names.map(nameOf).join(", ")),
-    single && h("p", {}, stateLabel(single.state), ` ${single.recipe}, ${single.steps_total ? `${single.steps_done} of ${single.steps_total}` : single.steps_done} steps, ${formatDuration(single.seconds)}`,
+    single && h("p", {}, stateLabel(single.state), ` · ${single.recipe}, ${single.steps_total ? `${single.steps_done} of ${single.steps_total}` : single.steps_done} steps, ${formatDuration(single.seconds)}`,
       single.has_rollouts && [" · ", h("a", { href: link("rollouts", { name: single.name }) }, "Rollouts")],
       single.tree_steps.length > 0 && [" · ", h("a", { href: link("trees", { name: single.name, step: single.tree_steps.at(-1) }) }, "Search trees")]),
     single?.advice.map((text) => h("p", { class: "note" }, text)),
@@ -187,7 +188,7 @@ async function rollouts(show) {
   const choice = (name, label, options, value = "") => field(label, select(options, query[name] ?? value, (chosen) => change({ [name]: chosen })));
   const turnPage = (by, label) => h("button", { type: "button", disabled: found.page + by < 0 || found.page + by >= pages, onclick: () => change({ page: found.page + by }) }, label);
   show(
-    h("h1", {}, "Rollouts of ", h("a", { href: link("run", { name: query.name }) }, query.name)),
+    h("h1", {}, "Rollouts of ", runLink(query.name)),
     h("div", { class: "bar" },
       filter("min_step", "From step"), filter("max_step", "To step"), filter("problem", "Problem contains", "text"),
       choice("correctness", "Correctness", [["", "all"], ["correct", "correct"], ["incorrect", "incorrect"], ["ungraded", "not graded"]]),
@@ -234,12 +235,12 @@ async function group(show) {
   const change = (changes) => go("group", { ...query, ...changes });
   const sample = (row, index) => h("article", { class: "card" },
     h("p", {}, h("b", { class: rewardClass(row.reward) }, `Reward ${formatNumber(row.reward)}`),
-      ` · advantage ${row.advantage == null ? "–" : (row.advantage > 0 ? "+" : "") + formatNumber(row.advantage, 2)} · ${row.finish_reason}`, row.reason && h("span", { class: "soft" }, ` · ${row.reason}`)),
+      ` · advantage ${row.advantage == null ? "–" : (row.advantage > 0 ? "+" : "") + formatNumber(row.advantage, 2)} · finish reason: ${row.finish_reason}`, row.reason && h("span", { class: "soft" }, ` · ${row.reason}`)),
     h("div", { class: "mono" }, row.tokens.map(([text, type, logprob], place) =>
       type !== "prompt" && token(text, type, logprob, row.advantage, colouring, scores ? scores.rows[index][place] : null))));
   show(
     title,
-    h("p", {}, h("a", { href: link("rollouts", { name: query.name, min_step: query.step, max_step: query.step }) }, "All rollouts of this step"), " · ",
+    h("p", {}, "Run ", runLink(query.name), " · ", h("a", { href: link("rollouts", { name: query.name, min_step: query.step, max_step: query.step }) }, "All rollouts of this step"), " · ",
       h("a", { href: link("rollouts", { name: query.name, problem: query.problem }) }, "This problem at all steps")),
     h("p", { class: "mono card" }, rows[0].question),
     h("div", { class: "bar" },
@@ -284,7 +285,7 @@ async function trees(show) {
   const query = Object.fromEntries(address().query);
   const found = await getJson("/api/trees", query);
   show(
-    h("h1", {}, "Search trees of ", h("a", { href: link("run", { name: query.name }) }, query.name)),
+    h("h1", {}, "Search trees of ", runLink(query.name)),
     h("div", { class: "bar" }, field("Step", select(found.steps.map((step) => [String(step), step]), query.step, (value) => go("trees", { name: query.name, step: value })))),
     table(head("Problem", "Solved", "#Thoughts", "#Tokens", "Ended"), found.rows.map((row, index) =>
       openingRow(() => go("tree", { name: query.name, step: query.step, row: index }),
@@ -298,7 +299,7 @@ async function singleTree(show) {
   const found = await getJson("/api/tree", query);
   show(
     h("h1", {}, `Step ${query.step}: `, found.question),
-    h("p", {}, h("a", { href: link("trees", { name: query.name, step: query.step }) }, "All search trees of this step"), ` · ${found.tokens.toLocaleString("en")} tokens, ${found.tree.length} thoughts; ${found.stop_reason} · `, h("b", { class: found.correct ? "success" : "danger" }, found.correct ? "solved" : "not solved")),
+    h("p", {}, "Run ", runLink(query.name), " · ", h("a", { href: link("trees", { name: query.name, step: query.step }) }, "All search trees of this step"), ` · ${found.tokens.toLocaleString("en")} tokens, ${found.tree.length} thoughts; ${found.stop_reason} · `, h("b", { class: found.correct ? "success" : "danger" }, found.correct ? "solved" : "not solved")),
     h("div", { class: "card scroll" }, searchTree(found.tree)),
   );
 }

@@ -13,6 +13,7 @@ const EMPTY = {
   completion: "Write the beginning of a text. Few-shot examples help a base model to follow a pattern.",
   arena: "Two models answer. Choose the better answer; then their names are shown.",
 };
+const PLACEHOLDERS = { chat: "Ask something.", completion: "Write the beginning of a text.", arena: "Ask both models something." };
 const CUT_OFF = "Cut off: max tokens or the context length was reached.";
 const RELOAD_MODELS = 10000; // milliseconds
 
@@ -291,29 +292,35 @@ function showSettings() {
   const names = state.models.map((model) => [model.id, model.id]);
   const contextLength = state.models[0]?.max_model_len ?? 512;
   const [chat, completion, arena] = [...MODES.keys()].map((mode) => mode === state.mode);
+  const unused = []; // controls without an effect on a search
+  const withoutSearch = (control) => { unused.push(control); return control; };
+  const hideUnused = () => unused.forEach((control) => { control.style.display = chat && state.search ? "none" : ""; });
   document.getElementById("modes").replaceChildren(...[...MODES].map(([mode, label]) =>
     h("a", { href: `#${mode}`, "aria-current": mode === state.mode ? "true" : null }, label)));
   document.getElementById("settings").replaceChildren(...[
     field(arena ? "Model A" : "Model", select(names, state.model, chooseModel)),
     arena && field("Model B", select(names, state.opponent, (value) => { state.opponent = value; })),
+    arena && names.length === 1 && h("p", { class: "soft wide" }, "The server has only one model. To compare the checkpoints of a run, start the server with the folder of the run."),
     slider("Temperature", "temperature", { min: 0, max: 2, step: 0.05 }, (value) => value || "0 (greedy)"),
     slider("Max tokens", "maxTokens", { min: 0, max: Math.max(64, contextLength - 32), step: 8 }, (value) => value || (completion ? 64 : "context limit")),
-    !completion && slider("Thinking budget", "thinkingBudget", { min: 0, max: Math.max(64, contextLength - 64), step: 4 }, (value) => value || "unlimited"),
-    chat && slider("Samples", "samples", { min: 1, max: 16, step: 1 }, (value) => (value > 1 ? `${value} (majority vote)` : "1")),
-    chat && field("Search", select([...SEARCHES, ...(state.models[0]?.reward_model ? REWARD_SEARCHES : [])], state.search, (value) => { state.search = value; })),
-    chat && checkbox("Token probabilities", "probabilities"),
+    !completion && withoutSearch(slider("Thinking budget", "thinkingBudget", { min: 0, max: Math.max(64, contextLength - 64), step: 4 }, (value) => value || "unlimited")),
+    chat && withoutSearch(slider("Samples", "samples", { min: 1, max: 16, step: 1 }, (value) => (value > 1 ? `${value} (majority vote)` : "1"))),
+    chat && field("Search", select([...SEARCHES, ...(state.models[0]?.reward_model ? REWARD_SEARCHES : [])], state.search, (value) => { state.search = value; hideUnused(); })),
+    chat && withoutSearch(checkbox("Token probabilities", "probabilities")),
     completion && h("label", { class: "wide" }, "Few-shot examples, before every prompt",
       h("textarea", { rows: 5, placeholder: "2 + 2 = 4\n3 + 5 = 8", oninput: (event) => { state.examples = event.target.value; } }, state.examples)),
     completion && checkbox("Stop at the end of a line", "stopAtNewline"),
     h("button", { type: "button", class: "wide", onclick: newChat }, "New chat"),
     arena && h("div", { id: "leaderboard", class: "wide" }),
   ].filter(Boolean));
+  hideUnused();
   if (arena) showLeaderboard();
 }
 
 function switchMode() {
   const mode = location.hash.slice(1);
   state.mode = MODES.has(mode) ? mode : "chat";
+  input.placeholder = `${PLACEHOLDERS[state.mode]} Enter sends, Shift+Enter starts a new line.`;
   showSettings();
   newChat();
 }

@@ -17,7 +17,8 @@ export async function request(path, options = {}) {
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   const response = await fetch(path, { ...options, headers });
   if (response.status !== 401) return response;
-  const typed = prompt("API key of this server:");
+  if (sessionStorage.getItem("key") !== key) return request(path, options); // typed for another request in the meantime
+  const typed = prompt(key ? "This API key is wrong. API key of this server:" : "API key of this server:");
   if (!typed) return response;
   sessionStorage.setItem("key", typed);
   return request(path, options);
@@ -25,6 +26,7 @@ export async function request(path, options = {}) {
 
 // The JSON of a response; an Error with the server's message for any other status than 2xx.
 export async function readJson(response) {
+  if (response.status === 401) throw new Error("The API key is missing or wrong; reload the page, and type the key.");
   const body = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(body.error?.message ?? body.detail ?? `${response.status} ${response.statusText}`);
   return body;
@@ -79,7 +81,7 @@ export function searchTree(nodes) {
   nodes.forEach((node, index) => {
     const discarded = ["dropped", "pruned", "duplicate"].includes(node.status);
     const status = ["expanded", "open"].includes(node.status) ? "" : node.status;
-    const note = [node.value == null ? "" : formatNumber(node.value), status].filter(Boolean).join(" ");
+    const note = [node.value == null ? "" : `value ${formatNumber(node.value)}`, status].filter(Boolean).join(" ");
     const line = h("span", { class: node.chosen ? "chosen" : discarded ? "soft" : "" }, node.text.trim(), " ", h("span", { class: "soft" }, note));
     const children = h("ul");
     lists.set(index, children);

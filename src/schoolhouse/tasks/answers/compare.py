@@ -131,12 +131,10 @@ def _matching(candidate: Sequence, reference: Sequence, reason: Callable[..., st
     if len(candidate) != len(reference):
         return f"{len(candidate)} values instead of {len(reference)}"
     left = list(candidate)
-    first = ""
     for expected in reference:
         reasons = [reason(one, expected) for one in left]
         if "" not in reasons:
-            first = first or (reasons[0] if len(reference) == 1 else "another answer")
-            return first
+            return reasons[0] if len(reference) == 1 else "another answer"
         del left[reasons.index("")]
     return ""
 
@@ -215,7 +213,7 @@ def _relation_fault(candidate: Answer, reference: Relation, policy: Policy) -> s
             return "the value is not the equation"
         return "" if any(not fault(candidate, value, policy) for value in values) else "another answer"
     if reference.name and candidate.name and (expected := values) and (given := _values(candidate)):
-        if reference.name != candidate.name and _name_is_label(reference, candidate):
+        if reference.name != candidate.name and _name_is_label(reference):
             return "another name"
         if reference.name == candidate.name:
             reasons = [min((fault(one, value, policy) for value in expected), key=len) for one in given]
@@ -228,7 +226,7 @@ def _relation_fault(candidate: Answer, reference: Relation, policy: Policy) -> s
     return _relations_differ(candidate, reference)
 
 
-def _name_is_label(reference: Relation, candidate: Relation) -> bool:
+def _name_is_label(reference: Relation) -> bool:
     return len(reference.members) == 2 and not _trees(reference)
 
 

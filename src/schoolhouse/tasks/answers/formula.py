@@ -133,14 +133,14 @@ class _Parser:
         return token not in ("\\rfloor", "\\rceil", "\\le", "\\ge", "\\ne", "\\approx", "\\in", "\\cup", "\\rangle")
 
     def power(self, depth: int) -> Tree:
-        tree = self.postfix(self.primary(depth + 1), depth)
+        tree = self.postfix(self.primary(depth + 1))
         if self.peek() == "^":
             self.take()
             exponent = self.exponent(depth)
             if exponent == ("degree",):
                 return ("mul", tree, ("div", ("sym", "\\pi"), ("num", Fraction(180))))
             tree = ("pow", tree, exponent)
-            tree = self.postfix(tree, depth)
+            tree = self.postfix(tree)
             if self.peek() == "^":
                 raise NotAFormula("two exponents")
         return tree
@@ -154,7 +154,7 @@ class _Parser:
             return ("num", Fraction(self.take().replace(",", "").rstrip(".")))
         return self.argument(depth + 1)
 
-    def postfix(self, tree: Tree, depth: int) -> Tree:
+    def postfix(self, tree: Tree) -> Tree:
         if self.peek() == "!":
             self.take()
             tree = ("fact", tree)

@@ -48,10 +48,6 @@ class Grading(NamedTuple):
         """Give reward 1 if the final answer equals the reference or an alias of the problem, else 0 and the reason."""
         references = (problem.reference, *problem.aliases)
         question = "\n".join(message.content for message in problem.messages if message.role == "user")
-        return self.compare(completion, references, question)
-
-    def compare(self, completion: Completion, references: Sequence[str], question: str = "") -> Verdict:
-        """Give reward 1 if the final answer equals one of the references, else reward 0 and the reason."""
         if self.grader != "ours":
             return peer_match(self.grader, completion, references)
         return answer_match(completion, references, question, self.extraction, self.policy)

@@ -106,7 +106,7 @@ def _read(text: str, comma: bool, letters: bool, depth: int) -> Answer:
         return amount
     if _REALS.fullmatch(text):
         return _read("(-\\infty,\\infty)", comma, letters, depth + 1)
-    if matrix := _matrix(text, comma, letters, depth):
+    if matrix := _matrix(text, letters, depth):
         return matrix
     if "\\pm" in text or "\\mp" in text:
         both = (text.replace("\\pm", "+").replace("\\mp", "-"), text.replace("\\pm", "-").replace("\\mp", "+"))
@@ -221,7 +221,7 @@ def _balanced(text: str) -> bool:
     return depth == 0
 
 
-def _matrix(text: str, comma: bool, letters: bool, depth: int) -> Answer | None:
+def _matrix(text: str, letters: bool, depth: int) -> Answer | None:
     match = _MATRIX.fullmatch(re.sub(r"^[(\[]\s*(?=\\begin\{(?:array|matrix))|(?<=\})\s*[)\]]$", "", text).strip())
     if not match or "\\begin" in match["body"]:
         return None

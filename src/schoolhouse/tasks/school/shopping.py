@@ -1,4 +1,4 @@
-"""The family `shopping`: somebody buys two kinds of things, and the question asks for the price of one thing.
+"""The family `shopping`: a person buys two kinds of things, and the question asks for the price of one thing.
 
 The question `Emily buys 3 apples and 2 oranges; each orange costs $2; the total is $13; what does an apple cost?` has
 the steps `2*2=4 13-4=9 9/3=3`.
