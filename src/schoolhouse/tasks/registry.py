@@ -11,17 +11,17 @@ from schoolhouse.data.files import format_of
 from schoolhouse.tasks.base import Task
 from schoolhouse.types import SchoolError
 
-KINDS = ("school", "jsonl", "code", "ifeval", "game24", "gym", "python")
+KINDS = ("school", "word_problems", "jsonl", "code", "ifeval", "game24", "gym", "python")
 
 
 def open_task(spec: str, seed: int = 0) -> Task:
     """Open the task of a spec of the form `KIND[:REST][?OPTION=VALUE&...]`.
 
-    Examples of specs are "school", "school:addition+chain", "school:addition?digits=4", "gym:chain_sum?size=500",
-    "jsonl:PATH", "code:PATH", "ifeval:PATH", "game24:PATH.csv", "python:PATH.py", "python:PATH.py:name" and
-    "python:PATH.py:reward?data=PATH.jsonl". The PATH of `jsonl:` and the PATH of `data` name a file of any format, a
-    folder, a glob pattern or `hub:ORG/NAME`. Raises SchoolError with a suggestion if the kind is unknown. Each kind of
-    task checks its own names and options.
+    Examples of specs are "school", "school:addition+chain", "school:addition?digits=4", "word_problems?steps=1-2",
+    "gym:chain_sum?size=500", "jsonl:PATH", "code:PATH", "ifeval:PATH", "game24:PATH.csv", "python:PATH.py",
+    "python:PATH.py:name" and "python:PATH.py:reward?data=PATH.jsonl". The PATH of `jsonl:` and the PATH of `data` name
+    a file of any format, a folder, a glob pattern or `hub:ORG/NAME`. Raises SchoolError with a suggestion if the kind
+    is unknown. Each kind of task checks its own names and options.
     """
     body, _, query = spec.partition("?")
     kind, _, rest = body.partition(":")
@@ -31,6 +31,10 @@ def open_task(spec: str, seed: int = 0) -> Task:
             from schoolhouse.tasks.school.task import School
 
             task: Task = School.open(rest, seed, **options)
+        case "word_problems":
+            from schoolhouse.tasks.word_problems import open_word_problems
+
+            task = open_word_problems(rest, seed, **options)
         case "jsonl":
             from schoolhouse.tasks.jsonl import open_jsonl
 
