@@ -23,6 +23,10 @@ def test_flipped_turns_right_into_wrong_and_leaves_ungraded_rollouts():
     assert rewards_of(apply_reward_control("flipped", groups_of((1.0, 0.0, None)), 0, 0)) == [0.0, 1.0, None]
 
 
+def test_constant_gives_no_reward_and_leaves_ungraded_rollouts():
+    assert rewards_of(apply_reward_control("constant", groups_of((1.0, 0.0, None)), 0, 0)) == [0.0, 0.0, None]
+
+
 def test_shuffled_keeps_the_rewards_of_the_step_and_breaks_their_order():
     groups = groups_of(*[(1.0, 0.0, 1.0, 1.0)] * 8)
     shuffled = rewards_of(apply_reward_control("shuffled", groups, 0, 3))

@@ -13,9 +13,10 @@ from schoolhouse.algorithms.groups import with_rewards
 from schoolhouse.randomness import python_random
 from schoolhouse.types import Group, Key
 
-RewardControl = Literal["none", "random", "shuffled", "flipped"]
+RewardControl = Literal["none", "random", "shuffled", "flipped", "constant"]
 """With `random`, the reward of each rollout is 0 or 1 at random. With `shuffled`, the rewards of a step are shuffled
-among all rollouts of the step, also between problems. With `flipped`, the reward is 1 - reward."""
+among all rollouts of the step, also between problems. With `flipped`, the reward is 1 - reward. With `constant`, every
+reward is 0, so the policy learns only from other rewards, such as the format reward."""
 
 
 def apply_reward_control(control: RewardControl, groups: Sequence[Group], seed: int, step: int) -> list[Group]:
@@ -36,3 +37,5 @@ def apply_reward_control(control: RewardControl, groups: Sequence[Group], seed: 
             return with_rewards(groups, rewards)
         case "flipped":
             return with_rewards(groups, [None if reward is None else 1.0 - reward for reward in rewards])
+        case "constant":
+            return with_rewards(groups, [None if reward is None else 0.0 for reward in rewards])

