@@ -12,6 +12,7 @@ from schoolhouse.eval.statistics import (
     bootstrap,
     bootstrap_share,
     maj_at_k,
+    mean_over_seeds,
     paired_difference,
     pass_at_k,
     wilson,
@@ -117,3 +118,19 @@ def test_pairing_removes_the_difficulty_of_the_problems() -> None:
 def test_other_problems_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="'b'"):
         paired_difference({"a": 1.0}, {"a": 1.0, "b": 0.0}, KEY)
+
+
+def test_the_interval_over_seeds_is_the_textbook_interval() -> None:
+    estimate = mean_over_seeds([0.2, 0.3, 0.4])
+    assert estimate == (
+        pytest.approx(0.3),
+        pytest.approx(0.3 - 0.24843, abs=1e-4),
+        pytest.approx(0.3 + 0.24843, abs=1e-4),
+    )
+
+
+def test_one_seed_has_no_interval() -> None:
+    value, low, high = mean_over_seeds([0.3])
+    assert value == 0.3
+    assert math.isnan(low)
+    assert math.isnan(high)

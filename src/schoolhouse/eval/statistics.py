@@ -8,6 +8,7 @@ In formulas, c is the number of correct samples of a problem.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from schoolhouse.types import Key
 
 _Z = 1.959964  # two-sided 95 %
 _NUM_RESAMPLES, _CHUNK = 2000, 100
+_STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Two-sided 95 % quantiles of Student's t for 1 to 9 degrees of freedom."""
 
 
 class Estimate(NamedTuple):
@@ -110,6 +113,21 @@ def paired_difference(before: Mapping[str, float], after: Mapping[str, float], k
             f"example {unpaired[:3]}; evaluate both models on the same problems"
         )
     return bootstrap([after[problem] - before[problem] for problem in sorted(before)], key)
+
+
+def mean_over_seeds(values: Sequence[float]) -> Estimate:
+    """Compute the mean over 2 to 10 seeds, with the interval of Student's t.
+
+    The interval covers the variation between seeds. For fewer than 2 values, both ends of the interval are nan. Raises
+    ValueError for more than 10 values.
+    """
+    if len(values) < 2:
+        return Estimate(values[0] if values else math.nan, math.nan, math.nan)
+    if len(values) > len(_STUDENT_T) + 1:
+        raise ValueError(f"{len(values)} seeds, but the table of Student's t ends at {len(_STUDENT_T) + 1} seeds")
+    mean = statistics.fmean(values)
+    half = _STUDENT_T[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half)
 
 
 def wilson(c: int, n: int) -> Estimate:
