@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -143,17 +143,27 @@ def merge(base: Any, override: Any) -> Any:
     return {**base, **merged}
 
 
-def load(cls: type[C], path: Path | None, overrides: Sequence[str] = (), positional: Sequence[str] = ()) -> C:
+def load(
+    cls: type[C],
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    positional: Sequence[str] = (),
+    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> C:
     """Make a config from a YAML file and from command-line arguments such as ["--learning_rate", "1e-4"].
 
     If `path` is None, no file is read. Command-line arguments replace values of the file. `positional` names the
-    fields that are set by arguments without `--`. Raises SchoolError, and the message names every mistake.
+    fields that are set by arguments without `--`. `defaults` is a function of the given values that returns values for
+    keys that are not given. Raises SchoolError, and the message names every mistake.
     """
     file = read_yaml(path) if path else Source({}, {})
     arguments = parse_args(cls, overrides, positional)
     if conflicts := cls.conflicts(file.values, arguments.values):
         raise SchoolError("\n".join(f"{path}: {conflict}" for conflict in conflicts))
-    return build(cls, arguments.merged_over(file))
+    source = arguments.merged_over(file)
+    if defaults and isinstance(source.values, Mapping):
+        source = source.merged_over(Source(expand_dotted(defaults(source.values)), {}))
+    return build(cls, source)
 
 
 def dump(config: BaseConfig) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from schoolhouse.cli.help import print_help, wants_help
 from schoolhouse.cli.options import parse_options, take_option
@@ -54,7 +56,18 @@ def _recipe(args: Sequence[str], command: str, more: str) -> tuple[Recipe, BaseC
         print_help(recipe.config, f"school {command} {name}", usage, recipe.about, rest)
         return None
     path = Path(rest.pop(0)) if rest and not rest[0].startswith("--") else None
-    return recipe, load(recipe.config, path, rest)
+    return recipe, load(recipe.config, path, rest, defaults=lambda given: _size_defaults(recipe, given))
+
+
+def _size_defaults(recipe: Recipe, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the defaults that depend on the size of the model, and print these defaults."""
+    from schoolhouse.runs.size_defaults import size_defaults
+
+    chosen = size_defaults(recipe.config, given)
+    if chosen:
+        values = ", ".join(f"{key} {value:g}" for key, value in chosen.items())
+        print(f"school: chosen for the size of this model: {values}", file=sys.stderr)
+    return chosen
 
 
 class Pipeline(BaseConfig):

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from schoolhouse import recipes
-from schoolhouse.config import BaseConfig, KeyPath, Source, build, read_yaml, suggest
+from schoolhouse.config import BaseConfig, KeyPath, Source, build, expand_dotted, merge, read_yaml, suggest
 from schoolhouse.recipes import Recipe, load_recipe
 from schoolhouse.runs.atomic_io import atomic_write, read_json, to_json
 from schoolhouse.runs.manifest import peak_memory_bytes, read_manifest
 from schoolhouse.runs.run import Run, read_metrics
+from schoolhouse.runs.size_defaults import size_defaults
 from schoolhouse.tasks.user_file import user_errors
 from schoolhouse.types import SchoolError
 
@@ -192,7 +193,8 @@ def _config(i: int, pipeline: Pipeline, source: Source, models: Mapping[str, Pat
     values = _replaced(pipeline.stages[i].config, models)
     if "seed" in cls.model_fields:
         values = {"seed": pipeline.seed, **values}
-    return build(cls, Source(values, written.locations))
+    chosen = expand_dotted(size_defaults(cls, expand_dotted(values)))
+    return build(cls, Source(merge(chosen, expand_dotted(values)), written.locations))
 
 
 def _replaced(value: Any, models: Mapping[str, Path]) -> Any:

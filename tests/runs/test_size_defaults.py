@@ -1,0 +1,88 @@
+"""Defaults for the size of a model: the number of parameters, the chosen values, and the values of the user."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schoolhouse.config import expand_dotted
+from schoolhouse.recipes import load_recipe
+from schoolhouse.runs.size_defaults import LORA_RANK, num_parameters, size_defaults
+
+MILLION = 1_000_000
+
+
+def model_folder(folder: Path, parameters: int) -> Path:
+    """A model folder whose weight file has the header of `parameters` parameters, and no weights."""
+    folder.mkdir()
+    header = {
+        "__metadata__": {"format": "pt"},
+        "w": {"dtype": "F32", "shape": [parameters // 2, 2], "data_offsets": [0, 0]},
+    }
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def chosen(recipe: str, model: Path, **given: Any) -> dict[str, Any]:
+    return size_defaults(load_recipe(recipe).config, expand_dotted({"model": str(model), **given}))
+
+
+def test_parameters_are_counted_from_the_header_alone(tmp_path: Path) -> None:
+    assert num_parameters(model_folder(tmp_path / "m", 135 * MILLION)) == 135 * MILLION
+
+
+def test_an_adapter_counts_the_parameters_of_its_base(tmp_path: Path) -> None:
+    base = model_folder(tmp_path / "base", 4 * MILLION)
+    adapter = model_folder(tmp_path / "adapter", 1_000)
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), "r": 8}))
+    assert num_parameters(adapter) == 4 * MILLION
+
+
+def test_a_small_model_keeps_the_defaults_of_the_recipe(tmp_path: Path) -> None:
+    assert chosen("grpo", model_folder(tmp_path / "m", MILLION)) == {}
+
+
+def test_the_learning_rate_falls_with_the_size(tmp_path: Path) -> None:
+    model = model_folder(tmp_path / "m", 30 * MILLION)
+    assert chosen("grpo", model) == {"optimizer.learning_rate": pytest.approx(2e-4 / 30**0.75, rel=0.05)}
+    assert chosen("sft", model) == {"optimizer.learning_rate": pytest.approx(1e-3 / 30**0.75, rel=0.05)}
+
+
+def test_a_large_model_gets_lora_with_ten_times_the_rate_and_smaller_steps(tmp_path: Path) -> None:
+    assert chosen("grpo", model_folder(tmp_path / "m", 135 * MILLION)) == {
+        "optimizer.learning_rate": pytest.approx(5e-5, rel=0.05),
+        "lora.rank": LORA_RANK,
+        "prompts_per_step": 8,
+        "group_size": 8,
+        "sampling.max_new_tokens": 256,
+    }
+
+
+def test_full_fine_tuning_of_a_large_model_gets_the_low_rate(tmp_path: Path) -> None:
+    values = chosen("grpo", model_folder(tmp_path / "m", 135 * MILLION), **{"lora.rank": "0"})
+    assert values["optimizer.learning_rate"] == pytest.approx(5e-6, rel=0.05)
+    assert "lora.rank" not in values
+
+
+def test_values_of_the_user_are_never_replaced(tmp_path: Path) -> None:
+    given = {"optimizer.learning_rate": "1e-3", "group_size": "4", "lora.rank": "2", "sampling.max_new_tokens": "9"}
+    assert chosen("grpo", model_folder(tmp_path / "m", 135 * MILLION), **given) == {"prompts_per_step": 8}
+
+
+def test_training_of_an_adapter_keeps_the_rank_of_the_adapter(tmp_path: Path) -> None:
+    base = model_folder(tmp_path / "base", 4 * MILLION)
+    adapter = model_folder(tmp_path / "adapter", 1_000)
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), "r": 8}))
+    assert chosen("sft", adapter)["lora.rank"] == 8
+
+
+def test_a_recipe_without_a_start_model_has_no_defaults_by_size() -> None:
+    assert size_defaults(load_recipe("pretrain").config, {"model": {"hidden_size": 64}}) == {}
+
+
+def test_a_model_that_does_not_exist_is_left_to_the_recipe(tmp_path: Path) -> None:
+    assert chosen("grpo", tmp_path / "none") == {}
