@@ -149,9 +149,24 @@ def check(results: Results) -> Sequence[Check]:
 
 
 def draw(results: Results, picture: Any) -> None:
-    left, right = picture.subplots(1, 2)
+    left, middle, right = picture.subplots(1, 3)
     plot_accuracy(left, results, ["grpo"])
-    plot_bars(right, results, [*results.arms])
+    left.set_title("held-out word problems")
+    plot_bars(middle, results, [*results.arms])
+    middle.set_title("held-out word problems")
+    measures = {"eval": "held-out\nproblems", "unseen": "unseen\ntemplates", "gsm8k": "GSM8K"}
+    width = 0.27
+    for n, arm in enumerate(("base", "start", "grpo")):
+        places = [at + (n - 1) * width for at in range(len(measures))]
+        means = [results.mean(arm, measure=measure) for measure in measures]
+        right.bar(places, means, width, label=arm)
+        for place, measure in zip(places, measures, strict=True):
+            values = results.by_seed(arm, measure=measure)
+            right.plot([place] * len(values), values, "k.", markersize=4)
+    right.set_xticks(range(len(measures)), [*measures.values()])
+    right.set(ylabel="pass@1")
+    right.grid(alpha=0.3, axis="y")
+    right.legend(fontsize=8)
 
 
 CLAIM = Claim(
