@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from schoolhouse.policy.stream import RolloutStream
+from schoolhouse.policy.training import ModelReference
 from schoolhouse.types import SchoolError
 
 
@@ -109,12 +110,13 @@ def test_a_rollout_of_several_turns_comes_back_with_its_key(make_stream):
 
 def test_the_weights_of_the_reference_are_saved_too(make_prompts, tiny_decoder):
     def stream_with_reference(seed):
-        reference: Any = SimpleNamespace(decoder=tiny_decoder(seed))
+        policy: Any = SimpleNamespace(decoder=tiny_decoder(seed))
+        reference = ModelReference(policy)
         return RolloutStream(version_only_policy(), lambda step: make_prompts([[step]]), sample, 0, reference)
 
     stream, resumed = stream_with_reference(0), stream_with_reference(1)
     resumed.load_state_dict(stream.state_dict())
-    assert stream.ref_policy is not None
-    assert resumed.ref_policy is not None
-    weights, resumed_weights = stream.ref_policy.decoder.state_dict(), resumed.ref_policy.decoder.state_dict()
+    assert stream.reference is not None
+    assert resumed.reference is not None
+    weights, resumed_weights = stream.reference.state_dict(), resumed.reference.state_dict()
     assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)

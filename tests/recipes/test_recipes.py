@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from schoolhouse.data.chat import Conversation
 from schoolhouse.policy.policy import Policy
+from schoolhouse.policy.training import ModelReference
 from schoolhouse.recipes import grpo, pretrain, sft
 from schoolhouse.runs.run import Run, read_metrics
 from schoolhouse.tasks.registry import open_task
@@ -221,8 +222,8 @@ def test_a_killed_run_resumes_to_the_same_bits(
 def test_the_reference_is_synced_every_so_many_steps(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     equal, learn = [], grpo.learn
 
-    def compare(c: Any, policy: Policy, reference: Policy, *rest: Any) -> Any:
-        weights = reference.decoder.state_dict()
+    def compare(c: Any, policy: Policy, reference: ModelReference, *rest: Any) -> Any:
+        weights = reference.state_dict()
         equal.append(all(torch.equal(weights[name], value) for name, value in policy.decoder.state_dict().items()))
         return learn(c, policy, reference, *rest)
 

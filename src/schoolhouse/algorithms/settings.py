@@ -61,6 +61,19 @@ class Optimizer(BaseConfig):
         return warmup_hold_decay(step, steps, self.learning_rate, self.warmup_steps, self.lr_decay_fraction)
 
 
+class Lora(BaseConfig):
+    """Settings of LoRA (Hu et al. 2021): the model is frozen, and small matrices in its linear layers are trained."""
+
+    rank: int = Field(0, ge=0)
+    """Rank of the trained matrices. 0: no adapter, the whole model is trained."""
+    alpha: float = Field(32.0, gt=0)
+    """The output of the trained matrices is multiplied by alpha / rank. So one learning rate fits many ranks."""
+    targets: Literal["all", "attention", "mlp"] = "all"
+    """Linear layers that get an adapter: all of them, or only those of attention or of the MLP (both learn less)."""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type in which the frozen matrices are stored. bfloat16 halves their memory, and rounds them."""
+
+
 class Eval(BaseConfig):
     """Settings for evaluation during a training run."""
 

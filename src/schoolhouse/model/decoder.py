@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from schoolhouse.model import fused_ops
 from schoolhouse.model.config import ModelConfig
+from schoolhouse.model.lora import Adapter
 from schoolhouse.model.rope import rope_frequencies
 
 
@@ -106,6 +107,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.hf_config: Mapping[str, object] = {}  # the config.json that this decoder was loaded from
+        self.lora: Adapter | None = None  # the adapter that was added to the linear layers
         self.activation_checkpointing = False
         self.model = Backbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -32,8 +32,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read all tensors of a model folder. If a file is missing or damaged, SchoolError names the file."""
     weights: dict[str, Tensor] = {}
     for path in weight_paths(folder):
-        weights.update((_read_safetensors if path.suffix == ".safetensors" else _read_pickled)(path))
+        weights.update(read_tensors(path))
     return weights
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of one file, which is a safetensors file or a file of torch.save."""
+    return (_read_safetensors if path.suffix == ".safetensors" else _read_pickled)(path)
 
 
 def weight_paths(folder: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.decoder import AttentionContext
 from schoolhouse.model.folder import read_json
 from schoolhouse.model.kv_cache import AttentionRule, PackedAttention, SlotKVCache
+from schoolhouse.model.lora import Adapter
 from schoolhouse.model.parity import LOGIT_TOLERANCE, logit_difference, magnified, probe_tokens
 from schoolhouse.types import SchoolError
 
@@ -125,6 +126,7 @@ class HFAdapter(nn.Module):
         super().__init__()
         self.hf_model, self.config = hf_model, config
         self.hf_config: Mapping[str, object] = {}  # the config.json that this model was loaded from
+        self.lora: Adapter | None = None  # the adapter that was added to the linear layers
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext) -> Tensor:
         return self.run(tokens_N, positions_N, context)[0]

@@ -24,15 +24,15 @@ from torch import Tensor
 
 from schoolhouse.algorithms.losses import Loss
 from schoolhouse.algorithms.packing import Batch, Scores, pack, pack_for_scoring, token_mean
-from schoolhouse.algorithms.settings import Optimizer
+from schoolhouse.algorithms.settings import Lora, Optimizer
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.model.batch_invariant import InvariantPackedAttention, InvariantSlotKVCache, make_batch_invariant
-from schoolhouse.model.checkpoint import load_decoder, save_decoder
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.decoder import Decoder, init_weights
 from schoolhouse.model.device import pick_device, pick_dtype
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache, trim_memory
+from schoolhouse.model.lora_folder import load_conversation, load_model, save_model
 from schoolhouse.model.native_attention import NativePackedAttention, best_attention
 from schoolhouse.policy import generator
 from schoolhouse.policy.learner import Learner, MetricsFn
@@ -106,6 +106,7 @@ class Policy:
                 "`activation_checkpointing` works only for Llama, Qwen2, Qwen3 and Mistral decoders: set it to false"
             )
         self._optimizer = optimizer or Optimizer()
+        self._load_model: Callable[[Path | str], Decoder | HFAdapter] = load_model
 
     # --- loading and saving
 
@@ -134,33 +135,49 @@ class Policy:
         activation_checkpointing: bool = False,
         device: torch.device | str | None = None,
         chat: ChatConfig | None = None,
+        lora: Lora | None = None,
+        seed: int = 0,
     ) -> Policy:
         """Load a policy from a model folder in Hugging Face format, or from the newest checkpoint of a run folder.
 
+        A folder with a LoRA adapter is loaded together with its base model.
+
         `chat`: the system message, and the chat template with its arguments. The default is the model's own template.
-        Raises SchoolError if a file is missing or damaged. The error message names the file.
+        `lora`: the adapter to train. None loads what the folder holds. With rank 0, the whole model is trained.
+        `seed`: decides the first weights of a new adapter.
+
+        Raises SchoolError if a file is missing or damaged. The error message names the file. Also raises SchoolError if
+        the folder holds an adapter and `lora` asks for another one, or for none.
         """
-        folder = resolve_model(folder)
-        if not folder.is_dir():
+        if not resolve_model(folder).is_dir():
             raise SchoolError(f"{folder} is not a folder: give a local folder with a model in Hugging Face format")
-        decoder, conversation = load_decoder(folder), Conversation.load(folder, chat)
+        load = partial(load_model, lora=lora, seed=seed)
+        decoder, conversation = load(folder), load_conversation(folder, chat)
         if conversation.chat.add_think_tokens:
             conversation = add_think_tokens(decoder, conversation)
-        return cls(decoder, conversation, precision, optimizer, activation_checkpointing, device)
+        policy = cls(decoder, conversation, precision, optimizer, activation_checkpointing, device)
+        policy._load_model = load
+        return policy
 
     def save(self, folder: Path | str) -> None:
-        """Write the model in Hugging Face format: config, safetensors, tokenizer and chat template."""
+        """Write the model in Hugging Face format: config, safetensors, tokenizer and chat template.
+
+        A policy with a LoRA adapter writes the adapter in the format of the package peft, without its base model.
+        """
         tokenizer = self.conversation.tokenizer
-        save_decoder(self.decoder, Path(folder), tokenizer.eos_id, tokenizer.pad_id)
+        save_model(self.decoder, Path(folder), tokenizer.eos_id, tokenizer.pad_id)
         self.conversation.save(Path(folder))
 
     def reset(self, folder: Path | str | None = None) -> None:
         """Reset the optimizer. If a folder is given, also load the model weights from the folder.
 
-        The loaded model must have the same shape as the model of the policy.
+        The loaded model must have the same shape as the model of the policy. With LoRA, the folder of a whole model
+        gives a new adapter, with the same first weights as at the start of the run.
         """
         if folder is not None:
-            self.decoder.load_state_dict(load_decoder(resolve_model(folder)).state_dict())
+            fresh = self._load_model(folder)
+            self.decoder.load_state_dict(fresh.state_dict())
+            self.decoder.lora = fresh.lora
         self.learner.reset()
 
     def state_dict(self) -> dict[str, Any]:

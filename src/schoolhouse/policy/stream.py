@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from schoolhouse.policy.policy import Policy
+from schoolhouse.policy.training import AdapterReference, ModelReference
 from schoolhouse.types import Key, Rollout, SchoolError
 
 
@@ -23,8 +24,7 @@ class RolloutStream:
     `make_prompts`: a function that gives the prompts of a step.
     `sample`: a function that extends prompts with the policy.
     `lag`: the number of updates between sampling and learning.
-    `ref_policy`: a second policy whose weights change, such as a reference that is updated during training. The weights
-        of `ref_policy` are saved too.
+    `reference`: a reference whose weights change during training. The weights of `reference` are saved too.
 
     A checkpoint of a run contains the state of the rollout stream, not only the policy. Pending rollouts (sampled, but
     not learned from yet) come from older weights, so a resumed run cannot sample them again.
@@ -36,9 +36,9 @@ class RolloutStream:
         make_prompts: Callable[[int], Sequence[Rollout]],
         sample: Callable[[Policy, Sequence[Rollout]], list[Rollout]],
         lag: int = 0,
-        ref_policy: Policy | None = None,
+        reference: ModelReference | AdapterReference | None = None,
     ) -> None:
-        self.policy, self.lag, self.ref_policy = policy, lag, ref_policy
+        self.policy, self.lag, self.reference = policy, lag, reference
         self._make_prompts, self._sample = make_prompts, sample
         self._pending: deque[tuple[int, list[Rollout]]] = deque()
 
@@ -60,8 +60,8 @@ class RolloutStream:
         state = {**self.policy.state_dict()}
         if self._pending:
             state["pending_rollouts"] = [(step, [_to_state(r) for r in rollouts]) for step, rollouts in self._pending]
-        if self.ref_policy:
-            state["ref_policy"] = self.ref_policy.decoder.state_dict()
+        if self.reference:
+            state["ref_policy"] = self.reference.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -70,8 +70,8 @@ class RolloutStream:
         Raises SchoolError if the task no longer gives the problems of the pending rollouts.
         """
         self.policy.load_state_dict(state)
-        if self.ref_policy:
-            self.ref_policy.decoder.load_state_dict(state["ref_policy"])
+        if self.reference:
+            self.reference.load_state_dict(state["ref_policy"])
         pending = state.get("pending_rollouts", ())
         self._pending = deque((step, self._from_state(step, states)) for step, states in pending)
 

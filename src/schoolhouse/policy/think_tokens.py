@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import END_THINK, THINK
 from schoolhouse.model.decoder import Decoder
+from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
     from schoolhouse.model.hf_adapter import HFAdapter
@@ -29,6 +30,11 @@ def add_think_tokens(decoder: Decoder | HFAdapter, conversation: Conversation) -
     new_ids = sorted(set(tokenizer.vocab.values()) - set(conversation.tokenizer.vocab.values()))
     if not new_ids:
         return conversation
+    if decoder.lora is not None:
+        raise SchoolError(
+            "`add_think_tokens` changes the embedding, which is frozen under a LoRA adapter: set add_think_tokens to "
+            "false, or first train a whole model with these tokens (lora.rank 0) and give it as `model`"
+        )
     rows = decoder.config.vocab_size
     old_ids = torch.tensor(sorted(token for token in conversation.tokenizer.vocab.values() if token < rows))
     if tokenizer.vocab_size > rows:

@@ -21,11 +21,12 @@ from statistics import fmean
 from pydantic import Field
 
 from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
-from schoolhouse.algorithms.settings import Optimizer
+from schoolhouse.algorithms.settings import Lora, Optimizer
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
+from schoolhouse.policy.training import load_policy
 from schoolhouse.randomness import python_random
 from schoolhouse.runs.atomic_io import read_jsonl, write_jsonl
 from schoolhouse.runs.run import Run
@@ -69,13 +70,14 @@ class Config(ChatConfig):
     updates_per_loop: int = Field(150, gt=0)
     batch_size: int = Field(64, gt=0)
     optimizer: Optimizer = Optimizer(warmup_steps=10, weight_decay=0.01)
+    lora: Lora = Lora()
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
 
 
 def expert_iteration(c: Config, run: Run) -> None:
-    policy = run.restore(Policy.load(run.model_path(c.start_model or c.model), c.precision, c.optimizer, chat=c))
+    policy = run.restore(load_policy(c, run, c.start_model))
     task, search, conversation = open_task(c.task, c.seed), parse(c.search, c.search_budget), policy.conversation
     fresh = open_task(c.fresh_task, c.seed) if c.fresh_task else None
     run.track_files(*task.files, *search.files, *(fresh.files if fresh else ()))

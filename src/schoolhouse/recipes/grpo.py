@@ -38,6 +38,7 @@ from schoolhouse.algorithms.reward_shaping import add_format_rewards, kl_in_rewa
 from schoolhouse.algorithms.settings import (
     Advantage,
     Eval,
+    Lora,
     Optimizer,
     PolicyLoss,
     Rewards,
@@ -51,6 +52,7 @@ from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.evaluate import evaluate
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
+from schoolhouse.policy.training import Reference, load_policy, reference_policy
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.grading import grade_rollouts, timing
 from schoolhouse.tasks.registry import open_task
@@ -88,6 +90,7 @@ class Config(ChatConfig):
     advantage: Advantage = Advantage()
     loss: PolicyLoss = PolicyLoss()
     optimizer: Optimizer = Optimizer(learning_rate=2e-4, warmup_steps=5, lr_decay_fraction=0.0)
+    lora: Lora = Lora()
     eval: Eval = Eval()
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
@@ -124,8 +127,8 @@ def sample_rollouts(policy: Policy, prompts: Sequence[Rollout], sampling: Rollou
 
 
 def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
-    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing, chat=c)
-    reference = Policy.load(c.model, c.precision, chat=c) if c.loss.kl_coef or c.rewards.kl_coef else None
+    policy = load_policy(c, run)
+    reference = reference_policy(c, policy) if c.loss.kl_coef or c.rewards.kl_coef else None
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)
     loss_fn = make_loss(c)
@@ -154,7 +157,7 @@ def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
                 groups += grade_rollouts(more, task, conversation.parse_completion)
         run.log_timing(grading=timing(task))
         if synced_reference and step and step % c.loss.ref_model_sync_steps == 0:
-            synced_reference.decoder.load_state_dict(policy.decoder.state_dict())
+            synced_reference.copy_from(policy)
         shaped = shape_rewards(c, policy, reference, groups, step)
         rate = c.optimizer.rate(step, c.steps)
         with run.timed("learning"):
@@ -187,7 +190,7 @@ def format_weights(c: Config) -> dict[str, float]:
 
 
 def shape_rewards(
-    c: Config, policy: Policy, reference: Policy | None, groups: Sequence[Group], step: int
+    c: Config, policy: Policy, reference: Reference | None, groups: Sequence[Group], step: int
 ) -> list[Group]:
     """Replace the task's rewards of graded rollouts by the training rewards, which can include penalties for length."""
     conversation, max_new_tokens = policy.conversation, c.sampling.max_new_tokens
@@ -217,7 +220,7 @@ def shape_rewards(
 
 
 def learn(
-    c: Config, policy: Policy, reference: Policy | None, loss_fn: Loss, groups: Sequence[Group], rate: float
+    c: Config, policy: Policy, reference: Reference | None, loss_fn: Loss, groups: Sequence[Group], rate: float
 ) -> dict[str, Any]:
     """Update the policy, one minibatch at a time, on the groups (rollouts of one problem) that give a training signal.
 
@@ -250,7 +253,7 @@ def learn(
 
 
 def make_columns(
-    c: Config, policy: Policy, reference: Policy | None, signal: Sequence[Group], groups: Sequence[Group]
+    c: Config, policy: Policy, reference: Reference | None, signal: Sequence[Group], groups: Sequence[Group]
 ) -> Columns:
     """Compute the inputs of the loss for each token: its advantage, and its log-probabilities under other policies."""
     a, rollouts, temperature = c.advantage, rollouts_of(signal), c.sampling.temperature

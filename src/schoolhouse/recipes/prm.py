@@ -21,12 +21,12 @@ from pydantic import Field, model_validator
 from schoolhouse.algorithms.groups import sampled_tokens
 from schoolhouse.algorithms.losses import implicit_prm, token_bce
 from schoolhouse.algorithms.packing import sequence_mean, token_mean
-from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
-from schoolhouse.data.chat import Conversation
+from schoolhouse.algorithms.settings import Lora, Optimizer, RolloutSampling
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
+from schoolhouse.policy.training import load_policy, reference_policy
 from schoolhouse.randomness import python_random
 from schoolhouse.reward_models.examples import (
     Example,
@@ -79,6 +79,7 @@ class Config(ChatConfig):
     batch_size: int = Field(64, gt=0)
     """Number of solutions per update."""
     optimizer: Optimizer = Optimizer(weight_decay=0.01)
+    lora: Lora = Lora()
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
@@ -98,13 +99,13 @@ class Config(ChatConfig):
 
 
 def prm(c: Config, run: Run) -> None:
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
+    policy = run.restore(load_policy(c, run))
     task, conversation, tokens = open_task(c.task, c.seed), policy.conversation, 0
     run.track_files(*task.files, c.data)
     if c.data:
         labelled = read_examples(c.data, conversation, c.delimiter)
     else:
-        labelled, tokens = label_solutions(c, task, conversation)
+        labelled, tokens = label_solutions(c, task, policy)
     write_prm800k(run.folder / "labels.jsonl", [solution for solution, _ in labelled])
     examples = [example for _, example in labelled if any(example.rollout.loss_mask)]
     if not examples:
@@ -135,17 +136,16 @@ def prm(c: Config, run: Run) -> None:
         run.record(step, **stats, **(counts if step == 0 else {}))
 
 
-def label_solutions(c: Config, task: Task, reader: Conversation) -> tuple[list[tuple[LabelledSolution, Example]], int]:
+def label_solutions(c: Config, task: Task, policy: Policy) -> tuple[list[tuple[LabelledSolution, Example]], int]:
     """Sample solutions from the generator and label the solutions.
 
     Returns the labelled solutions and the number of sampled tokens.
 
-    Truncated solutions are left out. `reader` holds the tokenizer and the chat template of the model that becomes the
-    reward model.
+    Truncated solutions are left out. `policy` is the model that becomes the reward model.
     """
     generator = Policy.load(c.generator, c.precision, chat=c)
     conversation, problems = generator.conversation, task.train_problems(0, c.num_prompts)
-    check_same_tokenizer(conversation, reader, "the generator", "the reward model")
+    check_same_tokenizer(conversation, policy.conversation, "the generator", "the reward model")
     prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="solution")
     max_new_tokens = c.sampling.max_new_tokens
     rollouts = generator.extend(prompts, max_new_tokens, temperature=c.sampling.temperature)
@@ -165,7 +165,7 @@ def label_solutions(c: Config, task: Task, reader: Conversation) -> tuple[list[t
         )
         tokens += more
     if c.labels == "implicit":
-        scores = Policy.load(c.model, c.precision, chat=c).score(solutions)
+        scores = reference_policy(c, policy).score(solutions)
         rows = zip(labelled, solutions, scores, strict=True)
         return [(one, sequence_example(rollout, one, score.logprob.tolist())) for one, rollout, score in rows], tokens
     pairs = zip(labelled, solutions, strict=True)

@@ -27,12 +27,13 @@ from schoolhouse.algorithms.advantages import group_advantage, step_advantage, v
 from schoolhouse.algorithms.groups import drop_ungraded, rollouts_of, with_rewards
 from schoolhouse.algorithms.losses import clipped_surrogate
 from schoolhouse.algorithms.packing import pack, token_mean
-from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
+from schoolhouse.algorithms.settings import Lora, Optimizer, RolloutSampling
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.data.steps import graded_step_ends
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
+from schoolhouse.policy.training import load_policy
 from schoolhouse.reward_models.prm import (
     OUTCOME_LABELS,
     RewardModel,
@@ -65,6 +66,7 @@ class Config(ChatConfig):
     group_size: int = Field(16, gt=1)
     sampling: RolloutSampling = RolloutSampling()
     optimizer: Optimizer = Optimizer(learning_rate=1e-4, warmup_steps=5, lr_decay_fraction=0.0)
+    lora: Lora = Lora()
     max_logprob_gap: float = Field(0.1, gt=0)
     """Stop if log-probabilities of sampler and learner differ by more than this on average."""
     microbatch_tokens: int = Field(4_096, gt=0)
@@ -74,7 +76,7 @@ class Config(ChatConfig):
 
 
 def prm_rl(c: Config, run: Run) -> None:
-    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c)
+    policy = load_policy(c, run)
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)
     run.track_model(c.reward_model)

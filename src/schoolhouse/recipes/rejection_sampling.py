@@ -17,13 +17,14 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
-from schoolhouse.algorithms.settings import Optimizer, Sampling
+from schoolhouse.algorithms.settings import Lora, Optimizer, Sampling
 from schoolhouse.config import suggest
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.data.scripts import script_share
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
+from schoolhouse.policy.training import load_policy
 from schoolhouse.randomness import python_random
 from schoolhouse.runs.atomic_io import atomic_write, read_json, read_jsonl, to_json, write_jsonl
 from schoolhouse.runs.progress import progress
@@ -52,6 +53,7 @@ class Config(ChatConfig):
     steps: int = Field(500, gt=0)
     batch_size: int = Field(64, gt=0)
     optimizer: Optimizer = Optimizer(weight_decay=0.01)
+    lora: Lora = Lora()
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
@@ -76,7 +78,7 @@ def rejection_sampling(c: Config, run: Run) -> None:
             f"none of {counts['rollouts']} completions was kept ({counts}): use a teacher that solves some problems"
         )
     run.track_files(run.folder / "kept.jsonl")
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
+    policy = run.restore(load_policy(c, run))
 
     for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):
         batch = python_random(Key(c.seed, "distill", step)).choices(demonstrations, k=c.batch_size)

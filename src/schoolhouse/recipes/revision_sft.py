@@ -20,13 +20,14 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from schoolhouse.algorithms.groups import sampled_tokens
-from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
+from schoolhouse.algorithms.settings import Lora, Optimizer, RolloutSampling
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.two_attempts import first_attempts, two_attempts
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
+from schoolhouse.policy.training import load_policy
 from schoolhouse.randomness import python_random
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.base import Task
@@ -65,6 +66,7 @@ class Config(ChatConfig):
     steps: int = Field(300, gt=0)
     batch_size: int = Field(64, gt=0)
     optimizer: Optimizer = Optimizer(weight_decay=0.01)
+    lora: Lora = Lora()
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
@@ -87,7 +89,7 @@ def revision_sft(c: Config, run: Run) -> None:
         "sampled_tokens": tokens,
     }
     examples = [second_only(pair.rollout) for pair in kept]
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
+    policy = run.restore(load_policy(c, run))
     run.track_files(*task.files)
 
     for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):

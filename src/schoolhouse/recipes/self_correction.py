@@ -21,12 +21,13 @@ from schoolhouse.algorithms.advantages import group_advantage
 from schoolhouse.algorithms.groups import drop_ungraded, rollouts_of, with_rewards
 from schoolhouse.algorithms.losses import Loss, kl_penalty, policy_gradient
 from schoolhouse.algorithms.packing import Batch, Scores, pack, token_mean
-from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
+from schoolhouse.algorithms.settings import Lora, Optimizer, RolloutSampling
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.two_attempts import Attempts, first_attempts, two_attempts
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
+from schoolhouse.policy.training import Reference, load_policy, reference_policy
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.grading import grade_rollouts
 from schoolhouse.tasks.registry import open_task
@@ -57,6 +58,7 @@ class Config(ChatConfig):
     """Fraction of the second attempt's reward that is added to the reward of the first attempt in stage II (in stage I,
     first attempts get no reward). The paper does not give a value. Above 0, a first attempt with an error pays off."""
     optimizer: Optimizer = Optimizer(learning_rate=1e-4, warmup_steps=5, lr_decay_fraction=0.0)
+    lora: Lora = Lora()
     max_logprob_gap: float = Field(0.1, gt=0)
     """Stop if log-probabilities of sampler and learner differ by more than this on average."""
     microbatch_tokens: int = Field(4_096, gt=0)
@@ -66,8 +68,8 @@ class Config(ChatConfig):
 
 
 def self_correction(c: Config, run: Run) -> None:
-    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c)
-    reference = Policy.load(c.model, c.precision, chat=c)
+    policy = load_policy(c, run)
+    reference = reference_policy(c, policy)
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)
 
@@ -91,7 +93,13 @@ def self_correction(c: Config, run: Run) -> None:
 
 
 def learn(
-    c: Config, policy: Policy, reference: Policy, first: list[Group], second: list[Group], stage_one: bool, rate: float
+    c: Config,
+    policy: Policy,
+    reference: Reference,
+    first: list[Group],
+    second: list[Group],
+    stage_one: bool,
+    rate: float,
 ) -> dict[str, Any]:
     """Make one update.
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from schoolhouse.algorithms.settings import Optimizer
+from schoolhouse.algorithms.settings import Lora, Optimizer
 from schoolhouse.data.chat_rollouts import LossOn, demonstration_rollouts
 from schoolhouse.data.chat_settings import ChatConfig
-from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
+from schoolhouse.policy.training import load_policy
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.registry import data_spec, open_task
 from schoolhouse.types import Key, Precision
@@ -32,6 +32,7 @@ class Config(ChatConfig):
     batch_size: int = Field(64, gt=0)
     """Number of demonstrations per update."""
     optimizer: Optimizer = Optimizer(weight_decay=0.01)
+    lora: Lora = Lora()
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
@@ -41,9 +42,7 @@ class Config(ChatConfig):
 
 
 def sft(c: Config, run: Run) -> None:
-    policy = run.restore(
-        Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing, chat=c)
-    )
+    policy = run.restore(load_policy(c, run))
     task = open_task(data_spec(c.data) if c.data else c.task, c.seed)
     run.track_files(*task.files)
 

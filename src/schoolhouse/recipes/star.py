@@ -21,11 +21,12 @@ from typing import Any
 from pydantic import Field
 
 from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
-from schoolhouse.algorithms.settings import Optimizer, Sampling
+from schoolhouse.algorithms.settings import Lora, Optimizer, Sampling
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
+from schoolhouse.policy.training import load_policy
 from schoolhouse.randomness import python_random
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.grading import grade_rollouts
@@ -62,6 +63,7 @@ class Config(ChatConfig):
     updates_growth: float = Field(1.1, ge=1)
     batch_size: int = Field(64, gt=0)
     optimizer: Optimizer = Optimizer(learning_rate=2e-3, warmup_steps=10)
+    lora: Lora = Lora()
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
@@ -72,7 +74,7 @@ def star(c: Config, run: Run) -> None:
         raise SchoolError(
             "at temperature 0 all samples are identical: set sampling.temperature above 0 (ReST-EM uses 0.7)"
         )
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
+    policy = run.restore(load_policy(c, run))
     task, conversation = open_task(c.task, c.seed), policy.conversation
     demos_task = open_task(c.demos_task, c.seed)
     run.track_files(*task.files, *demos_task.files)

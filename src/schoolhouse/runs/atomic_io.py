@@ -244,8 +244,6 @@ def resolve_model(folder: Path | str) -> Path:
             f"{folder} is a run of several stages ({names}): give the folder of one stage, "
             f"such as {folder / stages[-1]}"
         )
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
-        raise SchoolError(describe_adapter(str(folder), read_json(folder / "adapter_config.json")))
     return newest[-1] if newest else folder
 
 

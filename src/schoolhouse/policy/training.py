@@ -1,0 +1,113 @@
+"""The policy that a recipe trains, and the reference that its KL penalty compares the policy with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from schoolhouse.model.lora import adapter_tensors, other_adapter
+from schoolhouse.model.lora_folder import read_adapter_tensors
+from schoolhouse.policy.policy import Policy, RolloutScores
+from schoolhouse.runs.run import Run
+from schoolhouse.types import Rollout
+
+
+def load_policy(c: Any, run: Run, model: Path | str = "") -> Policy:
+    """Load the policy that a recipe trains: from the newest checkpoint of the run, or from its starting model.
+
+    `c`: the config of the recipe, with the keys `model`, `precision`, `optimizer`, `lora` and `seed`. A config may also
+        have the key `activation_checkpointing`.
+    `model`: the starting model, if it is not `c.model`.
+    """
+    policy = Policy.load(
+        run.model_path(model or c.model),
+        c.precision,
+        c.optimizer,
+        getattr(c, "activation_checkpointing", False),
+        chat=c,
+        lora=c.lora,
+        seed=c.seed,
+    )
+    if c.lora.rank:
+        sizes = [(p.numel(), p.requires_grad) for p in policy.decoder.parameters()]
+        trained, total = sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+        print(
+            f"LoRA of rank {c.lora.rank}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})",
+            file=sys.stderr,
+        )
+    return policy
+
+
+class Reference(Protocol):
+    """A model that a policy is compared with, such as another policy."""
+
+    def score(
+        self, rollouts: Sequence[Rollout], temperature: float = 1.0, microbatch_tokens: int = 4_096
+    ) -> list[RolloutScores]: ...
+
+
+def reference_policy(c: Any, policy: Policy) -> ModelReference | AdapterReference:
+    """Return the model that training started from, `c.model`, as a reference for the policy.
+
+    With an adapter, no second model is loaded: the reference is the policy with its adapter switched off. If `c.model`
+    itself is an adapter, the reference is the policy with the adapter of `c.model`.
+    """
+    if policy.decoder.lora is None:
+        return ModelReference(Policy.load(c.model, c.precision, chat=c))
+    return AdapterReference(policy, read_adapter_tensors(c.model))
+
+
+class ModelReference:
+    """A reference with its own copy of the whole model."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def score(
+        self, rollouts: Sequence[Rollout], temperature: float = 1.0, microbatch_tokens: int = 4_096
+    ) -> list[RolloutScores]:
+        return self.policy.score(rollouts, temperature, microbatch_tokens)
+
+    def copy_from(self, policy: Policy) -> None:
+        """Replace the weights of the reference by those of the policy."""
+        self.policy.decoder.load_state_dict(policy.decoder.state_dict())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.policy.decoder.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.policy.decoder.load_state_dict(state)
+
+
+class AdapterReference:
+    """A reference that shares the base model with the policy, and has its own adapter or none.
+
+    `tensors`: the matrices of the adapter of the reference, or None for the base model.
+    """
+
+    def __init__(self, policy: Policy, tensors: dict[str, Tensor] | None) -> None:
+        self.policy, self.tensors = policy, None
+        if tensors is not None:
+            self.load_state_dict(tensors)
+
+    def score(
+        self, rollouts: Sequence[Rollout], temperature: float = 1.0, microbatch_tokens: int = 4_096
+    ) -> list[RolloutScores]:
+        with other_adapter(self.policy.decoder, self.tensors):
+            return self.policy.score(rollouts, temperature, microbatch_tokens)
+
+    def copy_from(self, policy: Policy) -> None:
+        """Replace the adapter of the reference by a copy of the policy's adapter."""
+        self.tensors = {name: tensor.clone() for name, tensor in adapter_tensors(policy.decoder).items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.tensors or {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        device = self.policy.device
+        self.tensors = {name: tensor.to(device, torch.float32) for name, tensor in state.items()} or None
