@@ -178,8 +178,8 @@ CLAIM = Claim(
     "same cold start",
     premise="the cold start's pass@1 is between .1 and .5, and groups have mixed rewards (correct and wrong rollouts)",
     rule=f"the mean over seeds of the gain in pass@1 on held-out problems is at least {MIN_GAIN}. The interval of the "
-    "gain over seeds is above 0. Each control (random, shuffled and flipped rewards, and a reward for the format) raises "
-    f"pass@1 by at most {MAX_CONTROL_GAIN}.",
+    "gain over seeds is above 0. Each control (random, shuffled and flipped rewards, and a reward for the format) "
+    f"raises pass@1 by at most {MAX_CONTROL_GAIN}.",
     arms=arms,
     check=check,
     draw=draw,
