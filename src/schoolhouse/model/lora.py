@@ -118,7 +118,14 @@ class LoRALinear(FrozenLinear):
         out = self.base(input)
         if not self.enabled:
             return out
-        return out + F.linear(F.linear(input, self.lora_A) * self.scale, self.lora_B)
+        low = F.linear(input, self.lora_A).flatten(0, -2)
+        return add_low_rank(out.flatten(0, -2), low, self.lora_B, self.scale).view_as(out)
+
+
+def add_low_rank(out_NO: Tensor, low_NR: Tensor, lora_B_OR: Tensor, scale: float) -> Tensor:
+    """Add scale x low B^T to `out_NO`, in place: to allocate a second tensor of this size takes longer than to compute
+    it."""
+    return out_NO.addmm_(low_NR, lora_B_OR.to(out_NO.dtype).t(), alpha=scale)
 
 
 class FrozenEmbedding(nn.Embedding):
