@@ -219,7 +219,7 @@ def test_a_tokenizer_that_is_too_large_has_exit_status_1(folder: Path, save_adap
 
 def test_a_model_that_does_not_fit_is_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(describe, "machine_memory", lambda: (1_000, 1_000))
-    monkeypatch.setattr(describe, "load_decoder", pytest.fail)
+    monkeypatch.setattr(describe, "load_model", pytest.fail)
     described = describe_model(folder)
     assert described.problems[0].startswith("loading the model takes 0.00 GB of memory, and 0.00 GB are free")
     assert "CANNOT BE USED" in render(described)

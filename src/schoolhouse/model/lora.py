@@ -275,6 +275,16 @@ def other_adapter(decoder: nn.Module, tensors: Mapping[str, Tensor] | None) -> G
             layer.enabled, layer.lora_A.data, layer.lora_B.data = True, a, b
 
 
+def share_base(decoder: nn.Module, other: nn.Module) -> None:
+    """Let the frozen weights of a decoder use the memory of another decoder's weights, where both are equal."""
+    theirs = dict(_root(other).named_parameters())
+    for name, parameter in _root(decoder).named_parameters():
+        twin = theirs.get(name)
+        known = not parameter.requires_grad and twin is not None and parameter.dtype == twin.dtype
+        if known and torch.equal(parameter, twin):
+            parameter.data = twin.data
+
+
 @torch.no_grad()
 def merge_adapter(decoder: nn.Module) -> None:
     """Add the adapter to the frozen weights, in float32: W + scale B A. The decoder has plain linear layers afterwards.
