@@ -145,6 +145,15 @@ def test_a_base_in_bfloat16_computes_with_the_rounded_weights(tiny_decoder: Call
     assert kinds["model.norm.weight"] == kinds["model.layers.0.mlp.up_proj.lora_A"] == torch.float32
 
 
+def test_activation_checkpointing_gives_the_same_gradients(tiny_decoder: Callable[..., Decoder]):
+    plain, checkpointed = (trained(with_lora(tiny_decoder())) for _ in range(2))
+    checkpointed.activation_checkpointing = True
+    for model in (plain, checkpointed):
+        logits(model).square().sum().backward()
+    for (name, one), (_, other) in zip(lora_layers(plain), lora_layers(checkpointed), strict=True):
+        assert torch.equal(gradient(one.lora_A), gradient(other.lora_A)), name
+
+
 def test_a_frozen_layer_converts_its_weight_once_and_again_after_a_change():
     layer = FrozenLinear(nn.Linear(6, 5).requires_grad_(False))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -63,9 +63,10 @@ class ModelRegistry:
                 f"--adapters.{name} {folder} is not a LoRA adapter: serve it with `school serve {folder}`"
             )
         if not base_folder(resolve_model(folder)).samefile(base):
+            other = base_name(resolve_model(folder))
             raise SchoolError(
-                f"--adapters.{name} {folder} is an adapter of {base_name(resolve_model(folder))}, but the model of this "
-                f"server is {base}: serve the adapter in another process"
+                f"--adapters.{name} {folder} is an adapter of {other}, but the model of this server is {base}: serve the "
+                "adapter in another process"
             )
 
     @property
