@@ -2,7 +2,7 @@
 
     python tests/chaos.py --kills 50 --seed 1
 
-There are three pipelines with all stages. For each kill a pipeline is started in its own process, killed with SIGKILL
+There are four pipelines with all stages. For each kill a pipeline is started in its own process, killed with SIGKILL
 at a time that is uniform over its duration, resumed, and compared when it has finished: weights, metrics and rollouts
 of every stage. Stops at the first difference and keeps both folders.
 """
@@ -62,7 +62,13 @@ stages:
       activation_checkpointing: {activation_checkpointing}
   - name: sft
     recipe: sft
-    config: {{model: "stage:pretrain", task: "school:facts", steps: 14, save_every: 5, precision: {precision}}}
+    config:
+      model: "stage:pretrain"
+      task: "school:facts"
+      steps: 14
+      save_every: 5
+      precision: {precision}
+      lora.rank: {rank}
   - name: grpo
     recipe: grpo
     config:
@@ -74,6 +80,7 @@ stages:
       group_size: 4
       sampling.max_new_tokens: 16
       precision: {precision}
+      lora.rank: {rank}
       {options}
 """
 
@@ -96,8 +103,15 @@ SHAPES = {
         "task": "school:facts",
         "options": ["num_minibatches: 2", "dynamic_sampling: 1", "rewards.length: 0.1", "sampling.temperature: 1.5"],
     },
+    "adapter": {
+        "activation_checkpointing": "false",
+        "precision": "auto",
+        "task": "python:{even}",
+        "options": ["loss.kl_coef: 0.05", "loss.ref_model_sync_steps: 3"],
+        "rank": "4",
+    },
 }
-"""Kinds of runs, by what is special about them. The first two are graded by worker processes."""
+"""Kinds of runs, by what is special about them. The tasks `python:` are graded by worker processes."""
 
 
 def write_pipelines(folder: Path) -> dict[str, Path]:
@@ -106,7 +120,7 @@ def write_pipelines(folder: Path) -> dict[str, Path]:
     files = {}
     for name, shape in SHAPES.items():
         task = str(shape["task"]).format(even=folder / "even.py")
-        text = PIPELINE.format(**{**shape, "task": task, "options": "\n      ".join(shape["options"])})
+        text = PIPELINE.format(**{"rank": "0", **shape, "task": task, "options": "\n      ".join(shape["options"])})
         files[name] = folder / f"{name.replace(' ', '-')}.yaml"
         files[name].write_text(text)
     return files

@@ -170,6 +170,29 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
         "Two processes use the same run folder.",
         "The second process is refused. The message gives the process id of the first process.",
     ),
+    "adapter not delivered": (
+        "The weights of an adapter are missing or incomplete (verl#7495, ms-swift#9855).",
+        "Loading the adapter is refused, and the message names the missing file or matrix. The base model is never "
+        "used in place of an adapter.",
+    ),
+    "adapter of another base": (
+        "An adapter is used with another base model than the model of its training.",
+        "The adapter is refused. Each adapter folder has a checksum of the weights of its base model.",
+    ),
+    "adapter rank mismatch": (
+        "The rank in the config of an adapter, or in the request, differs from the rank of its matrices.",
+        "The adapter is refused. The message names both ranks, and what to do.",
+    ),
+    "merged twice": (
+        "An adapter is added to its base model a second time (trl#6688).",
+        "Merging works only from the untouched base model, in float32, and a merged model is refused as base model "
+        "of the adapter.",
+    ),
+    "adapter and whole model": (
+        "A request for LoRA trains the whole model, or the reverse (SkyRL#1077).",
+        "The parameters that will be trained are compared with the request before the first step. A difference is "
+        "an error.",
+    ),
     "clock jumps": ("The system clock jumps back or forward.", "The results do not depend on the clock."),
 }
 

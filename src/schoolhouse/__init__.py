@@ -31,7 +31,7 @@ _PUBLIC = {
     "algorithms.packing": "Batch Scores TokenWeight constant loss_aggregation pack sequence_mean sequence_sum "
     "token_mean without",
     "algorithms.reward_shaping": "add_format_rewards kl_in_reward length_reward overlong_penalty",
-    "algorithms.settings": "Advantage Eval Optimizer PolicyLoss Rewards RolloutSampling Sampling",
+    "algorithms.settings": "Advantage Eval Lora Optimizer PolicyLoss Rewards RolloutSampling Sampling",
     "policy.interface": "Generator",
     "policy.policy": "Policy",
     "policy.stream": "RolloutStream",
@@ -59,6 +59,7 @@ __all__ = [
     "Generator",
     "Group",
     "Key",
+    "Lora",
     "Loss",
     "Message",
     "Optimizer",
@@ -165,6 +166,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from schoolhouse.algorithms.settings import (
         Advantage,
         Eval,
+        Lora,
         Optimizer,
         PolicyLoss,
         Rewards,

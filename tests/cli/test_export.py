@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from schoolhouse.algorithms.settings import Lora
 from schoolhouse.cli.main import main
 from schoolhouse.export.model_card import evaluation_lines, render_model_card
 from schoolhouse.model.folder import read_weights
+from schoolhouse.model.lora import lora_layers
 from schoolhouse.policy.policy import Policy
 from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.runs.manifest import read_config
@@ -171,3 +173,27 @@ def test_existing_files_are_not_overwritten(run: Path, tmp_path: Path, capsys: p
     assert "is not empty" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "nowhere"), "--to", str(tmp_path / "out")]) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.fault("merged twice")
+def test_an_adapter_is_merged_into_its_untouched_base(run: Path, tmp_path: Path):
+    policy = Policy.load(run, "float32", lora=Lora(rank=4))
+    for i, (_, layer) in enumerate(lora_layers(policy.decoder)):
+        layer.lora_B.data.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(i))
+    policy.save(tmp_path / "adapter")
+    assert main(["export", str(tmp_path / "adapter"), "--to", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    assert greedy(Policy.load(tmp_path / "out", "float32")) == greedy(policy)
+    base, merged = (load_file(path / "model.safetensors") for path in (resolve_model(run), tmp_path / "out"))
+    for name, layer in lora_layers(policy.decoder):
+        expected = base[f"{name}.weight"] + layer.scale * layer.lora_B @ layer.lora_A
+        assert torch.allclose(merged[f"{name}.weight"], expected, atol=1e-6)
+    assert merged.keys() == base.keys()
+    assert main(["export", str(tmp_path / "out"), "--to", str(tmp_path / "again")]) == 0
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in merged.items())
+    assert main(["export", str(tmp_path / "adapter"), "--to", str(tmp_path / "gguf"), "--format", "gguf"]) == 0
+    reader = gguf.GGUFReader(tmp_path / "gguf" / "adapter.gguf")
+    written = {tensor.name: tensor.data for tensor in reader.tensors}
+    expected = merged["model.layers.0.mlp.up_proj.weight"].numpy()
+    assert np.array_equal(written["blk.0.ffn_up.weight"].reshape(expected.shape), expected)

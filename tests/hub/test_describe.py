@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from schoolhouse.algorithms.settings import Lora
 from schoolhouse.cli.main import main
 from schoolhouse.hub import describe
 from schoolhouse.hub.describe import Token, Weights, describe_model, render
@@ -39,6 +40,12 @@ def save_adapter(folder: Path):
         return folder
 
     return save
+
+
+def save_lora(folder: Path) -> Path:
+    """Write an adapter of the model in `folder` to a folder of its own."""
+    Policy.load(folder, lora=Lora(rank=4)).save(folder.with_name("adapter"))
+    return folder.with_name("adapter")
 
 
 def doctor(capsys: pytest.CaptureFixture[str], folder: Path) -> tuple[int, dict[str, str]]:
@@ -187,11 +194,21 @@ def test_damaged_weights_have_exit_status_1(folder: Path, capsys) -> None:
 
 
 def test_an_adapter_without_its_base_model_has_exit_status_1(folder: Path, capsys) -> None:
-    (folder / "config.json").unlink()
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "school/base"}))
-    status, lines = doctor(capsys, folder)
+    adapter = save_lora(folder)
+    rewrite(adapter / "adapter_config.json", base_model_name_or_path="school/base")
+    folder.rename(folder.with_name("elsewhere"))
+    status, lines = doctor(capsys, adapter)
     assert status == 1
-    assert "cannot be used without its base model (school/base)" in lines["CANNOT BE USED"]
+    assert "changes the base model school/base, which is not on this machine" in lines["CANNOT BE USED"]
+
+
+def test_an_adapter_is_described_with_its_base_model(folder: Path, capsys) -> None:
+    status, lines = doctor(capsys, save_lora(folder))
+    assert status == 0
+    layers = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    assert lines["LoRA adapter"] == f"rank 4, alpha 32, 14 layers ({layers}) of {folder.resolve()}"
+    assert lines["decoder"].startswith("schoolhouse's own")
+    assert "LoRA adapter" not in doctor(capsys, folder)[1]
 
 
 def test_a_tokenizer_that_is_too_large_has_exit_status_1(folder: Path, save_adapter, capsys) -> None:
@@ -202,7 +219,7 @@ def test_a_tokenizer_that_is_too_large_has_exit_status_1(folder: Path, save_adap
 
 def test_a_model_that_does_not_fit_is_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(describe, "machine_memory", lambda: (1_000, 1_000))
-    monkeypatch.setattr(describe, "load_decoder", pytest.fail)
+    monkeypatch.setattr(describe, "load_model", pytest.fail)
     described = describe_model(folder)
     assert described.problems[0].startswith("loading the model takes 0.00 GB of memory, and 0.00 GB are free")
     assert "CANNOT BE USED" in render(described)

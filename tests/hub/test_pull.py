@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hub_server import EXPIRED, TOKEN, Hub, Repository, running_hub
+from schoolhouse.algorithms.settings import Lora
 from schoolhouse.cli.main import main
 from schoolhouse.data.chat import Conversation
 from schoolhouse.model.folder import read_weights
@@ -273,12 +274,24 @@ def test_a_repository_without_weights_is_said(hub: Hub) -> None:
     assert pull_error(NAME).startswith(f"{NAME} has no weights in model.safetensors or pytorch_model.bin")
 
 
-def test_an_adapter_names_its_base_model(hub: Hub) -> None:
-    content = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "school/base"}).encode()
-    hub.repositories[NAME] = Repository({"adapter_config.json": content, "adapter_model.safetensors": b"1"})
-    assert pull_error(NAME).startswith(
-        f"{NAME} holds only an adapter (LORA), which cannot be used without its base model (school/base)"
-    )
+def test_an_adapter_is_fetched_and_names_its_base_model(hub: Hub, tmp_path: Path) -> None:
+    done = school("pull", NAME)
+    assert done.returncode == 0, done.stderr
+    Policy.load(NAME, lora=Lora(rank=4)).save(tmp_path / "adapter")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == NAME
+    hub.repositories["school/adapter"] = Repository({**files, "README.md": b"text"})
+    done = school("pull", "school/adapter")
+    assert "fetch its base model too" not in done.stdout
+    assert Policy.load("school/adapter").decoder.lora is not None
+    config = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": "school/base"}
+    hub.repositories["school/other"] = Repository({**files, "adapter_config.json": json.dumps(config).encode()})
+    assert "fetch its base model too: school pull school/base" in school("pull", "school/other").stdout
+
+
+def test_an_adapter_without_weights_is_refused(hub: Hub) -> None:
+    hub.repositories[NAME] = Repository({"adapter_config.json": b"{}"})
+    assert pull_error(NAME).startswith(f"{NAME} is an adapter without weights")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "a/b/c", "../x/y", "a/..", "http://a.co/a/b", "a--b/c", "a/b@main"])

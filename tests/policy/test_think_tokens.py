@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from schoolhouse.algorithms.settings import Lora
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.model.decoder import ModelConfig
 from schoolhouse.policy.policy import Policy
-from schoolhouse.types import Key, Message, Problem
+from schoolhouse.types import Key, Message, Problem, SchoolError
 from template_zoo import write_model
 
 CHAT = ChatConfig(add_think_tokens=True)
@@ -62,3 +63,10 @@ def test_an_adapter_grows_too(tmp_path: Path) -> None:
     assert policy.decoder.config.vocab_size == size + 2
     prompt = policy.conversation.prompt_rollout(Problem("p", (Message("user", "two plus three"),), ""), Key(0, "test"))
     assert len(policy.extend([prompt], 4)[0]) > len(prompt)
+
+
+def test_a_frozen_embedding_gets_no_tokens(folder: Path) -> None:
+    with pytest.raises(SchoolError, match="which is frozen under a LoRA adapter"):
+        Policy.load(folder, chat=CHAT, lora=Lora(rank=2))
+    Policy.load(folder, chat=CHAT).save(folder.with_name("with tokens"))
+    assert Policy.load(folder.with_name("with tokens"), chat=CHAT, lora=Lora(rank=2)).decoder.lora is not None

@@ -160,20 +160,6 @@ def test_the_folder_of_a_pipeline_names_its_stages(tmp_path: Path) -> None:
         resolve_model(tmp_path)
 
 
-def test_an_adapter_is_refused_with_the_name_of_its_base_model(tmp_path: Path) -> None:
-    config = {"peft_type": "LORA", "base_model_name_or_path": "school/base"}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(SchoolError) as error:
-        resolve_model(tmp_path)
-    assert str(error.value) == (
-        f"{tmp_path} holds only an adapter (LORA), which cannot be used without its base model (school/base); "
-        "merge the adapter into the base model with the package peft (docs/models.md shows the code), and use the "
-        "merged folder"
-    )
-    (tmp_path / "config.json").write_text("{}")
-    assert resolve_model(tmp_path) == tmp_path
-
-
 def test_a_gguf_file_is_refused_with_the_command_that_reads_it(tmp_path: Path) -> None:
     (tmp_path / "tiny.gguf").touch()
     with pytest.raises(SchoolError, match=r"tiny.gguf is a GGUF file: .* `school import .*tiny.gguf --to DIR`"):

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig, parse_query
+from schoolhouse.runs.adapter_folder import base_folder
 from schoolhouse.runs.atomic_io import read_json, resolve_model
 from schoolhouse.types import Demonstration, Key, Problem
 
@@ -241,7 +242,7 @@ def _token_line(c: Data, lengths: list[int]) -> str:
 
 
 def _context_length(model: Path) -> int | None:
-    path = resolve_model(model) / "config.json"
+    path = base_folder(resolve_model(model)) / "config.json"
     value = read_json(path).get("max_position_embeddings") if path.exists() else None
     return value if isinstance(value, int) else None
 

@@ -27,6 +27,8 @@ def pull(args: Sequence[str]) -> None:
     if c is None:
         return
     from schoolhouse.hub.pull import pull as fetch
+    from schoolhouse.runs.adapter_folder import base_name, is_adapter
+    from schoolhouse.runs.hub_cache import is_on_disk
 
     try:
         pulled = fetch(c.name, c.to, c.revision)
@@ -38,6 +40,8 @@ def pull(args: Sequence[str]) -> None:
     print(f"{total:>14,}  bytes in {len(pulled.sizes)} files, {fetched:,} of them fetched now")
     print(f"commit {pulled.commit}, licence {pulled.licence or 'not named'}, folder {pulled.folder}")
     name = c.name if c.revision == "main" else f"{c.name}@{c.revision}"
+    if is_adapter(pulled.folder) and not is_on_disk(base := base_name(pulled.folder)):
+        print(f"this is a LoRA adapter; fetch its base model too: school pull {shlex.quote(base)}")
     print(f"next: school chat {shlex.quote(str(c.to or name))}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schoolhouse import __version__
+from schoolhouse.runs.adapter_folder import base_folder
 from schoolhouse.runs.atomic_io import read_json, read_jsonl, resolve_model
 from schoolhouse.runs.manifest import read_config
 
@@ -26,7 +27,7 @@ def model_name(model: Path) -> str:
 
 def render_model_card(model: Path, format: str, licence: str) -> str:
     """Make the text of a model card: a description of the model, each step of its training, and its evaluation."""
-    config = read_json(resolve_model(model) / "config.json")
+    config = read_json(base_folder(resolve_model(model)) / "config.json")
     name = model_name(model)
     metadata = {
         "license": licence,

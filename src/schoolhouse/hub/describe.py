@@ -14,11 +14,13 @@ from safetensors import SafetensorError, safe_open
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.chat_template import DEFAULT_TEMPLATE
 from schoolhouse.hub.memory import MemoryNeed, memory_need
-from schoolhouse.model.checkpoint import load_decoder
 from schoolhouse.model.config import ARCHITECTURES, ModelConfig, unknown_keys, unsupported_keys
 from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.folder import read_json, weight_paths
+from schoolhouse.model.lora import Adapter
+from schoolhouse.model.lora_folder import load_conversation, load_model
 from schoolhouse.policy.policy import Policy
+from schoolhouse.runs.adapter_folder import base_folder
 from schoolhouse.runs.atomic_io import resolve_model
 from schoolhouse.runs.doctor import machine_memory
 from schoolhouse.types import Message, SchoolError
@@ -63,6 +65,7 @@ class ModelDescription:
     `decoder`: the text "own" or "adapter", or an empty text if the model cannot be loaded.
     `decoder_reason`: the reason why this decoder is used.
     `length_reason`: the reason why a sequence cannot be longer.
+    `adapter`: the rank, the layers and the base model of a LoRA adapter, or an empty text for a whole model.
     `limits`: the features that do not work with the model.
     `problems`: the reasons why the model cannot be used. The list is empty for a model that can be used.
     """
@@ -74,6 +77,7 @@ class ModelDescription:
     decoder: str = ""
     decoder_reason: str = ""
     length_reason: str = ""
+    adapter: str = ""
     template: Template | None = None
     memory: MemoryNeed | None = None
     limits: tuple[str, ...] = ()
@@ -88,14 +92,15 @@ def describe_model(name: Path | str) -> ModelDescription:
     """
     try:
         folder = resolve_model(name)
-        config = read_json(folder / "config.json")
+        base = base_folder(folder)
+        config = read_json(base / "config.json")
     except SchoolError as error:
         if not Path(name).exists():
             raise
         return ModelDescription(Path(name), problems=(str(error),))
     model_type = str(config.get("model_type", "unknown"))
     try:
-        weights = _read_weights(folder)
+        weights = _read_weights(base)
     except SchoolError as error:
         return ModelDescription(folder, model_type, problems=(str(error),))
     problems, decoder, template, memory = [], None, None, None
@@ -107,11 +112,11 @@ def describe_model(name: Path | str) -> ModelDescription:
         )
     else:
         try:
-            decoder = load_decoder(folder)
+            decoder = load_model(folder)
         except SchoolError as error:
             problems.append(str(error))
     try:
-        conversation = Conversation.load(folder)
+        conversation = load_conversation(folder)
         template = _describe_template(folder, conversation)
         if decoder is not None:
             memory = memory_need(decoder.config, weights.num_parameters)
@@ -129,9 +134,17 @@ def describe_model(name: Path | str) -> ModelDescription:
         config=decoder.config,
         decoder="own" if own else "adapter",
         decoder_reason=_decoder_reason(config, own),
+        adapter=_describe_adapter(decoder.lora),
         length_reason=_length_reason(config, decoder.config),
         limits=tuple(_limits(own, decoder.config)),
     )
+
+
+def _describe_adapter(adapter: Adapter | None) -> str:
+    if adapter is None:
+        return ""
+    layers = ", ".join(sorted({name.rpartition(".")[2] for name in adapter.modules}))
+    return f"rank {adapter.rank}, alpha {adapter.alpha:g}, {len(adapter.modules)} layers ({layers}) of {adapter.base}"
 
 
 def _limits(own: bool, config: ModelConfig) -> Iterator[str]:
@@ -279,6 +292,8 @@ def render(d: ModelDescription) -> str:
     if d.decoder:
         which = "schoolhouse's own" if d.decoder == "own" else "the layers of transformers with our attention (adapter)"
         lines.append(("decoder", f"{which}: {d.decoder_reason}"))
+    if d.adapter:
+        lines.append(("LoRA adapter", d.adapter))
     if d.config:
         lines.append(("longest sequence", f"{d.config.max_seq_len:,} tokens: {d.length_reason}"))
         tied = "shares its weights with the embedding" if d.config.tie_word_embeddings else "has weights of its own"

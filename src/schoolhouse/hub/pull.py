@@ -19,7 +19,8 @@ from huggingface_hub import try_to_load_from_cache as cached_file
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, disable_progress_bars
 
-from schoolhouse.runs.atomic_io import describe_adapter, is_disk_full, read_json
+from schoolhouse.runs import adapter_folder
+from schoolhouse.runs.atomic_io import is_disk_full, read_json
 from schoolhouse.runs.hub_cache import find_cached_model, parse_hub_name
 from schoolhouse.types import SchoolError
 
@@ -90,17 +91,24 @@ def _fetch(name: str, to: Path | None, revision: str) -> Pulled:
     assert info.siblings is not None
     known_sizes = {file.rfilename: file.size or 0 for file in info.siblings}
     fetch_file = partial(_fetch_file, name, commit=info.sha, to=to)
-    if "config.json" not in known_sizes:
-        raise SchoolError(_not_a_model(name, known_sizes, fetch_file))
-    files = {file for file in known_sizes if _TEXT_FILES.fullmatch(file)} | {"config.json"}
-    files |= _weight_files(name, known_sizes, fetch_file)
+    whole = any(f"{weights}{index}" in known_sizes for weights in WEIGHTS for index in ("", ".index.json"))
+    last = adapter_folder.CONFIG if adapter_folder.CONFIG in known_sizes and not whole else "config.json"
+    if last not in known_sizes:
+        raise SchoolError(
+            f"{name} is not a model for this program: it has no config.json{_gguf_hint(name, known_sizes)}"
+        )
+    files = {file for file in known_sizes if _TEXT_FILES.fullmatch(file)} | {last}
+    if last == "config.json":
+        files |= _weight_files(name, known_sizes, fetch_file)
+    else:
+        files |= _adapter_files(name, known_sizes)
     sizes = {file: known_sizes[file] for file in sorted(files)}
     present = {file for file in files if _is_present(name, file, info.sha, to, sizes[file])}
     _check_space(name, to or Path(constants.HF_HUB_CACHE), sum(sizes[file] for file in files - present))
-    for file in sorted(files - {"config.json"}, key=lambda file: sizes[file]):
+    for file in sorted(files - {last}, key=lambda file: sizes[file]):
         fetch_file(file)
     # config.json comes last, because a cached model with config.json counts as complete (`find_cached_model`)
-    folder = fetch_file("config.json", revision=revision).parent
+    folder = fetch_file(last, revision=revision).parent
     if to is None and folder.name != info.sha:
         raise SchoolError(f"{name} changed on the hub while it was fetched: run the same command again")
     licence = (info.card_data or {}).get("license")
@@ -175,10 +183,14 @@ def _weight_files(name: str, sizes: Mapping[str, int], fetch_file: Callable[[str
     raise SchoolError(f"{name} has no weights in model.safetensors or pytorch_model.bin{hint}")
 
 
-def _not_a_model(name: str, sizes: Mapping[str, int], fetch_file: Callable[[str], Path]) -> str:
-    if "adapter_config.json" in sizes:
-        return describe_adapter(name, read_json(fetch_file("adapter_config.json")))
-    return f"{name} is not a model for this program: it has no config.json{_gguf_hint(name, sizes)}"
+def _adapter_files(name: str, sizes: Mapping[str, int]) -> set[str]:
+    """Return the weight file of a LoRA adapter, and the file about its base model if this package wrote one."""
+    weights = [file for file in adapter_folder.WEIGHTS if file in sizes]
+    if not weights:
+        raise SchoolError(
+            f"{name} is an adapter without weights (no {adapter_folder.WEIGHTS[0]}): use another revision or repository"
+        )
+    return {weights[0], *({adapter_folder.BASE} & sizes.keys())}
 
 
 def _gguf_hint(name: str, sizes: Mapping[str, int]) -> str:

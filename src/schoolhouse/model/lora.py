@@ -118,7 +118,14 @@ class LoRALinear(FrozenLinear):
         out = self.base(input)
         if not self.enabled:
             return out
-        return out + F.linear(F.linear(input, self.lora_A) * self.scale, self.lora_B)
+        low = F.linear(input, self.lora_A).flatten(0, -2)
+        return add_low_rank(out.flatten(0, -2), low, self.lora_B, self.scale).view_as(out)
+
+
+def add_low_rank(out_NO: Tensor, low_NR: Tensor, lora_B_OR: Tensor, scale: float) -> Tensor:
+    """Add scale x low B^T to `out_NO`, in place: to allocate a second tensor of this size takes longer than to compute
+    it."""
+    return out_NO.addmm_(low_NR, lora_B_OR.to(out_NO.dtype).t(), alpha=scale)
 
 
 class FrozenEmbedding(nn.Embedding):
@@ -266,6 +273,16 @@ def other_adapter(decoder: nn.Module, tensors: Mapping[str, Tensor] | None) -> G
     finally:
         for (_, layer), (a, b) in zip(layers, kept, strict=True):
             layer.enabled, layer.lora_A.data, layer.lora_B.data = True, a, b
+
+
+def share_base(decoder: nn.Module, other: nn.Module) -> None:
+    """Let the frozen weights of a decoder use the memory of another decoder's weights, where both are equal."""
+    theirs = dict(_root(other).named_parameters())
+    for name, parameter in _root(decoder).named_parameters():
+        twin = theirs.get(name)
+        known = not parameter.requires_grad and twin is not None and parameter.dtype == twin.dtype
+        if known and torch.equal(parameter, twin):
+            parameter.data = twin.data
 
 
 @torch.no_grad()

@@ -221,8 +221,8 @@ def resolve_model(folder: Path | str) -> Path:
 
     For a run folder, the model folder is the newest checkpoint. Any other local folder is the model folder itself. If
     no local folder has this name, `ORG/NAME` or `ORG/NAME@REVISION` names a model that `school pull` has fetched.
-    Raises SchoolError for the folder of a pipeline (the message names the stages), for an adapter without its base
-    model, and for a GGUF file. Also raises SchoolError if no local folder and no model in the cache has the given name.
+    Raises SchoolError for the folder of a pipeline (the message names the stages), and for a GGUF file. Also raises
+    SchoolError if no local folder and no model in the cache has the given name.
     """
     name, folder = str(folder), Path(folder)
     if not folder.exists() and parse_hub_name(name):
@@ -245,16 +245,6 @@ def resolve_model(folder: Path | str) -> Path:
             f"such as {folder / stages[-1]}"
         )
     return newest[-1] if newest else folder
-
-
-def describe_adapter(name: str, config: Mapping[str, Any]) -> str:
-    """Return the error for an adapter without its base model. `config` is the content of adapter_config.json."""
-    base = config.get("base_model_name_or_path") or "not named in adapter_config.json"
-    kind = config.get("peft_type") or "adapter"
-    return (
-        f"{name} holds only an adapter ({kind}), which cannot be used without its base model ({base}); merge the "
-        "adapter into the base model with the package peft (docs/models.md shows the code), and use the merged folder"
-    )
 
 
 def delete_old_checkpoints(folder: Path, keep: int) -> None:

@@ -19,15 +19,19 @@ def parse_hub_name(name: str) -> tuple[str, str] | None:
 def find_cached_model(name: str) -> Path | None:
     """Return the folder of a complete model in the cache (HF_HOME), or None if the cache has no such model.
 
-    `school pull` fetches config.json last, so a cached model with config.json is complete.
+    `school pull` fetches config.json last, so a cached model with config.json is complete. For a LoRA adapter, the last
+    file is adapter_config.json.
     """
     parsed = parse_hub_name(name)
     if parsed is None:
         return None
     from huggingface_hub import try_to_load_from_cache  # only names of the hub need this import
 
-    config = try_to_load_from_cache(parsed[0], "config.json", revision=parsed[1])
-    return Path(config).parent if isinstance(config, str) else None
+    for file in ("config.json", "adapter_config.json"):
+        config = try_to_load_from_cache(parsed[0], file, revision=parsed[1])
+        if isinstance(config, str):
+            return Path(config).parent
+    return None
 
 
 def is_on_disk(model: Path | str) -> bool:

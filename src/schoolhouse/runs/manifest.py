@@ -241,7 +241,7 @@ def weights_digest(model: Path | str) -> str:
 def weight_files(model: Path | str) -> list[Path]:
     """Find the files with the weights in a model folder, or in the newest checkpoint of a run."""
     folder = resolve_model(model)
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("[ap]*_model*.bin"))  # adapter_ or pytorch_
 
 
 def check_unchanged(known: dict[str, str], name: str, digest: str, run: Path) -> None:

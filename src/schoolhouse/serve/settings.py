@@ -5,14 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
+from schoolhouse.config import BaseConfig
 from schoolhouse.data.chat_settings import ChatConfig
+
+
+class Adapters(BaseConfig):
+    """LoRA adapters of the served model. The key of an adapter is its name in requests, and the value its folder."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        return {name: Path(str(folder)) for name, folder in (self.model_extra or {}).items()}
 
 
 class ServerConfig(ChatConfig):
     model: Path
     """Folder of a model, or of a run: its newest checkpoint."""
+    adapters: Adapters = Adapters()
+    """LoRA adapters of this model, which requests choose by name: --adapters.NAME FOLDER."""
     host: str = "127.0.0.1"
     """Address to listen on; the default is reachable from this machine only."""
     port: int = Field(8000, ge=1, le=65535)
