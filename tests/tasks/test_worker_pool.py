@@ -95,7 +95,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(file: Path) -> Iterator[WorkerPool]:
-    with WorkerPool(open_task(f"python:{file}"), timeout=2.0, memory_limit=200 << 20) as pool:
+    with WorkerPool(open_task(f"python:{file}"), 2, timeout=2.0, memory_limit=200 << 20, load_timeout=20.0) as pool:
         yield pool
 
 
