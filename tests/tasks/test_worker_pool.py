@@ -217,7 +217,7 @@ def test_an_interrupted_call_leaves_nothing_behind(pool: WorkerPool) -> None:
 
 def test_workers_end_with_the_pool(file: Path) -> None:
     before = set(multiprocessing.active_children())
-    with WorkerPool(open_task(f"python:{file}")) as pool:
+    with WorkerPool(open_task(f"python:{file}"), 2) as pool:
         pool.grade_all([case("right"), case("right")])
         assert len(set(multiprocessing.active_children()) - before) == 2
     assert not set(multiprocessing.active_children()) - before

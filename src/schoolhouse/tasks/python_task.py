@@ -54,7 +54,7 @@ def _choose(module: ModuleType, path: Path, name: str) -> Any:
     functions = {key: value for key, value in own.items() if isinstance(value, FunctionType)}
     rewards = {key: value for key, value in functions.items() if signature_style(value)}
     known = tasks | rewards
-    advice = f"write one of them, such as {SINGLE_SIGNATURE}, {TRL_SIGNATURE}, or {VERL_SIGNATURE}"
+    advice = f"write one of them, such as {TRL_SIGNATURE}, {VERL_SIGNATURE}, or {SINGLE_SIGNATURE}"
     if name:
         if name in known:
             return known[name]
