@@ -446,7 +446,7 @@ def test_the_columns_of_a_reward_function_can_be_mapped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["{}", "#### {}", "<answer>{}</answer>", "The answer is {}."])
 def test_a_check_finds_the_form_of_answers_that_a_function_accepts(tmp_path: Path, data: Path, form: str) -> None:
-    code = f"def f(completions, reference): return [float(c == {form!r}.format(r)) for c, r in zip(completions, reference)]"
+    code = f"def f(completions, reference): return [{form!r}.format(r) == c for c, r in zip(completions, reference)]"
     task = open_task(f"python:{write(tmp_path, code)}?data={data}")
     audit = audit_task(task)
     worker_pool(task).close()
@@ -455,7 +455,9 @@ def test_a_check_finds_the_form_of_answers_that_a_function_accepts(tmp_path: Pat
 
 
 def test_a_function_that_accepts_no_form_fails_its_check(tmp_path: Path, data: Path) -> None:
-    task = open_task(f"python:{write(tmp_path, 'def f(completions, **kwargs): return [0.5 for _ in completions]')}?data={data}")
+    task = open_task(
+        f"python:{write(tmp_path, 'def f(completions, **kwargs): return [0.5 for _ in completions]')}?data={data}"
+    )
     audit = audit_task(task)
     worker_pool(task).close()
     assert (audit.references_correct, audit.form) == (0, "\\boxed{{{}}}")

@@ -15,6 +15,7 @@ class WorkerSettings(BaseConfig):
     timeout: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Seconds for one call of the verifier. With 0: 5 seconds for one completion, 60 seconds for a whole batch."""
     load_timeout: float = Field(120.0, gt=0, allow_inf_nan=False)
-    """Seconds for a worker to open the task, and more seconds for its first call, which may load a model."""
+    """More seconds for the first call of a worker, which may load a model. A worker also has this time, and at least
+    120 seconds, to open the task."""
     memory_limit: float = Field(2.0, ge=0, allow_inf_nan=False)
     """GiB that a worker may allocate after it has opened the task. With 0, there is no limit. macOS has no limit."""

@@ -30,9 +30,14 @@ class BadMessageError(Exception):
 
 def send_message(descriptor: int, **fields: Any) -> None:
     """Write one message to a pipe. Numbers must be finite."""
-    line = memoryview((json.dumps(fields, allow_nan=False) + "\n").encode())
+    line = memoryview(encoded(fields))
     while line:
         line = line[os.write(descriptor, line) :]
+
+
+def encoded(fields: Mapping[str, Any]) -> bytes:
+    """Return a message as a line of JSON. A character needs at most 6 bytes."""
+    return (json.dumps(fields, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
 
 class MessageReader:
@@ -63,7 +68,7 @@ class MessageReader:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        message = json.loads(line, parse_constant=_refuse)
+        message = json.loads(line.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise BadMessageError(f"a message is not JSON ({str(error)[:60]}): {line[:40]!r}") from error
     if not isinstance(message, dict):

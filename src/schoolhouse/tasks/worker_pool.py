@@ -31,7 +31,8 @@ BATCH_TIMEOUT = 60.0
 """The default time limit for a call with several completions, in seconds."""
 
 LOAD_TIMEOUT = 120.0
-"""The default time limit in seconds for a worker to open its task, and the time added to its first call."""
+"""The default time in seconds that is added to the time limit of a worker's first call. A worker has the added time,
+but at least LOAD_TIMEOUT, to open its task."""
 
 MEMORY_LIMIT = 2 << 30
 """The memory in bytes that a verifier can allocate after its worker has opened the task. macOS has no such limit."""
@@ -58,9 +59,9 @@ class WorkerPool:
     `timeout` is the maximum time for one call of the verifier in seconds; a worker that needs more time is killed. 0
         means 5 seconds for one completion, and 60 seconds for a call with several completions.
     `memory_limit` is the maximum memory in bytes that a verifier can allocate; 0 means no limit.
-    `load_timeout` is the maximum time in seconds to open the task. A verifier of the user can load a model in the first
-        call of a worker, so the first call has this much more time. If a worker replaces a killed worker, its first
-        call gets three times the duration of the longest first call instead.
+    `load_timeout` is the time in seconds that is added to the time limit of a worker's first call, because a verifier
+        of the user can load a model in this call. If a worker replaces a killed worker, three times the duration of the
+        longest first call is added instead.
     `seconds` has the duration of each verdict of the last call, in seconds. A call with several completions counts in
         equal parts.
     `traces` has the lines of the user's code for each reason of an exception.
@@ -178,6 +179,10 @@ class WorkerPool:
         worker.started = worker.since = time.monotonic()
         send_cases(worker, message)
 
+    @property
+    def _open_limit(self) -> float:
+        return max(self.load_timeout, LOAD_TIMEOUT)
+
     def _load_seconds(self, worker: Worker) -> float:
         """Return the time that the first call of a worker gets to load what it needs."""
         if worker.num_calls or not self._loads:
@@ -187,7 +192,7 @@ class WorkerPool:
         return self.load_timeout if worker.is_new or self._num_lost < 2 * self.num_workers else 0.0
 
     def _remaining(self, worker: Worker) -> float:
-        limit = worker.limit + self._load_seconds(worker) if worker.ready else self.load_timeout
+        limit = worker.limit + self._load_seconds(worker) if worker.ready else self._open_limit
         return worker.since + limit - time.monotonic()
 
     def _collect(self, results: dict[int, Verdict]) -> None:
@@ -266,19 +271,19 @@ class WorkerPool:
 
     def _time_out(self, worker: Worker, results: dict[int, Verdict]) -> None:
         load = self._load_seconds(worker)
-        first = f" and {load:.3g} s more for the first call of a worker" if load >= 1 else ""
-        number = f" for {len(worker.sent)} completions in one call" if len(worker.sent) > 1 else ""
+        first = f" and {load:.3g} s more for the first call of the worker" if load >= 1 else ""
+        number = f" for {len(worker.sent)} completions" if len(worker.sent) > 1 else ""
         limit = self._limit_of(len(worker.sent))
         place = where(worker.trace, worker.process.pid) if worker.ready else ""
-        place = f"; the worker was{place}" if place else ""
-        self._give_up(worker, results, f"no verdict within {limit:g} s{first}{number}{place}")
+        place = f"; the verifier was{place}" if place else ""
+        self._give_up(worker, results, f"no verdict{number} within {limit:g} s{first}{place}")
 
     def _give_up(self, worker: Worker, results: dict[int, Verdict], reason: str) -> None:
         """Kill a worker that grades or starts, and record the reason for its cases."""
         if not worker.ready:
             raise SchoolError(
                 f"task {self._name} cannot be opened in a worker process (exit code {worker.process.exitcode}, "
-                f"after {time.monotonic() - worker.since:.0f} s of at most {self.load_timeout:g} s); if you run a "
+                f"after {time.monotonic() - worker.since:.0f} s of at most {self._open_limit:g} s); if you run a "
                 "script, put its code under `if __name__ == '__main__':`, because workers import the script"
             )
         self._num_lost += len(worker.sent) == 1
