@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from grading_speed import FUNCTIONS, measure
 from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.cli.main import main
 from schoolhouse.tasks.base import Task
 from schoolhouse.tasks.grading import STOP_AFTER, grade_rollouts, open_graded_task, worker_pool
 from schoolhouse.tasks.worker_pool import num_cores
 from schoolhouse.types import Completion, Key, Problem, Rollout, SchoolError, Verdict
-
-HALF = STOP_AFTER // 2
 
 
 class Moody(Task):
@@ -163,3 +162,9 @@ def test_an_error_in_eval_problems_names_file_and_line(folder: Path, capsys: pyt
     (folder / "mine.py").write_text(TASK.replace("{train}", "[]").replace("[None]", "1 / 0"))
     assert main(["task", "python:mine.py", "--eval"]) != 0
     assert "mine.py:14: ZeroDivisionError: division by zero (in Mine.eval_problems)" in capsys.readouterr().err
+
+
+def test_the_speed_of_grading_is_measured(tmp_path: Path) -> None:
+    header, *rows = measure(tmp_path, 8)
+    assert header.startswith("| reward function | 1 worker | 2 workers | ratio |")
+    assert [row.split(" | ")[0] for row in rows] == [f"| {label}" for label in FUNCTIONS.values()]
