@@ -1,8 +1,6 @@
 """Verifiers that hang, crash, raise, exit and return nonsense, in real worker processes."""
 
 import multiprocessing
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade_rollouts, worker_pool
+from schoolhouse.tasks.grading import grade_all, grade_rollouts, worker_pool
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.tasks.worker_pool import WorkerPool
 from schoolhouse.types import Completion, Key, Problem, Rollout, SchoolError, Verdict
@@ -242,10 +240,8 @@ def test_a_worker_does_not_outlive_a_killed_parent(file: Path, tmp_path: Path) -
     parent.kill()
     parent.wait()
     worker, child = map(int, pids.read_text().split())
-    try:
-        assert has_ended(worker)
-    finally:
-        os.kill(child, signal.SIGKILL)
+    assert has_ended(worker)
+    assert has_ended(child)
 
 
 def test_a_warm_up_that_raises_is_an_error_with_file_and_line(tmp_path: Path) -> None:
@@ -277,6 +273,70 @@ def test_a_task_that_cannot_be_pickled_is_an_error_with_advice() -> None:
 
     with pytest.raises(SchoolError, match=r"local cannot be sent .*python:FILE.py:CLASS"):
         WorkerPool(Local())
+
+
+BATCHES = """
+import asyncio
+from schoolhouse import Task, Verdict
+
+class Batches(Task):
+    def __init__(self, batch):
+        self.batch = batch
+
+    def grade_batch(self, cases):
+        if any(completion.answer == "raise" for _, completion in cases):
+            raise ValueError("bad batch")
+        if any(completion.answer == "short" for _, completion in cases):
+            return [Verdict(1.0)]
+        return [Verdict(float(len(cases))) for _ in cases]
+
+class InProcess(Batches):
+    in_process = True
+
+class Coroutine(Task):
+    async def grade(self, problem, completion):
+        await asyncio.sleep(0.2)
+        return Verdict(float(completion.answer == problem.reference))
+"""
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("batches") / "batches.py"
+    path.write_text(BATCHES)
+    return path
+
+
+@pytest.mark.parametrize("name", ["Batches", "InProcess"])
+@pytest.mark.parametrize(
+    ("batch", "answers", "rewards"),
+    [
+        ("whole", "aaa", [3.0, 3.0, 3.0]),
+        ("whole", ["a", "raise", "a"], [None] * 3),
+        ("auto", ["a", "raise", "a"], [1.0, None, 1.0]),
+        ("auto", ["a", "short", "a"], [None] * 3),
+    ],
+)
+def test_a_task_class_can_grade_whole_batches(
+    batches: Path, name: str, batch: str, answers: list[str], rewards: list[float | None]
+) -> None:
+    task = open_task(f"python:{batches}:{name}?batch={batch}")
+    verdicts = grade_all([case(answer) for answer in answers], task)
+    assert [verdict.reward for verdict in verdicts] == rewards
+    assert {verdict.reason.partition("batches.py:")[2] for verdict in verdicts} <= {
+        "",
+        "11: ValueError: bad batch",
+        "9: grade_batch() returned 1 verdicts for 3 cases; return one per case",
+    }
+    worker_pool(task).close()
+
+
+def test_coroutines_of_a_task_class_wait_together(batches: Path) -> None:
+    with WorkerPool(open_task(f"python:{batches}:Coroutine"), 1) as pool:
+        assert results(pool, "right") == [(1.0, "")]
+        start = time.monotonic()
+        assert results(pool, *["right", "wrong"] * 20) == [(1.0, ""), (0.0, "")] * 20
+        assert time.monotonic() - start < 4.0  # forty waits of .2 s, one after another, take 8 s
 
 
 def test_grade_uses_the_tasks_own_workers(file: Path) -> None:

@@ -8,7 +8,7 @@ processes with a timeout (worker_pool.py).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any, Literal
@@ -191,6 +191,23 @@ def grade_with_trace(task: Task, case: Case) -> tuple[Verdict, str]:
         return _checked(task, task.grade(*case)), ""
     except (Exception, SystemExit) as error:
         return failed(error)
+
+
+def grade_in_process(task: Task, cases: Sequence[Case]) -> Iterator[tuple[Verdict, str]]:
+    """Yield the verdict of each case, and the trace of an exception or "". The attribute `batch` decides the calls."""
+    if task.batch != "one" and cases and not grades_together(task):
+        try:
+            yield from ((verdict, "") for verdict in check_batch(task, cases, task.grade_batch(cases)))
+            return
+        except (Exception, SystemExit) as error:
+            if task.batch == "whole" or isinstance(error, SchoolError) or len(cases) == 1:
+                yield from [failed(error)] * len(cases)
+                return
+        for case in cases:
+            yield from grade_in_process(task, [case])
+        return
+    for case in cases:
+        yield grade_with_trace(task, case)
 
 
 async def grade_async(task: Task, case: Case) -> tuple[Verdict, str]:

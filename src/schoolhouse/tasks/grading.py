@@ -10,7 +10,7 @@ from itertools import groupby
 from statistics import fmean
 
 from schoolhouse.algorithms.worker_settings import WorkerSettings
-from schoolhouse.tasks.base import Case, ProgressFn, Task, grade_with_trace
+from schoolhouse.tasks.base import Case, ProgressFn, Task, grade_in_process
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.tasks.worker_pool import WorkerPool
 from schoolhouse.types import Completion, Group, Rollout, SchoolError, Verdict
@@ -58,8 +58,7 @@ def grade_all(
     if pool is not None:
         return pool.grade_all(cases, progress)
     verdicts, traces = [], task.__dict__.setdefault(_TRACES, {})
-    for case in cases:
-        verdict, trace = grade_with_trace(task, case)
+    for verdict, trace in grade_in_process(task, cases):
         verdicts.append(verdict)
         if trace:
             traces[verdict.reason] = trace

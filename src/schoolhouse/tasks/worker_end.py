@@ -52,22 +52,25 @@ def where(trace: Connection, pid: int | None) -> str:
 
 
 def end_with_children(process: BaseProcess) -> None:
-    """Kill a worker process, its process group, and the processes that it has started in groups of their own.
+    """Kill a worker process and all processes that it has started.
 
     A worker that has ended but has not been joined still holds its process id, so its group is not another group.
     """
-    pid = process.pid
-    if pid is None:
-        return
+    if process.pid is not None:
+        kill_tree(process.pid)
+        process.kill()
+        process.join()
+
+
+def kill_tree(pid: int) -> None:
+    """Kill the descendants of a worker process, also those in groups of their own, and then the group of the worker."""
     others = descendants(pid)
-    for each in (pid, *others):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(each, signal.SIGKILL)
     for each in others:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(each, signal.SIGKILL)
-    process.kill()
-    process.join()
+    for each in (*others, pid):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(each, signal.SIGKILL)
 
 
 def descendants(pid: int) -> list[int]:

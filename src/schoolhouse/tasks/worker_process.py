@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import pickle
 import resource
-import signal
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from schoolhouse.tasks.async_calls import run_async
 from schoolhouse.tasks.base import Case, Task, check_batch, failed, grade_async, grade_with_trace, grades_together
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.tasks.user_file import definition, describe_error
-from schoolhouse.tasks.worker_end import ASK_SIGNAL
+from schoolhouse.tasks.worker_end import ASK_SIGNAL, kill_tree
 from schoolhouse.tasks.worker_messages import MAX_REASON_CHARS, MAX_TRACE_CHARS, send_message, verdict_fields
 from schoolhouse.types import SchoolError, Verdict
 
@@ -132,4 +131,4 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os.killpg(os.getpid(), signal.SIGKILL)
+        kill_tree(os.getpid())
