@@ -349,3 +349,19 @@ def test_grade_uses_the_tasks_own_workers(file: Path) -> None:
     assert [group.problem.id for group in groups] == ["a", "b"]
     assert [[v.reward for v in group.verdicts] for group in groups] == [[None, 1.0], [None, 0.0]]
     worker_pool(task).close()
+
+
+def test_an_idle_worker_ends_itself_and_frees_its_semaphores(tmp_path: Path) -> None:
+    (tmp_path / "locks.py").write_text(
+        "import multiprocessing\nfrom schoolhouse import Task, Verdict\n"
+        "class Locks(Task):\n    def grade(self, problem, completion):\n"
+        "        self.lock = multiprocessing.get_context('spawn').Lock()\n        return Verdict(1.0)\n"
+    )
+    (tmp_path / "script.py").write_text(
+        "from schoolhouse.tasks.registry import open_task\nfrom schoolhouse.tasks.grading import grade_all\n"
+        "from schoolhouse.types import Completion, Problem\n"
+        "if __name__ == '__main__':\n"
+        "    print(grade_all([(Problem('p', (), ''), Completion(None, ''))], open_task('python:locks.py'))[0].reward)\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1.0\n", "")

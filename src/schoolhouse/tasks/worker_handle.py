@@ -12,10 +12,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.worker_end import end_with_children
+from schoolhouse.tasks.worker_end import descendants, end_with_children
 from schoolhouse.tasks.worker_messages import MessageReader
 from schoolhouse.tasks.worker_process import WorkerStart, work
 from schoolhouse.types import SchoolError
+
+_STOP_SECONDS = 2.0
+"""The time in which idle workers can end themselves."""
 
 _PIPE_BYTES = 4 << 10
 """The number of bytes that every system can write to an empty pipe before a process reads them."""
@@ -81,7 +84,16 @@ def _send(connection: Connection, message: bytes) -> None:
 
 
 def stop_workers(workers: list[Worker]) -> None:
-    """End all workers of a list, and empty the list."""
+    """End all workers of a list, and empty the list.
+
+    An idle worker without processes of its own has a short time to end itself, so that libraries can free semaphores.
+    """
+    idle = [w for w in workers if not w.busy and w.process.pid and not descendants(w.process.pid)]
+    for worker in idle:
+        worker.requests.close()
+    deadline = time.monotonic() + _STOP_SECONDS
+    for worker in idle:
+        worker.process.join(max(0.0, deadline - time.monotonic()))
     while workers:
         end_worker(workers.pop())
 
