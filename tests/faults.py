@@ -130,6 +130,26 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
         "A reward function returns too few values.",
         "The completions are ungraded. The reason gives the expected and the returned number of values.",
     ),
+    "worker killed": (
+        "The system kills a worker process, for example because the memory is full.",
+        "A new worker process starts. The completion is ungraded, and the reason names the signal.",
+    ),
+    "worker writes other bytes": (
+        "The code of a verifier or of a model writes bytes into the pipe of its worker process.",
+        "The bytes are never unpickled. The worker process is replaced, and its completion is ungraded.",
+    ),
+    "batch fails": (
+        "A call of a reward function with a whole batch raises an exception, crashes or never ends.",
+        "Each completion of the batch is graded alone. Only the completions that fail again are ungraded.",
+    ),
+    "nothing judged": (
+        "No completion can be graded, so the run cannot learn.",
+        "The run stops. The message gives the most frequent reason, with its file and its line.",
+    ),
+    "task raises": (
+        "A method of a user's task class raises an exception or returns something else.",
+        "The command stops with one sentence. The sentence names the file, the line and the method.",
+    ),
     "gradient not finite": (
         "The loss or the gradient contains NaN or infinity.",
         "The run stops, and the weights are unchanged.",

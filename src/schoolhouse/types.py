@@ -83,12 +83,14 @@ class Completion:
 
     `thought` is the text between <think> and </think>, or None if the turn has no thought. `answer` is the text
     after the thought. `complete` is True if the policy ended its turn itself, and False if the turn was cut off. If the
-    text has <think> but no </think>, the answer is empty.
+    text has <think> but no </think>, the answer is empty. `token_ids` has the token ids of the turn, or nothing if the
+    text does not come from a rollout.
     """
 
     thought: str | None
     answer: str
     complete: bool = True
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,7 +233,7 @@ def test_trl_functions_get_the_columns_of_the_row_as_lists(tmp_path: Path, data:
     code = """
 def f(prompts, completions, level, reference, **kwargs):
     assert prompts == ["say 1"] and completions == ["x"] and reference == ["1"], (prompts, completions, reference)
-    assert kwargs == {"answer": ["1"]}, kwargs
+    assert kwargs == {"answer": ["1"], "thinking": ["a thought"], "completion_ids": [[]]}, kwargs
     return [level[0] + 0.5]
 """
     assert graded_in_process(tmp_path, data, code) == Verdict(1.5)
@@ -410,6 +410,7 @@ def test_trl_functions_grade_rows_of_trls_shape(tmp_path: Path, row: dict[str, o
     code = f"""
 def f(prompts, completions, **kwargs):
     kwargs.pop("reference", None)
+    assert (kwargs.pop("thinking"), kwargs.pop("completion_ids")) == ([None], [[]])
     assert kwargs == {columns!r}, kwargs
     assert len(prompts) == 1 and completions == {["x"] if text else [[{"role": "assistant", "content": "x"}]]!r}
     return [1.0]
@@ -445,7 +446,7 @@ def test_the_columns_of_a_reward_function_can_be_mapped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["{}", "#### {}", "<answer>{}</answer>", "The answer is {}."])
 def test_a_check_finds_the_form_of_answers_that_a_function_accepts(tmp_path: Path, data: Path, form: str) -> None:
-    code = f"def f(completions, reference): return [float(completions[0] == {form!r}.format(reference[0]))]"
+    code = f"def f(completions, reference): return [{form!r}.format(r) == c for c, r in zip(completions, reference)]"
     task = open_task(f"python:{write(tmp_path, code)}?data={data}")
     audit = audit_task(task)
     worker_pool(task).close()
@@ -454,7 +455,9 @@ def test_a_check_finds_the_form_of_answers_that_a_function_accepts(tmp_path: Pat
 
 
 def test_a_function_that_accepts_no_form_fails_its_check(tmp_path: Path, data: Path) -> None:
-    task = open_task(f"python:{write(tmp_path, 'def f(completions, **kwargs): return [0.5]')}?data={data}")
+    task = open_task(
+        f"python:{write(tmp_path, 'def f(completions, **kwargs): return [0.5 for _ in completions]')}?data={data}"
+    )
     audit = audit_task(task)
     worker_pool(task).close()
     assert (audit.references_correct, audit.form) == (0, "\\boxed{{{}}}")

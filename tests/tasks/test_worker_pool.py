@@ -1,8 +1,6 @@
 """Verifiers that hang, crash, raise, exit and return nonsense, in real worker processes."""
 
 import multiprocessing
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade_rollouts, worker_pool
+from schoolhouse.tasks.grading import grade_all, grade_rollouts, worker_pool
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.tasks.worker_pool import WorkerPool
 from schoolhouse.types import Completion, Key, Problem, Rollout, SchoolError, Verdict
@@ -95,7 +93,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(file: Path) -> Iterator[WorkerPool]:
-    with WorkerPool(open_task(f"python:{file}"), timeout=2.0, memory_limit=200 << 20) as pool:
+    with WorkerPool(open_task(f"python:{file}"), 2, timeout=2.0, memory_limit=200 << 20, load_timeout=20.0) as pool:
         yield pool
 
 
@@ -217,7 +215,7 @@ def test_an_interrupted_call_leaves_nothing_behind(pool: WorkerPool) -> None:
 
 def test_workers_end_with_the_pool(file: Path) -> None:
     before = set(multiprocessing.active_children())
-    with WorkerPool(open_task(f"python:{file}")) as pool:
+    with WorkerPool(open_task(f"python:{file}"), 2) as pool:
         pool.grade_all([case("right"), case("right")])
         assert len(set(multiprocessing.active_children()) - before) == 2
     assert not set(multiprocessing.active_children()) - before
@@ -242,10 +240,8 @@ def test_a_worker_does_not_outlive_a_killed_parent(file: Path, tmp_path: Path) -
     parent.kill()
     parent.wait()
     worker, child = map(int, pids.read_text().split())
-    try:
-        assert has_ended(worker)
-    finally:
-        os.kill(child, signal.SIGKILL)
+    assert has_ended(worker)
+    assert has_ended(child)
 
 
 def test_a_warm_up_that_raises_is_an_error_with_file_and_line(tmp_path: Path) -> None:
@@ -279,6 +275,70 @@ def test_a_task_that_cannot_be_pickled_is_an_error_with_advice() -> None:
         WorkerPool(Local())
 
 
+BATCHES = """
+import asyncio
+from schoolhouse import Task, Verdict
+
+class Batches(Task):
+    def __init__(self, batch):
+        self.batch = batch
+
+    def grade_batch(self, cases):
+        if any(completion.answer == "raise" for _, completion in cases):
+            raise ValueError("bad batch")
+        if any(completion.answer == "short" for _, completion in cases):
+            return [Verdict(1.0)]
+        return [Verdict(float(len(cases))) for _ in cases]
+
+class InProcess(Batches):
+    in_process = True
+
+class Coroutine(Task):
+    async def grade(self, problem, completion):
+        await asyncio.sleep(0.2)
+        return Verdict(float(completion.answer == problem.reference))
+"""
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("batches") / "batches.py"
+    path.write_text(BATCHES)
+    return path
+
+
+@pytest.mark.parametrize("name", ["Batches", "InProcess"])
+@pytest.mark.parametrize(
+    ("batch", "answers", "rewards"),
+    [
+        ("whole", "aaa", [3.0, 3.0, 3.0]),
+        ("whole", ["a", "raise", "a"], [None] * 3),
+        ("auto", ["a", "raise", "a"], [1.0, None, 1.0]),
+        ("auto", ["a", "short", "a"], [None] * 3),
+    ],
+)
+def test_a_task_class_can_grade_whole_batches(
+    batches: Path, name: str, batch: str, answers: list[str], rewards: list[float | None]
+) -> None:
+    task = open_task(f"python:{batches}:{name}?batch={batch}")
+    verdicts = grade_all([case(answer) for answer in answers], task)
+    assert [verdict.reward for verdict in verdicts] == rewards
+    assert {verdict.reason.partition("batches.py:")[2] for verdict in verdicts} <= {
+        "",
+        "11: ValueError: bad batch",
+        "9: grade_batch() returned 1 verdicts for 3 cases; return one per case",
+    }
+    worker_pool(task).close()
+
+
+def test_coroutines_of_a_task_class_wait_together(batches: Path) -> None:
+    with WorkerPool(open_task(f"python:{batches}:Coroutine"), 1) as pool:
+        assert results(pool, "right") == [(1.0, "")]
+        start = time.monotonic()
+        assert results(pool, *["right", "wrong"] * 20) == [(1.0, ""), (0.0, "")] * 20
+        assert time.monotonic() - start < 4.0  # forty waits of .2 s, one after another, take 8 s
+
+
 def test_grade_uses_the_tasks_own_workers(file: Path) -> None:
     problems = [Problem("a", (), "right"), Problem("b", (), "other")]
     rollouts = [Rollout(p, Key(0, "t", 0, i, g), (), (), ()) for i, p in enumerate(problems) for g in range(2)]
@@ -289,3 +349,19 @@ def test_grade_uses_the_tasks_own_workers(file: Path) -> None:
     assert [group.problem.id for group in groups] == ["a", "b"]
     assert [[v.reward for v in group.verdicts] for group in groups] == [[None, 1.0], [None, 0.0]]
     worker_pool(task).close()
+
+
+def test_an_idle_worker_ends_itself_and_frees_its_semaphores(tmp_path: Path) -> None:
+    (tmp_path / "locks.py").write_text(
+        "import multiprocessing\nfrom schoolhouse import Task, Verdict\n"
+        "class Locks(Task):\n    def grade(self, problem, completion):\n"
+        "        self.lock = multiprocessing.get_context('spawn').Lock()\n        return Verdict(1.0)\n"
+    )
+    (tmp_path / "script.py").write_text(
+        "from schoolhouse.tasks.registry import open_task\nfrom schoolhouse.tasks.grading import grade_all\n"
+        "from schoolhouse.types import Completion, Problem\n"
+        "if __name__ == '__main__':\n"
+        "    print(grade_all([(Problem('p', (), ''), Completion(None, ''))], open_task('python:locks.py'))[0].reward)\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1.0\n", "")

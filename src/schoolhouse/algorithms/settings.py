@@ -16,6 +16,7 @@ from schoolhouse.algorithms.losses import ImportanceLevel, KLEstimator
 from schoolhouse.algorithms.lr_schedule import warmup_hold_decay
 from schoolhouse.algorithms.packing import LossAggregation
 from schoolhouse.algorithms.reward_controls import RewardControl
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.config import BaseConfig, expand_dotted, lookup, merge, suggest
 from schoolhouse.types import SCRIPTS
 
@@ -139,8 +140,8 @@ class PolicyLoss(BaseConfig):
     """Replace a weight above `importance_correction_cap` by 0 instead of the cap (masked importance sampling)."""
 
 
-class Rewards(BaseConfig):
-    """Settings for rewards in addition to the reward of the task."""
+class Rewards(WorkerSettings):
+    """Settings for the worker processes that grade, and for rewards in addition to the reward of the task."""
 
     format: float = Field(0.0, ge=0)
     """Reward for the right format (R1's format reward): one closed thought at the very start, then an answer."""

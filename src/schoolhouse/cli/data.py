@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.cli.options import parse_options, progress_bar
 from schoolhouse.config import BaseConfig
 from schoolhouse.types import Problem, SchoolError
@@ -50,6 +51,7 @@ class Task(BaseConfig):
     limit: int | None = Field(None, gt=0)
     """Check this many problems instead of all."""
     seed: int = 0
+    rewards: WorkerSettings = WorkerSettings()
 
 
 def task(args: Sequence[str]) -> None:
@@ -77,15 +79,15 @@ def task(args: Sequence[str]) -> None:
 
 def _check(c: Task) -> None:
     from schoolhouse.tasks.audit import audit_task
+    from schoolhouse.tasks.grading import open_graded_task
     from schoolhouse.tasks.jsonl import JsonLines
-    from schoolhouse.tasks.registry import open_task
 
     spec, num_unreadable, num_failed = c.name, 0, 0
     if c.drop:
         from schoolhouse.cli.drop_list import list_failed, list_unreadable
 
         spec, num_unreadable = list_unreadable(c.name, c.drop)
-    opened = open_task(spec, c.seed)
+    opened = open_graded_task(spec, c.seed, c.rewards)
     failures: Sequence[tuple[str, str]] = ()
     if isinstance(opened, JsonLines) and not opened.has_answers:
         print(f"read {len(opened.rows):,} rows with replies; the rows have no answers to grade")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.cli.options import parse_options
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.runs.atomic_io import atomic_write, to_json
@@ -27,6 +28,7 @@ class Evaluate(ChatConfig):
     """Limit of the tokens of a completion, thinking included; none: the context length of the model, at most 512."""
     temperature: float = Field(1.0, ge=0)
     seed: int = 0
+    rewards: WorkerSettings = WorkerSettings()
     search: str = ""
     """Search method (docs/search.md), with options as in "vote?samples=32" or "tot?beam_width=1&thoughts=propose"."""
     budget: float = Field(inf, gt=0)
@@ -42,9 +44,9 @@ def evaluate(args: Sequence[str]) -> None:
         return
     from schoolhouse.eval.evaluate import evaluate as evaluate_policy
     from schoolhouse.policy.policy import Policy
-    from schoolhouse.tasks.registry import open_task
+    from schoolhouse.tasks.grading import open_graded_task
 
-    task = open_task(c.task, c.seed)
+    task = open_graded_task(c.task, c.seed, c.rewards)
     policy = Policy.load(c.model, chat=c)
     saved: dict[str, object] = {}
     if c.save:

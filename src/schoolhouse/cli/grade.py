@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.cli.options import parse_options, progress_bar
 from schoolhouse.config import BaseConfig
 
@@ -21,6 +22,7 @@ class Grade(BaseConfig):
     """optional: an answer can omit the unit. strict: the unit is required. lenient: a unit can be omitted or added."""
     grader: Literal["ours", "hf", "verl", "minerva"] = "ours"
     """ours: the rules of schoolhouse; or the name of another package whose rules are used (it must be installed)."""
+    rewards: WorkerSettings = WorkerSettings()
     all: bool = False
     """Print every grade, not only the grades that differ from `expected`."""
 
@@ -36,7 +38,7 @@ def grade(args: Sequence[str]) -> int:
     pairs = read_pairs(c.pairs)
     grading = pop_grading({"extract": c.extract, "units": c.units, "grader": c.grader}, "grade")
     with progress_bar(f"grading {c.pairs}") as report:
-        verdicts = grade_pairs(pairs, grading, report)
+        verdicts = grade_pairs(pairs, grading, report, c.rewards)
     wrong = 0
     for pair, verdict in zip(pairs, verdicts, strict=True):
         disagrees = pair.expected is not None and verdict.reward != pair.expected

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
 from schoolhouse.algorithms.settings import Lora, Optimizer
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
@@ -33,7 +34,7 @@ from schoolhouse.runs.run import Run
 from schoolhouse.search.render import tree_rows
 from schoolhouse.search.solve import SearchResult, parse, solve
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade_rollouts
+from schoolhouse.tasks.grading import grade_rollouts, open_graded_task
 from schoolhouse.tasks.jsonl import demonstration_from_row, demonstration_to_row
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout
@@ -69,6 +70,7 @@ class Config(ChatConfig):
     """Maximum number of tokens of an answer from plain sampling."""
     updates_per_loop: int = Field(150, gt=0)
     batch_size: int = Field(64, gt=0)
+    rewards: WorkerSettings = WorkerSettings()
     optimizer: Optimizer = Optimizer(warmup_steps=10, weight_decay=0.01)
     lora: Lora = Lora()
     microbatch_tokens: int = Field(4_096, gt=0)
@@ -78,7 +80,11 @@ class Config(ChatConfig):
 
 def expert_iteration(c: Config, run: Run) -> None:
     policy = run.restore(load_policy(c, run, c.start_model))
-    task, search, conversation = open_task(c.task, c.seed), parse(c.search, c.search_budget), policy.conversation
+    task, search, conversation = (
+        open_graded_task(c.task, c.seed, c.rewards),
+        parse(c.search, c.search_budget),
+        policy.conversation,
+    )
     fresh = open_task(c.fresh_task, c.seed) if c.fresh_task else None
     run.track_files(*task.files, *search.files, *(fresh.files if fresh else ()))
     examples = [demonstration_from_row(row) for loop in range(run.step) for row in read_jsonl(_file(run, "kept", loop))]

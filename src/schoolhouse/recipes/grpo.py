@@ -54,8 +54,7 @@ from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.policy.training import Reference, load_policy, reference_policy
 from schoolhouse.runs.run import Run
-from schoolhouse.tasks.grading import grade_rollouts, timing
-from schoolhouse.tasks.registry import open_task
+from schoolhouse.tasks.grading import grade_rollouts, open_graded_task, timing
 from schoolhouse.types import Group, Precision, Rollout
 
 Columns = dict[str, Any]
@@ -129,7 +128,7 @@ def sample_rollouts(policy: Policy, prompts: Sequence[Rollout], sampling: Rollou
 def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
     policy = load_policy(c, run)
     reference = reference_policy(c, policy) if c.loss.kl_coef or c.rewards.kl_coef else None
-    task, conversation = open_task(c.task, c.seed), policy.conversation
+    task, conversation = open_graded_task(c.task, c.seed, c.rewards), policy.conversation
     run.track_files(*task.files)
     loss_fn = make_loss(c)
 

@@ -22,6 +22,7 @@ from schoolhouse.algorithms.groups import sampled_tokens
 from schoolhouse.algorithms.losses import implicit_prm, token_bce
 from schoolhouse.algorithms.packing import sequence_mean, token_mean
 from schoolhouse.algorithms.settings import Lora, Optimizer, RolloutSampling
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
@@ -46,8 +47,7 @@ from schoolhouse.reward_models.step_labels import (
 )
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade_rollouts
-from schoolhouse.tasks.registry import open_task
+from schoolhouse.tasks.grading import grade_rollouts, open_graded_task
 from schoolhouse.types import Key, Precision, SchoolError
 
 
@@ -78,6 +78,7 @@ class Config(ChatConfig):
     steps: int = Field(500, gt=0)
     batch_size: int = Field(64, gt=0)
     """Number of solutions per update."""
+    rewards: WorkerSettings = WorkerSettings()
     optimizer: Optimizer = Optimizer(weight_decay=0.01)
     lora: Lora = Lora()
     microbatch_tokens: int = Field(4_096, gt=0)
@@ -100,7 +101,7 @@ class Config(ChatConfig):
 
 def prm(c: Config, run: Run) -> None:
     policy = run.restore(load_policy(c, run))
-    task, conversation, tokens = open_task(c.task, c.seed), policy.conversation, 0
+    task, conversation, tokens = open_graded_task(c.task, c.seed, c.rewards), policy.conversation, 0
     run.track_files(*task.files, c.data)
     if c.data:
         labelled = read_examples(c.data, conversation, c.delimiter)

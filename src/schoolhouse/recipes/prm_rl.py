@@ -28,6 +28,7 @@ from schoolhouse.algorithms.groups import drop_ungraded, rollouts_of, with_rewar
 from schoolhouse.algorithms.losses import clipped_surrogate
 from schoolhouse.algorithms.packing import pack, token_mean
 from schoolhouse.algorithms.settings import Lora, Optimizer, RolloutSampling
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.data.steps import graded_step_ends
@@ -43,8 +44,7 @@ from schoolhouse.reward_models.prm import (
     running_values,
 )
 from schoolhouse.runs.run import Run
-from schoolhouse.tasks.grading import grade_rollouts
-from schoolhouse.tasks.registry import open_task
+from schoolhouse.tasks.grading import grade_rollouts, open_graded_task
 from schoolhouse.types import Group, Precision, Rollout, SchoolError
 
 
@@ -65,6 +65,7 @@ class Config(ChatConfig):
     prompts_per_step: int = Field(32, gt=0)
     group_size: int = Field(16, gt=1)
     sampling: RolloutSampling = RolloutSampling()
+    rewards: WorkerSettings = WorkerSettings()
     optimizer: Optimizer = Optimizer(learning_rate=1e-4, warmup_steps=5, lr_decay_fraction=0.0)
     lora: Lora = Lora()
     max_logprob_gap: float = Field(0.1, gt=0)
@@ -77,7 +78,7 @@ class Config(ChatConfig):
 
 def prm_rl(c: Config, run: Run) -> None:
     policy = load_policy(c, run)
-    task, conversation = open_task(c.task, c.seed), policy.conversation
+    task, conversation = open_graded_task(c.task, c.seed, c.rewards), policy.conversation
     run.track_files(*task.files)
     run.track_model(c.reward_model)
     if (labels := labels_of_run(Path(c.reward_model))) in OUTCOME_LABELS:

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
 from schoolhouse.algorithms.settings import Lora, Optimizer, Sampling
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.config import suggest
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
@@ -29,9 +30,8 @@ from schoolhouse.randomness import python_random
 from schoolhouse.runs.atomic_io import atomic_write, read_json, read_jsonl, to_json, write_jsonl
 from schoolhouse.runs.progress import progress
 from schoolhouse.runs.run import Run
-from schoolhouse.tasks.grading import grade_all, grade_rollouts
+from schoolhouse.tasks.grading import grade_all, grade_rollouts, open_graded_task
 from schoolhouse.tasks.jsonl import demonstration_from_row, demonstration_to_row
-from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import SCRIPTS, Completion, Demonstration, Key, Precision, Problem, SchoolError
 
 
@@ -52,6 +52,7 @@ class Config(ChatConfig):
     """Script (writing system) of all words in a kept thought, such as latin or cjk. If empty: any script is allowed."""
     steps: int = Field(500, gt=0)
     batch_size: int = Field(64, gt=0)
+    rewards: WorkerSettings = WorkerSettings()
     optimizer: Optimizer = Optimizer(weight_decay=0.01)
     lora: Lora = Lora()
     microbatch_tokens: int = Field(4_096, gt=0)
@@ -93,7 +94,7 @@ def sample_teacher(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
 
     Returns a row for each kept completion, and the number of dropped completions for each reason.
     """
-    teacher, task = Policy.load(c.teacher, c.precision, chat=c), open_task(c.task, c.seed)
+    teacher, task = Policy.load(c.teacher, c.precision, chat=c), open_graded_task(c.task, c.seed, c.rewards)
     conversation = teacher.conversation
     problems = task.train_problems(0, c.num_prompts)
     prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="harvest")

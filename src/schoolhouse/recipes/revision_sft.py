@@ -21,6 +21,7 @@ from pydantic import Field
 
 from schoolhouse.algorithms.groups import sampled_tokens
 from schoolhouse.algorithms.settings import Lora, Optimizer, RolloutSampling
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
@@ -31,8 +32,7 @@ from schoolhouse.policy.training import load_policy
 from schoolhouse.randomness import python_random
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.base import Task
-from schoolhouse.tasks.grading import grade_rollouts
-from schoolhouse.tasks.registry import open_task
+from schoolhouse.tasks.grading import grade_rollouts, open_graded_task
 from schoolhouse.types import NAN, REVISION_REQUEST, Group, Key, Message, Precision, Rollout, SchoolError
 
 
@@ -65,6 +65,7 @@ class Config(ChatConfig):
     instruction: str = REVISION_REQUEST
     steps: int = Field(300, gt=0)
     batch_size: int = Field(64, gt=0)
+    rewards: WorkerSettings = WorkerSettings()
     optimizer: Optimizer = Optimizer(weight_decay=0.01)
     lora: Lora = Lora()
     microbatch_tokens: int = Field(4_096, gt=0)
@@ -74,7 +75,7 @@ class Config(ChatConfig):
 
 
 def revision_sft(c: Config, run: Run) -> None:
-    task = open_task(c.task, c.seed)
+    task = open_graded_task(c.task, c.seed, c.rewards)
     pairs, tokens = sample_pairs(c, Policy.load(c.model, c.precision, chat=c), task)
     kept = choose_pairs(c, pairs)
     if not kept:

@@ -22,6 +22,7 @@ from schoolhouse.algorithms.groups import drop_ungraded, rollouts_of, with_rewar
 from schoolhouse.algorithms.losses import Loss, kl_penalty, policy_gradient
 from schoolhouse.algorithms.packing import Batch, Scores, pack, token_mean
 from schoolhouse.algorithms.settings import Lora, Optimizer, RolloutSampling
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.two_attempts import Attempts, first_attempts, two_attempts
@@ -29,8 +30,7 @@ from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.policy.training import Reference, load_policy, reference_policy
 from schoolhouse.runs.run import Run
-from schoolhouse.tasks.grading import grade_rollouts
-from schoolhouse.tasks.registry import open_task
+from schoolhouse.tasks.grading import grade_rollouts, open_graded_task
 from schoolhouse.types import REVISION_REQUEST, Group, Precision, Rollout
 
 
@@ -57,6 +57,7 @@ class Config(ChatConfig):
     future_reward_weight: float = Field(0.0, ge=0, le=1)
     """Fraction of the second attempt's reward that is added to the reward of the first attempt in stage II (in stage I,
     first attempts get no reward). The paper does not give a value. Above 0, a first attempt with an error pays off."""
+    rewards: WorkerSettings = WorkerSettings()
     optimizer: Optimizer = Optimizer(learning_rate=1e-4, warmup_steps=5, lr_decay_fraction=0.0)
     lora: Lora = Lora()
     max_logprob_gap: float = Field(0.1, gt=0)
@@ -70,7 +71,7 @@ class Config(ChatConfig):
 def self_correction(c: Config, run: Run) -> None:
     policy = load_policy(c, run)
     reference = reference_policy(c, policy)
-    task, conversation = open_task(c.task, c.seed), policy.conversation
+    task, conversation = open_graded_task(c.task, c.seed, c.rewards), policy.conversation
     run.track_files(*task.files)
 
     def make_prompts(step: int) -> list[Rollout]:  # [P*G]

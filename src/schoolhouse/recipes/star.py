@@ -22,6 +22,7 @@ from pydantic import Field
 
 from schoolhouse.algorithms.groups import rollouts_of, sampled_tokens
 from schoolhouse.algorithms.settings import Lora, Optimizer, Sampling
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.policy.policy import Policy
@@ -29,7 +30,7 @@ from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.policy.training import load_policy
 from schoolhouse.randomness import python_random
 from schoolhouse.runs.run import Run
-from schoolhouse.tasks.grading import grade_rollouts
+from schoolhouse.tasks.grading import grade_rollouts, open_graded_task
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Demonstration, Group, Key, Precision, Problem, Rollout, SchoolError
 
@@ -62,6 +63,7 @@ class Config(ChatConfig):
     """Number of updates. This number grows by the factor `updates_growth` per loop (in the paper by a fifth)."""
     updates_growth: float = Field(1.1, ge=1)
     batch_size: int = Field(64, gt=0)
+    rewards: WorkerSettings = WorkerSettings()
     optimizer: Optimizer = Optimizer(learning_rate=2e-3, warmup_steps=10)
     lora: Lora = Lora()
     microbatch_tokens: int = Field(4_096, gt=0)
@@ -75,7 +77,7 @@ def star(c: Config, run: Run) -> None:
             "at temperature 0 all samples are identical: set sampling.temperature above 0 (ReST-EM uses 0.7)"
         )
     policy = run.restore(load_policy(c, run))
-    task, conversation = open_task(c.task, c.seed), policy.conversation
+    task, conversation = open_graded_task(c.task, c.seed, c.rewards), policy.conversation
     demos_task = open_task(c.demos_task, c.seed)
     run.track_files(*task.files, *demos_task.files)
     demos = demos_task.demonstrations(0, c.num_demos)

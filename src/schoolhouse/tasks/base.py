@@ -7,13 +7,16 @@ processes with a timeout (worker_pool.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import inspect
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from traceback import clear_frames
+from typing import Any, Literal
 
 from schoolhouse.tasks.answers.extraction import normalized_answer
 from schoolhouse.tasks.answers.perturb import perturb_answer
-from schoolhouse.tasks.user_file import definition, describe_error
+from schoolhouse.tasks.async_calls import run_async
+from schoolhouse.tasks.user_file import definition, describe_error, short_trace
 from schoolhouse.types import Completion, Demonstration, Message, Problem, SchoolError, Verdict
 
 ProgressFn = Callable[[int, int], None]
@@ -21,6 +24,14 @@ ProgressFn = Callable[[int, int], None]
 
 Case = tuple[Problem, Completion]
 """A completion to grade, with its problem."""
+
+Batch = Literal["one", "split", "whole", "auto"]
+"""How many completions one call of a verifier gets: `one`, or a share of the completions for each worker (`split`), or
+all completions of a step (`whole`). If a call of `split` or of `auto` fails, its completions are graded one at a time.
+Apart from this, `auto` is the same as `whole`."""
+
+TIMEOUT = 5.0
+"""The default time limit for one completion, in seconds."""
 
 AUDIT_SAMPLE = 1_000  # training problems that `audit_task` grades where a task generates its problems
 
@@ -34,9 +45,12 @@ class Task:
     `spec` has the two arguments of `open_task`: the name of the task with its options, and the seed. Worker processes
     open the task again with these arguments. `files` has the files that the task was read from. If one of the files has
     changed, a run refuses to resume. `notes` describe the data for the user: for instance, how many rows are left out.
-    `delimiter` is the text that ends each step of a thought.
+    `delimiter` is the text that ends each step of a thought. `batch` says how many completions a call of the verifier
+    gets. If `batch` is not `one`, the workers call `grade_batch`. `time_limit` is the number of seconds for one
+    completion; workers set it from `rewards.timeout`.
 
-    All methods except `train_problems`, `eval_problems` and `grade` are optional. Define `step_labels` if each step of
+    If `grade` is an `async def`, the calls of `grade` run together. All methods except `train_problems`,
+    `eval_problems` and `grade` are optional. Define `step_labels` if each step of
     a thought can be checked. For tree search with prompts, define `propose_prompt`, `value_prompt` or `vote_prompt`,
     and the parser for each prompt that you define.
     """
@@ -47,6 +61,8 @@ class Task:
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     delimiter: str = "\n"
+    batch: Batch = "one"
+    time_limit: float = TIMEOUT
 
     def train_problems(self, step: int, count: int) -> list[Problem]:
         """Return `count` training problems. The problems must depend only on the task's seed, `step` and `count`."""
@@ -62,6 +78,13 @@ class Task:
     def grade(self, problem: Problem, completion: Completion) -> Verdict:
         """Grade a completion. The verdict should depend only on `completion.answer`, the text after the thought."""
         raise self._missing(f"task {self.name} cannot grade completions", "grade(problem, completion)")
+
+    def grade_batch(self, cases: Sequence[Case]) -> Sequence[Verdict]:
+        """Grade several completions in one call. Returns one verdict for each case, in the same order.
+
+        Workers call this method if `batch` is not `one`.
+        """
+        return [self.grade(problem, completion) for problem, completion in cases]
 
     def demonstrations(self, step: int, count: int) -> list[Demonstration]:
         """Return `count` demonstrations for supervised fine-tuning.
@@ -157,15 +180,75 @@ def grade_one(task: Task, problem: Problem, completion: Completion) -> Verdict:
     If the verifier raises an exception, the reward is None, not 0, and the reason of the verdict names the file and the
     line of the user's code that raised the exception.
     """
+    return grade_with_trace(task, (problem, completion))[0]
+
+
+def grade_with_trace(task: Task, case: Case) -> tuple[Verdict, str]:
+    """Grade one completion in this process. Returns the verdict, and the trace of an exception or ""."""
+    if grades_together(task):
+        return run_async(grade_async(task, case))
     try:
-        verdict = task.grade(problem, completion)
-    except SchoolError as error:
-        return Verdict(None, str(error))
+        return _checked(task, task.grade(*case)), ""
     except (Exception, SystemExit) as error:
-        if isinstance(error, MemoryError):
-            clear_frames(error.__traceback__)  # frees what the verifier allocated
-        return Verdict(None, describe_error(error))
-    if not isinstance(verdict, Verdict):
-        place, kind = definition(type(task).grade), type(verdict).__name__
-        return Verdict(None, f"{place}: grade() returned a {kind}; return a Verdict, such as Verdict(1.0)")
-    return verdict
+        return failed(error)
+
+
+def grade_in_process(task: Task, cases: Sequence[Case]) -> Iterator[tuple[Verdict, str]]:
+    """Yield the verdict of each case, and the trace of an exception or "". The attribute `batch` decides the calls."""
+    if task.batch != "one" and cases and not grades_together(task):
+        try:
+            yield from ((verdict, "") for verdict in check_batch(task, cases, task.grade_batch(cases)))
+            return
+        except (Exception, SystemExit) as error:
+            if task.batch == "whole" or isinstance(error, SchoolError) or len(cases) == 1:
+                yield from [failed(error)] * len(cases)
+                return
+        for case in cases:
+            yield from grade_in_process(task, [case])
+        return
+    for case in cases:
+        yield grade_with_trace(task, case)
+
+
+async def grade_async(task: Task, case: Case) -> tuple[Verdict, str]:
+    """Await the verdict of one completion. Returns the verdict, and the trace of an exception or ""."""
+    try:
+        verdict: Any = task.grade(*case)
+        return _checked(task, await verdict if inspect.isawaitable(verdict) else verdict), ""
+    except (Exception, SystemExit) as error:
+        return failed(error)
+
+
+def grades_together(task: Task) -> bool:
+    """Return True if `grade` is an `async def`, so that its calls run together."""
+    return inspect.iscoroutinefunction(task.grade)
+
+
+def failed(error: BaseException) -> tuple[Verdict, str]:
+    """Return the verdict for an exception of a verifier, and its trace. The verdict has a reason but no reward."""
+    if isinstance(error, MemoryError):
+        clear_frames(error.__traceback__)  # frees what the verifier allocated
+    if isinstance(error, SchoolError):
+        return Verdict(None, str(error)), ""
+    return Verdict(None, describe_error(error)), short_trace(error)
+
+
+def check_batch(task: Task, cases: Sequence[Case], verdicts: Any) -> list[Verdict]:
+    """Return the result of `grade_batch` as a list. Raises SchoolError if it is not one verdict for each case."""
+    place = definition(type(task).grade_batch)
+    if not isinstance(verdicts, (list, tuple)):
+        raise SchoolError(
+            f"{place}: grade_batch() returned a {type(verdicts).__name__}; return a list with one Verdict per case"
+        )
+    if len(verdicts) != len(cases):
+        raise SchoolError(
+            f"{place}: grade_batch() returned {len(verdicts)} verdicts for {len(cases)} cases; return one per case"
+        )
+    return [_checked(task, verdict, "grade_batch") for verdict in verdicts]
+
+
+def _checked(task: Task, verdict: Any, method: str = "grade") -> Verdict:
+    if isinstance(verdict, Verdict):
+        return verdict
+    place, kind = definition(getattr(type(task), method)), type(verdict).__name__
+    return Verdict(None, f"{place}: {method}() returned a {kind}; return a Verdict, such as Verdict(1.0)")

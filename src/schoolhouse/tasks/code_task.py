@@ -26,6 +26,9 @@ from schoolhouse.types import Completion, Demonstration, Message, Problem, Schoo
 
 OPTIONS = ("holdout", "show_tests")
 SHAPES = "text/test_list (as in MBPP), prompt/test/entry_point (as in HumanEval) or prompt/tests"
+_SHARE_OF_LIMIT = 0.8
+"""A program gets this share of the time limit of its worker, so that a slow program gets reward 0."""
+
 _FENCE = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE)
 
 
@@ -70,7 +73,7 @@ class CodeTask(DatasetTask):
         entry = info["entry_point"]
         if entry and not re.search(rf"^\s*(?:async\s+)?def\s+{re.escape(entry)}\b", code, re.MULTILINE):
             code = info["head"] + code  # the reply goes on where the prompt ends
-        run = run_tests(code, info["tests"], info["setup"])
+        run = run_tests(code, info["tests"], info["setup"], _SHARE_OF_LIMIT * self.time_limit)
         share = run.passed / run.total
         return Verdict(float(run.passed == run.total), run.error, {"tests passed": share})
 

@@ -7,11 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.data.chats import shown
 from schoolhouse.tasks.answers.expressions import load_math_verify
 from schoolhouse.tasks.answers.grade import read_reference
 from schoolhouse.tasks.answers.options import Grading, pop_grading
 from schoolhouse.tasks.base import ProgressFn, Task
+from schoolhouse.tasks.grading import pool_with
 from schoolhouse.tasks.row_source import read_rows
 from schoolhouse.tasks.worker_pool import WorkerPool
 from schoolhouse.types import Completion, Message, Problem, SchoolError, Verdict
@@ -98,10 +100,15 @@ def _pair(place: str, row: Mapping[str, Any]) -> Pair:
     return Pair(place, accepted, candidate, question, None if expected is None else float(expected))
 
 
-def grade_pairs(pairs: Sequence[Pair], grading: Grading, progress: ProgressFn | None = None) -> list[Verdict]:
+def grade_pairs(
+    pairs: Sequence[Pair],
+    grading: Grading,
+    progress: ProgressFn | None = None,
+    settings: WorkerSettings | None = None,
+) -> list[Verdict]:
     """Grade the pairs in worker processes with a timeout. Returns one verdict for each pair, in order."""
     cases = [_case(pair.candidate, pair.reference, pair.question) for pair in pairs]
-    with WorkerPool(PairTask(grading)) as pool:
+    with pool_with(PairTask(grading), settings or WorkerSettings()) as pool:
         return pool.grade_all(cases, progress)
 
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from statistics import fmean
 
-from schoolhouse.tasks.base import Case, ProgressFn, Task, grade_one
+from schoolhouse.algorithms.worker_settings import WorkerSettings
+from schoolhouse.tasks.base import Case, ProgressFn, Task, grade_in_process
+from schoolhouse.tasks.registry import open_task
 from schoolhouse.tasks.worker_pool import WorkerPool
-from schoolhouse.types import Completion, Group, Rollout, Verdict
+from schoolhouse.types import Completion, Group, Rollout, SchoolError, Verdict
 
-_POOL = "_worker_pool"
+STOP_AFTER = 16
+"""Grading stops with an error if this many rollouts in a row could not be graded, and no rollout of the call could."""
+
+_POOL, _SETTINGS, _TRACES, _IN_A_ROW = "_worker_pool", "_worker_settings", "_traces", "_ungraded_in_a_row"
+
+
+def open_graded_task(spec: str, seed: int, settings: WorkerSettings) -> Task:
+    """Open a task (`open_task`) whose worker processes have the given settings."""
+    task = open_task(spec, seed)
+    task.__dict__[_SETTINGS] = settings  # not an attribute: a task may be a frozen dataclass
+    return task
 
 
 def grade_rollouts(
@@ -20,9 +35,12 @@ def grade_rollouts(
 
     parse  a function that returns the last completion of a rollout (`Conversation.parse_completion`).
     pool   worker processes that are used instead of the task's own worker processes.
-    If a verifier raises an exception, crashes or exceeds its timeout, the verdict has a reason but no reward.
+    If a verifier raises an exception, crashes or exceeds its timeout, the verdict has a reason but no reward. Raises
+    SchoolError if no rollout can be graded any more (STOP_AFTER). The message has the most frequent reason.
     """
-    verdicts = grade_all([(rollout.problem, parse(rollout)) for rollout in rollouts], task, pool)
+    cases = [(one.problem, replace(parse(one), token_ids=one.last_turn())) for one in rollouts]
+    verdicts = grade_all(cases, task, pool)
+    _stop_if_nothing_was_graded(task, verdicts, pool)
     pairs = zip(rollouts, verdicts, strict=True)
     groups = []
     for _, members in groupby(pairs, key=lambda pair: (pair[0].key.step, pair[0].key.problem, pair[0].problem.id)):
@@ -39,9 +57,11 @@ def grade_all(
         pool = worker_pool(task)
     if pool is not None:
         return pool.grade_all(cases, progress)
-    verdicts = []
-    for problem, completion in cases:
-        verdicts.append(grade_one(task, problem, completion))
+    verdicts, traces = [], task.__dict__.setdefault(_TRACES, {})
+    for verdict, trace in grade_in_process(task, cases):
+        verdicts.append(verdict)
+        if trace:
+            traces[verdict.reason] = trace
         if progress:
             progress(len(verdicts), len(cases))
     return verdicts
@@ -51,11 +71,38 @@ def worker_pool(task: Task) -> WorkerPool:
     """Return the worker processes of a task. The processes start when the first case arrives, and are kept for later
     calls with the same task."""
     if _POOL not in task.__dict__:  # not an attribute: a task may be a frozen dataclass
-        task.__dict__[_POOL] = WorkerPool(task)
+        task.__dict__[_POOL] = pool_with(task, task.__dict__.get(_SETTINGS) or WorkerSettings())
     return task.__dict__[_POOL]
+
+
+def pool_with(task: Task, c: WorkerSettings) -> WorkerPool:
+    """Return new worker processes for a task, with settings of a config."""
+    return WorkerPool(task, c.workers, c.timeout, round(c.memory_limit * 2**30), c.load_timeout)
 
 
 def timing(task: Task) -> dict[str, float]:
     """Return the mean and the maximum of the seconds per completion in the last call of the worker processes."""
     seconds = task.__dict__[_POOL].seconds if _POOL in task.__dict__ else []
     return {"mean": fmean(seconds), "slowest": max(seconds)} if seconds else {}
+
+
+def _stop_if_nothing_was_graded(task: Task, verdicts: Sequence[Verdict], pool: WorkerPool | None) -> None:
+    """Raise SchoolError if the last rollouts could not be graded, at least STOP_AFTER of them."""
+    state = task.__dict__
+    if any(verdict.reward is not None for verdict in verdicts):
+        state[_IN_A_ROW] = 0
+        return
+    state[_IN_A_ROW] = state.get(_IN_A_ROW, 0) + len(verdicts)
+    if state[_IN_A_ROW] < STOP_AFTER:
+        return
+    pool = pool or state.get(_POOL)
+    traces: Mapping[str, str] = pool.traces if pool else state.get(_TRACES, {})
+    same: Counter[str] = Counter(re.sub(r"( \([^()]*\))+$", "", verdict.reason) for verdict in verdicts)
+    cause, count = same.most_common(1)[0]
+    example = next(verdict.reason for verdict in verdicts if verdict.reason.startswith(cause))
+    trace = f"\n{traces[example]}" if example in traces else ""
+    raise SchoolError(
+        f"task {task.name}: none of the last {state[_IN_A_ROW]} completions could be graded. The most frequent reason "
+        f"({count} of {len(verdicts)}): {example}{trace}\n"
+        "correct the verifier or the data; `school task TASK --check` shows the grades of the references"
+    )

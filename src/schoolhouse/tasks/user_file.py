@@ -117,6 +117,17 @@ def raised_at(error: BaseException) -> str:
     return f"{_shown(frame.filename)}:{frame.line}"
 
 
+def short_trace(error: BaseException) -> str:
+    """Return the lines of the user's code that an exception passed through, one on each line, the innermost last."""
+    frames = [frame for frame in _frames(error) if _is_user_code(frame.filename)]
+    return "\n".join(f"  {_shown(frame.filename)}:{frame.line} in {frame.function}" for frame in frames)
+
+
+def in_user_code(filename: str) -> str:
+    """Return the path of a user's file, as it is shown in messages. Returns "" if the file is not the user's code."""
+    return _shown(filename) if not filename.startswith("<") and _is_user_code(filename) else ""
+
+
 def _message(error: BaseException) -> str:
     return str(error) if isinstance(error, SchoolError) else f"{type(error).__name__}: {error}"
 

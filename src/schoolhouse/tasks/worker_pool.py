@@ -3,62 +3,50 @@
 The parent process enforces the timeout. A verifier can run forever, crash, raise an exception, exit, or allocate memory
 without limit. If a verifier fails, its worker process is, if necessary, killed and replaced. The verdict of a failed
 verifier has a reason but no reward. All other completions are graded as usual. Each worker process opens the task
-itself, so that only problems and completions are sent to the workers.
+itself, so that only problems and completions are sent to the workers. The replies of a worker are JSON with a limit on
+their size. The parent process never unpickles the bytes of a worker.
 """
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
 import pickle
-import resource
-import signal
+import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from multiprocessing.connection import wait
+from typing import Any
 
-from schoolhouse.tasks.base import Case, ProgressFn, Task, grade_one
-from schoolhouse.tasks.registry import open_task
-from schoolhouse.tasks.user_file import definition, describe_error
+from schoolhouse.tasks.base import TIMEOUT, Case, ProgressFn, Task, grades_together
+from schoolhouse.tasks.worker_end import ending, where
+from schoolhouse.tasks.worker_handle import Worker, end_worker, send_cases, start_worker, stop_workers, task_source
+from schoolhouse.tasks.worker_messages import BadMessageError, verdict_of
+from schoolhouse.tasks.worker_process import WorkerStart
 from schoolhouse.types import SchoolError, Verdict
 
-TIMEOUT = 5.0
-"""The maximum time for one verdict, in seconds."""
+BATCH_TIMEOUT = 60.0
+"""The default time limit for a call with several completions, in seconds."""
 
-START_TIMEOUT = 120.0
-"""The maximum time in seconds for a worker to start and open its task. The time for a verdict is separate."""
+LOAD_TIMEOUT = 120.0
+"""The default time in seconds that is added to the time limit of a worker's first call. A worker has the added time,
+but at least LOAD_TIMEOUT, to open its task."""
 
 MEMORY_LIMIT = 2 << 30
 """The memory in bytes that a verifier can allocate after its worker has opened the task. macOS has no such limit."""
 
-MAX_REASON_CHARS = 500
+LOST_LIMIT = 32
+"""If this many completions have ended their worker, and no completion has a verdict yet, the others are not tried."""
 
-_READY, _FAILED = "ready", "failed"
-
-_PIPE_BYTES = 4 << 10
-"""The number of bytes that every system can write to an empty pipe before a process reads them."""
+_CHECK_SECONDS = 1.0
+"""The parent process looks for workers that have ended at least this often."""
 
 
-@dataclass
-class _Worker:
-    """A worker process and the index of the case that it grades. The index is None while the worker starts or is idle.
-
-    A case is a problem with a completion to grade.
-    """
-
-    process: BaseProcess
-    connection: Connection
-    deadline: float
-    ready: bool = False
-    case: int | None = None
-    sender: threading.Thread | None = None
+def num_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerPool:
@@ -67,23 +55,41 @@ class WorkerPool:
     The workers start at the first call of `grade_all` and run until `close` is called.
 
     `task` is a task from `open_task`, or a task that can be pickled.
-    `num_workers` is the maximum number of worker processes.
-    `timeout` is the maximum time for one verdict in seconds; a worker that needs more time is killed.
-    `memory_limit` is the maximum memory in bytes that a verifier can allocate.
-    `seconds` has the duration of each verdict of the last call, in seconds.
+    `num_workers` is the maximum number of worker processes; 0 means one worker for each core.
+    `timeout` is the maximum time for one call of the verifier in seconds; a worker that needs more time is killed. 0
+        means 5 seconds for one completion, and 60 seconds for a call with several completions.
+    `memory_limit` is the maximum memory in bytes that a verifier can allocate; 0 means no limit.
+    `load_timeout` is the time in seconds that is added to the time limit of a worker's first call, because a verifier
+        of the user can load a model in this call. If a worker replaces a killed worker, three times the duration of the
+        longest first call is added instead.
+    `seconds` has the duration of each verdict of the last call, in seconds. A call with several completions counts in
+        equal parts.
+    `traces` has the lines of the user's code for each reason of an exception.
     """
 
     def __init__(
-        self, task: Task, num_workers: int = 2, timeout: float = TIMEOUT, memory_limit: int = MEMORY_LIMIT
+        self,
+        task: Task,
+        num_workers: int = 0,
+        timeout: float = 0.0,
+        memory_limit: int = MEMORY_LIMIT,
+        load_timeout: float = LOAD_TIMEOUT,
     ) -> None:
-        self.timeout, self.memory_limit = timeout, memory_limit
+        self.timeout, self.memory_limit, self.load_timeout = timeout, memory_limit, load_timeout
         self.seconds: list[float] = []
-        self._size = num_workers
-        self._name = task.name
-        self._source = _task_source(task)
-        self._workers: list[_Worker] = []
+        self.traces: dict[str, str] = {}
+        self.num_workers = num_workers or num_cores()
+        self._name, self._batch, self._together = task.name, task.batch, grades_together(task)
+        self._source = task_source(task)
+        self._loads = not task.spec or task.spec[0].startswith("python:")  # the package's own tasks load in `warm_up`
+        self._first_call: float | None = None  # seconds of the longest first call that succeeded
+        self._num_started = self._num_lost = self._num_graded = 0
+        self._last_reason = ""
+        self._warned = False
+        self._workers: list[Worker] = []
+        self._waiting: deque[list[int]] = deque()
         self._lock = threading.Lock()
-        self._end = weakref.finalize(self, _stop, self._workers)
+        self._end = weakref.finalize(self, stop_workers, self._workers)
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -94,7 +100,7 @@ class WorkerPool:
     def close(self) -> None:
         """Stop all workers of the pool. A later call of `grade_all` starts new workers."""
         with self._lock:
-            _stop(self._workers)
+            stop_workers(self._workers)
 
     def grade_all(self, cases: Sequence[Case], progress: ProgressFn | None = None) -> list[Verdict]:
         """Grade each pair of a problem and a completion. Returns the verdicts in the same order.
@@ -105,191 +111,205 @@ class WorkerPool:
             try:
                 return self._grade_all(cases, progress)
             except BaseException:
-                _stop(self._workers)  # their current cases are abandoned
+                stop_workers(self._workers)  # their current cases are abandoned
                 raise
 
     def _grade_all(self, cases: Sequence[Case], progress: ProgressFn | None) -> list[Verdict]:
         results: dict[int, Verdict] = {}
         self.seconds = [0.0] * len(cases)
-        waiting = deque(range(len(cases)))
+        self._waiting = deque(self._calls(len(cases)))
         while len(results) < len(cases):
             self._remove_dead_workers()
-            while len(self._workers) < min(self._size, len(cases) - len(results)):
-                self._workers.append(self._start())
+            num_calls = len(self._waiting) + sum(bool(worker.sent) for worker in self._workers)
+            while len(self._workers) < min(self.num_workers, num_calls):
+                shared = 1 if self._batch in ("whole", "auto") else self.num_workers
+                threads = max(1, num_cores() // shared)
+                start = WorkerStart(self._source, os.getcwd(), self.memory_limit, self._limit_of(1), threads)
+                self._workers.append(start_worker(start, is_new=self._num_started < self.num_workers))
+                self._num_started += 1
             for worker in self._workers:
-                if worker.ready and worker.case is None and waiting:
-                    self._submit(worker, waiting.popleft(), cases, results)
+                if not worker.busy and self._waiting:
+                    self._submit(worker, self._waiting.popleft(), cases, results)
             self._collect(results)
+            if not self._num_graded and self._num_lost >= max(LOST_LIMIT, 2 * self.num_workers):
+                self._skip(results)
             if progress:
                 progress(len(results), len(cases))
         return [results[i] for i in range(len(cases))]
 
+    def _calls(self, num_cases: int) -> list[list[int]]:
+        """Return the indices of the cases of each call of the verifier."""
+        if self._batch in ("whole", "auto"):
+            size = num_cases
+        elif self._batch == "split" or self._together:
+            size = -(-num_cases // self.num_workers)
+        else:
+            size = 1
+        return [list(range(start, min(start + size, num_cases))) for start in range(0, num_cases, max(1, size))]
+
     def _remove_dead_workers(self) -> None:
         """Remove the worker processes that have ended while they were idle."""
-        for worker in [w for w in self._workers if w.ready and w.case is None and not w.process.is_alive()]:
-            _kill(worker)
-            self._workers.remove(worker)
+        for worker in [w for w in self._workers if not w.busy and not w.process.is_alive()]:
+            self._remove(worker)
 
-    def _start(self) -> _Worker:
-        # Spawned, not forked: threads of torch may run here.
-        context = multiprocessing.get_context("spawn")
-        parent_end, worker_end = context.Pipe()
-        arguments = (worker_end, self._source, os.getcwd(), self.memory_limit)
-        process = context.Process(target=_work, args=arguments, daemon=True)
-        process.start()
-        worker_end.close()
-        return _Worker(process, parent_end, time.monotonic() + START_TIMEOUT)
+    def _remove(self, worker: Worker) -> None:
+        self._workers.remove(worker)
+        end_worker(worker)
 
-    def _submit(self, worker: _Worker, case: int, cases: Sequence[Case], results: dict[int, Verdict]) -> None:
-        """Send a case to an idle worker and start its timeout."""
+    def _limit_of(self, num_cases: int) -> float:
+        """Return the seconds for a call of the verifier with `num_cases` completions."""
+        return self.timeout or (BATCH_TIMEOUT if num_cases > 1 and not self._together else TIMEOUT)
+
+    def _submit(self, worker: Worker, call: list[int], cases: Sequence[Case], results: dict[int, Verdict]) -> None:
+        """Send the cases of a call to an idle worker, and start the timeout of the call."""
+        limit = self._limit_of(len(call))
+        seconds = limit + self._load_seconds(worker)
         try:
-            message = pickle.dumps(cases[case])
+            message = pickle.dumps((seconds, [cases[case] for case in call]))
         except Exception as error:
+            if len(call) > 1:
+                self._waiting.extend([case] for case in call)
+                return
             reason = f"the problem cannot be sent to a worker process ({error}); put only plain data into `info`"
-            results[case] = Verdict(None, reason)
+            results[call[0]] = Verdict(None, reason)
             return
-        worker.case, worker.deadline = case, time.monotonic() + self.timeout
-        if len(message) <= _PIPE_BYTES:
-            _send(worker.connection, message)
-        else:  # a worker that does not read would block this thread, and timeouts would not be checked
-            worker.sender = threading.Thread(target=_send, args=(worker.connection, message), daemon=True)
-            worker.sender.start()
+        worker.sent, worker.open = call, set(call)
+        # coroutines enforce the limit themselves; the parent process waits a little longer
+        worker.limit = limit * 1.25 + 1.0 if self._together else limit
+        worker.started = worker.since = time.monotonic()
+        send_cases(worker, message)
+
+    @property
+    def _open_limit(self) -> float:
+        return max(self.load_timeout, LOAD_TIMEOUT)
+
+    def _load_seconds(self, worker: Worker) -> float:
+        """Return the time that the first call of a worker gets to load what it needs."""
+        if worker.num_calls or not self._loads:
+            return 0.0
+        if self._first_call is not None and not worker.is_new:
+            return min(3.0 * self._first_call, self.load_timeout)
+        return self.load_timeout if worker.is_new or self._num_lost < 2 * self.num_workers else 0.0
+
+    def _remaining(self, worker: Worker) -> float:
+        limit = worker.limit + self._load_seconds(worker) if worker.ready else self._open_limit
+        return worker.since + limit - time.monotonic()
 
     def _collect(self, results: dict[int, Verdict]) -> None:
         """Wait for the next message of a worker or for the next deadline.
 
         After the wait, all messages that have arrived and all deadlines that have passed are handled.
         """
-        busy = [worker for worker in self._workers if worker.case is not None or not worker.ready]
+        busy = [worker for worker in self._workers if worker.busy]
         if not busy:
             return
-        remaining = min(worker.deadline for worker in busy) - time.monotonic()
-        readable = set(map(id, wait([worker.connection for worker in busy], max(remaining, 0.0))))
+        remaining = min(_CHECK_SECONDS, *map(self._remaining, busy))
+        readable = set(map(id, wait([worker.replies for worker in busy], max(remaining, 0.0))))
         for worker in busy:
-            if id(worker.connection) in readable:
+            if id(worker.replies) in readable or not worker.process.is_alive():
                 self._receive(worker, results)
-            elif time.monotonic() >= worker.deadline:
-                self._give_up(worker, results, f"no verdict within {self.timeout:g} s")
+            elif self._remaining(worker) <= 0:
+                self._time_out(worker, results)
 
-    def _receive(self, worker: _Worker, results: dict[int, Verdict]) -> None:
+    def _receive(self, worker: Worker, results: dict[int, Verdict]) -> None:
         try:
-            message = worker.connection.recv()
-        except (EOFError, OSError):
+            messages, closed = worker.reader.read()
+            for message in messages:
+                self._handle(worker, message, results)
+        except BadMessageError as error:
+            self._give_up(worker, results, f"the worker process did not send a verdict: {error}")
+            return
+        if not worker.busy:  # if the process has ended, the next round of _grade_all removes it
+            return
+        if closed or (not messages and not worker.process.is_alive()):
+            wait([worker.process.sentinel], 1.0)
+            place = where(worker.trace, None)
             worker.process.join(1.0)
-            code = worker.process.exitcode
-            self._give_up(worker, results, f"the worker process ended while grading (exit code {code})")
-            return
-        if worker.ready and worker.case is not None:
-            self._record_seconds(worker)
-            results[worker.case] = Verdict(*message)
-            worker.case = None
-        elif message[0] == _READY:
-            worker.ready = True
-        else:
-            raise SchoolError(f"the task {self._name} cannot be opened in a worker process: {message[1]}")
+            self._give_up(worker, results, ending(worker.process.exitcode) + place)
 
-    def _give_up(self, worker: _Worker, results: dict[int, Verdict], reason: str) -> None:
-        if worker.case is None:
+    def _handle(self, worker: Worker, message: Mapping[str, Any], results: dict[int, Verdict]) -> None:
+        match message:
+            case {"failed": str(reason)} if not worker.ready:
+                raise SchoolError(f"the task {self._name} cannot be opened in a worker process: {reason}")
+            case {"ready": True} if not worker.ready:
+                worker.ready = True
+            case {"case": int(at)} if 0 <= at < len(worker.sent) and worker.sent[at] in worker.open:
+                verdict = verdict_of(message)
+                self._keep_trace(verdict.reason, message)
+                self._record(worker, [worker.sent[at]], verdict, results)
+            case {"error": str(reason), "retry": bool(retry)} if worker.sent and reason:
+                self._keep_trace(reason, message)
+                self._end_call(worker)
+                self._fail(worker, results, reason, retry=retry)
+                worker.sent, worker.open = [], set()
+            case {"done": True} if worker.sent and not worker.open:
+                self._end_call(worker)
+                worker.sent = []
+            case _:
+                raise BadMessageError(f"unexpected message {str(message)[:60]}")
+
+    def _keep_trace(self, reason: str, message: Mapping[str, Any]) -> None:
+        trace = message.get("trace")
+        if isinstance(trace, str) and trace and len(self.traces) < 100:
+            self.traces.setdefault(reason, trace)
+
+    def _end_call(self, worker: Worker) -> None:
+        if not worker.num_calls and worker.has_graded:
+            self._first_call = max(self._first_call or 0.0, time.monotonic() - worker.started)
+        worker.num_calls += 1
+
+    def _record(self, worker: Worker, cases: Iterable[int], verdict: Verdict, results: dict[int, Verdict]) -> None:
+        """Store the verdict of cases, and restart the timeout of the worker."""
+        now = time.monotonic()
+        for case in cases:
+            results[case] = verdict
+            self.seconds[case] = (now - worker.started) / (1 if self._together else len(worker.sent))
+            worker.open.discard(case)
+        self._num_graded += verdict.reward is not None
+        worker.has_graded |= verdict.reward is not None
+        worker.since = now
+
+    def _time_out(self, worker: Worker, results: dict[int, Verdict]) -> None:
+        load = self._load_seconds(worker)
+        first = f" and {load:.3g} s more for the first call of the worker" if load >= 1 else ""
+        number = f" for {len(worker.sent)} completions" if len(worker.sent) > 1 else ""
+        limit = self._limit_of(len(worker.sent))
+        place = where(worker.trace, worker.process.pid) if worker.ready else ""
+        place = f"; the verifier was{place}" if place else ""
+        self._give_up(worker, results, f"no verdict{number} within {limit:g} s{first}{place}")
+
+    def _give_up(self, worker: Worker, results: dict[int, Verdict], reason: str) -> None:
+        """Kill a worker that grades or starts, and record the reason for its cases."""
+        if not worker.ready:
             raise SchoolError(
-                f"task {self._name} cannot be opened in a worker process (exit code {worker.process.exitcode}); if you "
-                "run a script, put its code under `if __name__ == '__main__':`, because workers import the script"
+                f"task {self._name} cannot be opened in a worker process (exit code {worker.process.exitcode}, "
+                f"after {time.monotonic() - worker.since:.0f} s of at most {self._open_limit:g} s); if you run a "
+                "script, put its code under `if __name__ == '__main__':`, because workers import the script"
             )
-        self._record_seconds(worker)
-        results[worker.case] = Verdict(None, reason)
-        _kill(worker)
-        self._workers.remove(worker)
+        self._num_lost += len(worker.sent) == 1
+        self._last_reason = reason
+        self._fail(worker, results, reason, retry=True)
+        self._remove(worker)
 
-    def _record_seconds(self, worker: _Worker) -> None:
-        assert worker.case is not None
-        self.seconds[worker.case] = time.monotonic() - (worker.deadline - self.timeout)
-
-
-def _stop(workers: list[_Worker]) -> None:
-    while workers:
-        _kill(workers.pop())
-
-
-def _kill(worker: _Worker) -> None:
-    """Kill a worker process. If the worker is still alive, all processes that it has started are killed too."""
-    if worker.process.is_alive() and worker.process.pid:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(worker.process.pid, signal.SIGKILL)
-    worker.process.kill()
-    worker.process.join()
-    if worker.sender:
-        worker.sender.join(1.0)  # it ends with its reader
-        if worker.sender.is_alive():  # another process holds the other end, and closes it
+    def _fail(self, worker: Worker, results: dict[int, Verdict], reason: str, *, retry: bool) -> None:
+        """Record the reason of a failed call for its cases, or let each of its cases be graded alone."""
+        alone = self._batch != "whole" or self._together
+        if not (retry and alone and len(worker.sent) > 1):
+            self._record(worker, sorted(worker.open), Verdict(None, reason), results)
             return
-    worker.connection.close()
+        self._waiting.extend([case] for case in sorted(worker.open))
+        if not self._warned:
+            self._warned = True
+            print(
+                f"school: a call of the verifier with {len(worker.sent)} completions failed ({reason}); each of its "
+                "completions is graded alone",
+                file=sys.stderr,
+            )
 
-
-def _send(connection: Connection, message: bytes) -> None:
-    with contextlib.suppress(OSError):  # _collect notices a worker that has ended
-        connection.send_bytes(message)
-
-
-# ---- in a worker process
-
-
-def _task_source(task: Task) -> tuple[str, int] | bytes:
-    """Return the name and the seed from which a worker opens the task. If the task has no name, return its pickle."""
-    if task.spec:
-        return task.spec
-    try:
-        return pickle.dumps(task)
-    except Exception as error:
-        raise SchoolError(
-            f"task {task.name or type(task).__name__} cannot be sent to worker processes ({error}); write its class to "
-            "a file, and open the task with open_task('python:FILE.py:CLASS')"
-        ) from error
-
-
-def _work(connection: Connection, source: tuple[str, int] | bytes, folder: str, memory_limit: int) -> None:
-    """Run a worker process: open the task, then grade each case until the connection is closed."""
-    os.setsid()  # Ctrl-C reaches only the parent, and the process group can be killed as one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        os.chdir(folder)
-        task = pickle.loads(source) if isinstance(source, bytes) else open_task(*source)
-        task.warm_up()
-        _limit_memory(memory_limit)
-    except (Exception, SystemExit) as error:
-        connection.send((_FAILED, str(error) if isinstance(error, SchoolError) else describe_error(error)))
-        return
-    connection.send((_READY, ""))
-    while True:
-        try:
-            message = connection.recv_bytes()
-        except (EOFError, OSError):
-            return
-        problem, completion = pickle.loads(message)
-        connection.send(_to_plain(grade_one(task, problem, completion), task))
-
-
-def _limit_memory(memory_limit: int) -> None:
-    """Limit the memory that this process can still allocate. Above the limit, Python raises MemoryError."""
-    with contextlib.suppress(OSError, ValueError):  # a system without /proc, or with a lower limit of its own
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (size + memory_limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-def _to_plain(verdict: Verdict, task: Task) -> tuple[float | None, str, dict[str, float]]:
-    """Convert a verdict to plain numbers and text, because the parent process cannot unpickle every type."""
-    try:
-        parts = {str(name): float(value) for name, value in verdict.parts.items()}
-        reward = None if verdict.reward is None else float(verdict.reward)
-    except (TypeError, ValueError) as error:
-        reason = f"{definition(type(task).grade)}: the verdict is not made of numbers: {error}"
-        return None, reason[:MAX_REASON_CHARS], {}
-    return reward, str(verdict.reason)[:MAX_REASON_CHARS], parts
-
-
-def _end_with_parent() -> None:
-    """Wait until the parent process ends, then end this worker process.
-
-    Without its parent process, a worker has no timeouts.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    def _skip(self, results: dict[int, Verdict]) -> None:
+        """Record a reason for all cases that wait."""
+        reason = f"{self._last_reason} (not tried: {self._num_lost} completions before this one had no verdict)"
+        for call in self._waiting:
+            for case in call:
+                results[case] = Verdict(None, reason)
+        self._waiting.clear()

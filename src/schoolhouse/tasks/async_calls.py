@@ -1,0 +1,23 @@
+"""Run coroutines of verifiers. All coroutines of a process run in one event loop.
+
+A client of a web service that a verifier keeps between two calls is bound to its event loop, so the loop is kept too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from functools import lru_cache
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine to its end in the event loop of this process, and return its result."""
+    return _runner().run(coroutine)
+
+
+@lru_cache(maxsize=1)
+def _runner() -> asyncio.Runner:
+    return asyncio.Runner()
