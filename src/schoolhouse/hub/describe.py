@@ -20,7 +20,7 @@ from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.folder import read_json, weight_paths
 from schoolhouse.policy.policy import Policy
 from schoolhouse.runs.atomic_io import resolve_model
-from schoolhouse.runs.doctor import machine_memory
+from schoolhouse.runs.memory import machine_memory
 from schoolhouse.types import Message, SchoolError
 
 
@@ -136,7 +136,6 @@ def describe_model(name: Path | str) -> ModelDescription:
 
 def _limits(own: bool, config: ModelConfig) -> Iterator[str]:
     if not own:
-        yield "`activation_checkpointing` needs the own decoder"
         yield "GGUF export needs the own decoder"
     if not config.plain_attention:
         yield "the fast kernels compute only plain attention, but a layer has a window, a soft cap or attention sinks"

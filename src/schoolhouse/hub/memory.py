@@ -9,7 +9,7 @@ import torch
 
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.device import pick_device, pick_dtype
-from schoolhouse.runs.doctor import machine_memory
+from schoolhouse.runs.memory import machine_memory
 
 MICROBATCH_TOKENS = 4_096
 """The number of tokens in a micro-batch, which is the default of the recipes."""

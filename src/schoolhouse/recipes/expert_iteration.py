@@ -72,10 +72,16 @@ class Config(ChatConfig):
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    """Use less memory, but compute a second forward pass. The result is the same."""
 
 
 def expert_iteration(c: Config, run: Run) -> None:
-    policy = run.restore(Policy.load(run.model_path(c.start_model or c.model), c.precision, c.optimizer, chat=c))
+    policy = run.restore(
+        Policy.load(
+            run.model_path(c.start_model or c.model), c.precision, c.optimizer, c.activation_checkpointing, chat=c
+        )
+    )
     task, search, conversation = open_task(c.task, c.seed), parse(c.search, c.search_budget), policy.conversation
     fresh = open_task(c.fresh_task, c.seed) if c.fresh_task else None
     run.track_files(*task.files, *search.files, *(fresh.files if fresh else ()))

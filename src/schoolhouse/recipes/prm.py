@@ -82,6 +82,8 @@ class Config(ChatConfig):
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    """Use less memory, but compute a second forward pass. The result is the same."""
     save_every: int = Field(500, gt=0)
 
     @model_validator(mode="after")
@@ -98,7 +100,9 @@ class Config(ChatConfig):
 
 
 def prm(c: Config, run: Run) -> None:
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
+    policy = run.restore(
+        Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing, chat=c)
+    )
     task, conversation, tokens = open_task(c.task, c.seed), policy.conversation, 0
     run.track_files(*task.files, c.data)
     if c.data:

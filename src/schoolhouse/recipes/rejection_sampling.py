@@ -55,6 +55,8 @@ class Config(ChatConfig):
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    """Use less memory, but compute a second forward pass. The result is the same."""
     save_every: int = Field(200, gt=0)
 
     @model_validator(mode="after")
@@ -76,7 +78,9 @@ def rejection_sampling(c: Config, run: Run) -> None:
             f"none of {counts['rollouts']} completions was kept ({counts}): use a teacher that solves some problems"
         )
     run.track_files(run.folder / "kept.jsonl")
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
+    policy = run.restore(
+        Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing, chat=c)
+    )
 
     for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):
         batch = python_random(Key(c.seed, "distill", step)).choices(demonstrations, k=c.batch_size)

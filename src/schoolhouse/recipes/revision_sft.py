@@ -68,6 +68,8 @@ class Config(ChatConfig):
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    """Use less memory, but compute a second forward pass. The result is the same."""
     save_every: int = Field(300, gt=0)
 
 
@@ -87,7 +89,9 @@ def revision_sft(c: Config, run: Run) -> None:
         "sampled_tokens": tokens,
     }
     examples = [second_only(pair.rollout) for pair in kept]
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
+    policy = run.restore(
+        Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing, chat=c)
+    )
     run.track_files(*task.files)
 
     for step in run.steps(range(run.step, c.steps), save=policy, every=c.save_every):

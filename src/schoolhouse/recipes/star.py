@@ -65,6 +65,8 @@ class Config(ChatConfig):
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    """Use less memory, but compute a second forward pass. The result is the same."""
 
 
 def star(c: Config, run: Run) -> None:
@@ -72,7 +74,9 @@ def star(c: Config, run: Run) -> None:
         raise SchoolError(
             "at temperature 0 all samples are identical: set sampling.temperature above 0 (ReST-EM uses 0.7)"
         )
-    policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
+    policy = run.restore(
+        Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing, chat=c)
+    )
     task, conversation = open_task(c.task, c.seed), policy.conversation
     demos_task = open_task(c.demos_task, c.seed)
     run.track_files(*task.files, *demos_task.files)
