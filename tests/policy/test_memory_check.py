@@ -10,8 +10,10 @@ import torch
 
 from schoolhouse.algorithms.losses import negative_log_likelihood
 from schoolhouse.algorithms.packing import pack, token_mean
+from schoolhouse.algorithms.settings import Optimizer
 from schoolhouse.policy import memory_check, sampling_memory
 from schoolhouse.policy.memory_check import learning_need
+from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.types import Key, Message, Problem, SchoolError
 
 
@@ -73,22 +75,25 @@ def test_a_micro_batch_that_does_not_fit_is_an_error_before_it_is_tried(policy, 
         policy.check_peak_memory(120, 4_096)
 
 
-def test_sampling_that_does_not_fit_is_an_error(policy, memory):
-    need = learning_need(policy, 60, 60)
-    memory(need.total + 1)
+def test_sampling_that_does_not_fit_is_an_error(policy, memory, monkeypatch):
+    memory(learning_need(policy, 60, 60).total + 1)
     policy.check_peak_memory(60, 60)
+    monkeypatch.setattr(sampling_memory, "_LOGIT_COPIES", 10_000)
     with pytest.raises(SchoolError, match=r"sampling needs .* lower `max_new_tokens`"):
-        memory_check.check_peak_memory(policy, 60, 60, make_prompts(policy), num_slots=1)
+        policy.check_peak_memory(60, 60, make_prompts(policy))
 
 
-def test_a_note_tells_that_fewer_rollouts_are_sampled_together(policy, memory, capsys):
+def test_a_note_tells_that_fewer_rollouts_are_sampled_together(policy, memory, monkeypatch, capsys):
     prompts = make_prompts(policy, 64)
-    memory(12_000_000)
-    policy.check_peak_memory(120, 120, prompts[:2])
+    monkeypatch.setattr(sampling_memory, "_LOGIT_COPIES", 1_000)
+    each = 1_000 * 4 * policy.decoder.config.vocab_size
+    memory(int(learning_need(policy, 120, 120).total + 20 * each / sampling_memory.SHARE))
+    policy.check_peak_memory(120, 120, prompts[:8])
     assert not capsys.readouterr().err
     policy.check_peak_memory(120, 120, prompts)
     note = capsys.readouterr().err
     assert "sampling 64 rollouts at the same time would need up to" in note
+    assert "so 16 are sampled at the same time" in note  # four rounds
     assert "`sampling.max_new_tokens`" in note
 
 
@@ -127,6 +132,17 @@ def test_the_command_says_before_the_run_what_does_not_fit(tmp_path, policy):
     assert "of memory are free: lower `microbatch_tokens`" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (Path(tmp_path) / "run" / "metrics.jsonl").exists()
+
+
+def test_the_first_supervised_update_is_checked(policy, memory):
+    rollouts = policy.extend(make_prompts(policy), 5)
+    memory(1_000)
+    with pytest.raises(SchoolError, match="learning from a micro-batch of .* lower `microbatch_tokens`"):
+        supervised_update(policy, rollouts, Optimizer(), 0, 10, 64)
+    memory(10**9)
+    supervised_update(policy, rollouts, Optimizer(), 0, 10, 64)
+    memory(1_000)
+    supervised_update(policy, rollouts, Optimizer(), 1, 10, 64)
 
 
 def test_other_errors_are_not_taken_for_missing_memory(policy, monkeypatch):

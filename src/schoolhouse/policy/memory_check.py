@@ -68,8 +68,7 @@ def check_peak_memory(
     """
     max_len = min(max_len, policy.max_seq_len)
     need, free = learning_need(policy, max_len, microbatch_tokens), free_memory(policy.device)
-    if need.total > free:
-        raise SchoolError(_learning_error(need, f"but only {size_text(free)} of memory are free", policy))
+    _check_learning(policy, need, free)
     if prompts:
         _check_sampling(policy, max_len, prompts, num_slots, need.kept)
     try:
@@ -79,6 +78,19 @@ def check_peak_memory(
             raise
         reason = f"and there was not enough memory when the run tried it ({size_text(free)} were free)"
         raise SchoolError(_learning_error(need, reason, policy)) from error
+
+
+def check_learning_memory(policy: Policy, num_tokens: int) -> None:
+    """Check the memory for the first update, whose largest micro-batch has `num_tokens` tokens.
+
+    Raises SchoolError if the memory is too small. The error names the sizes, and the config keys to lower.
+    """
+    _check_learning(policy, learning_need(policy, num_tokens, num_tokens), free_memory(policy.device))
+
+
+def _check_learning(policy: Policy, need: LearningNeed, free: int) -> None:
+    if need.total > free:
+        raise SchoolError(_learning_error(need, f"but only {size_text(free)} of memory are free", policy))
 
 
 def learning_need(policy: Policy, max_len: int, microbatch_tokens: int) -> LearningNeed:

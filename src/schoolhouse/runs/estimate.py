@@ -26,6 +26,9 @@ STEPS, LOOPS = 9, 2
 SECONDS = 60.0
 """A trial that has done two steps ends after this time."""
 
+SMALL_SECONDS = 20.0
+"""The same for a trial with small steps."""
+
 LARGE = 100_000_000
 """The size of the weight files in bytes from which smaller steps are measured."""
 
@@ -134,7 +137,7 @@ def _from_small_steps(recipe: str, config: BaseConfig, steps: int, key: str, rep
         rewards: Any = getattr(small, "rewards", None)
         if hasattr(rewards, "control"):  # with random rewards, every group gives a training signal
             small = small.model_copy(update={"rewards": rewards.model_copy(update={"control": "random"})})
-        trials.append(run_trial(recipe, small, 3, SECONDS, report, f"`{key}` {size}"))
+        trials.append(run_trial(recipe, small, 3, SMALL_SECONDS, report, f"`{key}` {size}"))
     parts = [_step_parts(trial) for trial in trials]
     full = _Parts(*(_line(sizes, column, whole) for column in zip(*parts, strict=True)))
     signal = _signal(trials)
@@ -187,7 +190,6 @@ def _peak_memory(config: BaseConfig, trials: Sequence[Trial], sizes: Sequence[in
     each = used[1] / sizes[1] if samples == 1 else batch_tokens
     largest = min(batch_tokens, whole * each)
     learning = _line(used, [trial.peak_memory for trial in trials], largest)
-    model = getattr(config, "model", None)
     completions = [row for row in trials[1].metrics if row.get("rollouts")]
     if samples == 1 or not completions:
         return int(learning)
@@ -198,7 +200,10 @@ def _peak_memory(config: BaseConfig, trials: Sequence[Trial], sizes: Sequence[in
     from schoolhouse.policy.sampling_memory import sampling_need
     from schoolhouse.runs.atomic_io import resolve_model
 
-    decoder = parse_model_config(read_json(resolve_model(str(model)) / "config.json"))
+    try:
+        decoder = parse_model_config(read_json(resolve_model(str(getattr(config, "model", ""))) / "config.json"))
+    except SchoolError:  # the config of another library, or of an adapter
+        return int(learning)
     device = pick_device()
     slot_cache = best_attention(decoder.head_dim, pick_dtype(getattr(config, "precision", "auto"), device), device)[1]
     length = sum(row["sampled_tokens"] for row in completions) // sum(row["rollouts"] for row in completions)
