@@ -7,7 +7,15 @@ import pytest
 
 from schoolhouse.recipes import grpo, pretrain, star
 from schoolhouse.runs import estimate as module
-from schoolhouse.runs.estimate import Estimate, _eval_steps, _line, _signal, estimate
+from schoolhouse.runs.estimate import (
+    Estimate,
+    _eval_steps,
+    _line,
+    _signal,
+    _skips_constant_groups,
+    _step_parts,
+    estimate,
+)
 from schoolhouse.runs.run import Run
 from schoolhouse.runs.trial import Trial, run_trial
 from schoolhouse.types import SchoolError
@@ -111,7 +119,7 @@ def test_a_large_model_is_measured_with_small_steps(tmp_path, monkeypatch):
     config = grpo.Config.of(model=str(tmp_path), task="school:addition?digits=1", **sizes)
     lines: list[str] = []
     measured = estimate("grpo", config, lines.append)
-    assert "steps with `prompts_per_step` 4 and 12 instead of 32" in lines[0]
+    assert "steps with `prompts_per_step` 4 and 16 instead of 32" in lines[0]
     assert measured.steps == 10
     assert measured.step_seconds > 0
     assert measured.eval_seconds > 0
@@ -132,6 +140,18 @@ def test_a_large_model_is_measured_with_small_steps(tmp_path, monkeypatch):
 )
 def test_a_line_through_two_points(values, size, expected):
     assert _line((3, 4), values, size) == pytest.approx(expected)
+
+
+def test_a_penalty_and_random_rewards_give_every_group_a_gradient():
+    assert _skips_constant_groups(grpo.Config.of(model="m"))
+    assert not _skips_constant_groups(grpo.Config.of(model="m", **{"loss.kl_coef": 0.1}))
+    assert not _skips_constant_groups(grpo.Config.of(model="m", **{"rewards.control": "random"}))
+
+
+def test_the_time_of_a_part_is_the_shortest_one():
+    rows = [(9.0, 2.0, 4.0), (16.0, 3.0, 3.0), (22.0, 2.5, 3.2)]
+    times = [{"seconds": end, "sampling": sampling, "learning": learning} for end, sampling, learning in rows]
+    assert _step_parts(Trial(times, [], 0, 0)) == pytest.approx((2.0, 3.0, 0.3))
 
 
 def test_the_share_of_groups_with_a_signal_comes_from_all_trials():

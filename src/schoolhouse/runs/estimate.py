@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from schoolhouse.algorithms.advantages import uses_group_baseline
 from schoolhouse.config import BaseConfig
 from schoolhouse.runs.progress import duration
 from schoolhouse.runs.trial import Trial, run_trial
@@ -33,8 +34,8 @@ LARGE = 100_000_000
 """The size of the weight files in bytes from which smaller steps are measured."""
 
 _SIZES = ("prompts_per_step", "batch_size")  # the keys that say how large a step is
-_SMALL_TOKENS = (512, 1_024)  # the micro-batches of the two trials; logits of 512 tokens or more are in chunks
-_SMALL_ROLLOUTS, _SMALL_ROWS = (16, 48), (4, 12)
+_SMALL_TOKENS = (1_024, 2_048)  # the micro-batches of the two trials: logits are in chunks from 1,024 tokens on
+_SMALL_ROLLOUTS, _SMALL_ROWS = (16, 64), (8, 16)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _from_small_steps(recipe: str, config: BaseConfig, steps: int, key: str, rep
         trials.append(run_trial(recipe, small, 3, SMALL_SECONDS, report, f"`{key}` {size}"))
     parts = [_step_parts(trial) for trial in trials]
     full = _Parts(*(_line(sizes, column, whole) for column in zip(*parts, strict=True)))
-    signal = _signal(trials)
+    signal = _signal(trials) if _skips_constant_groups(config) else 1.0
     learning = _line(sizes, [one.learning for one in parts], whole * signal)
     step_seconds = full.sampling + learning + full.rest
     peak = _peak_memory(config, trials, sizes, whole, samples)
@@ -156,13 +157,10 @@ def _row_parts(row: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _step_parts(trial: Trial) -> _Parts:
-    """Return the median time of each part of a step, without the first step."""
-    steps = []
-    for before, row in pairwise(trial.times):
-        sampling, learning = _row_parts(row)
-        rest = row["seconds"] - before["seconds"] - sampling - learning
-        steps.append((sampling, learning, max(0.0, rest)))
-    return _Parts(*map(statistics.median, zip(*steps, strict=True)))
+    """Return the shortest time of each part of a step, because other programs on the machine only add time."""
+    sampling, learning = (min(column) for column in zip(*map(_row_parts, trial.times), strict=True))
+    rests = [row["seconds"] - before["seconds"] - sum(_row_parts(row)) for before, row in pairwise(trial.times)]
+    return _Parts(sampling, learning, max(0.0, min(rests, default=0.0)))
 
 
 def _line(sizes: Sequence[float], values: Sequence[float], size: float) -> float:
@@ -172,6 +170,14 @@ def _line(sizes: Sequence[float], values: Sequence[float], size: float) -> float
     slope = max(0.0, later - y) / span if span else 0.0
     slope = min(slope, later / sizes[1])  # the constant part is not negative
     return max(0.0, later + slope * (size - sizes[1]))
+
+
+def _skips_constant_groups(config: BaseConfig) -> bool:
+    """Return whether a run learns nothing from a group whose real rewards are equal."""
+    values = config.model_dump()
+    random_rewards = values.get("rewards", {}).get("control") == "random"
+    by_group = uses_group_baseline(values.get("advantage", {}).get("baseline", "mean"))
+    return by_group and not random_rewards and not values.get("loss", {}).get("kl_coef")
 
 
 def _signal(trials: Sequence[Trial]) -> float:
@@ -184,11 +190,12 @@ def _signal(trials: Sequence[Trial]) -> float:
 def _peak_memory(config: BaseConfig, trials: Sequence[Trial], sizes: Sequence[int], whole: int, samples: int) -> int:
     """Compute the peak memory of a whole step: the peak of learning or the peak of sampling, whichever is larger."""
     batch_tokens = config.model_dump()["microbatch_tokens"]
-    used = [
-        _batch_tokens(trial, size, tokens) for trial, size, tokens in zip(trials, sizes, _SMALL_TOKENS, strict=True)
-    ]
-    each = used[1] / sizes[1] if samples == 1 else batch_tokens
-    largest = min(batch_tokens, whole * each)
+    trained = [max((row.get("trained_tokens", 0) for row in trial.metrics), default=0) for trial in trials]
+    if samples > 1 or not all(trained):  # a run that samples tries its largest micro-batch first
+        used, largest = list(_SMALL_TOKENS), batch_tokens
+    else:
+        used = [min(pair) for pair in zip(trained, _SMALL_TOKENS, strict=True)]
+        largest = min(batch_tokens, trained[1] * whole / sizes[1])
     learning = _line(used, [trial.peak_memory for trial in trials], largest)
     completions = [row for row in trials[1].metrics if row.get("rollouts")]
     if samples == 1 or not completions:
@@ -210,12 +217,6 @@ def _peak_memory(config: BaseConfig, trials: Sequence[Trial], sizes: Sequence[in
     need = sampling_need(decoder, slot_cache, whole * samples, whole, 1, length)
     sampling = trials[1].kept_memory + need.total(min(512, whole * samples))
     return int(max(learning, sampling))
-
-
-def _batch_tokens(trial: Trial, size: int, most: int) -> float:
-    """Return about how many tokens the micro-batches of a trial had."""
-    rows = [row["trained_tokens"] for row in trial.metrics if row.get("trained_tokens")]
-    return min(most, max(rows)) if rows else most
 
 
 def _without_saving(config: BaseConfig) -> BaseConfig:
