@@ -60,8 +60,8 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
     ),
     "out of memory late": (
         "The longest batch comes at step 400 and does not fit into memory (unsloth#1624).",
-        "The run tries the largest micro-batch before the first step. `school estimate` measures the memory before a "
-        "run.",
+        "Before the first step, the run computes the memory of learning and of sampling, and tries the largest "
+        "micro-batch. If the memory is too small, the run stops and says which config keys to lower.",
     ),
     "memory grows": (
         "A process uses more and more memory until the system kills it (verl#275).",

@@ -22,6 +22,7 @@ LAYERS = [
         "runs.signals",
         "runs.manifest",
         "runs.diagnostics",
+        "runs.memory",
     },
     {"data"},
     {"algorithms"},

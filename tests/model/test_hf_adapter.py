@@ -156,6 +156,46 @@ def test_gradients_reach_every_weight(tmp_path):
     assert not [name for name, weight in adapter.named_parameters() if weight.grad is None or not weight.grad.any()]
 
 
+@pytest.mark.parametrize(
+    "model_type, changes",
+    [
+        ("olmo2", {}),
+        ("gpt2", {}),
+        ("opt", {"ffn_dim": 80, "word_embed_proj_dim": 48}),  # dropout while it trains
+        ("gemma2", {"head_dim": 12, "attn_logit_softcapping": 1.5, "sliding_window": 3}),
+        ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    ],
+)
+def test_activation_checkpointing_gives_the_same_gradients_with_fewer_saved_tensors(tmp_path, model_type, changes):
+    save_hf_model(model_type, tmp_path, **changes)
+    adapter, gradients, saved, sizes = load_adapter(tmp_path), [], [], []
+    for recomputes in (False, True):
+        adapter.activation_checkpointing = recomputes
+        packed = PackedAttention([len(A), len(B)])
+        sizes.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            hidden = adapter(torch.tensor([*A, *B]), packed.positions, packed)
+        adapter.zero_grad()
+        adapter.project(hidden).square().sum().backward()
+        gradients.append([weight.grad.clone() for weight in adapter.parameters() if weight.grad is not None])
+        saved.append(sum(sizes))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert saved[1] < 0.5 * saved[0]
+    assert not [module for module in adapter.modules() if "forward" in vars(module)]
+
+
+def test_activation_checkpointing_of_a_model_without_known_blocks_is_an_error(tmp_path, monkeypatch):
+    from transformers import modeling_layers
+
+    save_hf_model("olmo2", tmp_path)
+    adapter = load_adapter(tmp_path)
+    adapter.activation_checkpointing = True
+    monkeypatch.setattr(modeling_layers, "GradientCheckpointingLayer", torch.nn.Identity)
+    packed = PackedAttention([len(A)])
+    with pytest.raises(SchoolError, match="does not work for Olmo2Model.* set `activation_checkpointing` to false"):
+        adapter(torch.tensor(A), packed.positions, packed)
+
+
 def test_transformers_loads_a_saved_adapter_with_the_same_logits(tmp_path):
     transformers = pytest.importorskip("transformers")
     save_hf_model("smollm3", tmp_path / "original")

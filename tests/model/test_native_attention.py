@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
+from schoolhouse.model.kv_cache import Bfloat16SlotKVCache, PackedAttention, SlotKVCache
 from schoolhouse.model.native_attention import (
     NativeBfloat16SlotKVCache,
     NativePackedAttention,
@@ -130,7 +130,8 @@ def test_the_best_attention_depends_on_the_head_width_the_number_type_and_the_de
     assert best_attention(64, torch.bfloat16, CPU) == (NativePackedAttention, NativeBfloat16SlotKVCache)
     assert best_attention(64, torch.float32, CPU) == (NativePackedAttention, NativeSlotKVCache)
     assert best_attention(48, torch.float32, CPU) == (PackedAttention, SlotKVCache)
-    assert best_attention(64, torch.bfloat16, torch.device("cuda")) == (PackedAttention, SlotKVCache)
+    assert best_attention(64, torch.float32, torch.device("cuda")) == (PackedAttention, SlotKVCache)
+    assert best_attention(64, torch.bfloat16, torch.device("cuda")) == (PackedAttention, Bfloat16SlotKVCache)
 
 
 @pytest.mark.parametrize("setting", ["CC=false", "CC=no-such-compiler", "SCHOOLHOUSE_NATIVE=0"])

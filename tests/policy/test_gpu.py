@@ -73,4 +73,4 @@ def test_a_saved_policy_loads_with_the_same_scores(policy, tmp_path):
     loaded = Policy.load(tmp_path, "float32")
     (_, batch), *_ = pack_for_scoring(make_rollouts())
     with torch.no_grad():
-        assert torch.equal(policy._batch_scores(batch, 1.0).logprob, loaded._batch_scores(batch, 1.0).logprob)
+        assert torch.equal(policy.batch_scores(batch, 1.0).logprob, loaded.batch_scores(batch, 1.0).logprob)

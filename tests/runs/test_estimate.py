@@ -1,10 +1,23 @@
 """An estimate is measured in the first steps of the run, in another process."""
 
+import os
+import time
+
 import pytest
 
 from schoolhouse.recipes import grpo, pretrain, star
-from schoolhouse.runs.estimate import Estimate, _eval_steps, estimate
+from schoolhouse.runs import estimate as module
+from schoolhouse.runs.estimate import (
+    Estimate,
+    _eval_steps,
+    _line,
+    _signal,
+    _skips_constant_groups,
+    _step_parts,
+    estimate,
+)
 from schoolhouse.runs.run import Run
+from schoolhouse.runs.trial import Trial, run_trial
 from schoolhouse.types import SchoolError
 
 TINY = {
@@ -65,3 +78,83 @@ def test_evaluations_count_by_their_completions():
     assert _eval_steps(config, config.steps) == 4 * 10.0
     assert _eval_steps(config.model_copy(update={"eval": config.eval.model_copy(update={"every": 0})}), 41) == 0.0
     assert Estimate(11, 2.0, 0.5, 3.0, 0).seconds == 10.0
+
+
+def lasts(steps: int = 1000) -> pretrain.Config:
+    """The config of a run that is far from its end whenever a trial stops it."""
+    return pretrain.Config.of(task="school", model=TINY, steps=steps, batch_size=2, seq_len=32, eval_every=1000)
+
+
+def test_a_trial_reports_each_step_and_stops_the_run():
+    lines: list[str] = []
+    start = time.monotonic()
+    trial = run_trial("pretrain", lasts(), 3, 60.0, lines.append, "pretrain")
+    assert len(trial.times) >= 3
+    assert lines[0].startswith("pretrain, step 1 is done after ")
+    assert time.monotonic() - start < 60
+    assert 0 < trial.kept_memory <= trial.peak_memory
+    with pytest.raises(ChildProcessError):  # no process of the trial is left
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_trial_ends_after_its_time_with_two_steps():
+    trial = run_trial("pretrain", lasts(), 10**6, 0.0, lambda _: None, "pretrain")
+    assert 2 <= len(trial.times) < 500
+
+
+def test_lines_on_stderr_say_what_is_measured(capsys):
+    estimate("pretrain", lasts(steps=2))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("estimate: measures up to 2 steps of 2 in a temporary folder")
+    assert lines[1].startswith("estimate: `pretrain`, step 1 is done after")
+
+
+def test_a_large_model_is_measured_with_small_steps(tmp_path, monkeypatch):
+    """The whole step has 8 times the problems; the time and the memory grow with them."""
+    base = lasts(steps=2)
+    with Run.open(tmp_path, base, "pretrain") as run:
+        pretrain.pretrain(base, run)
+    monkeypatch.setattr(module, "LARGE", 0)
+    sizes = {"prompts_per_step": 32, "group_size": 4, "steps": 10, "sampling.max_new_tokens": 8, "eval.every": 5}
+    config = grpo.Config.of(model=str(tmp_path), task="school:addition?digits=1", **sizes)
+    lines: list[str] = []
+    measured = estimate("grpo", config, lines.append)
+    assert "steps with `prompts_per_step` 4 and 16 instead of 32" in lines[0]
+    assert measured.steps == 10
+    assert measured.step_seconds > 0
+    assert measured.eval_seconds > 0
+    assert measured.peak_memory > 1e8
+    assert measured.longest_step >= measured.step_seconds  # the untrained model gives almost no training signal
+    assert "if every group gives a training signal" in str(Estimate(3, 1.0, 2.0, 0.0, 10**9, longest_step=4.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "size", "expected"),
+    [
+        ((7.0, 8.0), 6, 10.0),
+        ((7.0, 8.0), 2, 6.0),
+        ((5.0, 3.0), 40, 3.0),  # noise: a larger step is never quicker
+        ((1.0, 8.0), 8, 16.0),  # noise: the constant part is never negative
+        ((0.0, 0.0), 8, 0.0),
+    ],
+)
+def test_a_line_through_two_points(values, size, expected):
+    assert _line((3, 4), values, size) == pytest.approx(expected)
+
+
+def test_a_penalty_and_random_rewards_give_every_group_a_gradient():
+    assert _skips_constant_groups(grpo.Config.of(model="m"))
+    assert not _skips_constant_groups(grpo.Config.of(model="m", **{"loss.kl_coef": 0.1}))
+    assert not _skips_constant_groups(grpo.Config.of(model="m", **{"rewards.control": "random"}))
+
+
+def test_the_time_of_a_part_is_the_shortest_one():
+    rows = [(9.0, 2.0, 4.0), (16.0, 3.0, 3.0), (22.0, 2.5, 3.2)]
+    times = [{"seconds": end, "sampling": sampling, "learning": learning} for end, sampling, learning in rows]
+    assert _step_parts(Trial(times, [], 0, 0)) == pytest.approx((2.0, 3.0, 0.3))
+
+
+def test_the_share_of_groups_with_a_signal_comes_from_all_trials():
+    rows = [{"groups": 2, "groups_with_signal": 1}, {"groups": 6, "groups_with_signal": 1}]
+    assert _signal([Trial([], [row], 0, 0) for row in rows]) == 0.25
+    assert _signal([Trial([], [{"loss": 1.0}], 0, 0)]) == 1.0

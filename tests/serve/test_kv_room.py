@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from schoolhouse.model.device import free_memory
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.sampling import SamplingParams
 from schoolhouse.serve import kv_room
 from schoolhouse.serve.batch_engine import BatchEngine, PendingRequest
-from schoolhouse.serve.kv_room import CacheShape, KVRoom, cache_bytes_per_token, free_memory, plan_room
+from schoolhouse.serve.kv_room import CacheShape, KVRoom, plan_room, slot_bytes_per_token
 from schoolhouse.types import Key, Message, Problem, Rollout, SchoolError
 
 
@@ -27,7 +28,7 @@ def room_for(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> Callable[[int],
 
     def set_memory(num_tokens: int) -> None:
         monkeypatch.setattr(kv_room, "MIN_USUAL_LEN", 64)
-        monkeypatch.setattr(kv_room, "free_memory", lambda _: 2 * num_tokens * cache_bytes_per_token(policy))
+        monkeypatch.setattr(kv_room, "free_memory", lambda _: 2 * num_tokens * slot_bytes_per_token(policy))
 
     return set_memory
 
@@ -78,7 +79,7 @@ def test_what_does_not_fit_is_an_error(
 
 def test_the_caches_of_other_models_are_left_out(policy: Policy, room_for: Callable[[int], None]):
     room_for(1_000)
-    bytes_per_token = cache_bytes_per_token(policy)
+    bytes_per_token = slot_bytes_per_token(policy)
     assert plan_room(policy, 4, None, reserved=1_000 * bytes_per_token).budget == 500 * bytes_per_token
 
 
@@ -88,7 +89,7 @@ def test_the_size_of_a_token_is_that_of_the_stores(policy: Policy):
         config.num_hidden_layers, 3, config.num_key_value_heads, config.head_dim, prompt_capacity=64, capacity=64
     )
     stores = [store for value in vars(cache).values() if isinstance(value, list) for store in value]
-    assert sum(store.nbytes for store in stores) == 3 * 64 * cache_bytes_per_token(policy)
+    assert sum(store.nbytes for store in stores) == 3 * 64 * slot_bytes_per_token(policy)
 
 
 def test_the_free_memory_is_a_plausible_number():

@@ -13,7 +13,7 @@ from schoolhouse.policy.policy import Policy
 from schoolhouse.serve import kv_room
 from schoolhouse.serve.api_schema import ChatCompletionRequest, CompletionRequest, InvalidRequest
 from schoolhouse.serve.batch_engine import BatchEngine, QueueFull
-from schoolhouse.serve.kv_room import cache_bytes_per_token
+from schoolhouse.serve.kv_room import slot_bytes_per_token
 from schoolhouse.serve.prompts import PromptEncoder, chat_prompt, check_length, completion_prompts, longest_token
 from schoolhouse.serve.responses import pending_completions
 from schoolhouse.types import Message
@@ -123,7 +123,7 @@ def test_no_limit_of_characters_where_one_token_stands_for_any_word(policy: Poli
 
 def test_a_request_for_more_than_the_memory_says_so(policy: Policy, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kv_room, "MIN_USUAL_LEN", 64)
-    monkeypatch.setattr(kv_room, "free_memory", lambda _: 2 * 100 * cache_bytes_per_token(policy))
+    monkeypatch.setattr(kv_room, "free_memory", lambda _: 2 * 100 * slot_bytes_per_token(policy))
     engine = BatchEngine(lambda: policy)
     body = CompletionRequest(model="m", prompt=[1, 2], max_tokens=99)
     with pytest.raises(

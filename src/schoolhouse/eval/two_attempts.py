@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from schoolhouse.data.chat import Conversation
 from schoolhouse.policy.interface import Generator
 from schoolhouse.types import REVISION_REQUEST, Completion, Group, Message, Rollout, SchoolError
 
@@ -33,8 +34,7 @@ def two_attempts(
     def second_attempt(ended: Rollout) -> tuple[Rollout, int] | None:
         return (conversation.append_messages(ended, request), max_new_tokens) if len(ended.turns) == 1 else None
 
-    request_tokens = len(conversation.tokenizer.encode(instruction)) + _TEMPLATE_TOKENS
-    max_total_tokens = 2 * max_new_tokens + request_tokens
+    max_total_tokens = tokens_of_two_attempts(conversation, max_new_tokens, instruction)
     longest = max(map(len, prompts), default=0) + max_total_tokens
     if longest > policy.max_seq_len:
         raise SchoolError(
@@ -48,6 +48,11 @@ def two_attempts(
         next_turn=second_attempt,
         max_total_tokens=max_total_tokens,
     )
+
+
+def tokens_of_two_attempts(conversation: Conversation, max_new_tokens: int, instruction: str = REVISION_REQUEST) -> int:
+    """Return the maximum number of tokens of two attempts and of the request between them, without the prompt."""
+    return 2 * max_new_tokens + len(conversation.tokenizer.encode(instruction)) + _TEMPLATE_TOKENS
 
 
 def first_attempts(rollouts: Sequence[Rollout]) -> list[Rollout]:

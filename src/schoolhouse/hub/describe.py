@@ -22,7 +22,7 @@ from schoolhouse.model.lora_folder import load_conversation, load_model
 from schoolhouse.policy.policy import Policy
 from schoolhouse.runs.adapter_folder import base_folder
 from schoolhouse.runs.atomic_io import resolve_model
-from schoolhouse.runs.doctor import machine_memory
+from schoolhouse.runs.memory import machine_memory
 from schoolhouse.types import Message, SchoolError
 
 
@@ -149,7 +149,6 @@ def _describe_adapter(adapter: Adapter | None) -> str:
 
 def _limits(own: bool, config: ModelConfig) -> Iterator[str]:
     if not own:
-        yield "`activation_checkpointing` needs the own decoder"
         yield "GGUF export needs the own decoder"
     if not config.plain_attention:
         yield "the fast kernels compute only plain attention, but a layer has a window, a soft cap or attention sinks"

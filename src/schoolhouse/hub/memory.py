@@ -9,7 +9,9 @@ import torch
 
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.device import pick_device, pick_dtype
-from schoolhouse.runs.doctor import machine_memory
+from schoolhouse.model.native_attention import best_attention, plain_attention
+from schoolhouse.policy.sampling_memory import cache_bytes_per_token
+from schoolhouse.runs.memory import machine_memory
 
 MICROBATCH_TOKENS = 4_096
 """The number of tokens in a micro-batch, which is the default of the recipes."""
@@ -66,7 +68,10 @@ class MemoryNeed(NamedTuple):
 
 def memory_need(config: ModelConfig, num_parameters: int) -> MemoryNeed:
     """Estimate the memory for a model. `num_parameters` is the number of parameters in the weight files."""
-    dtype = pick_dtype("auto", pick_device())
+    device = pick_device()
+    dtype = pick_dtype("auto", device)
+    plain = config.plain_attention
+    slot_cache = (best_attention(config.head_dim, dtype, device) if plain else plain_attention(dtype, device))[1]
     copies = 0 if dtype == torch.float32 else dtype.itemsize  # matrix products read a copy in their own type
     chunk = min(MICROBATCH_TOKENS, max(_MIN_CHUNK_TOKENS, _CHUNK_LOGITS // config.vocab_size))
     heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
@@ -77,7 +82,7 @@ def memory_need(config: ModelConfig, num_parameters: int) -> MemoryNeed:
         moments=8 * num_parameters,
         logits=2 * 4 * chunk * config.vocab_size,
         activations=(3 if copies else 4) * per_token * MICROBATCH_TOKENS,
-        kv_cache=1_000 * 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim,
+        kv_cache=1_000 * cache_bytes_per_token(config, slot_cache),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from schoolhouse.runs.memory import machine_memory
 from schoolhouse.types import Precision
 
 
@@ -24,3 +25,16 @@ def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         )
         return torch.bfloat16 if any(probe() for probe in probes) else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the memory of a device that this process can still use, in bytes.
+
+    For a CPU, the limits of a container and of the user count too. If a system does not say how much memory is free,
+    the result is half of the memory.
+    """
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    free, total = machine_memory()
+    return free if free < total else total // 2

@@ -11,23 +11,26 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.decoder import AttentionContext
 from schoolhouse.model.folder import read_json
-from schoolhouse.model.kv_cache import AttentionRule, PackedAttention, SlotKVCache
+from schoolhouse.model.kv_cache import AttentionRule, Bfloat16SlotKVCache, PackedAttention, SlotKVCache
 from schoolhouse.model.lora import Adapter
 from schoolhouse.model.parity import LOGIT_TOLERANCE, logit_difference, magnified, probe_tokens
+from schoolhouse.model.prompt_chunks import PromptChunk
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
@@ -38,6 +41,9 @@ _LONG_WINDOW = 2048
 
 _PROBE_WINDOW = 4
 """The size of sliding windows while logits are compared. The sequences of the comparison are longer."""
+
+_RULED_CONTEXTS = (PackedAttention, PromptChunk, SlotKVCache, Bfloat16SlotKVCache)
+"""The attention contexts that can compute attention by a rule."""
 
 _STATEFUL = re.compile("(Mamba|Conv1d|ShortConv|SSM|Recurrent|GatedDelta|LinearAttention|LightningAttention|Rwkv|LSTM)")
 """The class names of layers that carry a state from one token to the next."""
@@ -58,7 +64,7 @@ class _ForwardPass:
         if rule is None:
             return self.context.attend(layer, q_NHD, k_NKD, v_NKD)
         self.rules.append(rule)
-        if type(self.context) not in (PackedAttention, SlotKVCache):
+        if type(self.context) not in _RULED_CONTEXTS:
             raise ValueError(f"{type(self.context).__name__} computes plain attention only")
         context: Any = self.context
         return context.attend_by_rule(layer, q_NHD, k_NKD, v_NKD, rule)
@@ -120,11 +126,14 @@ class HFAdapter(nn.Module):
     """A transformers model with the interface of `Decoder`.
 
     The model maps tokens [N] at positions [N] to hidden states [N, C].
+
+    activation_checkpointing  keep only the input of each block, and compute the block again in the backward pass
     """
 
     def __init__(self, hf_model: PreTrainedModel, config: ModelConfig) -> None:
         super().__init__()
         self.hf_model, self.config = hf_model, config
+        self.activation_checkpointing = False
         self.hf_config: Mapping[str, object] = {}  # the config.json that this model was loaded from
         self.lora: Adapter | None = None  # the adapter that was added to the linear layers
 
@@ -139,8 +148,10 @@ class HFAdapter(nn.Module):
         base_model: Any = self.hf_model.base_model
         this_pass = _ForwardPass(context)
         token = _current_pass.set(this_pass)
+        recomputes = self.activation_checkpointing and torch.is_grad_enabled()
         try:
-            output = base_model(input_ids=tokens_N[None], position_ids=positions_N[None], use_cache=False)
+            with _checkpointed(base_model) if recomputes else nullcontext():
+                output = base_model(input_ids=tokens_N[None], position_ids=positions_N[None], use_cache=False)
         finally:
             _current_pass.reset(token)
         return output.last_hidden_state[0], this_pass.rules
@@ -155,6 +166,47 @@ class HFAdapter(nn.Module):
         """Write the weights in Hugging Face format, and return the contents of config.json."""
         self.hf_model.save_pretrained(folder)
         return {**self.hf_config, **read_json(folder / "config.json")}
+
+
+@contextmanager
+def _checkpointed(base_model: nn.Module) -> Generator[None]:
+    """Compute each block of a model with activation checkpointing, inside a `with` block.
+
+    transformers has its own activation checkpointing, but only for models in training mode, which have dropout. Also,
+    the backward pass of a block must find the attention context and the number of the layer again.
+    Raises SchoolError if the model has no blocks that transformers can compute again.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    blocks: list[Any] = [module for module in base_model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not blocks:
+        raise SchoolError(
+            f"`activation_checkpointing` does not work for {type(base_model).__name__}, because transformers does not "
+            "say which layers are its blocks: set `activation_checkpointing` to false, and lower `microbatch_tokens`"
+        )
+    for block in blocks:
+        block.forward = partial(_forward_twice, block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the method of the class again
+
+
+def _forward_twice(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Compute a block, and compute the block again in the backward pass."""
+    this_pass = _current_pass.get()
+    first_layer = this_pass.layer
+
+    def compute(*args: Any, **options: Any) -> Any:
+        this_pass.layer = first_layer
+        token = _current_pass.set(this_pass)  # the backward pass of a GPU runs in another thread
+        try:
+            return forward(*args, **options)
+        finally:
+            _current_pass.reset(token)
+
+    return checkpoint(compute, *args, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 def load_adapter(folder: Path) -> HFAdapter:

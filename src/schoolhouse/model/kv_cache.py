@@ -39,7 +39,7 @@ class AttentionRule:
         return score if self.softcap is None else (score / self.softcap).tanh() * self.softcap
 
 
-def _repeat_heads(x_SKTD: Tensor, heads: int) -> Tensor:
+def repeat_heads(x_SKTD: Tensor, heads: int) -> Tensor:
     """Repeat the key heads for grouped-query attention, in which heads / K query heads share one key head."""
     times = heads // x_SKTD.shape[1]
     return x_SKTD if times == 1 else x_SKTD.repeat_interleave(times, dim=1)
@@ -88,23 +88,22 @@ class PackedAttention:
             self.kept_kv.append((k_SKTD, v_SKTD))
         heads = q_NHD.shape[1]
         if rule is not None:
-            out_SHTD = _ruled_attention(
-                self.pad(q_NHD), _repeat_heads(k_SKTD, heads), _repeat_heads(v_SKTD, heads), rule
-            )
+            out_SHTD = ruled_attention(self.pad(q_NHD), repeat_heads(k_SKTD, heads), repeat_heads(v_SKTD, heads), rule)
             return self.unpad(out_SHTD)
         with torch.autocast(q_NHD.device.type, enabled=False):
             out_SHTD = F.scaled_dot_product_attention(
-                self.pad(q_NHD), _repeat_heads(k_SKTD, heads), _repeat_heads(v_SKTD, heads), is_causal=True
+                self.pad(q_NHD), repeat_heads(k_SKTD, heads), repeat_heads(v_SKTD, heads), is_causal=True
             )
         return self.unpad(out_SHTD)
 
 
-def _ruled_attention(q_SHTD: Tensor, k_SHTD: Tensor, v_SHTD: Tensor, rule: AttentionRule) -> Tensor:
-    """Compute causal attention by a rule. All tensors have the shape [S, H, T, D]."""
+def ruled_attention(q_SHTD: Tensor, k_SHTD: Tensor, v_SHTD: Tensor, rule: AttentionRule) -> Tensor:
+    """Compute causal attention by a rule. Keys and values have the shape [S, H, T, D]. The queries can be fewer: they
+    are the last ones."""
     with torch.autocast(q_SHTD.device.type, enabled=False):
         score = rule.cap(q_SHTD @ k_SHTD.transpose(-1, -2) * q_SHTD.shape[-1] ** -0.5)  # [S, H, T, T]
         place = torch.arange(score.shape[-1], device=score.device)
-        distance = place[:, None] - place
+        distance = place[-q_SHTD.shape[2] :, None] - place
         hidden = (distance < 0) | (distance >= (rule.window or len(place)))
         score = score.masked_fill(hidden, float("-inf"))
         if rule.sinks is not None:
@@ -254,8 +253,8 @@ class SlotKVCache:
     ) -> Tensor:
         n, heads, head_dim = q_NHD.shape
         slots, place = self._slot_range[:n], self.lengths[:n]
-        self.keys[layer][slots, :, place] = k_NKD.float()
-        self.values[layer][slots, :, place] = v_NKD.float()
+        self.keys[layer][slots, :, place] = k_NKD.to(self.dtype)
+        self.values[layer][slots, :, place] = v_NKD.to(self.dtype)
         own_mask, prompt_mask = self._mask, self._prompt_mask
         if rule is not None and rule.window is not None:
             if rule.window not in self._masks_of_window:
@@ -305,6 +304,12 @@ class SlotKVCache:
         )
 
 
+class Bfloat16SlotKVCache(SlotKVCache):
+    """A `SlotKVCache` in bfloat16. A decoder in bfloat16 rounds keys and values anyway, so no result changes."""
+
+    dtype = torch.bfloat16
+
+
 def lazy_zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Create a tensor of zeros. On a CPU, a memory page is allocated only when something is first written to it."""
     if torch.device(device).type != "cpu":
@@ -351,14 +356,14 @@ def partial_attention(
 
     Returns three tensors: the sum of e^(score - max) v, the sum of e^(score - max), and the maximum score.
     """
-    score = q @ k_DT
+    score = q @ k_DT.to(q.dtype)  # a copy of one layer, if the store has another dtype
     if rule is not None:
         score = rule.cap(score)
     if mask is not None:
         score += mask
     max_score = score.amax(-1, keepdim=True)
     weight = score.sub_(max_score).exp_()
-    return weight @ v, weight.sum(-1, keepdim=True), max_score
+    return weight @ v.to(q.dtype), weight.sum(-1, keepdim=True), max_score
 
 
 def add_sinks(partial: Sequence[Tensor], sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from schoolhouse.model.cuda_graph import StaticBfloat16SlotKVCache, StaticSlotKVCache, use_cuda_graphs
 from schoolhouse.model.kernel_build import LANES, call_kernel, load_kernels
-from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
+from schoolhouse.model.kv_cache import Bfloat16SlotKVCache, PackedAttention, SlotKVCache
 
 _BLOCK_SIZE = 16  # slots of one prompt that attend to it together
 
@@ -29,8 +29,17 @@ def best_attention(
     if use_cuda_graphs(device):
         return PackedAttention, StaticBfloat16SlotKVCache if dtype == torch.bfloat16 else StaticSlotKVCache
     if device.type != "cpu" or head_dim % (2 * LANES) or not load_kernels(head_dim, dtype):
-        return PackedAttention, SlotKVCache
+        return plain_attention(dtype, device)
     return NativePackedAttention, NativeBfloat16SlotKVCache if dtype == torch.bfloat16 else NativeSlotKVCache
+
+
+def plain_attention(dtype: torch.dtype, device: torch.device) -> tuple[type[PackedAttention], type[SlotKVCache]]:
+    """Return the attention contexts that need no C kernels and that can compute attention by a rule.
+
+    On a GPU, the KV cache has the number type of the decoder. On a CPU, attention computes in float32.
+    """
+    half = device.type == "cuda" and dtype == torch.bfloat16
+    return PackedAttention, Bfloat16SlotKVCache if half else SlotKVCache
 
 
 class NativePackedAttention(PackedAttention):

@@ -20,7 +20,10 @@ from torch import Tensor
 from schoolhouse.model.cuda_graph import GraphedStep, StaticSlotKVCache
 from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
+from schoolhouse.model.native_attention import NativePackedAttention
+from schoolhouse.model.prompt_chunks import PREFILL_TOKENS, PromptChunk, group_prompts
 from schoolhouse.policy.sampling import SamplingParams, sample_each
+from schoolhouse.policy.sampling_memory import choose_num_slots, sampling_need
 from schoolhouse.policy.slots import NextTurn, Request, SlotTable
 from schoolhouse.policy.unused_ids import mask_unused
 from schoolhouse.types import Rollout, SchoolError
@@ -94,7 +97,8 @@ def extend(
         rollout.
     `stop_ids`: token ids that end a turn.
     `policy_version`: the version of the policy, which is stored in each rollout.
-    `num_slots`: maximum number of rollouts that are sampled at the same time.
+    `num_slots`: maximum number of rollouts that are sampled at the same time. If the free memory is too small for so
+        many slots, fewer rollouts are sampled at the same time.
     `max_total_tokens`: limit for the tokens of all turns together, without the first prefix. With a `source`,
         `max_total_tokens` includes the first prefix.
     `next_turn`: a function that is called when a turn ends and that gives the prefix of the next turn. A rollout stays
@@ -113,10 +117,13 @@ def extend(
     config, device = decoder.config, next(decoder.parameters()).device
     limits = [max_new_tokens] * len(rollouts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     _check(rollouts, limits, config.max_seq_len, params.temperature)
-    num_slots = num_slots if source else min(num_slots, len(rollouts))
     longest_prompt = max_total_tokens or config.max_seq_len if source else max(map(len, rollouts), default=0)
     capacity = max(max(limits, default=0), max_total_tokens or 0, longest_prompt if source else 0)
     packed_attention, slot_cache = attention
+    num_prompts = num_slots if source else len({r.tokens for r in rollouts})
+    if not source:
+        sizes = (len(rollouts), num_prompts, longest_prompt, capacity)
+        num_slots = choose_num_slots(sampling_need(config, slot_cache, *sizes), num_slots, device) if rollouts else 0
     cache = slot_cache(
         config.num_hidden_layers,
         num_slots,
@@ -124,7 +131,7 @@ def extend(
         config.head_dim,
         prompt_capacity=longest_prompt,
         capacity=capacity,
-        max_prompts=num_slots if source else len({r.tokens for r in rollouts}),
+        max_prompts=num_prompts,
         device=device,
     )
 
@@ -237,14 +244,34 @@ def _prefill(
     for dropped in last_hidden.keys() - set(cache.prompt_names):
         del last_hidden[dropped]
     new_prompts = [prompt for prompt in dict.fromkeys(prompts) if prompt not in last_hidden]
-    if new_prompts:
-        device = cache.lengths.device
-        packed = packed_attention([len(prompt) for prompt in new_prompts], device=device, keep_kv=True)
-        tokens_N = torch.tensor([token for prompt in new_prompts for token in prompt], device=device)
-        hidden_NC = decoder(tokens_N, packed.positions, packed)
-        cache.store_prompts(packed, new_prompts)
-        last_hidden.update(zip(new_prompts, hidden_NC[torch.cumsum(packed.lengths, 0) - 1], strict=True))
+    for group in group_prompts(new_prompts):
+        packed, hidden_PC = _read_prompts(decoder, packed_attention, group, cache.lengths.device)
+        cache.store_prompts(packed, group)
+        last_hidden.update(zip(group, hidden_PC, strict=True))
     cache.admit(prompts)
     place = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompts))}
     logits_PV = decoder.project(torch.stack([last_hidden[prompt] for prompt in place]))
     return logits_PV[torch.tensor([place[prompt] for prompt in prompts], device=logits_PV.device)]
+
+
+def _read_prompts(
+    decoder: Decoder | HFAdapter,
+    packed_attention: type[PackedAttention],
+    prompts: Sequence[tuple[int, ...]],
+    device: torch.device,
+) -> tuple[PackedAttention, Tensor]:
+    """Compute the keys and values of prompts, and the hidden state [P, C] of the last token of each prompt.
+
+    A prompt that is too long for one forward pass is read in chunks. With the precision `exact` there are no chunks.
+    """
+    tokens_N = torch.tensor([token for prompt in prompts for token in prompt], device=device)
+    if len(tokens_N) > PREFILL_TOKENS and packed_attention in (PackedAttention, NativePackedAttention):
+        chunk, hidden_NC = None, tokens_N
+        for part_N in tokens_N.split(PREFILL_TOKENS):
+            chunk = PromptChunk(len(part_N), device, chunk)
+            hidden_NC = decoder(part_N, chunk.positions, chunk)
+        assert chunk is not None
+        return chunk, hidden_NC[-1:]
+    packed = packed_attention([len(prompt) for prompt in prompts], device=device, keep_kv=True)
+    hidden_NC = decoder(tokens_N, packed.positions, packed)
+    return packed, hidden_NC[torch.cumsum(packed.lengths, 0) - 1]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from schoolhouse.algorithms.losses import Loss
-from schoolhouse.algorithms.packing import Batch, Scores, pack, pack_for_scoring, token_mean
+from schoolhouse.algorithms.packing import Batch, Scores, pack_for_scoring
 from schoolhouse.algorithms.settings import Lora, Optimizer
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.chat_settings import ChatConfig
@@ -31,11 +31,12 @@ from schoolhouse.model.batch_invariant import InvariantPackedAttention, Invarian
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.decoder import Decoder, init_weights
 from schoolhouse.model.device import pick_device, pick_dtype
-from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache, trim_memory
+from schoolhouse.model.kv_cache import trim_memory
 from schoolhouse.model.lora_folder import load_conversation, load_model, save_model
-from schoolhouse.model.native_attention import NativePackedAttention, best_attention
+from schoolhouse.model.native_attention import NativePackedAttention, best_attention, plain_attention
 from schoolhouse.policy import generator
 from schoolhouse.policy.learner import Learner, MetricsFn
+from schoolhouse.policy.memory_check import check_peak_memory
 from schoolhouse.policy.sampling import SamplingParams
 from schoolhouse.policy.scoring import batch_scores
 from schoolhouse.policy.slots import NextTurn
@@ -44,7 +45,7 @@ from schoolhouse.policy.thinking_budget import close_thought_at_budget
 from schoolhouse.policy.unused_ids import find_unused_ids
 from schoolhouse.randomness import digest
 from schoolhouse.runs.atomic_io import resolve_model
-from schoolhouse.types import Key, Precision, Problem, Rollout, SchoolError
+from schoolhouse.types import Key, Precision, Rollout, SchoolError
 
 if TYPE_CHECKING:
     from schoolhouse.model.hf_adapter import HFAdapter
@@ -93,18 +94,13 @@ class Policy:
         missing_ids = conversation.tokenizer.missing_ids(decoder.config.vocab_size)
         self.unused_ids = find_unused_ids(missing_ids, self.device)
         self.dtype = pick_dtype(precision, self.device)
-        self.packed_attention, self.slot_cache = PackedAttention, SlotKVCache
+        self.packed_attention, self.slot_cache = plain_attention(self.dtype, self.device)
         if decoder.config.plain_attention:
             self.packed_attention, self.slot_cache = best_attention(decoder.config.head_dim, self.dtype, self.device)
         if precision == "exact":
             make_batch_invariant(self.decoder)
             self.packed_attention, self.slot_cache = InvariantPackedAttention, InvariantSlotKVCache
-        if isinstance(decoder, Decoder):
-            decoder.activation_checkpointing = activation_checkpointing
-        elif activation_checkpointing:
-            raise SchoolError(
-                "`activation_checkpointing` works only for Llama, Qwen2, Qwen3 and Mistral decoders: set it to false"
-            )
+        decoder.activation_checkpointing = activation_checkpointing
         self._optimizer = optimizer or Optimizer()
         self._load_model: Callable[[Path | str], Decoder | HFAdapter] = load_model
 
@@ -335,7 +331,7 @@ class Policy:
         """
         results: dict[int, RolloutScores] = {}
         for members, batch in pack_for_scoring(rollouts, microbatch_tokens):
-            scores = self._batch_scores(batch, temperature)
+            scores = self.batch_scores(batch, temperature)
             logprob, entropy = scores.logprob.cpu().numpy(), scores.entropy.cpu().numpy()
             start = 0
             for i in members:
@@ -361,29 +357,24 @@ class Policy:
         `temperature`: the temperature at which the rollouts were sampled. Sampler and learner must use the same
             distribution.
         """
-        score_fn = partial(self._batch_scores, temperature=temperature)
+        score_fn = partial(self.batch_scores, temperature=temperature)
         metrics = self.learner.update(
             batches, loss_fn, score_fn, learning_rate, max_grad_norm, max_logprob_gap, metrics_fn
         )
         trim_memory()
         return metrics
 
-    def check_peak_memory(self, max_len: int, microbatch_tokens: int) -> None:
-        """Run the forward and the backward pass on the largest possible micro-batch.
+    def check_peak_memory(self, max_len: int, microbatch_tokens: int, prompts: Sequence[Rollout] = ()) -> None:
+        """Check the memory for the largest micro-batch, and for sampling from `prompts`.
 
-        The method `check_peak_memory` fails if the memory of the device is too small.
-
-        `max_len`: the maximum number of tokens in a rollout.
+        `max_len`: the maximum number of tokens in a rollout, including its prompt.
+        `prompts`: one prompt for each rollout of a step; empty for a run that does not sample.
+        Raises SchoolError if the memory is too small. The error names the sizes, and the config keys to lower.
         """
-        max_len = min(max_len, self.max_seq_len)
-        loss_mask, logprob = (True,) * max_len, (math.nan,) * max_len
-        row = Rollout(Problem("rehearsal", (), ""), Key(0, "rehearsal"), (0,) * max_len, loss_mask, logprob)
-        rows = [row] * max(1, microbatch_tokens // max_len)
-        for batch in pack(rows, token_mean(rows), microbatch_tokens, prompts=False):
-            self._batch_scores(batch, 1.0).logprob.sum().backward()
-        self.decoder.zero_grad(set_to_none=True)
+        check_peak_memory(self, max_len, microbatch_tokens, prompts)
 
-    def _batch_scores(self, batch: Batch, temperature: float) -> Scores:
+    def batch_scores(self, batch: Batch, temperature: float) -> Scores:
+        """Compute the log-probability and the entropy of each token of a batch, with the autograd graph."""
         return batch_scores(
             self.decoder,
             batch,

@@ -65,7 +65,7 @@ def batch_scores(
     with autocast:
         hidden_NC = decoder(tokens.to(device), packed.positions, packed)
         target_N, predictor_NC = batch.tokens.to(device)[targets], hidden_NC[predictors.to(device)]
-        chunk = max(_MIN_CHUNK_TOKENS, _CHUNK_LOGITS // decoder.config.vocab_size)
+        chunk = logits_chunk(decoder.config.vocab_size)
         chunks = [
             project(hidden, target)
             if len(targets) <= chunk
@@ -75,3 +75,8 @@ def batch_scores(
         logprob, entropy = (torch.cat(column) for column in zip(*chunks, strict=True))
     zeros = torch.zeros(len(batch.tokens), device=device)
     return Scores(zeros.index_put((targets,), logprob), zeros.index_put((targets,), entropy))
+
+
+def logits_chunk(vocab_size: int) -> int:
+    """Return the number of tokens whose logits are in memory at the same time."""
+    return max(_MIN_CHUNK_TOKENS, _CHUNK_LOGITS // vocab_size)

@@ -11,6 +11,7 @@ from typing import Any
 from schoolhouse.algorithms.losses import Loss, negative_log_likelihood
 from schoolhouse.algorithms.packing import TokenWeight, pack, token_mean
 from schoolhouse.algorithms.settings import Optimizer
+from schoolhouse.policy.memory_check import check_learning_memory
 from schoolhouse.policy.policy import Policy
 from schoolhouse.types import Rollout
 
@@ -30,7 +31,7 @@ def supervised_update(
 ) -> dict[str, Any]:
     """Make update number `step` of `steps` updates, on the tokens in the loss masks.
 
-    Returns its metrics.
+    Returns its metrics. Raises SchoolError if the memory is too small for the first update.
 
     `loss_fn`: the loss; by default the negative log-likelihood.
     `aggregation`: a function that gives the weight of each token in the loss.
@@ -40,6 +41,8 @@ def supervised_update(
         for each rollout.
     """
     batches = pack(rollouts, aggregation(rollouts), microbatch_tokens, prompts=prompts, **columns)
+    if not policy.learner.optimizer.state:  # before the first update
+        check_learning_memory(policy, max(len(batch.tokens) for batch in batches))
     learning_rate = optimizer.rate(step, steps)
     metrics = policy.update(batches, loss_fn or negative_log_likelihood(), learning_rate, optimizer.max_grad_norm)
     return {**metrics, "learning_rate": learning_rate}

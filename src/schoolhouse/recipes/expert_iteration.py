@@ -76,15 +76,14 @@ class Config(ChatConfig):
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    """Use less memory, but compute a second forward pass. The result is the same."""
 
 
 def expert_iteration(c: Config, run: Run) -> None:
     policy = run.restore(load_policy(c, run, c.start_model))
-    task, search, conversation = (
-        open_graded_task(c.task, c.seed, c.rewards),
-        parse(c.search, c.search_budget),
-        policy.conversation,
-    )
+    task, conversation = open_graded_task(c.task, c.seed, c.rewards), policy.conversation
+    search = parse(c.search, c.search_budget)
     fresh = open_task(c.fresh_task, c.seed) if c.fresh_task else None
     run.track_files(*task.files, *search.files, *(fresh.files if fresh else ()))
     examples = [demonstration_from_row(row) for loop in range(run.step) for row in read_jsonl(_file(run, "kept", loop))]

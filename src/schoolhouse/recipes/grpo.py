@@ -140,7 +140,8 @@ def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
     def rollout(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G]
         return sample(policy, prompts, c.sampling)
 
-    policy.check_peak_memory(max(map(len, make_prompts(run.step))) + c.sampling.max_new_tokens, c.microbatch_tokens)
+    prompts = make_prompts(run.step)
+    policy.check_peak_memory(max(map(len, prompts)) + c.sampling.max_new_tokens, c.microbatch_tokens, prompts)
     synced_reference = reference if c.loss.ref_model_sync_steps else None
     stream = run.restore(RolloutStream(policy, make_prompts, rollout, c.max_policy_lag, synced_reference))
 

@@ -73,6 +73,8 @@ class Config(ChatConfig):
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    """Use less memory, but compute a second forward pass. The result is the same."""
     save_every: int = Field(20, gt=0)
 
 
@@ -98,6 +100,8 @@ def prm_rl(c: Config, run: Run) -> None:
     def sample(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G]
         return policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
 
+    prompts = make_prompts(run.step)
+    policy.check_peak_memory(max(map(len, prompts)) + c.sampling.max_new_tokens, c.microbatch_tokens, prompts)
     stream = run.restore(RolloutStream(policy, make_prompts, sample))
     for step, sampled in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
         groups = grade_rollouts(sampled, task, conversation.parse_completion)

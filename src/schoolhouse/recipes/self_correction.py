@@ -25,7 +25,7 @@ from schoolhouse.algorithms.settings import Lora, Optimizer, RolloutSampling
 from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
-from schoolhouse.eval.two_attempts import Attempts, first_attempts, two_attempts
+from schoolhouse.eval.two_attempts import Attempts, first_attempts, tokens_of_two_attempts, two_attempts
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.policy.training import Reference, load_policy, reference_policy
@@ -65,6 +65,8 @@ class Config(ChatConfig):
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    """Use less memory, but compute a second forward pass. The result is the same."""
     save_every: int = Field(20, gt=0)
 
 
@@ -81,6 +83,9 @@ def self_correction(c: Config, run: Run) -> None:
     def sample(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G] rollouts of two turns
         return two_attempts(policy, prompts, c.sampling.max_new_tokens, c.sampling.temperature, c.instruction)
 
+    prompts = make_prompts(run.step)
+    new_tokens = tokens_of_two_attempts(conversation, c.sampling.max_new_tokens, c.instruction)
+    policy.check_peak_memory(max(map(len, prompts)) + new_tokens, c.microbatch_tokens, prompts)
     stream = run.restore(RolloutStream(policy, make_prompts, sample))
     for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
         second = grade_rollouts(rollouts, task, conversation.parse_completion)

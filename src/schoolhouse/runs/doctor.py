@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from schoolhouse.runs.manifest import environment
+from schoolhouse.runs.memory import machine_memory
 
 _MIN_DISK = _MIN_MEMORY = 2 << 30
 """Limits in bytes: about twice the memory that the quickstart needs, and more than the disk space that it needs."""
@@ -72,19 +72,6 @@ def _memory() -> Iterator[Finding]:
     free, total = machine_memory()
     advice = "the quickstart takes about 1.1 GB: close other programs, or set activation_checkpointing to true"
     yield Finding("memory", f"{_size(free)} free of {_size(total)}", advice if free < _MIN_MEMORY else "")
-
-
-def machine_memory() -> tuple[int, int]:
-    """Return the free and the total memory, in bytes.
-
-    If the free memory is unknown, both returned numbers are the total memory.
-    """
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free, total = (int(lines[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))
-    except (OSError, KeyError, ValueError):
-        free = total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return free, total
 
 
 def _existing(folder: Path) -> Path:

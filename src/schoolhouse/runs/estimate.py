@@ -1,37 +1,56 @@
-"""This file estimates the time and the memory of a run: it executes the first steps of the run and measures them."""
+"""This file estimates the time and the memory of a run: it executes the first steps of the run and measures them.
+
+A step of a large model takes minutes. So for a large model, two trials execute smaller steps: fewer problems or rows,
+and smaller micro-batches. The time of each part of a step and the peak memory grow linearly with these sizes, plus a
+constant. The two trials give the slope and the constant.
+"""
 
 from __future__ import annotations
 
-import resource
 import statistics
-import subprocess
 import sys
-import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from schoolhouse.config import BaseConfig, dump
-from schoolhouse.runs.atomic_io import atomic_write, read_jsonl
-from schoolhouse.runs.manifest import peak_memory_bytes
+from schoolhouse.algorithms.advantages import uses_group_baseline
+from schoolhouse.config import BaseConfig
 from schoolhouse.runs.progress import duration
+from schoolhouse.runs.trial import Trial, run_trial
 from schoolhouse.types import SchoolError
 
 STEPS, LOOPS = 9, 2
 """The number of steps that are executed and measured. The first step counts as start-up time."""
 
+SECONDS = 60.0
+"""A trial that has done two steps ends after this time."""
+
+SMALL_SECONDS = 20.0
+"""The same for a trial with small steps."""
+
+LARGE = 100_000_000
+"""The size of the weight files in bytes from which smaller steps are measured."""
+
+_SIZES = ("prompts_per_step", "batch_size")  # the keys that say how large a step is
+_SMALL_TOKENS = (1_024, 2_048)  # the micro-batches of the two trials: logits are in chunks from 1,024 tokens on
+_SMALL_ROLLOUTS, _SMALL_ROWS = (16, 64), (8, 16)
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimated cost of a run. The numbers come from a trial, which executes the first steps of the run.
+    """The estimated cost of a run. The numbers come from trials, which execute the first steps of the run.
 
     `startup_seconds`: the time until the first step is done, in seconds.
-    `step_seconds`: the time of one step in seconds: the median over the steps of the trial.
+    `step_seconds`: the time of one step in seconds.
     `eval_seconds`: the total time of all evaluations, in seconds.
-    `peak_memory`: the peak memory of the trial, in bytes. In reinforcement learning, a trial includes the largest
-        micro-batch, because a run computes its largest micro-batch first.
+    `peak_memory`: the peak memory in bytes. In reinforcement learning, it includes the largest micro-batch, because a
+        run computes its largest micro-batch first.
     `step_growth`: the largest ratio between the time of a step and the time of the step before. `step_growth` is larger
         than 1 if each loop (a round of sampling and training) makes more updates than the loop before.
+    `longest_step`: the time of a step in seconds if every group of rollouts gives a training signal; 0 if the trials do
+        not tell it.
     """
 
     steps: int
@@ -40,6 +59,7 @@ class Estimate:
     eval_seconds: float
     peak_memory: int
     step_growth: float = 1.0
+    longest_step: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -51,6 +71,8 @@ class Estimate:
 
     def __str__(self) -> str:
         growth = f" at first, each at most {self.step_growth:g} times the one before" if self.step_growth > 1 else ""
+        if self.longest_step > 1.05 * self.step_seconds:
+            growth += f" (up to {self.longest_step:.2f} s if every group gives a training signal)"
         evals = f", {duration(self.eval_seconds)} of evaluation" if self.eval_seconds else ""
         return (
             f"{duration(self.seconds)} on this machine: {self.steps} steps of {self.step_seconds:.2f} s"
@@ -60,42 +82,186 @@ class Estimate:
         )
 
 
-def estimate(recipe: str, config: BaseConfig) -> Estimate:
+def _print_line(line: str) -> None:
+    print(f"estimate: {line}", file=sys.stderr, flush=True)
+
+
+def estimate(recipe: str, config: BaseConfig, report: Callable[[str], None] = _print_line) -> Estimate:
     """Execute the first steps of a run in another process, in a temporary folder.
 
+    `report`: a function that is called with lines about the progress; by default they are printed to stderr.
     Raises SchoolError if one of the first steps fails.
     """
     name = next((name for name in ("steps", "loops") if name in type(config).model_fields), None)
     if name is None:
         raise SchoolError(f"cannot estimate the recipe `{recipe}`: its config has no key `steps` and no key `loops`")
     steps = int(getattr(config, name))
-    trial = config.model_copy(update={name: min(STEPS if name == "steps" else LOOPS, steps)})
-    with tempfile.TemporaryDirectory(prefix="school-estimate-") as folder:
-        file, run = Path(folder) / "config.yaml", Path(folder) / "run"
-        atomic_write(file, dump(trial))
-        command = [sys.executable, "-m", "schoolhouse", "train", recipe, str(file), "--dir", str(run)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SchoolError(
-                f"the first steps of the run failed with exit code {done.returncode}:\n{done.stderr.strip()[-2000:]}"
-            )
-        ends = [row["seconds"] for row in read_jsonl(run / "times.jsonl")]
-    steps += len(ends) - int(getattr(trial, name))  # STaR begins with a loop 0
-    peak = peak_memory_bytes(resource.RUSAGE_CHILDREN)
+    size = next((key for key in _SIZES if key in type(config).model_fields), "") if name == "steps" else ""
+    if size and _weight_bytes(config) >= LARGE:
+        return _from_small_steps(recipe, config, steps, size, report)
+    if star := Path(recipe).stem == "star":
+        steps += 1  # STaR begins with a loop 0
+    count = min(STEPS if name == "steps" else LOOPS + star, steps)
+    report(f"measures up to {count} {name} of {steps} in a temporary folder, for at most about {duration(SECONDS)}")
+    trial = run_trial(recipe, _without_saving(config), count, SECONDS, report, f"`{recipe}`")
+    ends = [row["seconds"] for row in trial.times]
     step_seconds = statistics.median([after - before for before, after in pairwise(ends)] or ends)
     eval_seconds = _eval_steps(config, steps) * step_seconds
-    return Estimate(steps, ends[0], step_seconds, eval_seconds, peak, getattr(config, "updates_growth", 1.0))
+    growth = getattr(config, "updates_growth", 1.0)
+    return Estimate(steps, ends[0], step_seconds, eval_seconds, trial.peak_memory, growth)
+
+
+class _Parts(NamedTuple):
+    """The time of the parts of a step, in seconds."""
+
+    sampling: float
+    learning: float
+    rest: float
+
+
+def _from_small_steps(recipe: str, config: BaseConfig, steps: int, key: str, report: Callable[[str], None]) -> Estimate:
+    """Measure two small steps, and compute the time and the memory of a whole step from the two."""
+    values = config.model_dump()
+    whole, batch_tokens = int(values[key]), int(values["microbatch_tokens"])
+    samples = int(values.get("group_size", 1)) if key == "prompts_per_step" else 1
+    wanted = [max(1, -(-rollouts // samples)) for rollouts in (_SMALL_ROLLOUTS if samples > 1 else _SMALL_ROWS)]
+    sizes = [min(size, whole) for size in wanted]
+    if sizes[0] == sizes[1]:
+        sizes[0] = max(1, sizes[1] // 2)
+    report(
+        f"the model is large, so two trials measure steps with `{key}` {sizes[0]} and {sizes[1]} instead of {whole}, "
+        f"and micro-batches of {_SMALL_TOKENS[0]} and {_SMALL_TOKENS[1]} tokens instead of {batch_tokens}"
+    )
+    trials = []
+    for size, tokens in zip(sizes, _SMALL_TOKENS, strict=True):
+        small = _without_saving(config).model_copy(update={key: size, "microbatch_tokens": min(tokens, batch_tokens)})
+        rewards: Any = getattr(small, "rewards", None)
+        if hasattr(rewards, "control"):  # with random rewards, every group gives a training signal
+            small = small.model_copy(update={"rewards": rewards.model_copy(update={"control": "random"})})
+        trials.append(run_trial(recipe, small, 3, SMALL_SECONDS, report, f"`{key}` {size}"))
+    parts = [_step_parts(trial) for trial in trials]
+    full = _Parts(*(_line(sizes, column, whole) for column in zip(*parts, strict=True)))
+    signal = _signal(trials) if _skips_constant_groups(config) else 1.0
+    learning = _line(sizes, [one.learning for one in parts], whole * signal)
+    step_seconds = full.sampling + learning + full.rest
+    peak = _peak_memory(config, trials, sizes, whole, samples)
+    load = min(trial.times[0]["seconds"] - sum(_row_parts(trial.times[0])) for trial in trials)
+    eval_seconds = _eval_completions(config, steps) / (whole * samples) * full.sampling if full.sampling else 0.0
+    return Estimate(
+        steps, load + step_seconds, step_seconds, eval_seconds, peak, longest_step=sum(full) if signal < 1 else 0.0
+    )
+
+
+def _row_parts(row: Mapping[str, Any]) -> tuple[float, float]:
+    return float(row.get("sampling", 0.0)), float(row.get("learning", 0.0))
+
+
+def _step_parts(trial: Trial) -> _Parts:
+    """Return the shortest time of each part of a step, because other programs on the machine only add time."""
+    sampling, learning = (min(column) for column in zip(*map(_row_parts, trial.times), strict=True))
+    rests = [row["seconds"] - before["seconds"] - sum(_row_parts(row)) for before, row in pairwise(trial.times)]
+    return _Parts(sampling, learning, max(0.0, min(rests, default=0.0)))
+
+
+def _line(sizes: Sequence[float], values: Sequence[float], size: float) -> float:
+    """Return the value at `size` of the straight line through two points. The line never falls."""
+    (x, _), (y, later) = sizes, values
+    span = sizes[1] - x
+    slope = max(0.0, later - y) / span if span else 0.0
+    slope = min(slope, later / sizes[1])  # the constant part is not negative
+    return max(0.0, later + slope * (size - sizes[1]))
+
+
+def _skips_constant_groups(config: BaseConfig) -> bool:
+    """Return whether a run learns nothing from a group whose real rewards are equal."""
+    values = config.model_dump()
+    random_rewards = values.get("rewards", {}).get("control") == "random"
+    by_group = uses_group_baseline(values.get("advantage", {}).get("baseline", "mean"))
+    return by_group and not random_rewards and not values.get("loss", {}).get("kl_coef")
+
+
+def _signal(trials: Sequence[Trial]) -> float:
+    """Return the share of groups whose rewards differ, over all trials. Other groups teach nothing."""
+    rows = [row for trial in trials for row in trial.metrics if row.get("groups")]
+    groups = sum(row["groups"] for row in rows)
+    return sum(row.get("groups_with_signal", 0) for row in rows) / groups if groups else 1.0
+
+
+def _peak_memory(config: BaseConfig, trials: Sequence[Trial], sizes: Sequence[int], whole: int, samples: int) -> int:
+    """Compute the peak memory of a whole step: the peak of learning or the peak of sampling, whichever is larger."""
+    batch_tokens = config.model_dump()["microbatch_tokens"]
+    trained = [max((row.get("trained_tokens", 0) for row in trial.metrics), default=0) for trial in trials]
+    if samples > 1 or not all(trained):  # a run that samples tries its largest micro-batch first
+        used, largest = list(_SMALL_TOKENS), batch_tokens
+    else:
+        used = [min(pair) for pair in zip(trained, _SMALL_TOKENS, strict=True)]
+        largest = min(batch_tokens, trained[1] * whole / sizes[1])
+    learning = _line(used, [trial.peak_memory for trial in trials], largest)
+    completions = [row for row in trials[1].metrics if row.get("rollouts")]
+    if samples == 1 or not completions:
+        return int(learning)
+    from schoolhouse.model.config import parse_model_config
+    from schoolhouse.model.device import pick_device, pick_dtype
+    from schoolhouse.model.folder import read_json
+    from schoolhouse.model.native_attention import best_attention
+    from schoolhouse.policy.sampling_memory import sampling_need
+    from schoolhouse.runs.atomic_io import resolve_model
+
+    try:
+        decoder = parse_model_config(read_json(resolve_model(str(getattr(config, "model", ""))) / "config.json"))
+    except SchoolError:  # the config of another library, or of an adapter
+        return int(learning)
+    device = pick_device()
+    slot_cache = best_attention(decoder.head_dim, pick_dtype(getattr(config, "precision", "auto"), device), device)[1]
+    length = sum(row["sampled_tokens"] for row in completions) // sum(row["rollouts"] for row in completions)
+    need = sampling_need(decoder, slot_cache, whole * samples, whole, 1, length)
+    sampling = trials[1].kept_memory + need.total(min(512, whole * samples))
+    return int(max(learning, sampling))
+
+
+def _without_saving(config: BaseConfig) -> BaseConfig:
+    """Return the config of a trial, which writes no checkpoint and makes no evaluation between its steps."""
+    update: dict[str, Any] = {"save_every": 10**9} if "save_every" in type(config).model_fields else {}
+    settings: Any = getattr(config, "eval", None)
+    if hasattr(settings, "every"):
+        update["eval"] = settings.model_copy(update={"every": 0})
+    return config.model_copy(update=update)
+
+
+def _weight_bytes(config: BaseConfig) -> int:
+    """Return the size of the weights that a run starts from, or of the new weights of a pretraining, in bytes."""
+    model = getattr(config, "model", None)
+    if isinstance(model, str):
+        from schoolhouse.runs.atomic_io import resolve_model
+
+        folder = resolve_model(model)
+        return sum(file.stat().st_size for file in _weight_files(folder))
+    sizes = model.model_dump() if isinstance(model, BaseConfig) else {}
+    if "hidden_size" not in sizes:
+        return 0
+    attention = 2 * (sizes["num_heads"] + sizes["num_kv_heads"]) * sizes["head_dim"]
+    layer = sizes["hidden_size"] * (attention + 3 * sizes["intermediate_size"])
+    return 4 * (sizes["num_layers"] * layer + getattr(config, "vocab_size", 0) * sizes["hidden_size"])
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")] if folder.is_dir() else []
 
 
 def _eval_steps(config: BaseConfig, steps: int) -> float:
     """Estimate the cost of all evaluations as a number of training steps.
 
-    The estimate is the number of completions of all evaluations divided by the number of completions of one training
-    step. The estimate is an upper bound of the time of the evaluations, because an evaluation includes no learning.
+    The estimate is an upper bound of the time of the evaluations, because an evaluation includes no learning.
     """
+    if not (completions := _eval_completions(config, steps)):
+        return 0.0
     values = config.model_dump()
-    settings = values.get("eval", {})
+    return completions / (values["prompts_per_step"] * values["group_size"])
+
+
+def _eval_completions(config: BaseConfig, steps: int) -> float:
+    """Return the number of completions of all evaluations during a run."""
+    settings = config.model_dump().get("eval", {})
     if not settings.get("every"):
         return 0.0
-    completions = settings["problems"] * settings["samples"]
-    return (steps - 1) // settings["every"] * completions / (values["prompts_per_step"] * values["group_size"])
+    return (steps - 1) // settings["every"] * settings["problems"] * settings["samples"]

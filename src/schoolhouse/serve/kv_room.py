@@ -9,14 +9,12 @@ memory, the shape never changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
+from schoolhouse.model.device import free_memory
 from schoolhouse.policy.policy import Policy
-from schoolhouse.runs.doctor import machine_memory
+from schoolhouse.policy.sampling_memory import cache_bytes_per_token
+from schoolhouse.runs.memory import size_text
 from schoolhouse.types import SchoolError
 
 MIN_USUAL_LEN = 2_048
@@ -83,7 +81,7 @@ class KVRoom(NamedTuple):
             text += f", or {longest.num_seqs} of {longest.max_len:,} tokens for requests that ask for more"
         if self.max_model_len < self.context_len:
             text += f" (the memory is too small for the context length of {self.context_len:,} tokens)"
-        return f"{text}; the cache uses at most {_size(self.reserved)} of {_size(self.free)} of free memory"
+        return f"{text}; the cache uses at most {size_text(self.reserved)} of {size_text(self.free)} of free memory"
 
     @property
     def _longest(self) -> CacheShape:
@@ -105,48 +103,21 @@ def plan_room(policy: Policy, max_num_seqs: int, max_model_len: int | None, rese
     free = max(0, free_memory(policy.device) - (reserved if policy.device.type == "cpu" else 0))
     budget = int(free * _SHARE.get(policy.device.type, 0.5))
     context_len = min(max_model_len or policy.max_seq_len, policy.max_seq_len)
-    bytes_per_token = cache_bytes_per_token(policy)
+    bytes_per_token = slot_bytes_per_token(policy)
     fitting = budget // bytes_per_token
     smallest = context_len if max_model_len else min(context_len, MIN_USUAL_LEN)
     if fitting < smallest:
         raise SchoolError(
-            f"a sequence of {smallest:,} tokens needs {_size(smallest * bytes_per_token)} of KV cache, but the cache "
-            f"can use only {_size(budget)} (free memory: {_size(free)}); close other programs, or set "
+            f"a sequence of {smallest:,} tokens needs {size_text(smallest * bytes_per_token)} of KV cache, but the "
+            f"cache can use only {size_text(budget)} (free memory: {size_text(free)}); close other programs, or set "
             f"--max_model_len to a smaller number"
         )
     return KVRoom(max_num_seqs, min(context_len, fitting), context_len, bytes_per_token, budget, free)
 
 
-def cache_bytes_per_token(policy: Policy) -> int:
+def slot_bytes_per_token(policy: Policy) -> int:
     """Return the number of bytes that one token needs in a slot: the keys and values of all layers.
 
     The number includes both stores of `SlotKVCache`: the store of the prompts and the store of the completions.
     """
-    config = policy.decoder.config
-    numbers = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return 4 * numbers * policy.slot_cache.dtype.itemsize
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the free memory of a device in bytes. For a CPU, the memory limit of a container is also considered."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    return min(_free_bytes())
-
-
-def _free_bytes() -> Iterator[int]:
-    """Yield upper bounds of the memory that is free for this process, in bytes."""
-    free, total = machine_memory()
-    yield free if free < total else total // 2  # equal: this system does not say how much is free
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        yield limit - used + int(stat["inactive_file"])
-    except (OSError, KeyError, ValueError):  # no container, or no limit (`max`)
-        return
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"
+    return 2 * cache_bytes_per_token(policy.decoder.config, policy.slot_cache)

@@ -1,0 +1,130 @@
+"""A trial executes the first steps of a run in another process, in a temporary folder, and measures the steps.
+
+The process is stopped as soon as enough steps are done. While a trial runs, lines on stderr tell what is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from schoolhouse.config import BaseConfig, dump
+from schoolhouse.runs.atomic_io import atomic_write, read_jsonl
+from schoolhouse.runs.progress import duration
+from schoolhouse.types import SchoolError
+
+_POLL_SECONDS, _LINE_SECONDS = 0.1, 10.0
+_MIN_STEPS = 2  # the first step also loads the model
+
+
+class Trial(NamedTuple):
+    """The measurements of the first steps of a run.
+
+    `times`: the lines of times.jsonl.
+    `metrics`: the lines of metrics.jsonl.
+    `peak_memory`: the peak memory of the process in bytes.
+    `kept_memory`: the smallest memory of the process after its first step, in bytes: the weights, the state of the
+        optimizer, and the program. It is 0 if the system does not tell the memory of a process.
+    """
+
+    times: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    peak_memory: int
+    kept_memory: int
+
+
+def run_trial(
+    recipe: str, config: BaseConfig, steps: int, seconds: float, report: Callable[[str], None], name: str
+) -> Trial:
+    """Execute up to `steps` steps of a run, and stop the run.
+
+    The trial ends earlier if `seconds` are over and two steps are done.
+
+    `report`: a function that is called with each line about the progress.
+    Raises SchoolError if the run fails before enough steps are done.
+    """
+    with tempfile.TemporaryDirectory(prefix="school-estimate-") as folder:
+        file, run, log = (Path(folder) / part for part in ("config.yaml", "run", "log.txt"))
+        atomic_write(file, dump(config))
+        command = [sys.executable, "-m", "schoolhouse", "train", recipe, str(file), "--dir", str(run)]
+        with log.open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        try:
+            kept, status, usage = _watch(process.pid, run / "times.jsonl", steps, seconds, report, name)
+        except BaseException:
+            _kill_group(process.pid)
+            process.wait()
+            raise
+        process.returncode = status  # wait4 has read the status already
+        times = read_jsonl(run / "times.jsonl")
+        if len(times) < min(steps, _MIN_STEPS) and status:
+            raise SchoolError(
+                f"the first steps of the run failed{_exit_text(status)}:\n{log.read_text().strip()[-2000:]}"
+            )
+        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return Trial(times, read_jsonl(run / "metrics.jsonl"), peak, kept)
+
+
+def _watch(
+    pid: int, times: Path, steps: int, seconds: float, report: Callable[[str], None], name: str
+) -> tuple[int, int, Any]:
+    """Wait until enough steps are done or the process ends.
+
+    Returns the memory that the process kept, its exit status, and its resource usage.
+    """
+    start = last_line = time.monotonic()
+    shown, kept = 0, 0
+    while True:
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+        rows = read_jsonl(times) if times.exists() else []
+        for row in rows[shown:]:
+            report(f"{name}, step {row['step'] + 1} is done after {duration(row['seconds'])}{_parts(row)}")
+            last_line = time.monotonic()
+        shown = len(rows)
+        if ended:
+            return kept, os.waitstatus_to_exitcode(status), usage
+        now, resident = time.monotonic(), resident_memory(pid)
+        if shown and resident:
+            kept = min(kept or resident, resident)
+        if shown >= steps or (shown >= _MIN_STEPS and now - start > seconds):
+            _kill_group(pid)
+            return kept, 0, os.wait4(pid, 0)[2]
+        if now - last_line >= _LINE_SECONDS:
+            memory = f", {resident / 1e9:.2f} GB of memory" if resident else ""
+            report(f"{name}, step {shown + 1} is running, {duration(now - start)} so far{memory}")
+            last_line = now
+        time.sleep(_POLL_SECONDS)
+
+
+def resident_memory(pid: int) -> int:
+    """Return the memory of a process in bytes, or 0 if the system does not tell it."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _kill_group(pid: int) -> None:
+    """End a process and the processes that it has started."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _parts(row: Mapping[str, Any]) -> str:
+    parts = [f"{part} {row[part]:.1f} s" for part in ("sampling", "learning") if isinstance(row.get(part), float)]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _exit_text(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return ", because the system ended its process (usually the memory was full)"
+    return f" with exit code {status}"
