@@ -33,7 +33,8 @@ from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.decoder import Decoder, init_weights
 from schoolhouse.model.device import pick_device, pick_dtype
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache, trim_memory
-from schoolhouse.model.native_attention import NativePackedAttention, best_attention
+from schoolhouse.model.kernel_choice import best_attention
+from schoolhouse.model.native_attention import NativePackedAttention
 from schoolhouse.policy import generator
 from schoolhouse.policy.learner import Learner, MetricsFn
 from schoolhouse.policy.sampling import SamplingParams
