@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +63,21 @@ def run_kernels(threads: int, repeats: int, dtype: torch.dtype, report: Callable
 def _cases(dtype: torch.dtype) -> Iterator[tuple[int, Make]]:
     """The head width and the maker of each case. A case is made only when its turn comes, because some are large."""
     for head_dim, (heads, kv_heads) in _HEADS.items():
+        shape = (heads, kv_heads, head_dim)
         for lengths in ([512] * 4, [2048], [160, 96, 380, 60, 128, 240]):
-            yield head_dim, lambda x=(lengths, heads, kv_heads, head_dim): kernel_cases.packed_attention(*x)
+            yield head_dim, partial(kernel_cases.packed_attention, lengths, *shape)
         for slots in ((1, 1, 1024, 64), (32, 1, 160, 64), (8, 16, 160, 64)):
-            yield head_dim, lambda x=(*slots, heads, kv_heads, head_dim): kernel_cases.decode_attention(*x, dtype)
+            yield head_dim, partial(kernel_cases.decode_attention, *slots, *shape, dtype)
         for n in (1, 2048):
-            yield head_dim, lambda x=(n, heads, head_dim): kernel_cases.rotary(*x, dtype)
+            yield head_dim, partial(kernel_cases.rotary, n, heads, head_dim, dtype)
     for width, inner_width in _WIDTHS.items():
         for n in (1, 2048):
-            yield ANY_HEAD_DIM, lambda x=(n, width): kernel_cases.rms_norm(*x, dtype)
+            yield ANY_HEAD_DIM, partial(kernel_cases.rms_norm, n, width, dtype)
         for n in (1, 512):
-            yield ANY_HEAD_DIM, lambda x=(n, inner_width): kernel_cases.swiglu(*x, dtype)
+            yield ANY_HEAD_DIM, partial(kernel_cases.swiglu, n, inner_width, dtype)
     for vocabulary in _VOCABULARIES:
-        yield ANY_HEAD_DIM, lambda x=(64, vocabulary): kernel_cases.logprobs(*x, dtype)
-        yield ANY_HEAD_DIM, lambda x=(64, vocabulary): _sampling(*x, dtype)
+        yield ANY_HEAD_DIM, partial(kernel_cases.logprobs, 64, vocabulary, dtype)
+        yield ANY_HEAD_DIM, partial(_sampling, 64, vocabulary, dtype)
 
 
 def _sampling(rows: int, vocab: int, dtype: torch.dtype) -> Case:
@@ -127,17 +129,17 @@ def _processor() -> str:
 
 def kernel_table(result: Mapping[str, Any]) -> str:
     """The result as a table for the terminal."""
-    lines = [f"{'kernel':19}{'size':50}{'ms':>9}{'torch, ms':>11}{'ratio':>7}  used"]
-    for row in result["rows"]:
-        lines.append(
-            f"{row['kernel']:19}{row['size']:50}{row['milliseconds']:9.3f}{row['torch_milliseconds']:11.3f}"
-            f"{row['ratio']:7.2f}  {'kernel' if row['used'] else 'torch'}"
-        )
+    lines = [
+        f"{row['kernel']:19}{row['size']:50}{row['milliseconds']:9.3f}{row['torch_milliseconds']:11.3f}"
+        f"{row['ratio']:7.2f}  {'kernel' if row['used'] else 'torch'}"
+        for row in result["rows"]
+    ]
     slower = sum(row["ratio"] < 1.0 and row["used"] for row in result["rows"])
     return "\n".join(
         [
+            f"{'kernel':19}{'size':50}{'ms':>9}{'torch, ms':>11}{'ratio':>7}  used",
             *lines,
-            f"{slower} of {len(lines) - 1} rows use a kernel that is slower than torch",
+            f"{slower} of {len(lines)} rows use a kernel that is slower than torch",
             f"{result['processor']}, {result['threads']} threads, {result['dtype']}; kernels with vectors of "
             f"{result['lanes']} floats, torch with {result['torch_instructions']}",
         ]

@@ -18,8 +18,9 @@ from schoolhouse.types import SchoolError
 
 class Bench(BaseConfig):
     kind: str
-    """Workload: sampler, learner, grpo, pretrain, server, search. `kernels` compares each C kernel with torch. `profile`
-    measures how the cost of this package grows and how much time each part takes. `page` writes docs/performance.md from the files in the folder of --json."""
+    """Workload: sampler, learner, grpo, pretrain, server, search. `kernels` compares each C kernel with torch.
+    `profile` measures how the cost of this package grows and how much time each part takes. `page` writes
+    docs/performance.md from the files in the folder of --json."""
     against: str = ""
     """Library to compare with. The two libraries run alternately."""
     size: str | None = None

@@ -53,8 +53,7 @@ def decode_attention(
         cache.store_prompts(packed, range(prompts))
         cache.admit([prompt for prompt in range(prompts) for _ in range(samples)])
         q, k, v = (
-            _random((num_slots, h, head_dim), seed).to(dtype)
-            for seed, h in ((2, heads), (3, kv_heads), (4, kv_heads))
+            _random((num_slots, h, head_dim), seed).to(dtype) for seed, h in ((2, heads), (3, kv_heads), (4, kv_heads))
         )
         for step in range(own_len):
             cache.begin_step()

@@ -5,8 +5,8 @@ numbers is never used. Then the speeds are compared. If torch is clearly faster,
 in the cache folder beside the compiled library, so every process and every later run decides alike: the results of a
 kernel and of torch differ in their last bits.
 
-SCHOOLHOUSE_NATIVE=0 uses torch everywhere. SCHOOLHOUSE_NATIVE=1 uses every kernel that gives the right numbers, whatever
-the speed is.
+SCHOOLHOUSE_NATIVE=0 uses torch everywhere. SCHOOLHOUSE_NATIVE=1 uses every kernel that gives the right numbers,
+whatever the speed is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -173,7 +173,7 @@ def _store(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _plain_torch() -> Iterator[None]:
+def _plain_torch() -> Generator[None]:
     """Gradients on and autocast off: a kernel may be used for the first time in the middle of a forward pass."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         yield
@@ -210,7 +210,7 @@ def _speed(kernel: str, head_dim: int, dtype: torch.dtype) -> float:
 
 
 def shortest_seconds(case: kernel_cases.Case, repeats: int = _REPEATS) -> tuple[float, float]:
-    """Return the shortest seconds of the kernel and of torch. The two run in turn, so that a busy machine slows both."""
+    """Return the shortest seconds of the kernel and of torch. Both run in turn: a busy machine slows both."""
     seconds: dict[Run, list[float]] = {case.native: [], case.torch: []}
     for run in seconds:
         run()

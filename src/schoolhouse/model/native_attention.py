@@ -79,7 +79,9 @@ class NativeSlotKVCache(SlotKVCache):
         self, allocate: Callable[..., list[Tensor]], num_slots: int, num_kv_heads: int, capacity: int, head_dim: int
     ) -> None:
         if not has_kernels(head_dim, self.dtype):
-            raise ValueError(f"there is no C kernel for heads of width {head_dim}; use the class of kernel_choice.best_attention()")
+            raise ValueError(
+                f"there is no C kernel for heads of width {head_dim}; use the class of kernel_choice.best_attention()"
+            )
         self._lanes = count_lanes()
         self.kv_tiles = allocate(num_slots, -(-capacity // self._lanes), num_kv_heads, 2, self._lanes * head_dim)
 

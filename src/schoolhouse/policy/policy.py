@@ -32,8 +32,8 @@ from schoolhouse.model.checkpoint import load_decoder, save_decoder
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.decoder import Decoder, init_weights
 from schoolhouse.model.device import pick_device, pick_dtype
-from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache, trim_memory
 from schoolhouse.model.kernel_choice import best_attention
+from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache, trim_memory
 from schoolhouse.model.native_attention import NativePackedAttention
 from schoolhouse.policy import generator
 from schoolhouse.policy.learner import Learner, MetricsFn

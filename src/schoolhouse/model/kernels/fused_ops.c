@@ -4,6 +4,9 @@
 
 #include "simd.h"
 
+/* Threads are not started for so few numbers: to wait for them takes longer. */
+#define FEW_NUMBERS 8192
+
 static inline float sum_of_squares(const float *x, int64_t n) {
     vec sums = {0};
     for (int64_t c = 0; c < n; c += LANES) {
@@ -16,6 +19,7 @@ static inline float sum_of_squares(const float *x, int64_t n) {
 /* out [N, C] = x / rms(x) * weight */
 void rms_norm_forward(int64_t threads, int64_t rows, int64_t width, float eps, const float *x, const float *weight,
                       DTYPE *out) {
+    if (rows * width <= FEW_NUMBERS) threads = 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * width, inv_rms = 1.0f / sqrtf(sum_of_squares(row, width) / width + eps);
@@ -75,6 +79,7 @@ static inline vec round_to_dtype(vec x) {
 void rotary_forward(int64_t threads, int64_t rows, int64_t heads, int64_t stride, float eps, int64_t round_output,
                     const DTYPE *x, const float *weight, const float *cosine, const float *sine, float *out) {
     enum { HALF = HEAD_VECS / 2 };
+    if (rows * heads * HEAD_DIM <= FEW_NUMBERS) threads = 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t h = 0; h < heads; h++) {
@@ -143,8 +148,12 @@ static inline void swiglu_vector(int64_t count, const DTYPE *gate, const DTYPE *
 /* out = gate * sigmoid(gate) * up, all [n] */
 void swiglu_forward(int64_t threads, int64_t n, const DTYPE *gate, const DTYPE *up, DTYPE *out) {
     const int64_t whole = n / LANES * LANES;
+    if (n <= FEW_NUMBERS) {
+        for (int64_t i = 0; i < whole; i += LANES) swiglu_vector(LANES, gate + i, up + i, out + i);
+    } else {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < whole; i += LANES) swiglu_vector(LANES, gate + i, up + i, out + i);
+        for (int64_t i = 0; i < whole; i += LANES) swiglu_vector(LANES, gate + i, up + i, out + i);
+    }
     if (whole < n) swiglu_vector(n - whole, gate + whole, up + whole, out + whole);
 }
 
