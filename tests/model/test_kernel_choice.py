@@ -90,6 +90,13 @@ def test_torch_replaces_only_a_kernel_that_is_clearly_slower(speed: float, used:
     assert Choice("RMSNorm", 1e-7, 1e-4, speed).used == used
 
 
+def test_torch_must_win_three_measurements_in_a_row(monkeypatch: pytest.MonkeyPatch):
+    seconds = iter([(4.0, 1.0), (5.0, 1.0), (1.0, 2.0), (9.0, 1.0), (8.0, 1.0), (4.0, 1.0)])
+    monkeypatch.setattr(kernel_choice, "shortest_seconds", lambda case: next(seconds))
+    assert kernel_choice._speed("SwiGLU", 64, torch.float32) == 2.0
+    assert kernel_choice._speed("SwiGLU", 64, torch.float32) == 0.25
+
+
 @pytest.mark.parametrize("difference", [1e-3, float("inf")])
 def test_a_wrong_kernel_is_not_used_although_it_is_fast(difference: float):
     assert not Choice("RMSNorm", difference, 1e-4, 10.0).used

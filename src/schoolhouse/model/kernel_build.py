@@ -39,6 +39,7 @@ _SIGNATURES = {
     "swiglu_backward": "nnppppp",
 }
 """Argument types of each kernel: n integer, f float, p pointer. The first argument is the number of threads."""
+_PLAIN = (int, float, type(None))
 _CTYPES = {"n": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
 
 ANY_HEAD_DIM = 64
@@ -57,7 +58,7 @@ def load_kernels(head_dim: int, dtype: torch.dtype) -> ctypes.CDLL | None:
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
         sources = [path.read_text() for path in sorted(_FOLDER.iterdir()) if path.suffix in (".c", ".h")]
-        fingerprint = "\n".join((*sources, version, _processor_features(), *_FLAGS))
+        fingerprint = "\n".join((*sources, compiler, version, _processor_features(), *_FLAGS))
         c_type = "uint16_t" if dtype == torch.bfloat16 else "float"
         name = f"kernels-{head_dim}-{c_type}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.so"
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "schoolhouse"
@@ -117,7 +118,7 @@ def _compile(compiler: str, defines: Sequence[str], library: Path) -> None:
 
 def call_kernel(function_name: str, head_dim: int, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
     """Run a C kernel. A tensor is passed to the kernel as a pointer to its data, and None is passed as NULL."""
-    plain = [x if x is None or isinstance(x, (int, float)) else x.data_ptr() for x in arguments]
+    plain = [x if isinstance(x, _PLAIN) else x.data_ptr() for x in arguments]
     _function(function_name, head_dim, dtype)(torch.get_num_threads(), *plain)
 
 
