@@ -105,6 +105,11 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
         "The machine has no compiler and no GPU (verl#3266).",
         "Torch computes the same results on the CPU.",
     ),
+    "wrong kernel": (
+        "A compiled kernel gives other numbers than torch on this machine, for example because of a compiler.",
+        "Each kernel is compared with torch at its first use. Torch replaces a kernel that is wrong. A warning and "
+        "`school doctor` name the kernel.",
+    ),
     "verifier hangs": (
         "A verifier never ends, in Python code or in C code.",
         "The verifier is killed at its time limit. Its completion is ungraded, and all other completions are graded.",

@@ -7,15 +7,13 @@ import sys
 import pytest
 import torch
 
-from schoolhouse.model.kv_cache import Bfloat16SlotKVCache, PackedAttention, SlotKVCache
+from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
 from schoolhouse.model.native_attention import (
     NativeBfloat16SlotKVCache,
     NativePackedAttention,
     NativeSlotKVCache,
-    best_attention,
 )
 
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 HEADS = [(3, 3), (4, 2), (6, 1)]  # query and key heads
 HEAD_DIM = 32
@@ -126,19 +124,11 @@ def test_all_sequences_of_a_group_attend_to_the_prompt_that_is_stored_once(heads
         assert torch.allclose(gradient, expected_gradient, atol=3e-5)
 
 
-def test_the_best_attention_depends_on_the_head_width_the_number_type_and_the_device():
-    assert best_attention(64, torch.bfloat16, CPU) == (NativePackedAttention, NativeBfloat16SlotKVCache)
-    assert best_attention(64, torch.float32, CPU) == (NativePackedAttention, NativeSlotKVCache)
-    assert best_attention(48, torch.float32, CPU) == (PackedAttention, SlotKVCache)
-    assert best_attention(64, torch.float32, torch.device("cuda")) == (PackedAttention, SlotKVCache)
-    assert best_attention(64, torch.bfloat16, torch.device("cuda")) == (PackedAttention, Bfloat16SlotKVCache)
-
-
 @pytest.mark.parametrize("setting", ["CC=false", "CC=no-such-compiler", "SCHOOLHOUSE_NATIVE=0"])
 @pytest.mark.fault("no compiler, no GPU")
 def test_without_a_compiler_torch_computes_attention(setting, tmp_path):
     code = (
-        "import torch; from schoolhouse.model.native_attention import best_attention; "
+        "import torch; from schoolhouse.model.kernel_choice import best_attention; "
         "print(best_attention(64, torch.float32, torch.device('cpu'))[1].__name__)"
     )
     command = ["env", setting, f"XDG_CACHE_HOME={tmp_path}", sys.executable, "-c", code]

@@ -18,8 +18,9 @@ from schoolhouse.types import SchoolError
 
 class Bench(BaseConfig):
     kind: str
-    """Workload: sampler, learner, grpo, pretrain, server, search. `profile` measures how the cost of this package grows
-    and how much time each part takes. `page` writes docs/performance.md from the files in the folder of --json."""
+    """Workload: sampler, learner, grpo, pretrain, server, search. `kernels` compares each C kernel with torch.
+    `profile` measures how the cost of this package grows and how much time each part takes. `page` writes
+    docs/performance.md from the files in the folder of --json."""
     against: str = ""
     """Library to compare with. The two libraries run alternately."""
     size: str | None = None
@@ -55,7 +56,10 @@ def bench(args: Sequence[str]) -> None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)  # before the benchmark, because that can take an hour
     if find_spec("schoolhouse.bench") is None:
         raise SchoolError("the installed package has no benchmarks: run `school bench` from a checkout of the source")
-    from schoolhouse.bench.benchmark import result_table, run_benchmark
+    import torch
+
+    from schoolhouse.bench.benchmark import peer_dtype, result_table, run_benchmark
+    from schoolhouse.bench.kernels import kernel_table, run_kernels
     from schoolhouse.bench.page import write_page
     from schoolhouse.bench.profile import throughput_curves, time_breakdown
 
@@ -73,8 +77,12 @@ def bench(args: Sequence[str]) -> None:
         if file:
             atomic_write(Path(file), text + "\n")
         return
-    result = run_benchmark(c.kind, c.against, c.size, c.model_dump(mode="json"), _report)
-    print(result_table(result))
+    if c.kind == "kernels":
+        result = run_kernels(c.threads, 3 * c.repeats, getattr(torch, peer_dtype(c.dtype)), _report)
+        print(kernel_table(result))
+    else:
+        result = run_benchmark(c.kind, c.against, c.size, c.model_dump(mode="json"), _report)
+        print(result_table(result))
     if file:
         atomic_write(Path(file), to_json(result, 2) + "\n")
 

@@ -9,7 +9,7 @@ import torch
 
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.device import pick_device, pick_dtype
-from schoolhouse.model.native_attention import best_attention, plain_attention
+from schoolhouse.model.kernel_choice import best_attention, plain_attention
 from schoolhouse.policy.sampling_memory import cache_bytes_per_token
 from schoolhouse.runs.memory import machine_memory
 

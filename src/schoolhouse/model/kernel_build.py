@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -39,10 +39,8 @@ _SIGNATURES = {
     "swiglu_backward": "nnppppp",
 }
 """Argument types of each kernel: n integer, f float, p pointer. The first argument is the number of threads."""
+_PLAIN = (int, float, type(None))
 _CTYPES = {"n": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
-
-LANES = 16
-"""The number of values in a vector of the kernels. The width of a head must be a multiple of two vectors."""
 
 ANY_HEAD_DIM = 64
 """The head width to pass for kernels that do not use the head width."""
@@ -60,7 +58,7 @@ def load_kernels(head_dim: int, dtype: torch.dtype) -> ctypes.CDLL | None:
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
         sources = [path.read_text() for path in sorted(_FOLDER.iterdir()) if path.suffix in (".c", ".h")]
-        fingerprint = "\n".join((*sources, version, _processor_features(), *_FLAGS))
+        fingerprint = "\n".join((*sources, compiler, version, _processor_features(), *_FLAGS))
         c_type = "uint16_t" if dtype == torch.bfloat16 else "float"
         name = f"kernels-{head_dim}-{c_type}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.so"
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "schoolhouse"
@@ -75,6 +73,21 @@ def load_kernels(head_dim: int, dtype: torch.dtype) -> ctypes.CDLL | None:
         function.restype = None
         function.argtypes = [_CTYPES[letter] for letter in signature]
     return library
+
+
+def count_lanes() -> int:
+    """Return the number of values in a vector of the compiled kernels; 0 if there are no kernels.
+
+    The number depends on the processor: 16 with AVX-512, 8 with AVX2, 4 with NEON.
+    """
+    library = load_kernels(ANY_HEAD_DIM, torch.float32)
+    return library.lanes() if library else 0
+
+
+def has_kernels(head_dim: int, dtype: torch.dtype) -> bool:
+    """Tell whether there are C kernels for heads of width `head_dim`: a multiple of two vectors."""
+    lanes = count_lanes()
+    return lanes > 0 and head_dim % (2 * lanes) == 0 and load_kernels(head_dim, dtype) is not None
 
 
 def _processor_features() -> str:
@@ -105,7 +118,12 @@ def _compile(compiler: str, defines: Sequence[str], library: Path) -> None:
 
 def call_kernel(function_name: str, head_dim: int, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
     """Run a C kernel. A tensor is passed to the kernel as a pointer to its data, and None is passed as NULL."""
+    plain = [x if isinstance(x, _PLAIN) else x.data_ptr() for x in arguments]
+    _function(function_name, head_dim, dtype)(torch.get_num_threads(), *plain)
+
+
+@cache
+def _function(name: str, head_dim: int, dtype: torch.dtype) -> Callable[..., None]:
     library = load_kernels(head_dim, dtype)
     assert library
-    plain = (x.data_ptr() if isinstance(x, Tensor) else x for x in arguments)
-    getattr(library, function_name)(torch.get_num_threads(), *plain)
+    return getattr(library, name)

@@ -1,4 +1,4 @@
-"""Attention contexts with C kernels. Without a C compiler, the attention contexts of kv_cache.py are used.
+"""Attention contexts with C kernels. kernel_choice.py decides where they replace the attention contexts of kv_cache.py.
 
 A decode step multiplies each key with one query, or with a few queries that share a prompt. In training, the matrix
 products are over sequences of unequal length. The batched matrix products of torch are made for larger matrices of
@@ -15,31 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schoolhouse.model.cuda_graph import StaticBfloat16SlotKVCache, StaticSlotKVCache, use_cuda_graphs
-from schoolhouse.model.kernel_build import LANES, call_kernel, load_kernels
-from schoolhouse.model.kv_cache import Bfloat16SlotKVCache, PackedAttention, SlotKVCache
+from schoolhouse.model.kernel_build import call_kernel, count_lanes, has_kernels
+from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
 
 _BLOCK_SIZE = 16  # slots of one prompt that attend to it together
-
-
-def best_attention(
-    head_dim: int, dtype: torch.dtype, device: torch.device
-) -> tuple[type[PackedAttention], type[SlotKVCache]]:
-    """Return the fastest attention contexts on this device for a decoder that computes in `dtype`."""
-    if use_cuda_graphs(device):
-        return PackedAttention, StaticBfloat16SlotKVCache if dtype == torch.bfloat16 else StaticSlotKVCache
-    if device.type != "cpu" or head_dim % (2 * LANES) or not load_kernels(head_dim, dtype):
-        return plain_attention(dtype, device)
-    return NativePackedAttention, NativeBfloat16SlotKVCache if dtype == torch.bfloat16 else NativeSlotKVCache
-
-
-def plain_attention(dtype: torch.dtype, device: torch.device) -> tuple[type[PackedAttention], type[SlotKVCache]]:
-    """Return the attention contexts that need no C kernels and that can compute attention by a rule.
-
-    On a GPU, the KV cache has the number type of the decoder. On a CPU, attention computes in float32.
-    """
-    half = device.type == "cuda" and dtype == torch.bfloat16
-    return PackedAttention, Bfloat16SlotKVCache if half else SlotKVCache
 
 
 class NativePackedAttention(PackedAttention):
@@ -99,12 +78,15 @@ class NativeSlotKVCache(SlotKVCache):
     def _allocate_slots(
         self, allocate: Callable[..., list[Tensor]], num_slots: int, num_kv_heads: int, capacity: int, head_dim: int
     ) -> None:
-        self.kv_tiles = allocate(num_slots, -(-capacity // LANES), num_kv_heads, 2, LANES * head_dim)
-        if load_kernels(head_dim, self.dtype) is None:
-            raise ValueError(f"there is no C kernel for heads of width {head_dim}; use the class of best_attention()")
+        if not has_kernels(head_dim, self.dtype):
+            raise ValueError(
+                f"there is no C kernel for heads of width {head_dim}; use the class of kernel_choice.best_attention()"
+            )
+        self._lanes = count_lanes()
+        self.kv_tiles = allocate(num_slots, -(-capacity // self._lanes), num_kv_heads, 2, self._lanes * head_dim)
 
     def _used_slot_stores(self) -> list[Tensor]:
-        used = -(-int(self.lengths[: self.busy].max()) // LANES)
+        used = -(-int(self.lengths[: self.busy].max()) // self._lanes)
         return [tiles[:, :used] for tiles in self.kv_tiles]
 
     def _group_by_prompt(self) -> None:
@@ -125,7 +107,7 @@ class NativeSlotKVCache(SlotKVCache):
         prompt_keys, prompt_values, kv_tiles = self.prompt_keys[layer], self.prompt_values[layer], self.kv_tiles[layer]
         blocks = [torch.from_numpy(table) for table in (self._block_start, self._block_prompt, self._slot_order)]
         lengths = (self.prompt_length, self.lengths)
-        sizes = (q.shape[1], k.shape[1], prompt_keys.shape[-1], kv_tiles.shape[1] * LANES)
+        sizes = (q.shape[1], k.shape[1], prompt_keys.shape[-1], kv_tiles.shape[1] * self._lanes)
         inputs = (len(self._block_prompt), _BLOCK_SIZE, *blocks, *lengths, *sizes, q, k, v)
         stores = (prompt_keys, prompt_values, kv_tiles)
         call_kernel("decode_attention", q.shape[2], self.dtype, *inputs, *stores, out)

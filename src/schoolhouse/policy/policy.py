@@ -31,9 +31,10 @@ from schoolhouse.model.batch_invariant import InvariantPackedAttention, Invarian
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.decoder import Decoder, init_weights
 from schoolhouse.model.device import pick_device, pick_dtype
+from schoolhouse.model.kernel_choice import best_attention, plain_attention
 from schoolhouse.model.kv_cache import trim_memory
 from schoolhouse.model.lora_folder import load_conversation, load_model, save_model
-from schoolhouse.model.native_attention import NativePackedAttention, best_attention, plain_attention
+from schoolhouse.model.native_attention import NativePackedAttention
 from schoolhouse.policy import generator
 from schoolhouse.policy.learner import Learner, MetricsFn
 from schoolhouse.policy.memory_check import check_peak_memory

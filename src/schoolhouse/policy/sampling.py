@@ -73,7 +73,14 @@ def sample(
     logits_SV = logits_SV.float() / temperature
     if filtered:
         logits_SV = filter_logits(logits_SV, top_k, top_p, min_p)
-    # First choose a block of tokens, then a token in this block: sums over blocks are fast, cumulative sums are slow.
+    return sample_with_torch(logits_SV, uniform_S)
+
+
+def sample_with_torch(logits_SV: Tensor, uniform_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample one token for each row of float32 logits at temperature 1. Returns the tokens and their log-probabilities.
+
+    First a block of tokens is chosen, then a token in this block: sums over blocks are fast, cumulative sums are slow.
+    """
     mass_SV = logits_SV.softmax(-1)
     mass_SBV = F.pad(mass_SV, (0, -mass_SV.shape[-1] % _BLOCK_SIZE)).unflatten(-1, (-1, _BLOCK_SIZE))
     mass_SB = mass_SBV.sum(-1).double()

@@ -6,10 +6,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from schoolhouse.runs.manifest import environment
 from schoolhouse.runs.memory import machine_memory
+
+if TYPE_CHECKING:
+    import torch
 
 _MIN_DISK = _MIN_MEMORY = 2 << 30
 """Limits in bytes: about twice the memory that the quickstart needs, and more than the disk space that it needs."""
@@ -30,7 +33,6 @@ def check_machine(folder: Path = Path()) -> Iterator[Finding]:
     """
     import torch
 
-    from schoolhouse.model.kernel_build import ANY_HEAD_DIM, load_kernels
     from schoolhouse.policy.policy import pick_device, pick_dtype
 
     machine = environment()
@@ -45,14 +47,7 @@ def check_machine(folder: Path = Path()) -> Iterator[Finding]:
         yield Finding("GPU", f"{torch.cuda.get_device_name(device)}, {_size(memory)}")
     else:
         yield Finding("GPU", "none; everything runs on the CPU")
-    built = load_kernels(ANY_HEAD_DIM, torch.float32) is not None
-    yield Finding(
-        "compiled kernels",
-        "built; they make sampling and learning faster" if built else "none",
-        ""
-        if built
-        else "install a C compiler (gcc or clang), or unset SCHOOLHOUSE_NATIVE=0; until then torch computes the same",
-    )
+    yield from _kernels(pick_dtype("auto", torch.device("cpu")))
     yield from _memory()
     free = shutil.disk_usage(_existing(folder)).free
     yield Finding(
@@ -66,6 +61,30 @@ def check_machine(folder: Path = Path()) -> Iterator[Finding]:
         + (" and a memory limit" if sys.platform == "linux" else "; this system has no memory limit"),
         "" if sys.platform == "linux" else "do not run untrusted verifiers here",
     )
+
+
+def _kernels(dtype: torch.dtype) -> Iterator[Finding]:
+    """Which C kernels are used, and which are not used because they are wrong or slower than torch."""
+    from schoolhouse.model.kernel_build import count_lanes
+    from schoolhouse.model.kernel_choice import all_choices, describe_fault
+
+    choices = all_choices(dtype)
+    if not choices:
+        advice = (
+            "install a C compiler (gcc or clang), or unset SCHOOLHOUSE_NATIVE=0; until then torch computes the same"
+        )
+        yield Finding("compiled kernels", "none", advice)
+        return
+    yield Finding(
+        "compiled kernels", f"built with vectors of {count_lanes()} floats; they make sampling and learning faster"
+    )
+    speeds = [f"{c.kernel} {c.speed:.1f}{'' if c.used else ' (torch is used)'}" for c in choices if c.speed is not None]
+    if speeds:
+        yield Finding("kernels and torch", f"times as fast as torch at first use: {', '.join(speeds)}")
+    for choice in choices:
+        if not choice.right:
+            advice = "torch is used instead; try another C compiler (CC=clang), and report the compiler and the machine"
+            yield Finding("wrong kernel", describe_fault(choice), advice)
 
 
 def _memory() -> Iterator[Finding]:

@@ -203,7 +203,7 @@ def _peak_memory(config: BaseConfig, trials: Sequence[Trial], sizes: Sequence[in
     from schoolhouse.model.config import parse_model_config
     from schoolhouse.model.device import pick_device, pick_dtype
     from schoolhouse.model.folder import read_json
-    from schoolhouse.model.native_attention import best_attention
+    from schoolhouse.model.kernel_choice import best_attention
     from schoolhouse.policy.sampling_memory import sampling_need
     from schoolhouse.runs.atomic_io import resolve_model
 

@@ -12,6 +12,9 @@
 
 #include "simd.h"
 
+/* The number of lanes that these kernels were compiled with. Python reads the layout of kv_tiles from it. */
+int64_t lanes(void) { return LANES; }
+
 DEFINE_MATMUL(matmul, DTYPE)
 
 /* Attention of one query over the keys so far: values weighted by e^(score - max), the weights by lane, and max. */

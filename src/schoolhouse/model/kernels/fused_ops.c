@@ -4,6 +4,9 @@
 
 #include "simd.h"
 
+/* Threads are not started for so few numbers: to wait for them takes longer. */
+#define FEW_NUMBERS 8192
+
 static inline float sum_of_squares(const float *x, int64_t n) {
     vec sums = {0};
     for (int64_t c = 0; c < n; c += LANES) {
@@ -16,6 +19,7 @@ static inline float sum_of_squares(const float *x, int64_t n) {
 /* out [N, C] = x / rms(x) * weight */
 void rms_norm_forward(int64_t threads, int64_t rows, int64_t width, float eps, const float *x, const float *weight,
                       DTYPE *out) {
+    if (rows * width <= FEW_NUMBERS) threads = 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * width, inv_rms = 1.0f / sqrtf(sum_of_squares(row, width) / width + eps);
@@ -75,6 +79,7 @@ static inline vec round_to_dtype(vec x) {
 void rotary_forward(int64_t threads, int64_t rows, int64_t heads, int64_t stride, float eps, int64_t round_output,
                     const DTYPE *x, const float *weight, const float *cosine, const float *sine, float *out) {
     enum { HALF = HEAD_VECS / 2 };
+    if (rows * heads * HEAD_DIM <= FEW_NUMBERS) threads = 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t h = 0; h < heads; h++) {
@@ -130,26 +135,42 @@ void rotary_backward(int64_t threads, int64_t rows, int64_t heads, int64_t strid
 }
 
 static inline vec sigmoid(vec x) {
-    vec e = exp_nonpositive(where(x > 0.0f, -x, x)), one = splat(1.0f);
+    vec e = exp_nonpositive((vec)((int_vec)x | INT32_MIN)), one = splat(1.0f); /* e^-|x| */
     return where(x > 0.0f, one, e) / (one + e);
+}
+
+/* `count` is LANES, or fewer at the end. A constant count makes whole vectors cheap. */
+static inline void swiglu_vector(int64_t count, const DTYPE *gate, const DTYPE *up, DTYPE *out) {
+    vec g = load_partial(gate, count);
+    store_partial(out, g * sigmoid(g) * load_partial(up, count), count);
 }
 
 /* out = gate * sigmoid(gate) * up, all [n] */
 void swiglu_forward(int64_t threads, int64_t n, const DTYPE *gate, const DTYPE *up, DTYPE *out) {
+    const int64_t whole = n / LANES * LANES;
+    if (n <= FEW_NUMBERS) {
+        for (int64_t i = 0; i < whole; i += LANES) swiglu_vector(LANES, gate + i, up + i, out + i);
+    } else {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; i += LANES) {
-        vec g = load_partial(gate + i, n - i);
-        store_partial(out + i, g * sigmoid(g) * load_partial(up + i, n - i), n - i);
+        for (int64_t i = 0; i < whole; i += LANES) swiglu_vector(LANES, gate + i, up + i, out + i);
     }
+    if (whole < n) swiglu_vector(n - whole, gate + whole, up + whole, out + whole);
+}
+
+static inline void swiglu_gradient(int64_t count, const DTYPE *gate, const DTYPE *up, const DTYPE *grad_out,
+                                   DTYPE *grad_gate, DTYPE *grad_up) {
+    vec g = load_partial(gate, count), u = load_partial(up, count), d = load_partial(grad_out, count);
+    vec s = sigmoid(g);
+    store_partial(grad_up, d * g * s, count);
+    store_partial(grad_gate, d * u * s * (1.0f + g * (1.0f - s)), count);
 }
 
 void swiglu_backward(int64_t threads, int64_t n, const DTYPE *gate, const DTYPE *up, const DTYPE *grad_out,
                      DTYPE *grad_gate, DTYPE *grad_up) {
+    const int64_t whole = n / LANES * LANES;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; i += LANES) {
-        vec g = load_partial(gate + i, n - i), u = load_partial(up + i, n - i), d = load_partial(grad_out + i, n - i);
-        vec s = sigmoid(g);
-        store_partial(grad_up + i, d * g * s, n - i);
-        store_partial(grad_gate + i, d * u * s * (1.0f + g * (1.0f - s)), n - i);
-    }
+    for (int64_t i = 0; i < whole; i += LANES)
+        swiglu_gradient(LANES, gate + i, up + i, grad_out + i, grad_gate + i, grad_up + i);
+    if (whole < n)
+        swiglu_gradient(n - whole, gate + whole, up + whole, grad_out + whole, grad_gate + whole, grad_up + whole);
 }

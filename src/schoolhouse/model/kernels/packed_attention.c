@@ -10,11 +10,16 @@
 
 #include "simd.h"
 
-#define QUERY_TILE 64 /* queries of one step of the backward pass; a multiple of 2 LANES */
+#define QUERY_TILE (ROW_TILE == 6 ? 48 : 64) /* queries of one step of the backward pass; a multiple of ROW_TILE */
 
 DEFINE_MATMUL(matmul, float)
 
 static inline int64_t round_to_tiles(int64_t n) { return (n + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
+static inline int64_t round_to_rows(int64_t n) { return (n + ROW_TILE - 1) / ROW_TILE * ROW_TILE; }
+
+/* The room for a row of n numbers. It is an odd number of cache lines: columns of such rows lie in different sets of the
+   cache, and a column of rows whose room is a power of two does not. */
+static inline int64_t row_room(int64_t n) { return (n + 31) / 32 * 32 + 16; }
 
 /* Copies n rows of one head. */
 static void gather_rows(float *to, const float *from, int64_t n, int64_t stride, float scale) {
@@ -72,7 +77,7 @@ void attention_forward(int64_t threads, int64_t sequences, const Span *spans, in
     for (int64_t task = 0; task < sequences * kv_heads; task++) {
         const Span *span = spans + task / kv_heads;
         const int64_t head = task % kv_heads, start = span->start, prefix_len = span->prefix_len, n = span->len;
-        const int64_t padded_len = round_to_tiles(prefix_len + n);
+        const int64_t padded_len = row_room(prefix_len + n);
         float *k = calloc((3 * padded_len + 2 * ROW_TILE) * HEAD_DIM + ROW_TILE * padded_len, sizeof(float));
         float *flat_k = k + padded_len * HEAD_DIM, *v = flat_k + padded_len * HEAD_DIM, *q = v + padded_len * HEAD_DIM;
         float *row_out = q + ROW_TILE * HEAD_DIM, *score = row_out + ROW_TILE * HEAD_DIM;
@@ -129,7 +134,7 @@ void attention_backward(int64_t threads, int64_t num_groups, const int64_t *grou
         for (int64_t s = group_start[task / kv_heads]; s < group_start[task / kv_heads + 1]; s++) {
             const Span *span = spans + s;
             const int64_t head = task % kv_heads, start = span->start, prefix_len = span->prefix_len, n = span->len;
-            const int64_t padded_len = round_to_tiles(prefix_len + n);
+            const int64_t padded_len = row_room(prefix_len + n);
             const int64_t size = (6 * padded_len + 4 * QUERY_TILE) * HEAD_DIM + 2 * QUERY_TILE * padded_len;
             float *k = calloc(size, sizeof(float));
             float *k_transposed = k + padded_len * HEAD_DIM, *v = k_transposed + padded_len * HEAD_DIM;
@@ -147,8 +152,8 @@ void attention_backward(int64_t threads, int64_t num_groups, const int64_t *grou
                 for (int64_t r = 0; r < n; r += QUERY_TILE) {
                     const int64_t rows = n - r < QUERY_TILE ? n - r : QUERY_TILE;
                     const int64_t at = (start + r) * heads + head * queries_per_kv + j;
-                    const int64_t until = prefix_len + r + rows, padded_until = round_to_tiles(until);
-                    const int64_t padded_rows = (rows + ROW_TILE - 1) / ROW_TILE * ROW_TILE;
+                    const int64_t until = prefix_len + r + rows, key_rows = round_to_rows(until);
+                    const int64_t padded_until = round_to_tiles(key_rows), padded_rows = round_to_rows(rows);
                     memset(q, 0, 4 * QUERY_TILE * HEAD_DIM * sizeof(float));
                     gather_rows(q, queries + at * HEAD_DIM, rows, heads * HEAD_DIM, scale);
                     gather_rows(row_out, out + at * HEAD_DIM, rows, heads * HEAD_DIM, 1.0f);
@@ -175,7 +180,6 @@ void attention_backward(int64_t threads, int64_t num_groups, const int64_t *grou
                     for (int64_t i = 0; i < rows; i++)
                         for (int d = 0; d < HEAD_DIM; d++)
                             grad_queries[(at + i * heads) * HEAD_DIM + d] = scale * dq[i * HEAD_DIM + d];
-                    const int64_t key_rows = (until + ROW_TILE - 1) / ROW_TILE * ROW_TILE;
                     matmul_add(dv, weight, 1, padded_len, row_dout, key_rows, rows);
                     matmul_add(dk, dscore, 1, padded_len, q, key_rows, rows);
                 }

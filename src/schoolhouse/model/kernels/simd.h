@@ -1,23 +1,38 @@
 /* Shared by all kernels: vectors of GCC and Clang, e^x, and a small matrix product.
 
    Set when the kernels are compiled: HEAD_DIM, the width of a head, a multiple of 2 LANES; DTYPE, the number type of
-   activations and of the KV cache: float, or uint16_t for bfloat16. Sums are always in float32. */
+   activations and of the KV cache: float, or uint16_t for bfloat16. Sums are always in float32.
+
+   A vector has as many numbers as a register of the processor: compilers split longer vectors badly. */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define LANES 16 /* numbers of one vector; also the tokens of one tile of the KV cache */
-#ifdef __AVX512F__
-#define ROW_TILE 8 /* rows of a matrix product that are computed together: their sums stay in registers */
-#else
+/* LANES: numbers of one vector; also the tokens of one tile of the KV cache.
+   ROW_TILE: rows of a matrix product that are computed together. Their 2 ROW_TILE sums stay in registers. */
+#if defined(__AVX512F__) /* 32 registers */
+#define LANES 16
+#define ROW_TILE 8
+#define LANE_NUMBERS 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#elif defined(__AVX__) /* 16 registers */
+#define LANES 8
+#define ROW_TILE 6
+#define LANE_NUMBERS 0, 1, 2, 3, 4, 5, 6, 7
+#elif defined(__ARM_NEON) /* 32 registers */
+#define LANES 4
+#define ROW_TILE 8
+#define LANE_NUMBERS 0, 1, 2, 3
+#else /* SSE: 16 registers */
+#define LANES 4
 #define ROW_TILE 4
+#define LANE_NUMBERS 0, 1, 2, 3
 #endif
+_Static_assert(HEAD_DIM % (2 * LANES) == 0, "the width of a head must be a multiple of two vectors");
 #define KV_TILE (LANES * HEAD_DIM)
 #define HEAD_VECS (HEAD_DIM / LANES)
 
-/* On processors with shorter registers the compiler splits each vector over several of them. */
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t int_vec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uint_vec __attribute__((vector_size(4 * LANES)));
@@ -64,7 +79,7 @@ static inline vec where(int_vec mask, vec x, vec otherwise) { /* x where `mask` 
     return (vec)((mask & (int_vec)x) | (~mask & (int_vec)otherwise));
 }
 static inline vec mask_after(int64_t n, vec x, float fill) { /* the first n numbers of x, then `fill` */
-    const int_vec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const int_vec lane = {LANE_NUMBERS};
     return where(lane < (int32_t)(n < LANES ? n : LANES), x, splat(fill));
 }
 static inline float sum_lanes(vec x) {
@@ -115,6 +130,13 @@ static inline void store_partial_float(float *to, vec x, int64_t n) {
     else memcpy(to, &x, n * sizeof(float));
 }
 
+/* Without this GCC loads a vector from memory again for each of its products. */
+#if defined(__x86_64__)
+#define KEEP_IN_REGISTER(x) __asm__("" : "+v"(x))
+#else
+#define KEEP_IN_REGISTER(x) (void)0
+#endif
+
 /* Defines a function: part [ROW_TILE, 2 LANES] += a [ROW_TILE, n] b [n, 2 LANES]. Strides: rows of a are `a_row`
    numbers apart, its columns `a_column`, rows of b `b_row`. Every matrix product of the kernels is computed here:
    2 ROW_TILE sums stay in registers. */
@@ -125,6 +147,8 @@ static inline void store_partial_float(float *to, vec x, int64_t n) {
         memcpy(sum, part, sizeof sum);                                                                                 \
         for (int64_t x = 0; x < n; x++) {                                                                              \
             vec left = LOAD(b + x * b_row), right = LOAD(b + x * b_row + LANES);                                       \
+            KEEP_IN_REGISTER(left);                                                                                    \
+            KEEP_IN_REGISTER(right);                                                                                   \
             for (int i = 0; i < ROW_TILE; i++) {                                                                       \
                 sum[i][0] += a[i * a_row + x * a_column] * left;                                                       \
                 sum[i][1] += a[i * a_row + x * a_column] * right;                                                      \
