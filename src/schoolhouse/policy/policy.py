@@ -37,6 +37,7 @@ from schoolhouse.model.native_attention import NativePackedAttention, best_atten
 from schoolhouse.policy import generator
 from schoolhouse.policy.learner import Learner, MetricsFn
 from schoolhouse.policy.sampling import SamplingParams
+from schoolhouse.policy.sampling_progress import sampling_phase
 from schoolhouse.policy.scoring import batch_scores
 from schoolhouse.policy.slots import NextTurn
 from schoolhouse.policy.think_tokens import add_think_tokens
@@ -44,6 +45,7 @@ from schoolhouse.policy.thinking_budget import close_thought_at_budget
 from schoolhouse.policy.unused_ids import find_unused_ids
 from schoolhouse.randomness import digest
 from schoolhouse.runs.atomic_io import resolve_model
+from schoolhouse.runs.progress import phased, tracked
 from schoolhouse.types import Key, Precision, Problem, Rollout, SchoolError
 
 if TYPE_CHECKING:
@@ -126,6 +128,7 @@ class Policy:
         return cls(decoder, conversation, precision, optimizer, activation_checkpointing, device)
 
     @classmethod
+    @phased("loading a model")
     def load(
         cls,
         folder: Path | str,
@@ -243,7 +246,7 @@ class Policy:
                 )
             next_turn = self._close_thoughts(rollouts, thinking_budget, max_new_tokens)
             max_total_tokens, max_new_tokens = max_new_tokens, min(thinking_budget, max_new_tokens)
-        with self.autocast():
+        with sampling_phase(len(rollouts), max_total_tokens or max_new_tokens, on_token) as meter, self.autocast():
             extended = generator.extend(
                 self.decoder,
                 rollouts,
@@ -260,6 +263,7 @@ class Policy:
                 attention=(self.packed_attention, self.slot_cache),
                 on_token=on_token,
                 progress=progress,
+                meter=meter,
             )
         trim_memory()
         return extended
@@ -317,7 +321,9 @@ class Policy:
         The scores are returned in the order of the rollouts.
         """
         results: dict[int, RolloutScores] = {}
-        for members, batch in pack_for_scoring(rollouts, microbatch_tokens):
+        batches = pack_for_scoring(rollouts, microbatch_tokens)
+        total = sum(map(len, rollouts))
+        for members, batch in tracked("scoring", batches, total, "token", lambda part: len(part[1].tokens)):
             scores = self._batch_scores(batch, temperature)
             logprob, entropy = scores.logprob.cpu().numpy(), scores.entropy.cpu().numpy()
             start = 0
@@ -351,6 +357,7 @@ class Policy:
         trim_memory()
         return metrics
 
+    @phased("checking that the largest batch fits in memory")
     def check_peak_memory(self, max_len: int, microbatch_tokens: int) -> None:
         """Run the forward and the backward pass on the largest possible micro-batch.
 

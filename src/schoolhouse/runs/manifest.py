@@ -20,6 +20,7 @@ import schoolhouse
 from schoolhouse import __version__
 from schoolhouse.config import BaseConfig, dump
 from schoolhouse.runs.atomic_io import checksum, read_json, read_jsonl, resolve_model
+from schoolhouse.runs.progress import phased
 from schoolhouse.types import Completion, Rollout, SchoolError, Verdict
 
 FORMAT = 1
@@ -233,6 +234,7 @@ def check_same_config(folder: Path, old_recipe: str | None, recipe: str, config:
 # --- inputs of a run
 
 
+@phased("reading the weights for their checksum")
 def weights_digest(model: Path | str) -> str:
     """Compute the checksums of the weights in a model folder, or in the newest checkpoint of a run."""
     return " ".join(checksum(path) for path in weight_files(model))

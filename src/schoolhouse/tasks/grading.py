@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from statistics import fmean
 
+from schoolhouse.runs.progress import phase
 from schoolhouse.tasks.base import Case, ProgressFn, Task, grade_one
 from schoolhouse.tasks.worker_pool import WorkerPool
 from schoolhouse.types import Completion, Group, Rollout, Verdict
@@ -35,6 +36,9 @@ def grade_all(
     cases: Sequence[Case], task: Task, pool: WorkerPool | None = None, progress: ProgressFn | None = None
 ) -> list[Verdict]:
     """Return one verdict for each pair of a problem and a completion, in order."""
+    if progress is None:
+        with phase("grading", len(cases), unit="answer") as running:
+            return grade_all(cases, task, pool, lambda done, total: running(done - running.done))
     if pool is None and not task.in_process:
         pool = worker_pool(task)
     if pool is not None:
@@ -42,8 +46,7 @@ def grade_all(
     verdicts = []
     for problem, completion in cases:
         verdicts.append(grade_one(task, problem, completion))
-        if progress:
-            progress(len(verdicts), len(cases))
+        progress(len(verdicts), len(cases))
     return verdicts
 
 
