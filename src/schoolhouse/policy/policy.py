@@ -299,8 +299,10 @@ class Policy:
 
     def _stop_matcher(self, stop_strings: Sequence[str]) -> generator.StopMatcher:
         candidates, matches = self.conversation.stop_matcher(stop_strings)
-        unused_ids = self.decoder.config.vocab_size - len(candidates)
-        return generator.StopMatcher(torch.tensor([*candidates, *[False] * unused_ids]), matches)
+        candidate_V = torch.zeros(self.decoder.config.vocab_size, dtype=torch.bool)
+        rows = min(len(candidate_V), len(candidates))
+        candidate_V[:rows] = torch.from_numpy(candidates[:rows])
+        return generator.StopMatcher(candidate_V, matches)
 
     def _close_thoughts(self, rollouts: Sequence[Rollout], budget: int, max_new_tokens: int) -> NextTurn:
         """Return a `next_turn` function that closes each thought whose length reaches the budget."""
