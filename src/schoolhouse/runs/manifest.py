@@ -83,12 +83,6 @@ def environment() -> dict[str, Any]:
 
     The numbers of a run can depend on its environment, not only on its config.
     """
-    flags: set[str] = set()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                flags = set(line.split())
-                break
     import torch
 
     return {
@@ -102,8 +96,18 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "processor": sorted(flags.intersection(_CPU_FEATURES)),
+        "processor": sorted(processor_flags() & set(_CPU_FEATURES)),
     }
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """Return the names of the processor's instruction sets, as Linux writes them. On other systems the set is empty."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.split())
+    return frozenset()
 
 
 @cache

@@ -36,6 +36,11 @@ def generate_lengths(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
 
 
 setattr(model, "generate", generate_lengths)  # noqa: B010
+if rank := work.get("lora_rank", 0):
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=rank, lora_alpha=work["lora_alpha"], target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, lora)  # its method `generate` calls the one that was set above
 
 
 class Trainer(GRPOTrainer):
