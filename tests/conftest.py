@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs one process a core 
 os.environ.setdefault("SCHOOLHOUSE_NATIVE", "1")  # what runs must not depend on the time that a kernel took once
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["SCHOOLHOUSE_QUIET"] = "1"  # the speed of the machine does not change what a command prints
 
 from hypothesis import settings
 

@@ -19,6 +19,7 @@ LAYERS = [
         "runs.adapter_folder",
         "runs.hub_cache",
         "runs.progress",
+        "runs.progress_display",
         "runs.signals",
         "runs.manifest",
         "runs.diagnostics",

@@ -1,6 +1,11 @@
 """Benchmarks: repeats in turn, medians and ratios, and the log of a backend that ends early."""
 
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +14,11 @@ import torch
 
 from schoolhouse.bench import benchmark, profile
 from schoolhouse.bench.limits import Limits
-from schoolhouse.bench.workload import MODEL_SIZES, Workload, model_config
+from schoolhouse.bench.workload import MODEL_SIZES, Workload, model_config, write_workload
+from schoolhouse.data.tokenizer import Tokenizer
 from schoolhouse.model.kernel_build import load_kernels
+from schoolhouse.runs import progress_display
+from schoolhouse.runs.progress import command_progress, set_quiet
 from schoolhouse.types import SchoolError
 
 BACKEND = """
@@ -40,11 +48,14 @@ def test_backends_run_in_turn_after_a_repeat_that_is_not_counted(backends: Path)
     assert result["ratios"] == [0.5, 0.5, 0.5]
     assert result["tokens_per_second"] == {"schoolhouse": 5.0, "fast": 10.0}
     assert result["repeats"]["schoolhouse"][0]["peak"] > 1e6
-    assert stages[:2] == [
-        f"starting {name} with a first repeat that is not measured" for name in ("schoolhouse", "fast")
+    assert stages[0] == "starting schoolhouse with a first repeat that is not measured"
+    assert stages[1].startswith("schoolhouse is ready after ")
+    assert stages[4:7] == [
+        "repeat 1 of 3: schoolhouse",
+        "repeat 1 of 3: fast",
+        "repeat 1: schoolhouse 2.00 s, fast 1.00 s; 0.50 times the tokens/s",
     ]
-    assert stages[2:4] == ["repeat 1 of 3: schoolhouse", "repeat 1 of 3: fast"]
-    assert stages[-1] == "repeat 3 of 3: fast"
+    assert stages[-1] == "repeat 3: schoolhouse 2.00 s, fast 1.00 s; 0.50 times the tokens/s"
 
 
 def test_the_log_of_a_backend_that_ends_early_is_shown(backends: Path):
@@ -80,6 +91,58 @@ def test_a_helper_module_is_not_a_kind(backends: Path):
     assert benchmark.peers_by_kind() == {"sampler": ["broken", "fast"]}
 
 
+def test_a_terminal_shows_where_the_race_is(backends: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(progress_display, "_DRAW_SECONDS", 0.002)
+    monkeypatch.setattr(progress_display, "_FIRST_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress_display, "_LINE_SECONDS", 0.0)
+    (backends / "sampler_fast.py").write_text(BACKEND.replace("lambda:", "lambda: __import__('time').sleep(.1) or"))
+    set_quiet(False)
+    with command_progress("school bench"):
+        benchmark.run_repeats(backends, "sampler", "fast", 1)
+    shown = capsys.readouterr().err
+    assert "sampler against fast: start and first repeat of schoolhouse, not measured, 0 s\n" in shown
+    assert "sampler against fast: repeat 1 of 1, fast, 0 s\n" in shown
+
+
+RACE = """
+import sys
+from pathlib import Path
+from schoolhouse.bench import benchmark
+from schoolhouse.cli.main import main
+benchmark.BACKENDS = Path(sys.argv[1])
+benchmark.measure_limits = lambda threads: sys.exit("the limits are not measured after Ctrl-C")
+sys.exit(main(["bench", "sampler", "--against", "fast", "--size", "1M", "--repeats", "50", "--json", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("pairs", [0, 2])
+def test_ctrl_c_keeps_the_pairs_that_are_complete(backends: Path, tmp_path: Path, pairs: int):
+    slow = BACKEND.replace('work["slow"]', "1.0").replace("lambda:", "lambda: __import__('time').sleep(.2) or")
+    for name in ("schoolhouse", "fast"):
+        (backends / f"sampler_{name}.py").write_text(slow)
+    file = tmp_path / "result.json"
+    command = [sys.executable, "-c", RACE, str(backends), str(file)]
+    environment = {key: value for key, value in os.environ.items() if key != "SCHOOLHOUSE_QUIET"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, env=environment, start_new_session=True) as race:
+        assert race.stderr
+        for line in race.stderr:
+            if line.startswith(f"school bench: repeat {pairs}: " if pairs else "school bench: starting fast"):
+                break
+        os.killpg(race.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+        out, err = race.communicate(timeout=60)
+    assert race.returncode == 130, err
+    if pairs:
+        result = json.loads(file.read_text())
+        assert result["interrupted"]
+        assert len(result["ratios"]) == len(result["repeats"]["fast"]) == len(result["repeats"]["schoolhouse"]) == pairs
+        assert "stopped after 2 complete pairs of repeats" in out
+        assert f"the results of the complete repeats are in {file}" in err
+    else:
+        assert "stopped before the first pair of repeats was complete" in err
+        assert not file.exists()
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_the_other_library_gets_bfloat16_where_the_processor_multiplies_it(
     native: bool, monkeypatch: pytest.MonkeyPatch
@@ -89,6 +152,49 @@ def test_the_other_library_gets_bfloat16_where_the_processor_multiplies_it(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     assert benchmark.peer_dtype("auto") == ("bfloat16" if native else "float32")
     assert benchmark.peer_dtype("float32") == "float32"
+
+
+def test_a_race_with_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(benchmark, "measure_limits", lambda threads: Limits(4e11, 2e11, 3e10))
+    write_workload(Workload("1M"), tmp_path)
+    options = {"threads": 1, "dtype": "auto", "source": None, "python": None, "repeats": 1, "problems": 32}
+    options |= {"samples": 8, "model": str(tmp_path / "model"), "rows": 2, "max_new_tokens": 5}
+    shutil.copytree(benchmark.BACKENDS, tmp_path / "backends")
+    shutil.copy(tmp_path / "backends" / "sampler_schoolhouse.py", tmp_path / "backends" / "sampler_twin.py")
+    monkeypatch.setattr(benchmark, "BACKENDS", tmp_path / "backends")
+    result = benchmark.run_benchmark("sampler", "twin", None, options, lambda stage: None)
+    assert result["work"]["size"] == "model"
+    assert result["repeats"]["twin"][0]["tokens"] == 2 * 5
+    assert result["model_limits"]["rows"] == 2
+    assert "reached: schoolhouse " in benchmark.result_table(result)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peer", "size", "more", "message"),
+    [
+        ("server", "sampler", None, {"model": "m"}, "--model does not work with `server`"),
+        ("sampler", "vllm", "3M", {"model": "m"}, "--size 3M and --model m exclude each other"),
+        ("sampler", "vllm", None, {"model": "."}, "is not a model folder"),
+        ("sampler", "vllm", None, {"lora_rank": 8}, "--lora_rank does not work with `sampler`"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    kind: str, peer: str, size: str | None, more: dict[str, Any], message: str, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SchoolError, match=message):
+        benchmark.run_benchmark(kind, peer, size, more, lambda stage: None)
+
+
+def test_a_workload_of_a_real_model_has_no_special_tokens(tmp_path: Path):
+    (tmp_path / "first").mkdir()
+    write_workload(Workload("1M"), tmp_path / "first")
+    write_workload(Workload("model", problems=8), tmp_path, model=tmp_path / "first" / "model")
+    work, tokenizer = json.loads((tmp_path / "work.json").read_text()), Tokenizer.load(tmp_path / "first" / "model")
+    used = {token for prompt in [*work["prompts"], *work["rows"]] for token in prompt}
+    assert not used & set(tokenizer.special_tokens.values())
+    assert work["vocab_size"] == MODEL_SIZES["1M"][4]
+    assert (tmp_path / "model" / "config.json").is_file()
 
 
 def test_a_workload_is_the_same_every_time():

@@ -442,3 +442,20 @@ def test_a_full_loss_mask_is_refused(tokenizer: Tokenizer) -> None:
     )
     with pytest.raises(SchoolError, match="the loss mask would be full"):
         Conversation(tokenizer, without_prompt).demonstration_rollout(Demonstration(problem("x"), None, "5"), KEY)
+
+
+def test_stop_texts_decode_the_vocabulary_once(monkeypatch: pytest.MonkeyPatch, conversation: Conversation) -> None:
+    fresh = Conversation(conversation.tokenizer.with_tokens([]))
+    decoded: list[int] = []
+    decode = Tokenizer.decode
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids, **options: decoded.extend(ids) or decode(self, ids))
+    first, _ = fresh.stop_matcher(["\nObservation:"])
+    assert len(decoded) == fresh.tokenizer.vocab_size
+    again, _ = fresh.stop_matcher(["\nObservation:"])
+    other, _ = fresh.stop_matcher(["a", "b"])
+    variant, _ = fresh.with_arguments({"enable_thinking": True}).stop_matcher(["b"])
+    assert len(decoded) == fresh.tokenizer.vocab_size
+    assert again is first
+    texts = fresh.tokenizer.token_texts
+    assert other.tolist() == [bool({"a", "b", "\ufffd"} & set(text)) for text in texts]
+    assert variant.tolist() == [bool({"b", "\ufffd"} & set(text)) for text in texts]

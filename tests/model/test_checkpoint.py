@@ -263,3 +263,12 @@ def test_a_tied_head_is_written_once(tiny_decoder, tmp_path, tied):
     save_decoder(tiny_decoder(tie_word_embeddings=tied), tmp_path, eos_id=0, pad_id=0)
     assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) is not tied
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is tied
+
+
+def test_loading_draws_no_random_weights(folder, policy):
+    """Random numbers for the weights of a large model take seconds, and the file replaces all of them."""
+    state = torch.random.get_rng_state()
+    loaded = load_decoder(folder)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, weight in policy.decoder.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight)

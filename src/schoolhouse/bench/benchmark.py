@@ -11,22 +11,27 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from schoolhouse.bench.backends.protocol import MARK
 from schoolhouse.bench.limits import measure_limits
-from schoolhouse.bench.workload import MODEL_SIZES, Workload, write_workload
+from schoolhouse.bench.model_limits import describe_limits, measure_model_limits
+from schoolhouse.bench.workload import MODEL_SIZES, Workload, lora_options, write_workload
 from schoolhouse.config import suggest
-from schoolhouse.model.device import pick_device, pick_dtype
-from schoolhouse.runs.atomic_io import resolve_model
+from schoolhouse.model.device import multiplies_bfloat16, pick_device, pick_dtype
+from schoolhouse.runs.atomic_io import read_json, resolve_model
 from schoolhouse.runs.manifest import environment
+from schoolhouse.runs.progress import duration, phase
 from schoolhouse.types import SchoolError
 
 BACKENDS = Path(__file__).parent / "backends"
 THIS_PACKAGE = "schoolhouse"
+MODEL_KINDS = ("sampler", "learner", "grpo")
 
 Report = Callable[[str], None]
 """A callback that receives a text about what the benchmark does now."""
@@ -55,6 +60,7 @@ class Backend:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                start_new_session=True,  # Ctrl-C goes to this process only, which keeps what was measured
             )
 
     def wait_until_ready(self) -> None:
@@ -103,6 +109,7 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
         raise SchoolError(f"unknown workload `{kind}`{suggest(kind, sorted(peers))}")
     if peer not in peers[kind]:
         raise SchoolError(f"{kind} has no backend `{peer}`{suggest(peer, peers[kind])}")
+    model = _real_model(kind, size, options)
     size = size or ("nanochat" if kind == "pretrain" else "3M")
     if size not in MODEL_SIZES:
         raise SchoolError(f"unknown size `{size}`{suggest(size, list(MODEL_SIZES))}")
@@ -110,24 +117,75 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
     if not shutil.which(python):
         raise SchoolError(f"--python {python} is not a program; give the path of a python whose environment has {peer}")
     search = _search_inputs(options) if kind == "search" else {}
-    common = {key: options[key] for key in ("problems", "samples", "threads")}
-    work = Workload(size, batch_size=32 if kind == "pretrain" else 64, **common)
-    peer_options = {"dtype": peer_dtype(options["dtype"])}
+    work = _workload(kind, size, model, options)
+    dtype = peer_dtype(options["dtype"])
+    peer_options = {"dtype": dtype}
     if options["source"]:
         peer_options["source"] = options["source"]
-    with tempfile.TemporaryDirectory(prefix="school-bench-") as folder:
+    lora = {name: options[name] for name in ("lora_rank", "lora_alpha")} if options.get("lora_rank") else {}
+    lora_options(lora)  # raises before anything runs if this package cannot train LoRA
+    with tempfile.TemporaryDirectory(prefix="school-bench-") as name:
+        folder = Path(name)
         report("writing the workload")
-        write_workload(work, Path(folder), {**peer_options, **search})
-        result = run_repeats(Path(folder), kind, peer, options["repeats"], python, report)
-    report("measuring the limits of this machine")
-    limits = measure_limits(work.threads)
-    return {
-        **result,
-        "work": {**asdict(work), **search},
-        "peer_options": peer_options,
-        "limits": limits._asdict(),
-        "machine": environment(),
-    }
+        write_workload(work, folder, {**peer_options, **lora, **search}, model)
+        report(f"the other library computes in {dtype}{_reason(options['dtype'])}")
+        result = run_repeats(folder, kind, peer, options["repeats"], python, report)
+        result |= {
+            "work": {**asdict(work), **search, **lora, **({"model": str(options["model"])} if model else {})},
+            "peer_options": peer_options,
+            "machine": environment(),
+        }
+        with suppress(KeyboardInterrupt):  # what was measured is kept
+            if not result.get("interrupted"):
+                report("measuring the limits of this machine")
+                with phase("measuring the limits of this machine"):
+                    limits = measure_limits(work.threads)
+                    result["limits"] = limits._asdict()
+                    if kind == "sampler":
+                        work_json = read_json(folder / "work.json")
+                        model_limits = measure_model_limits(folder / "model", work_json, limits.bandwidth)
+                        result["model_limits"] = model_limits._asdict()
+    return result
+
+
+def _workload(kind: str, size: str, model: Path | None, options: Mapping[str, Any]) -> Workload:
+    """The workload that the options describe. With `rows`, each problem has one answer, and all answers are long."""
+    longest = options.get("max_new_tokens") or (128 if model else 256)
+    shortest = min(16, longest)
+    problems, samples = options["problems"], options["samples"]
+    if rows := options.get("rows"):
+        problems, samples, shortest = rows, 1, longest
+    return Workload(
+        model.name if model else size,
+        problems,
+        samples,
+        completion_tokens=(shortest, longest),
+        batch_size=32 if kind == "pretrain" else 64,
+        threads=options["threads"],
+    )
+
+
+def _real_model(kind: str, size: str | None, options: Mapping[str, Any]) -> Path | None:
+    """The folder of --model, if the workload runs a real model. Raises SchoolError for options that do not fit."""
+    if options.get("lora_rank") and kind != "grpo":
+        raise SchoolError(f"--lora_rank does not work with `{kind}`: run `school bench grpo --against trl`")
+    if not options.get("model") or kind == "search":
+        return None
+    if kind not in MODEL_KINDS:
+        raise SchoolError(f"--model does not work with `{kind}`: leave it out, or run {', '.join(MODEL_KINDS)}")
+    if size:
+        raise SchoolError(f"--size {size} and --model {options['model']} exclude each other: leave one of them out")
+    model = resolve_model(Path(options["model"]))
+    if not (model / "config.json").is_file():
+        raise SchoolError(f"--model {options['model']} is not a model folder (no config.json): give another folder")
+    return model
+
+
+def _reason(dtype: str) -> str:
+    if dtype != "auto":
+        return ", as --dtype says"
+    native = multiplies_bfloat16(pick_device())
+    return f": this processor {'multiplies' if native else 'does not multiply'} bfloat16 natively"
 
 
 def peer_dtype(name: str) -> str:
@@ -145,26 +203,42 @@ def run_repeats(
 ) -> dict[str, Any]:
     """Run the backends of both libraries alternately, `repeats` times each.
 
-    Returns the results of all repeats, the medians, and the ratio of the tokens/s in each pair of repeats.
+    Returns the results of all repeats, the medians, and the ratio of the tokens/s in each pair of repeats. After Ctrl-C
+    the result has the pairs that are complete, and the key `interrupted`. Raises KeyboardInterrupt if there is no
+    complete pair.
     """
     backends: dict[str, Backend] = {}
     measured: dict[str, list[dict[str, Any]]] = {THIS_PACKAGE: [], peer: []}
+    interrupted = False
     try:
         for name in measured:
             report(f"starting {name} with a first repeat that is not measured")
-            backends[name] = Backend(f"{kind}_{name}", folder, sys.executable if name == THIS_PACKAGE else python)
-            backends[name].wait_until_ready()
+            with phase(f"{kind} against {peer}: start and first repeat of {name}, not measured"):
+                backends[name] = Backend(f"{kind}_{name}", folder, sys.executable if name == THIS_PACKAGE else python)
+                start = time.monotonic()
+                backends[name].wait_until_ready()
+            report(f"{name} is ready after {duration(time.monotonic() - start)}")
         for number in range(1, repeats + 1):
             for name, backend in backends.items():
                 report(f"repeat {number} of {repeats}: {name}")
-                measured[name].append(backend.repeat())
+                with phase(f"{kind} against {peer}: repeat {number} of {repeats}, {name}"):
+                    measured[name].append(backend.repeat())
+            own, other = (facts[-1]["seconds"] for facts in measured.values())
+            ratio = statistics.median(_ratios(measured, peer))
+            report(f"repeat {number}: {THIS_PACKAGE} {own:.2f} s, {peer} {other:.2f} s; {ratio:.2f} times the tokens/s")
+    except KeyboardInterrupt:
+        interrupted = True
+        if not measured[peer]:
+            raise KeyboardInterrupt("stopped before the first pair of repeats was complete") from None
     finally:
         for backend in backends.values():
             backend.close()
+    measured = {name: facts[: len(measured[peer])] for name, facts in measured.items()}
     seconds = {name: [one["seconds"] for one in facts] for name, facts in measured.items()}
     rates = {name: [one["tokens"] / one["seconds"] for one in facts] for name, facts in measured.items()}
-    ratios = [own / other for own, other in zip(rates[THIS_PACKAGE], rates[peer], strict=True)]
+    ratios = _ratios(measured, peer)
     return {
+        **({"interrupted": True} if interrupted else {}),
         "kind": kind,
         "peer": peer,
         "repeats": measured,
@@ -174,6 +248,12 @@ def run_repeats(
         "median_ratio": statistics.median(ratios),
         "peak_ratio": measured[THIS_PACKAGE][-1]["peak"] / measured[peer][-1]["peak"],
     }
+
+
+def _ratios(measured: Mapping[str, list[dict[str, Any]]], peer: str) -> list[float]:
+    """The tokens/s of this package divided by those of the peer, in each pair of repeats."""
+    pairs = zip(measured[THIS_PACKAGE], measured[peer], strict=False)
+    return [own["tokens"] / own["seconds"] * other["seconds"] / other["tokens"] for own, other in pairs]
 
 
 def _search_inputs(options: Mapping[str, Any]) -> dict[str, str]:
@@ -196,14 +276,19 @@ def result_table(result: Mapping[str, Any]) -> str:
         seconds, rate = result["median_seconds"][name], result["tokens_per_second"][name]
         lines.append(f"{name:14}{seconds:10.2f}{rate:12,.0f}{repeats[-1]['peak'] / 1e9:8.2f} GB")
     ratios = ", ".join(f"{ratio:.2f}" for ratio in result["ratios"])
-    limits = result["limits"]
-    return "\n".join(
-        [
-            *lines,
-            f"{THIS_PACKAGE}: {result['median_ratio']:.2f} times the tokens/s of {result['peer']} ({ratios}), "
-            f"{result['peak_ratio']:.2f} times its memory",
-            f"{result['peer']} ran in {result['peer_options']['dtype']}",
+    lines += [
+        f"{THIS_PACKAGE}: {result['median_ratio']:.2f} times the tokens/s of {result['peer']} ({ratios}), "
+        f"{result['peak_ratio']:.2f} times its memory",
+        f"{result['peer']} ran in {result['peer_options']['dtype']}",
+    ]
+    if result.get("interrupted"):
+        lines.append(f"stopped after {len(result['ratios'])} complete pairs of repeats")
+    if limits := result.get("limits"):
+        lines.append(
             f"this machine: {limits['bfloat16'] / 1e9:.0f} Gflop/s in bfloat16, {limits['float32'] / 1e9:.0f} in "
-            f"float32, {limits['bandwidth'] / 1e9:.0f} GB/s from memory",
-        ]
-    )
+            f"float32, {limits['bandwidth'] / 1e9:.0f} GB/s from memory"
+        )
+    if model_limits := result.get("model_limits"):
+        tokens = result["repeats"][THIS_PACKAGE][0]["tokens"]
+        lines += describe_limits(model_limits, result["median_seconds"], tokens)
+    return "\n".join(lines)

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from schoolhouse.algorithms import settings
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import Tokenizer, train_tokenizer
 from schoolhouse.model.config import ModelConfig
+from schoolhouse.model.folder import read_json
 from schoolhouse.policy.policy import Policy
 from schoolhouse.randomness import python_random
-from schoolhouse.runs.atomic_io import atomic_write, to_json
-from schoolhouse.types import NAN, Key, Problem, Rollout
+from schoolhouse.runs.atomic_io import atomic_write, resolve_model, to_json
+from schoolhouse.types import NAN, Key, Problem, Rollout, SchoolError
 
 MODEL_SIZES = {  # name: hidden_size, num_layers, num_heads, intermediate_size, vocab_size
     "1M": (128, 4, 2, 384, 1024),
@@ -89,6 +92,16 @@ def row_rollouts(rows: Sequence[Sequence[int]]) -> list[Rollout]:
     ]
 
 
+def lora_options(work: Mapping[str, Any]) -> dict[str, Any]:
+    """The argument `lora` of `Policy.load` for a workload with LoRA, or no argument for a workload without LoRA."""
+    if not work.get("lora_rank"):
+        return {}
+    lora = getattr(settings, "Lora", None)
+    if lora is None:
+        raise SchoolError("this version of schoolhouse cannot train LoRA adapters: leave out --lora_rank")
+    return {"lora": lora(rank=work["lora_rank"], alpha=work["lora_alpha"])}
+
+
 def model_config(size: str, max_seq_len: int) -> ModelConfig:
     """The Qwen3 config of a model with this size, such as 3M."""
     hidden_size, num_layers, num_heads, intermediate_size, vocab_size = MODEL_SIZES[size]
@@ -104,25 +117,45 @@ def model_config(size: str, max_seq_len: int) -> ModelConfig:
     )
 
 
-def write_workload(work: Workload, folder: Path, options: Mapping[str, object] | None = None) -> None:
-    """Write model/ (random weights in Hugging Face format) and work.json. `options` are extra keys of work.json."""
-    config = model_config(work.size, max(work.prompt_tokens[1] + work.completion_tokens[1] + 64, work.seq_len))
-    conversation = Conversation(_tokenizer(work.seed, min(config.vocab_size, 4096)))
-    Policy.create(config, conversation, work.seed).save(folder / "model")
-    size = conversation.tokenizer.vocab_size
+def write_workload(
+    work: Workload, folder: Path, options: Mapping[str, object] | None = None, model: Path | None = None
+) -> None:
+    """Write model/ (random weights in Hugging Face format) and work.json. `options` are extra keys of work.json.
+
+    If `model` is the folder of a model, model/ is a link to this folder.
+    """
+    if model is None:
+        config = model_config(work.size, max(work.prompt_tokens[1] + work.completion_tokens[1] + 64, work.seq_len))
+        conversation = Conversation(_tokenizer(work.seed, min(config.vocab_size, 4096)))
+        Policy.create(config, conversation, work.seed).save(folder / "model")
+        shape = {"hidden_size": config.hidden_size, "num_layers": config.num_hidden_layers}
+        shape["vocab_size"] = config.vocab_size
+    else:
+        model = resolve_model(model).resolve()
+        (folder / "model").symlink_to(model, target_is_directory=True)
+        conversation, config_json = Conversation.load(model), read_json(model / "config.json")
+        shape = {"vocab_size": config_json.get("vocab_size")}
+    ordinary = _ordinary_ids(conversation.tokenizer)
+    size = len(ordinary)
     spec = {
         **asdict(work),
-        "hidden_size": config.hidden_size,
-        "num_layers": config.num_hidden_layers,
-        "vocab_size": config.vocab_size,
-        "prompts": work.prompts(size),
+        **shape,
+        "prompts": [[ordinary[i] for i in prompt] for prompt in work.prompts(size)],
         "lengths": work.lengths(),
-        "rows": work.rows(size),
+        "rows": [[ordinary[i] for i in row] for row in work.rows(size)],
         "stop_ids": list(conversation.stop_ids),
         "pad_id": conversation.tokenizer.pad_id,
         **(options or {}),
     }
     atomic_write(folder / "work.json", to_json(spec) + "\n")
+
+
+def _ordinary_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of a tokenizer in order. An ordinary id stands in the place of each special id."""
+    special = set(tokenizer.special_tokens.values())
+    ids = sorted(set(tokenizer.vocab.values()))
+    ordinary = [token for token in ids if token not in special]
+    return [ordinary[0] if token in special else token for token in ids]
 
 
 def _tokenizer(seed: int, size: int) -> Tokenizer:

@@ -13,6 +13,7 @@ from pydantic import Field
 from schoolhouse.cli.options import parse_options, take_option
 from schoolhouse.config import BaseConfig
 from schoolhouse.runs.atomic_io import atomic_write, to_json
+from schoolhouse.runs.progress import is_quiet
 from schoolhouse.types import SchoolError
 
 
@@ -38,7 +39,16 @@ class Bench(BaseConfig):
     source: Path | None = None
     """Folder with the source of the other library, if the library runs from its source."""
     model: Path | None = None
-    """For kind `search`: folder of a model that was trained on the task, or of its run."""
+    """For kinds `sampler`, `learner`, `grpo`: folder of a real model that both libraries load; none: random weights.
+    For kind `search`: folder of a model that was trained on the task, or of its run."""
+    rows: int | None = Field(None, gt=0)
+    """Number of rows that are sampled together, each with its own prompt and --max_new_tokens tokens (1: as in a chat);
+    none: --problems x --samples rows of different lengths."""
+    max_new_tokens: int | None = Field(None, gt=1)
+    """Tokens of the longest answer; none: 128 with --model, else 256. The shortest answer has 16 tokens."""
+    lora_rank: int = Field(0, ge=0)
+    """For kind `grpo`: both libraries train LoRA adapters of this rank (the other library uses the package peft)."""
+    lora_alpha: float = Field(32.0, gt=0)
     task: str = ""
     """For kind `search`: the task, such as game24:PATH.csv."""
     search: str = "tot?thoughts=propose&samples=32&num_proposals=2&proposal_tokens=560&max_new_tokens=64"
@@ -85,7 +95,10 @@ def bench(args: Sequence[str]) -> None:
         print(result_table(result))
     if file:
         atomic_write(Path(file), to_json(result, 2) + "\n")
+    if result.get("interrupted"):
+        raise KeyboardInterrupt(f"stopped; the results of the complete repeats are {f'in {file}' if file else 'above'}")
 
 
 def _report(stage: str) -> None:
-    print(f"school bench: {stage}", file=sys.stderr, flush=True)
+    if not is_quiet():
+        print(f"school bench: {stage}", file=sys.stderr, flush=True)

@@ -9,10 +9,12 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import NamedTuple
 
 from schoolhouse import __version__
+from schoolhouse.runs.progress import command_progress, set_quiet
 from schoolhouse.types import SchoolError
 
 
@@ -21,12 +23,13 @@ class Command(NamedTuple):
 
     `summary` is the line about the command in `school --help`. `target` is written as "module:function". The target
     function gets the arguments after the name of the command. `resumes` is True if a user can continue a stopped
-    command by typing the same command again.
+    command by typing the same command again. `interactive` is True if the command waits for the user or for requests.
     """
 
     summary: str
     target: str
     resumes: bool = False
+    interactive: bool = False
 
 
 GROUPS: dict[str, dict[str, Command]] = {
@@ -62,14 +65,21 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
     },
     "serve": {
-        "chat": Command("chat with a model in the terminal, or on a web page (--web)", "schoolhouse.cli.serve:chat"),
-        "serve": Command("serve a model with an OpenAI-compatible API", "schoolhouse.cli.serve:serve"),
+        "chat": Command(
+            "chat with a model in the terminal, or on a web page (--web)",
+            "schoolhouse.cli.serve:chat",
+            interactive=True,
+        ),
+        "serve": Command(
+            "serve a model with an OpenAI-compatible API", "schoolhouse.cli.serve:serve", interactive=True
+        ),
     },
     "look": {
         "runs": Command("list the runs in a folder: state, progress, result", "schoolhouse.cli.runs:runs"),
         "board": Command(
             "show runs on a local web page: curves, rollouts token by token, claims",
             "schoolhouse.cli.serve:board",
+            interactive=True,
         ),
         "track": Command("copy the metrics of a run to trackio, wandb or tensorboard", "schoolhouse.cli.track:track"),
         "doctor": Command(
@@ -127,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
-    args = [arg for arg in args if arg != "--debug"]
+    set_quiet("--quiet" in args or bool(os.environ.get("SCHOOLHOUSE_QUIET")))
+    args = [arg for arg in args if arg not in ("--debug", "--quiet")]
     command = COMMANDS.get(args[0]) if args else None
     try:
         if not args or args[0] in ("-h", "--help", "help"):
@@ -138,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SchoolError(f"unknown command `{args[0]}`{_suggestion(args[0])}")
         else:
             module, _, function = command.target.partition(":")
-            status = getattr(import_module(module), function)(args[1:]) or 0
+            with nullcontext() if command.interactive else command_progress(f"school {args[0]}"):
+                status = getattr(import_module(module), function)(args[1:]) or 0
             sys.stdout.flush()
             return status
         sys.stdout.flush()
@@ -167,7 +179,7 @@ def help_text() -> str:
     lines += [
         "",
         "`school COMMAND --help` explains a command, `school train RECIPE --help` lists the keys of a recipe.",
-        "`--debug` shows the traceback of an error, `school --version` the version.",
+        "`--debug` shows the traceback of an error, `--quiet` hides the progress, `--version` shows the version.",
     ]
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from schoolhouse.cli.options import parse_options
 from schoolhouse.config import BaseConfig
 from schoolhouse.data.chat_settings import ChatConfig
+from schoolhouse.runs.progress import progress
 from schoolhouse.serve.settings import ServerConfig
 from schoolhouse.types import SchoolError
 
@@ -44,10 +45,12 @@ def chat(args: Sequence[str]) -> None:
         chat_settings = c.model_dump(include=set(ChatConfig.model_fields))
         listen(ServerConfig(model=c.model, port=c.port, seed=c.seed, **chat_settings))
         return
-    from schoolhouse.policy.policy import Policy
-    from schoolhouse.serve.chat import chat as talk
+    with progress(f"loading {c.model}"):
+        from schoolhouse.policy.policy import Policy
+        from schoolhouse.serve.chat import chat as talk
 
-    talk(Policy.load(c.model, chat=c), c.max_new_tokens, c.temperature, seed=c.seed)
+        policy = Policy.load(c.model, chat=c)
+    talk(policy, c.max_new_tokens, c.temperature, seed=c.seed)
 
 
 def serve(args: Sequence[str]) -> None:

@@ -22,6 +22,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.chat_template import compile_template, select_template
 from schoolhouse.data.generation_config import (
@@ -72,6 +74,7 @@ class Conversation:
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((self.facts.end_id, tokenizer.eos_id, *eos_ids)))
         self.prompt = lru_cache(4096)(self.encode_prompt)
         self._variant = lru_cache(16)(self._with_arguments)
+        self._stop_candidates = lru_cache(16)(self._find_stop_candidates)
 
     @classmethod
     def load(cls, folder: Path | str, chat: ChatConfig | None = None) -> Conversation:
@@ -232,14 +235,21 @@ class Conversation:
         start, _, closed = thought_bounds(self.thought_format, self.tokenizer, ids)
         return start is not None and not closed and not complete
 
-    def stop_matcher(self, texts: Sequence[str]) -> tuple[list[bool], Callable[[Sequence[int]], bool]]:
-        """Return the ids that can complete a stop text, and a function that checks whether ids end with a stop text."""
+    def stop_matcher(self, texts: Sequence[str]) -> tuple[np.ndarray, Callable[[Sequence[int]], bool]]:
+        """Return for each id whether it can complete a stop text, and a function that checks whether ids end with a
+        stop text.
+
+        The array [vocab_size] is kept for later calls with the same last characters, so it must not be changed.
+        """
         if not all(texts):
             raise SchoolError("a stop string is empty: give at least one character")
-        last = {text[-1] for text in texts}
+        candidates = self._stop_candidates(frozenset(text[-1] for text in texts))
+        return candidates, lambda ids: self.ends_with_any(ids, texts)
+
+    def _find_stop_candidates(self, last_characters: frozenset[str]) -> np.ndarray:
         words = self.tokenizer.token_texts
-        maybe = [not last.isdisjoint(word) or "\ufffd" in word for word in words]  # incomplete characters count too
-        return maybe, lambda ids: self.ends_with_any(ids, texts)
+        wanted = last_characters | {"\ufffd"}  # incomplete characters count too
+        return np.array([not wanted.isdisjoint(word) for word in words])
 
     def ends_with_any(self, ids: Sequence[int], texts: Sequence[str]) -> bool:
         """Return True if the last of these ids completes one of the texts."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from schoolhouse.data.tokenizer import END_OF_TEXT, Tokenizer
 from schoolhouse.randomness import numpy_random
+from schoolhouse.runs.progress import phased
 from schoolhouse.types import NAN, Key, Message, Problem, Rollout, SchoolError
 
 DocumentFn = Callable[[int, int], list[str]]
@@ -108,6 +109,7 @@ def row_source(
     return GeneratedRows(source, tokenizer, seq_len)
 
 
+@phased("splitting the text into tokens")
 def token_stream(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     """Encode all documents as one stream of ids (int32), with a separator before, between and after the documents.
 
@@ -148,6 +150,7 @@ def bits_per_byte(nats: float, documents: Sequence[str]) -> float:
     return nats / np.log(2).item() / byte_count(documents)
 
 
+@phased("reading the text")
 def split_text_file(path: Path | str, held_out: float = 0.05) -> TextSplit:
     """Split a text file into two parts, so that about the fraction `held_out` of its bytes is held out.
 

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Inner
 
 from schoolhouse.data.tokenizer_files import read_tokenizer_files, without_leading_blank, without_tokens
 from schoolhouse.runs.atomic_io import resolve_model
+from schoolhouse.runs.progress import phased
 from schoolhouse.types import SchoolError
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -203,6 +204,7 @@ class Tokenizer:
         return cls(*read_tokenizer_files(resolve_model(folder)))
 
 
+@phased("training the tokenizer")
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE with `vocab_size` tokens: special tokens, all 256 bytes, and the most frequent pairs.
 

@@ -125,8 +125,7 @@ def evaluate(
 
     `max_new_tokens`: the maximum number of tokens of one completion. If `max_new_tokens` is None, the limit is the
         context that is left after the longest prompt, but at most 512 tokens.
-    `progress`: a function that is called with the number of answers that have just ended. If `progress` is None, a
-        progress bar is shown.
+    `progress`: a function that is called with the number of answers that have just ended.
     """
     held_out = task.eval_problems(problems)
     if not held_out:
@@ -142,16 +141,10 @@ def evaluate(
     ]
     if max_new_tokens is None:
         max_new_tokens = max(1, min(512, policy.max_seq_len - max(map(len, prompts))))
-    with show_progress("evaluation", len(prompts), unit="answer") as advance:
-        rollouts = policy.extend(
-            prompts,
-            max_new_tokens,
-            temperature=temperature,
-            progress=progress or (lambda num_ended: advance(num_ended, "")),
-        )
-    records = tuple(
-        _record(group, conversation, task) for group in grade_rollouts(rollouts, task, conversation.parse_completion)
-    )
+    with show_progress(f"evaluation of {len(held_out):,} problems"):
+        rollouts = policy.extend(prompts, max_new_tokens, temperature=temperature, progress=progress)
+        groups = grade_rollouts(rollouts, task, conversation.parse_completion)
+        records = tuple(_record(group, conversation, task) for group in groups)
     return Evaluation(
         task.spec[0] if task.spec else task.name,
         samples,

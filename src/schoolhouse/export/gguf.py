@@ -15,6 +15,7 @@ import numpy as np
 from schoolhouse.export.gguf_split import split_of
 from schoolhouse.export.model_card import model_name
 from schoolhouse.runs.atomic_io import read_json
+from schoolhouse.runs.progress import phased
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3
 Json = Mapping[str, Any]
 
 
+@phased("writing the GGUF file")
 def write_gguf(source: Path, path: Path, int8: bool = False) -> None:
     """Write a model folder as one file for llama.cpp.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from schoolhouse.runs.atomic_io import read_json
+from schoolhouse.runs.progress import phased
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -24,6 +25,7 @@ FILES = (
 TEMPLATES = "additional_chat_templates"
 
 
+@phased("writing the model folder")
 def copy_model_folder(source: Path, folder: Path, dtype: DType | None) -> None:
     """Copy those files of a model folder that other programs read.
 

@@ -23,6 +23,7 @@ from schoolhouse.model.config import ModelConfig, parse_model_config
 from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.folder import write_config
 from schoolhouse.model.rope import rope_frequencies
+from schoolhouse.runs.progress import phased
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@phased("reading the GGUF file")
 def import_gguf(path: Path, folder: Path, tokenizer: Path | None = None) -> None:
     """Write the model of a GGUF file to a folder: config, float32 weights, tokenizer, chat template, stop ids.
 

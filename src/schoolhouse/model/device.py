@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import re
+
 import torch
 
+from schoolhouse.runs.manifest import processor_flags
 from schoolhouse.runs.memory import machine_memory
 from schoolhouse.types import Precision
 
@@ -19,11 +24,7 @@ def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     With precision `auto`, the dtype is bfloat16 if the processor can multiply bfloat16 natively, otherwise float32.
     """
     if precision == "auto":
-        names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        probes = (
-            [torch.cuda.is_bf16_supported] if device.type == "cuda" else [getattr(torch.cpu, n, bool) for n in names]
-        )
-        return torch.bfloat16 if any(probe() for probe in probes) else torch.float32
+        return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
@@ -38,3 +39,20 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + cached
     free, total = machine_memory()
     return free if free < total else total // 2
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether the processor has instructions that multiply bfloat16 numbers.
+
+    These are AVX512-BF16 and AMX of x86, the bf16 extension of Arm, and the units of a GPU since NVIDIA's Ampere.
+    Other processors compute with bfloat16 by converting each number, which is slower than float32. If the environment
+    variable ONEDNN_MAX_CPU_ISA forbids the instructions of x86, the library oneDNN converts too.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return "bf16" in processor_flags()
+    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    if re.fullmatch(r"SSE41|AVX|AVX2.*|AVX512_CORE|AVX512_CORE_VNNI", limit):
+        return False
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))

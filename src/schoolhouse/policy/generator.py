@@ -24,6 +24,7 @@ from schoolhouse.model.native_attention import NativePackedAttention
 from schoolhouse.model.prompt_chunks import PREFILL_TOKENS, PromptChunk, group_prompts
 from schoolhouse.policy.sampling import SamplingParams, sample_each
 from schoolhouse.policy.sampling_memory import choose_num_slots, sampling_need
+from schoolhouse.policy.sampling_progress import SamplingProgress
 from schoolhouse.policy.slots import NextTurn, Request, SlotTable
 from schoolhouse.policy.unused_ids import mask_unused
 from schoolhouse.types import Rollout, SchoolError
@@ -90,6 +91,7 @@ def extend(
     source: RequestSource | None = None,
     on_token: OnToken | None = None,
     progress: Callable[[int], None] | None = None,
+    meter: SamplingProgress | None = None,
 ) -> list[Rollout]:
     """Sample up to `max_new_tokens` tokens after each prefix. Returns the rollouts in the order of their prefixes.
 
@@ -113,6 +115,7 @@ def extend(
         `source` go to `source.on_finished` and are not returned.
     `on_token`: a function that is called for each sampled token. If `on_token` returns True, the turn ends.
     `progress`: a function that is called with the number of rollouts that have just finished.
+    `meter`: counts tokens and rollouts for the display of the progress.
     """
     config, device = decoder.config, next(decoder.parameters()).device
     limits = [max_new_tokens] * len(rollouts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -193,7 +196,12 @@ def extend(
                 source.on_finished(int(table.owner[slot]), rollout)
             else:
                 finished[int(table.owner[slot])] = rollout
+        if meter:
+            meter.after_step(busy)
         if bool(finished_S.any()):
+            if meter:
+                ended = stopped_S & finished_S
+                meter.after_finished(table.count[:busy][finished_S].tolist(), int(ended.sum()))
             if progress:
                 progress(int(finished_S.sum()))
             order = cache.release(finished_S)

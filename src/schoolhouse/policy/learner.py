@@ -12,6 +12,7 @@ from torch import nn
 from schoolhouse.algorithms.losses import Loss
 from schoolhouse.algorithms.packing import Batch, Scores
 from schoolhouse.algorithms.settings import Optimizer
+from schoolhouse.runs.progress import tracked
 from schoolhouse.types import SchoolError
 
 MetricsFn = Callable[[Batch, Scores], dict[str, float]]
@@ -66,7 +67,8 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         totals = dict.fromkeys(("loss", "tokens", "entropy", "gap", "gap_tokens", "kl_to_reference"), 0.0)
         batch_metrics: list[dict[str, float]] = []
-        for batch in batches:
+        num_tokens = sum(len(batch.tokens) for batch in batches)
+        for batch in tracked("learning", batches, num_tokens, "token", lambda batch: len(batch.tokens)):
             scores = score_fn(batch)
             on_device = batch.to(scores.logprob.device)
             loss = (on_device.weight * loss_fn(on_device, scores)).sum()

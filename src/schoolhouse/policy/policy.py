@@ -39,6 +39,7 @@ from schoolhouse.policy import generator
 from schoolhouse.policy.learner import Learner, MetricsFn
 from schoolhouse.policy.memory_check import check_peak_memory
 from schoolhouse.policy.sampling import SamplingParams
+from schoolhouse.policy.sampling_progress import sampling_phase
 from schoolhouse.policy.scoring import batch_scores
 from schoolhouse.policy.slots import NextTurn
 from schoolhouse.policy.think_tokens import add_think_tokens
@@ -46,6 +47,7 @@ from schoolhouse.policy.thinking_budget import close_thought_at_budget
 from schoolhouse.policy.unused_ids import find_unused_ids
 from schoolhouse.randomness import digest
 from schoolhouse.runs.atomic_io import resolve_model
+from schoolhouse.runs.progress import phased, tracked
 from schoolhouse.types import Key, Precision, Rollout, SchoolError
 
 if TYPE_CHECKING:
@@ -124,6 +126,7 @@ class Policy:
         return cls(decoder, conversation, precision, optimizer, activation_checkpointing, device)
 
     @classmethod
+    @phased("loading a model")
     def load(
         cls,
         folder: Path | str,
@@ -257,7 +260,7 @@ class Policy:
                 )
             next_turn = self._close_thoughts(rollouts, thinking_budget, max_new_tokens)
             max_total_tokens, max_new_tokens = max_new_tokens, min(thinking_budget, max_new_tokens)
-        with self.autocast():
+        with sampling_phase(len(rollouts), max_total_tokens or max_new_tokens, on_token) as meter, self.autocast():
             extended = generator.extend(
                 self.decoder,
                 rollouts,
@@ -274,6 +277,7 @@ class Policy:
                 attention=(self.packed_attention, self.slot_cache),
                 on_token=on_token,
                 progress=progress,
+                meter=meter,
             )
         trim_memory()
         return extended
@@ -309,8 +313,10 @@ class Policy:
 
     def _stop_matcher(self, stop_strings: Sequence[str]) -> generator.StopMatcher:
         candidates, matches = self.conversation.stop_matcher(stop_strings)
-        unused_ids = self.decoder.config.vocab_size - len(candidates)
-        return generator.StopMatcher(torch.tensor([*candidates, *[False] * unused_ids]), matches)
+        candidate_V = torch.zeros(self.decoder.config.vocab_size, dtype=torch.bool)
+        rows = min(len(candidate_V), len(candidates))
+        candidate_V[:rows] = torch.from_numpy(candidates[:rows])
+        return generator.StopMatcher(candidate_V, matches)
 
     def _close_thoughts(self, rollouts: Sequence[Rollout], budget: int, max_new_tokens: int) -> NextTurn:
         """Return a `next_turn` function that closes each thought whose length reaches the budget."""
@@ -331,7 +337,9 @@ class Policy:
         The scores are returned in the order of the rollouts.
         """
         results: dict[int, RolloutScores] = {}
-        for members, batch in pack_for_scoring(rollouts, microbatch_tokens):
+        batches = pack_for_scoring(rollouts, microbatch_tokens)
+        total = sum(map(len, rollouts))
+        for members, batch in tracked("scoring", batches, total, "token", lambda part: len(part[1].tokens)):
             scores = self.batch_scores(batch, temperature)
             logprob, entropy = scores.logprob.cpu().numpy(), scores.entropy.cpu().numpy()
             start = 0
@@ -365,6 +373,7 @@ class Policy:
         trim_memory()
         return metrics
 
+    @phased("checking that the largest batch fits in memory")
     def check_peak_memory(self, max_len: int, microbatch_tokens: int, prompts: Sequence[Rollout] = ()) -> None:
         """Check the memory for the largest micro-batch, and for sampling from `prompts`.
 

@@ -100,14 +100,9 @@ def sample_teacher(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
     conversation = teacher.conversation
     problems = task.train_problems(0, c.num_prompts)
     prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="harvest")
-    with progress("teacher", len(prompts), unit="answer") as advance:
-        rollouts = teacher.extend(
-            prompts,
-            c.sampling.max_new_tokens,
-            temperature=c.sampling.temperature,
-            progress=lambda more: advance(more, ""),
-        )
-    groups = grade_rollouts(rollouts, task, conversation.parse_completion)
+    with progress("answers of the teacher"):
+        rollouts = teacher.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
+        groups = grade_rollouts(rollouts, task, conversation.parse_completion)
     cases: list[tuple[Problem, Completion]] = []
     rows, counts = [], Counter(sampled_tokens=sampled_tokens(rollouts_of(groups)))
     kept: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)

@@ -40,8 +40,8 @@ def check_machine(folder: Path = Path()) -> Iterator[Finding]:
     yield Finding("processor", f"{machine['cores']} cores; {' '.join(machine['processor']) or 'unknown features'}")
     device = pick_device()
     precision = str(pick_dtype("auto", device)).removeprefix("torch.")
-    faster = "" if precision == "float32" else ", at least twice as fast as float32"
-    yield Finding("matrix products", f"in {precision}{faster}")
+    reason = "does not multiply" if precision == "float32" else "multiplies"
+    yield Finding("matrix products", f"in {precision}, because this machine {reason} bfloat16 natively")
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         yield Finding("GPU", f"{torch.cuda.get_device_name(device)}, {_size(memory)}")

@@ -20,6 +20,7 @@ import schoolhouse
 from schoolhouse import __version__
 from schoolhouse.config import BaseConfig, dump
 from schoolhouse.runs.atomic_io import checksum, read_json, read_jsonl, resolve_model
+from schoolhouse.runs.progress import phased
 from schoolhouse.types import Completion, Rollout, SchoolError, Verdict
 
 FORMAT = 1
@@ -82,12 +83,6 @@ def environment() -> dict[str, Any]:
 
     The numbers of a run can depend on its environment, not only on its config.
     """
-    flags: set[str] = set()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                flags = set(line.split())
-                break
     import torch
 
     return {
@@ -101,8 +96,18 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "processor": sorted(flags.intersection(_CPU_FEATURES)),
+        "processor": sorted(processor_flags() & set(_CPU_FEATURES)),
     }
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """Return the names of the processor's instruction sets, as Linux writes them. On other systems the set is empty."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.split())
+    return frozenset()
 
 
 @cache
@@ -233,6 +238,7 @@ def check_same_config(folder: Path, old_recipe: str | None, recipe: str, config:
 # --- inputs of a run
 
 
+@phased("reading the weights for their checksum")
 def weights_digest(model: Path | str) -> str:
     """Compute the checksums of the weights in a model folder, or in the newest checkpoint of a run."""
     return " ".join(checksum(path) for path in weight_files(model))

@@ -49,7 +49,7 @@ from schoolhouse.runs.atomic_io import (
 )
 from schoolhouse.runs.diagnostics import WINDOW, diagnose
 from schoolhouse.runs.hub_cache import is_on_disk
-from schoolhouse.runs.progress import progress
+from schoolhouse.runs.progress import phased, progress
 from schoolhouse.runs.signals import Interrupts, Stopped
 from schoolhouse.types import Completion, Group, Rollout, SchoolError
 
@@ -330,6 +330,7 @@ class Run:
             state.load_state_dict(torch.load(newest / "trainer.pt", map_location="cpu", weights_only=True))
         return state
 
+    @phased("saving a checkpoint")
     def save_checkpoint(self, state: Stateful) -> Path:
         """Save the state after `step` steps as a checkpoint. If saving fails, no incomplete checkpoint is left.
 

@@ -10,6 +10,7 @@ from itertools import groupby
 from statistics import fmean
 
 from schoolhouse.algorithms.worker_settings import WorkerSettings
+from schoolhouse.runs.progress import phase
 from schoolhouse.tasks.base import Case, ProgressFn, Task, grade_in_process
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.tasks.worker_pool import WorkerPool
@@ -53,6 +54,9 @@ def grade_all(
     cases: Sequence[Case], task: Task, pool: WorkerPool | None = None, progress: ProgressFn | None = None
 ) -> list[Verdict]:
     """Return one verdict for each pair of a problem and a completion, in order."""
+    if progress is None:
+        with phase("grading", len(cases), unit="answer") as running:
+            return grade_all(cases, task, pool, lambda done, total: running(done - running.done))
     if pool is None and not task.in_process:
         pool = worker_pool(task)
     if pool is not None:
@@ -62,8 +66,7 @@ def grade_all(
         verdicts.append(verdict)
         if trace:
             traces[verdict.reason] = trace
-        if progress:
-            progress(len(verdicts), len(cases))
+        progress(len(verdicts), len(cases))
     return verdicts
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from schoolhouse.config import parse_query, suggest
 from schoolhouse.data.files import format_of
+from schoolhouse.runs.progress import phased
 from schoolhouse.tasks.base import Task
 from schoolhouse.types import SchoolError
 
 KINDS = ("school", "word_problems", "jsonl", "code", "ifeval", "game24", "gym", "python")
 
 
+@phased("opening the task")
 def open_task(spec: str, seed: int = 0) -> Task:
     """Open the task of a spec of the form `KIND[:REST][?OPTION=VALUE&...]`.
 

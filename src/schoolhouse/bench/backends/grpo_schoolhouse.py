@@ -11,12 +11,12 @@ import torch  # noqa: E402
 from schoolhouse.algorithms.advantages import group_advantage  # noqa: E402
 from schoolhouse.algorithms.losses import clipped_surrogate  # noqa: E402
 from schoolhouse.algorithms.packing import pack, sequence_mean  # noqa: E402
-from schoolhouse.bench.workload import prompt_rollouts  # noqa: E402
+from schoolhouse.bench.workload import lora_options, prompt_rollouts  # noqa: E402
 from schoolhouse.policy.policy import Policy  # noqa: E402
 from schoolhouse.types import Group, Verdict  # noqa: E402
 
 torch.set_num_threads(work["threads"])
-policy = Policy.load(folder / "model", work.get("precision", "auto"))
+policy = Policy.load(folder / "model", work.get("precision", "auto"), **lora_options(work))
 group_size, lengths = work["samples"], [length for group in work["lengths"] for length in group]
 prompts = prompt_rollouts(work["prompts"], group_size)
 

@@ -28,13 +28,13 @@ def send(**facts: object) -> None:
     print(MARK + json.dumps(facts), flush=True)
 
 
-def serve_repeats(run: Callable[[], dict]) -> None:
-    """Call `run` once without measuring it, and then once for each line of standard input.
+def serve_repeats(run: Callable[[], dict], warm_up: Callable[[], object] | None = None) -> None:
+    """Call `warm_up` once, and then `run` once for each line of standard input. Only `run` is measured.
 
-    `run` returns facts such as {"tokens": 1000}. If a part of `run` should not be measured, `run` also returns its own
-    "seconds".
+    `warm_up` is `run` by default, and may be a part of `run` that executes the same code. `run` returns facts such as
+    {"tokens": 1000}. If a part of `run` should not be measured, `run` also returns its own "seconds".
     """
-    run()
+    (warm_up or run)()
     send(ready=True)
     for _ in sys.stdin:
         start = time.perf_counter()
