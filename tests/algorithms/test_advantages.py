@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-from schoolhouse.algorithms.advantages import group_advantage, scale_negatives, step_advantage, value_gains
+from schoolhouse.algorithms.advantages import (
+    group_advantage,
+    scale_negatives,
+    step_advantage,
+    subtract_to_go,
+    value_gains,
+)
 from schoolhouse.types import NAN, Group, Key, Problem, Rollout
 from tiny_groups import group
 
@@ -121,3 +127,50 @@ def test_value_gains_telescope_so_that_more_steps_earn_nothing():
     assert value_gains([0.5, 0.75, 0.25], 0.5) == [0.0, 0.25, -0.5]
     assert sum(value_gains([0.5, 0.9, 0.9, 0.9, 0.7], 0.3)) == pytest.approx(0.7 - 0.3)
     assert value_gains([], 0.3) == []
+
+
+# --- MaxRL: the mean of the group divides
+
+
+def test_maxrl_divides_by_the_share_of_solved_rollouts():
+    """With binary rewards, the successes of a group get (1 - p) / p, and its failures -1."""
+    assert advantages(group(1, 0, 0, 0), scale="group_mean") == [3.0, -1.0, -1.0, -1.0]
+    assert advantages(group(1, 1, 1, 0), scale="group_mean") == pytest.approx([1 / 3, 1 / 3, 1 / 3, -1.0])
+    assert advantages(group(0, 0), group(1, 1), scale="group_mean") == [0.0] * 4
+
+
+def test_maxrl_has_no_advantage_where_the_mean_is_not_above_zero():
+    assert advantages(group(0.5, -0.5), group(0.0, -1.0), scale="group_mean") == [0.0] * 4
+
+
+# --- costs of tokens
+
+
+def test_a_token_pays_its_own_cost_and_those_of_later_tokens():
+    groups = [group(1.0, 0.0)]  # completions of 1 and 2 tokens
+    costs = [[9.0, 9.0, 0.25], [9.0, 9.0, 0.5, 0.125]]
+    assert subtract_to_go(groups, costs) == [[0, 0, 0.75], [0, 0, -0.625, -0.125]]
+    assert subtract_to_go(groups, costs, "mean") == [[0, 0, 0.25], [0, 0, -1.125, -0.625]]
+    assert subtract_to_go(groups, costs, "leave_one_out") == [[0, 0, 0.75], [0, 0, -1.625, -1.125]]
+
+
+def test_reinforce_pp_normalises_over_the_tokens_of_the_step():
+    """The tokens of both groups before the normalisation: .75, -.625, -.125 and 2."""
+    groups, costs = [group(1.0, 0.0), group(2.0)], [[0, 0, 0.25], [0, 0, 0.5, 0.125], [0, 0, 0]]
+    for ddof, variance in ((0, 3.96875 / 4), (1, 3.96875 / 3)):
+        rows = subtract_to_go(groups, costs, "batch_mean", "batch_std", std_eps=0.0, ddof=ddof)
+        tokens = [value for row in rows for value in row if value]
+        expected = [(x - 0.5) / math.sqrt(variance) for x in (0.75, -0.625, -0.125, 2.0)]
+        assert tokens == pytest.approx(expected)
+
+
+def test_ungraded_rollouts_pay_nothing_and_count_in_no_mean():
+    graded = subtract_to_go([group(1.0, 0.0)], [[0, 0, 0.25], [0, 0, 0.5, 0.125]], "batch_mean", "batch_std")
+    groups, costs = [group(1.0, 0.0, None)], [[0, 0, 0.25], [0, 0, 0.5, 0.125], [0, 0, 7.0, 7.0, 7.0]]
+    assert subtract_to_go(groups, costs, "batch_mean", "batch_std") == [*graded, [0.0] * 5]
+
+
+@pytest.mark.parametrize(("baseline", "scale"), [("mean", "group_std"), ("mean", "group_mean"), ("none", "batch_std")])
+def test_costs_of_tokens_refuse_a_scale_that_does_not_fit(baseline: Any, scale: Any):
+    with pytest.raises(ValueError, match="cannot be combined"):
+        subtract_to_go([group(1.0, 0.0)], [[0, 0, 0], [0, 0, 0, 0]], baseline, scale)

@@ -4,24 +4,33 @@ The mean of an estimator must lie within 3 standard errors of the exact gradient
 estimators that are known to be biased must not.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
-from schoolhouse.algorithms.losses import clipped_surrogate, importance_corrected, policy_gradient
+from schoolhouse.algorithms.advantages import subtract_to_go
+from schoolhouse.algorithms.groups import rollouts_of
+from schoolhouse.algorithms.losses import Loss, clipped_surrogate, importance_corrected, kl_penalty, policy_gradient
 from schoolhouse.algorithms.packing import constant, sequence_mean, sequence_sum
 from schoolhouse.claims.harness.gradient_check import (
     COMPLETIONS,
+    END,
     GROUP_SIZE,
     LOGIT_NOISE,
     LOGITS,
     MAX_TOKENS,
+    REWARDS,
     exact_gradient,
     gradient_estimates,
+    gradient_of_rows,
     max_standard_errors,
     sample_groups,
     token_logprob,
 )
+from schoolhouse.recipes.self_correction import score_loss
 from schoolhouse.types import Group
 
 
@@ -93,6 +102,75 @@ def test_token_importance_weights_are_less_biased_than_none(off_policy: list[Gro
     estimates = gradient_estimates(off_policy, loss_fn, sequence_sum, baseline="none", scale="none")
     truth = exact_gradient()
     assert (estimates.mean(0) - truth).norm() < 0.95 * (uncorrected.mean(0) - truth).norm()
+
+
+# --- KL penalties: the reference is a policy whose logits are a little off
+
+REFERENCE = LOGITS + 3 * LOGIT_NOISE
+
+
+def reference_rows(groups: Sequence[Group]) -> list[list[float]]:
+    """The reference's log-probability of each token of each rollout."""
+    table = {completion: [0.0, *token_logprob(REFERENCE, completion).tolist()] for completion in COMPLETIONS}
+    return [table[rollout.tokens[1:]] for rollout in rollouts_of(groups)]
+
+
+def exact_kl_gradient(forward: bool) -> Tensor:
+    """Minus the gradient of the KL to the reference, summed over the tokens, for a constant distribution of prefixes.
+
+    With `forward`, the KL is KL(reference || pi); otherwise it is KL(pi || reference).
+    """
+    logits = LOGITS.clone().requires_grad_()
+    reached = torch.zeros(len(LOGITS), dtype=LOGITS.dtype)  # expected visits of each previous token
+    for completion in COMPLETIONS:
+        chance = token_logprob(LOGITS, completion).sum().exp()
+        for previous in (END, *completion[:-1]):
+            reached[previous] += chance
+    p, q = logits.log_softmax(-1), REFERENCE.log_softmax(-1)
+    kl = (q.exp() * (q - p)).sum(-1) if forward else (p.exp() * (p - q)).sum(-1)
+    return -torch.autograd.grad((reached * kl).sum(), logits)[0].flatten()
+
+
+def kl_estimates(groups: Sequence[Group], loss: Loss) -> Tensor:
+    zeros = [[0.0] * len(rollout) for rollout in rollouts_of(groups)]
+    ones = [[1.0] * len(rollout) for rollout in rollouts_of(groups)]
+    return gradient_of_rows(groups, loss, sequence_sum, advantage=zeros, kl_coef=ones, reference=reference_rows(groups))
+
+
+def test_the_penalty_of_score_has_the_gradient_of_kl_from_the_policy_to_the_reference(on_policy: list[Group]):
+    """Kumar et al. 2024, equations 3 and 4: KL(pi || reference)."""
+    estimates = kl_estimates(on_policy, score_loss())
+    assert max_standard_errors(estimates, exact_kl_gradient(forward=False)) < 3
+    assert max_standard_errors(estimates, exact_kl_gradient(forward=True)) > 5
+
+
+def test_the_estimator_k3_has_the_gradient_of_the_other_direction(on_policy: list[Group]):
+    estimates = kl_estimates(on_policy, kl_penalty("k3"))
+    assert max_standard_errors(estimates, exact_kl_gradient(forward=True)) < 3
+    assert max_standard_errors(estimates, exact_kl_gradient(forward=False)) > 5
+
+
+def exact_penalised_gradient(kl_coef: float) -> Tensor:
+    """The gradient of the expected reward minus `kl_coef` x KL(pi || reference) of whole completions."""
+    logits = LOGITS.clone().requires_grad_()
+    logprob = torch.stack([token_logprob(logits, completion).sum() for completion in COMPLETIONS])
+    reference = torch.stack([token_logprob(REFERENCE, completion).sum() for completion in COMPLETIONS])
+    value = (logprob.exp() * (torch.tensor(REWARDS) - kl_coef * (logprob - reference))).sum()
+    return torch.autograd.grad(value, logits)[0].flatten()
+
+
+def to_go_estimates(groups: Sequence[Group], kl_coef: float) -> Tensor:
+    kl = [
+        [0.0, *(kl_coef * (p - q) for p, q in zip(rollout.logprob[1:], row[1:], strict=True))]
+        for rollout, row in zip(rollouts_of(groups), reference_rows(groups), strict=True)
+    ]
+    return gradient_of_rows(groups, policy_gradient(), sequence_sum, advantage=subtract_to_go(groups, kl))
+
+
+def test_kl_to_go_is_the_gradient_of_reward_and_kl_of_whole_completions(on_policy: list[Group]):
+    estimates = to_go_estimates(on_policy, 0.5)
+    assert max_standard_errors(estimates, exact_penalised_gradient(0.5)) < 3
+    assert max_standard_errors(estimates, exact_penalised_gradient(0.0)) > 5
 
 
 def test_the_enumeration_covers_every_completion():

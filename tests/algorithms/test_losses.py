@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from schoolhouse.algorithms.losses import (
+    Divergence,
     ImportanceLevel,
     KLEstimator,
     Loss,
     add_penalty,
     cispo,
     clipped_surrogate,
+    dppo,
     implicit_prm,
     importance_corrected,
     kl_penalty,
@@ -37,6 +39,8 @@ LOSSES = {
     "dual": clipped_surrogate(dual=3.0),
     "cispo": cispo(4.0),
     "cispo on policy": cispo(4.0, on_policy=True),
+    "dppo": dppo(),
+    "dppo kl": dppo(0.05, 0.05, "kl"),
     "k1": kl_penalty("k1"),
     "k2": kl_penalty("k2"),
     "k3": kl_penalty("k3"),
@@ -273,6 +277,54 @@ def test_importance_weights_of_sequences_are_products():
     loss_fn = importance_corrected(policy_gradient(), level="product", on_policy=True)
     _, _, gradient = apply(loss_fn, batch, [-1.2, -1.0, -1.0])
     assert (-gradient).tolist() == pytest.approx([math.exp(-0.2)] + [math.exp(0.2)] * 2)
+
+
+def dppo_gradient(old: float, new: float, advantage: float, divergence: Divergence, limit: float) -> float:
+    """Minus the gradient of the loss of one token (with its weight 1) with respect to its log-probability."""
+    batch = packed(1, advantage=[advantage], old=[math.log(old)])
+    logprob = torch.full((3,), math.log(new), requires_grad=True)
+    loss = dppo(limit, limit, divergence)(batch, Scores(logprob, logprob.detach()))
+    (gradient,) = torch.autograd.grad(loss.sum(), logprob)
+    return -float(gradient[batch.loss_mask])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "advantage", "expected"),
+    [
+        (0.5, 0.7, 1.0, 0.0),  # risen by .2 with an advantage above 0
+        (0.5, 0.6, 1.0, 1.2),  # risen by .1: live, and the factor is the ratio
+        (0.5, 0.3, 1.0, 0.6),  # fallen: the advantage pulls it back
+        (0.5, 0.3, -1.0, 0.0),
+        (0.5, 0.4, -1.0, -0.8),
+        (0.5, 0.7, -1.0, -1.4),
+        (1e-5, 1e-3, 1.0, 100.0),  # a ratio clip would drop this rare token
+        (0.99, 0.8, -1.0, 0.0),  # a ratio clip of .2 would allow this large change
+    ],
+)
+def test_dppo_masks_by_total_variation_and_direction(old: float, new: float, advantage: float, expected: float):
+    """Qi et al. 2026, arXiv 2602.04879, with the limit .15."""
+    assert dppo_gradient(old, new, advantage, "tv", 0.15) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("old", "new", "advantage"), [(0.5, 0.9, 1.0), (0.6, 0.2, -1.0), (0.99, 0.75, -1.0)])
+def test_dppo_masks_by_the_divergence_of_two_outcomes(old: float, new: float, advantage: float):
+    kl = old * math.log(old / new) + (1 - old) * math.log((1 - old) / (1 - new))
+    assert dppo_gradient(old, new, advantage, "kl", kl * 0.99) == 0.0
+    assert dppo_gradient(old, new, advantage, "kl", kl * 1.01) == pytest.approx(advantage * new / old, rel=1e-4)
+    assert dppo_gradient(old, new, -advantage, "kl", kl * 0.99) == pytest.approx(-advantage * new / old, rel=1e-4)
+
+
+def test_dppo_has_finite_gradients_for_certain_tokens():
+    for old, new in ((1.0, 0.5), (0.5, 1.0), (1.0, 1.0)):
+        assert math.isfinite(dppo_gradient(old, new, 1.0, "kl", 0.05))
+
+
+def test_ratio_stats_count_tokens_that_dppo_masks():
+    batch = packed(4, advantage=[1.0, 1.0, -1.0, -1.0], old=[math.log(0.5)] * 4)
+    logprob = torch.full((6,), NAN)
+    logprob[batch.loss_mask] = torch.tensor([0.7, 0.6, 0.3, 0.7]).log()
+    stats = ratio_stats(batch, Scores(logprob, logprob), 0.15, 0.15, divergence="tv")
+    assert (stats["clip_frac_low"], stats["clip_frac_high"]) == (0.25, 0.25)
 
 
 def test_ratio_stats_count_a_clip_of_sequences_by_sequences():

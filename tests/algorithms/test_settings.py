@@ -107,6 +107,8 @@ PUBLISHED = {
     "reinforce_pp": ("batch_mean", "batch_std", "sequence_mean", "token", "clip", 0.0, 0.001, 0.2, 0.2),
     "gspo": ("mean", "group_std", "sequence_mean", "sequence", "clip", 0.0, 0.0, 3e-4, 4e-4),
     "cispo": ("mean", "group_std", "token_mean", "token", "cispo", 0.0, 0.0, 0.2, 4.0),
+    "dppo": ("mean", "none", "constant", "token", "dppo", 0.0, 0.0, 0.15, 0.15),
+    "maxrl": ("mean", "group_mean", "token_mean", "token", "clip", 0.0, 0.0, 0.2, 0.28),
     "lite_ppo": ("mean", "batch_std", "token_mean", "token", "clip", 0.0, 0.0, 0.2, 0.2),
     "reinforce": ("none", "none", "sequence_sum", "token", "clip", 0.0, 0.0, 0.2, 0.28),
     "default": ("mean", "none", "token_mean", "token", "clip", 0.0, 0.0, 0.2, 0.28),
@@ -128,6 +130,7 @@ def test_every_preset_is_what_its_paper_says(name: str):
         c.loss.clip_high,
     )
     assert found == PUBLISHED[name]
+    assert c.rewards.kl_to_go is (name == "reinforce_pp")
     assert (c.dynamic_sampling, c.loss.mask_truncated) == ((3, True) if name == "dapo" else (0, False))
 
 
@@ -176,8 +179,8 @@ def test_another_preset_over_a_file_without_its_keys_is_that_preset(tmp_path: Pa
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest():
-    with pytest.raises(SchoolError, match="unknown preset `dappo`; did you mean `dapo`"):
-        config(preset="dappo")
+    with pytest.raises(SchoolError, match="unknown preset `dapoo`; did you mean `dapo`"):
+        config(preset="dapoo")
 
 
 @pytest.mark.parametrize("preset", [None, 3, ["dapo"], {"dapo": 1}])
@@ -192,6 +195,34 @@ def test_a_preset_that_is_no_name_is_refused(preset: object):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        (
+            {"rewards.kl_to_go": True},
+            "`rewards.kl_to_go` is true, but there is no KL in the reward; set `rewards.kl_coef`",
+        ),
+        (
+            {"rewards.kl_to_go": True, "rewards.kl_coef": 0.1, "advantage.scale_rewards": "group_mean"},
+            "`rewards.kl_to_go` is true, but `advantage.scale_rewards` is group_mean; set `advantage.scale_rewards` to "
+            "batch_std or none",
+        ),
+        (
+            {"advantage.baseline": "batch_mean", "advantage.scale_rewards": "group_mean"},
+            "`advantage.baseline` is batch_mean, but `advantage.scale_rewards` is group_mean; set "
+            "`advantage.scale_rewards` to batch_std or none",
+        ),
+        (
+            {"loss.type": "dppo", "loss.importance_correction": "token"},
+            "`loss.type` dppo already divides by the probability of the sampler; set `loss.importance_correction` "
+            "to none",
+        ),
+        (
+            {"loss.type": "dppo", "loss.clip_ratio_c": 3.0},
+            "`loss.clip_ratio_c` has no effect on `loss.type` dppo; leave `loss.clip_ratio_c` out",
+        ),
+        (
+            {"loss.divergence": "kl"},
+            "`loss.divergence` has no effect on `loss.type` clip; leave `loss.divergence` out, or set "
+            "`loss.type` to dppo",
+        ),
         (
             {"max_policy_lag": 1, "dynamic_sampling": 1},
             "`dynamic_sampling` and `max_policy_lag` cannot both be above 0; set one of them to 0",

@@ -49,6 +49,22 @@ def packed_logits(decoder, *sequences: list[int]) -> torch.Tensor:
         return decoder.project(decoder(torch.tensor([t for s in sequences for t in s]), packed.positions, packed))
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi"])
+def test_logits_are_float32_inside_autocast(model_type: str, tmp_path: Path):
+    """gemma2 caps its logits, and the head of phi has a bias."""
+    save_hf_model(model_type, tmp_path)
+    adapter = load_adapter(tmp_path)
+    hidden = torch.randn(20, SMALL["hidden_size"]).bfloat16().float()
+    with torch.no_grad():
+        for weight in adapter.hf_model.get_output_embeddings().parameters():
+            weight.copy_((8 * weight).bfloat16())
+        expected = adapter.project(hidden)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = adapter.project(hidden)
+    assert logits.dtype == torch.float32
+    assert (logits - expected).abs().max() < 1e-4
+
+
 MLA = {
     "num_key_value_heads": 4,
     "kv_lora_rank": 16,

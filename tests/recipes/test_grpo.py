@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import pytest
 import torch
 
-from schoolhouse.algorithms.advantages import group_advantage, uses_group_baseline
+from schoolhouse.algorithms.advantages import group_advantage, subtract_to_go, uses_group_baseline
 from schoolhouse.algorithms.groups import drop_constant_reward_groups, rollouts_of
 from schoolhouse.algorithms.losses import policy_gradient
 from schoolhouse.algorithms.packing import Batch
@@ -171,6 +171,31 @@ def test_with_a_policy_lag_and_importance_correction_the_old_policy_is_scored():
     assert set(update.column("old")) == {-0.5}
 
 
+def test_dppo_compares_with_the_sampler_and_scores_nothing():
+    _, policy, _, _ = learn(**{"loss.type": "dppo", "num_minibatches": 2})
+    assert policy.score_temperatures == []
+    for update in policy.updates:
+        assert set(update.column("old")) == {-1.0}
+        assert update.metrics_fn.keywords["divergence"] == "tv"
+
+
+def test_kl_to_go_gives_early_tokens_the_penalties_of_later_ones():
+    """log pi - log pi_ref is .25 at each token. Groups of equal rewards have a gradient too."""
+    keys = {"rewards.kl_coef": 2.0, "rewards.kl_to_go": True, "advantage.baseline": "mean"}
+    _, policy, reference, _ = learn([group(1.0, 1.0)], **keys)
+    assert policy.updates[0].column("advantage") == [-0.5, -1.0, -0.5]
+    assert policy.updates[0].column("reference") == [-0.75] * 3
+    assert policy.score_temperatures == reference.score_temperatures == [0.7]
+
+
+def test_reinforce_pp_normalises_reward_and_penalties_over_tokens():
+    c, policy, *_ = learn(preset="reinforce_pp", **{"rewards.kl_coef": 0.4})
+    rows = subtract_to_go(GROUPS, [[0.1] * len(r) for r in rollouts_of(GROUPS)], "batch_mean", "batch_std")
+    expected = [a for row in rows for a in row[2:]]
+    assert c.rewards.kl_to_go
+    assert sorted(policy.updates[0].column("advantage")) == pytest.approx(sorted(expected), abs=1e-5)
+
+
 def test_truncated_rollouts_can_be_left_out_of_the_loss():
     groups = [group(1.0, 0.0, finish_reason="length"), group(1.0, 0.0, problem=1)]
     (update,) = updates_of(groups, **{"loss.mask_truncated": True})
@@ -230,7 +255,7 @@ def test_on_policy_is_one_update_on_fresh_rollouts(keys: dict[str, Any], on_poli
 
 def test_the_loss_has_the_settings_of_the_config(monkeypatch: pytest.MonkeyPatch):
     calls: dict[str, Any] = {}
-    for name in ("clipped_surrogate", "cispo", "importance_corrected", "kl_penalty"):
+    for name in ("clipped_surrogate", "cispo", "dppo", "importance_corrected", "kl_penalty"):
         monkeypatch.setattr(grpo, name, lambda *a, _n=name, **k: calls.update({_n: (a, k)}) or policy_gradient())
     keys = {
         "num_minibatches": 2,
@@ -249,6 +274,8 @@ def test_the_loss_has_the_settings_of_the_config(monkeypatch: pytest.MonkeyPatch
     assert calls["kl_penalty"] == (("k2",), {})
     grpo.make_loss(Config.of(model="m", preset="cispo"))
     assert calls["cispo"] == ((4.0,), {"on_policy": True})
+    grpo.make_loss(Config.of(model="m", preset="dppo", **{"loss.clip_low": 0.1, "loss.divergence": "kl"}))
+    assert calls["dppo"] == ((0.1, 0.15, "kl"), {})
 
 
 def test_two_epochs_make_a_loss_that_needs_the_old_column(monkeypatch: pytest.MonkeyPatch):

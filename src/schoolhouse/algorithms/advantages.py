@@ -10,13 +10,15 @@ a rollout.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
+from math import inf
 from statistics import fmean
 from typing import Literal
 
 from schoolhouse.types import Group, Rollout
 
 Baseline = Literal["mean", "leave_one_out", "batch_mean", "none"]
-ScaleRewards = Literal["group_std", "batch_std", "none"]
+ScaleRewards = Literal["group_std", "group_mean", "batch_std", "none"]
 
 
 def group_advantage(
@@ -38,6 +40,9 @@ def group_advantage(
     is equal to G/(G-1) (r - mean).
     Baseline `batch_mean` with scale `batch_std` is REINFORCE++, which uses the mean and std of all rewards of the step.
     Baseline `none` with scale `none` is REINFORCE. The advantage is the reward r.
+    Baseline `mean` with scale `group_mean` is MaxRL (Tajwar et al. 2026, arXiv 2602.02710), for rewards of 0 and 1. The
+    advantage is (r - mean) / mean, so a problem counts more, the more rarely it is solved. If the mean is not above 0,
+    all advantages of the group are 0.
 
     `ddof=1` gives the standard deviation of a sample (as in all published code). `ddof=0` gives the standard deviation
     of a population. If `groups` contains only some groups of a training step, `scope` must contain all groups of this
@@ -47,7 +52,8 @@ def group_advantage(
     Raises ValueError if `scale` does not fit `baseline`, because the advantages of a group with equal rewards would
     then be divided by `std_eps` alone.
     """
-    if (baseline == "none" and scale != "none") or (baseline == "batch_mean" and scale == "group_std"):
+    needs_group = scale in ("group_std", "group_mean")
+    if (baseline == "none" and scale != "none") or (baseline == "batch_mean" and needs_group):
         raise ValueError(f'baseline "{baseline}" cannot be combined with scale "{scale}"; choose another scale')
     all_rewards = [reward for group in scope or groups for reward in group.rewards]
     batch_mean = fmean(all_rewards) if all_rewards else 0.0
@@ -58,6 +64,8 @@ def group_advantage(
         divisor = std_dev(rewards, ddof) + std_eps if scale == "group_std" else batch_divisor
         constant = len(set(rewards)) <= 1
         mean = fmean(rewards) if rewards else 0.0
+        if scale == "group_mean":
+            divisor = mean if mean > 0.0 else inf
         others = len(rewards) / (len(rewards) - 1) if baseline == "leave_one_out" and not constant else 1.0
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
             if verdict.reward is None:
@@ -70,6 +78,53 @@ def group_advantage(
                 advantage = 0.0 if constant else others * (verdict.reward - mean) / divisor
             rows.append([advantage if mask else 0.0 for mask in rollout.loss_mask])
     return rows
+
+
+def subtract_to_go(
+    groups: Sequence[Group],
+    costs: Sequence[Sequence[float]],
+    baseline: Baseline = "none",
+    scale: ScaleRewards = "none",
+    std_eps: float = 1e-4,
+    ddof: Literal[0, 1] = 1,
+) -> list[list[float]]:
+    """Compute advantages from rewards of rollouts and costs of tokens, such as a KL penalty.
+
+    A token pays its own cost and the costs of all later tokens in the loss mask, but not the costs of earlier tokens,
+    which it could not change. The advantage of token t is r - baseline - (sum of the costs from t to the end).
+
+    Baseline `batch_mean` with scale `batch_std` is REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): the mean and the
+    standard deviation of all tokens of the step, not of all rollouts. The other baselines are those of
+    `group_advantage`. `costs` has one row [T] per rollout, in the order of `rollouts_of(groups)`. Tokens outside the
+    loss mask and tokens of ungraded rollouts get 0.
+
+    Raises ValueError for a scale of one group, because costs of tokens have no standard deviation within a group.
+    """
+    if scale in ("group_std", "group_mean"):
+        raise ValueError(f'scale "{scale}" cannot be combined with costs of tokens; choose "batch_std" or "none"')
+    if baseline == "none" and scale != "none":
+        raise ValueError(f'baseline "none" cannot be combined with scale "{scale}"; choose another scale')
+    rewards = group_advantage(groups, "none" if baseline == "batch_mean" else baseline, "none")
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rows, known = [], []
+    for rollout, verdict, reward, cost in zip(rollouts, verdicts, rewards, costs, strict=True):
+        row, to_go = [0.0] * len(rollout), 0.0
+        for t in reversed(range(len(rollout))):
+            if rollout.loss_mask[t] and verdict.reward is not None:
+                to_go += float(cost[t])
+                row[t] = reward[t] - to_go
+        rows.append(row)
+        known += compress(row, rollout.loss_mask) if verdict.reward is not None else ()
+    mean = fmean(known) if known and baseline == "batch_mean" else 0.0
+    divisor = std_dev(known, ddof) + std_eps if scale == "batch_std" else 1.0
+    return [
+        [
+            (value - mean) / divisor if mask and verdict.reward is not None else 0.0
+            for value, mask in zip(row, rollout.loss_mask, strict=True)
+        ]
+        for row, rollout, verdict in zip(rows, rollouts, verdicts, strict=True)
+    ]
 
 
 def step_advantage(

@@ -36,6 +36,10 @@ sequence is one action. With `sequence` and `product`, all tokens of a sequence 
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
+Divergence = Literal["tv", "kl"]
+"""A distance between two policies at one token, computed from the probability of the sampled token alone: total
+variation, or the KL divergence. All other tokens of the vocabulary count as one token."""
+
 
 def negative_log_likelihood() -> Loss:
     """The loss -log pi, which is used in pretraining, supervised fine-tuning and rejection sampling."""
@@ -128,6 +132,42 @@ def cispo(high: float, on_policy: bool = False) -> Loss:
     return loss
 
 
+def dppo(low: float = 0.15, high: float = 0.15, divergence: Divergence = "tv") -> Loss:
+    """The DPPO loss, -M rho A, where rho = pi / pi_old (Qi et al. 2026, arXiv 2602.04879).
+
+    The mask M is 0 for a token that has moved too far already in the direction of its advantage. With A > 0, the token
+    is masked if pi > pi_old and the divergence of pi and pi_old is above `high`. With A < 0, the token is masked if
+    pi < pi_old and the divergence is above `low`. All other tokens have M = 1.
+
+    The divergence "tv" is |pi - pi_old|. The divergence "kl" is the KL divergence of the two distributions over "the
+    sampled token" and "any other token". A ratio clips a rare token after a change of the probability that does not
+    matter, and allows large changes of likely tokens. A divergence does neither. In the paper, pi_old (column "old") is
+    the policy that sampled the tokens, with the probabilities of the sampler.
+    """
+
+    def loss(batch: Batch, scores: Scores) -> Tensor:
+        advantage = _masked(batch, batch["advantage"])
+        too_far = _beyond_divergence(batch, scores, low, high, divergence)
+        ratio = _log_ratio(batch, scores, "token", on_policy=False).exp()
+        return -torch.where(too_far, 0.0, ratio * advantage)
+
+    return loss
+
+
+def _beyond_divergence(batch: Batch, scores: Scores, low: float, high: float, divergence: Divergence) -> Tensor:
+    """Return True for each token that DPPO masks, bool [N]."""
+    new, old = _masked(batch, scores.logprob.detach()), _masked(batch, batch["old"])
+    if divergence == "tv":
+        distance = (new.exp() - old.exp()).abs()
+    else:
+        tiny = torch.finfo(new.dtype).tiny
+        other_new, other_old = ((-torch.expm1(x)).clamp_min(tiny) for x in (new, old))
+        distance = old.exp() * (old - new) + other_old * (other_old / other_new).log()
+    advantage = _masked(batch, batch["advantage"])
+    risen, fallen = (advantage > 0) & (new > old), (advantage < 0) & (new < old)
+    return (risen & (distance > high)) | (fallen & (distance > low))
+
+
 def kl_penalty(estimator: KLEstimator = "k3", ratio: ImportanceLevel | None = None, on_policy: bool = False) -> Loss:
     """A loss that estimates KL(pi || reference) for each token, from samples of pi.
 
@@ -182,7 +222,12 @@ def importance_corrected(
 
 
 def ratio_stats(
-    batch: Batch, scores: Scores, low: float, high: float, level: ImportanceLevel = "token"
+    batch: Batch,
+    scores: Scores,
+    low: float,
+    high: float,
+    level: ImportanceLevel = "token",
+    divergence: Divergence | None = None,
 ) -> dict[str, float]:
     """Measure how much the policy differs from pi_old. The numbers are means over the trained tokens of this batch.
 
@@ -190,17 +235,22 @@ def ratio_stats(
     `ratio` is the mean of pi / pi_old over tokens. The key `clip_frac_low` is the fraction of tokens without a gradient
     because their ratio (at `level`) is below the lower limit. The key `clip_frac_high` is the fraction of tokens
     without a gradient because their ratio is above the upper limit. The key `approx_kl` is KL(pi_old || pi), estimated
-    by k3. The batch needs the columns "advantage" and "old".
+    by k3. The batch needs the columns "advantage" and "old". With `divergence`, the arguments `low` and `high` are the
+    limits of `dppo`.
     """
     chosen = batch.weight > 0
     log_ratio = _log_ratio(batch, scores, "token", on_policy=False).detach()[chosen]
     ratio, advantage = log_ratio.exp(), batch["advantage"][chosen]
-    clipped = _log_ratio(batch, scores, level, on_policy=False).detach()[chosen].exp()
+    if divergence:
+        dropped = _beyond_divergence(batch, scores, low, high, divergence)[chosen]
+    else:
+        clipped = _log_ratio(batch, scores, level, on_policy=False).detach()[chosen].exp()
+        dropped = ((clipped < 1 - low) & (advantage < 0)) | ((clipped > 1 + high) & (advantage > 0))
     return {
         "tokens": float(chosen.sum()),
         "ratio": float(ratio.mean()),
-        "clip_frac_low": float(((clipped < 1 - low) & (advantage < 0)).float().mean()),
-        "clip_frac_high": float(((clipped > 1 + high) & (advantage > 0)).float().mean()),
+        "clip_frac_low": float((dropped & (advantage < 0)).float().mean()),
+        "clip_frac_high": float((dropped & (advantage > 0)).float().mean()),
         "approx_kl": float((ratio - 1 - log_ratio).mean()),
     }
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from schoolhouse.algorithms.advantages import Baseline, ScaleRewards, uses_group_baseline
-from schoolhouse.algorithms.losses import ImportanceLevel, KLEstimator
+from schoolhouse.algorithms.losses import Divergence, ImportanceLevel, KLEstimator
 from schoolhouse.algorithms.lr_schedule import warmup_hold_decay
 from schoolhouse.algorithms.packing import LossAggregation
 from schoolhouse.algorithms.reward_controls import RewardControl
@@ -92,7 +92,7 @@ class Advantage(BaseConfig):
     baseline: Baseline = "mean"
     """The mean that is subtracted from a reward: of its group, of the group's other rollouts, of the step, or none."""
     scale_rewards: ScaleRewards = "none"
-    """The standard deviation that divides centred rewards: group_std in GRPO and DAPO, none in Dr. GRPO and RLOO."""
+    """What divides centred rewards: group_std in GRPO and DAPO, group_mean in MaxRL, none in Dr. GRPO and RLOO."""
     std_eps: float = Field(1e-4, gt=0)
     """A small number added to the standard deviation. The papers give none; TRL: 1e-4, verl: 1e-6, Dr. GRPO: 1e-8."""
     std_ddof: Literal[0, 1] = 1
@@ -108,14 +108,19 @@ class Advantage(BaseConfig):
 class PolicyLoss(BaseConfig):
     """Settings for the loss of each token and for its weight."""
 
-    type: Literal["clip", "cispo"] = "clip"
-    """With clip, the loss is PPO's clipped surrogate. With cispo, the clipped ratio is a constant weight."""
+    type: Literal["clip", "cispo", "dppo"] = "clip"
+    """With clip, the loss is PPO's clipped surrogate. With cispo, the clipped ratio is a constant weight. With dppo, a
+    limit of the divergence from the sampler replaces the clip."""
+    divergence: Divergence = "tv"
+    """The divergence that `dppo` limits: total variation (tv), or KL divergence (kl), of the sampled token."""
     importance_sampling_level: ImportanceLevel = "token"
     """Compute the importance ratio per token (GRPO), or per sequence as the mean (GSPO) or the product over tokens."""
     clip_low: float = Field(0.2, gt=0, lt=1)
-    """The lower limit of the importance ratio is 1 - clip_low."""
+    """The lower limit of the importance ratio is 1 - clip_low. With dppo, the largest divergence of a token with an
+    advantage below 0."""
     clip_high: float = Field(0.28, gt=0)
-    """The upper limit of the importance ratio is 1 + clip_high, also for `cispo`. TRL's limit 5.0 is clip_high 4.0."""
+    """The upper limit of the importance ratio is 1 + clip_high, also for `cispo`. TRL's limit 5.0 is clip_high 4.0.
+    With dppo, the largest divergence of a token with an advantage above 0."""
     clip_ratio_c: float | None = Field(None, gt=1)
     """Dual-clip PPO: if the advantage is negative, the loss is at most this number x |advantage|."""
     aggregation: LossAggregation = "token_mean"
@@ -155,6 +160,8 @@ class Rewards(WorkerSettings):
     """DAPO's penalty for long completions starts this many tokens before max_new_tokens. With 0, it is off."""
     kl_coef: float = Field(0.0, ge=0)
     """Subtract this number x the KL of a completion to the reference model from its reward (RLOO, REINFORCE++)."""
+    kl_to_go: bool = False
+    """A token pays for the KL of itself and of all later tokens (REINFORCE++), not of the whole completion."""
     control: RewardControl = "none"
     """Negative control: random, shuffled or flipped rewards, from which the policy must learn nothing. With `constant`,
     the task gives no reward, so only the rewards of this group are left."""
@@ -191,6 +198,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "advantage.scale_rewards": "batch_std",
         "loss.aggregation": "sequence_mean",
         "rewards.kl_coef": 0.001,
+        "rewards.kl_to_go": True,
         **_SYMMETRIC,
     },
     "gspo": {  # arXiv 2507.18071
@@ -205,6 +213,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "loss.aggregation": "token_mean",
         "loss.type": "cispo",
         "loss.clip_high": 4.0,
+    },
+    "dppo": {  # arXiv 2602.04879, the variant Binary-TV, with the settings of the example in verl
+        "advantage.scale_rewards": "none",
+        "loss.aggregation": "constant",
+        "loss.type": "dppo",
+        "loss.clip_low": 0.15,
+        "loss.clip_high": 0.15,
+    },
+    "maxrl": {  # arXiv 2602.02710
+        "advantage.scale_rewards": "group_mean",
+        "loss.aggregation": "token_mean",
     },
     "lite_ppo": {  # arXiv 2508.08221
         "advantage.scale_rewards": "batch_std",
@@ -273,9 +292,17 @@ def _check_advantage(a: Advantage, rewards: Rewards) -> None:
             f"`advantage.scale_rewards` is {a.scale_rewards}, but `advantage.baseline` is none; set "
             "`advantage.baseline` to mean, or set `advantage.scale_rewards` to none"
         )
-    if a.baseline == "batch_mean" and a.scale_rewards == "group_std":
+    of_group = a.scale_rewards in ("group_std", "group_mean")
+    if a.baseline == "batch_mean" and of_group:
         raise ValueError(
-            "`advantage.baseline` is batch_mean, but `advantage.scale_rewards` is group_std; set "
+            f"`advantage.baseline` is batch_mean, but `advantage.scale_rewards` is {a.scale_rewards}; set "
+            "`advantage.scale_rewards` to batch_std or none"
+        )
+    if rewards.kl_to_go and not rewards.kl_coef:
+        raise ValueError("`rewards.kl_to_go` is true, but there is no KL in the reward; set `rewards.kl_coef`")
+    if rewards.kl_to_go and of_group:
+        raise ValueError(
+            f"`rewards.kl_to_go` is true, but `advantage.scale_rewards` is {a.scale_rewards}; set "
             "`advantage.scale_rewards` to batch_std or none"
         )
     if a.normalize_each_reward and not (rewards.format or rewards.language):
@@ -283,7 +310,7 @@ def _check_advantage(a: Advantage, rewards: Rewards) -> None:
             "`advantage.normalize_each_reward` is true, but there is only one reward; set `rewards.format` or "
             "`rewards.language`, or set `advantage.normalize_each_reward` to false"
         )
-    whole = a.baseline == "none" or a.scale_rewards == "group_std" or rewards.length or rewards.overlong_buffer
+    whole = a.baseline == "none" or of_group or rewards.length or rewards.overlong_buffer
     if a.normalize_each_reward and whole:
         raise ValueError(
             "`advantage.normalize_each_reward` is true, but other settings do not fit; set `advantage.baseline` to "
@@ -300,8 +327,15 @@ def _check_loss(c: Any) -> None:
             f"`loss.importance_sampling_level` is {level}, which gives one ratio per sequence; set `loss.aggregation` "
             "to sequence_mean"
         )
-    if level != "token" and loss.type == "cispo":
-        raise ValueError("`loss.type` cispo needs one ratio per token; set `loss.importance_sampling_level` to token")
+    if level != "token" and loss.type != "clip":
+        raise ValueError(
+            f"`loss.type` {loss.type} needs one ratio per token; set `loss.importance_sampling_level` to token"
+        )
+    if loss.type == "dppo" and loss.importance_correction != "none":
+        raise ValueError(
+            "`loss.type` dppo already divides by the probability of the sampler; set `loss.importance_correction` to "
+            "none"
+        )
     if loss.kl_coef and loss.kl_estimator == "k1":
         raise ValueError(
             "`loss.kl_estimator` is k1, which has a mean gradient of 0 as a loss; set `loss.kl_estimator` to k2 or k3, "
@@ -312,8 +346,13 @@ def _check_loss(c: Any) -> None:
             "`loss.ref_model_sync_steps` is set, but there is no KL penalty; set `loss.kl_coef` or `rewards.kl_coef`, "
             "or set `loss.ref_model_sync_steps` to 0"
         )
-    if loss.type == "cispo" and loss.clip_ratio_c:
-        raise ValueError("`loss.clip_ratio_c` has no effect on `loss.type` cispo; leave `loss.clip_ratio_c` out")
+    if loss.type != "clip" and loss.clip_ratio_c:
+        raise ValueError(f"`loss.clip_ratio_c` has no effect on `loss.type` {loss.type}; leave `loss.clip_ratio_c` out")
+    if loss.type != "dppo" and loss.divergence != "tv":
+        raise ValueError(
+            f"`loss.divergence` has no effect on `loss.type` {loss.type}; leave `loss.divergence` out, or set "
+            "`loss.type` to dppo"
+        )
     if loss.importance_correction != "none" and c.precision == "exact" and not c.max_policy_lag:
         raise ValueError(
             "`precision` is exact, so sampler and learner have equal probabilities; set `loss.importance_correction` "

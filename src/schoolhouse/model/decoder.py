@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from schoolhouse.model import fused_ops
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.lora import Adapter
+from schoolhouse.model.output_head import float32_logits
 from schoolhouse.model.rope import rope_frequencies
 
 
@@ -98,7 +99,8 @@ class Backbone(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Maps tokens [N] at positions [N] to hidden states [N, C]; `project` maps hidden states to logits [., V].
+    """Maps tokens [N] at positions [N] to hidden states [N, C]; `project` maps hidden states to float32 logits
+    [., V].
 
     activation_checkpointing  keep only the input of each block, and compute the block again in the backward pass
     """
@@ -135,7 +137,7 @@ class Decoder(nn.Module):
         return self.model.norm(x_NC)
 
     def project(self, hidden_NC: Tensor) -> Tensor:
-        return self.lm_head(hidden_NC)
+        return float32_logits(hidden_NC, self.lm_head)
 
 
 def init_weights(decoder: Decoder, generator: torch.Generator) -> None:

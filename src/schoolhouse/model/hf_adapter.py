@@ -29,6 +29,7 @@ from schoolhouse.model.decoder import AttentionContext
 from schoolhouse.model.folder import read_json
 from schoolhouse.model.kv_cache import AttentionRule, Bfloat16SlotKVCache, PackedAttention, SlotKVCache
 from schoolhouse.model.lora import Adapter
+from schoolhouse.model.output_head import Float32Head
 from schoolhouse.model.parity import LOGIT_TOLERANCE, logit_difference, magnified, probe_tokens
 from schoolhouse.model.prompt_chunks import PromptChunk
 from schoolhouse.types import SchoolError
@@ -157,10 +158,13 @@ class HFAdapter(nn.Module):
         return output.last_hidden_state[0], this_pass.rules
 
     def project(self, hidden_NC: Tensor) -> Tensor:
-        """Compute logits [N, V] with the model's own code, because some models scale or cap their logits."""
+        """Compute float32 logits [N, V] with the model's own code, because some models scale or cap their logits."""
         head: Any = copy.copy(self.hf_model)
         head._modules = {**self.hf_model._modules, self.hf_model.base_model_prefix: _GivenHidden()}
-        return head(inputs_embeds=hidden_NC[None], use_cache=False).logits[0]
+        for name, module in self.hf_model.named_children():
+            if module is self.hf_model.get_output_embeddings():
+                head._modules[name] = Float32Head(module)
+        return head(inputs_embeds=hidden_NC[None], use_cache=False).logits[0].float()
 
     def save(self, folder: Path) -> dict[str, object]:
         """Write the weights in Hugging Face format, and return the contents of config.json."""

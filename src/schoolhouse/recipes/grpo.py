@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from schoolhouse.algorithms.advantages import group_advantage, scale_negatives, uses_group_baseline
+from schoolhouse.algorithms.advantages import group_advantage, scale_negatives, subtract_to_go, uses_group_baseline
 from schoolhouse.algorithms.format_rewards import has_format, language_consistency
 from schoolhouse.algorithms.groups import (
     drop_constant_reward_groups,
@@ -28,6 +28,7 @@ from schoolhouse.algorithms.losses import (
     add_penalty,
     cispo,
     clipped_surrogate,
+    dppo,
     importance_corrected,
     kl_penalty,
     ratio_stats,
@@ -171,6 +172,8 @@ def make_loss(c: Config) -> Loss:
     """Build the loss function of one token from the config."""
     if c.loss.type == "cispo":
         loss_fn = cispo(c.loss.clip_high, on_policy=c.on_policy)
+    elif c.loss.type == "dppo":
+        loss_fn = dppo(c.loss.clip_low, c.loss.clip_high, c.loss.divergence)
     else:
         level, dual = c.loss.importance_sampling_level, c.loss.clip_ratio_c
         loss_fn = clipped_surrogate(c.loss.clip_low, c.loss.clip_high, level, dual, on_policy=c.on_policy)
@@ -209,7 +212,7 @@ def shape_rewards(
     std_eps = c.advantage.std_eps if c.advantage.normalize_each_reward else 0.0
     shaped = add_format_rewards(shaped, format_rewards, format_weights(c), std_eps, c.advantage.std_ddof)
     shaped = overlong_penalty(shaped, max_new_tokens, c.rewards.overlong_buffer)
-    if c.rewards.kl_coef and reference:
+    if c.rewards.kl_coef and reference and not c.rewards.kl_to_go:
         rollouts = rollouts_of(shaped)
         now, then = (
             [scores.logprob.tolist() for scores in model.score(rollouts, c.sampling.temperature)]
@@ -227,7 +230,7 @@ def learn(
     The loss is normalised over all groups of the step.
     """
     # if all rewards of a group are equal, only a KL penalty has a gradient
-    skip_constant = uses_group_baseline(c.advantage.baseline) and not c.loss.kl_coef
+    skip_constant = uses_group_baseline(c.advantage.baseline) and not (c.loss.kl_coef or c.rewards.kl_to_go)
     signal = drop_constant_reward_groups(groups) if skip_constant else list(groups)
     divisor = c.loss.divisor or c.sampling.max_new_tokens
     weight = loss_aggregation(c.loss.aggregation, rollouts_of(groups), divisor)
@@ -238,7 +241,9 @@ def learn(
     columns = make_columns(c, policy, reference, signal, groups)
     clip = (inf, inf) if c.loss.type == "cispo" else (c.loss.clip_low, c.loss.clip_high)  # CISPO drops no gradient
     level = c.loss.importance_sampling_level
-    metrics_fn = partial(ratio_stats, low=clip[0], high=clip[1], level=level) if "old" in columns else None
+    divergence = c.loss.divergence if c.loss.type == "dppo" else None
+    limits = {"low": clip[0], "high": clip[1], "level": level, "divergence": divergence}
+    metrics_fn = partial(ratio_stats, **limits) if "old" in columns else None
     updates: list[dict[str, Any]] = []
     for _ in range(c.num_epochs):
         for rollouts, token_weight, columns_part in minibatches(signal, weight, columns, c.num_minibatches):
@@ -257,18 +262,20 @@ def make_columns(
 ) -> Columns:
     """Compute the inputs of the loss for each token: its advantage, and its log-probabilities under other policies."""
     a, rollouts, temperature = c.advantage, rollouts_of(signal), c.sampling.temperature
-    advantage = group_advantage(signal, a.baseline, a.scale_rewards, a.std_eps, a.std_ddof, scope=groups)
-    columns: Columns = {
-        "advantage": scale_negatives(advantage, a.negative_scale),
-        "sampled": [rollout.logprob for rollout in rollouts],
-    }
-    if c.max_policy_lag and c.loss.importance_correction == "none":
+    columns: Columns = {"sampled": [rollout.logprob for rollout in rollouts]}
+    if c.loss.type == "dppo" or (c.max_policy_lag and c.loss.importance_correction == "none"):
         columns["old"] = columns["sampled"]
     elif not c.on_policy:
         columns["old"] = [scores.logprob for scores in policy.score(rollouts, temperature)]
-    if reference and c.loss.kl_coef:
+    if reference and (c.loss.kl_coef or c.rewards.kl_to_go):
         columns["reference"] = [scores.logprob for scores in reference.score(rollouts, temperature)]
-    return columns
+    if c.rewards.kl_to_go:
+        now = [scores.logprob for scores in policy.score(rollouts, temperature)]
+        kl = [c.rewards.kl_coef * (p - q) for p, q in zip(now, columns["reference"], strict=True)]
+        advantage = subtract_to_go(signal, kl, a.baseline, a.scale_rewards, a.std_eps, a.std_ddof)
+    else:
+        advantage = group_advantage(signal, a.baseline, a.scale_rewards, a.std_eps, a.std_ddof, scope=groups)
+    return columns | {"advantage": scale_negatives(advantage, a.negative_scale)}
 
 
 def minibatches(

@@ -165,8 +165,12 @@ def shape_rewards(
 
 
 def score_loss() -> Loss:
-    """The REINFORCE loss with a KL penalty. The column "kl_coef" has the coefficient of the penalty for each token."""
-    gradient, kl = policy_gradient(), kl_penalty("k3")
+    """The REINFORCE loss with a KL penalty. The column "kl_coef" has the coefficient of the penalty for each token.
+
+    The mean gradient of the penalty is the gradient of KL(pi || reference), as in equations 3 and 4 of the paper. The
+    estimator k3 would have the gradient of KL(reference || pi).
+    """
+    gradient, kl = policy_gradient(), kl_penalty("k2")
 
     def loss(batch: Batch, scores: Scores) -> Any:
         return gradient(batch, scores) + batch["kl_coef"] * kl(batch, scores)

@@ -10,7 +10,7 @@ few standard errors of the exact gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -88,11 +88,20 @@ def gradient_estimates(
     groups: list[Group], loss: Loss, token_weight: Callable[[list[Rollout]], TokenWeight], **advantage_options: Any
 ) -> Tensor:
     """The gradient that each group estimates [NUM_GROUPS, 16]."""
+    return gradient_of_rows(groups, loss, token_weight, advantage=group_advantage(groups, **advantage_options))
+
+
+def gradient_of_rows(
+    groups: Sequence[Group],
+    loss: Loss,
+    token_weight: Callable[[list[Rollout]], TokenWeight],
+    **rows: Any,
+) -> Tensor:
+    """The gradient that each group estimates [NUM_GROUPS, 16] from the given rows of columns, such as `advantage`."""
     rollouts = rollouts_of(groups)
-    advantage = group_advantage(groups, **advantage_options)
     sampled = [rollout.logprob for rollout in rollouts]
     group = [[i // GROUP_SIZE] * len(rollout) for i, rollout in enumerate(rollouts)]
-    (batch,) = pack(rollouts, token_weight(rollouts), 10**9, advantage=advantage, sampled=sampled, group=group)
+    (batch,) = pack(rollouts, token_weight(rollouts), 10**9, sampled=sampled, group=group, **rows)
     previous = torch.where(batch.loss_mask, batch.tokens.roll(1), START)
     coefficient = _gradient_coefficient(batch, loss, previous)
     probabilities = LOGITS.softmax(-1)[previous]
