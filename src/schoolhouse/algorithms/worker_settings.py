@@ -14,7 +14,7 @@ class WorkerSettings(BaseConfig):
     """Number of worker processes that grade completions. With 0, one worker per core of this machine."""
     timeout: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Seconds for one call of the verifier. With 0: 5 seconds for one completion, 60 seconds for a whole batch."""
-    load_timeout: float = Field(120.0, gt=0, allow_inf_nan=False)
+    load_timeout: float = Field(60.0, gt=0, allow_inf_nan=False)
     """More seconds for the first call of a worker, which may load a model. A worker also has this time, and at least
     120 seconds, to open the task."""
     memory_limit: float = Field(2.0, ge=0, allow_inf_nan=False)

@@ -30,9 +30,11 @@ from schoolhouse.types import SchoolError, Verdict
 BATCH_TIMEOUT = 60.0
 """The default time limit for a call with several completions, in seconds."""
 
-LOAD_TIMEOUT = 120.0
-"""The default time in seconds that is added to the time limit of a worker's first call. A worker has the added time,
-but at least LOAD_TIMEOUT, to open its task."""
+START_TIMEOUT = 120.0
+"""The time limit in seconds for a worker to start and open its task. A longer `load_timeout` replaces this limit."""
+
+LOAD_TIMEOUT = 60.0
+"""The default time in seconds that is added to the time limit of a worker's first call."""
 
 MEMORY_LIMIT = 2 << 30
 """The memory in bytes that a verifier can allocate after its worker has opened the task. macOS has no such limit."""
@@ -61,7 +63,7 @@ class WorkerPool:
     `memory_limit` is the maximum memory in bytes that a verifier can allocate; 0 means no limit.
     `load_timeout` is the time in seconds that is added to the time limit of a worker's first call, because a verifier
         of the user can load a model in this call. If a worker replaces a killed worker, three times the duration of the
-        longest first call is added instead.
+        longest first call is added instead. If the added time was not enough for one worker, no other worker gets it.
     `seconds` has the duration of each verdict of the last call, in seconds. A call with several completions counts in
         equal parts.
     `traces` has the lines of the user's code for each reason of an exception.
@@ -84,6 +86,7 @@ class WorkerPool:
         self._loads = not task.spec or task.spec[0].startswith("python:")  # the package's own tasks load in `warm_up`
         self._first_call: float | None = None  # seconds of the longest first call that succeeded
         self._num_started = self._num_lost = self._num_graded = 0
+        self._load_failed = False
         self._last_reason = ""
         self._warned = False
         self._workers: list[Worker] = []
@@ -181,15 +184,15 @@ class WorkerPool:
 
     @property
     def _open_limit(self) -> float:
-        return max(self.load_timeout, LOAD_TIMEOUT)
+        return max(self.load_timeout, START_TIMEOUT)
 
     def _load_seconds(self, worker: Worker) -> float:
         """Return the time that the first call of a worker gets to load what it needs."""
         if worker.num_calls or not self._loads:
             return 0.0
-        if self._first_call is not None and not worker.is_new:
-            return min(3.0 * self._first_call, self.load_timeout)
-        return self.load_timeout if worker.is_new or self._num_lost < 2 * self.num_workers else 0.0
+        if self._first_call is None:
+            return 0.0 if self._load_failed else self.load_timeout
+        return self.load_timeout if worker.is_new else min(3.0 * self._first_call, self.load_timeout)
 
     def _remaining(self, worker: Worker) -> float:
         limit = worker.limit + self._load_seconds(worker) if worker.ready else self._open_limit
@@ -276,6 +279,7 @@ class WorkerPool:
         limit = self._limit_of(len(worker.sent))
         place = where(worker.trace, worker.process.pid) if worker.ready else ""
         place = f"; the verifier was{place}" if place else ""
+        self._load_failed |= load > 0 and self._first_call is None
         self._give_up(worker, results, f"no verdict{number} within {limit:g} s{first}{place}")
 
     def _give_up(self, worker: Worker, results: dict[int, Verdict], reason: str) -> None:
