@@ -212,7 +212,7 @@ def _difference(native: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def _speed(kernel: str, head_dim: int, dtype: torch.dtype) -> float:
-    """Measure how many times as fast as torch a kernel is. Other programs disturb several threads more than one thread.
+    """Measure how many times as fast as torch a kernel is, with one thread, which other programs disturb least.
 
     Torch must win three times in a row. So a moment in which the machine was busy does not decide against a kernel.
     """
