@@ -13,16 +13,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 
 LAYERS = [
-    {"types", "config", "randomness", "web"},
-    {
-        "runs.atomic_io",
-        "runs.hub_cache",
-        "runs.progress",
-        "runs.progress_display",
-        "runs.signals",
-        "runs.manifest",
-        "runs.diagnostics",
-    },
+    {"types", "config", "randomness", "web", "runs.progress_display"},
+    {"runs.atomic_io", "runs.hub_cache", "runs.progress", "runs.signals", "runs.manifest", "runs.diagnostics"},
     {"data"},
     {"algorithms"},
     {"runs.run"},

@@ -46,7 +46,8 @@ def grade_all(
     verdicts = []
     for problem, completion in cases:
         verdicts.append(grade_one(task, problem, completion))
-        progress(len(verdicts), len(cases))
+        if progress:
+            progress(len(verdicts), len(cases))
     return verdicts
 
 
