@@ -120,10 +120,10 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
     work = _workload(kind, size, model, options)
     dtype = peer_dtype(options["dtype"])
     peer_options = {"dtype": dtype}
-    own_options |= {"weights": options["weights"]} if options.get("weights", "auto") != "auto" else {}
     if options["source"]:
         peer_options["source"] = options["source"]
     own_options = {name: options[name] for name in ("lora_rank", "lora_alpha")} if options.get("lora_rank") else {}
+    own_options |= {"weights": options["weights"]} if options.get("weights", "auto") != "auto" else {}
     lora_options(own_options)  # raises before anything runs if this package cannot train LoRA
     with tempfile.TemporaryDirectory(prefix="school-bench-") as name:
         folder = Path(name)

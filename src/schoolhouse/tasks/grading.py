@@ -46,8 +46,7 @@ def grade_all(
     verdicts = []
     for problem, completion in cases:
         verdicts.append(grade_one(task, problem, completion))
-        if progress:
-            progress(len(verdicts), len(cases))
+        progress(len(verdicts), len(cases))
     return verdicts
 
 
