@@ -13,13 +13,12 @@ FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 
 LAYERS = [
-    {"types", "config", "randomness", "web"},
+    {"types", "config", "randomness", "web", "runs.progress_display"},
     {
         "runs.atomic_io",
         "runs.adapter_folder",
         "runs.hub_cache",
         "runs.progress",
-        "runs.progress_display",
         "runs.signals",
         "runs.manifest",
         "runs.diagnostics",

@@ -28,6 +28,7 @@ def test_the_limits_of_matrices_with_known_times():
     assert limits.weight_bytes == 4 * 40
     assert limits.memory_seconds == pytest.approx(3 * 160 / 20.0 + prefill)
     assert limits.flops == pytest.approx(2 * 40 * 10 / 21)
+    assert _limits(weights, [1], 0, 20.0, seconds_of_pass, "int8").memory_seconds == pytest.approx(40 / 20.0)
     lines = describe_limits({**limits._asdict(), "matmul_seconds": 7.0}, {"schoolhouse": 10.0, "peer": 70.0}, 21)
     assert "at most 3 tokens/s for this workload; reached: schoolhouse 70%, peer 10%" in lines[0]
 

@@ -122,16 +122,17 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
     peer_options = {"dtype": dtype}
     if options["source"]:
         peer_options["source"] = options["source"]
-    lora = {name: options[name] for name in ("lora_rank", "lora_alpha")} if options.get("lora_rank") else {}
-    lora_options(lora)  # raises before anything runs if this package cannot train LoRA
+    own_options = {name: options[name] for name in ("lora_rank", "lora_alpha")} if options.get("lora_rank") else {}
+    own_options |= {"weights": options["weights"]} if options.get("weights", "auto") != "auto" else {}
+    lora_options(own_options)  # raises before anything runs if this package cannot train LoRA
     with tempfile.TemporaryDirectory(prefix="school-bench-") as name:
         folder = Path(name)
         report("writing the workload")
-        write_workload(work, folder, {**peer_options, **lora, **search}, model)
+        write_workload(work, folder, {**peer_options, **own_options, **search}, model)
         report(f"the other library computes in {dtype}{_reason(options['dtype'])}")
         result = run_repeats(folder, kind, peer, options["repeats"], python, report)
         result |= {
-            "work": {**asdict(work), **search, **lora, **({"model": str(options["model"])} if model else {})},
+            "work": {**asdict(work), **search, **own_options, **({"model": str(options["model"])} if model else {})},
             "peer_options": peer_options,
             "machine": environment(),
         }
@@ -167,6 +168,8 @@ def _workload(kind: str, size: str, model: Path | None, options: Mapping[str, An
 
 def _real_model(kind: str, size: str | None, options: Mapping[str, Any]) -> Path | None:
     """The folder of --model, if the workload runs a real model. Raises SchoolError for options that do not fit."""
+    if options.get("weights", "auto") != "auto" and kind != "sampler":
+        raise SchoolError(f"--weights does not work with `{kind}`: run `school bench sampler --against transformers`")
     if options.get("lora_rank") and kind != "grpo":
         raise SchoolError(f"--lora_rank does not work with `{kind}`: run `school bench grpo --against trl`")
     if not options.get("model") or kind == "search":

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from schoolhouse.policy.policy import pick_device
+from schoolhouse.model.device import multiplies_bfloat16, pick_device
 
 
 class Limits(NamedTuple):
@@ -25,13 +25,18 @@ class Limits(NamedTuple):
 
 
 def measure_limits(threads: int, matrix_size: int = 2048, num_values: int = 1 << 28) -> Limits:
-    """Measure how fast square matrices are multiplied and `num_values` float32 numbers (1 GiB) are added up."""
+    """Measure how fast square matrices are multiplied and `num_values` float32 numbers (1 GiB) are added up.
+
+    If the processor emulates bfloat16, the bfloat16 matrices are smaller.
+    """
     torch.set_num_threads(threads)
     device = pick_device()
     flops = {}
     for dtype in (torch.bfloat16, torch.float32):
-        matrix = torch.randn(matrix_size, matrix_size, device=device, dtype=dtype)
-        flops[dtype] = 2 * matrix_size**3 / _median_seconds(lambda m=matrix: m @ m)
+        emulated = dtype == torch.bfloat16 and not multiplies_bfloat16(device)
+        size = matrix_size // 8 if emulated else matrix_size  # a large emulated product takes seconds
+        matrix = torch.randn(size, size, device=device, dtype=dtype)
+        flops[dtype] = 2 * size**3 / _median_seconds(lambda m=matrix: m @ m)
     values = torch.ones(num_values, device=device)
     return Limits(flops[torch.bfloat16], flops[torch.float32], 4 * num_values / _median_seconds(values.sum))
 

@@ -22,20 +22,23 @@ from schoolhouse.policy.policy import Policy
 _GRID = 6  # numbers of rows that are measured; the times for other numbers of rows are interpolated
 _MIN_SECONDS, _MIN_PASSES = 0.5, 3  # of the passes over all weights that are measured for one number of rows
 _PREFILL_ROWS = 512
+_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of one weight
 
 
 class ModelLimits(NamedTuple):
     """The speed limits of sampling one workload with one model.
 
     dtype              the number type of the weights in the measured matrix products.
+    stored             the number type in which the sampler stores the weights: `dtype`, or the one of --weights.
     rows               the largest number of rows of a decode step.
     flops              floating-point operations per second of the model's matrix products with `rows` rows.
-    weight_bytes       bytes of all weight matrices in this number type.
+    weight_bytes       bytes of all weight matrices as the sampler stores them.
     matmul_seconds     the time of all matrix products of the workload, including those of the prompts.
     memory_seconds     the time to read all weights once for each decode step, and the matrix products of the prompts.
     """
 
     dtype: str
+    stored: str
     rows: int
     flops: float
     weight_bytes: int
@@ -48,12 +51,14 @@ def measure_model_limits(folder: Path, work: Mapping[str, Any], bandwidth: float
 
     `bandwidth`: bytes per second when the machine reads from memory.
     """
+    stored = work.get("weights", "auto")
     policy = Policy.load(folder, work.get("precision", "auto"))
+    dtype = getattr(torch, stored) if stored in ("float32", "bfloat16") else policy.dtype
     weights = [module.weight for module in policy.decoder.modules() if isinstance(module, torch.nn.Linear)]
-    weights = [weight.detach().to(policy.dtype) for weight in weights]  # as autocast keeps them for a call of `extend`
+    weights = [weight.detach().to(dtype) for weight in weights]  # as autocast keeps them for a call of `extend`
     steps = rows_of_steps([length for group in work["lengths"] for length in group])
     prompt_tokens = sum(map(len, work["prompts"]))
-    return _limits(weights, steps, prompt_tokens, bandwidth, _seconds_of_pass)
+    return _limits(weights, steps, prompt_tokens, bandwidth, _seconds_of_pass, stored)
 
 
 def rows_of_steps(lengths: Sequence[int]) -> list[int]:
@@ -70,6 +75,7 @@ def _limits(
     prompt_tokens: int,
     bandwidth: float,
     seconds_of_pass: Callable[[Sequence[Tensor], int], float],
+    stored: str = "auto",
 ) -> ModelLimits:
     most = max(steps, default=1)
     grid = sorted({max(1, round(most * part / _GRID)) for part in range(1, _GRID + 1)} | {1})
@@ -77,9 +83,12 @@ def _limits(
     decoding = float(np.interp(steps, grid, seconds).sum())
     # the head of the decoder, its last matrix, is needed for the last token of each prompt only
     prefill = seconds_of_pass(weights[:-1], _PREFILL_ROWS) * prompt_tokens / _PREFILL_ROWS
-    weight_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+    dtype = str(weights[0].dtype).removeprefix("torch.")
+    stored = dtype if stored == "auto" else stored
+    weight_bytes = _BYTES[stored] * sum(weight.numel() for weight in weights)
     return ModelLimits(
-        str(weights[0].dtype).removeprefix("torch."),
+        dtype,
+        stored,
         most,
         2 * sum(weight.numel() for weight in weights) * most / seconds[-1],
         weight_bytes,
@@ -118,6 +127,6 @@ def describe_limits(limits: Mapping[str, Any], seconds: Mapping[str, float], tok
     return [
         f"matrix products of this model: {limits['flops'] / 1e9:,.0f} Gflop/s in {limits['dtype']} at {limits['rows']} "
         f"rows, so at most {tokens / matmul:,.0f} tokens/s for this workload; reached: {reached(matmul)}",
-        f"reading the weights ({limits['weight_bytes'] / 1e9:.2f} GB in {limits['dtype']}) once per step: at most "
+        f"reading the weights ({limits['weight_bytes'] / 1e9:.2f} GB in {limits['stored']}) once per step: at most "
         f"{tokens / memory:,.0f} tokens/s; reached: {reached(memory)}",
     ]

@@ -102,6 +102,14 @@ def lora_options(work: Mapping[str, Any]) -> dict[str, Any]:
     return {"lora": lora(rank=work["lora_rank"], alpha=work["lora_alpha"])}
 
 
+def set_sampling_weights(policy: Policy, weights: str) -> None:
+    """Set the number type of the weights that the sampler reads. Raises SchoolError if the sampler has no choice."""
+    if weights != "auto":
+        if not hasattr(policy, "sampling_weights"):
+            raise SchoolError(f"this version of schoolhouse cannot sample with {weights} weights: leave out --weights")
+        setattr(policy, "sampling_weights", weights)  # noqa: B010
+
+
 def model_config(size: str, max_seq_len: int) -> ModelConfig:
     """The Qwen3 config of a model with this size, such as 3M."""
     hidden_size, num_layers, num_heads, intermediate_size, vocab_size = MODEL_SIZES[size]

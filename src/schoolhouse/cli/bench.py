@@ -46,6 +46,8 @@ class Bench(BaseConfig):
     none: --problems x --samples rows of different lengths."""
     max_new_tokens: int | None = Field(None, gt=1)
     """Tokens of the longest answer; none: 128 with --model, else 256. The shortest answer has 16 tokens."""
+    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """For kind `sampler`: number type of the weights that the sampler of schoolhouse reads; auto: as in training."""
     lora_rank: int = Field(0, ge=0)
     """For kind `grpo`: both libraries train LoRA adapters of this rank (the other library uses the package peft)."""
     lora_alpha: float = Field(32.0, gt=0)

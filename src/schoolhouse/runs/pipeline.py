@@ -27,6 +27,7 @@ from schoolhouse.config import BaseConfig, KeyPath, Source, build, expand_dotted
 from schoolhouse.recipes import Recipe, load_recipe
 from schoolhouse.runs.atomic_io import atomic_write, read_json, to_json
 from schoolhouse.runs.manifest import peak_memory_bytes, read_manifest
+from schoolhouse.runs.progress import is_quiet
 from schoolhouse.runs.run import Run, read_metrics
 from schoolhouse.runs.size_defaults import size_defaults
 from schoolhouse.tasks.user_file import user_errors
@@ -151,7 +152,8 @@ def _run_stage(i: int, pipeline: Pipeline, source: Source, folder: Path, models:
     config, recipe = _config(i, pipeline, source, models), load_recipe(stage.recipe)
     with open_run(folder / stage.name, config, recipe) as run:
         progress = "already finished" if run.finished else f"from step {run.step}" if run.step else stage.recipe
-        print(f"stage {i + 1} of {len(pipeline.stages)}: {stage.name} ({progress})", file=sys.stderr)
+        if not is_quiet():
+            print(f"stage {i + 1} of {len(pipeline.stages)}: {stage.name} ({progress})", file=sys.stderr)
         if not run.finished:
             train_recipe(run, recipe)
             run.finish()

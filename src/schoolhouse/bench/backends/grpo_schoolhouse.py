@@ -21,18 +21,20 @@ group_size, lengths = work["samples"], [length for group in work["lengths"] for 
 prompts = prompt_rollouts(work["prompts"], group_size)
 
 
-def run() -> dict:
-    rollouts = policy.extend(prompts, lengths, stop_ids=())
+def step(problems: int) -> dict:
+    """Make one step on the first problems of the workload."""
+    rows = problems * group_size
+    rollouts = policy.extend(prompts[:rows], lengths[:rows], stop_ids=())
     verdicts = tuple(Verdict(float(g % 2)) for g in range(group_size))
     members = [tuple(rollouts[at : at + group_size]) for at in range(0, len(rollouts), group_size)]
     groups = [Group(few[0].problem, few, verdicts) for few in members]
-    rows: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "advantage": group_advantage(groups, "mean", "group_std"),
         "sampled": [r.logprob for r in rollouts],
     }
-    batches = pack(rollouts, sequence_mean(rollouts), share_prompts=policy.shares_prompts, **rows)
+    batches = pack(rollouts, sequence_mean(rollouts), share_prompts=policy.shares_prompts, **columns)
     stats = policy.update(batches, clipped_surrogate(0.2, 0.2, on_policy=True), 1e-6)
-    return {"tokens": sum(lengths), "logprob_gap": stats["logprob_gap"]}
+    return {"tokens": sum(lengths[:rows]), "logprob_gap": stats["logprob_gap"]}
 
 
-serve_repeats(run)
+serve_repeats(lambda: step(len(work["prompts"])), warm_up=lambda: step(1))
