@@ -9,23 +9,47 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from schoolhouse.algorithms.packing import pack, token_mean
+from schoolhouse.algorithms.packing import Batch, Scores, pack, token_mean
+from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.device import free_memory
+from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
+from schoolhouse.policy.learner import Learner
 from schoolhouse.policy.sampling_memory import choose_num_slots, sampling_need
 from schoolhouse.policy.scoring import logits_chunk
 from schoolhouse.runs.memory import size_text
 from schoolhouse.types import Key, Problem, Rollout, SchoolError
 
 if TYPE_CHECKING:
-    from schoolhouse.policy.policy import Policy
+    from schoolhouse.model.hf_adapter import HFAdapter
 
 _PROBE_TOKENS = (16, 48)  # two sizes, so that saved tensors that do not grow with the tokens cancel out
 _LOGIT_ARRAYS = 3  # arrays [chunk, V] of float32 at the same time: logits, their gradient, and a copy with masks
+
+
+class CheckedPolicy(Protocol):
+    """The parts of a `Policy` that the check uses. The file policy.py imports this file, not the reverse."""
+
+    decoder: Decoder | HFAdapter
+    device: torch.device
+    dtype: torch.dtype
+    packed_attention: type[PackedAttention]
+    slot_cache: type[SlotKVCache]
+
+    @property
+    def learner(self) -> Learner: ...
+
+    @property
+    def max_seq_len(self) -> int: ...
+
+    def autocast(self) -> AbstractContextManager[object]: ...
+
+    def batch_scores(self, batch: Batch, temperature: float) -> Scores: ...
 
 
 class LearningNeed(NamedTuple):
@@ -56,7 +80,7 @@ class LearningNeed(NamedTuple):
 
 
 def check_peak_memory(
-    policy: Policy, max_len: int, microbatch_tokens: int, prompts: Sequence[Rollout] = (), num_slots: int = 512
+    policy: CheckedPolicy, max_len: int, microbatch_tokens: int, prompts: Sequence[Rollout] = (), num_slots: int = 512
 ) -> None:
     """Check the memory for the largest micro-batch, and for sampling from the prompts of one step.
 
@@ -80,7 +104,7 @@ def check_peak_memory(
         raise SchoolError(_learning_error(need, reason, policy)) from error
 
 
-def check_learning_memory(policy: Policy, num_tokens: int) -> None:
+def check_learning_memory(policy: CheckedPolicy, num_tokens: int) -> None:
     """Check the memory for the first update, whose largest micro-batch has `num_tokens` tokens.
 
     Raises SchoolError if the memory is too small. The error names the sizes, and the config keys to lower.
@@ -88,12 +112,12 @@ def check_learning_memory(policy: Policy, num_tokens: int) -> None:
     _check_learning(policy, learning_need(policy, num_tokens, num_tokens), free_memory(policy.device))
 
 
-def _check_learning(policy: Policy, need: LearningNeed, free: int) -> None:
+def _check_learning(policy: CheckedPolicy, need: LearningNeed, free: int) -> None:
     if need.total > free:
         raise SchoolError(_learning_error(need, f"but only {size_text(free)} of memory are free", policy))
 
 
-def learning_need(policy: Policy, max_len: int, microbatch_tokens: int) -> LearningNeed:
+def learning_need(policy: CheckedPolicy, max_len: int, microbatch_tokens: int) -> LearningNeed:
     """Compute the memory of an update on the largest micro-batch."""
     max_len = min(max_len, policy.max_seq_len)
     tokens = max(1, microbatch_tokens // max_len) * max_len
@@ -113,7 +137,7 @@ def learning_need(policy: Policy, max_len: int, microbatch_tokens: int) -> Learn
     )
 
 
-def _activation_bytes(policy: Policy) -> float:
+def _activation_bytes(policy: CheckedPolicy) -> float:
     """Measure how many bytes the forward pass keeps for each token of a micro-batch.
 
     With activation checkpointing, the number includes the input of each block, and all activations of one block.
@@ -130,7 +154,7 @@ def _activation_bytes(policy: Policy) -> float:
     return each / layers + 4 * layers * decoder.config.hidden_size if recomputes else each
 
 
-def _saved_bytes(policy: Policy, num_tokens: int) -> int:
+def _saved_bytes(policy: CheckedPolicy, num_tokens: int) -> int:
     """Return the size of all tensors that a forward pass saves for the backward pass, without the weights."""
     weights = {weight.untyped_storage().data_ptr() for weight in policy.decoder.parameters()}
     saved: dict[int, int] = {}
@@ -149,7 +173,9 @@ def _saved_bytes(policy: Policy, num_tokens: int) -> int:
     return sum(saved.values())
 
 
-def _check_sampling(policy: Policy, max_len: int, prompts: Sequence[Rollout], num_slots: int, reserved: int) -> None:
+def _check_sampling(
+    policy: CheckedPolicy, max_len: int, prompts: Sequence[Rollout], num_slots: int, reserved: int
+) -> None:
     """Check the memory for sampling. A note on stderr tells if not all rollouts fit at the same time."""
     longest_prompt = max(map(len, prompts))
     distinct = len({prompt.tokens for prompt in prompts})
@@ -166,7 +192,7 @@ def _check_sampling(policy: Policy, max_len: int, prompts: Sequence[Rollout], nu
         )
 
 
-def _try_largest_batch(policy: Policy, max_len: int, microbatch_tokens: int) -> None:
+def _try_largest_batch(policy: CheckedPolicy, max_len: int, microbatch_tokens: int) -> None:
     loss_mask, logprob = (True,) * max_len, (math.nan,) * max_len
     row = Rollout(Problem("rehearsal", (), ""), Key(0, "rehearsal"), (0,) * max_len, loss_mask, logprob)
     rows = [row] * max(1, microbatch_tokens // max_len)
@@ -183,7 +209,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(one in text for one in texts)
 
 
-def _learning_error(need: LearningNeed, reason: str, policy: Policy) -> str:
+def _learning_error(need: LearningNeed, reason: str, policy: CheckedPolicy) -> str:
     names = ("gradients", "moments", "copies", "activations", "logits")
     parts = ", ".join(f"{name} {size_text(getattr(need, name))}" for name in names if getattr(need, name))
     keys = ["lower `microbatch_tokens`", "lower `sampling.max_new_tokens`"]

@@ -31,7 +31,8 @@ def supervised_update(
 ) -> dict[str, Any]:
     """Make update number `step` of `steps` updates, on the tokens in the loss masks.
 
-    Returns its metrics. Raises SchoolError if the memory is too small for the first update.
+    Returns its metrics. The metric `largest_microbatch` is the number of tokens of the largest micro-batch.
+    Raises SchoolError if the memory is too small for the first update.
 
     `loss_fn`: the loss; by default the negative log-likelihood.
     `aggregation`: a function that gives the weight of each token in the loss.
@@ -41,8 +42,9 @@ def supervised_update(
         for each rollout.
     """
     batches = pack(rollouts, aggregation(rollouts), microbatch_tokens, prompts=prompts, **columns)
+    largest = max(len(batch.tokens) for batch in batches)
     if not policy.learner.optimizer.state:  # before the first update
-        check_learning_memory(policy, max(len(batch.tokens) for batch in batches))
+        check_learning_memory(policy, largest)
     learning_rate = optimizer.rate(step, steps)
     metrics = policy.update(batches, loss_fn or negative_log_likelihood(), learning_rate, optimizer.max_grad_norm)
-    return {**metrics, "learning_rate": learning_rate}
+    return {**metrics, "learning_rate": learning_rate, "largest_microbatch": largest}

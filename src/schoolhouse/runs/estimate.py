@@ -190,13 +190,13 @@ def _signal(trials: Sequence[Trial]) -> float:
 def _peak_memory(config: BaseConfig, trials: Sequence[Trial], sizes: Sequence[int], whole: int, samples: int) -> int:
     """Compute the peak memory of a whole step: the peak of learning or the peak of sampling, whichever is larger."""
     batch_tokens = config.model_dump()["microbatch_tokens"]
-    trained = [max((row.get("trained_tokens", 0) for row in trial.metrics), default=0) for trial in trials]
-    if samples > 1 or not all(trained):  # a run that samples tries its largest micro-batch first
-        used, largest = list(_SMALL_TOKENS), batch_tokens
+    read = [max((row.get("largest_microbatch", 0) for row in trial.metrics), default=0) for trial in trials]
+    if not all(read):  # a run that samples tries its largest micro-batch before the first step
+        read, each = list(_SMALL_TOKENS), batch_tokens
     else:
-        used = [min(pair) for pair in zip(trained, _SMALL_TOKENS, strict=True)]
-        largest = min(batch_tokens, trained[1] * whole / sizes[1])
-    learning = _line(used, [trial.peak_memory for trial in trials], largest)
+        each = max(tokens / size for tokens, size in zip(read, sizes, strict=True))
+    largest = min(batch_tokens, whole * each)
+    learning = _line(read, [trial.peak_memory for trial in trials], largest)
     completions = [row for row in trials[1].metrics if row.get("rollouts")]
     if samples == 1 or not completions:
         return int(learning)
