@@ -65,8 +65,8 @@ class ModelRegistry:
         if not base_folder(resolve_model(folder)).samefile(base):
             other = base_name(resolve_model(folder))
             raise SchoolError(
-                f"--adapters.{name} {folder} is an adapter of {other}, but the model of this server is {base}: serve the "
-                "adapter in another process"
+                f"--adapters.{name} {folder} is an adapter of {other}, but the model of this server is {base}: serve "
+                "the adapter in another process"
             )
 
     @property
