@@ -20,11 +20,11 @@ def teacher(sft_model: Callable[[str], Path]) -> Path:
     return sft_model(TASK)
 
 
-def config(teacher: Path, **keys: Any) -> on_policy_distillation.Config:
+def config(folder: Path, **keys: Any) -> on_policy_distillation.Config:
     """The student is the base of its teacher, which answers at random."""
     defaults: dict[str, Any] = {
-        "model": str(teacher.parents[1] / "base"),
-        "teacher": str(teacher),
+        "model": str(folder.parents[2] / "base"),
+        "teacher": str(folder),
         "task": TASK,
         "steps": 2,
         "prompts_per_step": 8,

@@ -74,7 +74,7 @@ def on_policy_distillation(c: Config, run: Run) -> None:
         rate, temperature = c.optimizer.rate(step, c.steps), c.sampling.temperature
         with run.timed("learning"):
             advantage = distillation_advantage(
-                rollouts, [scores.logprob for scores in teacher.score(rollouts, temperature)]
+                rollouts, [scores.logprob.tolist() for scores in teacher.score(rollouts, temperature)]
             )
             batches = pack(
                 rollouts,
