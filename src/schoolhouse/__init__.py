@@ -24,9 +24,10 @@ _PUBLIC = {
     "data.chat": "Conversation",
     "data.prompts": "prompt_groups",
     "data.tokenizer": "Tokenizer train_tokenizer",
-    "algorithms.advantages": "group_advantage scale_negatives step_advantage value_gains",
+    "algorithms.advantages": "distillation_advantage group_advantage scale_negatives step_advantage "
+    "subtract_to_go value_gains",
     "algorithms.groups": "drop_constant_reward_groups drop_ungraded group_stats rollouts_of truncated with_rewards",
-    "algorithms.losses": "Loss add_penalty cispo clipped_surrogate importance_corrected kl_penalty "
+    "algorithms.losses": "Loss add_penalty cispo clipped_surrogate dppo importance_corrected kl_penalty "
     "negative_log_likelihood policy_gradient ratio_stats token_bce",
     "algorithms.packing": "Batch Scores TokenWeight constant loss_aggregation pack sequence_mean sequence_sum "
     "token_mean without",
@@ -87,6 +88,8 @@ __all__ = [
     "cispo",
     "clipped_surrogate",
     "constant",
+    "distillation_advantage",
+    "dppo",
     "drop_constant_reward_groups",
     "drop_ungraded",
     "evaluate",
@@ -113,6 +116,7 @@ __all__ = [
     "sequence_mean",
     "sequence_sum",
     "step_advantage",
+    "subtract_to_go",
     "supervised_update",
     "token_bce",
     "token_mean",
@@ -124,7 +128,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # the same names for type checkers, which do not run __getattr__
-    from schoolhouse.algorithms.advantages import group_advantage, scale_negatives, step_advantage, value_gains
+    from schoolhouse.algorithms.advantages import (
+        distillation_advantage,
+        group_advantage,
+        scale_negatives,
+        step_advantage,
+        subtract_to_go,
+        value_gains,
+    )
     from schoolhouse.algorithms.groups import (
         drop_constant_reward_groups,
         drop_ungraded,
@@ -138,6 +149,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
         add_penalty,
         cispo,
         clipped_surrogate,
+        dppo,
         importance_corrected,
         kl_penalty,
         negative_log_likelihood,

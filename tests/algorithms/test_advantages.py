@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from schoolhouse.algorithms.advantages import (
+    distillation_advantage,
     group_advantage,
+    masked_mean,
     scale_negatives,
     step_advantage,
     subtract_to_go,
@@ -174,3 +176,15 @@ def test_ungraded_rollouts_pay_nothing_and_count_in_no_mean():
 def test_costs_of_tokens_refuse_a_scale_that_does_not_fit(baseline: Any, scale: Any):
     with pytest.raises(ValueError, match="cannot be combined"):
         subtract_to_go([group(1.0, 0.0)], [[0, 0, 0], [0, 0, 0, 0]], baseline, scale)
+
+
+# --- distillation
+
+
+def test_distillation_compares_the_teacher_with_the_sampler_in_the_loss_mask():
+    rollouts = group(0.0, 0.0).rollouts  # the sampler's log-probability is -1
+    teacher = [[0, 0, -0.25], [0, 0, -3.0, -1.0]]
+    rows = distillation_advantage(rollouts, teacher)
+    assert rows == [[0, 0, 0.75], [0, 0, -2.0, 0]]
+    assert masked_mean(rollouts, rows) == pytest.approx(-1.25 / 3)
+    assert masked_mean([], []) == 0.0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from schoolhouse.algorithms.advantages import subtract_to_go
+from schoolhouse.algorithms.advantages import distillation_advantage, subtract_to_go
 from schoolhouse.algorithms.groups import rollouts_of
 from schoolhouse.algorithms.losses import Loss, clipped_surrogate, importance_corrected, kl_penalty, policy_gradient
 from schoolhouse.algorithms.packing import constant, sequence_mean, sequence_sum
@@ -171,6 +171,17 @@ def test_kl_to_go_is_the_gradient_of_reward_and_kl_of_whole_completions(on_polic
     estimates = to_go_estimates(on_policy, 0.5)
     assert max_standard_errors(estimates, exact_penalised_gradient(0.5)) < 3
     assert max_standard_errors(estimates, exact_penalised_gradient(0.0)) > 5
+
+
+# --- distillation: the reference is the teacher
+
+
+def test_distillation_has_the_gradient_of_the_reverse_kl_at_each_token(on_policy: list[Group]):
+    """KL(student || teacher), for the prefixes that the student writes."""
+    advantage = distillation_advantage(rollouts_of(on_policy), reference_rows(on_policy))
+    estimates = gradient_of_rows(on_policy, policy_gradient(), sequence_sum, advantage=advantage)
+    assert max_standard_errors(estimates, exact_kl_gradient(forward=False)) < 3
+    assert max_standard_errors(estimates, exact_kl_gradient(forward=True)) > 5
 
 
 def test_the_enumeration_covers_every_completion():

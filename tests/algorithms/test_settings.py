@@ -23,6 +23,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "pretrain": {"task": "school"},
     "prm": {"generator": "g"},
     "prm_rl": {"reward_model": "r"},
+    "on_policy_distillation": {"teacher": "t"},
     "rejection_sampling": {"teacher": "t"},
 }
 

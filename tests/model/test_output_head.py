@@ -100,6 +100,18 @@ def test_the_module_takes_hidden_states_of_any_shape():
     assert (logits - exact(hidden, head)).abs().max() < 1e-4
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_logits_on_a_gpu_are_float32_products():
+    head, hidden = make_head(), hidden_states().requires_grad_()
+    expected = exact(hidden, head)
+    with torch.autocast("cuda", torch.bfloat16):
+        logits = float32_logits(hidden.cuda(), head.cuda())
+    assert logits.dtype == torch.float32
+    assert (logits.cpu() - expected).abs().max() < 1e-4
+    logits.sum().backward()
+    assert hidden.grad is not None
+
+
 def test_other_products_of_the_process_keep_their_precision():
     mkldnn: Any = torch.backends.mkldnn
     before = mkldnn.matmul.fp32_precision

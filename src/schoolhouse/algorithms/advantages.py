@@ -147,6 +147,25 @@ def step_advantage(
     return rows
 
 
+def distillation_advantage(rollouts: Sequence[Rollout], teacher: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Give each token in the loss mask the advantage log pi_teacher - log pi. All other tokens get 0.
+
+    The log-probabilities log pi are those of the sampler. With the REINFORCE loss, the mean gradient is the gradient of
+    KL(pi || teacher) at each token (Agarwal et al. 2023, arXiv 2306.13649). `teacher` has one row [T] of
+    log-probabilities per rollout.
+    """
+    return [
+        [float(q) - p if mask else 0.0 for p, q, mask in zip(rollout.logprob, row, rollout.loss_mask, strict=True)]
+        for rollout, row in zip(rollouts, teacher, strict=True)
+    ]
+
+
+def masked_mean(rollouts: Sequence[Rollout], rows: Sequence[Sequence[float]]) -> float:
+    """The mean of the values in the loss masks of the rollouts. Returns 0 if no token is in a loss mask."""
+    values = [value for rollout, row in zip(rollouts, rows, strict=True) for value in compress(row, rollout.loss_mask)]
+    return fmean(values) if values else 0.0
+
+
 def value_gains(values: Sequence[float], start: float) -> list[float]:
     """Compute how much each step changed the value of the state: v_i - v_{i-1}.
 

@@ -1,0 +1,127 @@
+"""Self-distillation: the teacher is the model itself, with a worked answer in its prompt.
+
+The student sees a problem alone and answers it. The teacher sees the same problem with a demonstration, and scores the
+student's answer. The advantage of a token is log pi_teacher - log pi_student, as in on-policy distillation. The student
+never imitates the words of the demonstration, only what the model itself makes of them. Therefore the model forgets
+less than with supervised fine-tuning on the demonstrations (SDFT, Shenfeld et al. 2026, arXiv 2601.19897). A model
+that cannot use an example in its prompt is no teacher. Letters for sizes are P (problems per step), G (rollouts per
+problem) and T (tokens of a rollout).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schoolhouse.algorithms.advantages import distillation_advantage, masked_mean
+from schoolhouse.algorithms.losses import policy_gradient
+from schoolhouse.algorithms.packing import pack, token_mean
+from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
+from schoolhouse.data.chat import Conversation
+from schoolhouse.data.chat_settings import ChatConfig
+from schoolhouse.data.prompts import prompt_groups
+from schoolhouse.policy.policy import Policy
+from schoolhouse.policy.stream import RolloutStream
+from schoolhouse.runs.run import Run
+from schoolhouse.tasks.registry import open_task
+from schoolhouse.types import Demonstration, Precision, Problem, Rollout
+
+CONTEXT = "{question}\n\nA worked answer to this problem:\n{demonstration}\n\nNow answer the problem yourself."
+
+
+class Config(ChatConfig):
+    model: str
+    """Folder of the model to start from (Hugging Face format), or of a run: its newest checkpoint."""
+    task: str = "school"
+    """Where the demonstrations come from: school[:families], jsonl:PATH, ... The student answers their problems."""
+    teacher: Literal["policy", "start"] = "policy"
+    """The weights of the teacher: those of the policy as it is now, or those of the starting model."""
+    context: str = CONTEXT
+    """The teacher's last user message, with {question} and {demonstration}."""
+    seed: int = 0
+    steps: int = Field(100, gt=0)
+    prompts_per_step: int = Field(32, gt=0)
+    group_size: int = Field(1, gt=0)
+    """Number of rollouts per problem."""
+    sampling: RolloutSampling = RolloutSampling()
+    optimizer: Optimizer = Optimizer(learning_rate=2e-4, warmup_steps=5, lr_decay_fraction=0.0)
+    max_logprob_gap: float = Field(0.1, gt=0)
+    """Stop if log-probabilities of sampler and learner differ by more than this on average."""
+    microbatch_tokens: int = Field(4_096, gt=0)
+    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
+    precision: Precision = "auto"
+    save_every: int = Field(20, gt=0)
+
+    @model_validator(mode="after")
+    def _has_places(self) -> Config:
+        if missing := [place for place in ("{question}", "{demonstration}") if place not in self.context]:
+            raise ValueError(f"`context` does not contain {' and '.join(missing)}; write them where the texts belong")
+        return self
+
+
+def self_distillation(c: Config, run: Run) -> None:
+    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c)
+    teacher = policy if c.teacher == "policy" else Policy.load(c.model, c.precision, chat=c)
+    task, conversation = open_task(c.task, c.seed), policy.conversation
+    run.track_files(*task.files)
+
+    def make_prompts(step: int) -> list[Rollout]:  # [P*G]
+        problems = [demonstration.problem for demonstration in task.demonstrations(step, c.prompts_per_step)]
+        return prompt_groups(conversation, problems, c.group_size, seed=c.seed, purpose="practice", step=step)
+
+    def sample(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G]
+        return policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
+
+    stream = run.restore(RolloutStream(policy, make_prompts, sample))
+    for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
+        demonstrations = [d for d in task.demonstrations(step, c.prompts_per_step) for _ in range(c.group_size)]
+        rate, temperature = c.optimizer.rate(step, c.steps), c.sampling.temperature
+        with run.timed("learning"):
+            advantage = distillation_advantage(
+                rollouts, teacher_logprobs(c, teacher, conversation, rollouts, demonstrations)
+            )
+            batches = pack(
+                rollouts,
+                token_mean(rollouts),
+                c.microbatch_tokens,
+                share_prompts=policy.shares_prompts,
+                advantage=advantage,
+                sampled=[rollout.logprob for rollout in rollouts],
+            )
+            settings = (rate, c.optimizer.max_grad_norm, temperature, c.max_logprob_gap)
+            stats = policy.update(batches, policy_gradient(), *settings)
+        run.record(step, learning_rate=rate, reverse_kl=-masked_mean(rollouts, advantage), **stats)
+
+
+def teacher_logprobs(
+    c: Config,
+    teacher: Policy,
+    conversation: Conversation,
+    rollouts: Sequence[Rollout],
+    demonstrations: Sequence[Demonstration],
+) -> list[list[float]]:
+    """Return the teacher's log-probability of each token of each rollout [T], with the demonstration in its prompt."""
+    informed = []
+    for rollout, demonstration in zip(rollouts, demonstrations, strict=True):
+        problem = add_demonstration(demonstration, c.context)
+        informed.append(rollout.with_prompt(conversation.prompt_rollout(problem, rollout.key).tokens))
+    rows = []
+    for rollout, longer, scores in zip(
+        rollouts, informed, teacher.score(informed, c.sampling.temperature), strict=True
+    ):
+        start = rollout.turns[0]
+        rows.append([*(0.0 for _ in range(start)), *scores.logprob[longer.turns[0] :].tolist()])
+    return rows
+
+
+def add_demonstration(demonstration: Demonstration, context: str) -> Problem:
+    """Return the problem of a demonstration, with the demonstration in its last user message."""
+    *before, last = demonstration.problem.messages
+    answer = "\n".join(text for text in (demonstration.thought, demonstration.answer) if text)
+    texts = {"{question}": last.content, "{demonstration}": answer}
+    content = re.sub("|".join(map(re.escape, texts)), lambda place: texts[place[0]], context)
+    return replace(demonstration.problem, messages=(*before, last._replace(content=content)))
