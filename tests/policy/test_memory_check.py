@@ -12,7 +12,7 @@ from schoolhouse.algorithms.losses import negative_log_likelihood
 from schoolhouse.algorithms.packing import pack, token_mean
 from schoolhouse.algorithms.settings import Optimizer
 from schoolhouse.policy import memory_check, sampling_memory
-from schoolhouse.policy.memory_check import learning_need
+from schoolhouse.policy.memory_check import check_peak_memory, learning_need
 from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.types import Key, Message, Problem, SchoolError
 
@@ -72,15 +72,15 @@ def test_a_micro_batch_that_does_not_fit_is_an_error_before_it_is_tried(policy, 
         "but only 0.1 MB of memory are free: lower `microbatch_tokens`, .*set `activation_checkpointing` to true"
     )
     with pytest.raises(SchoolError, match=message):
-        policy.check_peak_memory(120, 4_096)
+        check_peak_memory(policy, 120, 4_096)
 
 
 def test_sampling_that_does_not_fit_is_an_error(policy, memory, monkeypatch):
     memory(learning_need(policy, 60, 60).total + 1)
-    policy.check_peak_memory(60, 60)
+    check_peak_memory(policy, 60, 60)
     monkeypatch.setattr(sampling_memory, "_LOGIT_COPIES", 10_000)
     with pytest.raises(SchoolError, match=r"sampling needs .* lower `max_new_tokens`"):
-        policy.check_peak_memory(60, 60, make_prompts(policy))
+        check_peak_memory(policy, 60, 60, make_prompts(policy))
 
 
 def test_a_note_tells_that_fewer_rollouts_are_sampled_together(policy, memory, monkeypatch, capsys):
@@ -88,9 +88,9 @@ def test_a_note_tells_that_fewer_rollouts_are_sampled_together(policy, memory, m
     monkeypatch.setattr(sampling_memory, "_LOGIT_COPIES", 1_000)
     each = 1_000 * 4 * policy.decoder.config.vocab_size
     memory(int(learning_need(policy, 120, 120).total + 20 * each / sampling_memory.SHARE))
-    policy.check_peak_memory(120, 120, prompts[:8])
+    check_peak_memory(policy, 120, 120, prompts[:8])
     assert not capsys.readouterr().err
-    policy.check_peak_memory(120, 120, prompts)
+    check_peak_memory(policy, 120, 120, prompts)
     note = capsys.readouterr().err
     assert "sampling 64 rollouts at the same time would need up to" in note
     assert "so 16 are sampled at the same time" in note  # four rounds
@@ -107,12 +107,12 @@ import resource, schoolhouse.policy.memory_check as check
 from schoolhouse.policy.policy import Policy
 from schoolhouse.types import SchoolError
 policy = Policy.load({str(tmp_path)!r}, "float32")
-policy.check_peak_memory(100, 100)
+check.check_peak_memory(policy, 100, 100)
 size = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (size + (20 << 20),) * 2)
 check.free_memory = lambda _: 1 << 40
 try:
-    policy.check_peak_memory(100, 100_000)
+    check.check_peak_memory(policy, 100, 100_000)
 except SchoolError as error:
     print(error)
 """
@@ -148,4 +148,4 @@ def test_the_first_supervised_update_is_checked(policy, memory):
 def test_other_errors_are_not_taken_for_missing_memory(policy, monkeypatch):
     monkeypatch.setattr(policy.decoder, "project", lambda _: torch.zeros(2, 3) @ torch.zeros(2, 3))
     with pytest.raises(RuntimeError, match="shapes"):
-        policy.check_peak_memory(20, 70)
+        check_peak_memory(policy, 20, 70)

@@ -12,6 +12,7 @@ from schoolhouse.algorithms.packing import pack, sequence_mean, token_mean
 from schoolhouse.algorithms.settings import Optimizer
 from schoolhouse.model.kv_cache import PackedAttention
 from schoolhouse.policy import scoring
+from schoolhouse.policy.memory_check import check_peak_memory
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.types import NAN, Demonstration, Key, Message, Problem, SchoolError
@@ -221,8 +222,8 @@ def test_check_peak_memory_reads_the_largest_batch_and_changes_nothing(policy, m
     monkeypatch.setattr(
         policy.decoder, "forward", lambda tokens, *rest: tokens_read.append(len(tokens)) or forward(tokens, *rest)
     )
-    policy.check_peak_memory(20, 70)
-    policy.check_peak_memory(10**6, 70)  # longer than the model reads
+    check_peak_memory(policy, 20, 70)
+    check_peak_memory(policy, 10**6, 70)  # longer than the model reads
     assert tokens_read == [16, 48, 60, 16, 48, policy.max_seq_len]  # two small passes measure the activations
     assert max_difference(weights_of(policy), before) == 0.0
     assert all(weight.grad is None for weight in policy.decoder.parameters())

@@ -23,6 +23,7 @@ from schoolhouse.policy.learner import Learner
 from schoolhouse.policy.sampling_memory import choose_num_slots, sampling_need
 from schoolhouse.policy.scoring import logits_chunk
 from schoolhouse.runs.memory import size_text
+from schoolhouse.runs.progress import phased
 from schoolhouse.types import Key, Problem, Rollout, SchoolError
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class LearningNeed(NamedTuple):
         return self.gradients + self.moments
 
 
+@phased("checking that the largest batch fits in memory")
 def check_peak_memory(
     policy: CheckedPolicy, max_len: int, microbatch_tokens: int, prompts: Sequence[Rollout] = (), num_slots: int = 512
 ) -> None:

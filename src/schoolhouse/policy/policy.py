@@ -37,7 +37,6 @@ from schoolhouse.model.lora_folder import load_conversation, load_model, save_mo
 from schoolhouse.model.native_attention import NativePackedAttention
 from schoolhouse.policy import generator
 from schoolhouse.policy.learner import Learner, MetricsFn
-from schoolhouse.policy.memory_check import check_peak_memory
 from schoolhouse.policy.sampling import SamplingParams
 from schoolhouse.policy.sampling_progress import sampling_phase
 from schoolhouse.policy.scoring import batch_scores
@@ -372,16 +371,6 @@ class Policy:
         )
         trim_memory()
         return metrics
-
-    @phased("checking that the largest batch fits in memory")
-    def check_peak_memory(self, max_len: int, microbatch_tokens: int, prompts: Sequence[Rollout] = ()) -> None:
-        """Check the memory for the largest micro-batch, and for sampling from `prompts`.
-
-        `max_len`: the maximum number of tokens in a rollout, including its prompt.
-        `prompts`: one prompt for each rollout of a step; empty for a run that does not sample.
-        Raises SchoolError if the memory is too small. The error names the sizes, and the config keys to lower.
-        """
-        check_peak_memory(self, max_len, microbatch_tokens, prompts)
 
     def batch_scores(self, batch: Batch, temperature: float) -> Scores:
         """Compute the log-probability and the entropy of each token of a batch, with the autograd graph."""

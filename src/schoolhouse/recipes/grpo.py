@@ -51,6 +51,7 @@ from schoolhouse.algorithms.settings import (
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.evaluate import evaluate
+from schoolhouse.policy.memory_check import check_peak_memory
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.policy.training import Reference, load_policy, reference_policy
@@ -142,7 +143,7 @@ def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
         return sample(policy, prompts, c.sampling)
 
     prompts = make_prompts(run.step)
-    policy.check_peak_memory(max(map(len, prompts)) + c.sampling.max_new_tokens, c.microbatch_tokens, prompts)
+    check_peak_memory(policy, max(map(len, prompts)) + c.sampling.max_new_tokens, c.microbatch_tokens, prompts)
     synced_reference = reference if c.loss.ref_model_sync_steps else None
     stream = run.restore(RolloutStream(policy, make_prompts, rollout, c.max_policy_lag, synced_reference))
 

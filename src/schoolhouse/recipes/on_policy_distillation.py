@@ -16,14 +16,16 @@ from pydantic import Field
 from schoolhouse.algorithms.advantages import distillation_advantage, masked_mean
 from schoolhouse.algorithms.losses import policy_gradient
 from schoolhouse.algorithms.packing import pack, token_mean
-from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
+from schoolhouse.algorithms.settings import Lora, Optimizer, RolloutSampling
+from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
+from schoolhouse.policy.memory_check import check_peak_memory
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
+from schoolhouse.policy.training import load_policy
 from schoolhouse.runs.run import Run
-from schoolhouse.tasks.grading import grade_rollouts
-from schoolhouse.tasks.registry import open_task
+from schoolhouse.tasks.grading import grade_rollouts, open_graded_task
 from schoolhouse.types import Precision, Rollout, SchoolError
 
 
@@ -40,19 +42,23 @@ class Config(ChatConfig):
     group_size: int = Field(4, gt=0)
     """Number of rollouts per problem. One is enough, because rollouts are not compared."""
     sampling: RolloutSampling = RolloutSampling()
+    rewards: WorkerSettings = WorkerSettings()
     optimizer: Optimizer = Optimizer(learning_rate=2e-4, warmup_steps=5, lr_decay_fraction=0.0)
+    lora: Lora = Lora()
     max_logprob_gap: float = Field(0.1, gt=0)
     """Stop if log-probabilities of sampler and learner differ by more than this on average."""
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    """Use less memory, but compute a second forward pass. The result is the same."""
     save_every: int = Field(20, gt=0)
 
 
 def on_policy_distillation(c: Config, run: Run) -> None:
-    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c)
+    policy = load_policy(c, run)
     teacher = Policy.load(c.teacher, c.precision, chat=c)
-    task, conversation = open_task(c.task, c.seed), policy.conversation
+    task, conversation = open_graded_task(c.task, c.seed, c.rewards), policy.conversation
     run.track_files(*task.files)
     run.track_model(c.teacher)
     if conversation.tokenizer.vocab != teacher.conversation.tokenizer.vocab:
@@ -68,6 +74,8 @@ def on_policy_distillation(c: Config, run: Run) -> None:
     def sample(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G]
         return policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
 
+    prompts = make_prompts(run.step)
+    check_peak_memory(policy, max(map(len, prompts)) + c.sampling.max_new_tokens, c.microbatch_tokens, prompts)
     stream = run.restore(RolloutStream(policy, make_prompts, sample))
     for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
         groups = grade_rollouts(rollouts, task, conversation.parse_completion)

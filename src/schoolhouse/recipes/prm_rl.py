@@ -32,6 +32,7 @@ from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.data.steps import graded_step_ends
+from schoolhouse.policy.memory_check import check_peak_memory
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.policy.training import load_policy
@@ -101,7 +102,7 @@ def prm_rl(c: Config, run: Run) -> None:
         return policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
 
     prompts = make_prompts(run.step)
-    policy.check_peak_memory(max(map(len, prompts)) + c.sampling.max_new_tokens, c.microbatch_tokens, prompts)
+    check_peak_memory(policy, max(map(len, prompts)) + c.sampling.max_new_tokens, c.microbatch_tokens, prompts)
     stream = run.restore(RolloutStream(policy, make_prompts, sample))
     for step, sampled in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
         groups = grade_rollouts(sampled, task, conversation.parse_completion)

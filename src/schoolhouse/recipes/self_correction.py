@@ -26,6 +26,7 @@ from schoolhouse.algorithms.worker_settings import WorkerSettings
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
 from schoolhouse.eval.two_attempts import Attempts, first_attempts, tokens_of_two_attempts, two_attempts
+from schoolhouse.policy.memory_check import check_peak_memory
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.policy.training import Reference, load_policy, reference_policy
@@ -85,7 +86,7 @@ def self_correction(c: Config, run: Run) -> None:
 
     prompts = make_prompts(run.step)
     new_tokens = tokens_of_two_attempts(conversation, c.sampling.max_new_tokens, c.instruction)
-    policy.check_peak_memory(max(map(len, prompts)) + new_tokens, c.microbatch_tokens, prompts)
+    check_peak_memory(policy, max(map(len, prompts)) + new_tokens, c.microbatch_tokens, prompts)
     stream = run.restore(RolloutStream(policy, make_prompts, sample))
     for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
         second = grade_rollouts(rollouts, task, conversation.parse_completion)

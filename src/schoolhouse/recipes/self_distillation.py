@@ -20,12 +20,14 @@ from pydantic import Field, model_validator
 from schoolhouse.algorithms.advantages import distillation_advantage, masked_mean
 from schoolhouse.algorithms.losses import policy_gradient
 from schoolhouse.algorithms.packing import pack, token_mean
-from schoolhouse.algorithms.settings import Optimizer, RolloutSampling
+from schoolhouse.algorithms.settings import Lora, Optimizer, RolloutSampling
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.prompts import prompt_groups
+from schoolhouse.policy.memory_check import check_peak_memory
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.stream import RolloutStream
+from schoolhouse.policy.training import Reference, load_policy, reference_policy
 from schoolhouse.runs.run import Run
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Demonstration, Precision, Problem, Rollout
@@ -49,11 +51,14 @@ class Config(ChatConfig):
     """Number of rollouts per problem."""
     sampling: RolloutSampling = RolloutSampling()
     optimizer: Optimizer = Optimizer(learning_rate=2e-4, warmup_steps=5, lr_decay_fraction=0.0)
+    lora: Lora = Lora()
     max_logprob_gap: float = Field(0.1, gt=0)
     """Stop if log-probabilities of sampler and learner differ by more than this on average."""
     microbatch_tokens: int = Field(4_096, gt=0)
     """Maximum tokens of one micro-batch. This changes memory, but not the result."""
     precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    """Use less memory, but compute a second forward pass. The result is the same."""
     save_every: int = Field(20, gt=0)
 
     @model_validator(mode="after")
@@ -64,8 +69,8 @@ class Config(ChatConfig):
 
 
 def self_distillation(c: Config, run: Run) -> None:
-    policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c)
-    teacher = policy if c.teacher == "policy" else Policy.load(c.model, c.precision, chat=c)
+    policy = load_policy(c, run)
+    teacher = policy if c.teacher == "policy" else reference_policy(c, policy)
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)
 
@@ -76,6 +81,8 @@ def self_distillation(c: Config, run: Run) -> None:
     def sample(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G]
         return policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)
 
+    prompts = make_prompts(run.step)
+    check_peak_memory(policy, max(map(len, prompts)) + c.sampling.max_new_tokens, c.microbatch_tokens, prompts)
     stream = run.restore(RolloutStream(policy, make_prompts, sample))
     for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
         demonstrations = [d for d in task.demonstrations(step, c.prompts_per_step) for _ in range(c.group_size)]
@@ -99,7 +106,7 @@ def self_distillation(c: Config, run: Run) -> None:
 
 def teacher_logprobs(
     c: Config,
-    teacher: Policy,
+    teacher: Reference,
     conversation: Conversation,
     rollouts: Sequence[Rollout],
     demonstrations: Sequence[Demonstration],
