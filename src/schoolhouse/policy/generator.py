@@ -20,6 +20,7 @@ from torch import Tensor
 from schoolhouse.model.cuda_graph import GraphedStep, StaticSlotKVCache
 from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
+from schoolhouse.model.packed_decoder import PackedDecoder
 from schoolhouse.policy.sampling import SamplingParams, sample_each
 from schoolhouse.policy.slots import NextTurn, Request, SlotTable
 from schoolhouse.policy.unused_ids import mask_unused
@@ -70,7 +71,7 @@ class RequestSource(Protocol):
 
 @torch.no_grad()
 def extend(
-    decoder: Decoder | HFAdapter,
+    decoder: Decoder | HFAdapter | PackedDecoder,
     rollouts: Sequence[Rollout],
     max_new_tokens: int | Sequence[int],
     stop_ids: Sequence[int],
@@ -222,7 +223,7 @@ def _check(rollouts: Sequence[Rollout], limits: Sequence[int], max_seq_len: int,
 
 
 def _prefill(
-    decoder: Decoder | HFAdapter,
+    decoder: Decoder | HFAdapter | PackedDecoder,
     packed_attention: type[PackedAttention],
     cache: SlotKVCache,
     prompts: Sequence[tuple[int, ...]],
