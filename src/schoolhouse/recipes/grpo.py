@@ -125,6 +125,7 @@ def sample_rollouts(policy: Policy, prompts: Sequence[Rollout], sampling: Rollou
 
 def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
     policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, c.activation_checkpointing, chat=c)
+    policy.sampling_weights = c.sampling.weights
     reference = Policy.load(c.model, c.precision, chat=c) if c.loss.kl_coef or c.rewards.kl_coef else None
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)

@@ -144,6 +144,7 @@ def label_solutions(c: Config, task: Task, reader: Conversation) -> tuple[list[t
     reward model.
     """
     generator = Policy.load(c.generator, c.precision, chat=c)
+    generator.sampling_weights = c.sampling.weights
     conversation, problems = generator.conversation, task.train_problems(0, c.num_prompts)
     check_same_tokenizer(conversation, reader, "the generator", "the reward model")
     prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="solution")

@@ -75,6 +75,7 @@ class Config(ChatConfig):
 
 def prm_rl(c: Config, run: Run) -> None:
     policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c)
+    policy.sampling_weights = c.sampling.weights
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)
     run.track_model(c.reward_model)

@@ -67,6 +67,7 @@ class Config(ChatConfig):
 
 def self_correction(c: Config, run: Run) -> None:
     policy = Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c)
+    policy.sampling_weights = c.sampling.weights
     reference = Policy.load(c.model, c.precision, chat=c)
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)

@@ -73,6 +73,7 @@ def star(c: Config, run: Run) -> None:
             "at temperature 0 all samples are identical: set sampling.temperature above 0 (ReST-EM uses 0.7)"
         )
     policy = run.restore(Policy.load(run.model_path(c.model), c.precision, c.optimizer, chat=c))
+    policy.sampling_weights = c.sampling.weights
     task, conversation = open_task(c.task, c.seed), policy.conversation
     demos_task = open_task(c.demos_task, c.seed)
     run.track_files(*task.files, *demos_task.files)

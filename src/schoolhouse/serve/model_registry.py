@@ -65,8 +65,14 @@ class ModelRegistry:
         if name not in folders:
             known = ", ".join(f"`{other}`" for other in folders)
             raise InvalidRequest(f"unknown model `{name}`; choose one of {known}", "model", "model_not_found", 404)
+
+        def load() -> Policy:
+            policy = Policy.load(folders[name], chat=config)
+            policy.sampling_weights = config.weights
+            return policy
+
         engine = BatchEngine(
-            lambda: Policy.load(folders[name], chat=config),
+            load,
             config.max_num_seqs,
             config.max_queued_seqs,
             config.max_model_len,

@@ -22,10 +22,13 @@
 #define ALIGNED_OUTPUTS 32 /* a multiple of PANEL on every processor: the caller need not know PANEL */
 #if defined(__AVX512F__)
 #define TILE 12
+#define IN_REGISTER_ROWS 12 /* up to this many rows, weights are expanded in registers */
 #else
 #define TILE 6
+#define IN_REGISTER_ROWS 4
 #endif
-#if defined(__x86_64__)
+/* Without this GCC loads a vector from memory again for each of its products. */
+#if (LANES == 16 && defined(__AVX512F__)) || (LANES == 8 && defined(__AVX__)) || (LANES == 4 && defined(__SSE2__))
 #define IN_REGISTER(x) __asm__("" : "+v"(x))
 #else
 #define IN_REGISTER(x) (void)0
@@ -42,6 +45,12 @@ INLINE int inputs_of_word(int64_t type) { return type == FLOAT ? 1 : type == BFL
 INLINE int64_t scaled_inputs(int64_t type, int64_t in) { return type == INT8 ? SCALED : in; }
 INLINE int64_t panel_bytes_of(int64_t type, int64_t in) {
     return in / inputs_of_word(type) * PANEL * 4 + (type == INT8 ? (in + SCALED - 1) / SCALED * PANEL * 4 : 0);
+}
+
+INLINE uint_vec load_words(const char *x) { /* one vector at a time: GCC copies longer pieces through memory */
+    uint_vec words;
+    memcpy(&words, x, sizeof words);
+    return words;
 }
 
 /* Weights of input `j` of a vector of words. */
@@ -62,14 +71,15 @@ INLINE void multiply(const int T, const int P, const int64_t type, int64_t in, c
         const int64_t end = in - first < span ? in : first + span;
         vec scale[8];
         if (type == INT8) {
-            UNROLL for (int p = 0; p < 2 * P; p += 2) memcpy(scale + p, panels + p / 2 * panel_bytes, 2 * sizeof(vec));
+            UNROLL for (int p = 0; p < 2 * P; p++) scale[p] =
+                (vec)load_words(panels + p / 2 * panel_bytes + p % 2 * sizeof(vec));
             panels += PANEL * 4;
         }
         for (int64_t k = first; k < end; k += STEP, x += STEP * T, panels += STEP / group * PANEL * 4) {
             UNROLL for (int p = 0; p < 2 * P; p += 2) UNROLL for (int j = 0; j < STEP; j++) {
-                uint_vec words[2];
-                memcpy(words, panels + p / 2 * panel_bytes + j / group * (PANEL * 4), sizeof words);
-                vec left = unpack(type, words[0], j % group), right = unpack(type, words[1], j % group);
+                const char *words = panels + p / 2 * panel_bytes + j / group * (PANEL * 4);
+                vec left = unpack(type, load_words(words), j % group);
+                vec right = unpack(type, load_words(words + sizeof(vec)), j % group);
                 if (type == INT8) left *= scale[p], right *= scale[p + 1];
                 IN_REGISTER(left);
                 IN_REGISTER(right);
@@ -80,7 +90,7 @@ INLINE void multiply(const int T, const int P, const int64_t type, int64_t in, c
             }
         }
     }
-    UNROLL for (int i = 0; i < T; i++) memcpy(out[i], sum[i], 2 * P * sizeof(vec));
+    UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) out[i][p] = sum[i][p];
 }
 
 #if defined(__AVX512BF16__)
@@ -98,7 +108,7 @@ INLINE void multiply_pairs(const int T, const int P, int64_t in, const uint32_t 
                 _mm512_dpbf16_ps(sum[i][p], (__m512bh)_mm512_set1_epi32((int)x[k * T + i]), (__m512bh)w);
         }
     }
-    UNROLL for (int i = 0; i < T; i++) memcpy(out[i], sum[i], 2 * P * sizeof(vec));
+    UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) out[i][p] = (vec)sum[i][p];
 }
 #endif
 
@@ -276,7 +286,7 @@ void packed_linear(int64_t threads, int64_t type, int64_t kind, int64_t rows, in
     const int64_t panels = (out + PANEL - 1) / PANEL, tiles = (rows + TILE - 1) / TILE;
     const int64_t row_size = kind == SWIGLU ? 2 * in : in, panel_bytes = panel_bytes_of(type, in);
     const int64_t value_bytes = pairs ? 2 : 4, pieces = tiles < threads ? threads : 1;
-    const int expand = tiles > 1 && type != FLOAT && !pairs;
+    const int expand = rows > IN_REGISTER_ROWS && type != FLOAT && !pairs;
     /* panels that stay in the cache while all tiles of rows are multiplied by them */
     const int64_t fitting = CACHED_BYTES / (in * PANEL * value_bytes), block = fitting > 4 ? fitting / 4 * 4 : 4;
     char *packed_x = aligned_alloc(64, (rows * in * value_bytes + 63) / 64 * 64);
