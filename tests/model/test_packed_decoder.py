@@ -66,3 +66,11 @@ def test_auto_keeps_torch_for_small_models_and_never_rounds_more_than_the_learne
     assert choose_weights(decoder, "auto", torch.bfloat16) == "bfloat16"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert choose_weights(decoder, "auto", torch.bfloat16) is None
+
+
+def test_many_rows_in_bfloat16_are_left_to_torch(decoder):
+    tokens = torch.arange(120).repeat(2)[:130] % decoder.config.vocab_size
+    packed = PackedDecoder(decoder, "bfloat16")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(logits_of(packed, tokens), logits_of(decoder, tokens))
+        assert not torch.equal(logits_of(packed, tokens[:9]), logits_of(decoder, tokens[:9]))

@@ -20,6 +20,9 @@ from schoolhouse.types import SchoolError
 SamplingWeights = Literal["auto", "float32", "bfloat16", "int8"]
 """The number type of the weights from which a policy samples. `auto`: that of the learner's matrix products."""
 
+_MANY_ROWS = 128
+"""With more rows, torch multiplies in bfloat16 about 15 % faster than the packed kernel (Zen 5)."""
+
 _SMALLEST = 1 << 23
 """With `auto`, a model with fewer weights is not packed: its weights stay in the processor's cache."""
 
@@ -115,6 +118,8 @@ class PackedDecoder:
     @torch.no_grad()
     def __call__(self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext) -> Tensor:
         """Map tokens [N] at positions [N] to hidden states [N, C], like `Decoder.forward`."""
+        if self._torch_is_faster(len(tokens_N)):
+            return self.decoder(tokens_N, positions_N, context)
         config, decoder = self.config, self.decoder
         rotation = decoder.rotation(positions_N)
         x_NC = decoder.model.embed_tokens(tokens_N).float()
@@ -137,5 +142,11 @@ class PackedDecoder:
     @torch.no_grad()
     def project(self, hidden_NC: Tensor) -> Tensor:
         """Map hidden states [N, C] to logits [N, V], like `Decoder.project`."""
+        if self._torch_is_faster(len(hidden_NC)):
+            return self.decoder.project(hidden_NC)
         assert self._head is not None
         return self._head(hidden_NC.float().contiguous())
+
+    def _torch_is_faster(self, rows: int) -> bool:
+        """Tell whether torch multiplies so many rows faster, by weights that are rounded alike."""
+        return self.type == "bfloat16" and rows > _MANY_ROWS and torch.is_autocast_enabled("cpu")
