@@ -30,6 +30,9 @@ class Sampling(BaseConfig):
     """Maximum number of tokens in one completion."""
     temperature: float = Field(1.0, ge=0)
     """Logits are divided by this number; with 0 the most likely token is chosen."""
+    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Number type of the weights from which completions are sampled, also in evaluations during the run. auto: that of
+    the learner. With bfloat16 or int8, few completions at a time are sampled faster; watch the metric `logprob_gap`."""
 
 
 class RolloutSampling(Sampling):

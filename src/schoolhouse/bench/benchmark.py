@@ -21,7 +21,7 @@ from typing import Any
 from schoolhouse.bench.backends.protocol import MARK
 from schoolhouse.bench.limits import measure_limits
 from schoolhouse.bench.model_limits import describe_limits, measure_model_limits
-from schoolhouse.bench.workload import MODEL_SIZES, Workload, lora_options, write_workload
+from schoolhouse.bench.workload import MODEL_SIZES, Workload, write_workload
 from schoolhouse.config import suggest
 from schoolhouse.model.device import multiplies_bfloat16, pick_device, pick_dtype
 from schoolhouse.runs.atomic_io import read_json, resolve_model
@@ -124,7 +124,6 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
         peer_options["source"] = options["source"]
     own_options = {name: options[name] for name in ("lora_rank", "lora_alpha")} if options.get("lora_rank") else {}
     own_options |= {"weights": options["weights"]} if options.get("weights", "auto") != "auto" else {}
-    lora_options(own_options)  # raises before anything runs if this package cannot train LoRA
     with tempfile.TemporaryDirectory(prefix="school-bench-") as name:
         folder = Path(name)
         report("writing the workload")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from schoolhouse.algorithms import settings
+from schoolhouse.algorithms.settings import Lora
 from schoolhouse.data.chat import Conversation
 from schoolhouse.data.tokenizer import Tokenizer, train_tokenizer
 from schoolhouse.model.config import ModelConfig
@@ -18,7 +18,7 @@ from schoolhouse.model.folder import read_json
 from schoolhouse.policy.policy import Policy
 from schoolhouse.randomness import python_random
 from schoolhouse.runs.atomic_io import atomic_write, resolve_model, to_json
-from schoolhouse.types import NAN, Key, Problem, Rollout, SchoolError
+from schoolhouse.types import NAN, Key, Problem, Rollout
 
 MODEL_SIZES = {  # name: hidden_size, num_layers, num_heads, intermediate_size, vocab_size
     "1M": (128, 4, 2, 384, 1024),
@@ -94,20 +94,8 @@ def row_rollouts(rows: Sequence[Sequence[int]]) -> list[Rollout]:
 
 def lora_options(work: Mapping[str, Any]) -> dict[str, Any]:
     """The argument `lora` of `Policy.load` for a workload with LoRA, or no argument for a workload without LoRA."""
-    if not work.get("lora_rank"):
-        return {}
-    lora = getattr(settings, "Lora", None)
-    if lora is None:
-        raise SchoolError("this version of schoolhouse cannot train LoRA adapters: leave out --lora_rank")
-    return {"lora": lora(rank=work["lora_rank"], alpha=work["lora_alpha"])}
-
-
-def set_sampling_weights(policy: Policy, weights: str) -> None:
-    """Set the number type of the weights that the sampler reads. Raises SchoolError if the sampler has no choice."""
-    if weights != "auto":
-        if not hasattr(policy, "sampling_weights"):
-            raise SchoolError(f"this version of schoolhouse cannot sample with {weights} weights: leave out --weights")
-        setattr(policy, "sampling_weights", weights)  # noqa: B010
+    rank = work.get("lora_rank")
+    return {"lora": Lora(rank=rank, alpha=work["lora_alpha"])} if rank else {}
 
 
 def model_config(size: str, max_seq_len: int) -> ModelConfig:

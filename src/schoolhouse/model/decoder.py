@@ -121,13 +121,17 @@ class Decoder(nn.Module):
         self.config = replace(self.config, tie_word_embeddings=True)
         self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext) -> Tensor:
+    def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The cosines and the sines of the rotary embedding at positions [N], each of shape [N, 1, D / 2]."""
         config = self.config
         frequency, magnitude = rope_frequencies(
-            config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings, tokens_N.device
+            config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings, positions_N.device
         )
-        angle = (positions_N[:, None].float() * frequency)[:, None]  # [N, 1, D / 2]
-        rotation = (angle.cos() * magnitude, angle.sin() * magnitude)
+        angle = (positions_N[:, None].float() * frequency)[:, None]
+        return angle.cos() * magnitude, angle.sin() * magnitude
+
+    def forward(self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext) -> Tensor:
+        rotation = self.rotation(positions_N)
         x_NC = self.model.embed_tokens(tokens_N)
         for layer, block in enumerate(self.model.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():

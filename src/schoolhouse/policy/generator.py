@@ -21,6 +21,7 @@ from schoolhouse.model.cuda_graph import GraphedStep, StaticSlotKVCache
 from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
 from schoolhouse.model.native_attention import NativePackedAttention
+from schoolhouse.model.packed_decoder import PackedDecoder
 from schoolhouse.model.prompt_chunks import PREFILL_TOKENS, PromptChunk, group_prompts
 from schoolhouse.policy.sampling import SamplingParams, sample_each
 from schoolhouse.policy.sampling_memory import choose_num_slots, sampling_need
@@ -74,7 +75,7 @@ class RequestSource(Protocol):
 
 @torch.no_grad()
 def extend(
-    decoder: Decoder | HFAdapter,
+    decoder: Decoder | HFAdapter | PackedDecoder,
     rollouts: Sequence[Rollout],
     max_new_tokens: int | Sequence[int],
     stop_ids: Sequence[int],
@@ -237,7 +238,7 @@ def _check(rollouts: Sequence[Rollout], limits: Sequence[int], max_seq_len: int,
 
 
 def _prefill(
-    decoder: Decoder | HFAdapter,
+    decoder: Decoder | HFAdapter | PackedDecoder,
     packed_attention: type[PackedAttention],
     cache: SlotKVCache,
     prompts: Sequence[tuple[int, ...]],
@@ -263,7 +264,7 @@ def _prefill(
 
 
 def _read_prompts(
-    decoder: Decoder | HFAdapter,
+    decoder: Decoder | HFAdapter | PackedDecoder,
     packed_attention: type[PackedAttention],
     prompts: Sequence[tuple[int, ...]],
     device: torch.device,

@@ -19,12 +19,13 @@ from schoolhouse.algorithms.packing import Batch, Scores, pack, token_mean
 from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.device import free_memory
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
+from schoolhouse.model.packed_decoder import SamplingWeights, packed_bytes
 from schoolhouse.policy.learner import Learner
 from schoolhouse.policy.sampling_memory import choose_num_slots, sampling_need
 from schoolhouse.policy.scoring import logits_chunk
 from schoolhouse.runs.memory import size_text
 from schoolhouse.runs.progress import phased
-from schoolhouse.types import Key, Problem, Rollout, SchoolError
+from schoolhouse.types import Key, Precision, Problem, Rollout, SchoolError
 
 if TYPE_CHECKING:
     from schoolhouse.model.hf_adapter import HFAdapter
@@ -39,6 +40,8 @@ class CheckedPolicy(Protocol):
     decoder: Decoder | HFAdapter
     device: torch.device
     dtype: torch.dtype
+    precision: Precision
+    sampling_weights: SamplingWeights
     packed_attention: type[PackedAttention]
     slot_cache: type[SlotKVCache]
 
@@ -96,7 +99,9 @@ def check_peak_memory(
     need, free = learning_need(policy, max_len, microbatch_tokens), free_memory(policy.device)
     _check_learning(policy, need, free)
     if prompts:
-        _check_sampling(policy, max_len, prompts, num_slots, need.kept)
+        exact = policy.precision == "exact"
+        packed = packed_bytes(policy.decoder, policy.sampling_weights, policy.dtype, exact)
+        _check_sampling(policy, max_len, prompts, num_slots, need.kept + round(packed))
     try:
         _try_largest_batch(policy, max_len, microbatch_tokens)
     except (RuntimeError, MemoryError) as error:

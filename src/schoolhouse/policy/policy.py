@@ -35,6 +35,7 @@ from schoolhouse.model.kernel_choice import best_attention, plain_attention
 from schoolhouse.model.kv_cache import trim_memory
 from schoolhouse.model.lora_folder import load_conversation, load_model, save_model
 from schoolhouse.model.native_attention import NativePackedAttention
+from schoolhouse.model.packed_decoder import PackedDecoder, SamplingWeights, pack_decoder
 from schoolhouse.policy import generator
 from schoolhouse.policy.learner import Learner, MetricsFn
 from schoolhouse.policy.sampling import SamplingParams
@@ -70,6 +71,8 @@ class Policy:
         same bits.
     `optimizer`: the config of AdamW.
     `device`: the device of the weights; by default the first GPU, or the CPU if there is no GPU.
+    `sampling_weights`: an attribute with the number type of the weights for sampling. The default `auto` is the number
+        type of the learner's matrix products.
     `activation_checkpointing`: if true, the learner keeps only the input of each block, and computes the block again in
         the backward pass (Chen et al. 2016, arXiv 1604.06174).
     """
@@ -95,7 +98,7 @@ class Policy:
         self.conversation = conversation
         missing_ids = conversation.tokenizer.missing_ids(decoder.config.vocab_size)
         self.unused_ids = find_unused_ids(missing_ids, self.device)
-        self.dtype = pick_dtype(precision, self.device)
+        self.precision, self.dtype = precision, pick_dtype(precision, self.device)
         self.packed_attention, self.slot_cache = plain_attention(self.dtype, self.device)
         if decoder.config.plain_attention:
             self.packed_attention, self.slot_cache = best_attention(decoder.config.head_dim, self.dtype, self.device)
@@ -105,6 +108,8 @@ class Policy:
         decoder.activation_checkpointing = activation_checkpointing
         self._optimizer = optimizer or Optimizer()
         self._load_model: Callable[[Path | str], Decoder | HFAdapter] = load_model
+        self.sampling_weights: SamplingWeights = "auto"
+        self._packed: PackedDecoder | None = None
 
     # --- loading and saving
 
@@ -261,7 +266,7 @@ class Policy:
             max_total_tokens, max_new_tokens = max_new_tokens, min(thinking_budget, max_new_tokens)
         with sampling_phase(len(rollouts), max_total_tokens or max_new_tokens, on_token) as meter, self.autocast():
             extended = generator.extend(
-                self.decoder,
+                self._sampler(),
                 rollouts,
                 max_new_tokens,
                 self.conversation.stop_ids if stop_ids is None else stop_ids,
@@ -295,7 +300,7 @@ class Policy:
         """
         with self.autocast():
             generator.extend(
-                self.decoder,
+                self._sampler(),
                 [],
                 [],
                 self.conversation.stop_ids,
@@ -309,6 +314,12 @@ class Policy:
                 on_token=on_token,
             )
         trim_memory()
+
+    def _sampler(self) -> Decoder | HFAdapter | PackedDecoder:
+        """The decoder to sample from: packed weights if they gain time here, otherwise the decoder of the learner."""
+        wanted: SamplingWeights = self.sampling_weights
+        self._packed = pack_decoder(self.decoder, wanted, self.dtype, self.precision == "exact", self._packed)
+        return self._packed or self.decoder
 
     def _stop_matcher(self, stop_strings: Sequence[str]) -> generator.StopMatcher:
         candidates, matches = self.conversation.stop_matcher(stop_strings)
@@ -366,6 +377,7 @@ class Policy:
             distribution.
         """
         score_fn = partial(self.batch_scores, temperature=temperature)
+        self._packed = None  # the weights change: their packed copy must not take memory during the update
         metrics = self.learner.update(
             batches, loss_fn, score_fn, learning_rate, max_grad_norm, max_logprob_gap, metrics_fn
         )

@@ -21,7 +21,7 @@ def load_policy(c: Any, run: Run, model: Path | str = "") -> Policy:
     """Load the policy that a recipe trains: from the newest checkpoint of the run, or from its starting model.
 
     `c`: the config of the recipe, with the keys `model`, `precision`, `optimizer`, `lora` and `seed`. A config may also
-        have the key `activation_checkpointing`.
+        have the keys `activation_checkpointing` and `sampling`.
     `model`: the starting model, if it is not `c.model`.
     """
     policy = Policy.load(
@@ -33,6 +33,8 @@ def load_policy(c: Any, run: Run, model: Path | str = "") -> Policy:
         lora=c.lora,
         seed=c.seed,
     )
+    if hasattr(c, "sampling"):
+        policy.sampling_weights = c.sampling.weights
     if c.lora.rank:
         sizes = [(p.numel(), p.requires_grad) for p in policy.decoder.parameters()]
         trained, total = sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)

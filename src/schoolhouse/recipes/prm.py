@@ -147,6 +147,7 @@ def label_solutions(c: Config, task: Task, policy: Policy) -> tuple[list[tuple[L
     Truncated solutions are left out. `policy` is the model that becomes the reward model.
     """
     generator = Policy.load(c.generator, c.precision, chat=c)
+    generator.sampling_weights = c.sampling.weights
     conversation, problems = generator.conversation, task.train_problems(0, c.num_prompts)
     check_same_tokenizer(conversation, policy.conversation, "the generator", "the reward model")
     prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="solution")

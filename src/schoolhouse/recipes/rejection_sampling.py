@@ -97,6 +97,7 @@ def sample_teacher(c: Config) -> tuple[list[dict[str, Any]], dict[str, int]]:
     Returns a row for each kept completion, and the number of dropped completions for each reason.
     """
     teacher, task = Policy.load(c.teacher, c.precision, chat=c), open_graded_task(c.task, c.seed, c.rewards)
+    teacher.sampling_weights = c.sampling.weights
     conversation = teacher.conversation
     problems = task.train_problems(0, c.num_prompts)
     prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="harvest")

@@ -117,6 +117,7 @@ def choose_pairs(c: Config, pairs: Sequence[Pair]) -> list[Pair]:
 def sample_pairs(c: Config, policy: Policy, task: Task) -> tuple[list[Pair], int]:
     """Sample pairs of two attempts and grade the attempts. Returns the pairs and the total number of sampled tokens."""
     conversation, problems = policy.conversation, task.train_problems(0, c.num_prompts)
+    policy.sampling_weights = c.sampling.weights
     prompts = prompt_groups(conversation, problems, c.samples_per_prompt, seed=c.seed, purpose="revise")
     if c.pairs == "pair_sft":
         attempts = policy.extend(prompts, c.sampling.max_new_tokens, temperature=c.sampling.temperature)

@@ -91,6 +91,7 @@ class ModelRegistry:
 
         def load() -> Policy:
             policy = Policy.load(folders[name], chat=config)
+            policy.sampling_weights = config.weights
             if name in config.adapters.folders:
                 share_base(policy.decoder, self.default_engine.policy.decoder)
             return policy

@@ -44,6 +44,9 @@ class ServerConfig(ChatConfig):
     max_model_len: int | None = Field(None, gt=0)
     """Limit of the tokens of a prompt and its completion; default: the context length of the model, or a smaller number
     if memory is small."""
+    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Number type of the model's weights. auto: as in training. With bfloat16 or int8, few answers at a time are faster
+    on a CPU, and less exact."""
     timeout: float = Field(600.0, gt=0)
     """Seconds until a request fails."""
     task: str = ""

@@ -6,12 +6,12 @@ folder, work = read_workload()
 
 import torch  # noqa: E402
 
-from schoolhouse.bench.workload import prompt_rollouts, set_sampling_weights  # noqa: E402
+from schoolhouse.bench.workload import prompt_rollouts  # noqa: E402
 from schoolhouse.policy.policy import Policy  # noqa: E402
 
 torch.set_num_threads(work["threads"])
 policy = Policy.load(folder / "model", work.get("precision", "auto"))
-set_sampling_weights(policy, work.get("weights", "auto"))
+policy.sampling_weights = work.get("weights", "auto")
 prompts = prompt_rollouts(work["prompts"], work["samples"])
 lengths = [length for group in work["lengths"] for length in group]
 

@@ -1,0 +1,334 @@
+/* Linear layers with weights that are packed once and used often: y [rows, out] = f(x) weight^T (+ bias) (+ y).
+
+   A panel holds the weights of PANEL outputs, for all inputs, in the order in which a product reads them. A product
+   with few rows reads each weight from memory once, in one stream. The inputs of the rows are packed too: tiles of up
+   to TILE rows, whose sums stay in registers. A sum runs over the inputs in their order, whatever the number of rows,
+   so no bit of a row depends on another row.
+
+   Weights are stored as float, as bfloat16, or as int8 with a float scale for SCALED inputs of an output. Pairs of
+   inputs are stored side by side in bfloat16, for the instruction that multiplies such pairs. Without this instruction
+   bfloat16 and int8 are expanded to float: in registers for one tile of rows, panel by panel for several tiles. */
+
+#include "simd.h"
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#define PANEL (2 * LANES)
+#define STEP 4 /* inputs that are multiplied without a branch; a multiple of the inputs of a word */
+#define SCALED 32 /* inputs that share a scale in int8 */
+#define CACHED_BYTES (1 << 18)
+#define ALIGNED_OUTPUTS 32 /* a multiple of PANEL on every processor: the caller need not know PANEL */
+#if defined(__AVX512F__)
+#define TILE 12
+#define IN_REGISTER_ROWS 12 /* up to this many rows, weights are expanded in registers */
+#else
+#define TILE 6
+#define IN_REGISTER_ROWS 4
+#endif
+/* Without this GCC loads a vector from memory again for each of its products. */
+#if (LANES == 16 && defined(__AVX512F__)) || (LANES == 8 && defined(__AVX__)) || (LANES == 4 && defined(__SSE2__))
+#define IN_REGISTER(x) __asm__("" : "+v"(x))
+#else
+#define IN_REGISTER(x) (void)0
+#endif
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+enum { FLOAT, BFLOAT16, INT8 };
+enum { PLAIN, NORM, SWIGLU };
+
+/* The inputs whose weights share a 32-bit word. A panel has one word per output for each such group of inputs. */
+INLINE int inputs_of_word(int64_t type) { return type == FLOAT ? 1 : type == BFLOAT16 ? 2 : 4; }
+/* A panel of int8 has the scales of its outputs before each SCALED inputs; the other types have none. */
+INLINE int64_t scaled_inputs(int64_t type, int64_t in) { return type == INT8 ? SCALED : in; }
+INLINE int64_t panel_bytes_of(int64_t type, int64_t in) {
+    return in / inputs_of_word(type) * PANEL * 4 + (type == INT8 ? (in + SCALED - 1) / SCALED * PANEL * 4 : 0);
+}
+
+INLINE uint_vec load_words(const char *x) { /* one vector at a time: GCC copies longer pieces through memory */
+    uint_vec words;
+    memcpy(&words, x, sizeof words);
+    return words;
+}
+
+/* Weights of input `j` of a vector of words. */
+INLINE vec unpack(int64_t type, uint_vec words, int j) {
+    if (type == FLOAT) return (vec)words;
+    if (type == BFLOAT16) return (vec)(j ? words & 0xffff0000u : words << 16);
+    return __builtin_convertvector((int_vec)(words << (24 - 8 * j)) >> 24, vec);
+}
+
+/* out [T, 2 P] = x [in, T] panels [P]. T, P and the type are constants. */
+INLINE void multiply(const int T, const int P, const int64_t type, int64_t in, const float *x, const char *panels,
+                     vec (*out)[8]) {
+    const int group = inputs_of_word(type);
+    const int64_t panel_bytes = panel_bytes_of(type, in);
+    vec sum[TILE][8];
+    UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) sum[i][p] = splat(0.0f);
+    for (int64_t first = 0, span = scaled_inputs(type, in); first < in; first += span) {
+        const int64_t end = in - first < span ? in : first + span;
+        vec scale[8];
+        if (type == INT8) {
+            UNROLL for (int p = 0; p < 2 * P; p++) scale[p] =
+                (vec)load_words(panels + p / 2 * panel_bytes + p % 2 * sizeof(vec));
+            panels += PANEL * 4;
+        }
+        for (int64_t k = first; k < end; k += STEP, x += STEP * T, panels += STEP / group * PANEL * 4) {
+            UNROLL for (int p = 0; p < 2 * P; p += 2) UNROLL for (int j = 0; j < STEP; j++) {
+                const char *words = panels + p / 2 * panel_bytes + j / group * (PANEL * 4);
+                vec left = unpack(type, load_words(words), j % group);
+                vec right = unpack(type, load_words(words + sizeof(vec)), j % group);
+                if (type == INT8) left *= scale[p], right *= scale[p + 1];
+                IN_REGISTER(left);
+                IN_REGISTER(right);
+                UNROLL for (int i = 0; i < T; i++) {
+                    sum[i][p] += x[j * T + i] * left;
+                    sum[i][p + 1] += x[j * T + i] * right;
+                }
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) out[i][p] = sum[i][p];
+}
+
+#if defined(__AVX512BF16__)
+/* The same from pairs of inputs in bfloat16: x [in / 2, T]. */
+INLINE void multiply_pairs(const int T, const int P, int64_t in, const uint32_t *x, const char *panels,
+                           vec (*out)[8]) {
+    const int64_t panel_bytes = panel_bytes_of(BFLOAT16, in);
+    __m512 sum[TILE][8];
+    UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) sum[i][p] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < in / 2; k++) {
+        UNROLL for (int p = 0; p < 2 * P; p++) {
+            __m512i w = _mm512_loadu_si512(panels + p / 2 * panel_bytes + (2 * k + p % 2) * 64);
+            IN_REGISTER(w);
+            UNROLL for (int i = 0; i < T; i++) sum[i][p] =
+                _mm512_dpbf16_ps(sum[i][p], (__m512bh)_mm512_set1_epi32((int)x[k * T + i]), (__m512bh)w);
+        }
+    }
+    UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) out[i][p] = (vec)sum[i][p];
+}
+#endif
+
+/* One function for each size of a tile: GCC keeps the sums in registers only in small functions. */
+#if defined(__AVX512BF16__)
+#define MULTIPLY_BFLOAT16(T, P) multiply_pairs(T, P, in, x, panels, out)
+#else
+#define MULTIPLY_BFLOAT16(T, P) multiply(T, P, BFLOAT16, in, x, panels, out)
+#endif
+#define DEFINE_PRODUCTS(T, P)                                                                                          \
+    static __attribute__((noinline)) void float_##T##_##P(int64_t in, const void *x, const char *panels, Sums out) {   \
+        multiply(T, P, FLOAT, in, x, panels, out);                                                                     \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void half_##T##_##P(int64_t in, const void *x, const char *panels, Sums out) {    \
+        MULTIPLY_BFLOAT16(T, P);                                                                                       \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void byte_##T##_##P(int64_t in, const void *x, const char *panels, Sums out) {    \
+        multiply(T, P, INT8, in, x, panels, out);                                                                      \
+    }
+typedef vec (*Sums)[8];
+typedef void Product(int64_t in, const void *x, const char *panels, Sums out);
+#define PRODUCTS(T, P) {float_##T##_##P, half_##T##_##P, byte_##T##_##P}
+DEFINE_PRODUCTS(1, 4)
+DEFINE_PRODUCTS(2, 2)
+DEFINE_PRODUCTS(1, 1)
+DEFINE_PRODUCTS(2, 1)
+DEFINE_PRODUCTS(3, 1)
+DEFINE_PRODUCTS(4, 1)
+DEFINE_PRODUCTS(5, 1)
+DEFINE_PRODUCTS(6, 1)
+#if TILE > 6
+DEFINE_PRODUCTS(7, 1)
+DEFINE_PRODUCTS(8, 1)
+DEFINE_PRODUCTS(9, 1)
+DEFINE_PRODUCTS(10, 1)
+DEFINE_PRODUCTS(11, 1)
+DEFINE_PRODUCTS(12, 1)
+#endif
+static Product *const products[TILE + 1][3] = {
+    {0},
+    PRODUCTS(1, 1), PRODUCTS(2, 1), PRODUCTS(3, 1), PRODUCTS(4, 1), PRODUCTS(5, 1), PRODUCTS(6, 1),
+#if TILE > 6
+    PRODUCTS(7, 1), PRODUCTS(8, 1), PRODUCTS(9, 1), PRODUCTS(10, 1), PRODUCTS(11, 1), PRODUCTS(12, 1),
+#endif
+};
+static Product *const wide_products[3][3] = {{0}, PRODUCTS(1, 4), PRODUCTS(2, 2)};
+
+/* Multiplies one tile of rows by up to four panels; returns their number. Few rows need several panels: an addition
+   takes a few cycles, and the next one to the same sum waits for it. */
+static int multiply_tile(int64_t rows, int64_t panels_left, int64_t type, int64_t in, const void *x,
+                         const char *panels, Sums out) {
+    const int wide = rows == 1 ? 4 : rows == 2 ? 2 : 1;
+    if (wide > 1 && panels_left >= wide) {
+        wide_products[rows][type](in, x, panels, out);
+        return wide;
+    }
+    products[rows][type](in, x, panels, out);
+    return 1;
+}
+
+/* Packs one output of a float weight into a panel; `o` is its place in the panel, and `row` NULL gives zeros. */
+static void pack_output(int64_t type, int64_t in, const float *row, int64_t o, char *panel) {
+    const int64_t group = inputs_of_word(type);
+    for (int64_t first = 0, span = scaled_inputs(type, in); first < in; first += span) {
+        const int64_t end = in - first < span ? in : first + span;
+        float inverse = 0.0f;
+        if (type == INT8) {
+            float largest = 0.0f;
+            for (int64_t k = first; row && k < end; k++) largest = fabsf(row[k]) > largest ? fabsf(row[k]) : largest;
+            ((float *)panel)[o] = largest / 127.0f;
+            inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+            panel += PANEL * 4;
+        }
+        for (int64_t k = 0; k < end - first; k++) {
+            const float value = row ? row[first + k] : 0.0f;
+            const int64_t at = (k / group * PANEL + o) * group + k % group;
+            if (type == FLOAT) ((float *)panel)[at] = value;
+            if (type == BFLOAT16) ((uint16_t *)panel)[at] = to_bfloat16(value);
+            if (type == INT8) ((int8_t *)panel)[at] = (int8_t)lrintf(value * inverse);
+        }
+        panel += (end - first) / group * PANEL * 4;
+    }
+}
+
+/* Packs a float weight [out, in]; `in` is a multiple of STEP. `packed` has room for the panels of a multiple of
+   ALIGNED_OUTPUTS outputs. */
+void pack_weight(int64_t threads, int64_t type, int64_t out, int64_t in, const float *weight, void *packed) {
+    const int64_t panels = (out + ALIGNED_OUTPUTS - 1) / ALIGNED_OUTPUTS * (ALIGNED_OUTPUTS / PANEL);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t p = 0; p < panels; p++)
+        for (int64_t o = 0; o < PANEL; o++)
+            pack_output(type, in, p * PANEL + o < out ? weight + (p * PANEL + o) * in : NULL, o,
+                        (char *)packed + p * panel_bytes_of(type, in));
+}
+
+INLINE vec sigmoid_of(vec x) {
+    vec e = exp_nonpositive(where(x > 0.0f, -x, x)), one = splat(1.0f);
+    return where(x > 0.0f, one, e) / (one + e);
+}
+
+/* What a product does to its inputs first: nothing, RMSNorm, or SwiGLU (a row is then [gates, ups]). */
+typedef struct {
+    int64_t kind, in;
+    float eps;
+    const float *norm;
+} Input;
+
+/* Inputs `first` to `end` (both multiples of LANES, or the end) of one row, in float. */
+static void read_row(const Input *input, const float *row, int64_t first, int64_t end, float *to) {
+    const int64_t in = input->in;
+    float inv_rms = 1.0f;
+    if (input->kind == NORM) {
+        vec sums = {0};
+        for (int64_t k = 0; k < in; k += LANES) {
+            vec v = load_partial_float(row + k, in - k);
+            sums += v * v;
+        }
+        inv_rms = 1.0f / sqrtf(sum_lanes(sums) / in + input->eps);
+    }
+    for (int64_t k = first; k < end; k += LANES) {
+        vec v = load_partial_float(row + k, end - k);
+        if (input->kind == NORM) v = inv_rms * v * load_partial_float(input->norm + k, end - k);
+        if (input->kind == SWIGLU) v = v * sigmoid_of(v) * load_partial_float(row + in + k, end - k);
+        store_partial_float(to + k - first, v, end - k);
+    }
+}
+
+/* Packs the inputs from `first` to `end` of T rows: [in, T] numbers, or [in / 2, T] pairs in bfloat16. */
+static void pack_tile(const Input *input, int pairs, const float *x, int64_t T, int64_t first, int64_t end, void *to) {
+    const int64_t row_size = input->kind == SWIGLU ? 2 * input->in : input->in;
+    float *values = malloc((end - first) * sizeof(float));
+    for (int64_t i = 0; i < T; i++) {
+        read_row(input, x + i * row_size, first, end, values);
+        if (pairs)
+            for (int64_t k = first; k < end; k += 2)
+                ((uint32_t *)to)[k / 2 * T + i] =
+                    to_bfloat16(values[k - first]) | (uint32_t)to_bfloat16(values[k - first + 1]) << 16;
+        else
+            for (int64_t k = first; k < end; k++) ((float *)to)[k * T + i] = values[k - first];
+    }
+    free(values);
+}
+
+static void expand_panel(int64_t type, int64_t in, const char *panel, float *expanded) {
+    const int group = inputs_of_word(type);
+    vec scale[2] = {splat(1.0f), splat(1.0f)};
+    for (int64_t k = 0; k < in; k += group) {
+        if (type == INT8 && k % SCALED == 0) {
+            memcpy(scale, panel, sizeof scale);
+            panel += sizeof scale;
+        }
+        uint_vec words[2];
+        memcpy(words, panel, sizeof words);
+        panel += sizeof words;
+        for (int j = 0; j < group; j++)
+            for (int half = 0; half < 2; half++) {
+                vec w = type == BFLOAT16 ? unpack(BFLOAT16, words[half], j) : unpack(INT8, words[half], j);
+                w *= scale[half];
+                memcpy(expanded + (k + j) * PANEL + half * LANES, &w, sizeof w);
+            }
+    }
+}
+
+/* y [rows, out] = f(x) weight^T, plus `bias` [out] unless NULL, plus the old y if `add`. f is nothing (`kind` PLAIN,
+   x [rows, in]), RMSNorm (NORM, with the weight `norm`), or SwiGLU (SWIGLU, x [rows, 2 in]). */
+void packed_linear(int64_t threads, int64_t type, int64_t kind, int64_t rows, int64_t out, int64_t in, int64_t add,
+                   float eps, const float *x, const float *norm, const void *packed,
+                   const float *bias, float *y) {
+#if defined(__AVX512BF16__)
+    const int pairs = type == BFLOAT16;
+#else
+    const int pairs = 0;
+#endif
+    const Input input = {kind, in, eps, norm};
+    const int64_t panels = (out + PANEL - 1) / PANEL, tiles = (rows + TILE - 1) / TILE;
+    const int64_t row_size = kind == SWIGLU ? 2 * in : in, panel_bytes = panel_bytes_of(type, in);
+    const int64_t value_bytes = pairs ? 2 : 4, pieces = tiles < threads ? threads : 1;
+    const int expand = rows > IN_REGISTER_ROWS && type != FLOAT && !pairs;
+    /* panels that stay in the cache while all tiles of rows are multiplied by them */
+    const int64_t fitting = CACHED_BYTES / (in * PANEL * value_bytes), block = fitting > 4 ? fitting / 4 * 4 : 4;
+    char *packed_x = aligned_alloc(64, (rows * in * value_bytes + 63) / 64 * 64);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t part = 0; part < tiles * pieces; part++) {
+            const int64_t t = part / pieces, row = rows * t / tiles, T = rows * (t + 1) / tiles - row;
+            const int64_t vecs = (in + LANES - 1) / LANES, first = vecs * (part % pieces) / pieces * LANES;
+            const int64_t end = vecs * (part % pieces + 1) / pieces * LANES;
+            pack_tile(&input, pairs, x + row * row_size, T, first, end < in ? end : in,
+                      packed_x + row * in * value_bytes);
+        }
+        float *expanded = expand ? aligned_alloc(64, block * PANEL * in * sizeof(float)) : NULL;
+#pragma omp for schedule(static)
+        for (int64_t part = 0; part < threads; part++)
+            for (int64_t p = panels * part / threads, end = panels * (part + 1) / threads; p < end; p += block) {
+                const int64_t count = end - p < block ? end - p : block;
+                const char *weights = (const char *)packed + p * panel_bytes;
+                for (int64_t b = 0; expand && b < count; b++)
+                    expand_panel(type, in, weights + b * panel_bytes, expanded + b * PANEL * in);
+                for (int64_t t = 0; t < tiles; t++) {
+                    const int64_t row = rows * t / tiles, T = rows * (t + 1) / tiles - row;
+                    for (int64_t b = 0, step; b < count; b += step) {
+                        const char *panel = expand ? (char *)(expanded + b * PANEL * in) : weights + b * panel_bytes;
+                        vec sum[TILE][8];
+                        step = multiply_tile(T, count - b, expand ? FLOAT : type, in,
+                                             packed_x + row * in * value_bytes, panel, sum);
+                        for (int64_t i = 0; i < T; i++)
+                            for (int64_t v = 0; v < 2 * step; v++) {
+                                const int64_t o = (p + b) * PANEL + v * LANES, n = out - o;
+                                if (n <= 0) break;
+                                float *to = y + (row + i) * out + o;
+                                vec result = sum[i][v];
+                                if (bias) result += load_partial_float(bias + o, n);
+                                if (add) result += load_partial_float(to, n);
+                                store_partial_float(to, result, n);
+                            }
+                    }
+                }
+            }
+        free(expanded);
+    }
+    free(packed_x);
+}
