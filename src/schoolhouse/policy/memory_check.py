@@ -18,7 +18,7 @@ from torch import Tensor
 from schoolhouse.algorithms.packing import Batch, Scores, pack, token_mean
 from schoolhouse.model.decoder import Decoder
 from schoolhouse.model.device import free_memory
-from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
+from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache, trim_memory
 from schoolhouse.model.packed_decoder import SamplingWeights, packed_bytes
 from schoolhouse.policy.learner import Learner
 from schoolhouse.policy.sampling_memory import choose_num_slots, sampling_need
@@ -96,6 +96,7 @@ def check_peak_memory(
     Raises SchoolError if the memory is too small. The error names the sizes, and the config keys to lower.
     """
     max_len = min(max_len, policy.max_seq_len)
+    trim_memory()  # loading a model frees memory that the C library keeps
     need, free = learning_need(policy, max_len, microbatch_tokens), free_memory(policy.device)
     _check_learning(policy, need, free)
     if prompts:
