@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from schoolhouse.recipes import on_policy_distillation, pretrain
+from schoolhouse.recipes import on_policy_distillation, pretrain, sft
 from schoolhouse.runs.run import read_metrics
 from schoolhouse.types import SchoolError
 from tiny_runs import TINY, metrics_text, train
@@ -38,9 +38,14 @@ def config(folder: Path, **keys: Any) -> on_policy_distillation.Config:
 
 
 def test_the_student_comes_closer_to_the_teacher(teacher: Path, tmp_path: Path):
-    rows = read_metrics(train(tmp_path / "run", config(teacher, steps=40)).folder)
+    """The student has seen a third of the demonstrations of its teacher."""
+    keys: dict[str, Any] = {"task": TASK, "steps": 20, "batch_size": 16, "optimizer.learning_rate": 1e-2}
+    student = train(tmp_path / "student", sft.Config.of(model=str(teacher.parents[2] / "base"), **keys)).model
+    keys = {"model": str(student), "steps": 40, "prompts_per_step": 32, "group_size": 1}
+    c = config(teacher, **keys, **{"optimizer.learning_rate": 2e-3})
+    rows = read_metrics(train(tmp_path / "run", c).folder)
     first, last = (fmean(row["reverse_kl"] for row in part) for part in (rows[:3], rows[-3:]))
-    assert last < 0.5 * first
+    assert last < 0.7 * first
     assert all("reward" in row for row in rows)
 
 
