@@ -191,7 +191,7 @@ def test_a_command_shows_what_it_does_and_quiet_hides_it(tmp_path: Path) -> None
     recipe.write_text(
         "import time\nfrom schoolhouse.config import BaseConfig\n"
         "class Config(BaseConfig):\n    steps: int = 1\n"
-        "def slow(config, run):\n    time.sleep(2.2)\n"
+        "def slow(config, run):\n    time.sleep(3.5)\n"
     )
     command = [sys.executable, "-m", "schoolhouse", "train", str(recipe), "--dir"]
     loud = subprocess.run([*command, "a"], capture_output=True, text=True, env=LOUD, cwd=tmp_path, check=False)

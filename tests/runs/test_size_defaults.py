@@ -86,3 +86,8 @@ def test_a_recipe_without_a_start_model_has_no_defaults_by_size() -> None:
 
 def test_a_model_that_does_not_exist_is_left_to_the_recipe(tmp_path: Path) -> None:
     assert chosen("grpo", tmp_path / "none") == {}
+
+
+def test_a_folder_without_weights_is_left_to_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert chosen("grpo", tmp_path, **{"lora.rank": 8}) == {}

@@ -42,7 +42,7 @@ class Sums(Task):
         ("shoping", "did you mean `school:shopping`"),
         ("data/train.jsonl", "did you mean `jsonl:data/train.jsonl`"),
         ("mine.py", "did you mean `python:mine.py`"),
-        ("qqq", "known: school, jsonl, code, ifeval, game24, gym, python"),
+        ("qqq", "known: school, word_problems, jsonl, code, ifeval, game24, gym, python"),
         ("", "unknown task ``"),
         ("school?digits", "`digits` is not an option; write NAME=VALUE"),
         ("school?=4", "`=4` is not an option"),

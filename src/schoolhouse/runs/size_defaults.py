@@ -57,6 +57,8 @@ def size_defaults(recipe: type[BaseConfig], given: Mapping[str, Any]) -> dict[st
         parameters = num_parameters(folder)
     except SchoolError:
         return {}  # the recipe opens the model, and says what is wrong
+    if not parameters:
+        return {}
     chosen: dict[str, Any] = {}
     if parameters >= LARGE:
         chosen |= {"lora.rank": LORA_RANK, **LARGE_BATCH}

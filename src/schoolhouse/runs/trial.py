@@ -53,7 +53,7 @@ def run_trial(
     with tempfile.TemporaryDirectory(prefix="school-estimate-") as folder:
         file, run, log = (Path(folder) / part for part in ("config.yaml", "run", "log.txt"))
         atomic_write(file, dump(config))
-        command = [sys.executable, "-m", "schoolhouse", "train", recipe, str(file), "--dir", str(run)]
+        command = [sys.executable, "-m", "schoolhouse", "--quiet", "train", recipe, str(file), "--dir", str(run)]
         with log.open("w") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         try:

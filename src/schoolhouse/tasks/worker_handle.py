@@ -17,7 +17,7 @@ from schoolhouse.tasks.worker_messages import MessageReader
 from schoolhouse.tasks.worker_process import WorkerStart, work
 from schoolhouse.types import SchoolError
 
-_STOP_SECONDS = 2.0
+_STOP_SECONDS = 10.0
 """The time in which idle workers can end themselves."""
 
 _PIPE_BYTES = 4 << 10

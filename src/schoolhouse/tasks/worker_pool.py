@@ -138,6 +138,9 @@ class WorkerPool:
                 self._skip(results)
             if progress:
                 progress(len(results), len(cases))
+        deadline = time.monotonic() + _CHECK_SECONDS
+        while any(worker.sent and not worker.open for worker in self._workers) and time.monotonic() < deadline:
+            self._collect(results)  # the end of a call follows its last verdict; then the worker is idle
         return [results[i] for i in range(len(cases))]
 
     def _calls(self, num_cases: int) -> list[list[int]]:
