@@ -109,7 +109,7 @@ def test_a_missing_matrix_is_named(adapter: Path):
 def test_a_tensor_without_a_layer_is_named(adapter: Path):
     path = adapter / "adapter_model.safetensors"
     save_file({**load_file(path), "base_model.model.lm_head.lora_A.weight": torch.zeros(4, 32)}, path)
-    assert "1 of its tensors have no layer there, such as `lm_head.lora_A`" in load_error(adapter)
+    assert "1 of its tensors have no layer in the base model, such as `lm_head.lora_A`" in load_error(adapter)
 
 
 @pytest.mark.fault("adapter of another base")
@@ -132,7 +132,7 @@ def test_an_adapter_does_not_load_on_its_merged_model(adapter: Path, tmp_path: P
 @pytest.mark.fault("adapter rank mismatch")
 def test_a_rank_that_the_tensors_do_not_have_is_refused(adapter: Path):
     rewrite(adapter / "adapter_config.json", r=8)
-    assert "lora_A` is [4, 32] in the file, but [8, 32] by the base model and the rank 8" in load_error(adapter)
+    assert "lora_A` has the shape [4, 32] in the file, but the shape should be [8, 32] for this" in load_error(adapter)
 
 
 def test_the_way_the_base_is_stored_does_not_matter(base: Path, adapter: Path):

@@ -83,5 +83,5 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(model: Path, tmp_path: P
 
 
 def test_a_context_without_a_place_for_the_demonstration_is_refused(model: Path):
-    with pytest.raises(SchoolError, match="`context` does not contain {demonstration}; write"):
+    with pytest.raises(SchoolError, match="`context` does not contain {demonstration}; add"):
         config(model, context="{question}")

@@ -41,8 +41,8 @@ def group_advantage(
     Baseline `batch_mean` with scale `batch_std` is REINFORCE++, which uses the mean and std of all rewards of the step.
     Baseline `none` with scale `none` is REINFORCE. The advantage is the reward r.
     Baseline `mean` with scale `group_mean` is MaxRL (Tajwar et al. 2026, arXiv 2602.02710), for rewards of 0 and 1. The
-    advantage is (r - mean) / mean, so a problem counts more, the more rarely it is solved. If the mean is not above 0,
-    all advantages of the group are 0.
+    advantage is (r - mean) / mean, so problems that are rarely solved have more weight. If the mean is not above 0, all
+    advantages of the group are 0.
 
     `ddof=1` gives the standard deviation of a sample (as in all published code). `ddof=0` gives the standard deviation
     of a population. If `groups` contains only some groups of a training step, `scope` must contain all groups of this
@@ -90,15 +90,17 @@ def subtract_to_go(
 ) -> list[list[float]]:
     """Compute advantages from rewards of rollouts and costs of tokens, such as a KL penalty.
 
-    A token pays its own cost and the costs of all later tokens in the loss mask, but not the costs of earlier tokens,
-    which it could not change. The advantage of token t is r - baseline - (sum of the costs from t to the end).
+    The cost of a token and the costs of all later tokens in the loss mask are subtracted from the token's reward. The
+    costs of earlier tokens are not subtracted, because a token cannot change earlier tokens. The advantage of token t
+    is r - baseline - (sum of the costs from t to the end).
 
-    Baseline `batch_mean` with scale `batch_std` is REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): the mean and the
-    standard deviation of all tokens of the step, not of all rollouts. The other baselines are those of
+    Baseline `batch_mean` with scale `batch_std` is REINFORCE++ (Hu et al. 2025, arXiv 2501.03262). The mean and the
+    standard deviation are those of all tokens of the step, not of all rollouts. The other baselines are those of
     `group_advantage`. `costs` has one row [T] per rollout, in the order of `rollouts_of(groups)`. Tokens outside the
     loss mask and tokens of ungraded rollouts get 0.
 
-    Raises ValueError for a scale of one group, because costs of tokens have no standard deviation within a group.
+    Raises ValueError for the scales `group_std` and `group_mean`, because costs of tokens have no standard deviation
+    within a group.
     """
     if scale in ("group_std", "group_mean"):
         raise ValueError(f'scale "{scale}" cannot be combined with costs of tokens; choose "batch_std" or "none"')
@@ -148,9 +150,9 @@ def step_advantage(
 
 
 def distillation_advantage(rollouts: Sequence[Rollout], teacher: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Give each token in the loss mask the advantage log pi_teacher - log pi. All other tokens get 0.
+    """Return log pi_teacher - log pi as the advantage of each token in the loss mask. All other tokens get 0.
 
-    The log-probabilities log pi are those of the sampler. With the REINFORCE loss, the mean gradient is the gradient of
+    The log-probabilities log pi come from the sampler. With the REINFORCE loss, the mean gradient is the gradient of
     KL(pi || teacher) at each token (Agarwal et al. 2023, arXiv 2306.13649). `teacher` has one row [T] of
     log-probabilities per rollout.
     """

@@ -37,8 +37,8 @@ sequence is one action. With `sequence` and `product`, all tokens of a sequence 
 KLEstimator = Literal["k1", "k2", "k3"]
 
 Divergence = Literal["tv", "kl"]
-"""A distance between two policies at one token, computed from the probability of the sampled token alone: total
-variation, or the KL divergence. All other tokens of the vocabulary count as one token."""
+"""The distance between two policies at one token: total variation ("tv") or KL divergence ("kl"). The distance is
+computed from the probability of the sampled token alone: all other tokens of the vocabulary count as one token."""
 
 
 def negative_log_likelihood() -> Loss:
@@ -135,14 +135,14 @@ def cispo(high: float, on_policy: bool = False) -> Loss:
 def dppo(low: float = 0.15, high: float = 0.15, divergence: Divergence = "tv") -> Loss:
     """The DPPO loss, -M rho A, where rho = pi / pi_old (Qi et al. 2026, arXiv 2602.04879).
 
-    The mask M is 0 for a token that has moved too far already in the direction of its advantage. With A > 0, the token
-    is masked if pi > pi_old and the divergence of pi and pi_old is above `high`. With A < 0, the token is masked if
-    pi < pi_old and the divergence is above `low`. All other tokens have M = 1.
+    The mask M is 0 for a token whose probability has already changed too much in the direction of its advantage. With A
+    > 0, the token is masked if pi > pi_old and the divergence of pi and pi_old is above `high`. With A < 0, the token
+    is masked if pi < pi_old and the divergence is above `low`. All other tokens have M = 1.
 
     The divergence "tv" is |pi - pi_old|. The divergence "kl" is the KL divergence of the two distributions over "the
-    sampled token" and "any other token". A ratio clips a rare token after a change of the probability that does not
-    matter, and allows large changes of likely tokens. A divergence does neither. In the paper, pi_old (column "old") is
-    the policy that sampled the tokens, with the probabilities of the sampler.
+    sampled token" and "any other token". A limit on the ratio clips a rare token after an unimportant change of its
+    probability, and allows large changes of likely tokens. A limit on the divergence avoids both problems. In the
+    paper, pi_old (column "old") is the policy that sampled the tokens, and its probabilities come from the sampler.
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:

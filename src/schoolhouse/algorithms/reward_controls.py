@@ -15,8 +15,8 @@ from schoolhouse.types import Group, Key
 
 RewardControl = Literal["none", "random", "shuffled", "flipped", "constant"]
 """With `random`, the reward of each rollout is 0 or 1 at random. With `shuffled`, the rewards of a step are shuffled
-among all rollouts of the step, also between problems. With `flipped`, the reward is 1 - reward. With `constant`, every
-reward is 0, so the policy learns only from other rewards, such as the format reward."""
+among all rollouts of all problems of the step. With `flipped`, the reward is 1 - reward. With `constant`, every reward
+is 0, so the policy learns only from other rewards, such as the format reward."""
 
 
 def apply_reward_control(control: RewardControl, groups: Sequence[Group], seed: int, step: int) -> list[Group]:

@@ -31,8 +31,8 @@ class Sampling(BaseConfig):
     temperature: float = Field(1.0, ge=0)
     """Logits are divided by this number; with 0 the most likely token is chosen."""
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Number type of the weights from which completions are sampled, also in evaluations during the run. auto: that of
-    the learner. With bfloat16 or int8, few completions at a time are sampled faster; watch the metric `logprob_gap`."""
+    """Number type of the sampler's weights, also in evaluations during the run. auto: the learner's number type.
+    bfloat16 and int8 make sampling faster if few completions are sampled at a time; watch the metric `logprob_gap`."""
 
 
 class RolloutSampling(Sampling):
@@ -69,13 +69,14 @@ class Lora(BaseConfig):
     """Settings of LoRA (Hu et al. 2021): the model is frozen, and small matrices in its linear layers are trained."""
 
     rank: int = Field(0, ge=0)
-    """Rank of the trained matrices. 0: no adapter, the whole model is trained."""
+    """Rank of the trained matrices. With 0, there is no adapter, and the whole model is trained."""
     alpha: float = Field(32.0, gt=0)
     """The output of the trained matrices is multiplied by alpha / rank. So one learning rate fits many ranks."""
     targets: Literal["all", "attention", "mlp"] = "all"
-    """Linear layers that get an adapter: all of them, or only those of attention or of the MLP (both learn less)."""
+    """Which linear layers get an adapter: all, only attention, or only the MLP. With attention or mlp, the model learns
+    less."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type in which the frozen matrices are stored. bfloat16 halves their memory, and rounds them."""
+    """Number type in which the frozen matrices are stored. bfloat16 halves the memory, and rounds the weights."""
 
 
 class Eval(BaseConfig):
@@ -95,7 +96,7 @@ class Advantage(BaseConfig):
     baseline: Baseline = "mean"
     """The mean that is subtracted from a reward: of its group, of the group's other rollouts, of the step, or none."""
     scale_rewards: ScaleRewards = "none"
-    """What divides centred rewards: group_std in GRPO and DAPO, group_mean in MaxRL, none in Dr. GRPO and RLOO."""
+    """The divisor of centred rewards: group_std in GRPO and DAPO, group_mean in MaxRL, none in Dr. GRPO and RLOO."""
     std_eps: float = Field(1e-4, gt=0)
     """A small number added to the standard deviation. The papers give none; TRL: 1e-4, verl: 1e-6, Dr. GRPO: 1e-8."""
     std_ddof: Literal[0, 1] = 1
@@ -113,17 +114,17 @@ class PolicyLoss(BaseConfig):
 
     type: Literal["clip", "cispo", "dppo"] = "clip"
     """With clip, the loss is PPO's clipped surrogate. With cispo, the clipped ratio is a constant weight. With dppo, a
-    limit of the divergence from the sampler replaces the clip."""
+    limit on the divergence from the sampler replaces the clip."""
     divergence: Divergence = "tv"
     """The divergence that `dppo` limits: total variation (tv), or KL divergence (kl), of the sampled token."""
     importance_sampling_level: ImportanceLevel = "token"
     """Compute the importance ratio per token (GRPO), or per sequence as the mean (GSPO) or the product over tokens."""
     clip_low: float = Field(0.2, gt=0, lt=1)
-    """The lower limit of the importance ratio is 1 - clip_low. With dppo, the largest divergence of a token with an
-    advantage below 0."""
+    """The lower limit of the importance ratio is 1 - clip_low. With dppo, clip_low is the largest divergence of a token
+    with an advantage below 0."""
     clip_high: float = Field(0.28, gt=0)
-    """The upper limit of the importance ratio is 1 + clip_high, also for `cispo`. TRL's limit 5.0 is clip_high 4.0.
-    With dppo, the largest divergence of a token with an advantage above 0."""
+    """The upper limit of the importance ratio is 1 + clip_high, also for `cispo`. The limit 5.0 of TRL is clip_high
+    4.0. With dppo, clip_high is the largest divergence of a token with an advantage above 0."""
     clip_ratio_c: float | None = Field(None, gt=1)
     """Dual-clip PPO: if the advantage is negative, the loss is at most this number x |advantage|."""
     aggregation: LossAggregation = "token_mean"
@@ -164,10 +165,11 @@ class Rewards(WorkerSettings):
     kl_coef: float = Field(0.0, ge=0)
     """Subtract this number x the KL of a completion to the reference model from its reward (RLOO, REINFORCE++)."""
     kl_to_go: bool = False
-    """A token pays for the KL of itself and of all later tokens (REINFORCE++), not of the whole completion."""
+    """Subtract from a token's reward only the KL of this token and of later tokens (REINFORCE++), not the KL of all
+    tokens."""
     control: RewardControl = "none"
     """Negative control: random, shuffled or flipped rewards, from which the policy must learn nothing. With `constant`,
-    the task gives no reward, so only the rewards of this group are left."""
+    the task gives no reward, so only the other rewards of the config group `rewards` are left."""
 
 
 _SYMMETRIC = {"loss.clip_low": 0.2, "loss.clip_high": 0.2}

@@ -11,11 +11,13 @@ class WorkerSettings(BaseConfig):
     """Settings of the worker processes that grade completions. Tasks that grade in the main process ignore them."""
 
     workers: int = Field(0, ge=0)
-    """Number of worker processes that grade completions. With 0, one worker per core of this machine."""
+    """Number of worker processes that grade completions. With 0, there is one worker per core of this machine."""
     timeout: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Seconds for one call of the verifier. With 0: 5 seconds for one completion, 60 seconds for a whole batch."""
+    """Time limit in seconds for one call of the verifier. 0 means 5 seconds for one completion, and 60 for a whole
+    batch."""
     load_timeout: float = Field(60.0, gt=0, allow_inf_nan=False)
-    """More seconds for the first call of a worker, which may load a model. A worker also has this time, and at least
-    120 seconds, to open the task."""
+    """Additional seconds for a worker's first call, because the first call may load a model. The time limit for opening
+    the task is also this number, but at least 120 seconds."""
     memory_limit: float = Field(2.0, ge=0, allow_inf_nan=False)
-    """GiB that a worker may allocate after it has opened the task. With 0, there is no limit. macOS has no limit."""
+    """Memory limit in GiB for what a worker allocates after opening the task. 0 means no limit. macOS never has a
+    limit."""

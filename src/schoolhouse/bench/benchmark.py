@@ -60,7 +60,7 @@ class Backend:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                start_new_session=True,  # Ctrl-C goes to this process only, which keeps what was measured
+                start_new_session=True,  # Ctrl-C stops only this process, which keeps the results
             )
 
     def wait_until_ready(self) -> None:
@@ -135,7 +135,7 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
             "peer_options": peer_options,
             "machine": environment(),
         }
-        with suppress(KeyboardInterrupt):  # what was measured is kept
+        with suppress(KeyboardInterrupt):  # the measured repeats are kept
             if not result.get("interrupted"):
                 report("measuring the limits of this machine")
                 with phase("measuring the limits of this machine"):
@@ -149,7 +149,8 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
 
 
 def _workload(kind: str, size: str, model: Path | None, options: Mapping[str, Any]) -> Workload:
-    """The workload that the options describe. With `rows`, each problem has one answer, and all answers are long."""
+    """The workload that the options describe. With `rows`, each problem has one answer, and all answers have the same
+    length."""
     longest = options.get("max_new_tokens") or (128 if model else 256)
     shortest = min(16, longest)
     problems, samples = options["problems"], options["samples"]
@@ -205,8 +206,8 @@ def run_repeats(
 ) -> dict[str, Any]:
     """Run the backends of both libraries alternately, `repeats` times each.
 
-    Returns the results of all repeats, the medians, and the ratio of the tokens/s in each pair of repeats. After Ctrl-C
-    the result has the pairs that are complete, and the key `interrupted`. Raises KeyboardInterrupt if there is no
+    Returns the results of all repeats, the medians, and the ratio of the tokens/s in each pair of repeats. After
+    Ctrl-C, the result has only the complete pairs, and the key `interrupted`. Raises KeyboardInterrupt if there is no
     complete pair.
     """
     backends: dict[str, Backend] = {}

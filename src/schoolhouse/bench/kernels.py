@@ -1,6 +1,6 @@
-"""Compare each C kernel with torch, side by side in one process, on the sizes of models that people have.
+"""Compare the speed of each C kernel with the speed of torch, in one process, on the sizes of common models.
 
-The side of torch is its best formulation of the same computation (model/kernel_cases.py). Sizes: heads of width 32 and
+Torch runs its fastest code for the same computation (model/kernel_cases.py). Sizes: heads of width 32 and
 64, model widths of 256, 576 and 2,048, and vocabularies of 16,384, 49,152 and 151,936 tokens.
 """
 
@@ -34,8 +34,8 @@ Make = Callable[[], Case]
 def run_kernels(threads: int, repeats: int, dtype: torch.dtype, report: Callable[[str], None]) -> dict[str, Any]:
     """Time each kernel and torch alternately, `repeats` times each.
 
-    Returns one row for each kernel and size, and the machine. The ratio of a row is the median of the seconds of torch
-    divided by the seconds of the kernel. Raises SchoolError if there are no C kernels.
+    Returns one row for each kernel and size, and a description of the machine. The ratio of a row is the median of the
+    seconds of torch divided by the seconds of the kernel. Raises SchoolError if there are no C kernels.
     """
     torch.set_num_threads(threads)
     lanes = count_lanes()
@@ -61,7 +61,8 @@ def run_kernels(threads: int, repeats: int, dtype: torch.dtype, report: Callable
 
 
 def _cases(dtype: torch.dtype) -> Iterator[tuple[int, Make]]:
-    """The head width and the maker of each case. A case is made only when its turn comes, because some are large."""
+    """Yield the head width of each case and a function that makes the case. Some cases are large, so each case is made
+    only when it is measured."""
     for head_dim, (heads, kv_heads) in _HEADS.items():
         shape = (heads, kv_heads, head_dim)
         for lengths in ([512] * 4, [2048], [160, 96, 380, 60, 128, 240]):

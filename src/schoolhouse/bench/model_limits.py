@@ -1,4 +1,4 @@
-"""Measure how fast this machine can sample with a given model at most.
+"""Measure the maximum speed at which this machine can sample from a given model.
 
 Every decode step multiplies the hidden states of R rows with all weight matrices. No sampler can be faster than these
 matrix products alone. With few rows, no sampler can be faster than reading the weights from memory.
@@ -20,7 +20,7 @@ from torch.nn import functional
 from schoolhouse.policy.policy import Policy
 
 _GRID = 6  # numbers of rows that are measured; the times for other numbers of rows are interpolated
-_MIN_SECONDS, _MIN_PASSES = 0.5, 3  # of the passes over all weights that are measured for one number of rows
+_MIN_SECONDS, _MIN_PASSES = 0.5, 3  # the minimum time and number of passes over all weights, for one number of rows
 _PREFILL_ROWS = 512
 _BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of one weight
 
@@ -29,7 +29,7 @@ class ModelLimits(NamedTuple):
     """The speed limits of sampling one workload with one model.
 
     dtype              the number type of the weights in the measured matrix products.
-    stored             the number type in which the sampler stores the weights: `dtype`, or the one of --weights.
+    stored             the number type in which the sampler stores the weights: `dtype`, or the value of --weights.
     rows               the largest number of rows of a decode step.
     flops              floating-point operations per second of the model's matrix products with `rows` rows.
     weight_bytes       bytes of all weight matrices as the sampler stores them.
@@ -64,7 +64,7 @@ def measure_model_limits(folder: Path, work: Mapping[str, Any], bandwidth: float
 def rows_of_steps(lengths: Sequence[int]) -> list[int]:
     """Return the number of rows of each decode step, if all answers start together.
 
-    The first token of an answer comes from the prompt, and the last token is not read by the model.
+    The first token of an answer is computed together with the prompt, and the model never reads the last token.
     """
     return [sum(length > step for length in lengths) for step in range(1, max(lengths))]
 
@@ -118,7 +118,8 @@ def _seconds_of_pass(weights: Sequence[Tensor], rows: int) -> float:
 
 
 def describe_limits(limits: Mapping[str, Any], seconds: Mapping[str, float], tokens: int) -> list[str]:
-    """Describe which part of the limits each library reaches. `seconds`: the time of each library for the workload."""
+    """Describe what fraction of each limit the libraries reach. `seconds`: the time of each library for the
+    workload."""
     matmul, memory = limits["matmul_seconds"], limits["memory_seconds"]
 
     def reached(limit: float) -> str:

@@ -147,7 +147,7 @@ def write_workload(
 
 
 def _ordinary_ids(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of a tokenizer in order. An ordinary id stands in the place of each special id."""
+    """Return the ids of a tokenizer in order. Each special id is replaced by an ordinary id."""
     special = set(tokenizer.special_tokens.values())
     ids = sorted(set(tokenizer.vocab.values()))
     ordinary = [token for token in ids if token not in special]

@@ -1,4 +1,4 @@
-"""RL with LoRA learns as much as RL with all weights, even at rank 1, if all linear layers have adapters."""
+"""RL with LoRA learns as much as RL that trains all weights, even at rank 1, if all linear layers have adapters."""
 
 from __future__ import annotations
 

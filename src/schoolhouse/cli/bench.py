@@ -20,8 +20,8 @@ from schoolhouse.types import SchoolError
 class Bench(BaseConfig):
     kind: str
     """Workload: sampler, learner, grpo, pretrain, server, search. `kernels` compares each C kernel with torch.
-    `profile` measures how the cost of this package grows and how much time each part takes. `page` writes
-    docs/performance.md from the files in the folder of --json."""
+    `profile` measures how the cost of this package grows with the workload, and how much time each part takes. `page`
+    writes docs/performance.md from the files in the folder of --json."""
     against: str = ""
     """Library to compare with. The two libraries run alternately."""
     size: str | None = None
@@ -42,12 +42,13 @@ class Bench(BaseConfig):
     """For kinds `sampler`, `learner`, `grpo`: folder of a real model that both libraries load; none: random weights.
     For kind `search`: folder of a model that was trained on the task, or of its run."""
     rows: int | None = Field(None, gt=0)
-    """Number of rows that are sampled together, each with its own prompt and --max_new_tokens tokens (1: as in a chat);
-    none: --problems x --samples rows of different lengths."""
+    """Number of answers that are sampled together, each with its own prompt and --max_new_tokens tokens (1: as in a
+    chat); none: --problems x --samples answers of different lengths."""
     max_new_tokens: int | None = Field(None, gt=1)
     """Tokens of the longest answer; none: 128 with --model, else 256. The shortest answer has 16 tokens."""
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """For kind `sampler`: number type of the weights that the sampler of schoolhouse reads; auto: as in training."""
+    """For kind `sampler`: number type of the weights that the sampler of schoolhouse reads; auto: the same type as in
+    training."""
     lora_rank: int = Field(0, ge=0)
     """For kind `grpo`: both libraries train LoRA adapters of this rank (the other library uses the package peft)."""
     lora_alpha: float = Field(32.0, gt=0)

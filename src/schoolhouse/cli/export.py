@@ -31,7 +31,7 @@ class Export(BaseConfig):
     format: Literal["hf", "gguf", "int8"] = "hf"
     """hf: Hugging Face; gguf: llama.cpp in float32; int8: llama.cpp in 8 bits."""
     dtype: DType | None = None
-    """Number type of the weights in the format hf; none: as they are, and float32 for a merged LoRA adapter."""
+    """Number type of the weights in the format hf; none: the model's own type, or float32 for a merged LoRA adapter."""
     licence: str = "apache-2.0"
     """Licence of the weights, for the model card."""
 

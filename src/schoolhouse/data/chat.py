@@ -239,7 +239,8 @@ class Conversation:
         """Return for each id whether it can complete a stop text, and a function that checks whether ids end with a
         stop text.
 
-        The array [vocab_size] is kept for later calls with the same last characters, so it must not be changed.
+        The array [vocab_size] is kept for later calls with the same last characters, so the caller must not change the
+        array.
         """
         if not all(texts):
             raise SchoolError("a stop string is empty: give at least one character")

@@ -1,4 +1,4 @@
-"""Other programs read whole models. The adapter of an adapter folder is merged into its base model for them."""
+"""Merge a LoRA adapter into its base model, because other programs read only whole models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schoolhouse.runs.adapter_folder import is_adapter
 
 @contextmanager
 def whole_model(folder: Path, name: str) -> Generator[Path]:
-    """Give the folder of a whole model inside a `with` block: the folder itself, or a temporary folder called `name`.
+    """Yield the folder of a whole model for a `with` block: `folder` itself, or a temporary folder called `name`.
 
     The temporary folder holds the base model of an adapter folder with the adapter added, in float32.
     """

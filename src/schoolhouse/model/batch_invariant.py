@@ -30,7 +30,7 @@ from schoolhouse.types import SchoolError
 _MIN_ROWS, _BLOCK_SIZE = 16, 128
 
 _PROBES = [slice(0, rows) for rows in range(_MIN_ROWS, 36)] + [slice(3, 40), slice(200, 517)]
-"""Rows that are computed alone, in the checks of this machine's math library. Some numbers of rows are special to it:
+"""Parts of a batch that are computed alone to check this machine's math library. The check needs many numbers of rows:
 a product with a single column (LoRA of rank 1) depends on the batch for 17 to 19 rows, but not for 16 or 20."""
 
 

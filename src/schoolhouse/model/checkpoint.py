@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class _SkipInit(TorchFunctionMode):
-    """Inside the `with` block, new modules keep the memory of their weights as it is. Random numbers for a model with
-    135 million weights take longer than reading these weights from a file."""
+    """Inside the `with` block, new modules do not initialise their weights. For a model with 135 million weights,
+    random numbers take longer than reading the weights from a file."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

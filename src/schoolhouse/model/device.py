@@ -31,8 +31,8 @@ def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 def free_memory(device: torch.device) -> int:
     """Return the memory of a device that this process can still use, in bytes.
 
-    For a CPU, the limits of a container and of the user count too. If a system does not say how much memory is free,
-    the result is half of the memory.
+    For a CPU, the memory limits of the container and of the user are also respected. If a system does not say how much
+    memory is free, the result is half of the machine's memory.
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -44,9 +44,9 @@ def free_memory(device: torch.device) -> int:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether the processor has instructions that multiply bfloat16 numbers.
 
-    These are AVX512-BF16 and AMX of x86, the bf16 extension of Arm, and the units of a GPU since NVIDIA's Ampere.
+    Such instructions are AVX512-BF16 and AMX on x86, the bf16 extension on Arm, and those of NVIDIA GPUs since Ampere.
     Other processors compute with bfloat16 by converting each number, which is slower than float32. If the environment
-    variable ONEDNN_MAX_CPU_ISA forbids the instructions of x86, the library oneDNN converts too.
+    variable ONEDNN_MAX_CPU_ISA forbids these x86 instructions, the library oneDNN also converts each number.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

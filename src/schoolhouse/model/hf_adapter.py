@@ -44,7 +44,7 @@ _PROBE_WINDOW = 4
 """The size of sliding windows while logits are compared. The sequences of the comparison are longer."""
 
 _RULED_CONTEXTS = (PackedAttention, PromptChunk, SlotKVCache, Bfloat16SlotKVCache)
-"""The attention contexts that can compute attention by a rule."""
+"""The attention contexts that support the attention rules of a model, such as a sliding window."""
 
 _STATEFUL = re.compile("(Mamba|Conv1d|ShortConv|SSM|Recurrent|GatedDelta|LinearAttention|LightningAttention|Rwkv|LSTM)")
 """The class names of layers that carry a state from one token to the next."""
@@ -177,8 +177,8 @@ def _checkpointed(base_model: nn.Module) -> Generator[None]:
     """Compute each block of a model with activation checkpointing, inside a `with` block.
 
     transformers has its own activation checkpointing, but only for models in training mode, which have dropout. Also,
-    the backward pass of a block must find the attention context and the number of the layer again.
-    Raises SchoolError if the model has no blocks that transformers can compute again.
+    the backward pass of a block needs the attention context and the layer number of this block. Raises SchoolError if
+    the model has no blocks that transformers can compute again.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -194,7 +194,7 @@ def _checkpointed(base_model: nn.Module) -> Generator[None]:
         yield
     finally:
         for block in blocks:
-            del block.forward  # the method of the class again
+            del block.forward  # restore the method of the class
 
 
 def _forward_twice(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -88,7 +88,7 @@ def count_lanes() -> int:
 
 
 def has_kernels(head_dim: int, dtype: torch.dtype) -> bool:
-    """Tell whether there are C kernels for heads of width `head_dim`: a multiple of two vectors."""
+    """Return whether the C kernels support heads of width `head_dim`, which must be a multiple of two vectors."""
     lanes = count_lanes()
     return lanes > 0 and head_dim % (2 * lanes) == 0 and load_kernels(head_dim, dtype) is not None
 

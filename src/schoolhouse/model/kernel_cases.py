@@ -1,6 +1,7 @@
-"""Inputs on which a C kernel and torch compute the same. They are used to check the kernels and to compare the speeds.
+"""Inputs for each C kernel, with torch code that computes the same results, to check the kernels and compare the
+speeds.
 
-The side of torch is its best formulation, such as scaled_dot_product_attention and F.rms_norm.
+The torch code uses the fastest functions of torch, such as scaled_dot_product_attention and F.rms_norm.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Run = Callable[[], Sequence[Tensor]]
 
 
 class Case(NamedTuple):
-    """One computation in two forms, on the same inputs. `size` describes the inputs."""
+    """One computation by a C kernel and by torch, on the same inputs. `size` describes the inputs."""
 
     kernel: str
     size: str
@@ -131,7 +132,7 @@ def _random(shape: Sequence[int], seed: int) -> Tensor:
 
 
 def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_out: Tensor) -> Run:
-    """Compute a function and its gradients. One single row is a step of sampling, which computes no gradients."""
+    """Compute a function and its gradients. For a single row, as in a step of sampling, no gradients are computed."""
 
     def run() -> Sequence[Tensor]:
         if len(grad_out) == 1:
@@ -148,7 +149,7 @@ def _sequences(lengths: Sequence[int]) -> str:
 
 
 def check_cases(kernel: str, head_dim: int, dtype: torch.dtype) -> list[Case]:
-    """Return small inputs with rows that do not fill whole vectors, to check the numbers of a kernel."""
+    """Return small inputs with rows that do not fill whole vectors, to check the results of a kernel."""
     match kernel:
         case "packed attention":
             return [packed_attention([70, 5, 33, 1], 4, 2, head_dim)]
@@ -165,7 +166,7 @@ def check_cases(kernel: str, head_dim: int, dtype: torch.dtype) -> list[Case]:
 
 
 def timing_cases(kernel: str, head_dim: int, dtype: torch.dtype) -> list[Case]:
-    """Return inputs of a few milliseconds, like those of a training step of a small model."""
+    """Return inputs that take a few milliseconds, as in a training step of a small model."""
     match kernel:
         case "packed attention":
             return [packed_attention([160, 96, 128], 4, 2, head_dim)]

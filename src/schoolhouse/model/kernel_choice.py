@@ -1,12 +1,12 @@
-"""Decide for each C kernel whether it is used or torch. The decision is made once on a machine, and then kept.
+"""Decide for each computation whether its C kernel or torch is used. The decision is made once per machine, and stored.
 
-At the first use of a kernel, its results are compared with those of torch on small inputs. A kernel that gives other
-numbers is never used. Then the speeds are compared. If torch is clearly faster, torch is used. Both results are stored
-in the cache folder beside the compiled library, so every process and every later run decides alike: the results of a
-kernel and of torch differ in their last bits.
+At the first use of a kernel, its results are compared with those of torch on small inputs. A kernel with wrong results
+is never used. Then the speeds are compared. If torch is clearly faster, torch is used. The results of both comparisons
+are stored in the cache folder beside the compiled library, so all processes and all later runs make the same choice.
+Different choices would change the last bits of results.
 
-SCHOOLHOUSE_NATIVE=0 uses torch everywhere. SCHOOLHOUSE_NATIVE=1 uses every kernel that gives the right numbers,
-whatever the speed is.
+SCHOOLHOUSE_NATIVE=0 uses torch everywhere. SCHOOLHOUSE_NATIVE=1 uses every kernel with correct results, even if torch
+is faster.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ KERNELS = (
     "SwiGLU",
     "log-probabilities",
 )
-"""The kernels that are chosen one by one. The sampling of tokens belongs to the log-probabilities: the sampler and the
-learner must compute the same log-probability."""
+"""The kernels, each with its own choice. The kernel for sampling tokens follows the choice for the log-probabilities,
+because sampler and learner must compute the same log-probability."""
 
 FASTER_TO_REPLACE = 1.3
-"""Torch replaces a kernel only if torch is this many times as fast. So noise does not change a choice."""
+"""Torch replaces a kernel only if torch is at least this many times as fast, so that noise does not change a choice."""
 
 _MAX_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 _REPEATS = 7
 
 
 class Choice(NamedTuple):
-    """Why a kernel is used or not.
+    """The measurements that decide whether a kernel is used.
 
     difference  the largest difference from torch, relative to the largest value of torch; NaN counts as infinity.
-    speed       how many times as fast as torch the kernel is; None if it was not measured.
+    speed       the speed of the kernel divided by the speed of torch; None if the speeds were not measured.
     """
 
     kernel: str
@@ -86,7 +86,7 @@ def best_attention(
 
 
 def plain_attention(dtype: torch.dtype, device: torch.device) -> tuple[type[PackedAttention], type[SlotKVCache]]:
-    """Return the attention contexts that need no C kernels and that can compute attention by a rule.
+    """Return the attention contexts that need no C kernels and that support attention rules, such as a sliding window.
 
     On a GPU, the KV cache has the number type of the decoder. On a CPU, attention computes in float32.
     """
@@ -96,9 +96,9 @@ def plain_attention(dtype: torch.dtype, device: torch.device) -> tuple[type[Pack
 
 @cache
 def uses_kernel(kernel: str, head_dim: int, dtype: torch.dtype) -> bool:
-    """Tell whether a kernel is used for heads of width `head_dim`. Kernels without heads take ANY_HEAD_DIM.
+    """Return whether a kernel is used for heads of width `head_dim`. For kernels without heads, pass ANY_HEAD_DIM.
 
-    Warns if there is a kernel that gives other numbers than torch.
+    Warns if the kernel exists but gives results that differ from those of torch.
     """
     choice = choose(kernel, head_dim, dtype)
     if choice and not choice.right:
@@ -114,7 +114,8 @@ def describe_fault(choice: Choice) -> str:
 
 
 def choose(kernel: str, head_dim: int, dtype: torch.dtype) -> Choice | None:
-    """Read the stored choice for a kernel. If there is none yet, check and measure the kernel, and store the choice.
+    """Read the stored choice for a kernel. If no choice is stored yet, check and measure the kernel, and store the
+    choice.
 
     Returns None if there are no C kernels.
     """
@@ -139,7 +140,7 @@ def _stored(
 ) -> float:
     """Return a stored number. If the file is missing or damaged, measure the number and store it.
 
-    If several processes measure at the same time, all of them take the number that was stored first.
+    If several processes measure at the same time, all of them use the number that was stored first.
     """
     path = _path(kernel, what, head_dim, dtype)
     stored = _read(path, what)
@@ -154,7 +155,8 @@ def _stored(
 
 
 def _path(kernel: str, what: str, head_dim: int, dtype: torch.dtype) -> Path:
-    """Return the file of a number. A speed depends on torch too, and on the instructions that torch uses."""
+    """Return the file for a measured number. A speed also depends on the torch version and on the instructions that
+    torch uses."""
     library = load_kernels(head_dim, dtype)
     assert library
     opponent = f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
@@ -170,7 +172,8 @@ def _read(path: Path, what: str) -> float | None:
 
 
 def _store(path: Path, content: dict[str, Any]) -> None:
-    """Write a file in one step. A file that another process has written meanwhile stays, unless it is damaged."""
+    """Write a file in one step. If another process has already written the file, that file stays, unless it is
+    damaged."""
     path.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         written = Path(folder) / path.name
@@ -183,7 +186,7 @@ def _store(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _plain_torch() -> Generator[None]:
-    """Gradients on and autocast off: a kernel may be used for the first time in the middle of a forward pass."""
+    """Turn gradients on and autocast off, because a kernel may be measured in the middle of a forward pass."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         yield
 
@@ -197,7 +200,8 @@ def _max_difference(kernel: str, head_dim: int, dtype: torch.dtype) -> float:
 def _difference(native: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest difference between two results, relative to the largest value of the expected result.
 
-    In a result of whole numbers, it is the share of rows that differ. Such rows are left out in the other results.
+    For results that are whole numbers, the difference is the share of rows that differ. In all other results, these
+    rows are ignored.
     """
     largest, same = 0.0, torch.tensor(True)
     for one, other in zip(native, expected, strict=True):
@@ -212,9 +216,10 @@ def _difference(native: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def _speed(kernel: str, head_dim: int, dtype: torch.dtype) -> float:
-    """Measure how many times as fast as torch a kernel is, with one thread, which other programs disturb least.
+    """Measure how many times as fast as torch a kernel is. Both use one thread, because other programs disturb one
+    thread least.
 
-    Torch must win three times in a row. So a moment in which the machine was busy does not decide against a kernel.
+    Torch must be faster three times in a row, so that a busy moment of the machine does not decide against a kernel.
     """
     speed, threads = 0.0, torch.get_num_threads()
     try:
@@ -236,7 +241,8 @@ def _torch_replaces(speed: float) -> bool:
 
 
 def shortest_seconds(case: kernel_cases.Case, repeats: int = _REPEATS) -> tuple[float, float]:
-    """Return the shortest seconds of the kernel and of torch. Both run in turn: a busy machine slows both."""
+    """Return the shortest time in seconds of the kernel and of torch. The two alternate, so that a busy machine slows
+    both."""
     seconds: dict[Run, list[float]] = {case.native: [], case.torch: []}
     for run in seconds:
         run()

@@ -98,8 +98,8 @@ class PackedAttention:
 
 
 def ruled_attention(q_SHTD: Tensor, k_SHTD: Tensor, v_SHTD: Tensor, rule: AttentionRule) -> Tensor:
-    """Compute causal attention by a rule. Keys and values have the shape [S, H, T, D]. The queries can be fewer: they
-    are the last ones."""
+    """Compute causal attention by the rule of a model, such as a sliding window. Keys and values have the shape [S, H,
+    T, D]. If there are fewer queries than keys, the queries belong to the last positions."""
     with torch.autocast(q_SHTD.device.type, enabled=False):
         score = rule.cap(q_SHTD @ k_SHTD.transpose(-1, -2) * q_SHTD.shape[-1] ** -0.5)  # [S, H, T, T]
         place = torch.arange(score.shape[-1], device=score.device)
@@ -305,7 +305,8 @@ class SlotKVCache:
 
 
 class Bfloat16SlotKVCache(SlotKVCache):
-    """A `SlotKVCache` in bfloat16. A decoder in bfloat16 rounds keys and values anyway, so no result changes."""
+    """A `SlotKVCache` in bfloat16. A decoder in bfloat16 already rounds keys and values, so the results are the same as
+    with `SlotKVCache`."""
 
     dtype = torch.bfloat16
 

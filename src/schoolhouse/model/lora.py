@@ -1,8 +1,8 @@
 """LoRA: frozen linear layers, each with two small matrices that are trained (Hu et al. 2021, arXiv 2106.09685).
 
 A layer with the frozen weight W computes x W^T + scale (x A^T) B^T. At first B is zero, so the adapter changes nothing.
-The product B A is never added to W while a policy samples or learns. So sampler and learner compute the same numbers,
-and a model without its adapter is exactly the base model.
+While a policy samples or learns, the product B A is never added to W. For this reason, sampler and learner compute the
+same numbers, and a model without its adapter is exactly the base model.
 
 In the shapes of tensors, N is the number of tokens, C the input width of a layer, O its output width, and R the rank.
 """
@@ -28,7 +28,7 @@ from schoolhouse.types import Key, SchoolError
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a LoRA adapter consists of, besides its tensors.
+    """The settings of a LoRA adapter and the name of its base model. The tensors are stored elsewhere.
 
     `modules`: the names of the layers with an adapter, as in the parameter names of Hugging Face.
     `base`: the name of the base model: a path, or a name of the Hugging Face Hub.
@@ -53,7 +53,7 @@ class Adapter:
 class _MixedLinear(torch.autograd.Function):
     """A linear layer whose weight has another number type than its input.
 
-    The converted weight is made again in the backward pass, so that autograd keeps only the stored weight.
+    The backward pass converts the weight again, so that autograd keeps only the stored weight in memory.
     """
 
     @staticmethod
@@ -71,7 +71,8 @@ class FrozenLinear(nn.Linear):
     """A linear layer that is not trained. Its parameters have the names of `nn.Linear`.
 
     The weight can be stored in bfloat16 while the model computes in float32. If the model computes in bfloat16 and the
-    weight is stored in float32, the layer keeps a converted copy: autocast converts a frozen weight at every call.
+    weight is stored in float32, the layer keeps a converted copy, because autocast converts a frozen weight at every
+    call.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -81,7 +82,7 @@ class FrozenLinear(nn.Linear):
         self._copy: tuple[tuple[int, int], Tensor] | None = None
 
     def base(self, x: Tensor) -> Tensor:
-        """The product with the frozen weight."""
+        """Return the product of the input with the frozen weight."""
         device_type = x.device.type
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
         if self.weight.dtype == dtype:
@@ -104,7 +105,7 @@ class FrozenLinear(nn.Linear):
 class LoRALinear(FrozenLinear):
     """A frozen linear layer with the trained matrices lora_A [R, C] and lora_B [O, R].
 
-    `enabled`: with False, the layer computes the product with the frozen weight alone.
+    `enabled`: if False, the layer ignores the trained matrices and uses only the frozen weight.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float) -> None:
@@ -123,8 +124,8 @@ class LoRALinear(FrozenLinear):
 
 
 def add_low_rank(out_NO: Tensor, low_NR: Tensor, lora_B_OR: Tensor, scale: float) -> Tensor:
-    """Add scale x low B^T to `out_NO`, in place: to allocate a second tensor of this size takes longer than to compute
-    it."""
+    """Add scale x low B^T to `out_NO` in place, because allocating a second tensor of this size takes longer than
+    computing."""
     return out_NO.addmm_(low_NR, lora_B_OR.to(out_NO.dtype).t(), alpha=scale)
 
 
@@ -147,7 +148,7 @@ _LINEAR = (nn.Linear, FrozenLinear, LoRALinear)
 
 
 def add_adapter(decoder: nn.Module, adapter: Adapter) -> None:
-    """Freeze a decoder, and give each layer in `adapter.modules` new matrices A and B, which are zero.
+    """Freeze a decoder, and add new matrices A and B, which are zero, to each layer in `adapter.modules`.
 
     `decoder`: a `Decoder` or an `HFAdapter`. The decoder is changed in place.
     """
@@ -166,9 +167,9 @@ def add_adapter(decoder: nn.Module, adapter: Adapter) -> None:
 
 
 def init_adapter(decoder: nn.Module, seed: int) -> None:
-    """Draw the matrices A. They depend only on the seed and on the names of their layers. B stays zero.
+    """Draw random matrices A, which depend only on the seed and on the layer names. The matrices B stay zero.
 
-    The distribution is that of peft: uniform with bounds of 1 / sqrt(C).
+    The distribution is the same as in peft: uniform between -1 / sqrt(C) and 1 / sqrt(C).
     """
     for name, layer in lora_layers(decoder):
         generator = torch.Generator().manual_seed(digest(Key(seed, f"lora {name}")) % 2**63)
@@ -181,8 +182,8 @@ def init_adapter(decoder: nn.Module, seed: int) -> None:
 def target_layers(decoder: nn.Module, targets: str) -> tuple[str, ...]:
     """Return the names of the linear layers for `lora.targets`: all, attention or mlp.
 
-    Raises SchoolError if a block has a matrix outside of a plain `nn.Linear`, because the adapter would then leave out
-    a part of the model.
+    Raises SchoolError if a block has a matrix outside of a plain `nn.Linear`, because the adapter could not change this
+    part of the model.
     """
     for name, module in _blocks(decoder):
         if type(module) not in _LINEAR and any(p.dim() > 1 for p in module.parameters(recurse=False)):
@@ -205,7 +206,7 @@ def linear_layers(decoder: nn.Module) -> list[str]:
 
 
 def check_trainable(decoder: nn.Module, lora: Lora) -> None:
-    """Raise SchoolError if the parameters that will be trained are not those that `lora` asks for.
+    """Raise SchoolError if the trainable parameters are not the parameters that `lora` describes.
 
     A request for LoRA must not train the whole model, and a request for the whole model must not train an adapter.
     """
@@ -223,7 +224,8 @@ def check_trainable(decoder: nn.Module, lora: Lora) -> None:
 
 
 def weights_sha256(decoder: nn.Module) -> str:
-    """Return a checksum of a decoder's weights, which must be in float32. The way they were stored has no effect."""
+    """Return a checksum of a decoder's weights, which must be in float32. The checksum does not depend on how the
+    weights were stored."""
     hashed = hashlib.sha256()
     for name, parameter in sorted(_root(decoder).named_parameters()):
         hashed.update(f"{name} {list(parameter.shape)}\n".encode())
@@ -258,7 +260,7 @@ def set_adapter_tensors(decoder: nn.Module, tensors: Mapping[str, Tensor]) -> No
 
 @contextmanager
 def other_adapter(decoder: nn.Module, tensors: Mapping[str, Tensor] | None) -> Generator[None]:
-    """Compute with other matrices A and B inside a `with` block, or without an adapter if `tensors` is None.
+    """Inside a `with` block, use other matrices A and B, or no adapter if `tensors` is None.
 
     Inside the block, the decoder must not be trained.
     """
@@ -276,7 +278,7 @@ def other_adapter(decoder: nn.Module, tensors: Mapping[str, Tensor] | None) -> G
 
 
 def share_base(decoder: nn.Module, other: nn.Module) -> None:
-    """Let the frozen weights of a decoder use the memory of another decoder's weights, where both are equal."""
+    """Let the frozen weights of a decoder share the memory of another decoder's weights where the two are equal."""
     theirs = dict(_root(other).named_parameters())
     for name, parameter in _root(decoder).named_parameters():
         twin = theirs.get(name)
@@ -289,7 +291,7 @@ def share_base(decoder: nn.Module, other: nn.Module) -> None:
 def merge_adapter(decoder: nn.Module) -> None:
     """Add the adapter to the frozen weights, in float32: W + scale B A. The decoder has plain linear layers afterwards.
 
-    Raises SchoolError if the decoder has no adapter (any more), or if its base was rounded.
+    Raises SchoolError if the decoder has no adapter (any more), or if its base model was rounded.
     """
     holder: Any = decoder
     adapter: Adapter | None = holder.lora
@@ -328,7 +330,8 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _convert_base(root: nn.Module, dtype: torch.dtype) -> None:
-    """Store the frozen matrices in `dtype`. A matrix stays as it is if another kind of module uses it too."""
+    """Store the frozen matrices in `dtype`. A matrix keeps its number type if another kind of module also uses this
+    matrix."""
     owners: dict[nn.Parameter, list[nn.Module]] = {}
     for module in root.modules():
         for parameter in module.parameters(recurse=False):

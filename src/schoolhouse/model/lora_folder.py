@@ -54,17 +54,18 @@ _INERT = set(  # keys that do not change what a model with this adapter computes
 )
 _NEUTRAL = {"bias": "none", "qalora_group_size": 16}
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to begin an adapter that also change the weights of the base model."""
+"""Methods of peft that initialise an adapter and also change the weights of the base model."""
 
 
 def load_model(folder: Path | str, lora: Lora | None = None, seed: int = 0) -> Decoder | HFAdapter:
     """Load the decoder of a model folder or of an adapter folder, in float32.
 
-    `lora`: None loads what the folder holds. With a rank, the decoder gets a new adapter that depends only on `seed`; a
-        folder that already holds an adapter of this rank keeps its adapter. With rank 0, the whole model is trained.
+    `lora`: with None, the model is loaded as the folder has it. With a rank, the decoder gets a new adapter that
+        depends only on `seed`; a folder that already holds an adapter of this rank keeps its adapter. With rank 0, the
+        whole model is trained.
 
-    Raises SchoolError if a file is missing or damaged, if the base model is another one, or if the folder holds an
-    adapter that `lora` does not ask for.
+    Raises SchoolError if a file is missing or damaged, if the base model is not the base model of the adapter, or if
+    the folder holds an adapter that does not fit `lora`.
     """
     name, folder = str(folder), resolve_model(folder)
     if is_adapter(folder):
@@ -102,7 +103,7 @@ def load_conversation(folder: Path | str, chat: ChatConfig | None = None) -> Con
 
 
 def save_model(decoder: Decoder | HFAdapter, folder: Path, eos_id: int | None, pad_id: int | None) -> None:
-    """Write a decoder to a folder: the whole model, or its adapter alone if it has one."""
+    """Write a decoder to a folder: only the adapter if the decoder has one, otherwise the whole model."""
     if decoder.lora is None:
         return save_decoder(decoder, folder, eos_id, pad_id)
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +159,7 @@ def read_adapter_tensors(folder: Path | str) -> dict[str, Tensor] | None:
 
 
 def _load_adapter(folder: Path, dtype: str | None) -> Decoder | HFAdapter:
-    """Load the base model of an adapter folder, and its adapter. `dtype`: how the frozen matrices are stored."""
+    """Load the base model and the adapter of an adapter folder. `dtype`: the number type of the frozen matrices."""
     config, noted, base = _read_config(folder), read_base(folder), base_folder(folder)
     decoder = load_decoder(base)
     sha256, name = weights_sha256(decoder), base_name(folder)
@@ -166,7 +167,7 @@ def _load_adapter(folder: Path, dtype: str | None) -> Decoder | HFAdapter:
         raise SchoolError(
             f"the adapter {folder} belongs to another base model than {base}: the weights there have the checksum "
             f"{sha256[:12]}, and the adapter needs {str(noted['sha256'])[:12]}. Restore the base model, or write the "
-            f"folder of the right one into the key `base_model_name_or_path` of {folder / CONFIG}"
+            f"folder of the right base model into the key `base_model_name_or_path` of {folder / CONFIG}"
         )
     tensors, modules = _read_tensors(folder), _named_layers(folder, decoder, config["target_modules"])
     adapter = Adapter(
@@ -188,21 +189,21 @@ def _load_adapter(folder: Path, dtype: str | None) -> Decoder | HFAdapter:
     if unexpected := sorted(tensors.keys() - wanted.keys()):
         raise SchoolError(
             f"the adapter {folder} does not fit its base model {base}: {len(unexpected)} of its tensors have no layer "
-            f"there, such as `{unexpected[0]}`: use the base model of the adapter"
+            f"in the base model, such as `{unexpected[0]}`: use the base model of the adapter"
         )
     for key, tensor in wanted.items():
         if tensor.shape != tensors[key].shape:
             raise SchoolError(
-                f"{folder}: `{key}` is {list(tensors[key].shape)} in the file, but {list(tensor.shape)} by the base "
-                f"model and the rank {config['r']} in {CONFIG}: copy the folder again, or use the base model of the "
-                "adapter"
+                f"{folder}: `{key}` has the shape {list(tensors[key].shape)} in the file, but the shape should be "
+                f"{list(tensor.shape)} for this base model and the rank {config['r']} in {CONFIG}: copy the folder "
+                "again, or use the base model of the adapter"
             )
     set_adapter_tensors(decoder, tensors)
     return decoder
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Read adapter_config.json. Raises SchoolError for every setting that this package does not compute."""
+    """Read adapter_config.json. Raises SchoolError for every setting that this package does not support."""
     path = folder / CONFIG
     config = read_json(path)
     if config.get("peft_type") != "LORA":
@@ -233,7 +234,8 @@ def _list(value: object) -> list[object]:
 
 
 def _named_layers(folder: Path, decoder: Decoder | HFAdapter, targets: str | list[str]) -> tuple[str, ...]:
-    """Return the layers that `target_modules` of peft names: the ends of names, one pattern, or all-linear."""
+    """Return the layers that peft's setting `target_modules` selects: ends of layer names, one pattern, or
+    all-linear."""
     if targets == "all-linear":
         return target_layers(decoder, "all")
 
@@ -259,8 +261,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise SchoolError(
-            f"{folder / WEIGHTS[0]} is missing, so the adapter has no weights: copy the folder again; the base model "
-            "is never used in place of an adapter"
+            f"{folder / WEIGHTS[0]} is missing, so the adapter has no weights (the base model is never used in place "
+            "of an adapter): copy the folder again"
         )
     tensors = {}
     for name, tensor in read_tensors(path).items():
@@ -289,9 +291,9 @@ def _check_request(folder: Path, decoder: Decoder | HFAdapter, lora: Lora) -> No
             )
     if set(target_layers(decoder, lora.targets)) != set(adapter.modules):
         raise SchoolError(
-            f"{folder} is a LoRA adapter of the layers {', '.join(_short_names(decoder, adapter.modules))}, which are "
-            f"not those of lora.targets {lora.targets}: give the lora.targets of the adapter, or write a whole model "
-            f"with `school export {folder} --to DIR` and train DIR"
+            f"{folder} is a LoRA adapter of the layers {', '.join(_short_names(decoder, adapter.modules))}, but "
+            f"lora.targets {lora.targets} means other layers: give the lora.targets of the adapter, or write a whole "
+            f"model with `school export {folder} --to DIR` and train DIR"
         )
 
 
@@ -304,7 +306,7 @@ def _peft_name(name: str) -> str:
 
 
 def _short_names(decoder: Decoder | HFAdapter, modules: tuple[str, ...]) -> list[str]:
-    """Return the last parts of the layers' names, or their whole names if a last part also names another layer."""
+    """Return the last part of each layer name, or the whole names if a last part also fits another layer."""
     short = sorted({name.rpartition(".")[2] for name in modules})
     root = getattr(decoder, "hf_model", decoder)
     meant = {name for name, _ in root.named_modules() if name.rpartition(".")[2] in short}

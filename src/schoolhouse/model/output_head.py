@@ -1,9 +1,9 @@
-"""Logits in float32, also when the other matrix products of a model run in bfloat16.
+"""Compute logits in float32, even if the other matrix products of a model run in bfloat16.
 
 A bfloat16 number has 8 significant bits. Logits between 16 and 32 in bfloat16 are multiples of 0.125, so the
-log-probabilities of such logits have rounding errors of several percent. These errors are larger than the changes
-that one update makes. For this reason, MiniMax-M1 (arXiv 2506.13585) and ScaleRL (arXiv 2510.13786) compute logits in
-float32.
+log-probabilities of such logits have rounding errors of several percent. These errors are larger than the change of a
+log-probability by one update. For this reason, MiniMax-M1 (arXiv 2506.13585) and ScaleRL (arXiv 2510.13786) compute
+logits in float32.
 
 In the shapes of tensors, N is the number of tokens, C the width of the model, and V the vocabulary size.
 """
@@ -24,9 +24,9 @@ _PART_ROWS = 4_096  # rows of a bfloat16 weight that are converted together: the
 def float32_logits(hidden_NC: Tensor, head: nn.Module) -> Tensor:
     """Compute the logits [N, V] in float32 from hidden states, inside or outside of autocast.
 
-    Without autocast, the result of float32 hidden states is `head(hidden_NC)`, to the bit. With autocast, hidden states
-    are rounded to the autocast dtype as usual, but the product and its sum are float32. The backward pass runs in the
-    autocast dtype, as in other layers.
+    Without autocast, the result for float32 hidden states has the same bits as `head(hidden_NC)`. With autocast, hidden
+    states are rounded to the autocast dtype as usual, but the product and its sum are float32. The backward pass runs
+    in the autocast dtype, as in other layers.
 
     `head`: the output layer. A layer that computes more than x W^T + b runs in float32 in both passes.
     """
@@ -53,7 +53,7 @@ class Float32Head(nn.Module):
 
 
 class _Float32Product(torch.autograd.Function):
-    """The product of bfloat16 hidden states and a weight, in float32."""
+    """The float32 product of bfloat16 hidden states and a weight."""
 
     @staticmethod
     def forward(ctx: Any, hidden_NC: Tensor, weight_VC: Tensor) -> Tensor:
@@ -77,10 +77,11 @@ class _Float32Product(torch.autograd.Function):
 
 @contextmanager
 def _bfloat16_products() -> Generator[None]:
-    """Let oneDNN compute float32 matrix products on a CPU, with bfloat16 factors and float32 sums where it can.
+    """Let oneDNN compute float32 matrix products on a CPU with bfloat16 factors and float32 sums, if the processor can.
 
-    torch has no CPU product of bfloat16 matrices with a float32 result. With this setting, the AMX units of a processor
-    read float32 matrices as bfloat16 numbers. On a processor without AMX, the product is an ordinary float32 product.
+    On a CPU, torch cannot multiply bfloat16 matrices with a float32 result. With this setting, the AMX units of a
+    processor round float32 matrices to bfloat16. On a processor without AMX, the product is an ordinary float32
+    product.
     """
     mkldnn: Any = torch.backends.mkldnn
     settings = mkldnn.matmul

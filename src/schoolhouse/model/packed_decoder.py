@@ -1,7 +1,7 @@
-"""A decoder for sampling, with packed weights. It computes what `Decoder` computes, without gradients.
+"""A decoder with packed weights for sampling, which computes the same function as `Decoder`, without gradients.
 
-Queries, keys and values are one product, and so are gates and ups. A layer takes four products, in which the norms, the
-SwiGLU and the additions to the residual stream are included.
+One matrix product gives queries, keys and values, and one matrix product gives gates and ups. A layer has four
+products. The products include the norms, the SwiGLU and the additions to the residual stream.
 """
 
 from __future__ import annotations
@@ -26,21 +26,24 @@ from schoolhouse.model.packed_linear import (
 from schoolhouse.types import SchoolError
 
 SamplingWeights = Literal["auto", "float32", "bfloat16", "int8"]
-"""The number type of the weights from which a policy samples. `auto`: that of the learner's matrix products."""
+"""The number type of the weights from which a policy samples. `auto`: the number type of the learner's matrix
+products."""
 
 _MANY_ROWS = 128
-"""With more rows, torch multiplies in bfloat16 about 15 % faster than the packed kernel (Zen 5)."""
+"""With more rows than this, torch multiplies in bfloat16 about 15 % faster than the packed kernel (on Zen 5)."""
 
 _SMALLEST = 1 << 23
-"""With `auto`, a model with fewer weights is not packed: its weights stay in the processor's cache."""
+"""With `auto`, a model with fewer weights than this is not packed, because its weights fit into the processor's
+cache."""
 
 
 def choose_weights(decoder: nn.Module, wanted: SamplingWeights, dtype: torch.dtype) -> WeightType | None:
-    """Return the number type in which to pack the weights, or None if torch is to compute with the unpacked weights.
+    """Return the number type for packed weights, or None if torch computes with the unpacked weights.
 
     `dtype`: the number type of the learner's matrix products.
 
-    With AMX, torch multiplies many rows in bfloat16 several times as fast as the packed kernel, so `auto` keeps torch.
+    On a processor with AMX, torch multiplies many rows in bfloat16 several times as fast as the packed kernel, so
+    `auto` uses torch.
     """
     if wanted != "auto":
         return wanted
@@ -52,7 +55,8 @@ def choose_weights(decoder: nn.Module, wanted: SamplingWeights, dtype: torch.dty
 
 
 def can_pack_decoder(decoder: nn.Module) -> bool:
-    """Tell whether a decoder can be packed: it is a `Decoder` on a CPU with kernels, and no code changes its layers."""
+    """Return whether a decoder can be packed. The decoder must be a `Decoder` on a CPU with kernels, with unchanged
+    layers."""
     if not isinstance(decoder, Decoder) or not has_packed_kernel(next(decoder.parameters()).device):
         return False
     return all(can_pack(module) for module in decoder.modules() if isinstance(module, nn.Linear))
@@ -61,13 +65,13 @@ def can_pack_decoder(decoder: nn.Module) -> bool:
 def pack_decoder(
     decoder: nn.Module, wanted: SamplingWeights, dtype: torch.dtype, exact: bool, old: PackedDecoder | None
 ) -> PackedDecoder | None:
-    """Return the decoder with packed weights that are up to date, or None if torch is to compute with the decoder.
+    """Return a packed decoder with the current weights, or None if torch computes with the unpacked decoder.
 
     `dtype`: the number type of the learner's matrix products.
     `exact`: whether sampler and learner must compute the same bits.
-    `old`: an earlier result for the same decoder. Its matrices are used again if they have not changed.
+    `old`: an earlier result for the same decoder. Its packed matrices are reused if the weights have not changed.
 
-    Raises SchoolError if a number type is wanted that cannot be used here.
+    Raises SchoolError if the wanted number type cannot be used with this decoder on this device.
     """
     packable = not exact and can_pack_decoder(decoder)
     if not packable and wanted != "auto":
@@ -85,7 +89,7 @@ def pack_decoder(
 
 
 def packed_bytes(decoder: nn.Module, wanted: SamplingWeights, dtype: torch.dtype, exact: bool) -> float:
-    """Return the memory of the packed weights that `pack_decoder` makes, or 0 if it makes none."""
+    """Return the memory in bytes of the packed weights that `pack_decoder` makes, or 0 if nothing is packed."""
     type = None if exact or not can_pack_decoder(decoder) else choose_weights(decoder, wanted, dtype)
     if type is None:
         return 0.0
@@ -94,7 +98,7 @@ def packed_bytes(decoder: nn.Module, wanted: SamplingWeights, dtype: torch.dtype
 
 
 class _PackedBlock:
-    """The packed matrices of a block. Matrices that have not changed are taken from `old`."""
+    """Return the packed matrices of a block. Matrices that have not changed are taken from `old`."""
 
     def __init__(self, block: Block, type: WeightType, old: _PackedBlock | None) -> None:
         attention, mlp = block.self_attn, block.mlp
@@ -129,7 +133,7 @@ class PackedDecoder:
         self._versions = versions
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The unpacked parameters."""
+        """The parameters that are not packed."""
         return self.decoder.parameters()
 
     @torch.no_grad()
@@ -165,5 +169,5 @@ class PackedDecoder:
         return self._head(hidden_NC.float().contiguous())
 
     def _torch_is_faster(self, rows: int) -> bool:
-        """Tell whether torch multiplies so many rows faster, by weights that are rounded alike."""
+        """Return whether torch multiplies this number of rows faster, with weights that are rounded in the same way."""
         return self.type == "bfloat16" and rows > _MANY_ROWS and torch.is_autocast_enabled("cpu")

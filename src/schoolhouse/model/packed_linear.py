@@ -1,9 +1,9 @@
 """Linear layers whose weights are packed once, for many products with few rows (kernels/packed_linear.c).
 
 A decode step multiplies a few rows by every weight of the model. The time of such a step is the time to read the
-weights from memory. The libraries behind torch arrange the weights anew in each product, or read them more slowly than
-memory delivers them. Packed weights are stored in the order in which the kernel reads them, as float32, bfloat16 or
-int8 (with one scale for 32 weights of an output). A result row has the same bits, whatever the other rows are.
+weights from memory. The libraries that torch calls rearrange the weights in each product, or read the weights at less
+than the memory's speed. Packed weights are stored in the order in which the kernel reads them, as float32, bfloat16 or
+int8 (with one scale for 32 weights of an output). The bits of a result row do not depend on the other rows.
 
 In the shapes of tensors, N is the number of rows, C the input width, O the output width, and R the rank of an adapter.
 """
@@ -22,10 +22,10 @@ from schoolhouse.model.kernel_build import ANY_HEAD_DIM, call_kernel, load_kerne
 WeightType = Literal["float32", "bfloat16", "int8"]
 
 _TYPES: dict[WeightType, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
-"""The number of each type in the kernel."""
+"""The integer that stands for each type in the kernel."""
 
 BYTES_PER_WEIGHT: dict[WeightType, float] = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.125}
-"""The memory of one packed weight. With int8, 32 weights share one scale of float32."""
+"""The memory of one packed weight, in bytes. With int8, 32 weights share one float32 scale."""
 
 _INPUTS = {"plain": 0, "norm": 1, "swiglu": 2}
 _ALIGNED_OUTPUTS = 32
@@ -59,9 +59,10 @@ class PackedLinear:
         eps: float = 0.0,
         add_to: Tensor | None = None,
     ) -> Tensor:
-        """Compute f(x) W^T + bias in float32, [N, O]. With `add_to` [N, O], add the result to this tensor.
+        """Compute f(x) W^T + bias in float32, [N, O]. If `add_to` [N, O] is given, add the result to that tensor.
 
-        `input`: f is nothing, RMSNorm with the weight `norm_C`, or SwiGLU. For SwiGLU the rows of x are [gates, ups].
+        `input`: the function f is the identity, RMSNorm with the weight `norm_C`, or SwiGLU. For SwiGLU, the rows of x
+        are [gates, ups].
         """
         y = torch.empty(len(x), self.out_features) if add_to is None else add_to
         sizes = (
@@ -82,21 +83,22 @@ class PackedLinear:
 
 
 def can_pack(linear: nn.Module) -> bool:
-    """Tell whether a layer computes x W^T + bias, perhaps with a LoRA adapter, and nothing else."""
+    """Return whether a layer computes only x W^T + bias, with or without a LoRA adapter."""
     plain = isinstance(linear, nn.Linear) and "forward" not in vars(linear)
     return plain and not linear._forward_hooks and not linear._forward_pre_hooks and linear.in_features % _STEP == 0
 
 
 def weight_versions(linears: Sequence[nn.Module]) -> Versions:
-    """Where the parameters of the layers are stored, and how often they were changed. Equal versions: equal weights."""
+    """The address of each parameter of the layers, and how often the parameter was changed. Equal versions mean equal
+    weights."""
     return tuple((p.data_ptr(), p._version) for linear in linears for p in linear.parameters())
 
 
 @torch.no_grad()
 def pack(linears: Sequence[nn.Linear], type: WeightType, old: PackedLinear | None = None) -> PackedLinear:
-    """Pack layers with the same input as one layer. Returns `old` if the weights are those of `old`.
+    """Pack layers with the same input as one layer. Returns `old` if the weights have not changed since `old` was made.
 
-    The matrices of a LoRA adapter are packed in float32 beside the layer: rounding W + B A would lose a small B A.
+    The matrices of a LoRA adapter are packed separately, in float32, because rounding W + B A would lose a small B A.
     """
     base = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
     versions = tuple((p.data_ptr(), p._version) for p in base)
@@ -121,7 +123,8 @@ def _pack_matrix(weight_OC: Tensor, type: WeightType, versions: Versions = ()) -
 def _pack_low_rank(
     linears: Sequence[nn.Linear], old: tuple[PackedLinear, PackedLinear] | None
 ) -> tuple[PackedLinear, PackedLinear] | None:
-    """Pack the LoRA adapters of layers with the same input: all A below each other, all B as diagonal blocks."""
+    """Pack the LoRA adapters of layers with the same input. The matrices A are concatenated, and the matrices B become
+    diagonal blocks."""
     adapters = [_adapter(linear) for linear in linears]
     adapted = [adapter for adapter in adapters if adapter]
     if not adapted:
@@ -149,12 +152,12 @@ def _adapter(linear: nn.Linear) -> tuple[Tensor, Tensor, float] | None:
 
 
 def packed_bytes(type: WeightType, in_features: int) -> int:
-    """The bytes of the packed weights of one output."""
+    """The memory of the packed weights of one output, in bytes."""
     if type == "int8":
         return in_features + 4 * -(-in_features // _SCALED)
     return in_features * (4 if type == "float32" else 2)
 
 
 def has_packed_kernel(device: torch.device) -> bool:
-    """Tell whether packed products can be computed on this device."""
+    """Return whether packed products can be computed on this device."""
     return device.type == "cpu" and load_kernels(ANY_HEAD_DIM, torch.float32) is not None

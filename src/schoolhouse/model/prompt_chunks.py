@@ -1,7 +1,7 @@
 """Prefill with bounded memory: short prompts are read in groups, and a long prompt is read in chunks.
 
-The activations of a prefill grow with the number of tokens of a forward pass. So one forward pass reads at most
-`PREFILL_TOKENS` tokens, including the padding.
+The memory of activations grows with the number of tokens in a forward pass. For this reason, one forward pass reads at
+most `PREFILL_TOKENS` tokens, including the padding.
 
 In the shapes of tensors, N is the number of tokens of a chunk, T the number of tokens up to the end of the chunk, H the
 number of query heads, K the number of key heads, and D the head width.
@@ -20,11 +20,12 @@ from schoolhouse.model.kv_cache import AttentionRule, PackedAttention, repeat_he
 PREFILL_TOKENS = 4_096
 """The maximum number of tokens of a forward pass that reads prompts."""
 
-_QUERIES = 512  # queries that attend together, because a mask has one number for each query and key
+_QUERIES = 512  # queries that are computed together, because a mask has one number for each query and key
 
 
 def group_prompts(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Divide prompts into groups. The padded size of a group is at most `PREFILL_TOKENS`, unless it has one prompt.
+    """Divide prompts into groups. The padded size of a group is at most `PREFILL_TOKENS`, unless the group has only one
+    prompt.
 
     If all prompts fit into one group, their order does not change. Otherwise the prompts are sorted by length, so that
     a group needs little padding.
@@ -42,10 +43,11 @@ def group_prompts(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int
 
 
 class PromptChunk(PackedAttention):
-    """Causal attention of one chunk of a prompt: its tokens attend to the chunk and to all earlier chunks.
+    """Causal attention of one chunk of a prompt. The tokens of the chunk attend to this chunk and to all earlier
+    chunks.
 
     `num_tokens`: the number of tokens N of the chunk.
-    `earlier`: the attention of the chunk before, or None for the first chunk. Its keys and values are kept.
+    `earlier`: the attention of the previous chunk, whose keys and values are kept, or None for the first chunk.
 
     After the forward pass of the last chunk, `SlotKVCache.store_prompts` stores the whole prompt.
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from schoolhouse.model.kernel_build import ANY_HEAD_DIM, call_kernel
 
-_ROWS_PER_PART = 64  # rows whose weight gradients are summed together, so sums do not depend on the threads
+_ROWS_PER_PART = 64  # rows per partial sum of the weight gradients, so that sums do not depend on the number of threads
 
 
 def _num_parts(rows: int) -> int:

@@ -116,7 +116,7 @@ def extend(
         `source` go to `source.on_finished` and are not returned.
     `on_token`: a function that is called for each sampled token. If `on_token` returns True, the turn ends.
     `progress`: a function that is called with the number of rollouts that have just finished.
-    `meter`: counts tokens and rollouts for the display of the progress.
+    `meter`: an object that counts tokens and rollouts for the progress display.
     """
     config, device = decoder.config, next(decoder.parameters()).device
     limits = [max_new_tokens] * len(rollouts) if isinstance(max_new_tokens, int) else list(max_new_tokens)

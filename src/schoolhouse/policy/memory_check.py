@@ -1,7 +1,7 @@
-"""A check before a run: does the memory suffice for the learner and for the sampler?
+"""Check before a run that there is enough memory for the learner and for the sampler.
 
-A process in a container is killed without a message when its memory is full. So the need is first computed, and
-compared with the free memory. Then the largest micro-batch is tried.
+A process in a container is killed without a message when its memory is full. For this reason, the needed memory is
+first computed and compared with the free memory. Then the largest micro-batch is tried.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from schoolhouse.types import Key, Precision, Problem, Rollout, SchoolError
 if TYPE_CHECKING:
     from schoolhouse.model.hf_adapter import HFAdapter
 
-_PROBE_TOKENS = (16, 48)  # two sizes, so that saved tensors that do not grow with the tokens cancel out
+_PROBE_TOKENS = (16, 48)  # two sizes, to subtract tensors of constant size
 _LOGIT_ARRAYS = 3  # arrays [chunk, V] of float32 at the same time: logits, their gradient, and a copy with masks
 
 
@@ -57,13 +57,12 @@ class CheckedPolicy(Protocol):
 
 
 class LearningNeed(NamedTuple):
-    """The memory of one update, in bytes. The weights are not included, because they are in memory already.
+    """The memory of one update, in bytes. The weights are not included, because the weights are already in memory.
 
-    `gradients` and `moments`: one and two numbers of float32 for each trained weight; 0 if they exist already.
-    `copies`: the weights in the number type of the matrix products.
-    `activations`: everything that the forward pass of the largest micro-batch keeps for the backward pass.
-    `logits`: the logits of one chunk of tokens.
-    `tokens`: the number of tokens of the largest micro-batch.
+    `gradients` and `moments`: one and two float32 numbers for each trained weight; 0 if these numbers are already in
+    memory. `copies`: the weights in the number type of the matrix products. `activations`: everything that the forward
+    pass of the largest micro-batch keeps for the backward pass. `logits`: the logits of one chunk of tokens. `tokens`:
+    the number of tokens of the largest micro-batch.
     """
 
     gradients: int
@@ -79,7 +78,7 @@ class LearningNeed(NamedTuple):
 
     @property
     def kept(self) -> int:
-        """The part that stays in memory while the policy samples."""
+        """The memory of an update that stays in use while the policy samples, in bytes."""
         return self.gradients + self.moments
 
 
@@ -184,7 +183,7 @@ def _saved_bytes(policy: CheckedPolicy, num_tokens: int) -> int:
 def _check_sampling(
     policy: CheckedPolicy, max_len: int, prompts: Sequence[Rollout], num_slots: int, reserved: int
 ) -> None:
-    """Check the memory for sampling. A note on stderr tells if not all rollouts fit at the same time."""
+    """Check the memory for sampling. Prints a note on stderr if not all rollouts fit at the same time."""
     longest_prompt = max(map(len, prompts))
     distinct = len({prompt.tokens for prompt in prompts})
     sizes = (len(prompts), distinct, longest_prompt, max(1, max_len - longest_prompt))

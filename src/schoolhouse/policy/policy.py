@@ -147,11 +147,12 @@ class Policy:
         A folder with a LoRA adapter is loaded together with its base model.
 
         `chat`: the system message, and the chat template with its arguments. The default is the model's own template.
-        `lora`: the adapter to train. None loads what the folder holds. With rank 0, the whole model is trained.
-        `seed`: decides the first weights of a new adapter.
+        `lora`: the adapter to train. With None, the model is loaded as the folder has it. With rank 0, the whole model
+        is trained.
+        `seed`: the seed for the initial weights of a new adapter.
 
         Raises SchoolError if a file is missing or damaged. The error message names the file. Also raises SchoolError if
-        the folder holds an adapter and `lora` asks for another one, or for none.
+        the folder holds an adapter that does not fit `lora`.
         """
         if not resolve_model(folder).is_dir():
             raise SchoolError(f"{folder} is not a folder: give a local folder with a model in Hugging Face format")
@@ -176,7 +177,7 @@ class Policy:
         """Reset the optimizer. If a folder is given, also load the model weights from the folder.
 
         The loaded model must have the same shape as the model of the policy. With LoRA, the folder of a whole model
-        gives a new adapter, with the same first weights as at the start of the run.
+        gives a new adapter, with the same initial weights as at the start of the run.
         """
         if folder is not None:
             fresh = self._load_model(folder)
@@ -316,7 +317,8 @@ class Policy:
         trim_memory()
 
     def _sampler(self) -> Decoder | HFAdapter | PackedDecoder:
-        """The decoder to sample from: packed weights if they gain time here, otherwise the decoder of the learner."""
+        """The decoder for sampling: with packed weights if these make sampling faster, otherwise the learner's
+        decoder."""
         wanted: SamplingWeights = self.sampling_weights
         self._packed = pack_decoder(self.decoder, wanted, self.dtype, self.precision == "exact", self._packed)
         return self._packed or self.decoder
@@ -377,7 +379,7 @@ class Policy:
             distribution.
         """
         score_fn = partial(self.batch_scores, temperature=temperature)
-        self._packed = None  # the weights change: their packed copy must not take memory during the update
+        self._packed = None  # the update changes the weights, so their packed copy is freed before it
         metrics = self.learner.update(
             batches, loss_fn, score_fn, learning_rate, max_grad_norm, max_logprob_gap, metrics_fn
         )

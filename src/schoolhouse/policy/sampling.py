@@ -79,7 +79,8 @@ def sample(
 def sample_with_torch(logits_SV: Tensor, uniform_S: Tensor) -> tuple[Tensor, Tensor]:
     """Sample one token for each row of float32 logits at temperature 1. Returns the tokens and their log-probabilities.
 
-    First a block of tokens is chosen, then a token in this block: sums over blocks are fast, cumulative sums are slow.
+    First a block of tokens is sampled, and then a token in this block, because sums over blocks are faster than
+    cumulative sums.
     """
     mass_SV = logits_SV.softmax(-1)
     mass_SBV = F.pad(mass_SV, (0, -mass_SV.shape[-1] % _BLOCK_SIZE)).unflatten(-1, (-1, _BLOCK_SIZE))

@@ -1,7 +1,7 @@
-"""The memory of sampling: how many rollouts fit into memory at the same time.
+"""Compute how many rollouts fit into memory while they are sampled at the same time.
 
-The number of slots changes the memory and the speed of sampling. The sampled tokens do not depend on the number of
-slots, because the random numbers of a rollout depend only on its key.
+A slot is the room for one rollout. The number of slots changes the memory and the speed of sampling. The sampled tokens
+do not depend on the number of slots, because the random numbers of a rollout depend only on its key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from schoolhouse.runs.memory import size_text
 from schoolhouse.types import SchoolError
 
 SHARE = 0.8
-"""The share of the free memory that sampling can use. The rest is for other parts of the program."""
+"""The share of the free memory that sampling can use. The remaining memory is for other parts of the program."""
 
 _LOGIT_COPIES = 3
 """The number of arrays [S, V] of float32 that a step has at the same time: logits, logits with masks, probabilities."""
@@ -96,9 +96,9 @@ def sampling_need(
 
 
 def choose_num_slots(need: SamplingNeed, most: int, device: torch.device, reserved: int = 0) -> int:
-    """Return how many rollouts to sample at the same time, at most `most`.
+    """Return the number of rollouts to sample at the same time, which is at most `most`.
 
-    `reserved`: the memory that other parts of the run will need meanwhile, in bytes.
+    `reserved`: the memory that other parts of the run need during sampling, in bytes.
     Raises SchoolError if the memory is too small for one rollout.
     """
     need = need._replace(rollouts=max(1, min(need.rollouts, most)), prompts=max(1, min(need.prompts, most)))
@@ -108,7 +108,7 @@ def choose_num_slots(need: SamplingNeed, most: int, device: torch.device, reserv
         parts = f"KV cache {size_text(need.slot + need.prompt)}, logits {size_text(need.logits)}, prefill "
         raise SchoolError(
             f"sampling needs {size_text(need.total(1))} of memory for one rollout ({parts}{size_text(need.prefill)}), "
-            f"but it can use only {size_text(SHARE * free)}, {SHARE:.0%} of the {size_text(free)} that are free. A "
+            f"but sampling can use only {size_text(SHARE * free)} ({SHARE:.0%} of {size_text(free)} free memory). A "
             f"rollout has a prompt of up to {need.longest_prompt:,} tokens and up to {need.capacity:,} new tokens: "
             "lower `max_new_tokens`, use shorter prompts or a smaller model, or close other programs"
         )

@@ -1,8 +1,8 @@
-"""Describe how far the sampler is: finished answers, sampled tokens, tokens/s, and an estimate of the time left.
+"""Describe the progress of the sampler: finished answers, sampled tokens, tokens/s, and an estimate of the time left.
 
-The answers of a batch run at the same time, so the time per finished answer says nothing while the first answers run.
-The estimate uses tokens instead. It assumes that an answer ends with the same probability after each token (ended
-answers / sampled tokens), and that every answer ends at its limit of tokens at the latest.
+The answers of a batch are sampled at the same time, so the time per finished answer is unknown until the first answers
+end. For this reason, the estimate of the time left uses tokens. The estimate assumes that an answer ends with the same
+probability after each token (ended answers / sampled tokens), and that no answer exceeds its limit of tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _WINDOW_SECONDS = 15.0  # the speed is measured over the last seconds
 def sampling_phase(
     num_rollouts: int, max_new_tokens: int | Sequence[int], on_token: object
 ) -> Generator[SamplingProgress | None]:
-    """Show a call of the sampler as a phase. With `on_token` nothing is shown, because the caller shows each token."""
+    """Show a call of the sampler in the progress display. With `on_token`, nothing is shown, because the caller shows
+    each token."""
     if on_token:
         yield None
         return
@@ -46,7 +47,7 @@ class SamplingProgress:
         self._finished = self._ended = self._tokens = self._running_tokens = self._busy = self._steps = 0
         now = time.monotonic()
         self._first_step = now
-        self._recent = deque([(now, 0, 0)])  # (time, tokens, steps), about one a second
+        self._recent = deque([(now, 0, 0)])  # (time, tokens, steps), about one entry per second
 
     def after_step(self, busy: int) -> None:
         """Count one decoding step, in which `busy` answers got one token."""
@@ -63,14 +64,15 @@ class SamplingProgress:
                 self._recent.popleft()
 
     def after_finished(self, lengths: Sequence[int], ended: int) -> None:
-        """Count finished answers with these lengths. `ended` of them ended before their limit of tokens."""
+        """Count finished answers with these lengths. `ended` is the number of answers that ended before their limit of
+        tokens."""
         self._finished += len(lengths)
         self._ended += ended
         self._running_tokens -= sum(lengths)
         self._busy -= len(lengths)
 
     def describe(self) -> str:
-        """Describe the state, for example as `40/256 answers, 3,400 tokens, 130 tokens/s, about 2 min 0 s left`."""
+        """Describe the progress, for example as `40/256 answers, 3,400 tokens, 130 tokens/s, about 2 min 0 s left`."""
         text = f"{self._finished:,}/{self._num_rollouts:,} answers"
         if not self._tokens:
             return f"{text}, reading the prompts"
@@ -86,7 +88,8 @@ class SamplingProgress:
         return f"{text}, {'about' if self._ended else 'at most'} {duration(seconds)} left"
 
     def seconds_left(self, tokens_per_second: float, steps_per_second: float) -> float:
-        """Estimate the time until all answers are finished. Without any ended answer, the result is an upper bound."""
+        """Estimate the time until all answers are finished. If no answer has ended yet, the result is an upper
+        bound."""
         busy = max(self._busy, 0)
         waiting = max(self._num_rollouts - self._finished - busy, 0)
         sampled = self._running_tokens / busy if busy else 0.0

@@ -24,7 +24,8 @@ class RolloutStream:
     `make_prompts`: a function that gives the prompts of a step.
     `sample`: a function that extends prompts with the policy.
     `lag`: the number of updates between sampling and learning.
-    `reference`: a reference whose weights change during training. The weights of `reference` are saved too.
+    `reference`: a reference model whose weights change during training. Checkpoints also contain the weights of
+    `reference`.
 
     A checkpoint of a run contains the state of the rollout stream, not only the policy. Pending rollouts (sampled, but
     not learned from yet) come from older weights, so a resumed run cannot sample them again.

@@ -1,4 +1,4 @@
-"""The policy that a recipe trains, and the reference that its KL penalty compares the policy with."""
+"""Load the policy that a recipe trains, and the reference model of its KL penalty."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load_policy(c: Any, run: Run, model: Path | str = "") -> Policy:
 
     `c`: the config of the recipe, with the keys `model`, `precision`, `optimizer`, `lora` and `seed`. A config may also
         have the keys `activation_checkpointing` and `sampling`.
-    `model`: the starting model, if it is not `c.model`.
+    `model`: the starting model; with an empty text, `c.model`.
     """
     policy = Policy.load(
         run.model_path(model or c.model),
@@ -46,7 +46,7 @@ def load_policy(c: Any, run: Run, model: Path | str = "") -> Policy:
 
 
 class Reference(Protocol):
-    """A model that a policy is compared with, such as another policy."""
+    """A model that is compared with a policy, for example in a KL penalty."""
 
     def score(
         self, rollouts: Sequence[Rollout], temperature: float = 1.0, microbatch_tokens: int = 4_096
@@ -54,10 +54,10 @@ class Reference(Protocol):
 
 
 def reference_policy(c: Any, policy: Policy) -> ModelReference | AdapterReference:
-    """Return the model that training started from, `c.model`, as a reference for the policy.
+    """Return the starting model of the training, `c.model`, as a reference model for the policy.
 
-    With an adapter, no second model is loaded: the reference is the policy with its adapter switched off. If `c.model`
-    itself is an adapter, the reference is the policy with the adapter of `c.model`.
+    If the policy has an adapter, no second model is loaded: the reference is the policy with its adapter turned off. If
+    `c.model` itself is an adapter, the reference is the policy with the adapter of `c.model`.
     """
     if policy.decoder.lora is None:
         return ModelReference(Policy.load(c.model, c.precision, chat=c))
@@ -65,7 +65,7 @@ def reference_policy(c: Any, policy: Policy) -> ModelReference | AdapterReferenc
 
 
 class ModelReference:
-    """A reference with its own copy of the whole model."""
+    """A reference model with its own copy of all weights."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -76,7 +76,7 @@ class ModelReference:
         return self.policy.score(rollouts, temperature, microbatch_tokens)
 
     def copy_from(self, policy: Policy) -> None:
-        """Replace the weights of the reference by those of the policy."""
+        """Replace the weights of the reference by the weights of the policy."""
         self.policy.decoder.load_state_dict(policy.decoder.state_dict())
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ class ModelReference:
 
 
 class AdapterReference:
-    """A reference that shares the base model with the policy, and has its own adapter or none.
+    """A reference model that shares the base model with the policy. The reference has its own adapter or no adapter.
 
     `tensors`: the matrices of the adapter of the reference, or None for the base model.
     """

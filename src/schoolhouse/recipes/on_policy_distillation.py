@@ -1,10 +1,11 @@
-"""On-policy distillation: a student answers, and a teacher says how likely each token of the answer is.
+"""On-policy distillation: a student model answers, and a teacher model gives the probability of each token of the
+answer.
 
-The advantage of a token is log pi_teacher - log pi_student. So each token has its own feedback, also in answers that no
-program can grade. The mean gradient is that of KL(student || teacher) at each token (the reverse KL), for the prefixes
-that the student itself writes. Agarwal et al. 2023 (GKD with lambda 1, arXiv 2306.13649), Gu et al. 2023 (MiniLLM,
-arXiv 2306.08543) and Thinking Machines ("On-Policy Distillation", 2025) use this method. Letters for sizes are P
-(problems per step), G (rollouts per problem) and T (tokens of a rollout).
+The advantage of a token is log pi_teacher - log pi_student. For this reason, each token has its own feedback, even in
+answers that no program can grade. The mean gradient is the gradient of KL(student || teacher) at each token (the
+reverse KL), on texts that the student writes. Agarwal et al. 2023 (GKD with lambda 1, arXiv 2306.13649), Gu et al. 2023
+(MiniLLM, arXiv 2306.08543) and Thinking Machines ("On-Policy Distillation", 2025) use this method. Letters for sizes
+are P (problems per step), G (rollouts per problem) and T (tokens of a rollout).
 """
 
 from __future__ import annotations
@@ -31,16 +32,17 @@ from schoolhouse.types import Precision, Rollout, SchoolError
 
 class Config(ChatConfig):
     model: str
-    """Folder of the student to start from (Hugging Face format), or of a run: its newest checkpoint."""
+    """Folder of the student (Hugging Face format), or of a run, whose newest checkpoint is used."""
     teacher: str
-    """Folder of the teacher, or of a run. It is never trained, and has the same tokenizer as the student."""
+    """Folder of the teacher, or of a run. The teacher is not trained, and must have the same tokenizer as the
+    student."""
     task: str = "school"
     """Training problems. The rewards of the task are recorded, but the student does not learn from them."""
     seed: int = 0
     steps: int = Field(100, gt=0)
     prompts_per_step: int = Field(32, gt=0)
     group_size: int = Field(4, gt=0)
-    """Number of rollouts per problem. One is enough, because rollouts are not compared."""
+    """Number of rollouts per problem. One rollout is enough, because rollouts are not compared."""
     sampling: RolloutSampling = RolloutSampling()
     rewards: WorkerSettings = WorkerSettings()
     optimizer: Optimizer = Optimizer(learning_rate=2e-4, warmup_steps=5, lr_decay_fraction=0.0)

@@ -169,7 +169,7 @@ def score_loss() -> Loss:
     """The REINFORCE loss with a KL penalty. The column "kl_coef" has the coefficient of the penalty for each token.
 
     The mean gradient of the penalty is the gradient of KL(pi || reference), as in equations 3 and 4 of the paper. The
-    estimator k3 would have the gradient of KL(reference || pi).
+    mean gradient of the estimator k3 would be the gradient of KL(reference || pi).
     """
     gradient, kl = policy_gradient(), kl_penalty("k2")
 

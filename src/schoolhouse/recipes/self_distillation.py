@@ -1,11 +1,11 @@
-"""Self-distillation: the teacher is the model itself, with a worked answer in its prompt.
+"""Self-distillation: a model is its own teacher. The teacher has a worked answer in its prompt.
 
-The student sees a problem alone and answers it. The teacher sees the same problem with a demonstration, and scores the
+The student sees only a problem, and answers. The teacher sees the same problem with a demonstration, and scores the
 student's answer. The advantage of a token is log pi_teacher - log pi_student, as in on-policy distillation. The student
-never imitates the words of the demonstration, only what the model itself makes of them. Therefore the model forgets
-less than with supervised fine-tuning on the demonstrations (SDFT, Shenfeld et al. 2026, arXiv 2601.19897). A model
-that cannot use an example in its prompt is no teacher. Letters for sizes are P (problems per step), G (rollouts per
-problem) and T (tokens of a rollout).
+does not learn the words of the demonstration. The student learns how the model itself answers after reading the
+demonstration. Therefore the model forgets less than with supervised fine-tuning on the demonstrations (SDFT, Shenfeld
+et al. 2026, arXiv 2601.19897). A model that cannot use an example in its prompt cannot be a teacher. Letters for sizes
+are P (problems per step), G (rollouts per problem) and T (tokens of a rollout).
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ CONTEXT = "{question}\n\nA worked answer to this problem:\n{demonstration}\n\nNo
 
 class Config(ChatConfig):
     model: str
-    """Folder of the model to start from (Hugging Face format), or of a run: its newest checkpoint."""
+    """Folder of the starting model (Hugging Face format), or of a run, whose newest checkpoint is used."""
     task: str = "school"
-    """Where the demonstrations come from: school[:families], jsonl:PATH, ... The student answers their problems."""
+    """Task with the demonstrations: school[:families], jsonl:PATH, ... The student answers the problems of the
+    demonstrations."""
     teacher: Literal["policy", "start"] = "policy"
-    """The weights of the teacher: those of the policy as it is now, or those of the starting model."""
+    """The weights of the teacher: the current weights of the policy (policy), or the weights of the starting model
+    (start)."""
     context: str = CONTEXT
-    """The teacher's last user message, with {question} and {demonstration}."""
+    """The last user message of the teacher's prompt. The text must contain {question} and {demonstration}."""
     seed: int = 0
     steps: int = Field(100, gt=0)
     prompts_per_step: int = Field(32, gt=0)
@@ -64,7 +66,7 @@ class Config(ChatConfig):
     @model_validator(mode="after")
     def _has_places(self) -> Config:
         if missing := [place for place in ("{question}", "{demonstration}") if place not in self.context]:
-            raise ValueError(f"`context` does not contain {' and '.join(missing)}; write them where the texts belong")
+            raise ValueError(f"`context` does not contain {' and '.join(missing)}; add the missing text to `context`")
         return self
 
 
@@ -111,7 +113,8 @@ def teacher_logprobs(
     rollouts: Sequence[Rollout],
     demonstrations: Sequence[Demonstration],
 ) -> list[list[float]]:
-    """Return the teacher's log-probability of each token of each rollout [T], with the demonstration in its prompt."""
+    """Return the teacher's log-probability of each token of each rollout [T]. The demonstration is in the teacher's
+    prompt."""
     informed = []
     for rollout, demonstration in zip(rollouts, demonstrations, strict=True):
         problem = add_demonstration(demonstration, c.context)

@@ -15,7 +15,8 @@ from schoolhouse.types import SchoolError
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 BASE = "base_model.json"
-"""A file of this package: the checksum of the base model's weights, and its place relative to the adapter."""
+"""A file that this package adds to an adapter folder. The file has the checksum of the base model's weights, and the
+path of the base model relative to the adapter."""
 
 _FULL_WEIGHTS = (
     "model.safetensors",
@@ -28,7 +29,7 @@ _FULL_WEIGHTS = (
 def is_adapter(folder: Path) -> bool:
     """Return whether a model folder holds an adapter instead of a whole model.
 
-    Raises SchoolError if the folder holds both, because it would be unclear which of the two is meant.
+    Raises SchoolError if the folder holds both, because the user could mean either of the two.
     """
     if not (folder / CONFIG).is_file():
         return False
@@ -56,8 +57,8 @@ def base_name(folder: Path) -> str:
 def base_folder(folder: Path) -> Path:
     """Return the model folder with config.json: the base model of an adapter, or else the folder itself.
 
-    The base model is found by its name, or by its place relative to the adapter if both were moved together. Raises
-    SchoolError if the base model is not on this machine, or is an adapter too.
+    The base model is found by its name, or by its path relative to the adapter if the user moved both folders together.
+    Raises SchoolError if the base model is not on this machine, or if the base model is itself an adapter.
     """
     if not is_adapter(folder):
         return folder
@@ -79,5 +80,6 @@ def base_folder(folder: Path) -> Path:
 
 
 def read_base(folder: Path) -> dict[str, Any]:
-    """Return what this package noted about the base model of an adapter. Empty for the folders of other programs."""
+    """Return the content of base_model.json, which describes the base model of an adapter. The result is empty for
+    folders of other programs."""
     return read_json(folder / BASE) if (folder / BASE).is_file() else {}

@@ -64,23 +64,23 @@ def check_machine(folder: Path = Path()) -> Iterator[Finding]:
 
 
 def _kernels(dtype: torch.dtype) -> Iterator[Finding]:
-    """Which C kernels are used, and which are not used because they are wrong or slower than torch."""
+    """Report which C kernels are used, and which kernels are not used because they are wrong or slower than torch."""
     from schoolhouse.model.kernel_build import count_lanes
     from schoolhouse.model.kernel_choice import all_choices, describe_fault
 
     choices = all_choices(dtype)
     if not choices:
         advice = (
-            "install a C compiler (gcc or clang), or unset SCHOOLHOUSE_NATIVE=0; until then torch computes the same"
+            "install a C compiler (gcc or clang), or unset SCHOOLHOUSE_NATIVE=0; until then torch gives the same results"
         )
         yield Finding("compiled kernels", "none", advice)
         return
     yield Finding(
-        "compiled kernels", f"built with vectors of {count_lanes()} floats; they make sampling and learning faster"
+        "compiled kernels", f"built with vectors of {count_lanes()} floats; kernels make sampling and learning faster"
     )
     speeds = [f"{c.kernel} {c.speed:.1f}{'' if c.used else ' (torch is used)'}" for c in choices if c.speed is not None]
     if speeds:
-        yield Finding("kernels and torch", f"times as fast as torch at first use: {', '.join(speeds)}")
+        yield Finding("kernels and torch", f"speed of the kernel divided by that of torch: {', '.join(speeds)}")
     for choice in choices:
         if not choice.right:
             advice = "torch is used instead; try another C compiler (CC=clang), and report the compiler and the machine"

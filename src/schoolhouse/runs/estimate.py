@@ -1,8 +1,8 @@
-"""This file estimates the time and the memory of a run: it executes the first steps of the run and measures them.
+"""Estimate the time and the memory of a run by executing and measuring its first steps.
 
-A step of a large model takes minutes. So for a large model, two trials execute smaller steps: fewer problems or rows,
-and smaller micro-batches. The time of each part of a step and the peak memory grow linearly with these sizes, plus a
-constant. The two trials give the slope and the constant.
+A step of a large model takes minutes. For this reason, two trials of a large model execute smaller steps: fewer
+problems or rows, and smaller micro-batches. The time of each part of a step, and the peak memory, are a constant plus a
+part that grows linearly with these sizes. The two trials give the slope and the constant.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ STEPS, LOOPS = 9, 2
 """The number of steps that are executed and measured. The first step counts as start-up time."""
 
 SECONDS = 60.0
-"""A trial that has done two steps ends after this time."""
+"""The time limit of a trial in seconds. A trial always executes at least two steps, even if they take longer."""
 
 SMALL_SECONDS = 20.0
-"""The same for a trial with small steps."""
+"""The time limit of a trial with small steps, in seconds."""
 
 LARGE = 100_000_000
-"""The size of the weight files in bytes from which smaller steps are measured."""
+"""If the weight files have at least this size in bytes, smaller steps are measured."""
 
 _SIZES = ("prompts_per_step", "batch_size")  # the keys that say how large a step is
-_SMALL_TOKENS = (1_024, 2_048)  # the micro-batches of the two trials: logits are in chunks from 1,024 tokens on
+_SMALL_TOKENS = (1_024, 2_048)  # tokens of the micro-batches in the two trials; logits are computed in chunks of 1,024
 _SMALL_ROLLOUTS, _SMALL_ROWS = (16, 64), (8, 16)
 
 
@@ -45,12 +45,12 @@ class Estimate:
     `startup_seconds`: the time until the first step is done, in seconds.
     `step_seconds`: the time of one step in seconds.
     `eval_seconds`: the total time of all evaluations, in seconds.
-    `peak_memory`: the peak memory in bytes. In reinforcement learning, it includes the largest micro-batch, because a
-        run computes its largest micro-batch first.
+    `peak_memory`: the peak memory in bytes. In reinforcement learning, the peak includes the largest micro-batch,
+        because a run tries its largest micro-batch first.
     `step_growth`: the largest ratio between the time of a step and the time of the step before. `step_growth` is larger
         than 1 if each loop (a round of sampling and training) makes more updates than the loop before.
-    `longest_step`: the time of a step in seconds if every group of rollouts gives a training signal; 0 if the trials do
-        not tell it.
+    `longest_step`: the time of a step in seconds if every group of rollouts gives a training signal; 0 if the trials
+        did not measure this time.
     """
 
     steps: int
@@ -89,7 +89,7 @@ def _print_line(line: str) -> None:
 def estimate(recipe: str, config: BaseConfig, report: Callable[[str], None] = _print_line) -> Estimate:
     """Execute the first steps of a run in another process, in a temporary folder.
 
-    `report`: a function that is called with lines about the progress; by default they are printed to stderr.
+    `report`: a function that is called with each line about the progress; by default, the lines are printed to stderr.
     Raises SchoolError if one of the first steps fails.
     """
     name = next((name for name in ("steps", "loops") if name in type(config).model_fields), None)
@@ -112,7 +112,7 @@ def estimate(recipe: str, config: BaseConfig, report: Callable[[str], None] = _p
 
 
 class _Parts(NamedTuple):
-    """The time of the parts of a step, in seconds."""
+    """The time of each part of a step, in seconds."""
 
     sampling: float
     learning: float
@@ -120,7 +120,7 @@ class _Parts(NamedTuple):
 
 
 def _from_small_steps(recipe: str, config: BaseConfig, steps: int, key: str, report: Callable[[str], None]) -> Estimate:
-    """Measure two small steps, and compute the time and the memory of a whole step from the two."""
+    """Measure steps of two small sizes, and compute the time and the memory of a whole step from the measurements."""
     values = config.model_dump()
     whole, batch_tokens = int(values[key]), int(values["microbatch_tokens"])
     samples = int(values.get("group_size", 1)) if key == "prompts_per_step" else 1
@@ -164,7 +164,7 @@ def _step_parts(trial: Trial) -> _Parts:
 
 
 def _line(sizes: Sequence[float], values: Sequence[float], size: float) -> float:
-    """Return the value at `size` of the straight line through two points. The line never falls."""
+    """Return the value at `size` of the straight line through two points. A falling line is replaced by a constant."""
     (x, _), (y, later) = sizes, values
     span = sizes[1] - x
     slope = max(0.0, later - y) / span if span else 0.0
@@ -173,7 +173,7 @@ def _line(sizes: Sequence[float], values: Sequence[float], size: float) -> float
 
 
 def _skips_constant_groups(config: BaseConfig) -> bool:
-    """Return whether a run learns nothing from a group whose real rewards are equal."""
+    """Return whether a group with equal real rewards gives no training signal in this run."""
     values = config.model_dump()
     random_rewards = values.get("rewards", {}).get("control") == "random"
     by_group = uses_group_baseline(values.get("advantage", {}).get("baseline", "mean"))
@@ -181,7 +181,8 @@ def _skips_constant_groups(config: BaseConfig) -> bool:
 
 
 def _signal(trials: Sequence[Trial]) -> float:
-    """Return the share of groups whose rewards differ, over all trials. Other groups teach nothing."""
+    """Return the share of groups whose rewards differ, over all trials. Groups with equal rewards give no training
+    signal."""
     rows = [row for trial in trials for row in trial.metrics if row.get("groups")]
     groups = sum(row["groups"] for row in rows)
     return sum(row.get("groups_with_signal", 0) for row in rows) / groups if groups else 1.0
@@ -191,7 +192,7 @@ def _peak_memory(config: BaseConfig, trials: Sequence[Trial], sizes: Sequence[in
     """Compute the peak memory of a whole step: the peak of learning or the peak of sampling, whichever is larger."""
     batch_tokens = config.model_dump()["microbatch_tokens"]
     read = [max((row.get("largest_microbatch", 0) for row in trial.metrics), default=0) for trial in trials]
-    if not all(read):  # a run that samples tries its largest micro-batch before the first step
+    if not all(read):  # a run with sampling tries its largest micro-batch before the first step
         read, each = list(_SMALL_TOKENS), batch_tokens
     else:
         each = max(tokens / size for tokens, size in zip(read, sizes, strict=True))
@@ -251,7 +252,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _eval_steps(config: BaseConfig, steps: int) -> float:
     """Estimate the cost of all evaluations as a number of training steps.
 
-    The estimate is an upper bound of the time of the evaluations, because an evaluation includes no learning.
+    The estimate is an upper bound for the time of the evaluations, because an evaluation includes no learning.
     """
     if not (completions := _eval_completions(config, steps)):
         return 0.0

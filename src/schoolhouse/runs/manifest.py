@@ -102,7 +102,7 @@ def environment() -> dict[str, Any]:
 
 @cache
 def processor_flags() -> frozenset[str]:
-    """Return the names of the processor's instruction sets, as Linux writes them. On other systems the set is empty."""
+    """Return the names of the processor's instruction sets, as Linux names them. On other systems the set is empty."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

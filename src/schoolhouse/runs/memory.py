@@ -1,7 +1,8 @@
-"""The memory that is free for this process. The sampler, the server, the hub and `school doctor` all use this file.
+"""Measure the free memory of this process, for the sampler, the server, the hub and `school doctor`.
 
 Four limits can apply: the memory of the machine, the memory limit of a container (cgroup version 2 or 1), the limit of
-the address space (`ulimit -v`), and the environment variable SCHOOLHOUSE_MEMORY_GB. The smallest free memory counts.
+the address space (`ulimit -v`), and the environment variable SCHOOLHOUSE_MEMORY_GB. The result is the smallest free
+memory under these limits.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ VARIABLE = "SCHOOLHOUSE_MEMORY_GB"
 """The environment variable with the memory that this process may use, in GB (10^9 bytes)."""
 
 _LEAST = 1 << 20
-"""A process with no free memory left is told this number of bytes, because callers divide the free memory."""
+"""The free memory in bytes that is reported if no memory is free, because callers divide by the free memory."""
 
 
 class Bound(NamedTuple):
-    """One limit of the memory, in bytes: what is free under this limit, and the limit itself."""
+    """One memory limit: the free memory under this limit, and the limit itself, both in bytes."""
 
     free: int
     total: int
@@ -45,7 +46,7 @@ _VERSION_1 = _CgroupFiles(
 
 
 def machine_memory(root: Path = Path("/")) -> tuple[int, int]:
-    """Return the memory that is free for this process, and the memory that it could have at most, in bytes.
+    """Return the free memory of this process and the maximum memory of this process, in bytes.
 
     If the free memory is unknown, both returned numbers are the same.
 
@@ -74,9 +75,9 @@ def memory_bounds(root: Path = Path("/")) -> Iterator[Bound]:
 
 
 def _cgroup_bounds(root: Path) -> Iterator[Bound]:
-    """Yield the limit of each control group of this process that has one, from the innermost group to the outermost.
+    """Yield the limits of the control groups of this process, from the innermost group to the outermost.
 
-    A container often sees its own group as the root of the file system, so the root is read too.
+    In a container, the process's own group is often the root of the file system, so the root is also read.
     """
     try:
         lines = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
@@ -100,7 +101,7 @@ def _read_group(folder: Path, files: _CgroupFiles) -> Bound | None:
         limit, used = (int((folder / name).read_text()) for name in (files.limit, files.used))
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         reclaimable = int(stat.get(files.reclaimable, 0))
-    except (OSError, ValueError):  # not a container, or no limit: version 2 writes `max`
+    except (OSError, ValueError):  # not in a container, or no limit (version 2 writes `max`)
         return None
     unlimited = limit >= 1 << 60  # version 1 writes the largest number of pages
     return None if unlimited else Bound(limit - used + reclaimable, limit)

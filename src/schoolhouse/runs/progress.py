@@ -1,12 +1,12 @@
-"""Show what a command does now, how much of it is done, and how much time is left.
+"""Show what a command is doing, how much of the work is done, and how much time is left.
 
     with progress("grpo", total=100) as advance:      opens the display
         with phase("sampling", 256, unit="answer") as sampled:
             sampled(1)
         advance(1, "reward 0.5")
 
-Work that is running is a phase. Phases can be nested, and the display shows all running phases in one line. Only
-`progress` opens the display. Without a display a phase shows nothing, so library code can use `phase` everywhere.
+A phase is a piece of work that is running. Phases can be nested, and the display shows all running phases in one line.
+Only `progress` opens the display. If no display is open, a phase shows nothing, so library code can always use `phase`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import ParamSpec, TypeVar
 from schoolhouse.runs import progress_display as display
 
 Advance = Callable[[int, str], None]
-"""A callback. Its arguments: how many more units are done, and a note that is shown at the end of the line."""
+"""A callback. Its arguments are the number of newly finished units, and a note for the end of the line."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,9 +34,9 @@ _quiet = False
 
 
 class Phase:
-    """A piece of work that is running. To call a phase with (more, note) means that `more` units more are done.
+    """A piece of work that is running. Calling a phase with (more, note) adds `more` to the number of finished units.
 
-    `unit`: the singular of the unit, such as step, answer, token.
+    `unit`: the singular name of the unit, such as step, answer, token.
     `detail`: a function that describes the progress. If `detail` is None, `done` and `total` are shown.
     """
 
@@ -86,14 +86,14 @@ class _Line:
         self.phases: list[Phase] = []
 
     def text(self) -> str:
-        phases = list(self.phases)  # another thread draws
+        phases = list(self.phases)  # a copy, because another thread draws
         if not phases:
             return f"{self.title}: working, {duration(time.monotonic() - self.start)}"
         return " | ".join([*(phase.describe() for phase in phases), *(phase.note for phase in phases if phase.note)])
 
 
 def set_quiet(quiet: bool) -> None:
-    """Switch all progress off (or on again). Programs use it for `--quiet`."""
+    """Turn the progress display off, or on again. The command line uses this function for `--quiet`."""
     global _quiet
     _quiet = quiet
 
@@ -151,7 +151,7 @@ def phased(title: str) -> Callable[[Callable[Arguments, Result]], Callable[Argum
 def tracked(
     title: str, items: Iterable[Item], total: int, unit: str, size: Callable[[Item], int] = lambda _: 1
 ) -> Iterator[Item]:
-    """Yield the items, and show a phase meanwhile. An item with the size n counts as n units."""
+    """Yield the items, and show their progress as a phase. An item with the size n counts as n units."""
     with phase(title, total, unit=unit) as advance:
         for item in items:
             yield item

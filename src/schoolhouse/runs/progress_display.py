@@ -1,6 +1,7 @@
-"""Draw the progress of a command on stderr: one line that is rewritten on a terminal, a line now and then elsewhere.
+"""Draw the progress of a command on stderr: on a terminal, one line is rewritten; elsewhere, a line is added every 30
+s.
 
-A thread draws, so the line also changes while the main thread loads or computes for a long time.
+A separate thread draws, so the display also changes while the main thread loads or computes for a long time.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-_DRAW_SECONDS = 0.5  # between two drawings on a terminal
-_FIRST_LINE_SECONDS, _LINE_SECONDS = 2.0, 30.0  # until the first plain line, and between two plain lines
+_DRAW_SECONDS = 0.5  # seconds between two drawings on a terminal
+_FIRST_LINE_SECONDS, _LINE_SECONDS = 2.0, 30.0  # seconds until the first plain line, and between lines
 _ERASE = "\r\x1b[K"  # to the start of the line, and erase the line
 
 
 @contextmanager
 def shown(text: Callable[[], str]) -> Generator[None]:
-    """Show the text that the function returns, again and again, while the block of the `with` statement runs."""
+    """Show the text that the function returns, and update the text, while the block of the `with` statement runs."""
     on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     with _on_terminal(text) if on_terminal else _as_lines(text):
         yield
@@ -82,7 +83,7 @@ def _repeated(draw: Callable[[], None]) -> Generator[None]:
 
 
 class _TerminalLine:
-    """The line at the end of the terminal's output."""
+    """The progress line, which stays at the end of the terminal's output."""
 
     def __init__(self, terminal: TextIO, text: Callable[[], str]) -> None:
         self._terminal, self._text = terminal, text
@@ -106,7 +107,8 @@ class _TerminalLine:
                 self._drawn = False
 
     def write_above(self, stream: TextIO, text: str) -> int:
-        """Write a text of the command where the line is. The line is drawn again after the end of a line."""
+        """Write a text of the command in place of the progress line. After the next line break, the progress line is
+        drawn again."""
         with self._lock:
             self.erase()
             self._at_line_start = text.endswith("\n") if text else self._at_line_start
@@ -116,7 +118,7 @@ class _TerminalLine:
 
 
 class _Above:
-    """A stream of the terminal. What is written to the stream replaces the line, instead of continuing the line."""
+    """A stream of the terminal. A text that is written to this stream replaces the progress line."""
 
     def __init__(self, stream: TextIO, line: _TerminalLine) -> None:
         self._stream, self._line = stream, line

@@ -1,8 +1,8 @@
-"""Defaults of training settings for the size of the model.
+"""Choose default training settings for the size of the model.
 
 The defaults of the recipes fit models of about one million parameters. With these defaults, a large pretrained model
-would lose in a few steps what it knows. So for a larger model, the command line chooses other values for the keys that
-the user does not give, and says which values it chose.
+would lose its knowledge in a few steps. For a larger model, the command line therefore chooses other values for keys
+that the user does not give, and prints the chosen values.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ SMALL = 1_000_000
 """The learning rates of the recipes were measured with models of about this number of parameters."""
 
 LEARNING_RATE_POWER = 0.75
-"""The learning rate falls with this power of the number of parameters. From the default 2e-4 of GRPO follow 5e-6 for
-135M parameters and 1e-6 for 1B parameters, which are usual rates for full fine-tuning."""
+"""The learning rate falls with this power of the number of parameters. For example, GRPO's default of 2e-4 becomes 5e-6
+for 135M parameters and 1e-6 for 1B parameters, which are usual rates for full fine-tuning."""
 
 LORA_RATE_FACTOR = 10.0
 """The best learning rate of LoRA is about ten times the best rate of full fine-tuning (Schulman et al. 2025, "LoRA
 Without Regret")."""
 
 LARGE, LORA_RANK = 100_000_000, 16
-"""From LARGE parameters on, LoRA of rank LORA_RANK is the default."""
+"""For models with at least LARGE parameters, LoRA of rank LORA_RANK is the default."""
 
 LARGE_BATCH: Mapping[str, int] = {
     "prompts_per_step": 8,
@@ -39,11 +39,12 @@ LARGE_BATCH: Mapping[str, int] = {
     "batch_size": 16,
     "sampling.max_new_tokens": 256,
 }
-"""The sizes of a step for a model with at least LARGE parameters. With such a step, training is possible on a CPU."""
+"""The sizes of a training step for a model with at least LARGE parameters. A step of this size is possible on a CPU."""
 
 
 def size_defaults(recipe: type[BaseConfig], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values for the keys of a recipe that depend on the size of the model. The keys of the result are dotted.
+    """Return values for the keys of a recipe that depend on the size of the model. The keys of the result are dotted,
+    such as `lora.rank`.
 
     given  the values of the user, as nested mappings. The result contains no key that the user gives.
     The result is empty for a small model, for a recipe without the key `model`, and if the model's folder does not
@@ -56,7 +57,7 @@ def size_defaults(recipe: type[BaseConfig], given: Mapping[str, Any]) -> dict[st
         folder = resolve_model(model)
         parameters = num_parameters(folder)
     except SchoolError:
-        return {}  # the recipe opens the model, and says what is wrong
+        return {}  # the recipe opens the model later, and reports the error
     if not parameters:
         return {}
     chosen: dict[str, Any] = {}

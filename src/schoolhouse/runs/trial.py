@@ -1,6 +1,6 @@
-"""A trial executes the first steps of a run in another process, in a temporary folder, and measures the steps.
+"""Execute and measure the first steps of a run in another process, in a temporary folder.
 
-The process is stopped as soon as enough steps are done. While a trial runs, lines on stderr tell what is measured.
+The process is stopped as soon as enough steps are done. During a trial, the progress is printed on stderr.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Trial(NamedTuple):
     `metrics`: the lines of metrics.jsonl.
     `peak_memory`: the peak memory of the process in bytes.
     `kept_memory`: the smallest memory of the process after its first step, in bytes: the weights, the state of the
-        optimizer, and the program. It is 0 if the system does not tell the memory of a process.
+        optimizer, and the program. The value is 0 if the system does not report the memory of a process.
     """
 
     times: list[dict[str, Any]]
@@ -45,7 +45,7 @@ def run_trial(
 ) -> Trial:
     """Execute up to `steps` steps of a run, and stop the run.
 
-    The trial ends earlier if `seconds` are over and two steps are done.
+    The trial ends earlier if `seconds` have passed and two steps are done.
 
     `report`: a function that is called with each line about the progress.
     Raises SchoolError if the run fails before enough steps are done.
@@ -77,7 +77,7 @@ def _watch(
 ) -> tuple[int, int, Any]:
     """Wait until enough steps are done or the process ends.
 
-    Returns the memory that the process kept, its exit status, and its resource usage.
+    Returns the smallest memory of the process after its first step, its exit status, and its resource usage.
     """
     start = last_line = time.monotonic()
     shown, kept = 0, 0
@@ -104,7 +104,7 @@ def _watch(
 
 
 def resident_memory(pid: int) -> int:
-    """Return the memory of a process in bytes, or 0 if the system does not tell it."""
+    """Return the memory of a process in bytes, or 0 if the system does not report the memory."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):

@@ -1,6 +1,7 @@
 """The models of a server: the model with which the server was started, and every checkpoint below the model's folder.
 
-A server can also have LoRA adapters of its model (`--adapters.NAME FOLDER`), which share the weights of the model.
+A server can also have LoRA adapters of its model (`--adapters.NAME FOLDER`). The adapters share the weights of the
+model.
 
 If a run is still training, each new checkpoint is listed as soon as the checkpoint is complete. A model is loaded at
 the first request for this model. The most recently used models stay loaded.
@@ -60,7 +61,7 @@ class ModelRegistry:
             raise SchoolError(f"--adapters.{name} has the name of the served model: give the adapter another name")
         if not is_adapter(resolve_model(folder)):
             raise SchoolError(
-                f"--adapters.{name} {folder} is not a LoRA adapter: serve it with `school serve {folder}`"
+                f"--adapters.{name} {folder} is not a LoRA adapter: serve the model with `school serve {folder}`"
             )
         if not base_folder(resolve_model(folder)).samefile(base):
             other = base_name(resolve_model(folder))

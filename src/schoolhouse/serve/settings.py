@@ -12,7 +12,8 @@ from schoolhouse.data.chat_settings import ChatConfig
 
 
 class Adapters(BaseConfig):
-    """LoRA adapters of the served model. The key of an adapter is its name in requests, and the value its folder."""
+    """LoRA adapters of the served model. Each key is the name of an adapter in requests, and each value is its
+    folder."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -25,7 +26,7 @@ class ServerConfig(ChatConfig):
     model: Path
     """Folder of a model, or of a run: its newest checkpoint."""
     adapters: Adapters = Adapters()
-    """LoRA adapters of this model, which requests choose by name: --adapters.NAME FOLDER."""
+    """LoRA adapters of this model: --adapters.NAME FOLDER. A request chooses an adapter by its name."""
     host: str = "127.0.0.1"
     """Address to listen on; the default is reachable from this machine only."""
     port: int = Field(8000, ge=1, le=65535)
@@ -45,8 +46,8 @@ class ServerConfig(ChatConfig):
     """Limit of the tokens of a prompt and its completion; default: the context length of the model, or a smaller number
     if memory is small."""
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Number type of the model's weights. auto: as in training. With bfloat16 or int8, few answers at a time are faster
-    on a CPU, and less exact."""
+    """Number type of the model's weights. auto: the same type as in training. On a CPU, bfloat16 and int8 make few
+    answers at a time faster, but less exact."""
     timeout: float = Field(600.0, gt=0)
     """Seconds until a request fails."""
     task: str = ""

@@ -1,6 +1,7 @@
 """Run coroutines of verifiers. All coroutines of a process run in one event loop.
 
-A client of a web service that a verifier keeps between two calls is bound to its event loop, so the loop is kept too.
+A verifier can keep a client of a web service between two calls. Such a client works only in its own event loop, so the
+event loop is kept too.
 """
 
 from __future__ import annotations

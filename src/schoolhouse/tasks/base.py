@@ -26,9 +26,9 @@ Case = tuple[Problem, Completion]
 """A completion to grade, with its problem."""
 
 Batch = Literal["one", "split", "whole", "auto"]
-"""How many completions one call of a verifier gets: `one`, or a share of the completions for each worker (`split`), or
-all completions of a step (`whole`). If a call of `split` or of `auto` fails, its completions are graded one at a time.
-Apart from this, `auto` is the same as `whole`."""
+"""How many completions one call of a verifier gets: one (`one`), a part of the step's completions for each worker
+(`split`), or all completions of the step (`whole`, `auto`). If a call fails with `split` or `auto`, its completions are
+graded one at a time. If a call fails with `whole`, its completions get no reward."""
 
 TIMEOUT = 5.0
 """The default time limit for one completion, in seconds."""
@@ -45,9 +45,9 @@ class Task:
     `spec` has the two arguments of `open_task`: the name of the task with its options, and the seed. Worker processes
     open the task again with these arguments. `files` has the files that the task was read from. If one of the files has
     changed, a run refuses to resume. `notes` describe the data for the user: for instance, how many rows are left out.
-    `delimiter` is the text that ends each step of a thought. `batch` says how many completions a call of the verifier
-    gets. If `batch` is not `one`, the workers call `grade_batch`. `time_limit` is the number of seconds for one
-    completion; workers set it from `rewards.timeout`.
+    `delimiter` is the text that ends each step of a thought. `batch` decides how many completions a call of the
+    verifier gets. If `batch` is not `one`, the workers call `grade_batch`. `time_limit` is the number of seconds for
+    one completion; workers set it from `rewards.timeout`.
 
     If `grade` is an `async def`, the calls of `grade` run together. All methods except `train_problems`,
     `eval_problems` and `grade` are optional. Define `step_labels` if each step of
@@ -194,7 +194,8 @@ def grade_with_trace(task: Task, case: Case) -> tuple[Verdict, str]:
 
 
 def grade_in_process(task: Task, cases: Sequence[Case]) -> Iterator[tuple[Verdict, str]]:
-    """Yield the verdict of each case, and the trace of an exception or "". The attribute `batch` decides the calls."""
+    """Yield the verdict of each case, and the trace of an exception or "". The attribute `batch` decides how many cases
+    one call gets."""
     if task.batch != "one" and cases and not grades_together(task):
         try:
             yield from ((verdict, "") for verdict in check_batch(task, cases, task.grade_batch(cases)))
@@ -227,14 +228,15 @@ def grades_together(task: Task) -> bool:
 def failed(error: BaseException) -> tuple[Verdict, str]:
     """Return the verdict for an exception of a verifier, and its trace. The verdict has a reason but no reward."""
     if isinstance(error, MemoryError):
-        clear_frames(error.__traceback__)  # frees what the verifier allocated
+        clear_frames(error.__traceback__)  # frees the memory of the verifier
     if isinstance(error, SchoolError):
         return Verdict(None, str(error)), ""
     return Verdict(None, describe_error(error)), short_trace(error)
 
 
 def check_batch(task: Task, cases: Sequence[Case], verdicts: Any) -> list[Verdict]:
-    """Return the result of `grade_batch` as a list. Raises SchoolError if it is not one verdict for each case."""
+    """Return the result of `grade_batch` as a list. Raises SchoolError if the list does not have one verdict for each
+    case."""
     place = definition(type(task).grade_batch)
     if not isinstance(verdicts, (list, tuple)):
         raise SchoolError(

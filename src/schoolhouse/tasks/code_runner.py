@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 TIME_LIMIT = 4.0
-"""Seconds for a program and all its tests."""
+"""The time limit in seconds for a program with all its tests."""
 
 MEMORY_LIMIT = 1 << 30
 """The largest address space of a program, in bytes."""

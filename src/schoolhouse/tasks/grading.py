@@ -17,7 +17,8 @@ from schoolhouse.tasks.worker_pool import WorkerPool
 from schoolhouse.types import Completion, Group, Rollout, SchoolError, Verdict
 
 STOP_AFTER = 16
-"""Grading stops with an error if this many rollouts in a row could not be graded, and no rollout of the call could."""
+"""Grading stops with an error if this many rollouts in a row could not be graded, and if no rollout of the call could
+be graded."""
 
 _POOL, _SETTINGS, _TRACES, _IN_A_ROW = "_worker_pool", "_worker_settings", "_traces", "_ungraded_in_a_row"
 
@@ -25,7 +26,7 @@ _POOL, _SETTINGS, _TRACES, _IN_A_ROW = "_worker_pool", "_worker_settings", "_tra
 def open_graded_task(spec: str, seed: int, settings: WorkerSettings) -> Task:
     """Open a task (`open_task`) whose worker processes have the given settings."""
     task = open_task(spec, seed)
-    task.__dict__[_SETTINGS] = settings  # not an attribute: a task may be a frozen dataclass
+    task.__dict__[_SETTINGS] = settings  # setting an attribute would fail for a frozen dataclass
     return task
 
 
@@ -79,7 +80,7 @@ def worker_pool(task: Task) -> WorkerPool:
 
 
 def pool_with(task: Task, c: WorkerSettings) -> WorkerPool:
-    """Return new worker processes for a task, with settings of a config."""
+    """Return new worker processes for a task, with the settings of a config."""
     return WorkerPool(task, c.workers, c.timeout, round(c.memory_limit * 2**30), c.load_timeout)
 
 
@@ -90,7 +91,7 @@ def timing(task: Task) -> dict[str, float]:
 
 
 def _stop_if_nothing_was_graded(task: Task, verdicts: Sequence[Verdict], pool: WorkerPool | None) -> None:
-    """Raise SchoolError if the last rollouts could not be graded, at least STOP_AFTER of them."""
+    """Raise SchoolError if at least the last STOP_AFTER rollouts could not be graded."""
     state = task.__dict__
     if any(verdict.reward is not None for verdict in verdicts):
         state[_IN_A_ROW] = 0

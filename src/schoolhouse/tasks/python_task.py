@@ -64,7 +64,7 @@ def _choose(module: ModuleType, path: Path, name: str) -> Any:
             )
         raise SchoolError(f"{path} has no task or reward function `{name}`{suggest(name, list(known))}")
     helped = {key: value for key, value in rewards.items() if signature_style(value) != "single"}
-    candidates = tasks or helped or rewards  # a function for one completion can be the helper of another function
+    candidates = tasks or helped or rewards  # a function for one completion may only help another function
     if len(candidates) == 1:
         return next(iter(candidates.values()))
     if candidates:
@@ -124,7 +124,7 @@ def _check_methods(task: Task) -> None:
 
 
 def _name_lines_of_errors(task: Task) -> None:
-    """Make exceptions of the user's methods name the file and the line. Exceptions of `grade` are verdicts instead."""
+    """Add the file and the line to exceptions of the user's methods. Exceptions in `grade` become verdicts instead."""
     for name, original in vars(Task).items():
         own = isinstance(original, FunctionType) and getattr(type(task), name) is not original
         if own and not name.startswith("_") and name not in ("grade", "grade_batch", "warm_up"):

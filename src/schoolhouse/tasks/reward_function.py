@@ -1,4 +1,5 @@
-"""Reward functions of a user's Python file, in the signature of TRL, of verl, or for one completion."""
+"""Make tasks from reward functions of a user's Python file, with the signature of TRL, of verl, or for one
+completion."""
 
 from __future__ import annotations
 
@@ -24,13 +25,13 @@ VERL_SIGNATURE = "compute_score(data_source, solution_str, ground_truth, extra_i
 SINGLE_SIGNATURE = "f(completion, reference) -> float"
 
 Style = Literal["trl", "verl", "single", ""]
-"""The signature of a function. The empty text means that the function is no reward function."""
+"""The signature of a function. The empty text means that the function is not a reward function."""
 
 _OPTIONS = ("data", "holdout", "batch", *SOURCE_OPTIONS)
 
 
 def signature_style(function: Callable[..., Any]) -> Style:
-    """Return the signature of a function, which the names of its parameters decide."""
+    """Return the signature of a function. The names of the function's parameters decide the signature."""
     names = inspect.signature(function).parameters
     marks: tuple[tuple[str, Style], ...] = (("completions", "trl"), ("solution_str", "verl"), ("completion", "single"))
     return next((style for mark, style in marks if mark in names), "")
@@ -59,12 +60,12 @@ def open_reward(function: Callable[..., Any], path: Path, seed: int, options: di
 class RewardFunctionTask(DatasetTask):
     """A task with the problems of a file, graded by a reward function.
 
-    The parameters of the function get their values by their names: prompt, completion (the answer, without the
-    thought), thinking, completion_ids and all columns of the row. A function with TRL's signature gets lists of these
-    values, with the name `prompts` and `completions`. The option `batch` says how many completions a call gets. A
-    function with verl's signature gets `ground_truth`: the unchanged value of `reward_model.ground_truth`, the value of
-    the column `ground_truth`, or else the reference. A row must have a prompt, but needs no reference. If the function
-    returns None or a number that is not finite, the verdict has no reward.
+    The name of a parameter decides its value: prompt, completion (the answer, without the thought), thinking,
+    completion_ids, or any column of the row. A function with TRL's signature gets lists, and the lists of prompts and
+    completions are called `prompts` and `completions`. The option `batch` decides how many completions a call gets. A
+    function with verl's signature gets `ground_truth`: the unchanged value of `reward_model.ground_truth`, or else of
+    the column `ground_truth`, or else the reference. A row must have a prompt, but does not need a reference. If the
+    function returns None or a number that is not finite, the verdict has no reward.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class RewardFunctionTask(DatasetTask):
     def _values(self, problem: Problem, completion: Completion) -> dict[str, Any]:
         """Return all values that the function can get for one completion, by the names of its parameters.
 
-        The names of the values of a completion hide columns of the same names.
+        If a column has the same name as a value of the completion, the function gets the value of the completion.
         """
         row, answer = problem.info, completion.answer
         values: dict[str, Any] = dict(row)
@@ -206,7 +207,7 @@ class RewardFunctionTask(DatasetTask):
         conversational = isinstance(row.get("prompt"), list) or len(messages) > 1
         prompt = messages if conversational else problem.messages[-1].content
         if self._style == "trl":
-            for name in ("prompt", "completion"):  # TRL does not pass them as columns either
+            for name in ("prompt", "completion"):  # TRL also does not pass these columns
                 values.pop(name, None)
             values["prompts"] = prompt
             values["completions"] = [{"role": "assistant", "content": answer}] if conversational else answer
@@ -219,13 +220,13 @@ class RewardFunctionTask(DatasetTask):
         return values
 
     def _accepted(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values that the function accepts. verl passes only its own four names to `**kwargs`."""
+        """Return the values that the function accepts. As in verl, `**kwargs` gets only the four names of verl."""
         others = self._takes_any and self._style != "verl"
         names = {"data_source", "solution_str", "ground_truth", "extra_info"} if self._takes_any else set[str]()
         return {name: value for name, value in values.items() if others or name in self._parameters or name in names}
 
     def _ground_truth(self, problem: Problem) -> Any:
-        """Return the ground truth of a problem in the form of verl's rows: text, a number, a list or a mapping."""
+        """Return the ground truth of a problem in verl's format: a text, a number, a list or a mapping."""
         if not self._mapped:
             for key in ("reward_model.ground_truth", "ground_truth"):
                 if (value := value_at(problem.info, key)) is not None:
@@ -234,7 +235,7 @@ class RewardFunctionTask(DatasetTask):
 
 
 class _BadListError(SchoolError):
-    """A reward function has not returned a list with one reward per completion."""
+    """The error that a reward function did not return a list with one reward per completion."""
 
 
 def missing_arguments(function: Callable[..., Any] | type, arguments: Mapping[str, Any]) -> list[str]:

@@ -118,13 +118,14 @@ def raised_at(error: BaseException) -> str:
 
 
 def short_trace(error: BaseException) -> str:
-    """Return the lines of the user's code that an exception passed through, one on each line, the innermost last."""
+    """Return the lines of the user's code in the traceback of an exception, one frame per line. The innermost frame is
+    last."""
     frames = [frame for frame in _frames(error) if _is_user_code(frame.filename)]
     return "\n".join(f"  {_shown(frame.filename)}:{frame.line} in {frame.function}" for frame in frames)
 
 
 def in_user_code(filename: str) -> str:
-    """Return the path of a user's file, as it is shown in messages. Returns "" if the file is not the user's code."""
+    """Return the path of a user's file for messages. Returns "" if the file is not the user's code."""
     return _shown(filename) if not filename.startswith("<") and _is_user_code(filename) else ""
 
 

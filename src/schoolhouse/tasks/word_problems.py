@@ -1,7 +1,7 @@
 """Arithmetic word problems of one or two steps in plain English (`word_problems`), for models that can already read.
 
-The problems are made from templates. The option `templates=unseen` gives problems from templates that the default never
-uses, so an evaluation with `templates=unseen` shows what a model learned beyond the wording of the templates.
+The problems are made from templates. The option `templates=unseen` selects templates that the default never uses. An
+evaluation with `templates=unseen` therefore shows whether a model learned more than the wording of the templates.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from schoolhouse.tasks.dataset_task import DatasetTask, shuffled_epochs
 from schoolhouse.types import Completion, Demonstration, Message, Problem, SchoolError, Verdict
 
 DATA_SEED = 0
-"""The seed of the problems is fixed. With another seed, a run trains on the same problems in another order."""
+"""The seed of the problems is fixed. A different seed of a run changes only the order of the problems."""
 
 DEFAULT_SIZE = 4_000
 REQUEST = "Put your final answer in \\boxed{}."
@@ -28,10 +28,10 @@ THINGS = "apples books coins marbles pencils stickers stamps shells cards flower
 
 
 class Template(NamedTuple):
-    """A text with places for names and numbers, and the steps of its solution.
+    """A problem text with placeholders for names and numbers, and the steps of its solution.
 
-    In a step, `r` is the result of the step before. The numbers a, b and c are between 2 and 12. `more` is larger than
-    a + b, and `product` is a * b.
+    In a step, `r` is the result of the previous step. The numbers a, b and c are between 2 and 12. `more` is larger
+    than a + b, and `product` is a * b.
     """
 
     text: str
@@ -148,7 +148,8 @@ class WordProblems(DatasetTask):
 
     @cached_property
     def all_demonstrations(self) -> list[Demonstration]:
-        """`size` different problems, each with the steps of its solution as a thought."""
+        """Make `size` different problems with demonstrations. The thought of each demonstration has the steps of the
+        solution."""
         random, found = Random(DATA_SEED), dict[str, Demonstration]()
         while len(found) < self.size:
             demonstration = make_demonstration(random, random.choice(self.templates))

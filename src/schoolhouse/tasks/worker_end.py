@@ -1,4 +1,4 @@
-"""How a worker process ends: the words for its exit code, the line where it was, and the end of its own processes."""
+"""End worker processes and their subprocesses, and describe exit codes and the line that a worker was running."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from schoolhouse.tasks.user_file import in_user_code
 
 ASK_SIGNAL = signal.SIGUSR1
-"""The signal on which a worker writes the lines that its threads run."""
+"""A worker that gets this signal writes the current line of each of its threads."""
 
 _FRAME = re.compile(r'^ *File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 
@@ -30,10 +30,10 @@ def ending(code: int | None) -> str:
 
 
 def where(trace: Connection, pid: int | None) -> str:
-    """Return ` at FILE:LINE in FUNCTION` for the line that a worker runs, or "" if the line is unknown.
+    """Return ` at FILE:LINE in FUNCTION` for the line that a worker is running, or "" if the line is unknown.
 
     If `pid` is the process id of a worker that is alive, the worker is asked for its line. A worker that has crashed
-    has written its line already.
+    has already written its line.
     """
     if pid:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -54,7 +54,7 @@ def where(trace: Connection, pid: int | None) -> str:
 def end_with_children(process: BaseProcess) -> None:
     """Kill a worker process and all processes that it has started.
 
-    A worker that has ended but has not been joined still holds its process id, so its group is not another group.
+    An ended worker keeps its process id until it is joined, so its process group cannot belong to another program.
     """
     if process.pid is not None:
         kill_tree(process.pid)
@@ -63,7 +63,8 @@ def end_with_children(process: BaseProcess) -> None:
 
 
 def kill_tree(pid: int) -> None:
-    """Kill the descendants of a worker process, also those in groups of their own, and then the group of the worker."""
+    """Kill all descendants of a worker process, even in other process groups, and then the process group of the
+    worker."""
     others = descendants(pid)
     for each in others:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -74,7 +75,7 @@ def kill_tree(pid: int) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the ids of the processes that a process has started, and that these have started. Without /proc: []."""
+    """Return the process ids of all descendants of a process. Returns [] on a system without /proc."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):

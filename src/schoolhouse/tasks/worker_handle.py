@@ -1,4 +1,4 @@
-"""A worker process as its parent process sees it: start it, send cases to it, and end it."""
+"""Start a worker process, send cases to the worker, and end the worker. This code runs in the parent process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schoolhouse.tasks.worker_process import WorkerStart, work
 from schoolhouse.types import SchoolError
 
 _STOP_SECONDS = 10.0
-"""The time in which idle workers can end themselves."""
+"""The time in seconds that idle workers have to end themselves."""
 
 _PIPE_BYTES = 4 << 10
 """The number of bytes that every system can write to an empty pipe before a process reads them."""
@@ -26,12 +26,12 @@ _PIPE_BYTES = 4 << 10
 
 @dataclass
 class Worker:
-    """A worker process, and the cases that it grades now.
+    """A worker process, and the cases that the worker is grading.
 
-    `sent` has the indices of these cases, and `open` has those that have no verdict yet. Both are empty while the
-    worker starts or is idle. `started` is the time of the start or of the request, and `since` is the time of the last
-    reply. `num_calls` is the number of requests that the worker has completed. `is_new` is True if the worker does not
-    replace another worker.
+    `sent` has the indices of the cases, and `open` has the indices of cases without a verdict. Both are empty while the
+    worker starts or is idle. `started` is the time of the start or of the last request, and `since` is the time of the
+    last reply. `num_calls` is the number of requests that the worker has completed. `is_new` is False if the worker
+    replaces another worker.
     """
 
     process: BaseProcess
@@ -104,14 +104,15 @@ def end_worker(worker: Worker) -> None:
     worker.replies.close()
     worker.trace.close()
     if worker.sender:
-        worker.sender.join(1.0)  # it ends with its reader
-        if worker.sender.is_alive():  # another process holds the other end, and closes it
+        worker.sender.join(1.0)  # the thread ends when its reader ends
+        if worker.sender.is_alive():  # another process holds the other end of the pipe
             return
     worker.requests.close()
 
 
 def task_source(task: Task) -> tuple[str, int] | bytes:
-    """Return the name and the seed from which a worker opens the task. If the task has no name, return its pickle."""
+    """Return the name and the seed of a task, with which a worker opens the task. For a task without a name, return the
+    pickle."""
     if task.spec:
         return task.spec
     try:

@@ -1,7 +1,7 @@
 """The messages that a worker process sends to its parent process: one line of JSON for each message.
 
-A worker runs code of users and of models. The parent process reads only JSON with a limit on its size, and never
-unpickles the bytes of a worker. In the other direction, a worker unpickles the cases that its parent sends.
+A worker runs code that users or models wrote. For safety, the parent process reads only JSON of limited size, and never
+unpickles bytes from a worker. In the other direction, a worker unpickles the cases that its parent sends.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, NoReturn
 from schoolhouse.types import Verdict
 
 MAX_LINE_BYTES = 64 << 10
-"""The largest message of a worker, in bytes."""
+"""The maximum size of a worker's message, in bytes."""
 
 MAX_REASON_CHARS = 500
 MAX_TRACE_CHARS = 2_000
 MAX_PARTS = 64
-"""The largest number of parts of one verdict."""
+"""The maximum number of parts of one verdict."""
 MAX_PART_NAME_CHARS = 100
 
 
 class BadMessageError(Exception):
-    """A worker sent bytes that are not one of the messages of a worker."""
+    """The error that a worker sent bytes that are not a valid message."""
 
 
 def send_message(descriptor: int, **fields: Any) -> None:
@@ -36,12 +36,12 @@ def send_message(descriptor: int, **fields: Any) -> None:
 
 
 def encoded(fields: Mapping[str, Any]) -> bytes:
-    """Return a message as a line of JSON. A character needs at most 6 bytes."""
+    """Return a message as a line of JSON. Each character needs at most 6 bytes."""
     return (json.dumps(fields, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
 
 class MessageReader:
-    """The reading end of a worker's pipe. A read never waits for the rest of a message."""
+    """The reading end of a worker's pipe. Reading never waits for the rest of a message."""
 
     def __init__(self, descriptor: int) -> None:
         os.set_blocking(descriptor, False)
@@ -81,7 +81,7 @@ def _refuse(name: str) -> NoReturn:
 
 
 def verdict_fields(verdict: Verdict, place: str) -> dict[str, Any]:
-    """Return the fields of a message for a verdict. `place` is the file and line of the verifier.
+    """Return the message fields for a verdict. `place` is the file and line of the verifier.
 
     A verdict with values that are not finite numbers becomes a verdict without a reward, with the reason.
     """
@@ -107,7 +107,7 @@ def _number(value: Any) -> float:
 
 
 def verdict_of(message: Mapping[str, Any]) -> Verdict:
-    """Return the verdict of a message. Raises BadMessageError if a field has another type than a verdict has."""
+    """Return the verdict of a message. Raises BadMessageError if a field has a wrong type."""
     reward, reason, parts = message.get("reward"), message.get("reason"), message.get("parts", {})
     numbers = [reward] if reward is not None else []
     if not isinstance(reason, str) or not isinstance(parts, dict):

@@ -3,8 +3,8 @@
 The parent process enforces the timeout. A verifier can run forever, crash, raise an exception, exit, or allocate memory
 without limit. If a verifier fails, its worker process is, if necessary, killed and replaced. The verdict of a failed
 verifier has a reason but no reward. All other completions are graded as usual. Each worker process opens the task
-itself, so that only problems and completions are sent to the workers. The replies of a worker are JSON with a limit on
-their size. The parent process never unpickles the bytes of a worker.
+itself, so that only problems and completions are sent to the workers. The replies of a worker are JSON of limited size.
+The parent process never unpickles bytes from a worker.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ BATCH_TIMEOUT = 60.0
 """The default time limit for a call with several completions, in seconds."""
 
 START_TIMEOUT = 120.0
-"""The time limit in seconds for a worker to start and open its task. A longer `load_timeout` replaces this limit."""
+"""The time limit in seconds for a worker to start and to open its task. If `load_timeout` is longer, `load_timeout` is
+the limit."""
 
 LOAD_TIMEOUT = 60.0
 """The default time in seconds that is added to the time limit of a worker's first call."""
@@ -40,10 +41,11 @@ MEMORY_LIMIT = 2 << 30
 """The memory in bytes that a verifier can allocate after its worker has opened the task. macOS has no such limit."""
 
 LOST_LIMIT = 32
-"""If this many completions have ended their worker, and no completion has a verdict yet, the others are not tried."""
+"""If this many completions killed their workers, and no completion has a verdict yet, the other completions are not
+graded."""
 
 _CHECK_SECONDS = 1.0
-"""The parent process looks for workers that have ended at least this often."""
+"""The maximum time in seconds between two checks whether a worker process has ended."""
 
 
 def num_cores() -> int:
@@ -62,10 +64,11 @@ class WorkerPool:
         means 5 seconds for one completion, and 60 seconds for a call with several completions.
     `memory_limit` is the maximum memory in bytes that a verifier can allocate; 0 means no limit.
     `load_timeout` is the time in seconds that is added to the time limit of a worker's first call, because a verifier
-        of the user can load a model in this call. If a worker replaces a killed worker, three times the duration of the
-        longest first call is added instead. If the added time was not enough for one worker, no other worker gets it.
-    `seconds` has the duration of each verdict of the last call, in seconds. A call with several completions counts in
-        equal parts.
+        of the user can load a model in this call. For a worker that replaces a killed worker, three times the duration
+        of the longest first call is added instead. If the added time was not enough for one worker, no other worker
+        gets additional time.
+    `seconds` has the duration of each verdict of the last call, in seconds. The duration of a call with several
+        completions is divided equally between the verdicts.
     `traces` has the lines of the user's code for each reason of an exception.
     """
 
@@ -114,7 +117,7 @@ class WorkerPool:
             try:
                 return self._grade_all(cases, progress)
             except BaseException:
-                stop_workers(self._workers)  # their current cases are abandoned
+                stop_workers(self._workers)  # the cases that they are grading get no verdict
                 raise
 
     def _grade_all(self, cases: Sequence[Case], progress: ProgressFn | None) -> list[Verdict]:
@@ -140,7 +143,7 @@ class WorkerPool:
                 progress(len(results), len(cases))
         deadline = time.monotonic() + _CHECK_SECONDS
         while any(worker.sent and not worker.open for worker in self._workers) and time.monotonic() < deadline:
-            self._collect(results)  # the end of a call follows its last verdict; then the worker is idle
+            self._collect(results)  # read the end of the last call, which follows its last verdict
         return [results[i] for i in range(len(cases))]
 
     def _calls(self, num_cases: int) -> list[list[int]]:
@@ -163,7 +166,7 @@ class WorkerPool:
         end_worker(worker)
 
     def _limit_of(self, num_cases: int) -> float:
-        """Return the seconds for a call of the verifier with `num_cases` completions."""
+        """Return the time limit in seconds for a call of the verifier with `num_cases` completions."""
         return self.timeout or (BATCH_TIMEOUT if num_cases > 1 and not self._together else TIMEOUT)
 
     def _submit(self, worker: Worker, call: list[int], cases: Sequence[Case], results: dict[int, Verdict]) -> None:
@@ -190,7 +193,7 @@ class WorkerPool:
         return max(self.load_timeout, START_TIMEOUT)
 
     def _load_seconds(self, worker: Worker) -> float:
-        """Return the time that the first call of a worker gets to load what it needs."""
+        """Return the additional time in seconds for the first call of a worker, which may load a model."""
         if worker.num_calls or not self._loads:
             return 0.0
         if self._first_call is None:
@@ -299,7 +302,7 @@ class WorkerPool:
         self._remove(worker)
 
     def _fail(self, worker: Worker, results: dict[int, Verdict], reason: str, *, retry: bool) -> None:
-        """Record the reason of a failed call for its cases, or let each of its cases be graded alone."""
+        """Record the reason of a failed call for its cases, or schedule each case to be graded alone."""
         alone = self._batch != "whole" or self._together
         if not (retry and alone and len(worker.sent) > 1):
             self._record(worker, sorted(worker.open), Verdict(None, reason), results)
@@ -314,7 +317,7 @@ class WorkerPool:
             )
 
     def _skip(self, results: dict[int, Verdict]) -> None:
-        """Record a reason for all cases that wait."""
+        """Record a reason for all cases that were not sent to a worker yet."""
         reason = f"{self._last_reason} (not tried: {self._num_lost} completions before this one had no verdict)"
         for call in self._waiting:
             for case in call:

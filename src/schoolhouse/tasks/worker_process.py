@@ -1,6 +1,7 @@
-"""What runs in a worker process: open the task, then grade the cases that the parent process sends.
+"""The code of a worker process, which opens the task and grades the cases that the parent process sends.
 
-The file worker_pool.py starts and ends the worker processes. The file worker_messages.py has the form of the replies.
+The file worker_pool.py starts and ends the worker processes. The file worker_messages.py defines the format of the
+replies.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ReportFn = Callable[[int, Verdict, str], None]
 
 @dataclass(frozen=True)
 class WorkerStart:
-    """What a worker needs to start.
+    """The settings with which a worker starts.
 
     `source` has the name and the seed of the task, or the pickled task. `folder` is the working directory.
     `memory_limit` is in bytes, and 0 means no limit. `time_limit` is the number of seconds for one completion.
@@ -49,10 +50,10 @@ class WorkerStart:
 def work(requests: Connection, replies: Connection, trace: Connection, start: WorkerStart) -> None:
     """Run a worker process until the parent process closes `requests`.
 
-    A request is the pickle of (seconds, cases). The replies are lines of JSON. `trace` receives the lines of the code
-    if the process crashes, or if the parent process asks for the lines.
+    A request is the pickle of (seconds, cases). The replies are lines of JSON. If the process crashes, or if the parent
+    process asks, the current lines of the code are written to `trace`.
     """
-    os.setsid()  # Ctrl-C reaches only the parent, and the process group can be killed as one
+    os.setsid()  # Ctrl-C reaches only the parent, and the whole process group can be killed
     multiprocessing.current_process().daemon = False  # a daemonic process cannot start processes
     threading.Thread(target=_end_with_parent, daemon=True).start()
     faulthandler.enable(trace.fileno())
@@ -92,7 +93,7 @@ def work(requests: Connection, replies: Connection, trace: Connection, start: Wo
                 verdicts = check_batch(task, cases, task.grade_batch(cases))
             except (Exception, SystemExit) as error:
                 verdict, lines = failed(error)
-                retry = not isinstance(error, SchoolError)  # a list of a wrong length stays wrong
+                retry = not isinstance(error, SchoolError)  # a list of a wrong length would be wrong again
                 reason = verdict.reason[:MAX_REASON_CHARS]
                 send_message(descriptor, error=reason, trace=lines[-MAX_TRACE_CHARS:], retry=retry)
                 continue
@@ -117,8 +118,9 @@ async def _grade_together(task: Task, cases: Sequence[Case], seconds: float, rep
 
 
 def _limit_memory(memory_limit: int) -> None:
-    """Limit the memory that this process can still allocate. Above the limit, Python raises MemoryError."""
-    with contextlib.suppress(OSError, ValueError):  # a system without /proc, or with a lower limit of its own
+    """Limit the memory that this process can still allocate. If the process exceeds the limit, Python raises
+    MemoryError."""
+    with contextlib.suppress(OSError, ValueError):  # the system has no /proc, or already has a lower limit
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (size + memory_limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
@@ -126,7 +128,7 @@ def _limit_memory(memory_limit: int) -> None:
 def _end_with_parent() -> None:
     """Wait until the parent process ends, then kill this worker and the processes that it has started.
 
-    Without its parent process, a worker has no timeouts.
+    Without the parent process, nothing would stop a slow worker.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -31,8 +31,9 @@ def send(**facts: object) -> None:
 def serve_repeats(run: Callable[[], dict], warm_up: Callable[[], object] | None = None) -> None:
     """Call `warm_up` once, and then `run` once for each line of standard input. Only `run` is measured.
 
-    `warm_up` is `run` by default, and may be a part of `run` that executes the same code. `run` returns facts such as
-    {"tokens": 1000}. If a part of `run` should not be measured, `run` also returns its own "seconds".
+    By default, `warm_up` is `run`. `warm_up` can also be a shorter call that executes the same code. `run` returns
+    facts such as {"tokens": 1000}. If a part of `run` should not be measured, `run` also returns the measured time as
+    "seconds".
     """
     (warm_up or run)()
     send(ready=True)

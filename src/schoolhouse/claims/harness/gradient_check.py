@@ -97,7 +97,8 @@ def gradient_of_rows(
     token_weight: Callable[[list[Rollout]], TokenWeight],
     **rows: Any,
 ) -> Tensor:
-    """The gradient that each group estimates [NUM_GROUPS, 16] from the given rows of columns, such as `advantage`."""
+    """Return the gradient estimate of each group, [NUM_GROUPS, 16]. `rows` has the columns of the loss, such as
+    `advantage`."""
     rollouts = rollouts_of(groups)
     sampled = [rollout.logprob for rollout in rollouts]
     group = [[i // GROUP_SIZE] * len(rollout) for i, rollout in enumerate(rollouts)]

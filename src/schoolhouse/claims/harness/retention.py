@@ -1,4 +1,5 @@
-"""Measures of what a model still knows after training on one task. The measures only score given texts."""
+"""Measure what a model still knows after training on one task. The model only scores given texts, and samples
+nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ NUM_CHOICES = 4
 
 
 class Capitals(BaseConfig):
-    """The share of countries whose capital has the highest probability among four capitals. A guess gives .25."""
+    """The share of countries whose capital has the highest probability among four capitals. Random guesses give .25."""
 
     countries: int = Field(len(CAPITALS), gt=0)
 
@@ -51,7 +52,7 @@ def _reply(policy: Policy, country: str, capital: str) -> Rollout:
 
 
 class TextLoss(BaseConfig):
-    """The mean negative log-probability of a token, in nats, in the questions of a task. The questions stand alone,
+    """The mean negative log-probability of a token, in nats, in the questions of a task. The questions are scored
     without a chat template."""
 
     task: str

@@ -12,7 +12,7 @@
 
 #include "simd.h"
 
-/* The number of lanes that these kernels were compiled with. Python reads the layout of kv_tiles from it. */
+/* The number of lanes of the compiled kernels. Python needs this number for the layout of kv_tiles. */
 int64_t lanes(void) { return LANES; }
 
 DEFINE_MATMUL(matmul, DTYPE)

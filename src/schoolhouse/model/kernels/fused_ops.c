@@ -4,7 +4,7 @@
 
 #include "simd.h"
 
-/* Threads are not started for so few numbers: to wait for them takes longer. */
+/* For so few numbers, no threads are started: waiting for threads takes longer than computing. */
 #define FEW_NUMBERS 8192
 
 static inline float sum_of_squares(const float *x, int64_t n) {
@@ -139,7 +139,7 @@ static inline vec sigmoid(vec x) {
     return where(x > 0.0f, one, e) / (one + e);
 }
 
-/* `count` is LANES, or fewer at the end. A constant count makes whole vectors cheap. */
+/* `count` is LANES, or less at the end. With a constant count, the compiler makes fast code for whole vectors. */
 static inline void swiglu_vector(int64_t count, const DTYPE *gate, const DTYPE *up, DTYPE *out) {
     vec g = load_partial(gate, count);
     store_partial(out, g * sigmoid(g) * load_partial(up, count), count);

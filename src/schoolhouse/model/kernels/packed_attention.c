@@ -17,8 +17,8 @@ DEFINE_MATMUL(matmul, float)
 static inline int64_t round_to_tiles(int64_t n) { return (n + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
 static inline int64_t round_to_rows(int64_t n) { return (n + ROW_TILE - 1) / ROW_TILE * ROW_TILE; }
 
-/* The room for a row of n numbers. It is an odd number of cache lines: columns of such rows lie in different sets of the
-   cache, and a column of rows whose room is a power of two does not. */
+/* The memory for a row of n numbers, an odd number of cache lines. So the numbers of one column lie in different sets
+   of the cache. With a power of two, all numbers of a column would lie in the same set. */
 static inline int64_t row_room(int64_t n) { return (n + 31) / 32 * 32 + 16; }
 
 /* Copies n rows of one head. */

@@ -1,13 +1,13 @@
 /* Linear layers with weights that are packed once and used often: y [rows, out] = f(x) weight^T (+ bias) (+ y).
 
    A panel holds the weights of PANEL outputs, for all inputs, in the order in which a product reads them. A product
-   with few rows reads each weight from memory once, in one stream. The inputs of the rows are packed too: tiles of up
-   to TILE rows, whose sums stay in registers. A sum runs over the inputs in their order, whatever the number of rows,
-   so no bit of a row depends on another row.
+   with few rows reads each weight from memory once, in order. The inputs are packed too, in tiles of up to TILE rows.
+   The sums of a tile stay in registers. Each sum adds the inputs in the same order for every number of rows, so the
+   bits of a row do not depend on other rows.
 
-   Weights are stored as float, as bfloat16, or as int8 with a float scale for SCALED inputs of an output. Pairs of
-   inputs are stored side by side in bfloat16, for the instruction that multiplies such pairs. Without this instruction
-   bfloat16 and int8 are expanded to float: in registers for one tile of rows, panel by panel for several tiles. */
+   Weights are stored as float, as bfloat16, or as int8 with a float scale for each SCALED inputs of an output. In
+   bfloat16, pairs of inputs are stored side by side, for the instruction that multiplies such pairs. Without this
+   instruction, bfloat16 and int8 are expanded to float: in registers for a few rows, or one panel at a time. */
 
 #include "simd.h"
 
@@ -19,7 +19,7 @@
 #define STEP 4 /* inputs that are multiplied without a branch; a multiple of the inputs of a word */
 #define SCALED 32 /* inputs that share a scale in int8 */
 #define CACHED_BYTES (1 << 18)
-#define ALIGNED_OUTPUTS 32 /* a multiple of PANEL on every processor: the caller need not know PANEL */
+#define ALIGNED_OUTPUTS 32 /* a multiple of PANEL on every processor, so the caller does not need PANEL */
 #if defined(__AVX512F__)
 #define TILE 12
 #define IN_REGISTER_ROWS 12 /* up to this many rows, weights are expanded in registers */
@@ -94,7 +94,7 @@ INLINE void multiply(const int T, const int P, const int64_t type, int64_t in, c
 }
 
 #if defined(__AVX512BF16__)
-/* The same from pairs of inputs in bfloat16: x [in / 2, T]. */
+/* Like multiply, but for pairs of inputs in bfloat16: x [in / 2, T]. */
 INLINE void multiply_pairs(const int T, const int P, int64_t in, const uint32_t *x, const char *panels,
                            vec (*out)[8]) {
     const int64_t panel_bytes = panel_bytes_of(BFLOAT16, in);
@@ -156,8 +156,8 @@ static Product *const products[TILE + 1][3] = {
 };
 static Product *const wide_products[3][3] = {{0}, PRODUCTS(1, 4), PRODUCTS(2, 2)};
 
-/* Multiplies one tile of rows by up to four panels; returns their number. Few rows need several panels: an addition
-   takes a few cycles, and the next one to the same sum waits for it. */
+/* Multiplies one tile of rows by up to four panels; returns the number of panels. One or two rows need several panels:
+   an addition takes a few cycles, and the next addition to the same sum must wait. */
 static int multiply_tile(int64_t rows, int64_t panels_left, int64_t type, int64_t in, const void *x,
                          const char *panels, Sums out) {
     const int wide = rows == 1 ? 4 : rows == 2 ? 2 : 1;
@@ -169,7 +169,7 @@ static int multiply_tile(int64_t rows, int64_t panels_left, int64_t type, int64_
     return 1;
 }
 
-/* Packs one output of a float weight into a panel; `o` is its place in the panel, and `row` NULL gives zeros. */
+/* Packs one output of a float weight into a panel; `o` is the output's index in the panel. `row` NULL means zeros. */
 static void pack_output(int64_t type, int64_t in, const float *row, int64_t o, char *panel) {
     const int64_t group = inputs_of_word(type);
     for (int64_t first = 0, span = scaled_inputs(type, in); first < in; first += span) {
@@ -209,7 +209,7 @@ INLINE vec sigmoid_of(vec x) {
     return where(x > 0.0f, one, e) / (one + e);
 }
 
-/* What a product does to its inputs first: nothing, RMSNorm, or SwiGLU (a row is then [gates, ups]). */
+/* The function that is applied to the inputs before a product: none, RMSNorm, or SwiGLU (each row is [gates, ups]). */
 typedef struct {
     int64_t kind, in;
     float eps;

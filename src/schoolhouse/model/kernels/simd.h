@@ -11,7 +11,7 @@
 #include <string.h>
 
 /* LANES: numbers of one vector; also the tokens of one tile of the KV cache.
-   ROW_TILE: rows of a matrix product that are computed together. Their 2 ROW_TILE sums stay in registers. */
+   ROW_TILE: rows of a matrix product that are computed together. The 2 ROW_TILE sums of the rows stay in registers. */
 #if defined(__AVX512F__) /* 32 registers */
 #define LANES 16
 #define ROW_TILE 8
