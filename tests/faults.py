@@ -61,7 +61,7 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
     "out of memory late": (
         "The longest batch comes at step 400 and does not fit into memory (unsloth#1624).",
         "Before the first step, the run computes the memory of learning and of sampling, and tries the largest "
-        "micro-batch. If the memory is too small, the run stops and says which config keys to lower.",
+        "micro-batch. If the memory is too small, the run stops, and the error names the config keys to lower.",
     ),
     "memory grows": (
         "A process uses more and more memory until the system kills it (verl#275).",
@@ -106,7 +106,7 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
         "Torch computes the same results on the CPU.",
     ),
     "wrong kernel": (
-        "A compiled kernel gives other numbers than torch on this machine, for example because of a compiler.",
+        "A compiled kernel gives wrong results on this machine, for example because of a fault in the compiler.",
         "Each kernel is compared with torch at its first use. Torch replaces a kernel that is wrong. A warning and "
         "`school doctor` name the kernel.",
     ),
@@ -140,7 +140,7 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
         "A new worker process starts. The completion is ungraded, and the reason names the signal.",
     ),
     "worker writes other bytes": (
-        "The code of a verifier or of a model writes bytes into the pipe of its worker process.",
+        "Code of a verifier or of a model writes bytes into the pipe between its worker process and the main process.",
         "The bytes are never unpickled. The worker process is replaced, and its completion is ungraded.",
     ),
     "batch fails": (
@@ -197,7 +197,7 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
     ),
     "adapter not delivered": (
         "The weights of an adapter are missing or incomplete (verl#7495, ms-swift#9855).",
-        "Loading the adapter is refused, and the message names the missing file or matrix. The base model is never "
+        "Loading the adapter fails, and the message names the missing file or matrix. The base model is never "
         "used in place of an adapter.",
     ),
     "adapter of another base": (
@@ -206,17 +206,16 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
     ),
     "adapter rank mismatch": (
         "The rank in the config of an adapter, or in the request, differs from the rank of its matrices.",
-        "The adapter is refused. The message names both ranks, and what to do.",
+        "The adapter is refused. The message names both ranks, and tells the user what to do.",
     ),
     "merged twice": (
         "An adapter is added to its base model a second time (trl#6688).",
-        "Merging works only from the untouched base model, in float32, and a merged model is refused as base model "
+        "Merging works only with the unchanged base model, in float32, and a merged model is refused as base model "
         "of the adapter.",
     ),
     "adapter and whole model": (
-        "A request for LoRA trains the whole model, or the reverse (SkyRL#1077).",
-        "The parameters that will be trained are compared with the request before the first step. A difference is "
-        "an error.",
+        "A request for LoRA trains the whole model, or a request for the whole model trains an adapter (SkyRL#1077).",
+        "Before the first step, the trainable parameters are compared with the request. A difference is an error.",
     ),
     "clock jumps": ("The system clock jumps back or forward.", "The results do not depend on the clock."),
 }

@@ -71,7 +71,7 @@ def _kernels(dtype: torch.dtype) -> Iterator[Finding]:
     choices = all_choices(dtype)
     if not choices:
         advice = (
-            "install a C compiler (gcc or clang), or unset SCHOOLHOUSE_NATIVE=0; until then torch gives the same results"
+            "install a C compiler (gcc or clang), or unset SCHOOLHOUSE_NATIVE=0; until then, torch is used"
         )
         yield Finding("compiled kernels", "none", advice)
         return
