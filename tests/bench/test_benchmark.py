@@ -173,7 +173,7 @@ def test_a_race_with_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("kind", "peer", "size", "more", "message"),
     [
         ("server", "sampler", None, {"model": "m"}, "--model does not work with `server`"),
-        ("sampler", "vllm", "3M", {"model": "m"}, "--size 3M and --model m exclude each other"),
+        ("sampler", "vllm", "3M", {"model": "m"}, "--size 3M and --model m cannot be combined"),
         ("sampler", "vllm", None, {"model": "."}, "is not a model folder"),
         ("grpo", "trl", None, {"weights": "int8"}, "--weights does not work with `grpo`"),
         ("sampler", "vllm", None, {"lora_rank": 8}, "--lora_rank does not work with `sampler`"),

@@ -326,7 +326,7 @@ def test_a_task_class_can_grade_whole_batches(
     assert {verdict.reason.partition("batches.py:")[2] for verdict in verdicts} <= {
         "",
         "11: ValueError: bad batch",
-        "9: grade_batch() returned 1 verdicts for 3 cases; return one per case",
+        "9: grade_batch() returned 1 verdicts for 3 cases; return one verdict for each case",
     }
     worker_pool(task).close()
 

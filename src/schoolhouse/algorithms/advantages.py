@@ -150,7 +150,7 @@ def step_advantage(
 
 
 def distillation_advantage(rollouts: Sequence[Rollout], teacher: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Return log pi_teacher - log pi as the advantage of each token in the loss mask. All other tokens get 0.
+    """Return the advantage log pi_teacher - log pi of each token in the loss mask. Tokens outside the loss mask get 0.
 
     The log-probabilities log pi come from the sampler. With the REINFORCE loss, the mean gradient is the gradient of
     KL(pi || teacher) at each token (Agarwal et al. 2023, arXiv 2306.13649). `teacher` has one row [T] of

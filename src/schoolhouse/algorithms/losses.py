@@ -137,12 +137,13 @@ def dppo(low: float = 0.15, high: float = 0.15, divergence: Divergence = "tv") -
 
     The mask M is 0 for a token whose probability has already changed too much in the direction of its advantage. With A
     > 0, the token is masked if pi > pi_old and the divergence of pi and pi_old is above `high`. With A < 0, the token
-    is masked if pi < pi_old and the divergence is above `low`. All other tokens have M = 1.
+    is masked if pi < pi_old and the divergence is above `low`. All other tokens have the mask M = 1.
 
     The divergence "tv" is |pi - pi_old|. The divergence "kl" is the KL divergence of the two distributions over "the
     sampled token" and "any other token". A limit on the ratio clips a rare token after an unimportant change of its
-    probability, and allows large changes of likely tokens. A limit on the divergence avoids both problems. In the
-    paper, pi_old (column "old") is the policy that sampled the tokens, and its probabilities come from the sampler.
+    probability, and allows large changes of likely tokens. A limit on the divergence treats rare and likely tokens in
+    the same way. In the paper, pi_old (column "old") is the policy that sampled the tokens, and its probabilities come
+    from the sampler.
     """
 
     def loss(batch: Batch, scores: Scores) -> Tensor:

@@ -69,9 +69,9 @@ class Lora(BaseConfig):
     """Settings of LoRA (Hu et al. 2021): the model is frozen, and small matrices in its linear layers are trained."""
 
     rank: int = Field(0, ge=0)
-    """Rank of the trained matrices. With 0, there is no adapter, and the whole model is trained."""
+    """Rank of the trained matrices. With rank 0, there is no adapter, and the whole model is trained."""
     alpha: float = Field(32.0, gt=0)
-    """The output of the trained matrices is multiplied by alpha / rank. So one learning rate fits many ranks."""
+    """The output of the trained matrices is multiplied by alpha / rank, so one learning rate fits many ranks."""
     targets: Literal["all", "attention", "mlp"] = "all"
     """Which linear layers get an adapter: all, only attention, or only the MLP. With attention or mlp, the model learns
     less."""

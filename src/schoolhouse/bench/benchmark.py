@@ -149,8 +149,8 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
 
 
 def _workload(kind: str, size: str, model: Path | None, options: Mapping[str, Any]) -> Workload:
-    """The workload that the options describe. With `rows`, each problem has one answer, and all answers have the same
-    length."""
+    """Return the workload that the command-line options describe. With `rows`, each problem has one answer, and all
+    answers have the same length."""
     longest = options.get("max_new_tokens") or (128 if model else 256)
     shortest = min(16, longest)
     problems, samples = options["problems"], options["samples"]
@@ -167,7 +167,8 @@ def _workload(kind: str, size: str, model: Path | None, options: Mapping[str, An
 
 
 def _real_model(kind: str, size: str | None, options: Mapping[str, Any]) -> Path | None:
-    """The folder of --model, if the workload runs a real model. Raises SchoolError for options that do not fit."""
+    """Return the folder of --model, or None for random weights. Raises SchoolError for options that do not fit
+    together."""
     if options.get("weights", "auto") != "auto" and kind != "sampler":
         raise SchoolError(f"--weights does not work with `{kind}`: run `school bench sampler --against transformers`")
     if options.get("lora_rank") and kind != "grpo":
@@ -177,7 +178,7 @@ def _real_model(kind: str, size: str | None, options: Mapping[str, Any]) -> Path
     if kind not in MODEL_KINDS:
         raise SchoolError(f"--model does not work with `{kind}`: leave it out, or run {', '.join(MODEL_KINDS)}")
     if size:
-        raise SchoolError(f"--size {size} and --model {options['model']} exclude each other: leave one of them out")
+        raise SchoolError(f"--size {size} and --model {options['model']} cannot be combined: leave one of them out")
     model = resolve_model(Path(options["model"]))
     if not (model / "config.json").is_file():
         raise SchoolError(f"--model {options['model']} is not a model folder (no config.json): give another folder")
@@ -254,7 +255,7 @@ def run_repeats(
 
 
 def _ratios(measured: Mapping[str, list[dict[str, Any]]], peer: str) -> list[float]:
-    """The tokens/s of this package divided by those of the peer, in each pair of repeats."""
+    """The tokens/s of this package divided by the tokens/s of the other library, in each pair of repeats."""
     pairs = zip(measured[THIS_PACKAGE], measured[peer], strict=False)
     return [own["tokens"] / own["seconds"] * other["seconds"] / other["tokens"] for own, other in pairs]
 

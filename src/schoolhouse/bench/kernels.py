@@ -129,7 +129,7 @@ def _processor() -> str:
 
 
 def kernel_table(result: Mapping[str, Any]) -> str:
-    """The result as a table for the terminal."""
+    """Format the result as a table for the terminal."""
     lines = [
         f"{row['kernel']:19}{row['size']:50}{row['milliseconds']:9.3f}{row['torch_milliseconds']:11.3f}"
         f"{row['ratio']:7.2f}  {'kernel' if row['used'] else 'torch'}"

@@ -1,7 +1,7 @@
 """Measure the maximum speed at which this machine can sample from a given model.
 
-Every decode step multiplies the hidden states of R rows with all weight matrices. No sampler can be faster than these
-matrix products alone. With few rows, no sampler can be faster than reading the weights from memory.
+Every decode step multiplies the hidden states of R rows with all weight matrices. No sampler can be faster than the
+matrix products with the weights alone. With few rows, no sampler can be faster than reading the weights from memory.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def measure_model_limits(folder: Path, work: Mapping[str, Any], bandwidth: float
 
 
 def rows_of_steps(lengths: Sequence[int]) -> list[int]:
-    """Return the number of rows of each decode step, if all answers start together.
+    """Return the number of rows of each decode step, if all answers start at the same time.
 
     The first token of an answer is computed together with the prompt, and the model never reads the last token.
     """

@@ -93,7 +93,8 @@ def row_rollouts(rows: Sequence[Sequence[int]]) -> list[Rollout]:
 
 
 def lora_options(work: Mapping[str, Any]) -> dict[str, Any]:
-    """The argument `lora` of `Policy.load` for a workload with LoRA, or no argument for a workload without LoRA."""
+    """Return the argument `lora` of `Policy.load` for a workload with LoRA, or no argument for a workload without
+    LoRA."""
     rank = work.get("lora_rank")
     return {"lora": Lora(rank=rank, alpha=work["lora_alpha"])} if rank else {}
 
@@ -116,7 +117,7 @@ def model_config(size: str, max_seq_len: int) -> ModelConfig:
 def write_workload(
     work: Workload, folder: Path, options: Mapping[str, object] | None = None, model: Path | None = None
 ) -> None:
-    """Write model/ (random weights in Hugging Face format) and work.json. `options` are extra keys of work.json.
+    """Write model/ (random weights in Hugging Face format) and work.json. `options` has additional keys for work.json.
 
     If `model` is the folder of a model, model/ is a link to this folder.
     """

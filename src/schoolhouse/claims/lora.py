@@ -21,14 +21,15 @@ MODEL_3M = {
     "max_seq_len": 256,
 }
 FULL_RATE: Mapping[Scale, float] = {"tiny": 1e-4, "small": 1e-5}
-"""The learning rate of the arm `full`. The scale `tiny` is a 3M model, and the scale `small` is SmolLM2-135M."""
+"""The learning rate of the arm `full`, which trains all weights. The scale `tiny` is a 3M model, and the scale `small`
+is SmolLM2-135M."""
 
 RANKS = (1, 8, 32)
 MARGIN = 0.05
 
 
 def start_model(scale: Scale, seed: int) -> Step:
-    """The model from which all arms of a seed begin."""
+    """The starting model of all arms (variants of the experiment) with one seed."""
     if scale == "small":
         return cold_start(seed)
     common = {"task": f"school:chain+facts?steps=2-4&styles={STYLES}", "seed": 0}

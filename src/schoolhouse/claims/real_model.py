@@ -43,7 +43,7 @@ def published_model() -> Path:
 
 
 def gsm8k() -> str:
-    """The task of the problems of GSM8K. Raises SchoolError if the file does not exist."""
+    """The name of the task with the problems of GSM8K. Raises SchoolError if the file does not exist."""
     path = Path(os.environ.get("SCHOOLHOUSE_GSM8K", "../shared/data/gsm8k_train.jsonl"))
     if not path.is_file():
         raise SchoolError(
@@ -54,7 +54,8 @@ def gsm8k() -> str:
 
 
 def cold_start(seed: int) -> Step:
-    """The published model after a short fine-tuning. The model learns to write a thought and a marked answer."""
+    """The published model after a short fine-tuning. The fine-tuning teaches the model to write a thought and a marked
+    answer."""
     return Step(
         "sft",
         {

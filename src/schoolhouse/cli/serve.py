@@ -26,8 +26,8 @@ class Chat(ChatConfig):
     temperature: float = Field(0.7, ge=0)
     """Sampling temperature. At 0 the model always takes the most likely token."""
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Number type of the model's weights. auto: the same type as in training. On a CPU, bfloat16 and int8 make few
-    answers at a time faster, but less exact."""
+    """Number type of the model's weights. auto: the same type as in training. On a CPU, bfloat16 and int8 make a few
+    answers at a time faster, but the answers are less exact."""
     web: bool = False
     """Chat on a local web page, with searches, token probabilities and a comparison of two models."""
     port: int = Field(8000, ge=1, le=65535)

@@ -124,7 +124,7 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
     if len(values) < 2:
         return Estimate(values[0] if values else math.nan, math.nan, math.nan)
     if len(values) > len(_STUDENT_T) + 1:
-        raise ValueError(f"{len(values)} seeds, but the table of Student's t ends at {len(_STUDENT_T) + 1} seeds")
+        raise ValueError(f"there are {len(values)} seeds: use at most {len(_STUDENT_T) + 1} (the table of Student's t)")
     mean = statistics.fmean(values)
     half = _STUDENT_T[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
     return Estimate(mean, mean - half, mean + half)

@@ -44,9 +44,10 @@ def free_memory(device: torch.device) -> int:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether the processor has instructions that multiply bfloat16 numbers.
 
-    Such instructions are AVX512-BF16 and AMX on x86, the bf16 extension on Arm, and those of NVIDIA GPUs since Ampere.
-    Other processors compute with bfloat16 by converting each number, which is slower than float32. If the environment
-    variable ONEDNN_MAX_CPU_ISA forbids these x86 instructions, the library oneDNN also converts each number.
+    The bfloat16 instructions are AVX512-BF16 and AMX on x86, the bf16 extension on Arm, and those of NVIDIA GPUs since
+    Ampere. Processors without bfloat16 instructions convert each number, which is slower than float32. If the
+    environment variable ONEDNN_MAX_CPU_ISA forbids the bfloat16 instructions of x86, the library oneDNN also converts
+    each number.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

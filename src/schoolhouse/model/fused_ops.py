@@ -1,8 +1,9 @@
 """Operations on single rows, such as RMSNorm, rotary embedding, SwiGLU, log-probabilities and sampling from logits.
 
 With a C kernel (model/kernels), each operation reads its input from memory once. Torch reads the input several times.
-If the rows are no longer in the processor cache, each further pass over them takes as long as a small matrix product.
-The C kernels and torch give the same results, except for rounding. kernel_choice.py decides whether a kernel is used.
+If the rows are no longer in the processor cache, each further pass over the rows takes as long as a small matrix
+product. The C kernels and torch give the same results, except for rounding. kernel_choice.py decides whether a kernel
+is used.
 
 In the shapes of tensors, N is the number of tokens of a batch, C the width, H the number of heads, D the head width,
 and V the vocabulary size.

@@ -1,9 +1,9 @@
 """Decide for each computation whether its C kernel or torch is used. The decision is made once per machine, and stored.
 
 At the first use of a kernel, its results are compared with those of torch on small inputs. A kernel with wrong results
-is never used. Then the speeds are compared. If torch is clearly faster, torch is used. The results of both comparisons
-are stored in the cache folder beside the compiled library, so all processes and all later runs make the same choice.
-Different choices would change the last bits of results.
+is never used. Then the speeds of the kernel and of torch are compared. If torch is clearly faster, torch is used. The
+results of both comparisons are stored in the cache folder beside the compiled library, so all processes and all later
+runs make the same choice. Different choices would change the last bits of results.
 
 SCHOOLHOUSE_NATIVE=0 uses torch everywhere. SCHOOLHOUSE_NATIVE=1 uses every kernel with correct results, even if torch
 is faster.
@@ -41,8 +41,9 @@ KERNELS = (
     "SwiGLU",
     "log-probabilities",
 )
-"""The kernels, each with its own choice. The kernel for sampling tokens follows the choice for the log-probabilities,
-because sampler and learner must compute the same log-probability."""
+"""The names of the kernels. For each kernel, there is a separate choice between the kernel and torch. The kernel for
+sampling tokens follows the choice for the log-probabilities, because sampler and learner must compute the same
+log-probability."""
 
 FASTER_TO_REPLACE = 1.3
 """Torch replaces a kernel only if torch is at least this many times as fast, so that noise does not change a choice."""
@@ -138,7 +139,7 @@ def all_choices(dtype: torch.dtype) -> list[Choice]:
 def _stored(
     kernel: str, what: str, head_dim: int, dtype: torch.dtype, measure: Callable[[str, int, torch.dtype], float]
 ) -> float:
-    """Return a stored number. If the file is missing or damaged, measure the number and store it.
+    """Return a stored measurement. If its file is missing or damaged, measure again and store the result.
 
     If several processes measure at the same time, all of them use the number that was stored first.
     """
@@ -200,8 +201,8 @@ def _max_difference(kernel: str, head_dim: int, dtype: torch.dtype) -> float:
 def _difference(native: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest difference between two results, relative to the largest value of the expected result.
 
-    For results that are whole numbers, the difference is the share of rows that differ. In all other results, these
-    rows are ignored.
+    For results that are whole numbers, the difference is the share of rows that differ. Rows with different whole
+    numbers are ignored in all other results.
     """
     largest, same = 0.0, torch.tensor(True)
     for one, other in zip(native, expected, strict=True):
@@ -216,8 +217,8 @@ def _difference(native: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def _speed(kernel: str, head_dim: int, dtype: torch.dtype) -> float:
-    """Measure how many times as fast as torch a kernel is. Both use one thread, because other programs disturb one
-    thread least.
+    """Measure how many times as fast as torch a kernel is. The kernel and torch use one thread, because other programs
+    disturb one thread least.
 
     Torch must be faster three times in a row, so that a busy moment of the machine does not decide against a kernel.
     """
@@ -241,8 +242,8 @@ def _torch_replaces(speed: float) -> bool:
 
 
 def shortest_seconds(case: kernel_cases.Case, repeats: int = _REPEATS) -> tuple[float, float]:
-    """Return the shortest time in seconds of the kernel and of torch. The two alternate, so that a busy machine slows
-    both."""
+    """Return the shortest time in seconds of the kernel and of torch. The kernel and torch alternate, so that a busy
+    machine slows down both."""
     seconds: dict[Run, list[float]] = {case.native: [], case.torch: []}
     for run in seconds:
         run()

@@ -305,8 +305,8 @@ class SlotKVCache:
 
 
 class Bfloat16SlotKVCache(SlotKVCache):
-    """A `SlotKVCache` in bfloat16. A decoder in bfloat16 already rounds keys and values, so the results are the same as
-    with `SlotKVCache`."""
+    """A `SlotKVCache` that stores keys and values in bfloat16. A decoder in bfloat16 already rounds keys and values, so
+    the results are the same as with `SlotKVCache`."""
 
     dtype = torch.bfloat16
 

@@ -1,8 +1,8 @@
 """LoRA: frozen linear layers, each with two small matrices that are trained (Hu et al. 2021, arXiv 2106.09685).
 
-A layer with the frozen weight W computes x W^T + scale (x A^T) B^T. At first B is zero, so the adapter changes nothing.
-While a policy samples or learns, the product B A is never added to W. For this reason, sampler and learner compute the
-same numbers, and a model without its adapter is exactly the base model.
+A layer with the frozen weight W computes x W^T + scale (x A^T) B^T. At the start of training, B is zero, so the adapter
+does not change the model. While a policy samples or learns, the product B A is never added to W. For this reason,
+sampler and learner compute the same numbers, and a model without its adapter is exactly the base model.
 
 In the shapes of tensors, N is the number of tokens, C the input width of a layer, O its output width, and R the rank.
 """
@@ -28,7 +28,8 @@ from schoolhouse.types import Key, SchoolError
 
 @dataclass(frozen=True)
 class Adapter:
-    """The settings of a LoRA adapter and the name of its base model. The tensors are stored elsewhere.
+    """The settings of a LoRA adapter and the name of its base model. The matrices of the adapter are stored in the
+    layers.
 
     `modules`: the names of the layers with an adapter, as in the parameter names of Hugging Face.
     `base`: the name of the base model: a path, or a name of the Hugging Face Hub.
@@ -68,7 +69,7 @@ class _MixedLinear(torch.autograd.Function):
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer that is not trained. Its parameters have the names of `nn.Linear`.
+    """A linear layer that is not trained. The parameters have the same names as in `nn.Linear`.
 
     The weight can be stored in bfloat16 while the model computes in float32. If the model computes in bfloat16 and the
     weight is stored in float32, the layer keeps a converted copy, because autocast converts a frozen weight at every
@@ -130,7 +131,7 @@ def add_low_rank(out_NO: Tensor, low_NR: Tensor, lora_B_OR: Tensor, scale: float
 
 
 class FrozenEmbedding(nn.Embedding):
-    """An embedding that is stored in bfloat16. Its rows are returned in float32, as the residual stream needs them."""
+    """An embedding that is stored in bfloat16 and returns rows in float32, the number type of the residual stream."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         nn.Module.__init__(self)
@@ -218,8 +219,9 @@ def check_trainable(decoder: nn.Module, lora: Lora) -> None:
     if trained != wanted or ranks != ({lora.rank} if lora.rank else set()):
         raise SchoolError(
             f"lora.rank {lora.rank} asks for {'an adapter' if lora.rank else 'the whole model'}, but "
-            f"{len(trained - wanted)} other parameters would be trained, and {len(wanted - trained)} would not "
-            f"({sorted(trained ^ wanted)[:3]}, ranks {sorted(ranks)}): this is a fault of the program; please report it"
+            f"{len(trained - wanted)} other parameters would be trained, and {len(wanted - trained)} parameters would "
+            f"be missing ({sorted(trained ^ wanted)[:3]}, ranks {sorted(ranks)}): this is a fault of the program; "
+            "please report it"
         )
 
 
@@ -289,7 +291,7 @@ def share_base(decoder: nn.Module, other: nn.Module) -> None:
 
 @torch.no_grad()
 def merge_adapter(decoder: nn.Module) -> None:
-    """Add the adapter to the frozen weights, in float32: W + scale B A. The decoder has plain linear layers afterwards.
+    """Replace the frozen weights W by W + scale B A, in float32. Afterwards, the decoder has plain linear layers.
 
     Raises SchoolError if the decoder has no adapter (any more), or if its base model was rounded.
     """
@@ -315,12 +317,12 @@ def merge_adapter(decoder: nn.Module) -> None:
 
 
 def _root(decoder: nn.Module) -> nn.Module:
-    """The module whose parameter names are those of Hugging Face: the decoder, or the model inside an `HFAdapter`."""
+    """Return the module with the parameter names of Hugging Face: the decoder, or the model inside an `HFAdapter`."""
     return getattr(decoder, "hf_model", decoder)
 
 
 def _blocks(decoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules inside the blocks of a model. The names of these modules contain the number of their block."""
+    """Yield the modules inside the blocks of a model. The name of each such module contains the number of its block."""
     return ((name, module) for name, module in _root(decoder).named_modules() if re.search(r"(^|\.)\d+\.", name))
 
 

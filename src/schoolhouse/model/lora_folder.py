@@ -60,7 +60,8 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 def load_model(folder: Path | str, lora: Lora | None = None, seed: int = 0) -> Decoder | HFAdapter:
     """Load the decoder of a model folder or of an adapter folder, in float32.
 
-    `lora`: with None, the model is loaded as the folder has it. With a rank, the decoder gets a new adapter that
+    `lora`: with None, the model or the adapter of the folder is loaded. With a rank, the decoder gets a new adapter
+    that
         depends only on `seed`; a folder that already holds an adapter of this rank keeps its adapter. With rank 0, the
         whole model is trained.
 

@@ -1,4 +1,5 @@
-"""Attention contexts with C kernels. kernel_choice.py decides where they replace the attention contexts of kv_cache.py.
+"""Attention contexts with C kernels. The file kernel_choice.py decides where these classes replace those of
+kv_cache.py.
 
 A decode step multiplies each key with one query, or with a few queries that share a prompt. In training, the matrix
 products are over sequences of unequal length. The batched matrix products of torch are made for larger matrices of

@@ -1,9 +1,9 @@
 """Compute logits in float32, even if the other matrix products of a model run in bfloat16.
 
 A bfloat16 number has 8 significant bits. Logits between 16 and 32 in bfloat16 are multiples of 0.125, so the
-log-probabilities of such logits have rounding errors of several percent. These errors are larger than the change of a
-log-probability by one update. For this reason, MiniMax-M1 (arXiv 2506.13585) and ScaleRL (arXiv 2510.13786) compute
-logits in float32.
+log-probabilities of such logits have rounding errors of several percent. Such rounding errors are larger than the
+change of a log-probability by one update. For this reason, MiniMax-M1 (arXiv 2506.13585) and ScaleRL (arXiv 2510.13786)
+compute logits in float32.
 
 In the shapes of tensors, N is the number of tokens, C the width of the model, and V the vocabulary size.
 """
@@ -79,9 +79,9 @@ class _Float32Product(torch.autograd.Function):
 def _bfloat16_products() -> Generator[None]:
     """Let oneDNN compute float32 matrix products on a CPU with bfloat16 factors and float32 sums, if the processor can.
 
-    On a CPU, torch cannot multiply bfloat16 matrices with a float32 result. With this setting, the AMX units of a
-    processor round float32 matrices to bfloat16. On a processor without AMX, the product is an ordinary float32
-    product.
+    On a CPU, torch cannot multiply bfloat16 matrices with a float32 result. With the setting `fp32_precision`, the AMX
+    units of a processor round float32 matrices to bfloat16. On a processor without AMX, the product is an ordinary
+    float32 product.
     """
     mkldnn: Any = torch.backends.mkldnn
     settings = mkldnn.matmul

@@ -1,6 +1,6 @@
 """Linear layers whose weights are packed once, for many products with few rows (kernels/packed_linear.c).
 
-A decode step multiplies a few rows by every weight of the model. The time of such a step is the time to read the
+A decode step multiplies a few rows by every weight of the model. The time of a decode step is the time to read the
 weights from memory. The libraries that torch calls rearrange the weights in each product, or read the weights at less
 than the memory's speed. Packed weights are stored in the order in which the kernel reads them, as float32, bfloat16 or
 int8 (with one scale for 32 weights of an output). The bits of a result row do not depend on the other rows.
@@ -89,8 +89,8 @@ def can_pack(linear: nn.Module) -> bool:
 
 
 def weight_versions(linears: Sequence[nn.Module]) -> Versions:
-    """The address of each parameter of the layers, and how often the parameter was changed. Equal versions mean equal
-    weights."""
+    """The address of each parameter of the layers, and how often the parameter was changed. If two versions are equal,
+    the weights are equal."""
     return tuple((p.data_ptr(), p._version) for linear in linears for p in linear.parameters())
 
 

@@ -1,4 +1,5 @@
-"""Operations on single rows in two forms: a C kernel with its gradient, and torch. fused_ops.py picks one of them.
+"""Operations on single rows in two forms: a C kernel with its gradient, and torch. The file fused_ops.py chooses one of
+the two forms.
 
 In the shapes of tensors, N is the number of tokens of a batch, C the width, H the number of heads, D the head width,
 and V the vocabulary size.

@@ -1,7 +1,7 @@
 """Check before a run that there is enough memory for the learner and for the sampler.
 
 A process in a container is killed without a message when its memory is full. For this reason, the needed memory is
-first computed and compared with the free memory. Then the largest micro-batch is tried.
+first computed and compared with the free memory. After this comparison, the run tries the largest micro-batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _LOGIT_ARRAYS = 3  # arrays [chunk, V] of float32 at the same time: logits, thei
 
 
 class CheckedPolicy(Protocol):
-    """The parts of a `Policy` that the check uses. The file policy.py imports this file, not the reverse."""
+    """The parts of a `Policy` that the memory check uses. The file policy.py imports this file, so this file cannot
+    import policy.py."""
 
     decoder: Decoder | HFAdapter
     device: torch.device
@@ -59,10 +60,10 @@ class CheckedPolicy(Protocol):
 class LearningNeed(NamedTuple):
     """The memory of one update, in bytes. The weights are not included, because the weights are already in memory.
 
-    `gradients` and `moments`: one and two float32 numbers for each trained weight; 0 if these numbers are already in
-    memory. `copies`: the weights in the number type of the matrix products. `activations`: everything that the forward
-    pass of the largest micro-batch keeps for the backward pass. `logits`: the logits of one chunk of tokens. `tokens`:
-    the number of tokens of the largest micro-batch.
+    `gradients` and `moments`: float32 numbers for each trained weight, one (gradients) and two (moments); 0 if already
+    in memory. `copies`: the weights in the number type of the matrix products. `activations`: everything that the
+    forward pass of the largest micro-batch keeps for the backward pass. `logits`: the logits of one chunk of tokens.
+    `tokens`: the number of tokens of the largest micro-batch.
     """
 
     gradients: int

@@ -147,9 +147,8 @@ class Policy:
         A folder with a LoRA adapter is loaded together with its base model.
 
         `chat`: the system message, and the chat template with its arguments. The default is the model's own template.
-        `lora`: the adapter to train. With None, the model is loaded as the folder has it. With rank 0, the whole model
-        is trained.
-        `seed`: the seed for the initial weights of a new adapter.
+        `lora`: the adapter to train. With `lora` None, the model or the adapter of the folder is loaded. With rank 0,
+        the whole model is trained. `seed`: the seed for the initial weights of a new adapter.
 
         Raises SchoolError if a file is missing or damaged. The error message names the file. Also raises SchoolError if
         the folder holds an adapter that does not fit `lora`.

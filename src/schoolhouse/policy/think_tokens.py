@@ -33,7 +33,7 @@ def add_think_tokens(decoder: Decoder | HFAdapter, conversation: Conversation) -
     if decoder.lora is not None:
         raise SchoolError(
             "`add_think_tokens` changes the embedding, which is frozen under a LoRA adapter: set add_think_tokens to "
-            "false, or first train a whole model with these tokens (lora.rank 0) and give it as `model`"
+            "false, or first train a whole model with these tokens (lora.rank 0) and set `model` to it"
         )
     rows = decoder.config.vocab_size
     old_ids = torch.tensor(sorted(token for token in conversation.tokenizer.vocab.values() if token < rows))

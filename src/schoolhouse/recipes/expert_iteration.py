@@ -74,10 +74,10 @@ class Config(ChatConfig):
     optimizer: Optimizer = Optimizer(warmup_steps=10, weight_decay=0.01)
     lora: Lora = Lora()
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
+    """Maximum number of tokens in one micro-batch. This number changes the memory, but not the result."""
     precision: Precision = "auto"
     activation_checkpointing: bool = False
-    """Use less memory, but compute a second forward pass. The result is the same."""
+    """Save memory with a second forward pass in each update. The result of the training does not change."""
 
 
 def expert_iteration(c: Config, run: Run) -> None:

@@ -85,7 +85,7 @@ class Config(ChatConfig):
     dynamic_sampling: int = Field(0, ge=0)
     """DAPO: sample again up to this many times in a step, until `prompts_per_step` groups have mixed rewards."""
     max_logprob_gap: float = Field(0.1, gt=0)
-    """Stop if log-probabilities of sampler and learner for fresh rollouts differ by more than this on average."""
+    """Stop if log-probabilities of sampler and learner differ by more than this number for fresh rollouts."""
     sampling: RolloutSampling = RolloutSampling()
     rewards: Rewards = Rewards()
     advantage: Advantage = Advantage()
@@ -94,10 +94,10 @@ class Config(ChatConfig):
     lora: Lora = Lora()
     eval: Eval = Eval()
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
+    """Maximum number of tokens in one micro-batch. This number changes the memory, but not the result."""
     precision: Precision = "auto"
     activation_checkpointing: bool = False
-    """Use less memory, but compute a second forward pass. The result is the same."""
+    """Save memory with a second forward pass in each update. The result of the training does not change."""
     save_every: int = Field(20, gt=0)
 
     @classmethod

@@ -83,10 +83,10 @@ class Config(BaseConfig):
     """Fraction of a text file that is not used for training."""
     optimizer: Optimizer = Optimizer(learning_rate=3e-3, weight_decay=0.01)
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
+    """Maximum number of tokens in one micro-batch. This number changes the memory, but not the result."""
     precision: Precision = "auto"
     activation_checkpointing: bool = False
-    """Use less memory, but compute a second forward pass. The result is the same."""
+    """Save memory with a second forward pass in each update. The result of the training does not change."""
     eval_every: int = Field(250, gt=0)
     """Number of steps between measurements of bits per byte (the last step is always measured)."""
     save_every: int = Field(250, gt=0)

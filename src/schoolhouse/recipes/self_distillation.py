@@ -55,12 +55,12 @@ class Config(ChatConfig):
     optimizer: Optimizer = Optimizer(learning_rate=2e-4, warmup_steps=5, lr_decay_fraction=0.0)
     lora: Lora = Lora()
     max_logprob_gap: float = Field(0.1, gt=0)
-    """Stop if log-probabilities of sampler and learner differ by more than this on average."""
+    """Stop if the log-probabilities of sampler and learner differ by more than this number on average."""
     microbatch_tokens: int = Field(4_096, gt=0)
-    """Maximum tokens of one micro-batch. This changes memory, but not the result."""
+    """Maximum number of tokens in one micro-batch. This number changes the memory, but not the result."""
     precision: Precision = "auto"
     activation_checkpointing: bool = False
-    """Use less memory, but compute a second forward pass. The result is the same."""
+    """Save memory with a second forward pass in each update. The result of the training does not change."""
     save_every: int = Field(20, gt=0)
 
     @model_validator(mode="after")

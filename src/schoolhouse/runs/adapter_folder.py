@@ -1,6 +1,6 @@
 """Adapter folders: a LoRA adapter without its base model, in the format of the package peft.
 
-This file reads only the JSON files of such a folder. The file model/lora_folder.py reads and writes the tensors.
+This file reads only the JSON files of an adapter folder. The file model/lora_folder.py reads and writes the tensors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FULL_WEIGHTS = (
 def is_adapter(folder: Path) -> bool:
     """Return whether a model folder holds an adapter instead of a whole model.
 
-    Raises SchoolError if the folder holds both, because the user could mean either of the two.
+    Raises SchoolError if the folder holds an adapter and a whole model, because the user could mean either of the two.
     """
     if not (folder / CONFIG).is_file():
         return False

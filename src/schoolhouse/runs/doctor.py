@@ -70,9 +70,7 @@ def _kernels(dtype: torch.dtype) -> Iterator[Finding]:
 
     choices = all_choices(dtype)
     if not choices:
-        advice = (
-            "install a C compiler (gcc or clang), or unset SCHOOLHOUSE_NATIVE=0; until then, torch is used"
-        )
+        advice = "install a C compiler (gcc or clang), or unset SCHOOLHOUSE_NATIVE=0; until then, torch is used"
         yield Finding("compiled kernels", "none", advice)
         return
     yield Finding(

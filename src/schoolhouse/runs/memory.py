@@ -58,7 +58,7 @@ def machine_memory(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def memory_bounds(root: Path = Path("/")) -> Iterator[Bound]:
-    """Yield each limit that applies. The first limit is the memory of the machine."""
+    """Yield each memory limit that applies to this process. The first limit is the memory of the machine."""
     try:
         lines = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
         yield Bound(*(int(lines[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal")))

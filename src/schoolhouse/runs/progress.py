@@ -21,7 +21,7 @@ from typing import ParamSpec, TypeVar
 from schoolhouse.runs import progress_display as display
 
 Advance = Callable[[int, str], None]
-"""A callback. Its arguments are the number of newly finished units, and a note for the end of the line."""
+"""A callback with two arguments: the number of newly finished units, and a note for the end of the line."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

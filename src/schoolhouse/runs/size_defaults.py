@@ -20,11 +20,11 @@ from schoolhouse.runs.manifest import weight_files
 from schoolhouse.types import SchoolError
 
 SMALL = 1_000_000
-"""The learning rates of the recipes were measured with models of about this number of parameters."""
+"""The number of parameters of the models with which the learning rates of the recipes were measured."""
 
 LEARNING_RATE_POWER = 0.75
-"""The learning rate falls with this power of the number of parameters. For example, GRPO's default of 2e-4 becomes 5e-6
-for 135M parameters and 1e-6 for 1B parameters, which are usual rates for full fine-tuning."""
+"""The exponent with which the learning rate falls as the number of parameters grows. For example, GRPO's default of
+2e-4 becomes 5e-6 for 135M parameters and 1e-6 for 1B parameters, which are usual rates for full fine-tuning."""
 
 LORA_RATE_FACTOR = 10.0
 """The best learning rate of LoRA is about ten times the best rate of full fine-tuning (Schulman et al. 2025, "LoRA

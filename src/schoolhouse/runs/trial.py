@@ -31,7 +31,7 @@ class Trial(NamedTuple):
     `metrics`: the lines of metrics.jsonl.
     `peak_memory`: the peak memory of the process in bytes.
     `kept_memory`: the smallest memory of the process after its first step, in bytes: the weights, the state of the
-        optimizer, and the program. The value is 0 if the system does not report the memory of a process.
+        optimizer, and the program. `kept_memory` is 0 if the system does not report the memory of a process.
     """
 
     times: list[dict[str, Any]]

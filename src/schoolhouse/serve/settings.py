@@ -46,8 +46,8 @@ class ServerConfig(ChatConfig):
     """Limit of the tokens of a prompt and its completion; default: the context length of the model, or a smaller number
     if memory is small."""
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Number type of the model's weights. auto: the same type as in training. On a CPU, bfloat16 and int8 make few
-    answers at a time faster, but less exact."""
+    """Number type of the model's weights. auto: the same type as in training. On a CPU, bfloat16 and int8 make a few
+    answers at a time faster, but the answers are less exact."""
     timeout: float = Field(600.0, gt=0)
     """Seconds until a request fails."""
     task: str = ""

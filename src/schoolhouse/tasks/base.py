@@ -49,7 +49,7 @@ class Task:
     verifier gets. If `batch` is not `one`, the workers call `grade_batch`. `time_limit` is the number of seconds for
     one completion; workers set it from `rewards.timeout`.
 
-    If `grade` is an `async def`, the calls of `grade` run together. All methods except `train_problems`,
+    If `grade` is an `async def`, the calls of `grade` run at the same time. All methods except `train_problems`,
     `eval_problems` and `grade` are optional. Define `step_labels` if each step of
     a thought can be checked. For tree search with prompts, define `propose_prompt`, `value_prompt` or `vote_prompt`,
     and the parser for each prompt that you define.
@@ -184,7 +184,7 @@ def grade_one(task: Task, problem: Problem, completion: Completion) -> Verdict:
 
 
 def grade_with_trace(task: Task, case: Case) -> tuple[Verdict, str]:
-    """Grade one completion in this process. Returns the verdict, and the trace of an exception or ""."""
+    """Grade one completion in this process. Returns the verdict, and the traceback of an exception or ""."""
     if grades_together(task):
         return run_async(grade_async(task, case))
     try:
@@ -194,8 +194,8 @@ def grade_with_trace(task: Task, case: Case) -> tuple[Verdict, str]:
 
 
 def grade_in_process(task: Task, cases: Sequence[Case]) -> Iterator[tuple[Verdict, str]]:
-    """Yield the verdict of each case, and the trace of an exception or "". The attribute `batch` decides how many cases
-    one call gets."""
+    """Yield the verdict of each case, and the traceback of an exception or "". The attribute `batch` decides how many
+    cases one call gets."""
     if task.batch != "one" and cases and not grades_together(task):
         try:
             yield from ((verdict, "") for verdict in check_batch(task, cases, task.grade_batch(cases)))
@@ -212,7 +212,7 @@ def grade_in_process(task: Task, cases: Sequence[Case]) -> Iterator[tuple[Verdic
 
 
 async def grade_async(task: Task, case: Case) -> tuple[Verdict, str]:
-    """Await the verdict of one completion. Returns the verdict, and the trace of an exception or ""."""
+    """Await the verdict of one completion. Returns the verdict, and the traceback of an exception or ""."""
     try:
         verdict: Any = task.grade(*case)
         return _checked(task, await verdict if inspect.isawaitable(verdict) else verdict), ""
@@ -221,12 +221,13 @@ async def grade_async(task: Task, case: Case) -> tuple[Verdict, str]:
 
 
 def grades_together(task: Task) -> bool:
-    """Return True if `grade` is an `async def`, so that its calls run together."""
+    """Return True if `grade` is an `async def`, so that its calls run at the same time."""
     return inspect.iscoroutinefunction(task.grade)
 
 
 def failed(error: BaseException) -> tuple[Verdict, str]:
-    """Return the verdict for an exception of a verifier, and its trace. The verdict has a reason but no reward."""
+    """Return the verdict for an exception of a verifier, and the traceback of the exception. The verdict has a reason
+    but no reward."""
     if isinstance(error, MemoryError):
         clear_frames(error.__traceback__)  # frees the memory of the verifier
     if isinstance(error, SchoolError):
@@ -244,7 +245,8 @@ def check_batch(task: Task, cases: Sequence[Case], verdicts: Any) -> list[Verdic
         )
     if len(verdicts) != len(cases):
         raise SchoolError(
-            f"{place}: grade_batch() returned {len(verdicts)} verdicts for {len(cases)} cases; return one per case"
+            f"{place}: grade_batch() returned {len(verdicts)} verdicts for {len(cases)} cases; return one verdict for each "
+            "case"
         )
     return [_checked(task, verdict, "grade_batch") for verdict in verdicts]
 

@@ -27,8 +27,8 @@ from schoolhouse.types import Completion, Demonstration, Message, Problem, Schoo
 OPTIONS = ("holdout", "show_tests")
 SHAPES = "text/test_list (as in MBPP), prompt/test/entry_point (as in HumanEval) or prompt/tests"
 _SHARE_OF_LIMIT = 0.8
-"""The time limit of a program, as a share of its worker's limit. So a slow program gets reward 0 before the worker
-ends."""
+"""The time limit of a program, as a share of its worker's time limit. A slow program must get reward 0 before its
+worker is killed."""
 
 _FENCE = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE)
 

@@ -52,7 +52,7 @@ def open_reward(function: Callable[..., Any], path: Path, seed: int, options: di
         name = getattr(function, "__name__", "f")
         raise SchoolError(
             f"{definition(function)}: {name} grades one completion per call, so the option `batch` has no meaning; "
-            f"leave out the option, or write a function in the signature {TRL_SIGNATURE}"
+            f"leave out the option, or write a function with the signature {TRL_SIGNATURE}"
         )
     return RewardFunctionTask(function, path, seed, RowSource.of(data, options), holdout, cast(Batch | None, batch))
 
@@ -108,7 +108,7 @@ class RewardFunctionTask(DatasetTask):
 
     @cached_property
     def all_problems(self) -> list[Problem]:
-        """The problems of all rows of the data file, in the order of the file."""
+        """Return the problems of all rows of the data file, in the order of the file."""
         return self._problems
 
     def grade(self, problem: Problem, completion: Completion) -> Verdict:

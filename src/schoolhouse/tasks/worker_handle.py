@@ -28,10 +28,10 @@ _PIPE_BYTES = 4 << 10
 class Worker:
     """A worker process, and the cases that the worker is grading.
 
-    `sent` has the indices of the cases, and `open` has the indices of cases without a verdict. Both are empty while the
-    worker starts or is idle. `started` is the time of the start or of the last request, and `since` is the time of the
-    last reply. `num_calls` is the number of requests that the worker has completed. `is_new` is False if the worker
-    replaces another worker.
+    `sent` has the indices of the cases, and `open` has the indices of cases without a verdict. `sent` and `open` are
+    empty while the worker starts or is idle. `started` is the time of the start or of the last request, and `since` is
+    the time of the last reply. `num_calls` is the number of requests that the worker has completed. `is_new` is False
+    if the worker replaces another worker.
     """
 
     process: BaseProcess
@@ -112,7 +112,7 @@ def end_worker(worker: Worker) -> None:
 
 def task_source(task: Task) -> tuple[str, int] | bytes:
     """Return the name and the seed of a task, with which a worker opens the task. For a task without a name, return the
-    pickle."""
+    pickled task."""
     if task.spec:
         return task.spec
     try:

@@ -1,7 +1,7 @@
 """The messages that a worker process sends to its parent process: one line of JSON for each message.
 
 A worker runs code that users or models wrote. For safety, the parent process reads only JSON of limited size, and never
-unpickles bytes from a worker. In the other direction, a worker unpickles the cases that its parent sends.
+unpickles bytes from a worker. A worker unpickles the cases that its parent process sends.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BadMessageError(Exception):
 
 
 def send_message(descriptor: int, **fields: Any) -> None:
-    """Write one message to a pipe. Numbers must be finite."""
+    """Write one message to a pipe. The numbers of the message must be finite."""
     line = memoryview(encoded(fields))
     while line:
         line = line[os.write(descriptor, line) :]
@@ -83,7 +83,7 @@ def _refuse(name: str) -> NoReturn:
 def verdict_fields(verdict: Verdict, place: str) -> dict[str, Any]:
     """Return the message fields for a verdict. `place` is the file and line of the verifier.
 
-    A verdict with values that are not finite numbers becomes a verdict without a reward, with the reason.
+    A verdict with values that are not finite numbers is replaced by a verdict with a reason and without a reward.
     """
     try:
         reward = None if verdict.reward is None else _number(verdict.reward)

@@ -28,7 +28,7 @@ from schoolhouse.tasks.worker_messages import MAX_REASON_CHARS, MAX_TRACE_CHARS,
 from schoolhouse.types import SchoolError, Verdict
 
 ReportFn = Callable[[int, Verdict, str], None]
-"""A function that is called with the index of a case, its verdict, and the trace of an exception or ""."""
+"""A function that is called with the index of a case, its verdict, and the traceback of an exception or ""."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class WorkerStart:
 def work(requests: Connection, replies: Connection, trace: Connection, start: WorkerStart) -> None:
     """Run a worker process until the parent process closes `requests`.
 
-    A request is the pickle of (seconds, cases). The replies are lines of JSON. If the process crashes, or if the parent
+    A request is the pickle of (seconds, cases). Each reply is a line of JSON. If the process crashes, or if the parent
     process asks, the current lines of the code are written to `trace`.
     """
     os.setsid()  # Ctrl-C reaches only the parent, and the whole process group can be killed
