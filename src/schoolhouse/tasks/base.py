@@ -245,8 +245,8 @@ def check_batch(task: Task, cases: Sequence[Case], verdicts: Any) -> list[Verdic
         )
     if len(verdicts) != len(cases):
         raise SchoolError(
-            f"{place}: grade_batch() returned {len(verdicts)} verdicts for {len(cases)} cases; return one verdict for each "
-            "case"
+            f"{place}: grade_batch() returned {len(verdicts)} verdicts for {len(cases)} cases; return one verdict for "
+            "each case"
         )
     return [_checked(task, verdict, "grade_batch") for verdict in verdicts]
 
