@@ -81,7 +81,7 @@ def _limits(
     grid = sorted({max(1, round(most * part / _GRID)) for part in range(1, _GRID + 1)} | {1})
     seconds = [seconds_of_pass(weights, rows) for rows in grid]
     decoding = float(np.interp(steps, grid, seconds).sum())
-    # the head of the decoder, its last matrix, is needed for the last token of each prompt only
+    # the last matrix, the head of the decoder, is only needed for the last token of each prompt
     prefill = seconds_of_pass(weights[:-1], _PREFILL_ROWS) * prompt_tokens / _PREFILL_ROWS
     dtype = str(weights[0].dtype).removeprefix("torch.")
     stored = dtype if stored == "auto" else stored

@@ -34,7 +34,7 @@ LARGE = 100_000_000
 """If the weight files have at least this size in bytes, smaller steps are measured."""
 
 _SIZES = ("prompts_per_step", "batch_size")  # the keys that say how large a step is
-_SMALL_TOKENS = (1_024, 2_048)  # tokens of the micro-batches in the two trials; logits are computed in chunks of 1,024
+_SMALL_TOKENS = (1_024, 2_048)  # tokens of the micro-batches in the two trials (at least one chunk of logits)
 _SMALL_ROLLOUTS, _SMALL_ROWS = (16, 64), (8, 16)
 
 

@@ -41,8 +41,8 @@ MEMORY_LIMIT = 2 << 30
 """The memory in bytes that a verifier can allocate after its worker has opened the task. macOS has no such limit."""
 
 LOST_LIMIT = 32
-"""If this many completions killed their workers, and no completion has a verdict yet, the other completions are not
-graded."""
+"""If the workers of this many completions have ended, and no completion has a verdict yet, the other completions are
+not graded."""
 
 _CHECK_SECONDS = 1.0
 """The maximum time in seconds between two checks whether a worker process has ended."""
@@ -117,7 +117,7 @@ class WorkerPool:
             try:
                 return self._grade_all(cases, progress)
             except BaseException:
-                stop_workers(self._workers)  # the cases that they are grading get no verdict
+                stop_workers(self._workers)  # the current cases of the workers get no verdict
                 raise
 
     def _grade_all(self, cases: Sequence[Case], progress: ProgressFn | None) -> list[Verdict]:
