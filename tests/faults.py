@@ -152,7 +152,7 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
         "The run stops. The message gives the most frequent reason, with its file and its line.",
     ),
     "task raises": (
-        "A method of a user's task class raises an exception or returns something else.",
+        "A method of a user's task class raises an exception or returns a value of a wrong type.",
         "The command stops with one sentence. The sentence names the file, the line and the method.",
     ),
     "gradient not finite": (
