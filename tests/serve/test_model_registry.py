@@ -61,7 +61,7 @@ def test_an_adapter_of_another_base_is_refused_at_the_start(
     Policy.load(model).save(tmp_path / "copy")
     for served, given, message in (
         (tmp_path / "copy", {"math": adapters["one"]}, "--adapters.math .* is an adapter of"),
-        (model, {"math": tmp_path / "copy"}, "is not a LoRA adapter: serve it with"),
+        (model, {"math": tmp_path / "copy"}, "is not a LoRA adapter: serve the model with"),
         (model, {"base": adapters["one"]}, "has the name of the served model"),
     ):
         with pytest.raises(SchoolError, match=message):
