@@ -11,7 +11,7 @@ from schoolhouse.bench.profile import PARTS
 from schoolhouse.types import SchoolError
 
 
-def make_result(kind: str = "sampler", peer: str = "vllm", size: str = "3M") -> dict[str, Any]:
+def make_result(kind: str = "sampler", peer: str = "vllm", size: str = "3M", vectors: str = "AVX512") -> dict[str, Any]:
     names = ("schoolhouse", peer)
     return {
         "kind": kind,
@@ -24,6 +24,7 @@ def make_result(kind: str = "sampler", peer: str = "vllm", size: str = "3M") -> 
         "peer_options": {"dtype": "float32"},
         "work": {"size": size, "problems": 32, "samples": 16},
         "limits": {"bfloat16": 4e11, "float32": 2e11, "bandwidth": 3e10},
+        "vectors": vectors,
         "machine": {"versions": {"torch": "2.13.0", "transformers": "5.23.0"}, "cores": 2, "processor": ["avx2"]},
     }
 
@@ -43,7 +44,7 @@ def test_results_stand_between_the_marks(tmp_path: Path):
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
     assert (
-        "| sampler | vllm (float32) | 3M, 512 rows | 12,345 | 5,000 | **2.50** (2.40, 2.50, 2.60) | 1.5 | 0.40x |"
+        "| sampler | vllm (float32) | 3M, 512 rows | AVX512 | 12,345 | 5,000 | **2.50** (2.40, 2.50, 2.60) | 1.5 |"
         in text
     )
     assert "0.40x (target 0.5x)" in text
@@ -51,6 +52,24 @@ def test_results_stand_between_the_marks(tmp_path: Path):
     assert (tmp_path / "performance" / "figure.png").stat().st_size > 10_000
     write_page(folder, page)
     assert page.read_text() == text
+
+
+def test_the_two_kinds_of_processors_stand_side_by_side(tmp_path: Path):
+    page, folder = tmp_path / "performance.md", tmp_path / "results"
+    folder.mkdir()
+    page.write_text(f"{START}\n{END}\n")
+    for n, (kind, vectors) in enumerate(
+        [("sampler", "AVX2"), ("grpo", "AVX2"), ("grpo", "AVX512"), ("sampler", "AVX512")]
+    ):
+        (folder / f"{n}.json").write_text(json.dumps(make_result(kind, "trl", vectors=vectors)))
+    write_page(folder, page)
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith(("| grpo", "| sampler"))]
+    assert [(row[0], row[3]) for row in rows] == [
+        ("| grpo", "AVX512"),
+        ("| grpo", "AVX2"),
+        ("| sampler", "AVX512"),
+        ("| sampler", "AVX2"),
+    ]
 
 
 def test_a_page_without_marks_and_a_folder_without_results_are_refused(tmp_path: Path):
@@ -65,4 +84,8 @@ def test_a_page_without_marks_and_a_folder_without_results_are_refused(tmp_path:
 
 def test_the_committed_page_has_the_marks_and_the_table_of_today():
     text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
-    assert text.index(START) < text.index("| workload | against | model | schoolhouse, tokens/s |") < text.index(END)
+    assert (
+        text.index(START)
+        < text.index("| workload | against | model | vectors | schoolhouse, tokens/s |")
+        < text.index(END)
+    )

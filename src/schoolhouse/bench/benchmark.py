@@ -18,6 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from schoolhouse.bench.backends.protocol import MARK
 from schoolhouse.bench.limits import measure_limits
 from schoolhouse.bench.model_limits import describe_limits, measure_model_limits
@@ -134,6 +136,7 @@ def run_benchmark(kind: str, peer: str, size: str | None, options: Mapping[str, 
             "work": {**asdict(work), **search, **own_options, **({"model": str(options["model"])} if model else {})},
             "peer_options": peer_options,
             "machine": environment(),
+            "vectors": torch.backends.cpu.get_cpu_capability(),
         }
         with suppress(KeyboardInterrupt):  # the measured repeats are kept
             if not result.get("interrupted"):

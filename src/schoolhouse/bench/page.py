@@ -52,10 +52,11 @@ def write_page(folder: Path, page: Path) -> None:
 
 def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
-        "| workload | against | model | schoolhouse, tokens/s | the other | ratio (each repeat) | target | memory |",
-        "|---|---|---|---|---|---|---|---|",
+        "| workload | against | model | vectors | schoolhouse, tokens/s | the other | ratio (each repeat) | target "
+        "| memory |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for result in sorted(results, key=lambda r: (r["kind"], r["peer"], r["work"]["size"])):
+    for result in sorted(results, key=lambda r: (r["kind"], r["peer"], r["work"]["size"], r["vectors"] == "AVX2")):
         own, other = (result["tokens_per_second"][name] for name in (THIS_PACKAGE, result["peer"]))
         ratios = ", ".join(f"{ratio:.2f}" for ratio in result["ratios"])
         target = TARGETS.get((result["kind"], result["peer"]))
@@ -63,8 +64,8 @@ def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         rows = result["work"]["problems"] * result["work"]["samples"]
         size = f"{result['work']['size']}, {rows} rows" if result["kind"] != "pretrain" else "nanochat's"
         lines.append(
-            f"| {result['kind']} | {result['peer']} ({result['peer_options']['dtype']}) | {size} | {own:,.0f} "
-            f"| {other:,.0f} | **{result['median_ratio']:.2f}** ({ratios}) | {target or ''} | {memory} |"
+            f"| {result['kind']} | {result['peer']} ({result['peer_options']['dtype']}) | {size} | {result['vectors']} "
+            f"| {own:,.0f} | {other:,.0f} | **{result['median_ratio']:.2f}** ({ratios}) | {target or ''} | {memory} |"
         )
     return lines
 
@@ -103,7 +104,7 @@ def draw(results: Sequence[Mapping[str, Any]], profile: Mapping[str, Any] | None
     figure = Figure(figsize=(13, 7) if profile else (8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    names = [f"{r['kind']}, {r['peer']}\n{r['work']['size'].replace('nanochat', '')}" for r in results]
+    names = [f"{r['kind']}, {r['peer']}\n{r['work']['size'].replace('nanochat', '')}, {r['vectors']}" for r in results]
     axes[0].bar(names, [r["median_ratio"] for r in results], color="#4477aa")
     for at, r in enumerate(results):
         axes[0].plot([at] * len(r["ratios"]), r["ratios"], ".", color="black", markersize=4)
