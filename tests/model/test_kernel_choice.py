@@ -136,6 +136,27 @@ def test_of_two_processes_the_first_one_decides(tmp_path: Path):
     assert json.loads(path.read_text())["speed"] == 4.0
 
 
+def test_a_damaged_file_that_another_process_has_removed_meanwhile_is_written_again(
+    choices: Path, monkeypatch: pytest.MonkeyPatch
+):
+    measure_speed(monkeypatch, 2.0)
+    path = choices / "RMSNorm-speed.json"
+    path.parent.mkdir()
+    path.write_text("{")
+    read = kernel_choice._read
+
+    def read_and_remove(path: Path, what: str) -> float | None:
+        number = read(path, what)
+        if number is None:
+            path.unlink(missing_ok=True)  # as the other process does
+        return number
+
+    monkeypatch.setattr(kernel_choice, "_read", read_and_remove)
+    monkeypatch.setattr(Path, "exists", lambda self: self == path or os.path.exists(self))
+    kernel_choice._store(path, {"kernel": "RMSNorm", "speed": 2.0})
+    assert read(path, "speed") == 2.0
+
+
 @pytest.mark.parametrize("damage", [lambda x: x * float("nan"), lambda x: x + 0.1])
 def test_nan_and_other_numbers_are_differences(damage):
     expected = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))

@@ -11,8 +11,10 @@ import torch
 from schoolhouse.algorithms.losses import negative_log_likelihood
 from schoolhouse.algorithms.packing import pack, token_mean
 from schoolhouse.algorithms.settings import Optimizer
+from schoolhouse.model.lora import Adapter, FrozenLinear, add_adapter, target_layers
 from schoolhouse.policy import memory_check, sampling_memory
-from schoolhouse.policy.memory_check import check_peak_memory, learning_need
+from schoolhouse.policy.memory_check import check_learning_memory, check_peak_memory, learning_need
+from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.supervised import supervised_update
 from schoolhouse.types import Key, Message, Problem, SchoolError
 
@@ -62,6 +64,26 @@ def test_frozen_weights_need_no_gradients(policy):
     trained = policy.decoder.model.layers[-1].mlp.down_proj.weight.requires_grad_(True)
     need = learning_need(policy, 20, 70)
     assert (need.gradients, need.moments) == (4 * trained.numel(), 8 * trained.numel())
+
+
+def test_copies_of_frozen_weights_are_counted_once(tiny_config, conversation, monkeypatch):
+    def lora_policy():
+        config = tiny_config(vocab_size=conversation.tokenizer.vocab_size)
+        policy = Policy.create(config, conversation, precision="bfloat16", device="cpu")
+        add_adapter(policy.decoder, Adapter(2, 32.0, target_layers(policy.decoder, "all"), "base", ""))
+        return policy
+
+    policy, need = lora_policy(), learning_need(lora_policy(), 20, 70)
+
+    def free_memory(_):
+        layers = [layer for layer in policy.decoder.modules() if isinstance(layer, FrozenLinear)]
+        return need.total - sum(layer._copy[1].nbytes for layer in layers if layer._copy)
+
+    monkeypatch.setattr(memory_check, "free_memory", free_memory)
+    check_peak_memory(policy, 20, 70)
+    assert free_memory(policy.device) < need.total
+    policy = lora_policy()
+    check_learning_memory(policy, 60)
 
 
 def test_a_micro_batch_that_does_not_fit_is_an_error_before_it_is_tried(policy, memory, monkeypatch):

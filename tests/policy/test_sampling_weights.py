@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from schoolhouse.model.lora import Adapter, adapter_tensors, add_adapter, lora_layers, other_adapter, target_layers
 from schoolhouse.model.packed_decoder import PackedDecoder
 from schoolhouse.policy.policy import Policy
 from schoolhouse.types import Key, Message, Problem, SchoolError
@@ -56,3 +57,24 @@ def test_packed_weights_with_precision_exact_are_an_error(tiny_config, conversat
     policy.sampling_weights = "int8"
     with pytest.raises(SchoolError, match="sampling from int8 weights"):
         sample(policy)
+
+
+def test_another_adapter_is_sampled_from_and_then_the_first_one_again(policy):
+    adapter = Adapter(2, 32.0, target_layers(policy.decoder, "all"), "base", "")
+    add_adapter(policy.decoder, adapter)
+    policy.sampling_weights = "float32"
+    without = sampled_logprobs(sample(policy))
+    for _, layer in lora_layers(policy.decoder):
+        torch.nn.init.normal_(layer.lora_A), torch.nn.init.normal_(layer.lora_B)
+    first = sampled_logprobs(sample(policy))
+    assert first != without
+    with other_adapter(policy.decoder, None):
+        assert sampled_logprobs(sample(policy)) == without
+    tensors = {name: tensor.clone() for name, tensor in adapter_tensors(policy.decoder).items()}
+    with other_adapter(policy.decoder, tensors):
+        assert sampled_logprobs(sample(policy)) == first
+    for tensor in tensors.values():
+        tensor.zero_()
+    with other_adapter(policy.decoder, tensors):
+        assert sampled_logprobs(sample(policy)) == without
+    assert sampled_logprobs(sample(policy)) == first

@@ -53,6 +53,17 @@ def test_a_saved_model_has_them_and_gets_no_more(folder: Path, tmp_path: Path) -
     assert again.extend([prompt], 8)[0].tokens == first.extend([prompt], 8)[0].tokens
 
 
+def test_a_policy_goes_back_to_the_weights_it_was_loaded_with(folder: Path) -> None:
+    policy = Policy.load(folder, chat=CHAT)
+    first = {name: tensor.clone() for name, tensor in policy.decoder.state_dict().items()}
+    with torch.no_grad():
+        for weight in policy.decoder.parameters():
+            weight.add_(1.0)
+    policy.reset(folder)
+    for name, tensor in policy.decoder.state_dict().items():
+        assert torch.equal(tensor, first[name])
+
+
 def test_an_adapter_grows_too(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     conversation = Conversation.load(write_model(tmp_path, TEMPLATE))

@@ -179,13 +179,22 @@ def test_dppo_compares_with_the_sampler_and_scores_nothing():
         assert update.metrics_fn.keywords["divergence"] == "tv"
 
 
+KL_TO_GO = {"rewards.kl_coef": 2.0, "rewards.kl_to_go": True, "advantage.baseline": "mean"}
+
+
 def test_kl_to_go_gives_early_tokens_the_penalties_of_later_ones():
     """log pi - log pi_ref is .25 at each token. Groups of equal rewards have a gradient too."""
-    keys = {"rewards.kl_coef": 2.0, "rewards.kl_to_go": True, "advantage.baseline": "mean"}
-    _, policy, reference, _ = learn([group(1.0, 1.0)], **keys)
+    _, policy, reference, _ = learn([group(1.0, 1.0)], **KL_TO_GO)
     assert policy.updates[0].column("advantage") == [-0.5, -1.0, -0.5]
     assert policy.updates[0].column("reference") == [-0.75] * 3
     assert policy.score_temperatures == reference.score_temperatures == [0.7]
+
+
+@pytest.mark.parametrize("keys", [{"num_minibatches": 2}, {"loss.type": "dppo"}, {"max_policy_lag": 1}])
+def test_kl_to_go_scores_the_policy_once_and_never_takes_the_sampler_for_it(keys: dict[str, Any]):
+    _, policy, _, _ = learn([group(1.0, 1.0), group(1.0, 1.0, problem=1)], **keys | KL_TO_GO)
+    assert policy.score_temperatures == [0.7]
+    assert sorted({a for update in policy.updates for a in update.column("advantage")}) == [-1.0, -0.5]
 
 
 def test_reinforce_pp_normalises_reward_and_penalties_over_tokens():

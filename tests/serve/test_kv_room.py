@@ -1,6 +1,7 @@
 """The shape of the KV cache follows the memory and the requests; what a request gets does not depend on the shape."""
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from schoolhouse.model.device import free_memory
+from schoolhouse.model.packed_decoder import packed_bytes
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.sampling import SamplingParams
 from schoolhouse.serve import kv_room
@@ -81,6 +83,16 @@ def test_the_caches_of_other_models_are_left_out(policy: Policy, room_for: Calla
     room_for(1_000)
     bytes_per_token = slot_bytes_per_token(policy)
     assert plan_room(policy, 4, None, reserved=1_000 * bytes_per_token).budget == 500 * bytes_per_token
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_packed_weights_are_left_out(policy: Policy, room_for: Callable[[int], None], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(policy, "sampling_weights", "float32")
+    packed = packed_bytes(policy.decoder, "float32", policy.dtype, exact=False)
+    bytes_per_token = slot_bytes_per_token(policy)
+    room_for(1_000 + round(packed) // (2 * bytes_per_token))
+    assert packed > 10 * bytes_per_token
+    assert plan_room(policy, 4, None).budget == pytest.approx(1_000 * bytes_per_token, abs=bytes_per_token)
 
 
 def test_the_size_of_a_token_is_that_of_the_stores(policy: Policy):

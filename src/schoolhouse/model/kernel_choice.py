@@ -180,7 +180,7 @@ def _store(path: Path, content: dict[str, Any]) -> None:
         written = Path(folder) / path.name
         written.write_text(json.dumps(content) + "\n")
         if path.exists() and _read(path, list(content)[1]) is None:
-            path.unlink()
+            path.unlink(missing_ok=True)
         with suppress(FileExistsError):
             path.hardlink_to(written)
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from schoolhouse.algorithms.settings import Lora
 from schoolhouse.randomness import digest
@@ -268,15 +269,18 @@ def other_adapter(decoder: nn.Module, tensors: Mapping[str, Tensor] | None) -> G
     """
     layers = [*lora_layers(decoder)]
     kept = [(layer.lora_A.data, layer.lora_B.data) for _, layer in layers]
+    matrices = [matrix for _, layer in layers for matrix in (layer.lora_A, layer.lora_B)]
     try:
         for name, layer in layers:
             layer.enabled = tensors is not None
             if tensors is not None:
                 layer.lora_A.data, layer.lora_B.data = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
+        increment_version(matrices)  # packed weights for sampling are packed again only if a version has changed
         yield
     finally:
         for (_, layer), (a, b) in zip(layers, kept, strict=True):
             layer.enabled, layer.lora_A.data, layer.lora_B.data = True, a, b
+        increment_version(matrices)
 
 
 def share_base(decoder: nn.Module, other: nn.Module) -> None:

@@ -97,7 +97,8 @@ def check_peak_memory(
     """
     max_len = min(max_len, policy.max_seq_len)
     trim_memory()  # loading a model frees memory that the C library keeps
-    need, free = learning_need(policy, max_len, microbatch_tokens), free_memory(policy.device)
+    free = free_memory(policy.device)  # `learning_need` makes copies of frozen weights, which are a part of the need
+    need = learning_need(policy, max_len, microbatch_tokens)
     _check_learning(policy, need, free)
     if prompts:
         exact = policy.precision == "exact"
@@ -117,7 +118,8 @@ def check_learning_memory(policy: CheckedPolicy, num_tokens: int) -> None:
 
     Raises SchoolError if the memory is too small. The error names the sizes, and the config keys to lower.
     """
-    _check_learning(policy, learning_need(policy, num_tokens, num_tokens), free_memory(policy.device))
+    free = free_memory(policy.device)  # before `learning_need`, as in `check_peak_memory`
+    _check_learning(policy, learning_need(policy, num_tokens, num_tokens), free)
 
 
 def _check_learning(policy: CheckedPolicy, need: LearningNeed, free: int) -> None:

@@ -33,7 +33,7 @@ from schoolhouse.model.decoder import Decoder, init_weights
 from schoolhouse.model.device import pick_device, pick_dtype
 from schoolhouse.model.kernel_choice import best_attention, plain_attention
 from schoolhouse.model.kv_cache import trim_memory
-from schoolhouse.model.lora_folder import load_conversation, load_model, save_model
+from schoolhouse.model.lora_folder import save_model
 from schoolhouse.model.native_attention import NativePackedAttention
 from schoolhouse.model.packed_decoder import PackedDecoder, SamplingWeights, pack_decoder
 from schoolhouse.policy import generator
@@ -42,7 +42,7 @@ from schoolhouse.policy.sampling import SamplingParams
 from schoolhouse.policy.sampling_progress import sampling_phase
 from schoolhouse.policy.scoring import batch_scores
 from schoolhouse.policy.slots import NextTurn
-from schoolhouse.policy.think_tokens import add_think_tokens
+from schoolhouse.policy.think_tokens import load_with_think_tokens
 from schoolhouse.policy.thinking_budget import close_thought_at_budget
 from schoolhouse.policy.unused_ids import find_unused_ids
 from schoolhouse.randomness import digest
@@ -107,7 +107,7 @@ class Policy:
             self.packed_attention, self.slot_cache = InvariantPackedAttention, InvariantSlotKVCache
         decoder.activation_checkpointing = activation_checkpointing
         self._optimizer = optimizer or Optimizer()
-        self._load_model: Callable[[Path | str], Decoder | HFAdapter] = load_model
+        self._load: Callable[[Path | str], tuple[Decoder | HFAdapter, Conversation]] = load_with_think_tokens
         self.sampling_weights: SamplingWeights = "auto"
         self._packed: PackedDecoder | None = None
 
@@ -155,12 +155,9 @@ class Policy:
         """
         if not resolve_model(folder).is_dir():
             raise SchoolError(f"{folder} is not a folder: give a local folder with a model in Hugging Face format")
-        load = partial(load_model, lora=lora, seed=seed)
-        decoder, conversation = load(folder), load_conversation(folder, chat)
-        if conversation.chat.add_think_tokens:
-            conversation = add_think_tokens(decoder, conversation)
-        policy = cls(decoder, conversation, precision, optimizer, activation_checkpointing, device)
-        policy._load_model = load
+        load = partial(load_with_think_tokens, chat=chat, lora=lora, seed=seed)
+        policy = cls(*load(folder), precision, optimizer, activation_checkpointing, device)
+        policy._load = load
         return policy
 
     def save(self, folder: Path | str) -> None:
@@ -179,7 +176,7 @@ class Policy:
         gives a new adapter, with the same initial weights as at the start of the run.
         """
         if folder is not None:
-            fresh = self._load_model(folder)
+            fresh, _ = self._load(folder)
             self.decoder.load_state_dict(fresh.state_dict())
             self.decoder.lora = fresh.lora
         self.learner.reset()

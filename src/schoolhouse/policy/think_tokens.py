@@ -7,18 +7,35 @@ A new row is the mean of the rows of all tokens. So a new token has an average p
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from schoolhouse.algorithms.settings import Lora
 from schoolhouse.data.chat import Conversation
+from schoolhouse.data.chat_settings import ChatConfig
 from schoolhouse.data.tokenizer import END_THINK, THINK
 from schoolhouse.model.decoder import Decoder
+from schoolhouse.model.lora_folder import load_conversation, load_model
 from schoolhouse.types import SchoolError
 
 if TYPE_CHECKING:
     from schoolhouse.model.hf_adapter import HFAdapter
+
+
+def load_with_think_tokens(
+    folder: Path | str, chat: ChatConfig | None = None, lora: Lora | None = None, seed: int = 0
+) -> tuple[Decoder | HFAdapter, Conversation]:
+    """Load the decoder and the conversation of a model folder. If `chat` asks for the two tokens, add them.
+
+    The arguments are those of `load_model` and `load_conversation`, and so are the errors.
+    """
+    decoder, conversation = load_model(folder, lora, seed), load_conversation(folder, chat)
+    if conversation.chat.add_think_tokens:
+        conversation = add_think_tokens(decoder, conversation)
+    return decoder, conversation
 
 
 def add_think_tokens(decoder: Decoder | HFAdapter, conversation: Conversation) -> Conversation:

@@ -271,7 +271,8 @@ def make_columns(
     if reference and (c.loss.kl_coef or c.rewards.kl_to_go):
         columns["reference"] = [scores.logprob for scores in reference.score(rollouts, temperature)]
     if c.rewards.kl_to_go:
-        now = [scores.logprob for scores in policy.score(rollouts, temperature)]
+        scored = "old" in columns and columns["old"] is not columns["sampled"]
+        now = columns["old"] if scored else [scores.logprob for scores in policy.score(rollouts, temperature)]
         kl = [c.rewards.kl_coef * (p - q) for p, q in zip(now, columns["reference"], strict=True)]
         advantage = subtract_to_go(signal, kl, a.baseline, a.scale_rewards, a.std_eps, a.std_ddof)
     else:

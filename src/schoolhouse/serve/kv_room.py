@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from schoolhouse.model.device import free_memory
+from schoolhouse.model.packed_decoder import packed_bytes
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.sampling_memory import cache_bytes_per_token
 from schoolhouse.runs.memory import size_text
@@ -97,10 +98,14 @@ def plan_room(policy: Policy, max_num_seqs: int, max_model_len: int | None, rese
     `max_model_len`: the maximum length of a sequence that the user has set, or None for the model's context length.
     `reserved`: the size of the KV caches of other models in bytes. On a CPU, a cache uses memory only after tokens are
         written to the cache, so the function subtracts `reserved` from the free memory.
+
+    The packed weights of the model are made at the first request, so their size is subtracted from the free memory too.
     Raises SchoolError if a sequence of `max_model_len` tokens does not fit into memory. Without `max_model_len`, the
     function raises SchoolError if a sequence of `MIN_USUAL_LEN` tokens does not fit into memory.
     """
-    free = max(0, free_memory(policy.device) - (reserved if policy.device.type == "cpu" else 0))
+    packed = packed_bytes(policy.decoder, policy.sampling_weights, policy.dtype, policy.precision == "exact")
+    used_later = round(packed) + (reserved if policy.device.type == "cpu" else 0)
+    free = max(0, free_memory(policy.device) - used_later)
     budget = int(free * _SHARE.get(policy.device.type, 0.5))
     context_len = min(max_model_len or policy.max_seq_len, policy.max_seq_len)
     bytes_per_token = slot_bytes_per_token(policy)
