@@ -4,8 +4,9 @@ The student sees a problem alone and answers it. The teacher sees the same probl
 student's answer. The advantage of a token is log pi_teacher - log pi_student, as in on-policy distillation. The student
 never imitates the words of the demonstration, only what the model itself makes of them. Therefore the model forgets
 less than with supervised fine-tuning on the demonstrations (SDFT, Shenfeld et al. 2026, arXiv 2601.19897). A model
-that cannot use an example in its prompt is no teacher. Letters for sizes are P (problems per step), G (rollouts per
-problem) and T (tokens of a rollout).
+that cannot use an example in its prompt is no teacher. As in the paper, the weights of the teacher are a moving average
+of the student's weights. Letters for sizes are P (problems per step), G (rollouts per problem) and T (tokens of a
+rollout).
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ class Config(ChatConfig):
     """Folder of the model to start from (Hugging Face format), or of a run: its newest checkpoint."""
     task: str = "school"
     """Where the demonstrations come from: school[:families], jsonl:PATH, ... The student answers their problems."""
-    teacher: Literal["policy", "start"] = "policy"
-    """The weights of the teacher: those of the policy as it is now, or those of the starting model."""
+    teacher: Literal["average", "policy", "start"] = "average"
+    """The weights of the teacher: a moving average of the policy's weights, those of the policy as it is now, or those
+    of the starting model. Without LoRA, average and start need a second model in memory."""
+    teacher_update_rate: float = Field(0.01, gt=0, le=1)
+    """After each update, the teacher `average` is (1 - rate) x its old weights + rate x the weights of the policy."""
     context: str = CONTEXT
     """The teacher's last user message, with {question} and {demonstration}."""
     seed: int = 0
@@ -62,15 +66,24 @@ class Config(ChatConfig):
     save_every: int = Field(20, gt=0)
 
     @model_validator(mode="after")
-    def _has_places(self) -> Config:
+    def _check(self) -> Config:
         if missing := [place for place in ("{question}", "{demonstration}") if place not in self.context]:
             raise ValueError(f"`context` does not contain {' and '.join(missing)}; write them where the texts belong")
+        if self.teacher != "average" and self.teacher_update_rate != 0.01:
+            raise ValueError(
+                f"`teacher_update_rate` has no effect on `teacher` {self.teacher}; leave `teacher_update_rate` out, or "
+                "set `teacher` to average"
+            )
         return self
 
 
 def self_distillation(c: Config, run: Run) -> None:
     policy = load_policy(c, run)
-    teacher = policy if c.teacher == "policy" else reference_policy(c, policy)
+    own = None if c.teacher == "policy" else reference_policy(c, policy)
+    average = own if c.teacher == "average" else None
+    if average:
+        average.copy_from(policy)  # a resumed run replaces this copy by the average of its checkpoint
+    teacher = own or policy
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)
 
@@ -83,7 +96,7 @@ def self_distillation(c: Config, run: Run) -> None:
 
     prompts = make_prompts(run.step)
     check_peak_memory(policy, max(map(len, prompts)) + c.sampling.max_new_tokens, c.microbatch_tokens, prompts)
-    stream = run.restore(RolloutStream(policy, make_prompts, sample))
+    stream = run.restore(RolloutStream(policy, make_prompts, sample, reference=average))
     for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
         demonstrations = [d for d in task.demonstrations(step, c.prompts_per_step) for _ in range(c.group_size)]
         rate, temperature = c.optimizer.rate(step, c.steps), c.sampling.temperature
@@ -101,6 +114,8 @@ def self_distillation(c: Config, run: Run) -> None:
             )
             settings = (rate, c.optimizer.max_grad_norm, temperature, c.max_logprob_gap)
             stats = policy.update(batches, policy_gradient(), *settings)
+            if average:
+                average.move_towards(policy, c.teacher_update_rate)
         run.record(step, learning_rate=rate, reverse_kl=-masked_mean(rollouts, advantage), **stats)
 
 
