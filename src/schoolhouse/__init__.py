@@ -28,7 +28,7 @@ _PUBLIC = {
     "subtract_to_go value_gains",
     "algorithms.groups": "drop_constant_reward_groups drop_ungraded group_stats rollouts_of truncated with_rewards",
     "algorithms.losses": "Loss add_penalty cispo clipped_surrogate dppo importance_corrected kl_penalty "
-    "negative_log_likelihood policy_gradient ratio_stats token_bce",
+    "negative_log_likelihood policy_gradient ratio_stats score_centering token_bce",
     "algorithms.packing": "Batch Scores TokenWeight constant loss_aggregation pack sequence_mean sequence_sum "
     "token_mean without",
     "algorithms.reward_shaping": "add_format_rewards kl_in_reward length_reward overlong_penalty",
@@ -113,6 +113,7 @@ __all__ = [
     "recipe_names",
     "rollouts_of",
     "scale_negatives",
+    "score_centering",
     "sequence_mean",
     "sequence_sum",
     "step_advantage",
@@ -155,6 +156,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
         negative_log_likelihood,
         policy_gradient,
         ratio_stats,
+        score_centering,
         token_bce,
     )
     from schoolhouse.algorithms.packing import (

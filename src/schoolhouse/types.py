@@ -16,7 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NAN = float("nan")
 
@@ -127,6 +130,19 @@ class Verdict:
             raise ValueError("a verdict has neither a reward nor a reason: set `reason` if the reward is None")
 
 
+class Candidates(NamedTuple):
+    """The K most likely tokens at the place of each sampled token, with the sampler's log-probabilities.
+
+    The rows are those of the M sampled tokens of a rollout, in their order.
+
+    ids     [M, K] token ids, int32.
+    logprob [M, K] log-probabilities in the whole vocabulary, float32.
+    """
+
+    ids: np.ndarray
+    logprob: np.ndarray
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """A rollout consists of token ids, a mask of the policy's own tokens, and the log-probabilities of these tokens.
@@ -137,6 +153,7 @@ class Rollout:
     turns     index of the first token of each turn of the policy.
     finish_reason   the reason why the rollout ended.
     policy_version  version of the policy that sampled the last turn.
+    candidates      the most likely tokens at each sampled token, or None if the sampler did not record them.
     """
 
     problem: Problem
@@ -147,6 +164,7 @@ class Rollout:
     turns: tuple[int, ...] = ()
     finish_reason: FinishReason = "open"
     policy_version: int = 0
+    candidates: Candidates | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.tokens) == len(self.loss_mask) == len(self.logprob):
@@ -154,17 +172,32 @@ class Rollout:
                 f"rollout of {self.problem.id}: tokens, loss_mask and logprob have lengths "
                 f"{len(self.tokens)}, {len(self.loss_mask)}, {len(self.logprob)}; they must be equal"
             )
+        if self.candidates and len(self.candidates.ids) != sum(self.loss_mask):
+            raise ValueError(
+                f"rollout of {self.problem.id}: candidates has {len(self.candidates.ids)} rows, but "
+                f"{sum(self.loss_mask)} tokens are in the loss mask; give one row per sampled token, or None"
+            )
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def append_sampled(
-        self, tokens: Sequence[int], logprob: Sequence[float], finish: FinishReason, version: int
+        self,
+        tokens: Sequence[int],
+        logprob: Sequence[float],
+        finish: FinishReason,
+        version: int,
+        candidates: Candidates | None = None,
     ) -> Rollout:
         """Return a copy of the rollout with further sampled tokens at its end.
 
-        The tokens are a new turn of the policy, or they complete a prefilled turn.
+        The tokens are a new turn of the policy, or they complete a prefilled turn. `candidates` are those of the new
+        tokens.
         """
+        if candidates and self.candidates:
+            import numpy as np  # `school --help` imports this file, and starts sooner without numpy
+
+            candidates = Candidates(*map(np.concatenate, zip(self.candidates, candidates, strict=True)))
         return replace(
             self,
             tokens=(*self.tokens, *tokens),
@@ -173,6 +206,7 @@ class Rollout:
             turns=self.turns if self.finish_reason == "prefill" else (*self.turns, len(self.tokens)),
             finish_reason=finish,
             policy_version=version,
+            candidates=candidates,
         )
 
     def append_context(self, tokens: Sequence[int]) -> Rollout:
@@ -204,6 +238,7 @@ class Rollout:
 
     def truncate(self, end: int) -> Rollout:
         """Return the first `end` tokens of the rollout. The last turn of the result counts as cut off."""
+        kept = self.candidates and Candidates(*(rows[: sum(self.loss_mask[:end])] for rows in self.candidates))
         return replace(
             self,
             tokens=self.tokens[:end],
@@ -211,12 +246,13 @@ class Rollout:
             logprob=self.logprob[:end],
             turns=tuple(turn for turn in self.turns if turn < end),
             finish_reason="length",
+            candidates=kept,
         )
 
     def with_prompt(self, prompt: Sequence[int]) -> Rollout:
         """Return the same completion with another prompt.
 
-        The new rollout has no log-probabilities, because the old log-probabilities are only valid for the old prompt.
+        The new rollout has no log-probabilities and no candidates, because they are only valid for the old prompt.
         """
         start = self.turns[0]
         kept = self.tokens[start:]
@@ -226,6 +262,7 @@ class Rollout:
             loss_mask=(*(False for _ in prompt), *self.loss_mask[start:]),
             logprob=(NAN,) * (len(prompt) + len(kept)),
             turns=tuple(len(prompt) + turn - start for turn in self.turns),
+            candidates=None,
         )
 
     def last_turn(self) -> tuple[int, ...]:

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from schoolhouse.algorithms.advantages import distillation_advantage, subtract_to_go
 from schoolhouse.algorithms.groups import rollouts_of
-from schoolhouse.algorithms.losses import Loss, clipped_surrogate, importance_corrected, kl_penalty, policy_gradient
+from schoolhouse.algorithms.losses import (
+    Loss,
+    add_penalty,
+    clipped_surrogate,
+    importance_corrected,
+    kl_penalty,
+    policy_gradient,
+    score_centering,
+)
 from schoolhouse.algorithms.packing import constant, sequence_mean, sequence_sum
 from schoolhouse.claims.harness.gradient_check import (
     COMPLETIONS,
@@ -23,6 +31,7 @@ from schoolhouse.claims.harness.gradient_check import (
     LOGITS,
     MAX_TOKENS,
     REWARDS,
+    VOCAB_SIZE,
     exact_gradient,
     gradient_estimates,
     gradient_of_rows,
@@ -102,6 +111,82 @@ def test_token_importance_weights_are_less_biased_than_none(off_policy: list[Gro
     estimates = gradient_estimates(off_policy, loss_fn, sequence_sum, baseline="none", scale="none")
     truth = exact_gradient()
     assert (estimates.mean(0) - truth).norm() < 0.95 * (uncorrected.mean(0) - truth).norm()
+
+
+# --- score centering: the sampler is a little off, and its most likely tokens are known
+
+
+@pytest.fixture(scope="module")
+def with_all_candidates() -> list[Group]:
+    return sample_groups(LOGITS + LOGIT_NOISE, 3, VOCAB_SIZE)
+
+
+def centred(cap: float | None = None) -> Loss:
+    base = policy_gradient() if cap is None else importance_corrected(policy_gradient(), "token", cap, on_policy=True)
+    return add_penalty(base, 1.0, score_centering(cap))
+
+
+def estimates_for(groups: list[Group], loss: Loss, advantages: Sequence[float]) -> Tensor:
+    """Estimates with an advantage for each completion."""
+    table = dict(zip(COMPLETIONS, advantages, strict=True))
+    rows = [[table[rollout.tokens[1:]]] * len(rollout) for rollout in rollouts_of(groups)]
+    return gradient_of_rows(groups, loss, sequence_sum, advantage=rows)
+
+
+def exact_covariance(advantages: Sequence[float], cap: float | None) -> Tensor:
+    """The sum over prefixes, under the sampler, of the covariance of the advantage and the weighted score [16]."""
+    sampler, policy = (LOGITS + LOGIT_NOISE).softmax(-1), LOGITS.softmax(-1)
+    weight = torch.ones_like(policy) if cap is None else (policy / sampler).clamp(max=cap)
+    score = torch.eye(VOCAB_SIZE) - policy[:, None, :]  # [previous, token, logit]
+    mean = ((sampler * weight)[:, :, None] * score).sum(1)
+    total = torch.zeros(VOCAB_SIZE, VOCAB_SIZE, dtype=LOGITS.dtype)
+    for completion, advantage in zip(COMPLETIONS, advantages, strict=True):
+        chance = token_logprob(LOGITS + LOGIT_NOISE, completion).sum().exp()
+        for previous, token in zip((END, *completion[:-1]), completion, strict=True):
+            total[previous] += chance * advantage * (weight[previous, token] * score[previous, token] - mean[previous])
+    return total.flatten()
+
+
+@pytest.mark.parametrize("cap", [None, 1.1])
+def test_equal_advantages_move_a_policy_with_another_sampler_unless_scores_are_centred(
+    with_all_candidates: list[Group], cap: float | None
+):
+    """An advantage that is the same for every completion has no information, so the gradient should be 0."""
+    same = [1.0] * len(COMPLETIONS)
+    plain = policy_gradient() if cap is None else importance_corrected(policy_gradient(), "token", cap, on_policy=True)
+    zero = torch.zeros(VOCAB_SIZE**2, dtype=LOGITS.dtype)
+    assert max_standard_errors(estimates_for(with_all_candidates, plain, same), zero) > 5
+    assert max_standard_errors(estimates_for(with_all_candidates, centred(cap), same), zero) < 3
+
+
+@pytest.mark.parametrize("cap", [None, 1.1])
+def test_the_gradient_with_centred_scores_is_the_covariance_of_advantage_and_score(
+    with_all_candidates: list[Group], cap: float | None
+):
+    truth = exact_covariance(REWARDS, cap)
+    assert max_standard_errors(estimates_for(with_all_candidates, centred(cap), REWARDS), truth) < 3
+    assert max_standard_errors(estimates_for(with_all_candidates, centred(2.0 if cap else 1.1), REWARDS), truth) > 5
+
+
+def test_centred_scores_are_closer_to_the_policy_gradient_than_plain_ones(
+    with_all_candidates: list[Group],
+):
+    """With rewards far from 0 and no baseline, drift is most of the bias."""
+    high, truth = [reward + 5.0 for reward in REWARDS], exact_gradient()
+    plain, fixed = (estimates_for(with_all_candidates, loss, high).mean(0) for loss in (policy_gradient(), centred()))
+    assert (fixed - truth).norm() < 0.2 * (plain - truth).norm()
+
+
+def test_with_the_policy_itself_as_sampler_centred_scores_change_nothing():
+    groups = sample_groups(LOGITS, 4, 2)[:5_000]
+    plain, fixed = (estimates_for(groups, loss, REWARDS) for loss in (policy_gradient(), centred()))
+    assert float((plain - fixed).abs().max()) < 1e-5 * float(plain.abs().max())
+
+
+def test_two_candidates_of_four_tokens_remove_most_of_the_drift():
+    groups, same = sample_groups(LOGITS + LOGIT_NOISE, 5, 2), [1.0] * len(COMPLETIONS)
+    plain, fixed = (estimates_for(groups, loss, same).mean(0).norm() for loss in (policy_gradient(), centred()))
+    assert fixed < 0.5 * plain
 
 
 # --- KL penalties: the reference is a policy whose logits are a little off

@@ -24,6 +24,7 @@ from schoolhouse.algorithms.losses import (
     negative_log_likelihood,
     policy_gradient,
     ratio_stats,
+    score_centering,
     token_bce,
 )
 from schoolhouse.algorithms.packing import Batch, Scores, TokenWeight, pack, sequence_mean, sequence_sum
@@ -348,3 +349,62 @@ def test_ratio_stats_count_tokens_whose_gradient_the_clip_removes():
     assert stats["ratio"] == pytest.approx(sum(ratios) / 8)
     assert (stats["clip_frac_low"], stats["clip_frac_high"]) == (pytest.approx(2 / 8), pytest.approx(3 / 8))
     assert stats["approx_kl"] == pytest.approx(sum(r - 1 - math.log(r) for r in ratios) / 8, rel=1e-5)
+
+
+# --- score centering
+
+Q3, P3 = [0.5, 0.3, 0.2], [0.7, 0.18, 0.12]
+"""A sampler and a learner. Their tokens 1 and 2 have the same proportions, as score centering assumes of the rest."""
+
+
+def centring_gradient(q: list[float], p: list[float], k: int, cap: float | None, mask: bool) -> list[float]:
+    """The gradient of the penalty with an advantage of 2 with respect to the learner's logits."""
+    logits = torch.tensor(p).log().requires_grad_()
+    sampled = torch.tensor(q).log().topk(k)
+    batch = replace(packed(1, advantage=[2.0]), candidates=(sampled.indices[None], sampled.values[None]))
+    logprob = torch.full((3,), -1.0)
+    scores = Scores(logprob, logprob, logits.log_softmax(-1)[sampled.indices][None])
+    loss = score_centering(cap, mask)(batch, scores)
+    assert loss[~batch.loss_mask].tolist() == [0.0, 0.0]
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    return gradient.tolist()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("cap", "mask", "weight"),
+    [
+        (None, False, lambda ratio: 1.0),
+        (1.1, False, lambda ratio: min(ratio, 1.1)),
+        (1.1, True, lambda ratio: ratio if ratio <= 1.1 else 0.0),
+        (2.0, False, lambda ratio: ratio),
+    ],
+)
+def test_score_centering_has_the_gradient_of_the_mean_score(k: int, cap: float | None, mask: bool, weight: Any):
+    """Whatever the number of candidates, because the rest of the sampler is proportional to that of the learner."""
+    expected = [0.0] * 3
+    for token, (q, p) in enumerate(zip(Q3, P3, strict=True)):
+        for logit in range(3):
+            expected[logit] += 2.0 * q * weight(p / q) * ((token == logit) - P3[logit])
+    assert centring_gradient(Q3, P3, k, cap, mask) == pytest.approx(expected, abs=1e-5)
+
+
+def test_score_centering_of_two_tokens_in_numbers():
+    """With all tokens as candidates, the coefficient of log pi(v) is A (q(v) - pi(v))."""
+    assert centring_gradient([0.5, 0.5], [0.6, 0.4], 2, None, False) == pytest.approx([-0.2, 0.2], abs=1e-6)
+
+
+def test_score_centering_has_no_gradient_if_sampler_and_learner_agree():
+    for k in (1, 2, 3):
+        assert centring_gradient(Q3, Q3, k, None, False) == pytest.approx([0.0] * 3, abs=1e-5)
+
+
+def test_score_centering_is_finite_for_tokens_that_cannot_be_sampled():
+    """An id without a token has the probability 0 in both policies."""
+    gradient = centring_gradient([0.6, 0.4, 0.0], [0.5, 0.5, 0.0], 3, None, False)
+    assert gradient == pytest.approx([0.2, -0.2, 0.0], abs=1e-5)
+
+
+def test_score_centering_needs_candidates():
+    with pytest.raises(SchoolError, match="score centering needs the candidates of the sampler"):
+        apply(score_centering(), packed(1, advantage=[1.0]), [-1.0])

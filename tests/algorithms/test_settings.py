@@ -109,6 +109,7 @@ PUBLISHED = {
     "gspo": ("mean", "group_std", "sequence_mean", "sequence", "clip", 0.0, 0.0, 3e-4, 4e-4),
     "cispo": ("mean", "group_std", "token_mean", "token", "cispo", 0.0, 0.0, 0.2, 4.0),
     "dppo": ("mean", "none", "constant", "token", "dppo", 0.0, 0.0, 0.15, 0.15),
+    "score_centering": ("mean", "none", "token_mean", "token", "policy_gradient", 0.0, 0.0, 0.2, 0.28),
     "maxrl": ("mean", "group_mean", "token_mean", "token", "clip", 0.0, 0.0, 0.2, 0.28),
     "lite_ppo": ("mean", "batch_std", "token_mean", "token", "clip", 0.0, 0.0, 0.2, 0.2),
     "reinforce": ("none", "none", "sequence_sum", "token", "clip", 0.0, 0.0, 0.2, 0.28),
@@ -218,6 +219,18 @@ def test_a_preset_that_is_no_name_is_refused(preset: object):
         (
             {"loss.type": "dppo", "loss.clip_ratio_c": 3.0},
             "`loss.clip_ratio_c` has no effect on `loss.type` dppo; leave `loss.clip_ratio_c` out",
+        ),
+        (
+            {"loss.score_centering": 128},
+            "`loss.score_centering` does not fit `loss.type` clip; set `loss.type` to policy_gradient",
+        ),
+        (
+            {"preset": "score_centering", "loss.importance_correction": "product"},
+            "`loss.score_centering` needs one weight per token, but `loss.importance_correction` is product; set",
+        ),
+        (
+            {"preset": "score_centering", "precision": "exact"},
+            "so sampler and learner have equal probabilities and there is no drift; set `loss.score_centering` to 0",
         ),
         (
             {"loss.divergence": "kl"},

@@ -257,3 +257,48 @@ def test_weights_that_are_not_finite_are_an_error(tiny_decoder, make_prompts, ba
         decoder.model.layers[0].mlp.down_proj.weight[3, 2] = bad_value
     with pytest.raises(SchoolError, match="not finite"):
         extend(decoder, make_prompts(PROMPTS), 9, range(8), 0, params=SamplingParams(temperature))
+
+
+# --- the most likely tokens at each sampled token
+
+
+@pytest.mark.parametrize(("temperature", "count", "num_slots"), [(1.0, 5, 512), (0.7, 61, 2), (1.0, 1_000, 512)])
+def test_each_sampled_token_has_the_most_likely_tokens_at_its_place(
+    tiny_decoder, make_prompts, temperature, count, num_slots
+):
+    decoder = tiny_decoder()
+    params = SamplingParams(temperature)
+    rollouts = extend(
+        decoder,
+        make_prompts(PROMPTS),
+        [3, 1, 6, 4, 2],
+        [7],
+        0,
+        params=params,
+        num_slots=num_slots,
+        num_candidates=count,
+    )
+    for rollout in rollouts:
+        logits = logits_of(decoder, rollout.tokens)[np.flatnonzero(rollout.loss_mask) - 1]
+        expected = (logits / temperature).log_softmax(-1)
+        assert rollout.candidates is not None
+        assert rollout.candidates.ids.shape == rollout.candidates.logprob.shape == (len(logits), min(count, 61))
+        found = torch.from_numpy(rollout.candidates.logprob)
+        at_ids = expected.gather(1, torch.from_numpy(rollout.candidates.ids).long())
+        assert torch.allclose(found, at_ids, atol=1e-4)
+        assert torch.allclose(found, expected.topk(min(count, 61)).values, atol=1e-4)
+
+
+def test_candidates_do_not_change_what_is_sampled(tiny_decoder, make_prompts):
+    plain, recorded = (
+        extend(tiny_decoder(), make_prompts(PROMPTS), 6, [7], 0, num_candidates=count) for count in (0, 4)
+    )
+    assert all(rollout.candidates is None for rollout in plain)
+    assert [rollout.tokens for rollout in plain] == [rollout.tokens for rollout in recorded]
+    assert repr(plain) == repr(recorded)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(1.0, top_k=3), SamplingParams(1.0, top_p=0.9), SamplingParams(0.0)])
+def test_candidates_of_a_filtered_distribution_are_refused(tiny_decoder, make_prompts, params):
+    with pytest.raises(SchoolError, match="`num_candidates` records log-probabilities of the whole vocabulary: leave"):
+        extend(tiny_decoder(), make_prompts(PROMPTS), 6, [7], 0, params=params, num_candidates=4)

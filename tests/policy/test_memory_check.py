@@ -171,3 +171,26 @@ def test_other_errors_are_not_taken_for_missing_memory(policy, monkeypatch):
     monkeypatch.setattr(policy.decoder, "project", lambda _: torch.zeros(2, 3) @ torch.zeros(2, 3))
     with pytest.raises(RuntimeError, match="shapes"):
         check_peak_memory(policy, 20, 70)
+
+
+def test_candidates_are_counted_and_tried(policy, monkeypatch, memory):
+    plain, more = learning_need(policy, 20, 70), learning_need(policy, 20, 70, 8)
+    assert more.activations - plain.activations == 60 * 8 * memory_check._CANDIDATE_BYTES
+    assert more.logits == plain.logits * 4 // 3
+    tried, batch_scores = [], policy.batch_scores
+    monkeypatch.setattr(policy, "batch_scores", lambda *args: tried.append(args[0].candidates) or batch_scores(*args))
+    check_peak_memory(policy, 20, 70, num_candidates=8)
+    ((ids, _),) = tried
+    assert ids.shape == (3 * 19, 8)
+    assert all(weight.grad is None for weight in policy.decoder.parameters())
+
+
+def test_recorded_candidates_leave_less_memory_for_sampling(policy, memory, monkeypatch, capsys):
+    prompts = make_prompts(policy, 64)
+    recorded = 64 * (120 - len(prompts[0])) * 8 * sampling_memory.CANDIDATE_BYTES
+    reserved = []
+    choose = memory_check.choose_num_slots
+    monkeypatch.setattr(memory_check, "choose_num_slots", lambda *args: reserved.append(args[3]) or choose(*args))
+    for count in (0, 8):
+        check_peak_memory(policy, 120, 120, prompts, num_candidates=count)
+    assert reserved[1] - reserved[0] == recorded

@@ -414,3 +414,35 @@ def test_a_policy_of_another_model_type_samples_learns_and_loads(conversation, t
     policy.save(tmp_path / "trained")
     loaded = Policy.load(tmp_path / "trained", precision="float32")
     assert max_difference(weights_of(policy), weights_of(loaded)) == 0.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [7, 1_000])
+def test_the_learner_computes_the_log_probabilities_of_candidates(policy, twin, monkeypatch, temperature, chunk):
+    monkeypatch.setattr(scoring, "_MIN_CHUNK_TOKENS", 1)
+    monkeypatch.setattr(scoring, "_CHUNK_LOGITS", chunk * policy.decoder.config.vocab_size)
+    rollouts = sample(policy, temperature=temperature, num_candidates=4)
+    (batch,) = make_batches(rollouts)
+    scores = policy.batch_scores(batch, temperature)
+    ids, sampled = batch.candidates
+    assert ids.shape == sampled.shape == (int(batch.loss_mask.sum()), 4)
+    assert torch.allclose(scores.candidates.detach(), sampled, atol=1e-4)
+    coefficients = torch.linspace(-1.0, 1.0, 4)
+    (scores.candidates * coefficients).sum().backward()
+
+    targets = batch.loss_mask.nonzero()[:, 0]
+    packed = PackedAttention(batch.lengths)
+    hidden = twin.decoder(batch.tokens, packed.positions, packed)
+    logprob = (twin.decoder.project(hidden[targets - 1]) / temperature).log_softmax(-1).gather(1, ids)
+    assert torch.allclose(scores.candidates, logprob, atol=1e-5)
+    (logprob * coefficients).sum().backward()
+    assert_same_gradients(policy, twin, atol=1e-4)
+
+
+def test_scoring_computes_no_candidates(policy, monkeypatch):
+    rollouts = sample(policy, num_candidates=4)
+    found = []
+    batch_scores = policy.batch_scores
+    monkeypatch.setattr(policy, "batch_scores", lambda *args: found.append(batch_scores(*args)) or found[-1])
+    policy.score(rollouts)
+    assert [scores.candidates for scores in found] == [None]

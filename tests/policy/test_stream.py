@@ -4,12 +4,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from schoolhouse.policy.stream import RolloutStream
 from schoolhouse.policy.training import ModelReference
-from schoolhouse.types import SchoolError
+from schoolhouse.types import Candidates, SchoolError
 
 
 def sample(policy, prompts):
@@ -120,3 +121,20 @@ def test_the_weights_of_the_reference_are_saved_too(make_prompts, tiny_decoder):
     assert resumed.reference is not None
     weights, resumed_weights = stream.reference.state_dict(), resumed.reference.state_dict()
     assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
+
+
+@pytest.mark.fault("killed with rollouts waiting")
+def test_the_candidates_of_waiting_rollouts_come_back(make_stream, tmp_path):
+    def sample_with_candidates(policy, prompts):
+        rows = Candidates(np.array([[3, 1]], np.int32), np.array([[-0.25, -2.0]], np.float32))
+        return [prompt.append_sampled([1], [-0.5], "stop", 0, rows) for prompt in prompts]
+
+    stream = make_stream(1, sample_with_candidates)
+    next(stream.iter_steps(range(6)))
+    torch.save(stream.state_dict(), tmp_path / "state")
+    resumed = make_stream(1, sample_with_candidates)
+    resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    ((_, (rollout,)),) = resumed._pending
+    assert rollout.candidates.ids.tolist() == [[3, 1]]
+    assert rollout.candidates.ids.dtype == np.int32
+    assert rollout.candidates.logprob.tolist() == [[-0.25, -2.0]]

@@ -111,6 +111,31 @@ def test_the_reference_of_a_trained_adapter_is_that_adapter(adapter: str, make_p
     assert logprobs(again, some) == logprobs(reference, some) != logprobs(policy, some)
 
 
+def test_the_average_of_a_policy_holds_the_share_of_each_weight(base: str, make_prompts: Callable[..., list[Rollout]]):
+    policy, start = Policy.load(base, "float32"), Policy.load(base, "float32")
+    reference = ModelReference(Policy.load(base, "float32"))
+    update(policy, make_prompts)
+    reference.move_towards(policy, 0.25)
+    ours, theirs = (dict(p.decoder.named_parameters()) for p in (policy, start))
+    for name, mean in reference.policy.decoder.named_parameters():
+        assert mean.detach() == pytest.approx((0.75 * theirs[name] + 0.25 * ours[name]).detach(), abs=1e-6), name
+    assert any(not torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_average_of_an_adapter_is_of_its_matrices_alone(base: str, make_prompts: Callable[..., list[Rollout]]):
+    policy, frozen = Policy.load(base, "float32", lora=Lora(rank=4)), Policy.load(base, "float32")
+    reference = AdapterReference(policy, None)
+    reference.copy_from(policy)
+    start = {name: tensor.clone() for name, tensor in adapter_tensors(policy.decoder).items()}
+    update(policy, make_prompts)
+    reference.move_towards(policy, 0.25)
+    for name, now in adapter_tensors(policy.decoder).items():
+        assert reference.state_dict()[name] == pytest.approx(0.75 * start[name] + 0.25 * now, abs=1e-7), name
+    assert reference.state_dict().keys() == start.keys()
+    for name, parameter in frozen.decoder.named_parameters():
+        assert torch.equal(dict(policy.decoder.named_parameters())[name], parameter), name
+
+
 def test_a_kl_penalty_loads_no_second_model(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     loaded, load_decoder = [], lora_folder.load_decoder
     monkeypatch.setattr(lora_folder, "load_decoder", lambda folder: loaded.append(folder) or load_decoder(folder))

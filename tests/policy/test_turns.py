@@ -1,8 +1,12 @@
 """Several turns in a kept cache: tools and users between turns, thinking budgets, texts that end a turn."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
+from schoolhouse.algorithms.packing import pack, token_mean
 from schoolhouse.data.tokenizer import END_THINK
 from schoolhouse.model.batch_invariant import InvariantSlotKVCache
 from schoolhouse.policy.policy import Policy
@@ -115,3 +119,23 @@ def test_a_stop_string_ends_a_turn_however_it_is_split_into_tokens(policy, make_
         assert stop_string not in decode(completion[:-1])
     with pytest.raises(SchoolError, match="a stop string is empty"):
         policy.extend(make_prompts(PROMPTS), 3, stop_strings=[""])
+
+
+def test_candidates_belong_to_the_sampled_tokens_of_all_turns(policy, make_prompts):
+    options = {"next_turn": two_tool_results, "max_total_tokens": 40, "num_candidates": 3}
+    for rollout in policy.extend(make_prompts(PROMPTS), 7, **options):
+        (batch,) = pack([rollout], token_mean([rollout]))
+        assert batch.candidates is not None
+        logprob = policy.batch_scores(batch, 1.0).candidates.detach()
+        assert torch.allclose(logprob, batch.candidates[1], atol=1e-4)
+        assert rollout.candidates.ids.shape == (sum(rollout.loss_mask), 3)
+        shorter = rollout.truncate(rollout.turns[1])
+        assert np.array_equal(shorter.candidates.ids, rollout.candidates.ids[: sum(shorter.loss_mask)])
+        assert rollout.with_prompt([1, 2]).candidates is None
+
+
+def test_candidates_without_a_row_for_each_sampled_token_are_an_error(policy, make_prompts):
+    (rollout,) = policy.extend(make_prompts(PROMPTS)[:1], 3, num_candidates=3)
+    assert rollout.append_sampled([5], [-1.0], "stop", 0).candidates is None
+    with pytest.raises(ValueError, match=r"candidates has \d rows, but 0 tokens are in the loss mask; give one row"):
+        replace(rollout, loss_mask=(False,) * len(rollout))

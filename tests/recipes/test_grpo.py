@@ -1,5 +1,6 @@
 """One step of GRPO: every key of the config, and what it changes."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,6 +183,14 @@ def test_dppo_compares_with_the_sampler_and_scores_nothing():
 KL_TO_GO = {"rewards.kl_coef": 2.0, "rewards.kl_to_go": True, "advantage.baseline": "mean"}
 
 
+def test_policy_gradient_compares_with_the_sampler_and_clips_nothing():
+    _, policy, _, _ = learn(**{"loss.type": "policy_gradient", "num_minibatches": 2})
+    assert policy.score_temperatures == []
+    for update in policy.updates:
+        assert set(update.column("old")) == {-1.0}
+        assert update.metrics_fn.keywords["low"] == update.metrics_fn.keywords["high"] == math.inf
+
+
 def test_kl_to_go_gives_early_tokens_the_penalties_of_later_ones():
     """log pi - log pi_ref is .25 at each token. Groups of equal rewards have a gradient too."""
     _, policy, reference, _ = learn([group(1.0, 1.0)], **KL_TO_GO)
@@ -264,7 +273,7 @@ def test_on_policy_is_one_update_on_fresh_rollouts(keys: dict[str, Any], on_poli
 
 def test_the_loss_has_the_settings_of_the_config(monkeypatch: pytest.MonkeyPatch):
     calls: dict[str, Any] = {}
-    for name in ("clipped_surrogate", "cispo", "dppo", "importance_corrected", "kl_penalty"):
+    for name in ("clipped_surrogate", "cispo", "dppo", "importance_corrected", "kl_penalty", "score_centering"):
         monkeypatch.setattr(grpo, name, lambda *a, _n=name, **k: calls.update({_n: (a, k)}) or policy_gradient())
     keys = {
         "num_minibatches": 2,
@@ -285,6 +294,13 @@ def test_the_loss_has_the_settings_of_the_config(monkeypatch: pytest.MonkeyPatch
     assert calls["cispo"] == ((4.0,), {"on_policy": True})
     grpo.make_loss(Config.of(model="m", preset="dppo", **{"loss.clip_low": 0.1, "loss.divergence": "kl"}))
     assert calls["dppo"] == ((0.1, 0.15, "kl"), {})
+    assert "score_centering" not in calls
+    grpo.make_loss(Config.of(model="m", preset="score_centering"))
+    assert calls["score_centering"] == ((None, False), {})
+    limit = {"loss.importance_correction": "token", "loss.importance_correction_cap": 3.0, "max_policy_lag": 1}
+    grpo.make_loss(Config.of(model="m", preset="score_centering", **limit))
+    assert calls["score_centering"] == ((3.0, False), {})
+    assert calls["importance_corrected"][0][1:] == ("token", 3.0, True, False)
 
 
 def test_two_epochs_make_a_loss_that_needs_the_old_column(monkeypatch: pytest.MonkeyPatch):

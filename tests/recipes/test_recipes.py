@@ -193,6 +193,7 @@ def test_learning_rate_zero_changes_no_weight(model: str, tmp_path: Path):
         {"max_policy_lag": 1},
         {"num_epochs": 2, "num_minibatches": 2},
         {"loss.kl_coef": 0.5, "loss.ref_model_sync_steps": 2},
+        {"preset": "score_centering", "max_policy_lag": 1},
     ],
 )
 @pytest.mark.fault("killed", "killed with rollouts waiting")
@@ -253,6 +254,7 @@ def test_the_size_of_microbatches_changes_next_to_nothing(model: str, tmp_path: 
         {"preset": "lite_ppo"},
         {"preset": "cispo"},
         {"preset": "gspo", "num_minibatches": 2},
+        {"preset": "score_centering", "num_minibatches": 2, "loss.importance_correction": "token"},
         {"num_epochs": 2},
         {"max_policy_lag": 1},
         {"loss.mask_truncated": True, "rewards.length": 0.1},

@@ -6,10 +6,13 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from schoolhouse.policy.policy import Policy
 from schoolhouse.recipes import self_distillation
-from schoolhouse.runs.run import read_metrics
+from schoolhouse.runs.run import Run, read_metrics
 from schoolhouse.tasks.registry import open_task
 from schoolhouse.types import Demonstration, Key, Message, Problem, SchoolError
 from tiny_runs import metrics_text, train
@@ -62,24 +65,73 @@ def test_the_teacher_scores_the_tokens_of_the_student_behind_its_own_prompt(mode
         assert row[rollout.turns[0] :] != pytest.approx(plain, abs=1e-3)  # the demonstration changes them
 
 
-def test_the_student_comes_closer_to_the_teacher(model: Path, tmp_path: Path):
-    rows = read_metrics(train(tmp_path / "run", config(model, steps=30)).folder)
-    first, last = (fmean(row["reverse_kl"] for row in part) for part in (rows[:3], rows[-3:]))
-    assert last < 0.7 * first
+@pytest.mark.parametrize(("teacher", "rate"), [("policy", 5e-3), ("average", 1e-3)])
+def test_the_student_comes_closer_to_the_teacher(model: Path, tmp_path: Path, teacher: str, rate: float):
+    keys = {"steps": 30, "save_every": 30, "optimizer.learning_rate": rate}
+    rows = read_metrics(train(tmp_path / "run", config(model, teacher=teacher, **keys)).folder)
+    first, last = (fmean(row["reverse_kl"] for row in part) for part in (rows[:15], rows[15:]))
+    assert last < 0.75 * first
 
 
-def test_the_teacher_can_keep_the_weights_of_the_start(model: Path, tmp_path: Path):
-    """Both teachers are equal in the first step, and differ after an update."""
-    runs = [train(tmp_path / name, config(model, teacher=name)) for name in ("policy", "start")]
-    moving, fixed = ([row["reverse_kl"] for row in read_metrics(run.folder)] for run in runs)
-    assert moving[0] == fixed[0]
-    assert moving[1] != pytest.approx(fixed[1], abs=1e-3)
+def test_all_teachers_are_equal_in_the_first_step_and_differ_after_an_update(model: Path, tmp_path: Path):
+    runs = [train(tmp_path / name, config(model, teacher=name)) for name in ("policy", "average", "start")]
+    first, second = zip(*([row["reverse_kl"] for row in read_metrics(run.folder)] for run in runs), strict=True)
+    assert len(set(first)) == 1
+    assert len({round(kl, 5) for kl in second}) == 3
 
 
-def test_an_interrupted_run_resumes_to_the_same_numbers(model: Path, tmp_path: Path, interrupted: Any):
-    whole = train(tmp_path / "whole", config(model))
-    interrupted(lambda: train(tmp_path / "cut", config(model)))
-    assert metrics_text(train(tmp_path / "cut", config(model))) == metrics_text(whole)
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_average_with_rate_1_is_the_policy(model: Path, tmp_path: Path, rank: int):
+    keys = {"steps": 3, "lora.rank": rank}
+    policy = train(tmp_path / "policy", config(model, teacher="policy", **keys))
+    average = train(tmp_path / "average", config(model, teacher_update_rate=1.0, **keys))
+    assert metrics_text(average) == metrics_text(policy)
+
+
+@pytest.mark.parametrize(("teacher", "rank", "models"), [("policy", 0, 1), ("average", 0, 2), ("average", 2, 1)])
+def test_the_check_of_the_memory_comes_after_the_teacher(
+    model: Path, tmp_path: Path, teacher: str, rank: int, models: int, monkeypatch: pytest.MonkeyPatch
+):
+    """The check compares with the free memory, so the memory of a teacher is counted if it is taken already."""
+    loaded, load = [], Policy.load
+
+    def record(*args: Any, **keys: Any) -> Policy:
+        loaded.append(args)
+        return load(*args, **keys)
+
+    def check(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Policy, "load", record)
+    monkeypatch.setattr(self_distillation, "check_peak_memory", check)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", config(model, teacher=teacher, **{"lora.rank": rank}))
+    assert len(loaded) == models
+
+
+def saved_numbers(run: Run, rank: int) -> dict[str, Tensor]:
+    """The weights of the policy, and those of the teacher in the checkpoint."""
+    file = "adapter_model.safetensors" if rank else "model.safetensors"
+    (state,) = [torch.load(path, weights_only=True) for path in Path(run.model).rglob("*.pt")]
+    return load_file(Path(run.model) / file) | {f"teacher {name}": t for name, t in state["ref_policy"].items()}
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.fault("killed")
+def test_an_interrupted_run_resumes_to_the_same_bits(model: Path, tmp_path: Path, interrupted: Any, rank: int):
+    c = config(model, steps=3, **{"lora.rank": rank, "teacher_update_rate": 0.25})
+    whole = train(tmp_path / "whole", c)
+    interrupted(lambda: train(tmp_path / "cut", c))
+    resumed = train(tmp_path / "cut", c)
+    assert metrics_text(resumed) == metrics_text(whole)
+    ours, theirs = saved_numbers(resumed, rank), saved_numbers(whole, rank)
+    assert any(name.startswith("teacher") for name in theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_rate_without_an_average_is_refused(model: Path):
+    with pytest.raises(SchoolError, match="`teacher_update_rate` has no effect on `teacher` start; leave"):
+        config(model, teacher="start", teacher_update_rate=0.5)
 
 
 def test_a_context_without_a_place_for_the_demonstration_is_refused(model: Path):

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from schoolhouse.algorithms.packing import Batch, Scores
+from schoolhouse.types import SchoolError
 
 Loss = Callable[[Batch, Scores], Tensor]
 """(batch, scores) -> loss of each token, [N]."""
@@ -39,6 +40,8 @@ KLEstimator = Literal["k1", "k2", "k3"]
 Divergence = Literal["tv", "kl"]
 """The distance between two policies at one token: total variation ("tv") or KL divergence ("kl"). The distance is
 computed from the probability of the sampled token alone: all other tokens of the vocabulary count as one token."""
+
+_MIN_REST = 1e-6  # the smallest probability of all tokens together that are no candidates: rounding can make it 0
 
 
 def negative_log_likelihood() -> Loss:
@@ -218,6 +221,48 @@ def importance_corrected(
         weight, upper = log_weight.exp(), float("inf") if cap is None else cap
         weight = torch.where(weight > upper, 0.0, weight) if mask else weight.clamp(max=upper)
         return weight * loss_fn(batch, scores)
+
+    return loss
+
+
+def score_centering(cap: float | None = None, mask: bool = False) -> Loss:
+    """The penalty of score centering: A times the mean score under the sampler (Marek and Ryabinin 2026, 2609.20807).
+
+    The score of a token v is the gradient of log pi(v). If sampler q and learner pi differ, the mean score under q,
+    sum_v q(v) grad log pi(v), is not 0. At a prefix, the mean gradient of `policy_gradient` is then the covariance of
+    the advantage and the score under q, plus the mean advantage times the mean score. The second part is called drift.
+    It does not depend on which token is better, and it adds up over the updates, because the sampler follows the
+    policy. `policy_gradient` plus this penalty has no drift. If q = pi, the penalty has no gradient.
+
+    The batch has the K most likely tokens of the sampler (candidates). In the rest of the vocabulary, q is assumed to
+    be proportional to pi, as in the paper (K = 128). With K = the size of the vocabulary, the mean is exact.
+
+    Beside `importance_corrected(policy_gradient(), "token", cap, on_policy=True, mask)`, give the same `cap` and
+    `mask`: the mean score is then weighted as the tokens are.
+
+    Raises SchoolError if the batch has no candidates.
+    """
+
+    def loss(batch: Batch, scores: Scores) -> Tensor:
+        if batch.candidates is None or scores.candidates is None:
+            raise SchoolError(
+                "score centering needs the candidates of the sampler, but the batch has none: sample with "
+                "`policy.extend(..., num_candidates=128)`"
+            )
+        p_MK, q_MK = scores.candidates.detach().exp(), batch.candidates[1].exp()
+        p_rest_M1, q_rest_M1 = ((1 - x.sum(-1, keepdim=True)).clamp_min(_MIN_REST) for x in (p_MK, q_MK))
+        rest_M1 = q_rest_M1 / p_rest_M1  # q / pi of each token that is no candidate
+        if cap is None:
+            weighted_MK, weighted_rest_M1 = q_MK, rest_M1
+        elif mask:
+            weighted_MK, weighted_rest_M1 = torch.where(p_MK <= cap * q_MK, p_MK, 0.0), (cap * rest_M1 >= 1).float()
+        else:
+            weighted_MK, weighted_rest_M1 = torch.minimum(p_MK, cap * q_MK), (cap * rest_M1).clamp_max(1.0)
+        # The mean score under pi is 0, so the scores of the rest are minus those of the candidates.
+        coefficient_MK = weighted_MK - weighted_rest_M1 * p_MK
+        mean_M = (coefficient_MK * torch.where(coefficient_MK == 0, 0.0, scores.candidates)).sum(-1)
+        mean_N = torch.zeros_like(scores.logprob).index_put((batch.loss_mask.nonzero()[:, 0],), mean_M)
+        return _masked(batch, batch["advantage"]) * mean_N
 
     return loss
 

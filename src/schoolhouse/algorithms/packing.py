@@ -44,6 +44,8 @@ class Batch:
     `lengths` has the number of tokens of each sequence, [S].
     `columns` maps names to other numbers of each token, float32 [N]. For example, `batch["advantage"]` is one
     column.
+    `candidates` is None, or has the candidates of the M tokens in the loss mask, in their order: token ids, int64
+    [M, K], and log-probabilities of the sampler, float32 [M, K].
     """
 
     tokens: Tensor
@@ -53,6 +55,7 @@ class Batch:
     weight: Tensor
     lengths: tuple[int, ...]
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    candidates: tuple[Tensor, Tensor] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the column `name`, [N]. Raises SchoolError if the batch was packed without this column."""
@@ -73,6 +76,7 @@ class Batch:
             loss_mask=self.loss_mask.to(device),
             weight=self.weight.to(device),
             columns={name: column.to(device) for name, column in self.columns.items()},
+            candidates=self.candidates and (self.candidates[0].to(device), self.candidates[1].to(device)),
         )
 
 
@@ -83,10 +87,12 @@ class Scores:
 
     `logprob` has the log-probability of each token, given the earlier tokens of its sequence, [N].
     `entropy` has the entropy of the distribution from which each token was drawn, without gradient, [N].
+    `candidates` has the log-probabilities of the batch's candidates, with gradient, [M, K], or None without candidates.
     """
 
     logprob: Tensor
     entropy: Tensor
+    candidates: Tensor | None = None
 
 
 # --- the weight of a token: denominators over `scope`, which is all rollouts of the step, also those left out later
@@ -199,7 +205,10 @@ def pack(
             "completions; if they were ungraded, read the reasons in their verdicts"
         )
     split = _split_by_prompt if share_prompts else _split_by_length
-    return [_make_batch(rollouts, weights, rows, part) for part in split(rollouts, kept, microbatch_tokens)]
+    return [
+        replace(_make_batch(rollouts, weights, rows, part), candidates=_candidates([rollouts[i] for i in part]))
+        for part in split(rollouts, kept, microbatch_tokens)
+    ]
 
 
 def pack_for_scoring(rollouts: Sequence[Rollout], microbatch_tokens: int = 4_096) -> Iterator[tuple[list[int], Batch]]:
@@ -261,6 +270,18 @@ def _split_by_prompt(rollouts: Sequence[Rollout], kept: Sequence[int], token_bud
         used += more
     if part:
         yield part
+
+
+def _candidates(rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor] | None:
+    """Join the candidates of rollouts end to end: ids [M, K] and log-probabilities [M, K].
+
+    Returns None if a rollout has no candidates.
+    """
+    rows = [rollout.candidates for rollout in rollouts if rollout.candidates]
+    if len(rows) < len(rollouts):
+        return None
+    ids, logprob = (torch.from_numpy(np.concatenate(column)) for column in zip(*rows, strict=True))
+    return ids.long(), logprob
 
 
 def _make_batch(

@@ -112,9 +112,12 @@ class Advantage(BaseConfig):
 class PolicyLoss(BaseConfig):
     """Settings for the loss of each token and for its weight."""
 
-    type: Literal["clip", "cispo", "dppo"] = "clip"
+    type: Literal["clip", "cispo", "dppo", "policy_gradient"] = "clip"
     """With clip, the loss is PPO's clipped surrogate. With cispo, the clipped ratio is a constant weight. With dppo, a
-    limit on the divergence from the sampler replaces the clip."""
+    limit on the divergence from the sampler replaces the clip. With policy_gradient (REINFORCE), nothing is clipped."""
+    score_centering: int = Field(0, ge=0)
+    """Number of most likely tokens of the sampler from which the drift of the gradient is computed and removed, if
+    sampler and learner differ (128 in the paper). With 0, the drift stays. Needs `loss.type` policy_gradient."""
     divergence: Divergence = "tv"
     """The divergence that `dppo` limits: total variation (tv), or KL divergence (kl), of the sampled token."""
     importance_sampling_level: ImportanceLevel = "token"
@@ -225,6 +228,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "loss.type": "dppo",
         "loss.clip_low": 0.15,
         "loss.clip_high": 0.15,
+    },
+    "score_centering": {  # arXiv 2609.20807
+        "advantage.scale_rewards": "none",
+        "loss.aggregation": "token_mean",
+        "loss.type": "policy_gradient",
+        "loss.score_centering": 128,
     },
     "maxrl": {  # arXiv 2602.02710
         "advantage.scale_rewards": "group_mean",
@@ -358,8 +367,31 @@ def _check_loss(c: Any) -> None:
             f"`loss.divergence` has no effect on `loss.type` {loss.type}; leave `loss.divergence` out, or set "
             "`loss.type` to dppo"
         )
-    if loss.importance_correction != "none" and c.precision == "exact" and not c.max_policy_lag:
+    _check_score_centering(c)
+    fresh = not c.max_policy_lag if loss.type != "policy_gradient" else c.on_policy
+    if loss.importance_correction != "none" and c.precision == "exact" and fresh:
         raise ValueError(
             "`precision` is exact, so sampler and learner have equal probabilities; set `loss.importance_correction` "
             "to none"
+        )
+
+
+def _check_score_centering(c: Any) -> None:
+    loss = c.loss
+    if not loss.score_centering:
+        return
+    if loss.type != "policy_gradient":
+        raise ValueError(
+            f"`loss.score_centering` does not fit `loss.type` {loss.type}; set `loss.type` to policy_gradient, or "
+            "`loss.score_centering` to 0"
+        )
+    if loss.importance_correction == "product":
+        raise ValueError(
+            "`loss.score_centering` needs one weight per token, but `loss.importance_correction` is product; set "
+            "`loss.importance_correction` to token or none"
+        )
+    if c.precision == "exact" and c.on_policy:
+        raise ValueError(
+            "`precision` is exact, so sampler and learner have equal probabilities and there is no drift; set "
+            "`loss.score_centering` to 0"
         )

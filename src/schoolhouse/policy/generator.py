@@ -23,8 +23,8 @@ from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
 from schoolhouse.model.native_attention import NativePackedAttention
 from schoolhouse.model.packed_decoder import PackedDecoder
 from schoolhouse.model.prompt_chunks import PREFILL_TOKENS, PromptChunk, group_prompts
-from schoolhouse.policy.sampling import SamplingParams, sample_each
-from schoolhouse.policy.sampling_memory import choose_num_slots, sampling_need
+from schoolhouse.policy.sampling import GREEDY_BELOW, SamplingParams, most_likely, sample_each
+from schoolhouse.policy.sampling_memory import CANDIDATE_BYTES, choose_num_slots, sampling_need
 from schoolhouse.policy.sampling_progress import SamplingProgress
 from schoolhouse.policy.slots import NextTurn, Request, SlotTable
 from schoolhouse.policy.unused_ids import mask_unused
@@ -87,6 +87,7 @@ def extend(
     next_turn: NextTurn | None = None,
     stop_matcher: StopMatcher | None = None,
     logit_bias: Tensor | None = None,
+    num_candidates: int = 0,
     unused_ids: Tensor | None = None,
     attention: tuple[type[PackedAttention], type[SlotKVCache]] = (PackedAttention, SlotKVCache),
     source: RequestSource | None = None,
@@ -109,6 +110,7 @@ def extend(
         other slots sample. Sampling all turns in one call gives the same tokens as a separate call for each turn.
     `stop_matcher`: decides from the text of a turn whether the turn ends.
     `logit_bias`: a number for each token of the vocabulary [V], which is added to the logit of this token.
+    `num_candidates`: the number of most likely tokens that each rollout records for each sampled token.
     `unused_ids`: the ids without a token, which are never sampled.
     `attention`: the two classes that compute attention, one class for the prefill and one class (with the KV cache) for
         decoding.
@@ -121,13 +123,21 @@ def extend(
     config, device = decoder.config, next(decoder.parameters()).device
     limits = [max_new_tokens] * len(rollouts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     _check(rollouts, limits, config.max_seq_len, params.temperature)
+    num_candidates = min(num_candidates, config.vocab_size)
+    if num_candidates and (params.temperature < GREEDY_BELOW or params != SamplingParams(params.temperature)):
+        raise SchoolError(
+            "`num_candidates` records log-probabilities of the whole vocabulary: leave out `top_k`, `top_p` and "
+            f"`min_p`, and set `temperature` to {GREEDY_BELOW} or more"
+        )
     longest_prompt = max_total_tokens or config.max_seq_len if source else max(map(len, rollouts), default=0)
     capacity = max(max(limits, default=0), max_total_tokens or 0, longest_prompt if source else 0)
     packed_attention, slot_cache = attention
     num_prompts = num_slots if source else len({r.tokens for r in rollouts})
     if not source:
         sizes = (len(rollouts), num_prompts, longest_prompt, capacity)
-        num_slots = choose_num_slots(sampling_need(config, slot_cache, *sizes), num_slots, device) if rollouts else 0
+        recorded = len(rollouts) * capacity * num_candidates * CANDIDATE_BYTES
+        need = sampling_need(config, slot_cache, *sizes)
+        num_slots = choose_num_slots(need, num_slots, device, recorded) if rollouts else 0
     cache = slot_cache(
         config.num_hidden_layers,
         num_slots,
@@ -177,6 +187,9 @@ def extend(
                 "computation overflows. Go back to an earlier checkpoint, or set precision to float32"
             )
         sampled_S = table.append(token_S, logprob_S)  # False if the slot reads a token of added context instead
+        if num_candidates:
+            likely = most_likely(logits_SV, token_S, logprob_S, params.temperature, num_candidates)
+            table.keep_candidates(sampled_S, *likely)
         stopped_S = stop_V[token_S] & sampled_S
         if on_token:
             columns = (table.owner[:busy], token_S.tolist(), logprob_S.tolist(), sampled_S.tolist())

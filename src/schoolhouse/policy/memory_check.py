@@ -10,8 +10,10 @@ import math
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,16 +23,17 @@ from schoolhouse.model.device import free_memory
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache, trim_memory
 from schoolhouse.model.packed_decoder import SamplingWeights, packed_bytes
 from schoolhouse.policy.learner import Learner
-from schoolhouse.policy.sampling_memory import choose_num_slots, sampling_need
+from schoolhouse.policy.sampling_memory import CANDIDATE_BYTES, choose_num_slots, sampling_need
 from schoolhouse.policy.scoring import logits_chunk
 from schoolhouse.runs.memory import size_text
 from schoolhouse.runs.progress import phased
-from schoolhouse.types import Key, Precision, Problem, Rollout, SchoolError
+from schoolhouse.types import Candidates, Key, Precision, Problem, Rollout, SchoolError
 
 if TYPE_CHECKING:
     from schoolhouse.model.hf_adapter import HFAdapter
 
 _PROBE_TOKENS = (16, 48)  # two sizes, to subtract tensors of constant size
+_CANDIDATE_BYTES = 8 + 4 + 4 * 4  # of a candidate: its id, the sampler's log-probability, and four arrays of the loss
 _LOGIT_ARRAYS = 3  # arrays [chunk, V] of float32 at the same time: logits, their gradient, and a copy with masks
 
 
@@ -85,27 +88,36 @@ class LearningNeed(NamedTuple):
 
 @phased("checking that the largest batch fits in memory")
 def check_peak_memory(
-    policy: CheckedPolicy, max_len: int, microbatch_tokens: int, prompts: Sequence[Rollout] = (), num_slots: int = 512
+    policy: CheckedPolicy,
+    max_len: int,
+    microbatch_tokens: int,
+    prompts: Sequence[Rollout] = (),
+    num_slots: int = 512,
+    num_candidates: int = 0,
 ) -> None:
     """Check the memory for the largest micro-batch, and for sampling from the prompts of one step.
 
     `max_len`: the maximum number of tokens in a rollout, including its prompt.
     `prompts`: one prompt for each rollout of a step; empty for a run that does not sample.
     `num_slots`: the maximum number of rollouts that are sampled at the same time.
+    `num_candidates`: the number of most likely tokens that a rollout records for each sampled token.
 
     Raises SchoolError if the memory is too small. The error names the sizes, and the config keys to lower.
     """
+    num_candidates = min(num_candidates, policy.decoder.config.vocab_size)
     max_len = min(max_len, policy.max_seq_len)
     trim_memory()  # loading a model frees memory that the C library keeps
     free = free_memory(policy.device)  # `learning_need` makes copies of frozen weights, which are a part of the need
-    need = learning_need(policy, max_len, microbatch_tokens)
+    need = learning_need(policy, max_len, microbatch_tokens, num_candidates)
     _check_learning(policy, need, free)
     if prompts:
         exact = policy.precision == "exact"
         packed = packed_bytes(policy.decoder, policy.sampling_weights, policy.dtype, exact)
-        _check_sampling(policy, max_len, prompts, num_slots, need.kept + round(packed))
+        new_tokens = len(prompts) * (max_len - min(map(len, prompts)))
+        recorded = new_tokens * num_candidates * CANDIDATE_BYTES
+        _check_sampling(policy, max_len, prompts, num_slots, need.kept + round(packed) + recorded)
     try:
-        _try_largest_batch(policy, max_len, microbatch_tokens)
+        _try_largest_batch(policy, max_len, microbatch_tokens, num_candidates)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -127,8 +139,11 @@ def _check_learning(policy: CheckedPolicy, need: LearningNeed, free: int) -> Non
         raise SchoolError(_learning_error(need, f"but only {size_text(free)} of memory are free", policy))
 
 
-def learning_need(policy: CheckedPolicy, max_len: int, microbatch_tokens: int) -> LearningNeed:
-    """Compute the memory of an update on the largest micro-batch."""
+def learning_need(policy: CheckedPolicy, max_len: int, microbatch_tokens: int, num_candidates: int = 0) -> LearningNeed:
+    """Compute the memory of an update on the largest micro-batch.
+
+    `num_candidates`: the number of candidates of each token, whose log-probabilities are computed too.
+    """
     max_len = min(max_len, policy.max_seq_len)
     tokens = max(1, microbatch_tokens // max_len) * max_len
     weights = list(policy.decoder.parameters())
@@ -141,8 +156,8 @@ def learning_need(policy: CheckedPolicy, max_len: int, microbatch_tokens: int) -
         gradients=0 if has_gradients else 4 * trained,
         moments=0 if has_moments else 8 * trained,
         copies=half * sum(weight.numel() for weight in weights if weight.dim() > 1),
-        activations=int(tokens * _activation_bytes(policy)),
-        logits=_LOGIT_ARRAYS * 4 * vocab_size * min(tokens, logits_chunk(vocab_size)),
+        activations=int(tokens * (_activation_bytes(policy) + num_candidates * _CANDIDATE_BYTES)),
+        logits=(_LOGIT_ARRAYS + bool(num_candidates)) * 4 * vocab_size * min(tokens, logits_chunk(vocab_size)),
         tokens=tokens,
     )
 
@@ -202,13 +217,20 @@ def _check_sampling(
         )
 
 
-def _try_largest_batch(policy: CheckedPolicy, max_len: int, microbatch_tokens: int) -> None:
-    loss_mask, logprob = (True,) * max_len, (math.nan,) * max_len
+def _try_largest_batch(policy: CheckedPolicy, max_len: int, microbatch_tokens: int, num_candidates: int) -> None:
+    loss_mask, logprob = (False, *(True for _ in range(max_len - 1))), (math.nan,) * max_len
     row = Rollout(Problem("rehearsal", (), ""), Key(0, "rehearsal"), (0,) * max_len, loss_mask, logprob)
+    if num_candidates:
+        shape = (max_len - 1, num_candidates)
+        row = replace(row, candidates=Candidates(np.zeros(shape, np.int32), np.zeros(shape, np.float32)))
     rows = [row] * max(1, microbatch_tokens // max_len)
     try:
         for batch in pack(rows, token_mean(rows), microbatch_tokens, prompts=False):
-            policy.batch_scores(batch, 1.0).logprob.sum().backward()
+            scores = policy.batch_scores(batch, 1.0)
+            total = scores.logprob.sum()
+            if scores.candidates is not None:
+                total = total + scores.candidates.sum()
+            total.backward()
     finally:
         policy.decoder.zero_grad(set_to_none=True)
 

@@ -235,6 +235,7 @@ class Policy:
         next_turn: NextTurn | None = None,
         max_total_tokens: int | None = None,
         logit_bias: Tensor | None = None,
+        num_candidates: int = 0,
         on_token: generator.OnToken | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
@@ -248,6 +249,8 @@ class Policy:
             a tool. If you use `next_turn`, also set `max_total_tokens`.
         `max_total_tokens`: maximum number of tokens of all turns together, without the first prefix.
         `logit_bias`: a number for each token of the vocabulary [V], which is added to the logit of this token.
+        `num_candidates`: the number of most likely tokens that each rollout records for each sampled token
+            (`Rollout.candidates`).
         `on_token`: a function that is called with (number of the rollout, token id, log-probability). If `on_token`
             returns True, the turn ends.
         `progress`: a function that is called with the number of rollouts that have just finished.
@@ -274,6 +277,7 @@ class Policy:
                 next_turn=next_turn,
                 stop_matcher=stop_matcher,
                 logit_bias=None if logit_bias is None else logit_bias.to(self.device),
+                num_candidates=num_candidates,
                 unused_ids=self.unused_ids,
                 attention=(self.packed_attention, self.slot_cache),
                 on_token=on_token,
@@ -385,11 +389,5 @@ class Policy:
     def batch_scores(self, batch: Batch, temperature: float) -> Scores:
         """Compute the log-probability and the entropy of each token of a batch, with the autograd graph."""
         return batch_scores(
-            self.decoder,
-            batch,
-            self.packed_attention,
-            self.autocast(),
-            self.device,
-            temperature,
-            self.unused_ids,
+            self.decoder, batch, self.packed_attention, self.autocast(), self.device, temperature, self.unused_ids
         )

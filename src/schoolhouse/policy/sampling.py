@@ -76,6 +76,18 @@ def sample(
     return sample_with_torch(logits_SV, uniform_S)
 
 
+def most_likely(
+    logits_SV: Tensor, token_S: Tensor, logprob_S: Tensor, temperature: float, count: int
+) -> tuple[Tensor, Tensor]:
+    """Return the ids [S, K] and the log-probabilities [S, K] of the K = `count` most likely tokens of each slot.
+
+    `token_S` and `logprob_S`: the sampled tokens, and their log-probabilities in the distribution without filters.
+    """
+    logit_SK, id_SK = logits_SV.topk(count, dim=-1)
+    chosen_S1 = logits_SV.gather(1, token_S[:, None])
+    return id_SK, (logit_SK - chosen_S1).float() / temperature + logprob_S[:, None]
+
+
 def sample_with_torch(logits_SV: Tensor, uniform_S: Tensor) -> tuple[Tensor, Tensor]:
     """Sample one token for each row of float32 logits at temperature 1. Returns the tokens and their log-probabilities.
 

@@ -23,6 +23,9 @@ SHARE = 0.8
 _LOGIT_COPIES = 3
 """The number of arrays [S, V] of float32 that a step has at the same time: logits, logits with masks, probabilities."""
 
+CANDIDATE_BYTES = 4 + 4
+"""The memory of one candidate of one token in a rollout: a token id, and a log-probability."""
+
 
 class SamplingNeed(NamedTuple):
     """The memory of one call of `extend`, in bytes.

@@ -6,6 +6,7 @@ In names of tensors, N stands for tokens of a batch, and C for the width of the 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +40,8 @@ def batch_scores(
 ) -> Scores:
     """Compute the log-probability [N] and the entropy [N] of each token in the loss mask.
 
-    Tokens outside the loss mask get 0. The ids in `unused_ids` have no token, and their probability is 0.
+    Tokens outside the loss mask get 0. The ids in `unused_ids` have no token, and their probability is 0. If the batch
+    has candidates, their log-probabilities are computed too.
 
     The logits at one position predict the token at the next position. In the whole package, only `batch_scores` shifts
     tokens by one position. Raises SchoolError if a sequence is longer than the model can read.
@@ -58,23 +60,30 @@ def batch_scores(
         packed, tokens, predictors = packed_attention(batch.lengths, device), batch.tokens, targets - 1
     targets = targets.to(device)
 
-    def project(hidden_NC: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    def project(hidden_NC: Tensor, target_N: Tensor, id_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits_NV = mask_unused(decoder.project(hidden_NC), unused_ids)
-        return logprobs_and_entropy(logits_NV, target_N, temperature or 1.0)
+        logprob_N, entropy_N = logprobs_and_entropy(logits_NV, target_N, temperature or 1.0)
+        if not id_NK.numel():
+            return logprob_N, entropy_N, logits_NV.new_zeros(id_NK.shape)
+        difference_NK = logits_NV.gather(1, id_NK) - logits_NV.gather(1, target_N[:, None])
+        return logprob_N, entropy_N, difference_NK.float() / (temperature or 1.0) + logprob_N[:, None]
 
     with autocast:
         hidden_NC = decoder(tokens.to(device), packed.positions, packed)
         target_N, predictor_NC = batch.tokens.to(device)[targets], hidden_NC[predictors.to(device)]
+        ids = batch.candidates[0] if batch.candidates else targets.new_zeros(len(targets), 0)
         chunk = logits_chunk(decoder.config.vocab_size)
+        parts = zip(predictor_NC.split(chunk), target_N.split(chunk), ids.to(device).split(chunk), strict=True)
         chunks = [
-            project(hidden, target)
+            project(*part)
             if len(targets) <= chunk
-            else checkpoint(project, hidden, target, use_reentrant=False, preserve_rng_state=False)
-            for hidden, target in zip(predictor_NC.split(chunk), target_N.split(chunk), strict=True)
+            else checkpoint(project, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in parts
         ]
-        logprob, entropy = (torch.cat(column) for column in zip(*chunks, strict=True))
+        logprob, entropy, candidates = (torch.cat(column) for column in zip(*chunks, strict=True))
     zeros = torch.zeros(len(batch.tokens), device=device)
-    return Scores(zeros.index_put((targets,), logprob), zeros.index_put((targets,), entropy))
+    scores = Scores(zeros.index_put((targets,), logprob), zeros.index_put((targets,), entropy))
+    return replace(scores, candidates=candidates) if batch.candidates else scores
 
 
 def logits_chunk(vocab_size: int) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from schoolhouse.policy.sampling import SamplingParams
 from schoolhouse.randomness import digest, uniforms
-from schoolhouse.types import FinishReason, Rollout, SchoolError
+from schoolhouse.types import Candidates, FinishReason, Rollout, SchoolError
 
 NextTurn = Callable[[Rollout], tuple[Rollout, int] | None]
 """A function that is called with a rollout whose turn has ended. The function returns the prefix of the next turn (the
@@ -67,6 +67,7 @@ class SlotTable:
         self._prompt_tokens = dict(enumerate(map(len, rollouts)))  # length of the first prefix
         self._limits, self._params = dict(enumerate(max_new_tokens)), dict[int, SamplingParams]()
         self._unread: dict[int, deque[int]] = {}  # ids of added context that the model has not read yet
+        self._candidates: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # rows [K] of each sampled token
         self.tokens = torch.zeros(num_slots, max_total_tokens, dtype=torch.long, device=device)  # [S, max_total_tokens]
         self.logprobs = torch.zeros(num_slots, max_total_tokens, device=device)  # [S, max_total_tokens]
         self.count = torch.zeros(num_slots, dtype=torch.long, device=device)  # [S] tokens sampled so far
@@ -132,11 +133,19 @@ class SlotTable:
         self.count[:busy] += sampled_S
         return sampled_S
 
+    def keep_candidates(self, sampled_S: Tensor, id_SK: Tensor, logprob_SK: Tensor) -> None:
+        """Store the most likely tokens of the step for each slot that has sampled a token."""
+        ids, logprobs = id_SK.int().cpu().numpy(), logprob_SK.cpu().numpy()
+        for slot in sampled_S.nonzero()[:, 0].tolist():
+            self._candidates.setdefault(int(self.owner[slot]), []).append((ids[slot], logprobs[slot]))
+
     def finish_turn(self, slot: int, reason: FinishReason, next_turn: NextTurn | None) -> Rollout | None:
         """End the turn in a slot. Returns the rollout if the rollout is complete, and None if its next turn begins."""
         count, number = int(self.count[slot]), int(self.owner[slot])
         tokens, logprobs = self.tokens[slot, :count].tolist(), self.logprobs[slot, :count].tolist()
-        rollout = self._prefix[number].append_sampled(tokens, logprobs, reason, self.policy_version)
+        rows = self._candidates.pop(number, None)
+        candidates = Candidates(*map(np.stack, zip(*rows, strict=True))) if rows else None
+        rollout = self._prefix[number].append_sampled(tokens, logprobs, reason, self.policy_version, candidates)
         following = self._next_prefix(rollout, self._prompt_tokens[number], next_turn)
         if following is None:
             del self._prefix[number], self._prompt_tokens[number]

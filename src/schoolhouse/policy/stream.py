@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from schoolhouse.policy.policy import Policy
 from schoolhouse.policy.training import AdapterReference, ModelReference
-from schoolhouse.types import Key, Rollout, SchoolError
+from schoolhouse.types import Candidates, Key, Rollout, SchoolError
 
 
 class RolloutStream:
@@ -89,7 +91,12 @@ class RolloutStream:
                 "cannot be used: restore the old version of the task, or start a new run in another folder with --dir"
             )
         return [
-            replace(prompt, key=Key(*state["key"]), **{name: state[name] for name in _FIELDS})
+            replace(
+                prompt,
+                key=Key(*state["key"]),
+                candidates=Candidates(*(rows.numpy() for rows in state["candidates"])) if state["candidates"] else None,
+                **{name: state[name] for name in _FIELDS},
+            )
             for prompt, state in zip(prompts, states, strict=True)
         ]
 
@@ -101,4 +108,5 @@ def _to_state(rollout: Rollout) -> dict[str, Any]:
     """Convert a rollout to plain values, which `torch.load` can read with `weights_only`."""
     prompt_tokens = rollout.turns[0] if rollout.turns else len(rollout)
     identity = {"problem_id": rollout.problem.id, "key": tuple(rollout.key), "prompt_tokens": prompt_tokens}
+    identity["candidates"] = rollout.candidates and tuple(map(torch.from_numpy, rollout.candidates))
     return identity | {name: getattr(rollout, name) for name in _FIELDS}

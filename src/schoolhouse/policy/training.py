@@ -79,6 +79,13 @@ class ModelReference:
         """Replace the weights of the reference by the weights of the policy."""
         self.policy.decoder.load_state_dict(policy.decoder.state_dict())
 
+    @torch.no_grad()
+    def move_towards(self, policy: Policy, rate: float) -> None:
+        """Replace each weight w of the reference by (1 - rate) w + rate x the weight of the policy."""
+        theirs = dict(policy.decoder.named_parameters())
+        for name, parameter in self.policy.decoder.named_parameters():
+            parameter.lerp_(theirs[name], rate)
+
     def state_dict(self) -> dict[str, Tensor]:
         return self.policy.decoder.state_dict()
 
@@ -106,6 +113,15 @@ class AdapterReference:
     def copy_from(self, policy: Policy) -> None:
         """Replace the adapter of the reference by a copy of the policy's adapter."""
         self.tensors = {name: tensor.clone() for name, tensor in adapter_tensors(policy.decoder).items()}
+
+    def move_towards(self, policy: Policy, rate: float) -> None:
+        """Replace each number w in the reference's matrices A and B by (1 - rate) w + rate x the policy's number.
+
+        A reference without an adapter must first get one with `copy_from`.
+        """
+        theirs = adapter_tensors(policy.decoder)
+        for name, tensor in (self.tensors or {}).items():
+            tensor.lerp_(theirs[name], rate)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.tensors or {}

@@ -31,7 +31,9 @@ from schoolhouse.algorithms.losses import (
     dppo,
     importance_corrected,
     kl_penalty,
+    policy_gradient,
     ratio_stats,
+    score_centering,
 )
 from schoolhouse.algorithms.packing import TokenWeight, loss_aggregation, pack, without
 from schoolhouse.algorithms.reward_controls import apply_reward_control
@@ -119,12 +121,18 @@ class Config(ChatConfig):
         return self.num_minibatches == 1 and self.num_epochs == 1 and self.max_policy_lag == 0
 
 
-Sampler = Callable[[Policy, Sequence[Rollout], RolloutSampling], list[Rollout]]
+Sampler = Callable[[Policy, Sequence[Rollout], RolloutSampling, int], list[Rollout]]
 
 
-def sample_rollouts(policy: Policy, prompts: Sequence[Rollout], sampling: RolloutSampling) -> list[Rollout]:
-    """Sample one rollout for each of the P*G prompts (P problems, G rollouts per problem)."""
-    return policy.extend(prompts, sampling.max_new_tokens, temperature=sampling.temperature)
+def sample_rollouts(
+    policy: Policy, prompts: Sequence[Rollout], sampling: RolloutSampling, num_candidates: int
+) -> list[Rollout]:
+    """Sample one rollout for each of the P*G prompts (P problems, G rollouts per problem).
+
+    Each rollout records the `num_candidates` most likely tokens at each sampled token.
+    """
+    limit, temperature = sampling.max_new_tokens, sampling.temperature
+    return policy.extend(prompts, limit, temperature=temperature, num_candidates=num_candidates)
 
 
 def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
@@ -140,10 +148,11 @@ def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
         return prompt_groups(conversation, problems, c.group_size, **keys)
 
     def rollout(policy: Policy, prompts: Sequence[Rollout]) -> list[Rollout]:  # [P*G]
-        return sample(policy, prompts, c.sampling)
+        return sample(policy, prompts, c.sampling, c.loss.score_centering)
 
     prompts = make_prompts(run.step)
-    check_peak_memory(policy, max(map(len, prompts)) + c.sampling.max_new_tokens, c.microbatch_tokens, prompts)
+    longest, candidates = max(map(len, prompts)) + c.sampling.max_new_tokens, c.loss.score_centering
+    check_peak_memory(policy, longest, c.microbatch_tokens, prompts, num_candidates=candidates)
     synced_reference = reference if c.loss.ref_model_sync_steps else None
     stream = run.restore(RolloutStream(policy, make_prompts, rollout, c.max_policy_lag, synced_reference))
 
@@ -171,16 +180,23 @@ def grpo(c: Config, run: Run, sample: Sampler = sample_rollouts) -> None:
 
 def make_loss(c: Config) -> Loss:
     """Build the loss function of one token from the config."""
+    cap, mask = c.loss.importance_correction_cap, c.loss.importance_correction_mask
     if c.loss.type == "cispo":
         loss_fn = cispo(c.loss.clip_high, on_policy=c.on_policy)
     elif c.loss.type == "dppo":
         loss_fn = dppo(c.loss.clip_low, c.loss.clip_high, c.loss.divergence)
+    elif c.loss.type == "policy_gradient":
+        loss_fn = policy_gradient()
     else:
         level, dual = c.loss.importance_sampling_level, c.loss.clip_ratio_c
         loss_fn = clipped_surrogate(c.loss.clip_low, c.loss.clip_high, level, dual, on_policy=c.on_policy)
     if c.loss.importance_correction != "none":
-        cap, mask = c.loss.importance_correction_cap, c.loss.importance_correction_mask
-        loss_fn = importance_corrected(loss_fn, c.loss.importance_correction, cap, c.on_policy, mask)
+        on_policy = c.on_policy or c.loss.type == "policy_gradient"  # its weight is pi / sampled: there is no pi_old
+        loss_fn = importance_corrected(loss_fn, c.loss.importance_correction, cap, on_policy, mask)
+    if c.loss.score_centering:
+        loss_fn = add_penalty(
+            loss_fn, 1.0, score_centering(None if c.loss.importance_correction == "none" else cap, mask)
+        )
     return add_penalty(loss_fn, c.loss.kl_coef, kl_penalty(c.loss.kl_estimator)) if c.loss.kl_coef else loss_fn
 
 
@@ -240,7 +256,8 @@ def learn(
     if not any(map(weight, rollouts_of(signal))):
         return {}
     columns = make_columns(c, policy, reference, signal, groups)
-    clip = (inf, inf) if c.loss.type == "cispo" else (c.loss.clip_low, c.loss.clip_high)  # CISPO drops no gradient
+    drops_no_gradient = c.loss.type in ("cispo", "policy_gradient")
+    clip = (inf, inf) if drops_no_gradient else (c.loss.clip_low, c.loss.clip_high)
     level = c.loss.importance_sampling_level
     divergence = c.loss.divergence if c.loss.type == "dppo" else None
     limits = {"low": clip[0], "high": clip[1], "level": level, "divergence": divergence}
@@ -264,7 +281,7 @@ def make_columns(
     """Compute the inputs of the loss for each token: its advantage, and its log-probabilities under other policies."""
     a, rollouts, temperature = c.advantage, rollouts_of(signal), c.sampling.temperature
     columns: Columns = {"sampled": [rollout.logprob for rollout in rollouts]}
-    if c.loss.type == "dppo" or (c.max_policy_lag and c.loss.importance_correction == "none"):
+    if c.loss.type in ("dppo", "policy_gradient") or (c.max_policy_lag and c.loss.importance_correction == "none"):
         columns["old"] = columns["sampled"]
     elif not c.on_policy:
         columns["old"] = [scores.logprob for scores in policy.score(rollouts, temperature)]

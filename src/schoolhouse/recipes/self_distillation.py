@@ -4,8 +4,9 @@ The student sees only a problem, and answers. The teacher sees the same problem 
 student's answer. The advantage of a token is log pi_teacher - log pi_student, as in on-policy distillation. The student
 does not learn the words of the demonstration. The student learns how the model itself answers after reading the
 demonstration. Therefore the model forgets less than with supervised fine-tuning on the demonstrations (SDFT, Shenfeld
-et al. 2026, arXiv 2601.19897). A model that cannot use an example in its prompt cannot be a teacher. Letters for sizes
-are P (problems per step), G (rollouts per problem) and T (tokens of a rollout).
+et al. 2026, arXiv 2601.19897). A model that cannot use an example in its prompt cannot be a teacher. As in the paper,
+the weights of the teacher are a moving average of the student's weights. Letters for sizes are P (problems per step),
+G (rollouts per problem) and T (tokens of a rollout).
 """
 
 from __future__ import annotations
@@ -41,9 +42,12 @@ class Config(ChatConfig):
     task: str = "school"
     """Task with the demonstrations: school[:families], jsonl:PATH, ... The student answers the problems of the
     demonstrations."""
-    teacher: Literal["policy", "start"] = "policy"
-    """The weights of the teacher: the current weights of the policy (policy), or the weights of the starting model
-    (start)."""
+    teacher: Literal["average", "policy", "start"] = "average"
+    """The weights of the teacher: a moving average of the policy's weights (average), the current weights of the policy
+    (policy), or the weights of the starting model (start). Without LoRA, `average` and `start` need a second model in
+    memory."""
+    teacher_update_rate: float = Field(0.01, gt=0, le=1)
+    """After each update, the teacher `average` is (1 - rate) x its old weights + rate x the weights of the policy."""
     context: str = CONTEXT
     """The last user message of the teacher's prompt. The text must contain {question} and {demonstration}."""
     seed: int = 0
@@ -64,15 +68,24 @@ class Config(ChatConfig):
     save_every: int = Field(20, gt=0)
 
     @model_validator(mode="after")
-    def _has_places(self) -> Config:
+    def _check(self) -> Config:
         if missing := [place for place in ("{question}", "{demonstration}") if place not in self.context]:
             raise ValueError(f"`context` does not contain {' and '.join(missing)}; add the missing text to `context`")
+        if self.teacher != "average" and self.teacher_update_rate != 0.01:
+            raise ValueError(
+                f"`teacher_update_rate` has no effect on `teacher` {self.teacher}; leave `teacher_update_rate` out, or "
+                "set `teacher` to average"
+            )
         return self
 
 
 def self_distillation(c: Config, run: Run) -> None:
     policy = load_policy(c, run)
-    teacher = policy if c.teacher == "policy" else reference_policy(c, policy)
+    own = None if c.teacher == "policy" else reference_policy(c, policy)
+    average = own if c.teacher == "average" else None
+    if average:
+        average.copy_from(policy)  # a resumed run replaces this copy by the average of its checkpoint
+    teacher = own or policy
     task, conversation = open_task(c.task, c.seed), policy.conversation
     run.track_files(*task.files)
 
@@ -85,7 +98,7 @@ def self_distillation(c: Config, run: Run) -> None:
 
     prompts = make_prompts(run.step)
     check_peak_memory(policy, max(map(len, prompts)) + c.sampling.max_new_tokens, c.microbatch_tokens, prompts)
-    stream = run.restore(RolloutStream(policy, make_prompts, sample))
+    stream = run.restore(RolloutStream(policy, make_prompts, sample, reference=average))
     for step, rollouts in run.steps(stream.iter_steps(range(run.step, c.steps)), save=stream, every=c.save_every):
         demonstrations = [d for d in task.demonstrations(step, c.prompts_per_step) for _ in range(c.group_size)]
         rate, temperature = c.optimizer.rate(step, c.steps), c.sampling.temperature
@@ -103,6 +116,8 @@ def self_distillation(c: Config, run: Run) -> None:
             )
             settings = (rate, c.optimizer.max_grad_norm, temperature, c.max_logprob_gap)
             stats = policy.update(batches, policy_gradient(), *settings)
+            if average:
+                average.move_towards(policy, c.teacher_update_rate)
         run.record(step, learning_rate=rate, reverse_kl=-masked_mean(rollouts, advantage), **stats)
 
 

@@ -15,7 +15,6 @@ from itertools import product
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from schoolhouse.algorithms.advantages import group_advantage
@@ -23,7 +22,7 @@ from schoolhouse.algorithms.groups import rollouts_of
 from schoolhouse.algorithms.losses import Loss
 from schoolhouse.algorithms.packing import Batch, Scores, TokenWeight, pack
 from schoolhouse.randomness import numpy_random
-from schoolhouse.types import NAN, Group, Key, Problem, Rollout, Verdict
+from schoolhouse.types import NAN, Candidates, Group, Key, Problem, Rollout, Verdict
 
 VOCAB_SIZE, MAX_TOKENS = 4, 3
 END = START = 3  # the token before a completion is the end of another
@@ -61,8 +60,13 @@ def exact_gradient() -> Tensor:
     return torch.autograd.grad(expected_reward, logits)[0].flatten()
 
 
-def sample_groups(sampler_logits: Tensor, seed: int) -> list[Group]:
-    """Draw NUM_GROUPS groups of rollouts from the sampler's exact distribution over completions."""
+def sample_groups(sampler_logits: Tensor, seed: int, num_candidates: int = 0) -> list[Group]:
+    """Draw NUM_GROUPS groups of rollouts from the sampler's exact distribution over completions.
+
+    `num_candidates`: the number of the sampler's most likely tokens that each rollout records for each token.
+    """
+    top = sampler_logits.log_softmax(-1).topk(num_candidates)
+    ids, values = top.indices.int().numpy(), top.values.numpy()
     logprobs = [token_logprob(sampler_logits, completion) for completion in COMPLETIONS]
     probabilities = torch.stack([row.sum() for row in logprobs]).exp().numpy()
     rollouts = [
@@ -72,6 +76,9 @@ def sample_groups(sampler_logits: Tensor, seed: int) -> list[Group]:
             (START, *completion),
             (False, *(True for _ in completion)),
             (NAN, *logprob.tolist()),
+            candidates=Candidates(*(rows[[START, *completion[:-1]]] for rows in (ids, values)))
+            if num_candidates
+            else None,
         )
         for i, (completion, logprob) in enumerate(zip(COMPLETIONS, logprobs, strict=True))
     ]
@@ -104,21 +111,24 @@ def gradient_of_rows(
     group = [[i // GROUP_SIZE] * len(rollout) for i, rollout in enumerate(rollouts)]
     (batch,) = pack(rollouts, token_weight(rollouts), 10**9, sampled=sampled, group=group, **rows)
     previous = torch.where(batch.loss_mask, batch.tokens.roll(1), START)
-    coefficient = _gradient_coefficient(batch, loss, previous)
-    probabilities = LOGITS.softmax(-1)[previous]
-    direction = F.one_hot(batch.tokens % VOCAB_SIZE, VOCAB_SIZE) - probabilities  # d log pi / d logits
+    coefficient_NV = _gradient_coefficient(batch, loss, previous)
+    gradient_NV = coefficient_NV - coefficient_NV.sum(-1, keepdim=True) * LOGITS.softmax(-1)[previous]
     index = (batch["group"].long()[:, None] * VOCAB_SIZE + previous[:, None]) * VOCAB_SIZE + torch.arange(VOCAB_SIZE)
     sums = torch.zeros(NUM_GROUPS * VOCAB_SIZE**2, dtype=torch.float64)
-    sums.index_add_(0, index.flatten(), (coefficient[:, None] * direction).flatten())
+    sums.index_add_(0, index.flatten(), gradient_NV.flatten())
     return sums.view(NUM_GROUPS, -1) * NUM_GROUPS  # weights are global: its own estimate is NUM_GROUPS times its share
 
 
 def _gradient_coefficient(batch: Batch, loss: Loss, previous: Tensor) -> Tensor:
-    """The factor that multiplies the gradient of log pi at each token [N]. Autograd computes the factor from the
-    package's own loss."""
-    logprob = LOGITS.log_softmax(-1)[previous, batch.tokens % VOCAB_SIZE].requires_grad_()
-    total = (batch.weight * loss(batch, Scores(logprob, logprob.detach()))).sum()
-    return -torch.autograd.grad(total, logprob)[0]
+    """The factor that multiplies the gradient of log pi of each token of the vocabulary, at each token [N, V].
+
+    Autograd computes the factor from the package's own loss.
+    """
+    logprob_NV = LOGITS.log_softmax(-1)[previous].requires_grad_()
+    logprob = logprob_NV.gather(1, batch.tokens[:, None] % VOCAB_SIZE)[:, 0]
+    candidates = logprob_NV[batch.loss_mask].gather(1, batch.candidates[0]) if batch.candidates else None
+    total = (batch.weight * loss(batch, Scores(logprob, logprob.detach(), candidates))).sum()
+    return -torch.autograd.grad(total, logprob_NV)[0]
 
 
 def max_standard_errors(estimates: Tensor, exact: Tensor) -> float:

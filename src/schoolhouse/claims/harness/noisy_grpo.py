@@ -25,9 +25,12 @@ class Config(grpo.Config):
 
 
 def noisy_grpo(c: Config, run: Run) -> None:
-    def sample(policy: Policy, prompts: Sequence[Rollout], sampling: RolloutSampling) -> list[Rollout]:
+    def sample(
+        policy: Policy, prompts: Sequence[Rollout], sampling: RolloutSampling, num_candidates: int
+    ) -> list[Rollout]:
         bias = logit_noise(c.sampler_noise, policy.decoder.config.vocab_size) if c.sampler_noise else None
-        return policy.extend(prompts, sampling.max_new_tokens, temperature=sampling.temperature, logit_bias=bias)
+        limit, temperature = sampling.max_new_tokens, sampling.temperature
+        return policy.extend(prompts, limit, temperature=temperature, num_candidates=num_candidates, logit_bias=bias)
 
     grpo.grpo(c, run, sample)
 
