@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import io
 import multiprocessing
 import os
 import pickle
 import resource
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,8 +52,12 @@ def work(requests: Connection, replies: Connection, trace: Connection, start: Wo
     """Run a worker process until the parent process closes `requests`.
 
     A request is the pickle of (seconds, cases). The replies are lines of JSON. `trace` receives the lines of the code
-    if the process crashes, or if the parent process asks for the lines.
+    if the process crashes, or if the parent process asks for the lines. What the verifier prints goes to stderr.
     """
+    with contextlib.suppress(OSError):  # a service can run without stderr
+        os.dup2(2, 1)  # what a verifier prints is not part of the output of a command
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a worker that is killed has shown its lines
     os.setsid()  # Ctrl-C reaches only the parent, and the process group can be killed as one
     multiprocessing.current_process().daemon = False  # a daemonic process cannot start processes
     threading.Thread(target=_end_with_parent, daemon=True).start()
