@@ -15,6 +15,7 @@ class Adapters(BaseConfig):
     """LoRA adapters of the served model. The key of an adapter is its name in requests, and the value its folder."""
 
     model_config = ConfigDict(extra="allow")
+    keys_are_names = True
 
     @property
     def folders(self) -> dict[str, Path]:
