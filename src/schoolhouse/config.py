@@ -344,7 +344,7 @@ def _parse_option(cls: type[BaseConfig], option: str, texts: list[str], known: M
     """Return the key of an option, and the value of the option as text."""
     written = option.removeprefix("--")
     *outer, name = _split_key(cls, written)
-    if outer and any(model.keys_are_names for model in _models_at(cls, outer)):
+    if outer and any(getattr(model, "keys_are_names", False) for model in _models_at(cls, outer)):
         if len(texts) != 1 or not texts[0]:
             raise SchoolError(f"{option} needs one value, found {texts or 'none'}")
         return ".".join((*outer, name)), texts[0]
@@ -373,7 +373,7 @@ def _split_key(cls: type[BaseConfig], key: str) -> list[str]:
     """Split a dotted key at its dots. A name that the user has chosen freely is not split."""
     parts = key.split(".")
     for n in range(1, len(parts)):
-        if any(model.keys_are_names for model in _models_at(cls, parts[:n])):
+        if any(getattr(model, "keys_are_names", False) for model in _models_at(cls, parts[:n])):
             return [*parts[:n], ".".join(parts[n:])]
     return parts
 

@@ -22,8 +22,8 @@ from schoolhouse.runs.atomic_io import (
     resolve_model,
     to_json,
     verify_checkpoint,
-    write_jsonl,
     write_checkpoint,
+    write_jsonl,
 )
 from schoolhouse.types import SchoolError
 

@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 

@@ -66,8 +66,9 @@ def size_defaults(recipe: type[BaseConfig], given: Mapping[str, Any]) -> dict[st
     if adapter:
         chosen["lora.rank"] = adapter
     given_rank = lookup(given, "lora.rank")
+    asked = chosen.get("lora.rank", 0) if given_rank is None else given_rank
     try:
-        rank = int(float(chosen.get("lora.rank", 0) if given_rank is None else given_rank)) if "lora.rank" in keys else 0
+        rank = int(float(asked)) if "lora.rank" in keys else 0
     except (TypeError, ValueError, OverflowError):
         return {}  # the check of the values says what is wrong
     if parameters > SMALL or rank:

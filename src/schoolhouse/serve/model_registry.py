@@ -59,7 +59,9 @@ class ModelRegistry:
         if name == self.default_name:
             raise SchoolError(f"--adapters.{name} has the name of the served model: give the adapter another name")
         if not resolve_model(folder).is_dir():
-            raise SchoolError(f"--adapters.{name} {folder} is not a folder: give the folder of an adapter or of its run")
+            raise SchoolError(
+                f"--adapters.{name} {folder} is not a folder: give the folder of an adapter, or of its run"
+            )
         if not is_adapter(resolve_model(folder)):
             raise SchoolError(
                 f"--adapters.{name} {folder} is not a LoRA adapter: serve it with `school serve {folder}`"
