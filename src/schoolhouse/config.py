@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -32,6 +32,8 @@ class BaseConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    keys_are_names: ClassVar[bool] = False
+    """Whether the user chooses the keys of this group freely. Such keys can have hyphens and dots."""
 
     @model_validator(mode="before")
     @classmethod
@@ -40,7 +42,7 @@ class BaseConfig(BaseModel):
 
         If a key of a group is not given, the key keeps its default.
         """
-        if not isinstance(data, Mapping):
+        if not isinstance(data, Mapping) or cls.keys_are_names:
             return data
         values = cls.preset_values(expand_dotted(data))
         for name, field in cls.model_fields.items():
@@ -329,7 +331,7 @@ def parse_args(cls: type[BaseConfig], args: Sequence[str], positional: Sequence[
         while not equals and rest and not rest[0].startswith("--"):
             texts.append(rest.pop(0))
         key, value = _parse_option(cls, option, texts, known)
-        *groups, last = key.split(".")
+        *groups, last = _split_key(cls, key)
         locations[(*groups, last)] = option
         group = values
         for name in groups:
@@ -340,7 +342,13 @@ def parse_args(cls: type[BaseConfig], args: Sequence[str], positional: Sequence[
 
 def _parse_option(cls: type[BaseConfig], option: str, texts: list[str], known: Mapping[str, Any]) -> tuple[str, Any]:
     """Return the key of an option, and the value of the option as text."""
-    key = option.removeprefix("--").replace("-", "_")
+    written = option.removeprefix("--")
+    *outer, name = _split_key(cls, written)
+    if outer and any(getattr(model, "keys_are_names", False) for model in _models_at(cls, outer)):
+        if len(texts) != 1 or not texts[0]:
+            raise SchoolError(f"{option} needs one value, found {texts or 'none'}")
+        return ".".join((*outer, name)), texts[0]
+    key = written.replace("-", "_")
     *groups, last = key.split(".")
     positive = ".".join((*groups, last.removeprefix("no_")))
     if key not in known and not texts and known.get(positive) is bool:
@@ -359,6 +367,15 @@ def _parse_option(cls: type[BaseConfig], option: str, texts: list[str], known: M
     if types.NoneType in members:
         exact |= {"none": None, "None": None, "null": None}
     return key, exact.get(texts[0], texts[0])  # pydantic converts text to types, but not to these values
+
+
+def _split_key(cls: type[BaseConfig], key: str) -> list[str]:
+    """Split a dotted key at its dots. A name that the user has chosen freely is not split."""
+    parts = key.split(".")
+    for n in range(1, len(parts)):
+        if any(getattr(model, "keys_are_names", False) for model in _models_at(cls, parts[:n])):
+            return [*parts[:n], ".".join(parts[n:])]
+    return parts
 
 
 def leaf_fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,7 @@ from schoolhouse.runs.atomic_io import (
     to_json,
     verify_checkpoint,
     write_checkpoint,
+    write_jsonl,
 )
 from schoolhouse.types import SchoolError
 
@@ -91,6 +92,13 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "lines.jsonl").write_text('{"a": 1}\n{"a":\n{"a": 2}\n')
     with pytest.raises(SchoolError, match=r"lines.jsonl:2 is damaged"):
         read_jsonl(tmp_path / "lines.jsonl")
+
+
+def test_half_of_a_character_can_be_written_and_read(tmp_path: Path) -> None:
+    rows = [{"reason": "ValueError: \ud800"}, {"ä": 1.5}]
+    write_jsonl(tmp_path / "lines.jsonl", rows)
+    assert read_jsonl(tmp_path / "lines.jsonl") == rows
+    assert "ä" in (tmp_path / "lines.jsonl").read_text("utf-8")
 
 
 @pytest.mark.parametrize("text", ['{"a": ', "[1]", "\udcff"])

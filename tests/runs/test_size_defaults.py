@@ -27,6 +27,13 @@ def model_folder(folder: Path, parameters: int) -> Path:
     return folder
 
 
+def adapter_folder(folder: Path, base: Path, **keys: Any) -> Path:
+    """A folder with an adapter of rank 8, without its weights."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), "r": 8, **keys}))
+    return folder
+
+
 def chosen(recipe: str, model: Path, **given: Any) -> dict[str, Any]:
     return size_defaults(load_recipe(recipe).config, expand_dotted({"model": str(model), **given}))
 
@@ -37,9 +44,40 @@ def test_parameters_are_counted_from_the_header_alone(tmp_path: Path) -> None:
 
 def test_an_adapter_counts_the_parameters_of_its_base(tmp_path: Path) -> None:
     base = model_folder(tmp_path / "base", 4 * MILLION)
-    adapter = model_folder(tmp_path / "adapter", 1_000)
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), "r": 8}))
-    assert num_parameters(adapter) == 4 * MILLION
+    assert num_parameters(adapter_folder(tmp_path / "adapter", base)) == 4 * MILLION
+
+
+def test_an_adapter_that_was_moved_with_its_base_keeps_its_values(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    base = model_folder(tmp_path / "old" / "base", 4 * MILLION)
+    adapter = adapter_folder(tmp_path / "old" / "adapter", base)
+    (adapter / "base_model.json").write_text(json.dumps({"folder": "../base"}))
+    before = chosen("sft", adapter)
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert chosen("sft", tmp_path / "new" / "adapter") == before
+    assert before["lora.rank"] == 8
+
+
+def test_weights_of_16_bits_in_a_pickled_file_have_two_bytes_each(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(bytes(1_000))
+    (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16"}))
+    assert num_parameters(tmp_path) == 500
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\x10" + bytes(7) + b'{"a":', b"\x02" + bytes(7) + b"[]"],
+    ids=["empty", "pointer of git-lfs", "cut off", "no mapping"],
+)
+def test_a_damaged_weight_file_is_left_to_the_recipe(tmp_path: Path, content: bytes) -> None:
+    folder = model_folder(tmp_path / "m", 2 * MILLION)
+    (folder / "model.safetensors").write_bytes(content)
+    assert chosen("grpo", folder) == {}
+
+
+@pytest.mark.parametrize("rank", ["many", "nan", "1e999", [8]])
+def test_a_rank_that_is_not_a_number_is_left_to_the_check_of_the_values(tmp_path: Path, rank: Any) -> None:
+    assert chosen("grpo", model_folder(tmp_path / "m", 2 * MILLION), **{"lora.rank": rank}) == {}
 
 
 def test_a_small_model_keeps_the_defaults_of_the_recipe(tmp_path: Path) -> None:
@@ -75,9 +113,7 @@ def test_values_of_the_user_are_never_replaced(tmp_path: Path) -> None:
 
 def test_training_of_an_adapter_keeps_the_rank_of_the_adapter(tmp_path: Path) -> None:
     base = model_folder(tmp_path / "base", 4 * MILLION)
-    adapter = model_folder(tmp_path / "adapter", 1_000)
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), "r": 8}))
-    assert chosen("sft", adapter)["lora.rank"] == 8
+    assert chosen("sft", adapter_folder(tmp_path / "adapter", base))["lora.rank"] == 8
 
 
 def test_a_recipe_without_a_start_model_has_no_defaults_by_size() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from schoolhouse.algorithms.settings import Lora
+from schoolhouse.cli.options import parse_options
 from schoolhouse.model.lora import lora_layers
 from schoolhouse.policy.policy import Policy
 from schoolhouse.serve.model_registry import ModelRegistry
@@ -54,6 +55,15 @@ def test_each_name_is_its_own_adapter_on_shared_weights(registry: ModelRegistry,
     assert len({policy.decoder.get_parameter(name).data_ptr() for policy in found.values()}) == 1
 
 
+def test_the_name_of_an_adapter_is_kept_as_it_is_written():
+    given = ["model", "--adapters.my-math", "a", "--adapters.v1.2", "b", "--adapters.v1=c"]
+    config = parse_options(ServerConfig, given, "school serve MODEL", ("model",))
+    assert config is not None
+    assert config.adapters.folders == {"my-math": Path("a"), "v1.2": Path("b"), "v1": Path("c")}
+    with pytest.raises(SchoolError, match=r"--adapters\.my-math needs one value, found none"):
+        parse_options(ServerConfig, ["model", "--adapters.my-math"], "school serve MODEL", ("model",))
+
+
 def test_an_adapter_of_another_base_is_refused_at_the_start(
     sft_model: Callable[[str], Path], adapters: dict[str, Path], tmp_path: Path
 ):
@@ -63,6 +73,7 @@ def test_an_adapter_of_another_base_is_refused_at_the_start(
         (tmp_path / "copy", {"math": adapters["one"]}, "--adapters.math .* is an adapter of"),
         (model, {"math": tmp_path / "copy"}, "is not a LoRA adapter: serve the model with"),
         (model, {"base": adapters["one"]}, "has the name of the served model"),
+        (model, {"math": tmp_path / "none"}, "is not a folder: give the folder of an adapter"),
     ):
         with pytest.raises(SchoolError, match=message):
             ModelRegistry(ServerConfig.of(model=served, served_model_name="base", adapters=given))

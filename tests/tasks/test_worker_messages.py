@@ -36,7 +36,7 @@ def test_messages_arrive_in_order(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     send_message(writer, ready=True)
     send_message(writer, case=1, reason="\ud800 ü\n")
-    assert MessageReader(reader).read() == ([{"ready": True}, {"case": 1, "reason": "\ud800 ü\n"}], False)
+    assert MessageReader(reader).read() == ([{"ready": True}, {"case": 1, "reason": "? ü\n"}], False)
 
 
 def test_a_half_message_is_not_waited_for(pipe: tuple[int, int]) -> None:
@@ -118,7 +118,7 @@ def test_too_many_parts_cost_the_reward() -> None:
     assert "f.py:1: the verdict has 65 parts; at most 64 parts are allowed" in fields["reason"]
 
 
-@pytest.mark.parametrize("letter", ["\U0001f600", "\x01", "\ud800", '"'])
+@pytest.mark.parametrize("letter", ["\U0001f600", "\x01", "\u20ac", '"'])
 def test_the_largest_verdict_fits_into_a_message(letter: str) -> None:
     verdict = Verdict(1.0, letter * 10_000, {f"{i:02d}{letter * 98}": 1e-300 / 3 for i in range(MAX_PARTS)})
     fields = {"case": 10**6, "trace": letter * MAX_TRACE_CHARS, **verdict_fields(verdict, "")}

@@ -351,6 +351,34 @@ def test_grade_uses_the_tasks_own_workers(file: Path) -> None:
     worker_pool(task).close()
 
 
+PRINTS = """
+import json, os, subprocess
+from schoolhouse.tasks.base import Task
+from schoolhouse.types import Verdict
+
+class Prints(Task):
+    def grade(self, problem, completion):
+        print("from the verifier")
+        os.write(1, b"from its file\\n")
+        subprocess.run(["echo", "from its process"])
+        raise ValueError(json.loads('"half a character: \\\\ud800"'))
+"""
+
+
+def test_what_a_verifier_prints_goes_to_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prints.py").write_text(PRINTS)
+    with WorkerPool(open_task(f"python:{tmp_path / 'prints.py'}"), num_workers=1) as pool:
+        verdict = pool.grade_all([(Problem("p", (), ""), Completion(None, ""))])[0]
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert [line for line in err.splitlines() if line.startswith("from")] == [
+        "from the verifier",
+        "from its file",
+        "from its process",
+    ]
+    assert verdict.reason.endswith("ValueError: half a character: ?")
+
+
 def test_an_idle_worker_ends_itself_and_frees_its_semaphores(tmp_path: Path) -> None:
     (tmp_path / "locks.py").write_text(
         "import multiprocessing\nfrom schoolhouse import Task, Verdict\n"

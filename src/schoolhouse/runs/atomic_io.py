@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -93,10 +92,18 @@ def to_json(value: Any, indent: int | None = None) -> str:
     """Convert a value to strict JSON.
 
     Numpy numbers become JSON numbers. Numbers that are not finite become null. Objects of other types become strings.
+    A text with a lone surrogate (half of a character) is written with escapes, because UTF-8 has no lone surrogates.
     """
-    with suppress(ValueError, TypeError):  # most values are plain already, and large
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
-    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    try:  # most values are plain already, and large
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    except (ValueError, TypeError):
+        value = _plain(value)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False, indent=indent)
+    return text
 
 
 def _plain(value: Any) -> Any:

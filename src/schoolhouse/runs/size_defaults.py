@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from schoolhouse.config import BaseConfig, leaf_fields, lookup
+from schoolhouse.runs.adapter_folder import CONFIG, base_folder, is_adapter
 from schoolhouse.runs.atomic_io import read_json, resolve_model
 from schoolhouse.runs.manifest import weight_files
 from schoolhouse.types import SchoolError
@@ -55,7 +56,7 @@ def size_defaults(recipe: type[BaseConfig], given: Mapping[str, Any]) -> dict[st
         return {}
     try:
         folder = resolve_model(model)
-        parameters = num_parameters(folder)
+        parameters, adapter = num_parameters(folder), adapter_rank(folder)
     except SchoolError:
         return {}  # the recipe opens the model later, and reports the error
     if not parameters:
@@ -63,10 +64,14 @@ def size_defaults(recipe: type[BaseConfig], given: Mapping[str, Any]) -> dict[st
     chosen: dict[str, Any] = {}
     if parameters >= LARGE:
         chosen |= {"lora.rank": LORA_RANK, **LARGE_BATCH}
-    if rank := adapter_rank(folder):
-        chosen["lora.rank"] = rank
+    if adapter:
+        chosen["lora.rank"] = adapter
     given_rank = lookup(given, "lora.rank")
-    rank = int(given_rank if given_rank is not None else chosen.get("lora.rank", 0)) if "lora.rank" in keys else 0
+    asked = chosen.get("lora.rank", 0) if given_rank is None else given_rank
+    try:
+        rank = int(float(asked)) if "lora.rank" in keys else 0
+    except (TypeError, ValueError, OverflowError):
+        return {}  # the check of the values says what is wrong
     if parameters > SMALL or rank:
         default = recipe.model_construct().model_dump()
         factor = min(1.0, (SMALL / parameters) ** LEARNING_RATE_POWER) * (LORA_RATE_FACTOR if rank else 1.0)
@@ -79,24 +84,29 @@ def num_parameters(folder: Path) -> int:
 
     For an adapter, the parameters of its base model are counted.
     """
-    config = folder / "adapter_config.json"
-    if config.is_file():
-        return num_parameters(resolve_model(str(read_json(config).get("base_model_name_or_path", ""))))
-    total = 0
-    for path in weight_files(folder):
-        if path.suffix != ".safetensors":
-            total += path.stat().st_size // 4
-            continue
+    return sum(map(_num_parameters_of_file, weight_files(base_folder(folder))))
+
+
+def _num_parameters_of_file(path: Path) -> int:
+    """Count the parameters of one weight file. Raises SchoolError if the file is not a whole safetensors file."""
+    size = path.stat().st_size
+    if path.suffix != ".safetensors":
+        config = path.parent / "config.json"
+        stored = read_json(config) if config.is_file() else {}
+        is_half = str(stored.get("dtype", stored.get("torch_dtype"))) in ("float16", "bfloat16")
+        return size // (2 if is_half else 4)
+    try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
+            if length > size:
+                raise ValueError("its header is cut off")
             header = json.loads(file.read(length))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                total += math.prod(tensor["shape"])
-    return total
+        return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SchoolError(f"{path} cannot be read ({error}); it is truncated or damaged: copy it again") from error
 
 
 def adapter_rank(folder: Path) -> int:
     """Return the rank of an adapter folder in PEFT format, or 0 for a folder that is not an adapter."""
-    config = folder / "adapter_config.json"
-    return int(read_json(config).get("r", 0)) if config.is_file() else 0
+    rank = read_json(folder / CONFIG).get("r") if is_adapter(folder) else 0
+    return rank if isinstance(rank, int) else 0

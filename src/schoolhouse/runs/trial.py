@@ -10,9 +10,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 from schoolhouse.config import BaseConfig, dump
@@ -48,9 +51,9 @@ def run_trial(
     The trial ends earlier if `seconds` have passed and two steps are done.
 
     `report`: a function that is called with each line about the progress.
-    Raises SchoolError if the run fails before enough steps are done.
+    Raises SchoolError if the run fails before enough steps are done. On SIGTERM and SIGHUP, the trial ends too.
     """
-    with tempfile.TemporaryDirectory(prefix="school-estimate-") as folder:
+    with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="school-estimate-") as folder:
         file, run, log = (Path(folder) / part for part in ("config.yaml", "run", "log.txt"))
         atomic_write(file, dump(config))
         command = [sys.executable, "-m", "schoolhouse", "--quiet", "train", recipe, str(file), "--dir", str(run)]
@@ -70,6 +73,28 @@ def run_trial(
             )
         peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return Trial(times, read_jsonl(run / "metrics.jsonl"), peak, kept)
+
+
+@contextmanager
+def _ended_by_signals() -> Generator[None]:
+    """Let SIGTERM and SIGHUP raise SystemExit, so that the process of the trial is ended too.
+
+    The process has a session of its own, so it would continue after the terminal is closed. A signal that is ignored,
+    as with nohup, stays ignored.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
+        previous = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _watch(

@@ -59,6 +59,10 @@ class ModelRegistry:
         base = base_folder(resolve_model(self.config.model))
         if name == self.default_name:
             raise SchoolError(f"--adapters.{name} has the name of the served model: give the adapter another name")
+        if not resolve_model(folder).is_dir():
+            raise SchoolError(
+                f"--adapters.{name} {folder} is not a folder: give the folder of an adapter, or of its run"
+            )
         if not is_adapter(resolve_model(folder)):
             raise SchoolError(
                 f"--adapters.{name} {folder} is not a LoRA adapter: serve the model with `school serve {folder}`"

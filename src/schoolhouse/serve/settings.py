@@ -16,6 +16,7 @@ class Adapters(BaseConfig):
     folder."""
 
     model_config = ConfigDict(extra="allow")
+    keys_are_names = True
 
     @property
     def folders(self) -> dict[str, Path]:

@@ -36,8 +36,11 @@ def send_message(descriptor: int, **fields: Any) -> None:
 
 
 def encoded(fields: Mapping[str, Any]) -> bytes:
-    """Return a message as a line of JSON. Each character needs at most 6 bytes."""
-    return (json.dumps(fields, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    """Return a message as a line of JSON. Each character needs at most 6 bytes.
+
+    A lone surrogate (half of a character) becomes a question mark, because files and terminals cannot show it.
+    """
+    return (json.dumps(fields, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 class MessageReader:
@@ -68,7 +71,7 @@ class MessageReader:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        message = json.loads(line.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+        message = json.loads(line.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise BadMessageError(f"a message is not JSON ({str(error)[:60]}): {line[:40]!r}") from error
     if not isinstance(message, dict):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import io
 import multiprocessing
 import os
 import pickle
 import resource
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,8 +53,12 @@ def work(requests: Connection, replies: Connection, trace: Connection, start: Wo
     """Run a worker process until the parent process closes `requests`.
 
     A request is the pickle of (seconds, cases). Each reply is a line of JSON. If the process crashes, or if the parent
-    process asks, the current lines of the code are written to `trace`.
+    process asks, the current lines of the code are written to `trace`. The text that a verifier prints goes to stderr.
     """
+    with contextlib.suppress(OSError):  # a service can run without stderr
+        os.dup2(2, 1)  # the text that a verifier prints is not part of the output of a command
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a worker that is killed has shown its lines
     os.setsid()  # Ctrl-C reaches only the parent, and the whole process group can be killed
     multiprocessing.current_process().daemon = False  # a daemonic process cannot start processes
     threading.Thread(target=_end_with_parent, daemon=True).start()
