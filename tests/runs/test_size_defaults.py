@@ -27,6 +27,14 @@ def model_folder(folder: Path, parameters: int) -> Path:
     return folder
 
 
+def adapter_folder(folder: Path, base: str, **keys: Any) -> Path:
+    """An adapter of `base` without its tensors."""
+    folder.mkdir()
+    config = {"base_model_name_or_path": base, "r": 8, "lora_alpha": 12, **keys}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def chosen(recipe: str, model: Path, **given: Any) -> dict[str, Any]:
     return size_defaults(load_recipe(recipe).config, expand_dotted({"model": str(model), **given}))
 
@@ -37,8 +45,7 @@ def test_parameters_are_counted_from_the_header_alone(tmp_path: Path) -> None:
 
 def test_an_adapter_counts_the_parameters_of_its_base(tmp_path: Path) -> None:
     base = model_folder(tmp_path / "base", 4 * MILLION)
-    adapter = model_folder(tmp_path / "adapter", 1_000)
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), "r": 8}))
+    adapter = adapter_folder(tmp_path / "adapter", str(base))
     assert num_parameters(adapter) == 4 * MILLION
 
 
@@ -73,11 +80,24 @@ def test_values_of_the_user_are_never_replaced(tmp_path: Path) -> None:
     assert chosen("grpo", model_folder(tmp_path / "m", 135 * MILLION), **given) == {"prompts_per_step": 8}
 
 
-def test_training_of_an_adapter_keeps_the_rank_of_the_adapter(tmp_path: Path) -> None:
+def test_training_of_an_adapter_keeps_its_rank_and_its_alpha(tmp_path: Path) -> None:
     base = model_folder(tmp_path / "base", 4 * MILLION)
-    adapter = model_folder(tmp_path / "adapter", 1_000)
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), "r": 8}))
+    values = chosen("sft", adapter_folder(tmp_path / "adapter", str(base)))
+    assert (values["lora.rank"], values["lora.alpha"]) == (8, 12)
+
+
+def test_an_adapter_that_was_moved_with_its_base_is_known(tmp_path: Path) -> None:
+    model_folder(tmp_path / "base", 4 * MILLION)
+    adapter = adapter_folder(tmp_path / "adapter", "/no/such/base")
+    (adapter / "base_model.json").write_text(json.dumps({"folder": "../base"}))
+    assert num_parameters(adapter) == 4 * MILLION
     assert chosen("sft", adapter)["lora.rank"] == 8
+
+
+def test_settings_that_are_not_numbers_are_left_to_the_recipe(tmp_path: Path) -> None:
+    base = model_folder(tmp_path / "base", 4 * MILLION)
+    values = chosen("sft", adapter_folder(tmp_path / "adapter", str(base), r=None, lora_alpha="much"))
+    assert not values.keys() & {"lora.rank", "lora.alpha"}
 
 
 def test_a_recipe_without_a_start_model_has_no_defaults_by_size() -> None:

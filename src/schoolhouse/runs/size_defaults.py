@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from schoolhouse.config import BaseConfig, leaf_fields, lookup
+from schoolhouse.runs.adapter_folder import CONFIG, base_folder, is_adapter
 from schoolhouse.runs.atomic_io import read_json, resolve_model
 from schoolhouse.runs.manifest import weight_files
 from schoolhouse.types import SchoolError
@@ -62,8 +63,7 @@ def size_defaults(recipe: type[BaseConfig], given: Mapping[str, Any]) -> dict[st
     chosen: dict[str, Any] = {}
     if parameters >= LARGE:
         chosen |= {"lora.rank": LORA_RANK, **LARGE_BATCH}
-    if rank := adapter_rank(folder):
-        chosen["lora.rank"] = rank
+    chosen |= adapter_settings(folder)
     given_rank = lookup(given, "lora.rank")
     rank = int(given_rank if given_rank is not None else chosen.get("lora.rank", 0)) if "lora.rank" in keys else 0
     if parameters > SMALL or rank:
@@ -78,11 +78,8 @@ def num_parameters(folder: Path) -> int:
 
     For an adapter, the parameters of its base model are counted.
     """
-    config = folder / "adapter_config.json"
-    if config.is_file():
-        return num_parameters(resolve_model(str(read_json(config).get("base_model_name_or_path", ""))))
     total = 0
-    for path in weight_files(folder):
+    for path in weight_files(base_folder(folder)):
         if path.suffix != ".safetensors":
             total += path.stat().st_size // 4
             continue
@@ -95,7 +92,11 @@ def num_parameters(folder: Path) -> int:
     return total
 
 
-def adapter_rank(folder: Path) -> int:
-    """Return the rank of an adapter folder in PEFT format, or 0 for a folder that is not an adapter."""
-    config = folder / "adapter_config.json"
-    return int(read_json(config).get("r", 0)) if config.is_file() else 0
+def adapter_settings(folder: Path) -> dict[str, float]:
+    """Return `lora.rank` and `lora.alpha` of an adapter folder in PEFT format. Empty for a folder without an adapter.
+
+    A value that is not a number is left out, because loading the adapter then says what is wrong.
+    """
+    config = read_json(folder / CONFIG) if is_adapter(folder) else {}
+    values = {"lora.rank": config.get("r"), "lora.alpha": config.get("lora_alpha")}
+    return {key: value for key, value in values.items() if isinstance(value, int | float)}
