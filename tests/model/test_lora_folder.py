@@ -1,6 +1,7 @@
 """Adapter folders in the format of peft: what is written is read again, and nothing else is taken for it."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from schoolhouse.algorithms.settings import Lora
+from schoolhouse.algorithms.losses import negative_log_likelihood
+from schoolhouse.algorithms.packing import pack, token_mean
+from schoolhouse.algorithms.settings import Lora, Optimizer
+from schoolhouse.cli.main import main
 from schoolhouse.data.chat import Conversation
 from schoolhouse.model.kv_cache import PackedAttention
 from schoolhouse.model.lora import adapter_tensors, lora_layers
 from schoolhouse.model.lora_folder import load_conversation, load_model, read_adapter_tensors, save_merged
 from schoolhouse.policy.policy import Policy
-from schoolhouse.types import SchoolError
+from schoolhouse.types import Key, Problem, Rollout, SchoolError
 
 TOKENS = torch.tensor([5, 9, 13, 2, 60, 44, 3, 21, 8])
 
@@ -181,7 +185,9 @@ def test_a_folder_with_a_model_and_an_adapter_is_refused(base: Path, adapter: Pa
         ("modules_to_save", ["lm_head"]),
         ("rank_pattern", {"q_proj": 2}),
         ("alpha_pattern", {"q_proj": 2}),
-        ("layers_to_transform", [0]),
+        ("layers_to_transform", [7]),
+        ("layers_to_transform", "first"),
+        ("exclude_modules", r".*_proj"),
         ("fan_in_fan_out", True),
         ("init_lora_weights", "pissa_niter_4"),
         ("trainable_token_indices", [1]),
@@ -306,3 +312,69 @@ def test_an_adapter_of_peft_opens_here_with_the_same_logits(base: Path, tmp_path
     ours = logits(load_model(tmp_path / "peft"))
     assert (peft_logits(model) - ours).abs().max() < 1e-5 * ours.abs().max()
     assert (ours - logits(load_model(base))).abs().max() > 0.01
+
+
+# --- adapters of peft are trained further, on the layers that they have
+
+
+def peft_adapter(base: Path, folder: Path, **keys: Any) -> Path:
+    """Write an adapter that peft has made."""
+    peft, transformers = (pytest.importorskip(name) for name in ("peft", "transformers"))
+    torch.manual_seed(0)
+    config = peft.LoraConfig(**{"task_type": "CAUSAL_LM", "r": 2, "init_lora_weights": False, **keys})
+    peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    return folder
+
+
+SOME_LAYERS = [
+    {"target_modules": ["q_proj", "v_proj"]},
+    {"target_modules": ["up_proj", "k_proj"], "layers_to_transform": [1]},
+    {"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers"},
+    {"target_modules": ["q_proj", "v_proj", "o_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+    {"target_modules": r".*layers\.1.*\.(gate|down)_proj"},
+]
+SELECTION = ("target_modules", "layers_to_transform", "layers_pattern", "exclude_modules")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("keys", SOME_LAYERS)
+def test_training_goes_on_with_the_layers_that_peft_chose(base: Path, tmp_path: Path, keys: dict[str, Any]):
+    peft, transformers = (pytest.importorskip(name) for name in ("peft", "transformers"))
+    folder = peft_adapter(base, tmp_path / "peft", **keys, lora_alpha=6)
+    before = read_adapter_tensors(folder)
+    assert before is not None
+    policy = Policy.load(folder, "float32", Optimizer(warmup_steps=0), lora=Lora(rank=2, alpha=6), device="cpu")
+    assert (logits(policy.decoder) - logits(load_model(folder))).abs().max() == 0
+    ids = tuple(TOKENS.tolist())
+    row = Rollout(Problem("p", (), ""), Key(0, "t"), ids, (False, *(True,) * (len(ids) - 1)), (math.nan,) * len(ids))
+    policy.update(pack([row], token_mean([row]), 64), negative_log_likelihood(), 0.01)
+    policy.save(tmp_path / "trained")
+    after = read_adapter_tensors(tmp_path / "trained")
+    assert after is not None
+    assert after.keys() == before.keys()
+    assert all((after[name] - before[name]).abs().max() > 1e-4 for name in before)
+    ours, theirs = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("trained", "peft"))
+    assert [ours.get(key) for key in SELECTION] == [theirs[key] for key in SELECTION]
+    opened = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(base), tmp_path / "trained"
+    )
+    assert (peft_logits(opened) - logits(policy.decoder)).abs().max() < 1e-5 * logits(policy.decoder).abs().max()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_the_command_trains_an_adapter_of_peft_with_its_rank_alone(base: Path, tmp_path: Path, capsys):
+    folder = peft_adapter(base, tmp_path / "peft", target_modules=["q_proj", "v_proj"], lora_alpha=6)
+    sizes = ["--task", "school:addition?digits=1", "--steps", "2", "--batch_size", "2", "--save_every", "1"]
+    main(["train", "sft", "--model", str(folder), "--lora.rank", "2", *sizes, "--dir", str(tmp_path / "run")])
+    assert "chosen for the size of this model: lora.alpha 6" in capsys.readouterr().err
+    config = json.loads((tmp_path / "run/checkpoints/000002/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], sorted(config["target_modules"])) == (2, 6, ["q_proj", "v_proj"])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_an_adapter_of_a_layer_outside_the_blocks_is_refused(base: Path, tmp_path: Path, layer: str):
+    folder = peft_adapter(base, tmp_path / "peft", target_modules=["q_proj", layer])
+    message = load_error(folder, Lora(rank=2, alpha=8))
+    assert f"{layer}`, which is not a linear layer of a block of the base model" in message
+    assert "merge the adapter into its base model with the package peft" in message

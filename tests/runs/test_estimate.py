@@ -17,7 +17,7 @@ from schoolhouse.runs.estimate import (
     estimate,
 )
 from schoolhouse.runs.run import Run
-from schoolhouse.runs.trial import Trial, run_trial
+from schoolhouse.runs.trial import Trial, processor_seconds, run_trial
 from schoolhouse.types import SchoolError
 
 TINY = {
@@ -116,23 +116,55 @@ def test_lines_on_stderr_say_what_is_measured(capsys):
     assert lines[1].startswith("estimate: `pretrain`, step 1 is done after")
 
 
-def test_a_large_model_is_measured_with_small_steps(tmp_path, monkeypatch):
-    """The whole step has 8 times the problems; the time and the memory grow with them."""
-    base = lasts(steps=2)
-    with Run.open(tmp_path, base, "pretrain") as run:
-        pretrain.pretrain(base, run)
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """The config of a run that starts from a model which counts as large."""
+    with Run.open(tmp_path, lasts(steps=2), "pretrain") as run:
+        pretrain.pretrain(lasts(steps=2), run)
     monkeypatch.setattr(module, "LARGE", 0)
+    monkeypatch.setattr(module, "SECOND_SECONDS", 1.0)
     sizes = {"prompts_per_step": 32, "group_size": 4, "steps": 10, "sampling.max_new_tokens": 8, "eval.every": 5}
-    config = grpo.Config.of(model=str(tmp_path), task="school:addition?digits=1", **sizes)
+    return grpo.Config.of(model=str(tmp_path), task="school:addition?digits=1", **sizes)
+
+
+def test_a_large_model_is_measured_with_small_steps_and_then_whole_steps(large):
     lines: list[str] = []
-    measured = estimate("grpo", config, lines.append)
-    assert "steps with `prompts_per_step` 4 and 16 instead of 32" in lines[0]
+    measured = estimate("grpo", large, lines.append)
+    trials = [line for line in lines if "a trial measures" in line]
+    assert "`prompts_per_step` 4 instead of 32 and micro-batches of 1024 tokens" in trials[0]
+    assert "`prompts_per_step` 32 and micro-batches of 4096 tokens" in trials[1]
+    assert len(trials) == 2
     assert measured.steps == 10
     assert measured.step_seconds > 0
     assert measured.eval_seconds > 0
     assert measured.peak_memory > 1e8
     assert measured.longest_step >= measured.step_seconds  # the untrained model gives almost no training signal
     assert "if every group gives a training signal" in str(Estimate(3, 1.0, 2.0, 0.0, 10**9, longest_step=4.0))
+
+
+def test_a_step_that_takes_too_long_is_never_measured_whole(large, monkeypatch):
+    """The second trial keeps its least size, and the time and the memory of a whole step are computed."""
+    monkeypatch.setattr(module, "WHOLE_SECONDS", 0.0)
+    lines: list[str] = []
+    measured = estimate("grpo", large, lines.append)
+    assert "`prompts_per_step` 16 instead of 32 and micro-batches of 2048 tokens" in "\n".join(lines)
+    assert measured.step_seconds > 0
+    assert measured.peak_memory > 1e8
+
+
+def test_the_load_of_other_programs_is_told():
+    alone, beside = (str(Estimate(3, 1.0, 2.0, 0.0, 10**9, other_load=load)) for load in (0.05, 0.4))
+    assert "other programs" not in alone
+    assert "other programs used 40% of the processors meanwhile" in beside
+
+
+def test_the_time_of_the_processors_grows():
+    (busy, total), start = processor_seconds(), time.monotonic()
+    while time.monotonic() - start < 0.1:
+        pass
+    later = processor_seconds()
+    assert later[0] >= busy + 0.05
+    assert later[1] - total >= later[0] - busy - 1e-6
 
 
 @pytest.mark.parametrize(
@@ -155,10 +187,10 @@ def test_a_penalty_and_random_rewards_give_every_group_a_gradient():
     assert not _skips_constant_groups(grpo.Config.of(model="m", **{"rewards.control": "random"}))
 
 
-def test_the_time_of_a_part_is_the_shortest_one():
+def test_the_time_of_a_part_is_its_mean_without_the_first_step():
     rows = [(9.0, 2.0, 4.0), (16.0, 3.0, 3.0), (22.0, 2.5, 3.2)]
     times = [{"seconds": end, "sampling": sampling, "learning": learning} for end, sampling, learning in rows]
-    assert _step_parts(Trial(times, [], 0, 0)) == pytest.approx((2.0, 3.0, 0.3))
+    assert _step_parts(Trial(times, [], 0, 0)) == pytest.approx((2.75, 3.1, 0.65))
 
 
 def test_the_share_of_groups_with_a_signal_comes_from_all_trials():

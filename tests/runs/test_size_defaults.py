@@ -30,7 +30,9 @@ def model_folder(folder: Path, parameters: int) -> Path:
 def adapter_folder(folder: Path, base: Path, **keys: Any) -> Path:
     """A folder with an adapter of rank 8, without its weights."""
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), "r": 8, **keys}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(base), "r": 8, "lora_alpha": 12, **keys})
+    )
     return folder
 
 
@@ -111,9 +113,16 @@ def test_values_of_the_user_are_never_replaced(tmp_path: Path) -> None:
     assert chosen("grpo", model_folder(tmp_path / "m", 135 * MILLION), **given) == {"prompts_per_step": 8}
 
 
-def test_training_of_an_adapter_keeps_the_rank_of_the_adapter(tmp_path: Path) -> None:
+def test_training_of_an_adapter_keeps_its_rank_and_its_alpha(tmp_path: Path) -> None:
     base = model_folder(tmp_path / "base", 4 * MILLION)
-    assert chosen("sft", adapter_folder(tmp_path / "adapter", base))["lora.rank"] == 8
+    values = chosen("sft", adapter_folder(tmp_path / "adapter", base))
+    assert (values["lora.rank"], values["lora.alpha"]) == (8, 12)
+
+
+def test_settings_that_are_not_numbers_are_left_to_the_recipe(tmp_path: Path) -> None:
+    base = model_folder(tmp_path / "base", 4 * MILLION)
+    values = chosen("sft", adapter_folder(tmp_path / "adapter", base, r=None, lora_alpha="much"))
+    assert not values.keys() & {"lora.rank", "lora.alpha"}
 
 
 def test_a_recipe_without_a_start_model_has_no_defaults_by_size() -> None:

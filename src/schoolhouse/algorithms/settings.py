@@ -73,8 +73,8 @@ class Lora(BaseConfig):
     alpha: float = Field(32.0, gt=0)
     """The output of the trained matrices is multiplied by alpha / rank, so one learning rate fits many ranks."""
     targets: Literal["all", "attention", "mlp"] = "all"
-    """Which linear layers get an adapter: all, only attention, or only the MLP. With attention or mlp, the model learns
-    less."""
+    """Linear layers that get a new adapter: all of them, or only those of attention or of the MLP (both learn less). If
+    `model` is an adapter, `all` trains the layers that the adapter has."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type in which the frozen matrices are stored. bfloat16 halves the memory, and rounds the weights."""
 

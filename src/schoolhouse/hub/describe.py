@@ -103,7 +103,7 @@ def describe_model(name: Path | str) -> ModelDescription:
         weights = _read_weights(base)
     except SchoolError as error:
         return ModelDescription(folder, model_type, problems=(str(error),))
-    problems, decoder, template, memory = [], None, None, None
+    problems, decoder, template, memory, adapter = [], None, None, None, ""
     needed, free = weights.num_bytes + 4 * weights.num_parameters, machine_memory()[0]
     if needed > free:
         problems.append(
@@ -113,14 +113,14 @@ def describe_model(name: Path | str) -> ModelDescription:
     else:
         try:
             decoder = load_model(folder)
+            adapter = _describe_adapter(decoder.lora)
         except SchoolError as error:
             problems.append(str(error))
     try:
         conversation = load_conversation(folder)
         template = _describe_template(folder, conversation)
         if decoder is not None:
-            memory = memory_need(decoder.config, weights.num_parameters)
-            Policy(decoder, conversation)
+            memory = memory_need(Policy(decoder, conversation))
     except SchoolError as error:
         problems.append(str(error))
     described = ModelDescription(
@@ -134,7 +134,7 @@ def describe_model(name: Path | str) -> ModelDescription:
         config=decoder.config,
         decoder="own" if own else "adapter",
         decoder_reason=_decoder_reason(config, own),
-        adapter=_describe_adapter(decoder.lora),
+        adapter=adapter,
         length_reason=_length_reason(config, decoder.config),
         limits=tuple(_limits(own, decoder.config)),
     )

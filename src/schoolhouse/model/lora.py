@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class Adapter:
     `base`: the name of the base model: a path, or a name of the Hugging Face Hub.
     `base_sha256`: the checksum of the base model's weights (`weights_sha256`).
     `base_dtype`: the number type in which the frozen matrices are stored.
+    `selection`: the keys of peft that choose the layers, as they were read from a file, such as `target_modules`. It is
+        empty for a new adapter.
     """
 
     rank: int
@@ -45,6 +47,7 @@ class Adapter:
     base_sha256: str
     base_dtype: torch.dtype = torch.float32
     use_rslora: bool = False
+    selection: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +47,13 @@ if TYPE_CHECKING:
     from schoolhouse.model.hf_adapter import HFAdapter
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_READ = set("peft_type r lora_alpha use_rslora target_modules base_model_name_or_path revision".split())
+_SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+"""The keys that choose the layers with an adapter. A loaded adapter is saved with the values that it had."""
+
+_READ = set("peft_type r lora_alpha use_rslora base_model_name_or_path revision".split()) | set(_SELECTION)
 _INERT = set(  # keys that do not change what a model with this adapter computes
     "auto_mapping inference_mode lora_dropout task_type peft_version init_lora_weights ephemeral_gpu_offload "
-    "loftq_config eva_config corda_config lora_ga_config megatron_config megatron_core layers_pattern "
-    "ensure_weight_tying".split()
+    "loftq_config eva_config corda_config lora_ga_config megatron_config megatron_core ensure_weight_tying".split()
 )
 _NEUTRAL = {"bias": "none", "qalora_group_size": 16}
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -125,7 +128,7 @@ def save_model(decoder: Decoder | HFAdapter, folder: Path, eos_id: int | None, p
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "target_modules": _short_names(decoder, adapter.modules),
+        **(adapter.selection or {"target_modules": _short_names(decoder, adapter.modules)}),
         "modules_to_save": None,
         "inference_mode": True,
     }
@@ -170,7 +173,7 @@ def _load_adapter(folder: Path, dtype: str | None) -> Decoder | HFAdapter:
             f"{sha256[:12]}, and the adapter needs {str(noted['sha256'])[:12]}. Restore the base model, or write the "
             f"folder of the right base model into the key `base_model_name_or_path` of {folder / CONFIG}"
         )
-    tensors, modules = _read_tensors(folder), _named_layers(folder, decoder, config["target_modules"])
+    tensors, modules = _read_tensors(folder), _named_layers(folder, decoder, config)
     adapter = Adapter(
         config["r"],
         float(config["lora_alpha"]),
@@ -179,6 +182,7 @@ def _load_adapter(folder: Path, dtype: str | None) -> Decoder | HFAdapter:
         sha256,
         _DTYPES[dtype or "float32"],
         bool(config.get("use_rslora")),
+        {key: config[key] for key in _SELECTION if key == "target_modules" or config.get(key) not in (None, [], "")},
     )
     add_adapter(decoder, adapter)
     wanted = adapter_tensors(decoder)
@@ -227,6 +231,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise SchoolError(f"{path}: `lora_alpha: {alpha!r}` should be a positive number: copy the folder again")
     if not targets or not (isinstance(targets, str) or all(isinstance(name, str) for name in _list(targets))):
         raise SchoolError(f"{path}: `target_modules: {targets!r}` should name layers: copy the folder again")
+    for key, kind in (("exclude_modules", str), ("layers_pattern", str), ("layers_to_transform", int)):
+        value = config.get(key)
+        if value is not None and not all(isinstance(one, kind) for one in _list(value)):
+            raise SchoolError(f"{path}: `{key}: {value!r}` is not a value that peft writes: copy the folder again")
     return config
 
 
@@ -234,27 +242,48 @@ def _list(value: object) -> list[object]:
     return list(value) if isinstance(value, list) else [value]
 
 
-def _named_layers(folder: Path, decoder: Decoder | HFAdapter, targets: str | list[str]) -> tuple[str, ...]:
-    """Return the layers that peft's setting `target_modules` selects: ends of layer names, one pattern, or
-    all-linear."""
+def _named_layers(folder: Path, decoder: Decoder | HFAdapter, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the layers that get an adapter by the rules of peft.
+
+    `target_modules` has the ends of names, one pattern, or all-linear. `exclude_modules` has ends of names or a pattern
+    of layers to leave out. `layers_to_transform` has the numbers of the blocks.
+    """
+    targets, excluded = config["target_modules"], config.get("exclude_modules") or []
     if targets == "all-linear":
-        return target_layers(decoder, "all")
-
-    def is_target(name: str) -> bool:
-        if isinstance(targets, str):
-            return re.fullmatch(targets, name) is not None
-        return any(name == target or name.endswith(f".{target}") for target in targets)
-
-    root = getattr(decoder, "hf_model", decoder)
-    found = {name: module for name, module in root.named_modules() if is_target(name)}
+        names = target_layers(decoder, "all")
+    else:
+        root = getattr(decoder, "hf_model", decoder)
+        names = tuple(name for name, _ in root.named_modules() if _matches(name, targets))
+    if not isinstance(targets, str):
+        names = tuple(name for name in names if _in_blocks(name, config))
+    found = tuple(name for name in names if not _matches(name, excluded))
     outside = [name for name in found if name not in linear_layers(decoder)]
     if outside or not found:
         where = f"the layer `{outside[0]}`, which is not a linear layer of a block" if outside else "no layer"
+        given = ", ".join(f"`{key}: {json.dumps(config[key])}`" for key in _SELECTION if config.get(key))
         raise SchoolError(
-            f"{folder / CONFIG}: `target_modules: {json.dumps(targets)}` names {where} of the base model: merge the "
-            "adapter into its base model with the package peft, and use the merged folder"
+            f"{folder / CONFIG}: {given} names {where} of the base model: merge the adapter into its base model with "
+            "the package peft, and use the merged folder"
         )
-    return tuple(found)
+    return found
+
+
+def _matches(name: str, wanted: str | list[str]) -> bool:
+    """Return whether a pattern is the whole name of a layer, or whether one of several names is the end of the name."""
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return any(name == end or name.endswith(f".{end}") for end in wanted)
+
+
+def _in_blocks(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a layer is in one of the blocks `layers_to_transform`; without this key, every layer is."""
+    blocks = config.get("layers_to_transform")
+    if blocks is None or blocks == []:
+        return True
+    lists = _list(config.get("layers_pattern") or r"[^.]*")
+    matches = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in lists)
+    match = next(filter(None, matches), None)
+    return match is not None and int(match[1]) in _list(blocks)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -290,11 +319,11 @@ def _check_request(folder: Path, decoder: Decoder | HFAdapter, lora: Lora) -> No
                 f"{found:g} to train the adapter further, or write a whole model with `school export {folder} --to "
                 "DIR` and train DIR"
             )
-    if set(target_layers(decoder, lora.targets)) != set(adapter.modules):
+    if lora.targets != "all" and set(target_layers(decoder, lora.targets)) != set(adapter.modules):
         raise SchoolError(
-            f"{folder} is a LoRA adapter of the layers {', '.join(_short_names(decoder, adapter.modules))}, but "
-            f"lora.targets {lora.targets} means other layers: give the lora.targets of the adapter, or write a whole "
-            f"model with `school export {folder} --to DIR` and train DIR"
+            f"{folder} is a LoRA adapter of the layers {', '.join(_short_names(decoder, adapter.modules))}, which are "
+            f"not those of lora.targets {lora.targets}: leave out lora.targets to train the layers of the adapter, or "
+            f"write a whole model with `school export {folder} --to DIR` and train DIR"
         )
 
 

@@ -60,6 +60,10 @@ class CheckedPolicy(Protocol):
     def batch_scores(self, batch: Batch, temperature: float) -> Scores: ...
 
 
+LEARNING_PARTS = ("gradients", "moments", "copies", "activations", "logits")
+"""The fields of `LearningNeed` that are added up."""
+
+
 class LearningNeed(NamedTuple):
     """The memory of one update, in bytes. The weights are not included, because the weights are already in memory.
 
@@ -150,16 +154,26 @@ def learning_need(policy: CheckedPolicy, max_len: int, microbatch_tokens: int, n
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     has_gradients = any(weight.grad is not None for weight in weights)
     has_moments = "learner" in vars(policy) and bool(policy.learner.optimizer.state)
-    half = 0 if policy.dtype == torch.float32 else policy.dtype.itemsize
     vocab_size = policy.decoder.config.vocab_size
     return LearningNeed(
         gradients=0 if has_gradients else 4 * trained,
         moments=0 if has_moments else 8 * trained,
-        copies=half * sum(weight.numel() for weight in weights if weight.dim() > 1),
+        copies=copied_bytes(policy),
         activations=int(tokens * (_activation_bytes(policy) + num_candidates * _CANDIDATE_BYTES)),
         logits=(_LOGIT_ARRAYS + bool(num_candidates)) * 4 * vocab_size * min(tokens, logits_chunk(vocab_size)),
         tokens=tokens,
     )
+
+
+def copied_bytes(policy: CheckedPolicy) -> int:
+    """Return the size of the copies of the weight matrices in the number type of the matrix products, in bytes.
+
+    A matrix that is stored in this number type has no copy. Without autocast, no copy is kept.
+    """
+    if policy.dtype == torch.float32:
+        return 0
+    copied = (w for w in policy.decoder.parameters() if w.dim() > 1 and w.dtype != policy.dtype)
+    return policy.dtype.itemsize * sum(weight.numel() for weight in copied)
 
 
 def _activation_bytes(policy: CheckedPolicy) -> float:
@@ -242,8 +256,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _learning_error(need: LearningNeed, reason: str, policy: CheckedPolicy) -> str:
-    names = ("gradients", "moments", "copies", "activations", "logits")
-    parts = ", ".join(f"{name} {size_text(getattr(need, name))}" for name in names if getattr(need, name))
+    parts = ", ".join(f"{name} {size_text(getattr(need, name))}" for name in LEARNING_PARTS if getattr(need, name))
     keys = ["lower `microbatch_tokens`", "lower `sampling.max_new_tokens`"]
     if not policy.decoder.activation_checkpointing:
         keys.append("set `activation_checkpointing` to true")

@@ -1,8 +1,9 @@
 """Estimate the time and the memory of a run by executing and measuring its first steps.
 
-A step of a large model takes minutes. For this reason, two trials of a large model execute smaller steps: fewer
-problems or rows, and smaller micro-batches. The time of each part of a step, and the peak memory, are a constant plus a
-part that grows linearly with these sizes. The two trials give the slope and the constant.
+A step of a large model can take minutes. So for a large model, a first trial executes small steps: fewer problems or
+rows, and smaller micro-batches. If a whole step takes less than `WHOLE_SECONDS`, a second trial executes whole steps.
+Otherwise the second trial executes steps of about `WHOLE_SECONDS`. The time of each part of a step and the peak memory
+grow linearly with these sizes, plus a constant. The two trials give the slope and the constant.
 """
 
 from __future__ import annotations
@@ -27,15 +28,21 @@ STEPS, LOOPS = 9, 2
 SECONDS = 60.0
 """The time limit of a trial in seconds. A trial always executes at least two steps, even if they take longer."""
 
-SMALL_SECONDS = 20.0
-"""The time limit of a trial with small steps, in seconds."""
+FIRST_SECONDS, SECOND_SECONDS = 15.0, 45.0
+"""The same for the two trials of a large model."""
+
+WHOLE_SECONDS = 40.0
+"""The longest step of a large model that is measured, in seconds."""
+
+OTHER_LOAD = 0.1
+"""If other programs use a larger share of the processors during a trial, the estimate says so."""
 
 LARGE = 100_000_000
 """If the weight files have at least this size in bytes, smaller steps are measured."""
 
 _SIZES = ("prompts_per_step", "batch_size")  # the keys that say how large a step is
-_SMALL_TOKENS = (1_024, 2_048)  # tokens of the micro-batches in the two trials (at least one chunk of logits)
-_SMALL_ROLLOUTS, _SMALL_ROWS = (16, 64), (8, 16)
+_SMALL_TOKENS = (1_024, 2_048)  # micro-batches of small steps: logits are in chunks from 1,024 tokens on
+_SMALL_ROLLOUTS, _SMALL_ROWS = (16, 64), (8, 16)  # the sizes of the first trial, and the least of the second
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,9 @@ class Estimate:
         because a run tries its largest micro-batch first.
     `step_growth`: the largest ratio between the time of a step and the time of the step before. `step_growth` is larger
         than 1 if each loop (a round of sampling and training) makes more updates than the loop before.
-    `longest_step`: the time of a step in seconds if every group of rollouts gives a training signal; 0 if the trials
-        did not measure this time.
+    `longest_step`: the time of a step in seconds if every group of rollouts gives a training signal; 0 if the trials do
+        not tell it.
+    `other_load`: the share of the processors that other programs used during the trials.
     """
 
     steps: int
@@ -60,6 +68,7 @@ class Estimate:
     peak_memory: int
     step_growth: float = 1.0
     longest_step: float = 0.0
+    other_load: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -74,11 +83,13 @@ class Estimate:
         if self.longest_step > 1.05 * self.step_seconds:
             growth += f" (up to {self.longest_step:.2f} s if every group gives a training signal)"
         evals = f", {duration(self.eval_seconds)} of evaluation" if self.eval_seconds else ""
+        busy = f"\nother programs used {self.other_load:.0%} of the processors meanwhile: alone, the run is quicker"
         return (
             f"{duration(self.seconds)} on this machine: {self.steps} steps of {self.step_seconds:.2f} s"
             f"{growth}{evals}\n"
             f"{self.peak_memory / 1e9:.2f} GB of memory at the peak\n"
             "if completions keep their present length; with longer completions, sampling and learning take longer"
+            f"{busy if self.other_load > OTHER_LOAD else ''}"
         )
 
 
@@ -108,7 +119,7 @@ def estimate(recipe: str, config: BaseConfig, report: Callable[[str], None] = _p
     step_seconds = statistics.median([after - before for before, after in pairwise(ends)] or ends)
     eval_seconds = _eval_steps(config, steps) * step_seconds
     growth = getattr(config, "updates_growth", 1.0)
-    return Estimate(steps, ends[0], step_seconds, eval_seconds, trial.peak_memory, growth)
+    return Estimate(steps, ends[0], step_seconds, eval_seconds, trial.peak_memory, growth, other_load=trial.other_load)
 
 
 class _Parts(NamedTuple):
@@ -120,35 +131,46 @@ class _Parts(NamedTuple):
 
 
 def _from_small_steps(recipe: str, config: BaseConfig, steps: int, key: str, report: Callable[[str], None]) -> Estimate:
-    """Measure steps of two small sizes, and compute the time and the memory of a whole step from the measurements."""
+    """Measure small steps and larger ones, and compute the time and the memory of a whole step from the two."""
     values = config.model_dump()
     whole, batch_tokens = int(values[key]), int(values["microbatch_tokens"])
     samples = int(values.get("group_size", 1)) if key == "prompts_per_step" else 1
-    wanted = [max(1, -(-rollouts // samples)) for rollouts in (_SMALL_ROLLOUTS if samples > 1 else _SMALL_ROWS)]
-    sizes = [min(size, whole) for size in wanted]
-    if sizes[0] == sizes[1]:
-        sizes[0] = max(1, sizes[1] // 2)
-    report(
-        f"the model is large, so two trials measure steps with `{key}` {sizes[0]} and {sizes[1]} instead of {whole}, "
-        f"and micro-batches of {_SMALL_TOKENS[0]} and {_SMALL_TOKENS[1]} tokens instead of {batch_tokens}"
+    first, least = (
+        min(whole, max(1, -(-rows // samples))) for rows in (_SMALL_ROLLOUTS if samples > 1 else _SMALL_ROWS)
     )
-    trials = []
-    for size, tokens in zip(sizes, _SMALL_TOKENS, strict=True):
-        small = _without_saving(config).model_copy(update={key: size, "microbatch_tokens": min(tokens, batch_tokens)})
+    sizes, tokens = [first if first < whole else max(1, whole // 2)], [min(_SMALL_TOKENS[0], batch_tokens)]
+
+    def measure(seconds: float) -> Trial:
+        text = f"`{key}` {sizes[-1]} instead of {whole}" if sizes[-1] < whole else f"`{key}` {whole}"
+        report(f"the model is large: a trial measures steps with {text} and micro-batches of {tokens[-1]} tokens")
+        small = _without_saving(config).model_copy(update={key: sizes[-1], "microbatch_tokens": tokens[-1]})
         rewards: Any = getattr(small, "rewards", None)
         if hasattr(rewards, "control"):  # with random rewards, every group gives a training signal
             small = small.model_copy(update={"rewards": rewards.model_copy(update={"control": "random"})})
-        trials.append(run_trial(recipe, small, 3, SMALL_SECONDS, report, f"`{key}` {size}"))
+        return run_trial(recipe, small, STEPS, seconds, report, f"`{key}` {sizes[-1]}")
+
+    trials = [measure(FIRST_SECONDS)]
+    expected = sum(_step_parts(trials[0])) * whole / sizes[0]
+    sizes.append(whole if expected <= WHOLE_SECONDS else min(whole, max(least, int(whole * WHOLE_SECONDS / expected))))
+    tokens.append(batch_tokens if sizes[1] == whole else min(_SMALL_TOKENS[1], batch_tokens))
+    trials.append(measure(SECOND_SECONDS))
     parts = [_step_parts(trial) for trial in trials]
     full = _Parts(*(_line(sizes, column, whole) for column in zip(*parts, strict=True)))
     signal = _signal(trials) if _skips_constant_groups(config) else 1.0
     learning = _line(sizes, [one.learning for one in parts], whole * signal)
     step_seconds = full.sampling + learning + full.rest
-    peak = _peak_memory(config, trials, sizes, whole, samples)
-    load = min(trial.times[0]["seconds"] - sum(_row_parts(trial.times[0])) for trial in trials)
+    peak = trials[1].peak_memory if sizes[1] == whole else _peak_memory(config, trials, sizes, tokens, whole, samples)
+    row = trials[1].times[0]
+    load = row["seconds"] - sum(_row_parts(row)) - (0.0 if any(_row_parts(row)) else parts[1].rest)
     eval_seconds = _eval_completions(config, steps) / (whole * samples) * full.sampling if full.sampling else 0.0
     return Estimate(
-        steps, load + step_seconds, step_seconds, eval_seconds, peak, longest_step=sum(full) if signal < 1 else 0.0
+        steps,
+        max(0.0, load) + step_seconds,
+        step_seconds,
+        eval_seconds,
+        peak,
+        longest_step=sum(full) if signal < 1 else 0.0,
+        other_load=max(trial.other_load for trial in trials),
     )
 
 
@@ -157,10 +179,12 @@ def _row_parts(row: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _step_parts(trial: Trial) -> _Parts:
-    """Return the shortest time of each part of a step, because other programs on the machine only add time."""
-    sampling, learning = (min(column) for column in zip(*map(_row_parts, trial.times), strict=True))
-    rests = [row["seconds"] - before["seconds"] - sum(_row_parts(row)) for before, row in pairwise(trial.times)]
-    return _Parts(sampling, learning, max(0.0, min(rests, default=0.0)))
+    """Return the mean time of each part of a step. The first step is left out, because it is slower than the others."""
+    rows = [
+        (*_row_parts(row), row["seconds"] - before["seconds"] - sum(_row_parts(row)))
+        for before, row in pairwise(trial.times)
+    ] or [(*_row_parts(row), 0.0) for row in trial.times]
+    return _Parts(*(max(0.0, statistics.fmean(column)) for column in zip(*rows, strict=True)))
 
 
 def _line(sizes: Sequence[float], values: Sequence[float], size: float) -> float:
@@ -188,14 +212,21 @@ def _signal(trials: Sequence[Trial]) -> float:
     return sum(row.get("groups_with_signal", 0) for row in rows) / groups if groups else 1.0
 
 
-def _peak_memory(config: BaseConfig, trials: Sequence[Trial], sizes: Sequence[int], whole: int, samples: int) -> int:
+def _peak_memory(
+    config: BaseConfig,
+    trials: Sequence[Trial],
+    sizes: Sequence[int],
+    tokens: Sequence[int],
+    whole: int,
+    samples: int,
+) -> int:
     """Compute the peak memory of a whole step: the peak of learning or the peak of sampling, whichever is larger."""
     batch_tokens = config.model_dump()["microbatch_tokens"]
     read = [max((row.get("largest_microbatch", 0) for row in trial.metrics), default=0) for trial in trials]
-    if not all(read):  # a run with sampling tries its largest micro-batch before the first step
-        read, each = list(_SMALL_TOKENS), batch_tokens
+    if not all(read):  # a run that samples tries its largest micro-batch before the first step
+        read, each = list(tokens), batch_tokens
     else:
-        each = max(tokens / size for tokens, size in zip(read, sizes, strict=True))
+        each = max(largest / size for largest, size in zip(read, sizes, strict=True))
     largest = min(batch_tokens, whole * each)
     learning = _line(read, [trial.peak_memory for trial in trials], largest)
     completions = [row for row in trials[1].metrics if row.get("rollouts")]
@@ -206,11 +237,10 @@ def _peak_memory(config: BaseConfig, trials: Sequence[Trial], sizes: Sequence[in
     from schoolhouse.model.folder import read_json
     from schoolhouse.model.kernel_choice import best_attention
     from schoolhouse.policy.sampling_memory import sampling_need
-    from schoolhouse.runs.atomic_io import resolve_model
 
     try:
-        decoder = parse_model_config(read_json(resolve_model(str(getattr(config, "model", ""))) / "config.json"))
-    except SchoolError:  # the config of another library, or of an adapter
+        decoder = parse_model_config(read_json(_base_folder(str(getattr(config, "model", ""))) / "config.json"))
+    except SchoolError:  # the config of another library
         return int(learning)
     device = pick_device()
     slot_cache = best_attention(decoder.head_dim, pick_dtype(getattr(config, "precision", "auto"), device), device)[1]
@@ -233,16 +263,21 @@ def _weight_bytes(config: BaseConfig) -> int:
     """Return the size of the weights that a run starts from, or of the new weights of a pretraining, in bytes."""
     model = getattr(config, "model", None)
     if isinstance(model, str):
-        from schoolhouse.runs.atomic_io import resolve_model
-
-        folder = resolve_model(model)
-        return sum(file.stat().st_size for file in _weight_files(folder))
+        return sum(file.stat().st_size for file in _weight_files(_base_folder(model)))
     sizes = model.model_dump() if isinstance(model, BaseConfig) else {}
     if "hidden_size" not in sizes:
         return 0
     attention = 2 * (sizes["num_heads"] + sizes["num_kv_heads"]) * sizes["head_dim"]
     layer = sizes["hidden_size"] * (attention + 3 * sizes["intermediate_size"])
     return 4 * (sizes["num_layers"] * layer + getattr(config, "vocab_size", 0) * sizes["hidden_size"])
+
+
+def _base_folder(model: str) -> Path:
+    """Return the folder of a model, or of the base model of an adapter."""
+    from schoolhouse.runs.adapter_folder import base_folder
+    from schoolhouse.runs.atomic_io import resolve_model
+
+    return base_folder(resolve_model(model))
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -56,7 +56,7 @@ def size_defaults(recipe: type[BaseConfig], given: Mapping[str, Any]) -> dict[st
         return {}
     try:
         folder = resolve_model(model)
-        parameters, adapter = num_parameters(folder), adapter_rank(folder)
+        parameters = num_parameters(folder)
     except SchoolError:
         return {}  # the recipe opens the model later, and reports the error
     if not parameters:
@@ -64,8 +64,7 @@ def size_defaults(recipe: type[BaseConfig], given: Mapping[str, Any]) -> dict[st
     chosen: dict[str, Any] = {}
     if parameters >= LARGE:
         chosen |= {"lora.rank": LORA_RANK, **LARGE_BATCH}
-    if adapter:
-        chosen["lora.rank"] = adapter
+    chosen |= adapter_settings(folder)
     given_rank = lookup(given, "lora.rank")
     asked = chosen.get("lora.rank", 0) if given_rank is None else given_rank
     try:
@@ -106,7 +105,11 @@ def _num_parameters_of_file(path: Path) -> int:
         raise SchoolError(f"{path} cannot be read ({error}); it is truncated or damaged: copy it again") from error
 
 
-def adapter_rank(folder: Path) -> int:
-    """Return the rank of an adapter folder in PEFT format, or 0 for a folder that is not an adapter."""
-    rank = read_json(folder / CONFIG).get("r") if is_adapter(folder) else 0
-    return rank if isinstance(rank, int) else 0
+def adapter_settings(folder: Path) -> dict[str, float]:
+    """Return `lora.rank` and `lora.alpha` of an adapter folder in PEFT format, or {} for another folder.
+
+    A value that is not a number is left out, because loading the adapter then says what is wrong.
+    """
+    config = read_json(folder / CONFIG) if is_adapter(folder) else {}
+    values = {"lora.rank": config.get("r"), "lora.alpha": config.get("lora_alpha")}
+    return {key: value for key, value in values.items() if isinstance(value, int | float)}

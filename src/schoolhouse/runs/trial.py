@@ -34,13 +34,16 @@ class Trial(NamedTuple):
     `metrics`: the lines of metrics.jsonl.
     `peak_memory`: the peak memory of the process in bytes.
     `kept_memory`: the smallest memory of the process after its first step, in bytes: the weights, the state of the
-        optimizer, and the program. `kept_memory` is 0 if the system does not report the memory of a process.
+        optimizer, and the program. It is 0 if the system does not tell the memory of a process.
+    `other_load`: the share of the machine's processors that other programs used, from 0 to 1. It is 0 if the system
+        does not tell it.
     """
 
     times: list[dict[str, Any]]
     metrics: list[dict[str, Any]]
     peak_memory: int
     kept_memory: int
+    other_load: float = 0.0
 
 
 def run_trial(
@@ -57,6 +60,7 @@ def run_trial(
         file, run, log = (Path(folder) / part for part in ("config.yaml", "run", "log.txt"))
         atomic_write(file, dump(config))
         command = [sys.executable, "-m", "schoolhouse", "--quiet", "train", recipe, str(file), "--dir", str(run)]
+        before = processor_seconds()
         with log.open("w") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         try:
@@ -72,7 +76,9 @@ def run_trial(
                 f"the first steps of the run failed{_exit_text(status)}:\n{log.read_text().strip()[-2000:]}"
             )
         peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return Trial(times, read_jsonl(run / "metrics.jsonl"), peak, kept)
+        busy, total = (after - start for after, start in zip(processor_seconds(), before, strict=True))
+        others = max(0.0, busy - usage.ru_utime - usage.ru_stime) / total if total else 0.0
+        return Trial(times, read_jsonl(run / "metrics.jsonl"), peak, kept, others)
 
 
 @contextmanager
@@ -134,6 +140,17 @@ def resident_memory(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def processor_seconds() -> tuple[float, float]:
+    """Return two times since the start of the machine, added up over its processors, in seconds: the time in which they
+    worked, and all time. Both are 0 if the system does not tell them."""
+    try:
+        ticks = [int(text) for text in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return 0.0, 0.0
+    idle = sum(ticks[3:5])  # idle, and waiting for a disk
+    return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK"), sum(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def _kill_group(pid: int) -> None:
