@@ -321,9 +321,9 @@ def _check_request(folder: Path, decoder: Decoder | HFAdapter, lora: Lora) -> No
             )
     if lora.targets != "all" and set(target_layers(decoder, lora.targets)) != set(adapter.modules):
         raise SchoolError(
-            f"{folder} is a LoRA adapter of the layers {', '.join(_short_names(decoder, adapter.modules))}, which are "
-            f"not those of lora.targets {lora.targets}: leave out lora.targets to train the layers of the adapter, or "
-            f"write a whole model with `school export {folder} --to DIR` and train DIR"
+            f"{folder} is a LoRA adapter of the layers {', '.join(_short_names(decoder, adapter.modules))}, but "
+            f"lora.targets {lora.targets} means other layers: leave out lora.targets to train the layers of the "
+            f"adapter, or write a whole model with `school export {folder} --to DIR` and train DIR"
         )
 
 
