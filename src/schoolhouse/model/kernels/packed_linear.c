@@ -101,11 +101,16 @@ INLINE void multiply_pairs(const int T, const int P, int64_t in, const uint32_t 
     __m512 sum[TILE][8];
     UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) sum[i][p] = _mm512_setzero_ps();
     for (int64_t k = 0; k < in / 2; k++) {
+        __m512i w[8];
         UNROLL for (int p = 0; p < 2 * P; p++) {
-            __m512i w = _mm512_loadu_si512(panels + p / 2 * panel_bytes + (2 * k + p % 2) * 64);
-            IN_REGISTER(w);
-            UNROLL for (int i = 0; i < T; i++) sum[i][p] =
-                _mm512_dpbf16_ps(sum[i][p], (__m512bh)_mm512_set1_epi32((int)x[k * T + i]), (__m512bh)w);
+            w[p] = _mm512_loadu_si512(panels + p / 2 * panel_bytes + (2 * k + p % 2) * 64);
+            IN_REGISTER(w[p]);
+        }
+        UNROLL for (int i = 0; i < T; i++) {
+            __m512i pair = _mm512_set1_epi32((int)x[k * T + i]);
+            IN_REGISTER(pair);
+            UNROLL for (int p = 0; p < 2 * P; p++) sum[i][p] =
+                _mm512_dpbf16_ps(sum[i][p], (__m512bh)pair, (__m512bh)w[p]);
         }
     }
     UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) out[i][p] = (vec)sum[i][p];
