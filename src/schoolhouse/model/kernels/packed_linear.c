@@ -11,10 +11,6 @@
 
 #include "simd.h"
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 #define PANEL (2 * LANES)
 #define STEP 4 /* inputs that are multiplied without a branch; a multiple of the inputs of a word */
 #define SCALED 32 /* inputs that share a scale in int8 */
