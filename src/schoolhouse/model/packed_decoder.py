@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from schoolhouse.model.decoder import AttentionContext, Block, Decoder
 from schoolhouse.model.fused_ops import apply_rotary
+from schoolhouse.model.kernel_build import call_kernel
+from schoolhouse.model.native_attention import NativeSlotKVCache
 from schoolhouse.model.packed_linear import (
     BYTES_PER_WEIGHT,
     PackedLinear,
@@ -29,7 +31,7 @@ SamplingWeights = Literal["auto", "float32", "bfloat16", "int8"]
 """The number type of the weights from which a policy samples. `auto`: that of the learner's matrix products."""
 
 _MANY_ROWS = 128
-"""With more rows, torch multiplies in bfloat16 about 15 % faster than the packed kernel (Zen 5)."""
+"""With more rows, torch multiplies in bfloat16 faster than the packed kernel on processors without AVX512-BF16."""
 
 _SMALLEST = 1 << 23
 """With `auto`, a model with fewer weights is not packed: its weights stay in the processor's cache."""
@@ -106,6 +108,13 @@ class _PackedBlock:
         self.gate_up = pack([mlp.gate_proj, mlp.up_proj], type, old_gate_up)
         self.down = pack([mlp.down_proj], type, old_down)
 
+    def fields(self) -> list[int]:
+        """The fields of the struct `Layer` of the kernels (decoder_step.c), without those of the KV cache."""
+        heads = (self.attention.q_norm, self.attention.k_norm) if self.attention.qk_norm else ()
+        norms = [norm.weight.data_ptr() for norm in (*self.norms, *heads)]
+        linears = [field for linear in (self.qkv, self.o, self.gate_up, self.down) for field in linear.fields()]
+        return [*linears, *norms, *[0] * (4 - len(norms))]
+
 
 class PackedDecoder:
     """The weights of `decoder`, packed in the number type `type`. Call `refresh` after the weights have changed."""
@@ -140,6 +149,8 @@ class PackedDecoder:
         config, decoder = self.config, self.decoder
         rotation = decoder.rotation(positions_N)
         x_NC = decoder.model.embed_tokens(tokens_N).float()
+        if isinstance(context, NativeSlotKVCache):
+            return self._decode_step(x_NC, rotation, context)
         heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
         with torch.autocast("cpu", enabled=False):
             for layer, block in enumerate(self._blocks):
@@ -156,6 +167,17 @@ class PackedDecoder:
                 block.down(gate_up, input="swiglu", add_to=x_NC)
             return decoder.model.norm(x_NC)
 
+    def _decode_step(self, x_NC: Tensor, rotation: tuple[Tensor, Tensor], cache: NativeSlotKVCache) -> Tensor:
+        """Compute the same as `__call__` for one new token in each busy slot, in one call of a kernel."""
+        config = self.config
+        stores = [[store.data_ptr() for store in cache.stores(layer)] for layer in range(len(self._blocks))]
+        layers = torch.tensor([[*block.fields(), *of] for block, of in zip(self._blocks, stores, strict=True)])
+        inputs = (*layers.shape[:1], len(x_NC), config.rms_norm_eps, layers, *rotation)
+        slots = cache.slot_arguments(config.num_attention_heads)
+        call_kernel("decoder_step", config.head_dim, cache.dtype, *inputs, *slots, x_NC)
+        with torch.autocast("cpu", enabled=False):
+            return self.decoder.model.norm(x_NC)
+
     @torch.no_grad()
     def project(self, hidden_NC: Tensor) -> Tensor:
         """Map hidden states [N, C] to logits [N, V], like `Decoder.project`."""
@@ -166,4 +188,6 @@ class PackedDecoder:
 
     def _torch_is_faster(self, rows: int) -> bool:
         """Tell whether torch multiplies so many rows faster, by weights that are rounded alike."""
-        return self.type == "bfloat16" and rows > _MANY_ROWS and torch.is_autocast_enabled("cpu")
+        if self.type != "bfloat16" or torch.cpu._is_avx512_bf16_supported():
+            return False
+        return rows > _MANY_ROWS and torch.is_autocast_enabled("cpu")

@@ -9,7 +9,7 @@
    inputs are stored side by side in bfloat16, for the instruction that multiplies such pairs. Without this instruction
    bfloat16 and int8 are expanded to float: in registers for one tile of rows, panel by panel for several tiles. */
 
-#include "simd.h"
+#include "team.h"
 
 #define PANEL (2 * LANES)
 #define STEP 4 /* inputs that are multiplied without a branch; a multiple of the inputs of a word */
@@ -31,9 +31,6 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-
-enum { FLOAT, BFLOAT16, INT8 };
-enum { PLAIN, NORM, SWIGLU };
 
 /* The inputs whose weights share a 32-bit word. A panel has one word per output for each such group of inputs. */
 INLINE int inputs_of_word(int64_t type) { return type == FLOAT ? 1 : type == BFLOAT16 ? 2 : 4; }
@@ -210,16 +207,8 @@ INLINE vec sigmoid_of(vec x) {
     return where(x > 0.0f, one, e) / (one + e);
 }
 
-/* What a product does to its inputs first: nothing, RMSNorm, or SwiGLU (a row is then [gates, ups]). */
-typedef struct {
-    int64_t kind, in;
-    float eps;
-    const float *norm;
-} Input;
-
 /* Inputs `first` to `end` (both multiples of LANES, or the end) of one row, in float. */
-static void read_row(const Input *input, const float *row, int64_t first, int64_t end, float *to) {
-    const int64_t in = input->in;
+static void read_row(const Input *input, int64_t in, const float *row, int64_t first, int64_t end, float *to) {
     float inv_rms = 1.0f;
     if (input->kind == NORM) {
         vec sums = {0};
@@ -231,18 +220,19 @@ static void read_row(const Input *input, const float *row, int64_t first, int64_
     }
     for (int64_t k = first; k < end; k += LANES) {
         vec v = load_partial_float(row + k, end - k);
-        if (input->kind == NORM) v = inv_rms * v * load_partial_float(input->norm + k, end - k);
+        if (input->kind == NORM) v = inv_rms * v * load_partial_float(input->weight + k, end - k);
         if (input->kind == SWIGLU) v = v * sigmoid_of(v) * load_partial_float(row + in + k, end - k);
         store_partial_float(to + k - first, v, end - k);
     }
 }
 
 /* Packs the inputs from `first` to `end` of T rows: [in, T] numbers, or [in / 2, T] pairs in bfloat16. */
-static void pack_tile(const Input *input, int pairs, const float *x, int64_t T, int64_t first, int64_t end, void *to) {
-    const int64_t row_size = input->kind == SWIGLU ? 2 * input->in : input->in;
+static void pack_tile(const Input *input, int64_t in, int pairs, const float *x, int64_t T, int64_t first,
+                      int64_t end, void *to) {
+    const int64_t row_size = input->kind == SWIGLU ? 2 * in : in;
     float *values = malloc((end - first) * sizeof(float));
     for (int64_t i = 0; i < T; i++) {
-        read_row(input, x + i * row_size, first, end, values);
+        read_row(input, in, x + i * row_size, first, end, values);
         if (pairs)
             for (int64_t k = first; k < end; k += 2)
                 ((uint32_t *)to)[k / 2 * T + i] =
@@ -273,63 +263,87 @@ static void expand_panel(int64_t type, int64_t in, const char *panel, float *exp
     }
 }
 
+#if defined(__AVX512BF16__)
+#define PAIRS(type) ((type) == BFLOAT16)
+#else
+#define PAIRS(type) 0
+#endif
+INLINE int64_t value_bytes(int64_t type) { return PAIRS(type) ? 2 : 4; }
+
+static void product_in_team(int64_t threads, const Linear *linear, Input input, int64_t rows, int64_t add,
+                            const float *x, float *y, char *packed_x) {
+    const int64_t type = linear->type, in = linear->in, out = linear->out;
+    const int64_t panels = (out + PANEL - 1) / PANEL, tiles = (rows + TILE - 1) / TILE;
+    const int64_t row_size = input.kind == SWIGLU ? 2 * in : in, panel_bytes = panel_bytes_of(type, in);
+    const int64_t bytes = value_bytes(type), pieces = tiles < threads ? threads : 1;
+    const int expand = rows > IN_REGISTER_ROWS && type != FLOAT && !PAIRS(type);
+    /* panels that stay in the cache while all tiles of rows are multiplied by them */
+    const int64_t fitting = CACHED_BYTES / (in * PANEL * bytes), block = fitting > 4 ? fitting / 4 * 4 : 4;
+#pragma omp for schedule(static)
+    for (int64_t part = 0; part < tiles * pieces; part++) {
+        const int64_t t = part / pieces, row = rows * t / tiles, T = rows * (t + 1) / tiles - row;
+        const int64_t vecs = (in + LANES - 1) / LANES, first = vecs * (part % pieces) / pieces * LANES;
+        const int64_t end = vecs * (part % pieces + 1) / pieces * LANES;
+        pack_tile(&input, in, PAIRS(type), x + row * row_size, T, first, end < in ? end : in,
+                  packed_x + row * in * bytes);
+    }
+    float *expanded = expand ? aligned_alloc(64, block * PANEL * in * sizeof(float)) : NULL;
+#pragma omp for schedule(static)
+    for (int64_t part = 0; part < threads; part++)
+        for (int64_t p = panels * part / threads, end = panels * (part + 1) / threads; p < end; p += block) {
+            const int64_t count = end - p < block ? end - p : block;
+            const char *weights = linear->packed + p * panel_bytes;
+            for (int64_t b = 0; expand && b < count; b++)
+                expand_panel(type, in, weights + b * panel_bytes, expanded + b * PANEL * in);
+            for (int64_t t = 0; t < tiles; t++) {
+                const int64_t row = rows * t / tiles, T = rows * (t + 1) / tiles - row;
+                for (int64_t b = 0, step; b < count; b += step) {
+                    const char *panel = expand ? (char *)(expanded + b * PANEL * in) : weights + b * panel_bytes;
+                    vec sum[TILE][8];
+                    step = multiply_tile(T, count - b, expand ? FLOAT : type, in, packed_x + row * in * bytes, panel,
+                                         sum);
+                    for (int64_t i = 0; i < T; i++)
+                        for (int64_t v = 0; v < 2 * step; v++) {
+                            const int64_t o = (p + b) * PANEL + v * LANES, n = out - o;
+                            if (n <= 0) break;
+                            float *to = y + (row + i) * out + o;
+                            vec result = sum[i][v];
+                            if (linear->bias) result += load_partial_float(linear->bias + o, n);
+                            if (add) result += load_partial_float(to, n);
+                            store_partial_float(to, result, n);
+                        }
+                }
+            }
+        }
+    free(expanded);
+}
+
+static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/* The packed inputs, and the result of the first matrix of the adapter. */
+int64_t work_bytes(const Linear *linear, int64_t rows) {
+    return aligned(rows * (linear->in > linear->rank ? linear->in : linear->rank) * 4) + aligned(rows * linear->rank * 4);
+}
+
+void linear_in_team(int64_t threads, const Linear *linear, Input input, int64_t rows, int64_t add, const float *x,
+                    float *y, char *work) {
+    product_in_team(threads, linear, input, rows, add, x, y, work);
+    if (!linear->low) return;
+    const int64_t rank = linear->rank;
+    float *narrow = (float *)(work + work_bytes(linear, rows) - aligned(rows * rank * 4));
+    const Linear low = {FLOAT, linear->in, rank, 0, linear->low, NULL, NULL, NULL};
+    const Linear high = {FLOAT, rank, linear->out, 0, linear->high, NULL, NULL, NULL};
+    product_in_team(threads, &low, input, rows, 0, x, narrow, work);
+    product_in_team(threads, &high, (Input){PLAIN, 0.0f, NULL}, rows, 1, narrow, y, work);
+}
+
 /* y [rows, out] = f(x) weight^T, plus `bias` [out] unless NULL, plus the old y if `add`. f is nothing (`kind` PLAIN,
    x [rows, in]), RMSNorm (NORM, with the weight `norm`), or SwiGLU (SWIGLU, x [rows, 2 in]). */
 void packed_linear(int64_t threads, int64_t type, int64_t kind, int64_t rows, int64_t out, int64_t in, int64_t add,
-                   float eps, const float *x, const float *norm, const void *packed,
-                   const float *bias, float *y) {
-#if defined(__AVX512BF16__)
-    const int pairs = type == BFLOAT16;
-#else
-    const int pairs = 0;
-#endif
-    const Input input = {kind, in, eps, norm};
-    const int64_t panels = (out + PANEL - 1) / PANEL, tiles = (rows + TILE - 1) / TILE;
-    const int64_t row_size = kind == SWIGLU ? 2 * in : in, panel_bytes = panel_bytes_of(type, in);
-    const int64_t value_bytes = pairs ? 2 : 4, pieces = tiles < threads ? threads : 1;
-    const int expand = rows > IN_REGISTER_ROWS && type != FLOAT && !pairs;
-    /* panels that stay in the cache while all tiles of rows are multiplied by them */
-    const int64_t fitting = CACHED_BYTES / (in * PANEL * value_bytes), block = fitting > 4 ? fitting / 4 * 4 : 4;
-    char *packed_x = aligned_alloc(64, (rows * in * value_bytes + 63) / 64 * 64);
+                   float eps, const float *x, const float *norm, const char *packed, const float *bias, float *y) {
+    const Linear linear = {type, in, out, 0, packed, bias, NULL, NULL};
+    char *work = aligned_alloc(64, work_bytes(&linear, rows));
 #pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (int64_t part = 0; part < tiles * pieces; part++) {
-            const int64_t t = part / pieces, row = rows * t / tiles, T = rows * (t + 1) / tiles - row;
-            const int64_t vecs = (in + LANES - 1) / LANES, first = vecs * (part % pieces) / pieces * LANES;
-            const int64_t end = vecs * (part % pieces + 1) / pieces * LANES;
-            pack_tile(&input, pairs, x + row * row_size, T, first, end < in ? end : in,
-                      packed_x + row * in * value_bytes);
-        }
-        float *expanded = expand ? aligned_alloc(64, block * PANEL * in * sizeof(float)) : NULL;
-#pragma omp for schedule(static)
-        for (int64_t part = 0; part < threads; part++)
-            for (int64_t p = panels * part / threads, end = panels * (part + 1) / threads; p < end; p += block) {
-                const int64_t count = end - p < block ? end - p : block;
-                const char *weights = (const char *)packed + p * panel_bytes;
-                for (int64_t b = 0; expand && b < count; b++)
-                    expand_panel(type, in, weights + b * panel_bytes, expanded + b * PANEL * in);
-                for (int64_t t = 0; t < tiles; t++) {
-                    const int64_t row = rows * t / tiles, T = rows * (t + 1) / tiles - row;
-                    for (int64_t b = 0, step; b < count; b += step) {
-                        const char *panel = expand ? (char *)(expanded + b * PANEL * in) : weights + b * panel_bytes;
-                        vec sum[TILE][8];
-                        step = multiply_tile(T, count - b, expand ? FLOAT : type, in,
-                                             packed_x + row * in * value_bytes, panel, sum);
-                        for (int64_t i = 0; i < T; i++)
-                            for (int64_t v = 0; v < 2 * step; v++) {
-                                const int64_t o = (p + b) * PANEL + v * LANES, n = out - o;
-                                if (n <= 0) break;
-                                float *to = y + (row + i) * out + o;
-                                vec result = sum[i][v];
-                                if (bias) result += load_partial_float(bias + o, n);
-                                if (add) result += load_partial_float(to, n);
-                                store_partial_float(to, result, n);
-                            }
-                    }
-                }
-            }
-        free(expanded);
-    }
-    free(packed_x);
+    linear_in_team(threads, &linear, (Input){kind, eps, norm}, rows, add, x, y, work);
+    free(work);
 }
