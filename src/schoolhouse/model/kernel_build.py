@@ -47,7 +47,7 @@ _SIGNATURES = {
     "swiglu_backward": "nnppppp",
     "pack_weight": "nnnnpp",
     "packed_linear": "nnnnnnnfppppp",
-    "decoder_step": "nnnfppp" + "nnppppp" + "nnnn" + "p",
+    "decoder_step": "nnnfpppp" + "nnppppp" + "nnnn" + "p",
 }
 """Argument types of each kernel: n integer, f float, p pointer. The first argument is the number of threads."""
 _PLAIN = (int, float, type(None))

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from schoolhouse.model import rope
 from schoolhouse.model.decoder import AttentionContext, Block, Decoder
 from schoolhouse.model.fused_ops import apply_rotary
 from schoolhouse.model.kernel_build import call_kernel
@@ -124,6 +125,7 @@ class PackedDecoder:
         self._versions: object = None
         self._blocks: list[_PackedBlock] = []
         self._head: PackedLinear | None = None
+        self._rope_frequencies = decoder.rope_frequencies(torch.device("cpu"))
         self.refresh()
 
     def refresh(self) -> None:
@@ -135,6 +137,7 @@ class PackedDecoder:
         old = self._blocks or [None] * len(blocks)
         self._blocks = [_PackedBlock(block, self.type, o) for block, o in zip(blocks, old, strict=True)]
         self._head = pack([self.decoder.lm_head], self.type, self._head)
+        self._layers = torch.tensor([block.fields() for block in self._blocks])
         self._versions = versions
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -147,7 +150,7 @@ class PackedDecoder:
         if self._torch_is_faster(len(tokens_N)):
             return self.decoder(tokens_N, positions_N, context)
         config, decoder = self.config, self.decoder
-        rotation = decoder.rotation(positions_N)
+        rotation = rope.rotation(positions_N, *self._rope_frequencies)
         x_NC = decoder.model.embed_tokens(tokens_N).float()
         if isinstance(context, NativeSlotKVCache):
             return self._decode_step(x_NC, rotation, context)
@@ -170,9 +173,8 @@ class PackedDecoder:
     def _decode_step(self, x_NC: Tensor, rotation: tuple[Tensor, Tensor], cache: NativeSlotKVCache) -> Tensor:
         """Compute the same as `__call__` for one new token in each busy slot, in one call of a kernel."""
         config = self.config
-        stores = [[store.data_ptr() for store in cache.stores(layer)] for layer in range(len(self._blocks))]
-        layers = torch.tensor([[*block.fields(), *of] for block, of in zip(self._blocks, stores, strict=True)])
-        inputs = (*layers.shape[:1], len(x_NC), config.rms_norm_eps, layers, *rotation)
+        tables = (self._layers, cache.addresses)
+        inputs = (len(self._blocks), len(x_NC), config.rms_norm_eps, *tables, *rotation)
         slots = cache.slot_arguments(config.num_attention_heads)
         call_kernel("decoder_step", config.head_dim, cache.dtype, *inputs, *slots, x_NC)
         with torch.autocast("cpu", enabled=False):

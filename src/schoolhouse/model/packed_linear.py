@@ -80,7 +80,6 @@ class PackedLinear:
             up(down(x, input=input, norm_C=norm_C, eps=eps), add_to=y)
         return y
 
-
     def fields(self) -> list[int]:
         """The fields of the struct `Linear` of the kernels (team.h). The addresses are those of the tensors here."""
         low, high = self.low_rank or (None, None)

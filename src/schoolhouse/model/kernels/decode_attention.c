@@ -136,8 +136,9 @@ void attend_in_team(int64_t threads, const Slots *slots, int64_t q_stride, int64
         const int64_t b = item / parts, first_k = item % parts * k_count;
         const int64_t *members = slots->slot_order + slots->block_start[b];
         const int64_t rows = (slots->block_start[b + 1] - slots->block_start[b]) * group;
-        memset(partials, 0, k_count * max_rows * sizeof(PartialSoftmax));
-        for (int64_t r = 0; r < k_count * max_rows; r++) partials[r].max = -INFINITY;
+        for (int64_t k = 0; k < k_count; k++)
+            for (int64_t r = k * max_rows; r < k * max_rows + rows + ROW_TILE - 1 && r < (k + 1) * max_rows; r++)
+                partials[r] = (PartialSoftmax){{{0}}, {0}, -INFINITY};
 
         /* Each slot's own tokens: store the new one, then attend tile by tile. */
         for (int64_t r = 0; r < rows; r += group) {

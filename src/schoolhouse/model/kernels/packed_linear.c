@@ -6,8 +6,10 @@
    so no bit of a row depends on another row.
 
    Weights are stored as float, as bfloat16, or as int8 with a float scale for SCALED inputs of an output. Pairs of
-   inputs are stored side by side in bfloat16, for the instruction that multiplies such pairs. Without this instruction
-   bfloat16 and int8 are expanded to float: in registers for one tile of rows, panel by panel for several tiles. */
+   inputs are stored side by side in bfloat16, for the instruction that multiplies such pairs. With int8, inputs are
+   rounded to 16 bits with a scale for SCALED inputs of a row, and pairs of them are multiplied in integers. Without
+   these instructions bfloat16 and int8 are expanded to float: in registers for one tile of rows, panel by panel for
+   several tiles. */
 
 #include "team.h"
 
@@ -96,7 +98,8 @@ INLINE void multiply_pairs(const int T, const int P, int64_t in, const uint32_t 
     for (int64_t k = 0; k < in / 2; k++) {
         __m512i w[8];
         UNROLL for (int p = 0; p < 2 * P; p++) {
-            w[p] = _mm512_loadu_si512(panels + p / 2 * panel_bytes + (2 * k + p % 2) * 64);
+            const char *words = panels + p / 2 * panel_bytes + (2 * k + p % 2) * 64;
+            w[p] = _mm512_loadu_si512(words);
             IN_REGISTER(w[p]);
         }
         UNROLL for (int i = 0; i < T; i++) {
@@ -108,6 +111,59 @@ INLINE void multiply_pairs(const int T, const int P, int64_t in, const uint32_t 
     }
     UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) out[i][p] = (vec)sum[i][p];
 }
+#endif
+
+#if (LANES == 16 && defined(__AVX512BW__)) || (LANES == 8 && defined(__AVX2__))
+#define INTEGERS 1
+typedef int16_t short_vec __attribute__((vector_size(4 * LANES)));
+
+INLINE int_vec add_pairs(int_vec sum, int_vec x, short_vec w) { /* sum + x[0] w[0] + x[1] w[1] in each 32 bits */
+#if defined(__AVX512VNNI__)
+    return (int_vec)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#elif LANES == 16
+    return sum + (int_vec)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+#else
+    return sum + (int_vec)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+#endif
+}
+
+/* The same from inputs of 16 bits: for each SCALED inputs the scales of T rows, then for each four inputs the pairs
+   (0, 2) of T rows and the pairs (1, 3) of T rows. 32 products of 15 and 7 bits fit into 32 bits. */
+INLINE void multiply_integers(const int T, const int P, int64_t in, const int32_t *x, const char *panels,
+                              vec (*out)[8]) {
+    const int64_t panel_bytes = panel_bytes_of(INT8, in);
+    vec sum[TILE / 2][8];
+    UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) sum[i][p] = splat(0.0f);
+    for (int64_t first = 0; first < in; first += SCALED) {
+        const int64_t end = in - first < SCALED ? in : first + SCALED;
+        const char *scales = panels;
+        const float *row_scales = (const float *)x;
+        int_vec part[TILE / 2][8];
+        UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) part[i][p] = (int_vec){0};
+        x += T, panels += PANEL * 4;
+        for (int64_t k = first; k < end; k += 4, x += 2 * T, panels += PANEL * 4)
+            UNROLL for (int p = 0; p < 2 * P; p++) {
+                const char *words = panels + p / 2 * panel_bytes + p % 2 * sizeof(vec);
+                    short_vec both = (short_vec)load_words(words), even = (both << 8) >> 8, odd = both >> 8;
+                IN_REGISTER(even);
+                IN_REGISTER(odd);
+                UNROLL for (int i = 0; i < T; i++) {
+                    part[i][p] = add_pairs(part[i][p], (int_vec){0} + x[i], even);
+                    part[i][p] = add_pairs(part[i][p], (int_vec){0} + x[T + i], odd);
+                }
+            }
+        UNROLL for (int p = 0; p < 2 * P; p++) {
+            vec scale = (vec)load_words(scales + p / 2 * panel_bytes + p % 2 * sizeof(vec));
+            UNROLL for (int i = 0; i < T; i++) sum[i][p] +=
+                __builtin_convertvector(part[i][p], vec) * (scale * row_scales[i]);
+        }
+    }
+    UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) out[i][p] = sum[i][p];
+}
+#define MULTIPLY_INT8(T, P) multiply_integers(T, P, in, x, panels, out)
+#else
+#define INTEGERS 0
+#define MULTIPLY_INT8(T, P) multiply(T, P, INT8, in, x, panels, out)
 #endif
 
 /* One function for each size of a tile: GCC keeps the sums in registers only in small functions. */
@@ -124,7 +180,7 @@ INLINE void multiply_pairs(const int T, const int P, int64_t in, const uint32_t 
         MULTIPLY_BFLOAT16(T, P);                                                                                       \
     }                                                                                                                  \
     static __attribute__((noinline)) void byte_##T##_##P(int64_t in, const void *x, const char *panels, Sums out) {    \
-        multiply(T, P, INT8, in, x, panels, out);                                                                      \
+        if (T <= TILE / 2 || !INTEGERS) MULTIPLY_INT8(T, P);                                                           \
     }
 typedef vec (*Sums)[8];
 typedef void Product(int64_t in, const void *x, const char *panels, Sums out);
@@ -207,7 +263,7 @@ INLINE vec sigmoid_of(vec x) {
     return where(x > 0.0f, one, e) / (one + e);
 }
 
-/* Inputs `first` to `end` (both multiples of LANES, or the end) of one row, in float. */
+/* Inputs `first` to `end` (both multiples of SCALED, or the end) of one row, in float. */
 static void read_row(const Input *input, int64_t in, const float *row, int64_t first, int64_t end, float *to) {
     float inv_rms = 1.0f;
     if (input->kind == NORM) {
@@ -226,19 +282,65 @@ static void read_row(const Input *input, int64_t in, const float *row, int64_t f
     }
 }
 
-/* Packs the inputs from `first` to `end` of T rows: [in, T] numbers, or [in / 2, T] pairs in bfloat16. */
-static void pack_tile(const Input *input, int64_t in, int pairs, const float *x, int64_t T, int64_t first,
+#if defined(__AVX512BF16__)
+#define PAIRS 1
+#else
+#define PAIRS 0
+#endif
+/* Whether the inputs of a product are rounded to 16 bits, and the bytes of a packed row of inputs. */
+INLINE int rounds_inputs(int64_t type) { return (type == BFLOAT16 && PAIRS) || (type == INT8 && INTEGERS); }
+INLINE int64_t row_bytes(int64_t type, int64_t in) {
+    return !rounds_inputs(type) ? 4 * in : type == BFLOAT16 ? 2 * in : 2 * in + (in + SCALED - 1) / SCALED * 4;
+}
+/* Rows that are multiplied together. Integers need two sums for each row. */
+INLINE int64_t tile_rows(int64_t type) { return type == INT8 && INTEGERS ? TILE / 2 : TILE; }
+
+/* Row `i` of T, from the inputs `first` to `end` (a multiple of SCALED, or the end), as multiply_pairs reads it. */
+static void pack_pairs(const float *values, int64_t T, int64_t i, int64_t first, int64_t end, uint32_t *to) {
+    for (int64_t k = first; k < end; k += LANES) {
+        const bfloat16_vec rounded = vec_to_bfloat16(load_partial_float(values + k - first, end - k));
+        uint32_t pair[LANES / 2];
+        memcpy(pair, &rounded, sizeof pair);
+        for (int64_t j = 0; j < LANES / 2 && k + 2 * j < end; j++) to[(k / 2 + j) * T + i] = pair[j];
+    }
+}
+
+/* The same as multiply_integers reads it. */
+static void pack_integers(const float *values, int64_t T, int64_t i, int64_t first, int64_t end, uint32_t *to) {
+    to += first / SCALED * (1 + SCALED / 2) * T + i;
+    for (int64_t n; first < end; first += n, values += n, to += (1 + n / 2) * T) {
+        n = end - first < SCALED ? end - first : SCALED;
+        vec largest = splat(0.0f);
+        for (int64_t k = 0; k < n; k += LANES) {
+            vec v = load_partial_float(values + k, n - k);
+            v = where(v < 0.0f, -v, v);
+            largest = where(v > largest, v, largest);
+        }
+        const float scale = max_lanes(largest) / 32767.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        int32_t rounded[SCALED];
+        for (int64_t k = 0; k < n; k += LANES) {
+            vec v = inverse * load_partial_float(values + k, n - k);
+            int_vec nearest = __builtin_convertvector(v + where(v < 0.0f, splat(-0.5f), splat(0.5f)), int_vec);
+            memcpy(rounded + k, &nearest, sizeof nearest);
+        }
+        memcpy(to, &scale, sizeof scale);
+        for (int64_t k = 0; k < n; k += 4)
+            for (int j = 0; j < 2; j++)
+                to[(1 + k / 2 + j) * T] = (rounded[k + j] & 0xffff) | (uint32_t)rounded[k + 2 + j] << 16;
+    }
+}
+
+/* Packs the inputs from `first` to `end` of T rows, in the form that the product with weights of `type` reads. */
+static void pack_tile(const Input *input, int64_t type, int64_t in, const float *x, int64_t T, int64_t first,
                       int64_t end, void *to) {
     const int64_t row_size = input->kind == SWIGLU ? 2 * in : in;
     float *values = malloc((end - first) * sizeof(float));
     for (int64_t i = 0; i < T; i++) {
         read_row(input, in, x + i * row_size, first, end, values);
-        if (pairs)
-            for (int64_t k = first; k < end; k += 2)
-                ((uint32_t *)to)[k / 2 * T + i] =
-                    to_bfloat16(values[k - first]) | (uint32_t)to_bfloat16(values[k - first + 1]) << 16;
-        else
+        if (!rounds_inputs(type))
             for (int64_t k = first; k < end; k++) ((float *)to)[k * T + i] = values[k - first];
+        else if (type == BFLOAT16) pack_pairs(values, T, i, first, end, to);
+        else pack_integers(values, T, i, first, end, to);
     }
     free(values);
 }
@@ -263,29 +365,21 @@ static void expand_panel(int64_t type, int64_t in, const char *panel, float *exp
     }
 }
 
-#if defined(__AVX512BF16__)
-#define PAIRS(type) ((type) == BFLOAT16)
-#else
-#define PAIRS(type) 0
-#endif
-INLINE int64_t value_bytes(int64_t type) { return PAIRS(type) ? 2 : 4; }
-
 static void product_in_team(int64_t threads, const Linear *linear, Input input, int64_t rows, int64_t add,
                             const float *x, float *y, char *packed_x) {
     const int64_t type = linear->type, in = linear->in, out = linear->out;
-    const int64_t panels = (out + PANEL - 1) / PANEL, tiles = (rows + TILE - 1) / TILE;
+    const int64_t panels = (out + PANEL - 1) / PANEL, tiles = (rows + tile_rows(type) - 1) / tile_rows(type);
     const int64_t row_size = input.kind == SWIGLU ? 2 * in : in, panel_bytes = panel_bytes_of(type, in);
-    const int64_t bytes = value_bytes(type), pieces = tiles < threads ? threads : 1;
-    const int expand = rows > IN_REGISTER_ROWS && type != FLOAT && !PAIRS(type);
+    const int64_t bytes = row_bytes(type, in), pieces = tiles < threads ? threads : 1;
+    const int expand = rows > IN_REGISTER_ROWS && type != FLOAT && !rounds_inputs(type);
     /* panels that stay in the cache while all tiles of rows are multiplied by them */
-    const int64_t fitting = CACHED_BYTES / (in * PANEL * bytes), block = fitting > 4 ? fitting / 4 * 4 : 4;
+    const int64_t fitting = CACHED_BYTES / (bytes * PANEL), block = fitting > 4 ? fitting / 4 * 4 : 4;
 #pragma omp for schedule(static)
     for (int64_t part = 0; part < tiles * pieces; part++) {
         const int64_t t = part / pieces, row = rows * t / tiles, T = rows * (t + 1) / tiles - row;
-        const int64_t vecs = (in + LANES - 1) / LANES, first = vecs * (part % pieces) / pieces * LANES;
-        const int64_t end = vecs * (part % pieces + 1) / pieces * LANES;
-        pack_tile(&input, in, PAIRS(type), x + row * row_size, T, first, end < in ? end : in,
-                  packed_x + row * in * bytes);
+        const int64_t spans = (in + SCALED - 1) / SCALED, first = spans * (part % pieces) / pieces * SCALED;
+        const int64_t end = spans * (part % pieces + 1) / pieces * SCALED;
+        pack_tile(&input, type, in, x + row * row_size, T, first, end < in ? end : in, packed_x + row * bytes);
     }
     float *expanded = expand ? aligned_alloc(64, block * PANEL * in * sizeof(float)) : NULL;
 #pragma omp for schedule(static)
@@ -300,7 +394,7 @@ static void product_in_team(int64_t threads, const Linear *linear, Input input, 
                 for (int64_t b = 0, step; b < count; b += step) {
                     const char *panel = expand ? (char *)(expanded + b * PANEL * in) : weights + b * panel_bytes;
                     vec sum[TILE][8];
-                    step = multiply_tile(T, count - b, expand ? FLOAT : type, in, packed_x + row * in * bytes, panel,
+                    step = multiply_tile(T, count - b, expand ? FLOAT : type, in, packed_x + row * bytes, panel,
                                          sum);
                     for (int64_t i = 0; i < T; i++)
                         for (int64_t v = 0; v < 2 * step; v++) {
