@@ -40,9 +40,10 @@ KERNELS = (
     "RMSNorm",
     "SwiGLU",
     "log-probabilities",
+    "packed product",
 )
-"""The kernels that are chosen one by one. The sampling of tokens belongs to the log-probabilities: the sampler and the
-learner must compute the same log-probability."""
+"""The kernels that are chosen one by one. Without packed products, the sampler multiplies with torch. The sampling of
+tokens belongs to the log-probabilities: the sampler and the learner must compute the same log-probability."""
 
 FASTER_TO_REPLACE = 1.3
 """Torch replaces a kernel only if torch is this many times as fast. So noise does not change a choice."""
@@ -129,7 +130,7 @@ def choose(kernel: str, head_dim: int, dtype: torch.dtype) -> Choice | None:
 
 def all_choices(dtype: torch.dtype) -> list[Choice]:
     """Return the choices for a decoder that computes in `dtype`, with heads of width ANY_HEAD_DIM."""
-    dtypes = {"packed attention": torch.float32}
+    dtypes = {"packed attention": torch.float32, "packed product": torch.float32}
     choices = (choose(kernel, ANY_HEAD_DIM, dtypes.get(kernel, dtype)) for kernel in KERNELS)
     return [choice for choice in choices if choice]
 

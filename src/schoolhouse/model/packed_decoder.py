@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from schoolhouse.model import rope
 from schoolhouse.model.decoder import AttentionContext, Block, Decoder
 from schoolhouse.model.fused_ops import apply_rotary
-from schoolhouse.model.kernel_build import call_kernel
+from schoolhouse.model.kernel_build import ANY_HEAD_DIM, call_kernel
+from schoolhouse.model.kernel_choice import uses_kernel
 from schoolhouse.model.native_attention import NativeSlotKVCache
 from schoolhouse.model.packed_linear import (
     BYTES_PER_WEIGHT,
@@ -57,6 +58,8 @@ def choose_weights(decoder: nn.Module, wanted: SamplingWeights, dtype: torch.dty
 def can_pack_decoder(decoder: nn.Module) -> bool:
     """Tell whether a decoder can be packed: it is a `Decoder` on a CPU with kernels, and no code changes its layers."""
     if not isinstance(decoder, Decoder) or not has_packed_kernel(next(decoder.parameters()).device):
+        return False
+    if not uses_kernel("packed product", ANY_HEAD_DIM, torch.float32):
         return False
     return all(can_pack(module) for module in decoder.modules() if isinstance(module, nn.Linear))
 
@@ -125,6 +128,7 @@ class PackedDecoder:
         self._versions: object = None
         self._blocks: list[_PackedBlock] = []
         self._head: PackedLinear | None = None
+        self._in_one_call = uses_kernel("rotary embedding", decoder.config.head_dim, torch.float32)
         self._rope_frequencies = decoder.rope_frequencies(torch.device("cpu"))
         self.refresh()
 
@@ -152,7 +156,7 @@ class PackedDecoder:
         config, decoder = self.config, self.decoder
         rotation = rope.rotation(positions_N, *self._rope_frequencies)
         x_NC = decoder.model.embed_tokens(tokens_N).float()
-        if isinstance(context, NativeSlotKVCache):
+        if isinstance(context, NativeSlotKVCache) and self._in_one_call:
             return self._decode_step(x_NC, rotation, context)
         heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
         with torch.autocast("cpu", enabled=False):

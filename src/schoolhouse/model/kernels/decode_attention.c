@@ -77,7 +77,8 @@ INLINE void attend_tile(const int Q, PartialSoftmax *partial, const float *q, co
 /* `queries` queries attend to the first `n` <= LANES tokens of a tile. */
 static void attend_own(int64_t queries, PartialSoftmax *partial, const float *q, const DTYPE *tile, const DTYPE *next,
                        int64_t n) {
-    for (int64_t j = 0; j < queries; j += TOGETHER, partial += TOGETHER, q += TOGETHER * HEAD_DIM) switch (queries - j) {
+    for (int64_t j = 0; j < queries; j += TOGETHER, partial += TOGETHER, q += TOGETHER * HEAD_DIM)
+        switch (queries - j) {
         case 1: attend_tile(1, partial, q, tile, next, n); break;
 #if LANES == 16
         case 2: attend_tile(2, partial, q, tile, next, n); break;
