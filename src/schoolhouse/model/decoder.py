@@ -20,7 +20,7 @@ from schoolhouse.model import fused_ops
 from schoolhouse.model.config import ModelConfig
 from schoolhouse.model.lora import Adapter
 from schoolhouse.model.output_head import float32_logits
-from schoolhouse.model.rope import rope_frequencies
+from schoolhouse.model.rope import rope_frequencies, rotation
 
 
 class AttentionContext(Protocol):
@@ -123,12 +123,13 @@ class Decoder(nn.Module):
 
     def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         """The cosines and the sines of the rotary embedding at positions [N], each of shape [N, 1, D / 2]."""
+        return rotation(positions_N, *self.rope_frequencies(positions_N.device))
+
+    def rope_frequencies(self, device: torch.device) -> tuple[Tensor, float]:
+        """The angle per position of the rotary embedding [D / 2], and the factor of cosine and sine."""
         config = self.config
-        frequency, magnitude = rope_frequencies(
-            config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings, positions_N.device
-        )
-        angle = (positions_N[:, None].float() * frequency)[:, None]
-        return angle.cos() * magnitude, angle.sin() * magnitude
+        scaling = (config.rope_theta, config.rope_scaling, config.max_position_embeddings)
+        return rope_frequencies(config.head_dim, *scaling, device)
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor, context: AttentionContext) -> Tensor:
         rotation = self.rotation(positions_N)

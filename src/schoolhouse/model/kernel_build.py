@@ -20,7 +20,14 @@ from torch import Tensor
 _FOLDER = Path(__file__).with_name("kernels")
 _SOURCES = tuple(
     str(_FOLDER / name)
-    for name in ("decode_attention.c", "packed_attention.c", "logprobs.c", "fused_ops.c", "packed_linear.c")
+    for name in (
+        "decode_attention.c",
+        "packed_attention.c",
+        "logprobs.c",
+        "fused_ops.c",
+        "packed_linear.c",
+        "decoder_step.c",
+    )
 )
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-lm")
 _TARGET_FLAGS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",))
@@ -40,6 +47,7 @@ _SIGNATURES = {
     "swiglu_backward": "nnppppp",
     "pack_weight": "nnnnpp",
     "packed_linear": "nnnnnnnfppppp",
+    "decoder_step": "nnnfpppp" + "nnppppp" + "nnnn" + "p",
 }
 """Argument types of each kernel: n integer, f float, p pointer. The first argument is the number of threads."""
 _PLAIN = (int, float, type(None))

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from schoolhouse.model import row_kernels
 from schoolhouse.model.kv_cache import PackedAttention, SlotKVCache
 from schoolhouse.model.native_attention import NativeBfloat16SlotKVCache, NativePackedAttention, NativeSlotKVCache
+from schoolhouse.model.packed_linear import BYTES_PER_WEIGHT, WeightType, pack
 
 Run = Callable[[], Sequence[Tensor]]
 
@@ -127,6 +128,24 @@ def sampling(rows: int, vocab: int, dtype: torch.dtype) -> Case:
     return Case("sampling", size, lambda: row_kernels.sample_kernel(logits, uniform, 0.8), plain)
 
 
+def packed_product(rows: int, out: int, width: int, type: WeightType) -> Case:
+    """Rows times packed weights. Weights and inputs are numbers that every type of packed weights holds without loss.
+
+    With int8, 32 weights share a scale. One weight of each 32 is 127, so the scale is 1.
+    """
+    linear = nn.Linear(width, out)
+    with torch.no_grad():
+        linear.weight.copy_((40 * _random((out, width), 0)).round().clamp(-127, 127))
+        linear.weight[:, ::32] = 127
+    packed, x = pack([linear], type), _random((rows, width), 1).bfloat16().float()
+
+    def plain() -> Sequence[Tensor]:
+        with torch.no_grad():
+            return [linear(x)]
+
+    return Case("packed product", f"{rows} x {width} to {out} in {type}", lambda: [packed(x)], plain)
+
+
 def _random(shape: Sequence[int], seed: int) -> Tensor:
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
 
@@ -161,6 +180,8 @@ def check_cases(kernel: str, head_dim: int, dtype: torch.dtype) -> list[Case]:
             return [rotary(70, 3, head_dim, dtype, with_norm) for with_norm in (False, True)]
         case "SwiGLU":
             return [swiglu(9, 83, dtype)]
+        case "packed product":
+            return [packed_product(rows, 75, 92, type) for type in BYTES_PER_WEIGHT for rows in (1, 2, 13, 40)]
         case _:
             return [logprobs(40, 333, dtype), sampling(200, 333, dtype)]
 
@@ -178,5 +199,7 @@ def timing_cases(kernel: str, head_dim: int, dtype: torch.dtype) -> list[Case]:
             return [rotary(512, 4, head_dim, dtype)]
         case "SwiGLU":
             return [swiglu(256, 1024, dtype)]
+        case "packed product":
+            return [packed_product(1, 4096, 1024, "float32")]
         case _:
             return [logprobs(64, 4096, dtype)]

@@ -40,10 +40,11 @@ KERNELS = (
     "RMSNorm",
     "SwiGLU",
     "log-probabilities",
+    "packed product",
 )
-"""The names of the kernels. For each kernel, there is a separate choice between the kernel and torch. The kernel for
-sampling tokens follows the choice for the log-probabilities, because sampler and learner must compute the same
-log-probability."""
+"""The names of the kernels. For each kernel, there is a separate choice between the kernel and torch. Without packed
+products, the sampler multiplies with torch. The kernel for sampling tokens follows the choice for the
+log-probabilities, because sampler and learner must compute the same log-probability."""
 
 FASTER_TO_REPLACE = 1.3
 """Torch replaces a kernel only if torch is at least this many times as fast, so that noise does not change a choice."""
@@ -131,7 +132,7 @@ def choose(kernel: str, head_dim: int, dtype: torch.dtype) -> Choice | None:
 
 def all_choices(dtype: torch.dtype) -> list[Choice]:
     """Return the choices for a decoder that computes in `dtype`, with heads of width ANY_HEAD_DIM."""
-    dtypes = {"packed attention": torch.float32}
+    dtypes = {"packed attention": torch.float32, "packed product": torch.float32}
     choices = (choose(kernel, ANY_HEAD_DIM, dtypes.get(kernel, dtype)) for kernel in KERNELS)
     return [choice for choice in choices if choice]
 

@@ -85,6 +85,9 @@ class NativeSlotKVCache(SlotKVCache):
             )
         self._lanes = count_lanes()
         self.kv_tiles = allocate(num_slots, -(-capacity // self._lanes), num_kv_heads, 2, self._lanes * head_dim)
+        stores = zip(self.prompt_keys, self.prompt_values, self.kv_tiles, strict=True)
+        self.addresses = torch.tensor([[store.data_ptr() for store in layer] for layer in stores])
+        """The addresses of the stores of each layer, as decoder_step.c reads them."""
 
     def _used_slot_stores(self) -> list[Tensor]:
         used = -(-int(self.lengths[: self.busy].max()) // self._lanes)
@@ -102,16 +105,18 @@ class NativeSlotKVCache(SlotKVCache):
     def begin_step(self) -> Tensor:
         return self.prompt_length[self.prompt_of[: self.busy]] + self.lengths[: self.busy]
 
+    def slot_arguments(self, heads: int) -> tuple[Tensor | int, ...]:
+        """The arguments that describe the busy slots to a kernel: blocks, lengths and sizes."""
+        blocks = [torch.from_numpy(table) for table in (self._block_start, self._block_prompt, self._slot_order)]
+        _, kv_heads, _, prompt_capacity = self.prompt_keys[0].shape
+        sizes = (heads, kv_heads, prompt_capacity, self.kv_tiles[0].shape[1] * self._lanes)
+        return len(self._block_prompt), _BLOCK_SIZE, *blocks, self.prompt_length, self.lengths, *sizes
+
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
         q, k, v = (x.float().contiguous() for x in (q_NHD, k_NKD, v_NKD))
         out = torch.empty_like(q)
-        prompt_keys, prompt_values, kv_tiles = self.prompt_keys[layer], self.prompt_values[layer], self.kv_tiles[layer]
-        blocks = [torch.from_numpy(table) for table in (self._block_start, self._block_prompt, self._slot_order)]
-        lengths = (self.prompt_length, self.lengths)
-        sizes = (q.shape[1], k.shape[1], prompt_keys.shape[-1], kv_tiles.shape[1] * self._lanes)
-        inputs = (len(self._block_prompt), _BLOCK_SIZE, *blocks, *lengths, *sizes, q, k, v)
-        stores = (prompt_keys, prompt_values, kv_tiles)
-        call_kernel("decode_attention", q.shape[2], self.dtype, *inputs, *stores, out)
+        stores = (self.prompt_keys[layer], self.prompt_values[layer], self.kv_tiles[layer])
+        call_kernel("decode_attention", q.shape[2], self.dtype, *self.slot_arguments(q.shape[1]), q, k, v, *stores, out)
         return out
 
 

@@ -12,8 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from schoolhouse.model import rope
 from schoolhouse.model.decoder import AttentionContext, Block, Decoder
 from schoolhouse.model.fused_ops import apply_rotary
+from schoolhouse.model.kernel_build import ANY_HEAD_DIM, call_kernel
+from schoolhouse.model.kernel_choice import uses_kernel
+from schoolhouse.model.native_attention import NativeSlotKVCache
 from schoolhouse.model.packed_linear import (
     BYTES_PER_WEIGHT,
     PackedLinear,
@@ -30,7 +34,7 @@ SamplingWeights = Literal["auto", "float32", "bfloat16", "int8"]
 products."""
 
 _MANY_ROWS = 128
-"""With more rows than this, torch multiplies in bfloat16 about 15 % faster than the packed kernel (on Zen 5)."""
+"""With more rows, torch multiplies in bfloat16 faster than the packed kernel on processors without AVX512-BF16."""
 
 _SMALLEST = 1 << 23
 """With `auto`, a model with fewer weights than this is not packed, because its weights fit into the processor's
@@ -58,6 +62,8 @@ def can_pack_decoder(decoder: nn.Module) -> bool:
     """Return whether a decoder can be packed. The decoder must be a `Decoder` on a CPU with kernels, with unchanged
     layers."""
     if not isinstance(decoder, Decoder) or not has_packed_kernel(next(decoder.parameters()).device):
+        return False
+    if not uses_kernel("packed product", ANY_HEAD_DIM, torch.float32):
         return False
     return all(can_pack(module) for module in decoder.modules() if isinstance(module, nn.Linear))
 
@@ -110,6 +116,13 @@ class _PackedBlock:
         self.gate_up = pack([mlp.gate_proj, mlp.up_proj], type, old_gate_up)
         self.down = pack([mlp.down_proj], type, old_down)
 
+    def fields(self) -> list[int]:
+        """The fields of the struct `Layer` of the kernels (decoder_step.c), without those of the KV cache."""
+        heads = (self.attention.q_norm, self.attention.k_norm) if self.attention.qk_norm else ()
+        norms = [norm.weight.data_ptr() for norm in (*self.norms, *heads)]
+        linears = [field for linear in (self.qkv, self.o, self.gate_up, self.down) for field in linear.fields()]
+        return [*linears, *norms, *[0] * (4 - len(norms))]
+
 
 class PackedDecoder:
     """The weights of `decoder`, packed in the number type `type`. Call `refresh` after the weights have changed."""
@@ -119,6 +132,8 @@ class PackedDecoder:
         self._versions: object = None
         self._blocks: list[_PackedBlock] = []
         self._head: PackedLinear | None = None
+        self._in_one_call = uses_kernel("rotary embedding", decoder.config.head_dim, torch.float32)
+        self._rope_frequencies = decoder.rope_frequencies(torch.device("cpu"))
         self.refresh()
 
     def refresh(self) -> None:
@@ -130,6 +145,7 @@ class PackedDecoder:
         old = self._blocks or [None] * len(blocks)
         self._blocks = [_PackedBlock(block, self.type, o) for block, o in zip(blocks, old, strict=True)]
         self._head = pack([self.decoder.lm_head], self.type, self._head)
+        self._layers = torch.tensor([block.fields() for block in self._blocks])
         self._versions = versions
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -142,8 +158,10 @@ class PackedDecoder:
         if self._torch_is_faster(len(tokens_N)):
             return self.decoder(tokens_N, positions_N, context)
         config, decoder = self.config, self.decoder
-        rotation = decoder.rotation(positions_N)
+        rotation = rope.rotation(positions_N, *self._rope_frequencies)
         x_NC = decoder.model.embed_tokens(tokens_N).float()
+        if isinstance(context, NativeSlotKVCache) and self._in_one_call:
+            return self._decode_step(x_NC, rotation, context)
         heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
         with torch.autocast("cpu", enabled=False):
             for layer, block in enumerate(self._blocks):
@@ -160,6 +178,16 @@ class PackedDecoder:
                 block.down(gate_up, input="swiglu", add_to=x_NC)
             return decoder.model.norm(x_NC)
 
+    def _decode_step(self, x_NC: Tensor, rotation: tuple[Tensor, Tensor], cache: NativeSlotKVCache) -> Tensor:
+        """Compute the same as `__call__` for one new token in each busy slot, in one call of a kernel."""
+        config = self.config
+        tables = (self._layers, cache.addresses)
+        inputs = (len(self._blocks), len(x_NC), config.rms_norm_eps, *tables, *rotation)
+        slots = cache.slot_arguments(config.num_attention_heads)
+        call_kernel("decoder_step", config.head_dim, cache.dtype, *inputs, *slots, x_NC)
+        with torch.autocast("cpu", enabled=False):
+            return self.decoder.model.norm(x_NC)
+
     @torch.no_grad()
     def project(self, hidden_NC: Tensor) -> Tensor:
         """Map hidden states [N, C] to logits [N, V], like `Decoder.project`."""
@@ -169,5 +197,7 @@ class PackedDecoder:
         return self._head(hidden_NC.float().contiguous())
 
     def _torch_is_faster(self, rows: int) -> bool:
-        """Return whether torch multiplies this number of rows faster, with weights that are rounded in the same way."""
-        return self.type == "bfloat16" and rows > _MANY_ROWS and torch.is_autocast_enabled("cpu")
+        """Tell whether torch multiplies so many rows faster, by weights that are rounded alike."""
+        if self.type != "bfloat16" or torch.cpu._is_avx512_bf16_supported():
+            return False
+        return rows > _MANY_ROWS and torch.is_autocast_enabled("cpu")

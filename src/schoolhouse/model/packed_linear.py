@@ -81,6 +81,13 @@ class PackedLinear:
             up(down(x, input=input, norm_C=norm_C, eps=eps), add_to=y)
         return y
 
+    def fields(self) -> list[int]:
+        """The fields of the struct `Linear` of the kernels (team.h). The addresses are those of the tensors here."""
+        low, high = self.low_rank or (None, None)
+        bias = self.bias.data_ptr() if self.bias is not None else 0
+        sizes = [_TYPES[self.type], self.in_features, self.out_features, low.out_features if low else 0]
+        return [*sizes, self.packed.data_ptr(), bias, *(part.packed.data_ptr() if part else 0 for part in (low, high))]
+
 
 def can_pack(linear: nn.Module) -> bool:
     """Return whether a layer computes only x W^T + bias, with or without a LoRA adapter."""

@@ -51,6 +51,13 @@ def rope_frequencies(
     return frequency, 1.0
 
 
+def rotation(positions_N: Tensor, frequency: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
+    """The cosines and the sines at positions [N], each of shape [N, 1, D / 2]. The other arguments are the result of
+    `rope_frequencies`."""
+    angle = (positions_N[:, None].float() * frequency)[:, None]
+    return angle.cos() * magnitude, angle.sin() * magnitude
+
+
 def _llama3(frequency: Tensor, pretrained: float, scaling: Mapping[str, Any]) -> Tensor:
     """Scale as in Llama 3.1: divide low frequencies by `factor`, keep high frequencies, and interpolate between the
     two."""

@@ -2,7 +2,7 @@
    key heads, SwiGLU. Each row is read once and written once, in DTYPE. No bit of a row depends on another row;
    gradients of weights are summed within `num_parts` parts of the rows, and the caller adds the parts. */
 
-#include "simd.h"
+#include "team.h"
 
 /* For so few numbers, no threads are started: waiting for threads takes longer than computing. */
 #define FEW_NUMBERS 8192
@@ -74,11 +74,37 @@ static inline vec round_to_dtype(vec x) {
     return LOAD((const DTYPE *)&converted);
 }
 
+/* Norms one head (unless `weight` is NULL) and rotates it by angles with `cosine` and `sine` [HEAD_DIM / 2]. */
+static inline void rotate_head(vec v[HEAD_VECS], float inv_rms, const float *weight, const float *cosine,
+                               const float *sine) {
+    enum { HALF = HEAD_VECS / 2 };
+    for (int i = 0; weight && i < HEAD_VECS; i++) v[i] = inv_rms * v[i] * load_float(weight + i * LANES);
+    for (int i = 0; i < HALF; i++) {
+        vec c = load_float(cosine + i * LANES), s = load_float(sine + i * LANES);
+        vec left = v[i] * c - v[i + HALF] * s, right = v[i + HALF] * c + v[i] * s;
+        v[i] = left, v[i + HALF] = right;
+    }
+}
+
+void rotate_in_team(int64_t rows, int64_t heads, int64_t stride, float eps, const float *weight, const float *cosine,
+                    const float *sine, float *x) {
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t h = 0; h < heads; h++) {
+            vec v[HEAD_VECS], sums = {0};
+            float *head = x + r * stride + h * HEAD_DIM;
+            memcpy(v, head, sizeof v);
+            for (int i = 0; i < HEAD_VECS; i++) sums += v[i] * v[i];
+            const float inv_rms = weight ? 1.0f / sqrtf(sum_lanes(sums) / HEAD_DIM + eps) : 1.0f;
+            rotate_head(v, inv_rms, weight, cosine + r * HEAD_DIM / 2, sine + r * HEAD_DIM / 2);
+            memcpy(head, v, sizeof v);
+        }
+}
+
 /* out [N, H, HEAD_DIM] in float32, rounded to DTYPE where `round_output`: heads are normed (unless `weight` is NULL),
    then rotated by angles with cosines and sines [N, HEAD_DIM / 2]. Rows of x are `stride` numbers apart. */
 void rotary_forward(int64_t threads, int64_t rows, int64_t heads, int64_t stride, float eps, int64_t round_output,
                     const DTYPE *x, const float *weight, const float *cosine, const float *sine, float *out) {
-    enum { HALF = HEAD_VECS / 2 };
     if (rows * heads * HEAD_DIM <= FEW_NUMBERS) threads = 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++)
@@ -86,14 +112,10 @@ void rotary_forward(int64_t threads, int64_t rows, int64_t heads, int64_t stride
             float *to = out + (r * heads + h) * HEAD_DIM;
             vec v[HEAD_VECS];
             const float inv_rms = load_head(v, x + r * stride + h * HEAD_DIM, weight, eps);
-            for (int i = 0; weight && i < HEAD_VECS; i++) v[i] = inv_rms * v[i] * load_float(weight + i * LANES);
-            for (int i = 0; i < HALF; i++) {
-                vec c = load_float(cosine + r * HEAD_DIM / 2 + i * LANES);
-                vec s = load_float(sine + r * HEAD_DIM / 2 + i * LANES);
-                vec left = v[i] * c - v[i + HALF] * s, right = v[i + HALF] * c + v[i] * s;
-                if (round_output) left = round_to_dtype(left), right = round_to_dtype(right);
-                memcpy(to + i * LANES, &left, sizeof left);
-                memcpy(to + (i + HALF) * LANES, &right, sizeof right);
+            rotate_head(v, inv_rms, weight, cosine + r * HEAD_DIM / 2, sine + r * HEAD_DIM / 2);
+            for (int i = 0; i < HEAD_VECS; i++) {
+                if (round_output) v[i] = round_to_dtype(v[i]);
+                memcpy(to + i * LANES, v + i, sizeof v[i]);
             }
         }
 }

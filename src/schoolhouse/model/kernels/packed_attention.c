@@ -12,7 +12,7 @@
 
 #define QUERY_TILE (ROW_TILE == 6 ? 48 : 64) /* queries of one step of the backward pass; a multiple of ROW_TILE */
 
-DEFINE_MATMUL(matmul, float)
+DEFINE_MATMUL(matmul, float, ROW_TILE)
 
 static inline int64_t round_to_tiles(int64_t n) { return (n + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
 static inline int64_t round_to_rows(int64_t n) { return (n + ROW_TILE - 1) / ROW_TILE * ROW_TILE; }

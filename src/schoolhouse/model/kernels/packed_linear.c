@@ -5,169 +5,13 @@
    The sums of a tile stay in registers. Each sum adds the inputs in the same order for every number of rows, so the
    bits of a row do not depend on other rows.
 
-   Weights are stored as float, as bfloat16, or as int8 with a float scale for each SCALED inputs of an output. In
-   bfloat16, pairs of inputs are stored side by side, for the instruction that multiplies such pairs. Without this
-   instruction, bfloat16 and int8 are expanded to float: in registers for a few rows, or one panel at a time. */
+   Weights are stored as float, as bfloat16, or as int8 with a float scale for SCALED inputs of an output. Pairs of
+   inputs are stored side by side in bfloat16, for the instruction that multiplies such pairs. With int8, inputs are
+   rounded to 16 bits with a scale for SCALED inputs of a row, and pairs of them are multiplied in integers. Without
+   these instructions bfloat16 and int8 are expanded to float: in registers for one tile of rows, panel by panel for
+   several tiles. */
 
-#include "simd.h"
-
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
-#define PANEL (2 * LANES)
-#define STEP 4 /* inputs that are multiplied without a branch; a multiple of the inputs of a word */
-#define SCALED 32 /* inputs that share a scale in int8 */
-#define CACHED_BYTES (1 << 18)
-#define ALIGNED_OUTPUTS 32 /* a multiple of PANEL on every processor, so the caller does not need PANEL */
-#if defined(__AVX512F__)
-#define TILE 12
-#define IN_REGISTER_ROWS 12 /* up to this many rows, weights are expanded in registers */
-#else
-#define TILE 6
-#define IN_REGISTER_ROWS 4
-#endif
-/* Without this GCC loads a vector from memory again for each of its products. */
-#if (LANES == 16 && defined(__AVX512F__)) || (LANES == 8 && defined(__AVX__)) || (LANES == 4 && defined(__SSE2__))
-#define IN_REGISTER(x) __asm__("" : "+v"(x))
-#else
-#define IN_REGISTER(x) (void)0
-#endif
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
-enum { FLOAT, BFLOAT16, INT8 };
-enum { PLAIN, NORM, SWIGLU };
-
-/* The inputs whose weights share a 32-bit word. A panel has one word per output for each such group of inputs. */
-INLINE int inputs_of_word(int64_t type) { return type == FLOAT ? 1 : type == BFLOAT16 ? 2 : 4; }
-/* A panel of int8 has the scales of its outputs before each SCALED inputs; the other types have none. */
-INLINE int64_t scaled_inputs(int64_t type, int64_t in) { return type == INT8 ? SCALED : in; }
-INLINE int64_t panel_bytes_of(int64_t type, int64_t in) {
-    return in / inputs_of_word(type) * PANEL * 4 + (type == INT8 ? (in + SCALED - 1) / SCALED * PANEL * 4 : 0);
-}
-
-INLINE uint_vec load_words(const char *x) { /* one vector at a time: GCC copies longer pieces through memory */
-    uint_vec words;
-    memcpy(&words, x, sizeof words);
-    return words;
-}
-
-/* Weights of input `j` of a vector of words. */
-INLINE vec unpack(int64_t type, uint_vec words, int j) {
-    if (type == FLOAT) return (vec)words;
-    if (type == BFLOAT16) return (vec)(j ? words & 0xffff0000u : words << 16);
-    return __builtin_convertvector((int_vec)(words << (24 - 8 * j)) >> 24, vec);
-}
-
-/* out [T, 2 P] = x [in, T] panels [P]. T, P and the type are constants. */
-INLINE void multiply(const int T, const int P, const int64_t type, int64_t in, const float *x, const char *panels,
-                     vec (*out)[8]) {
-    const int group = inputs_of_word(type);
-    const int64_t panel_bytes = panel_bytes_of(type, in);
-    vec sum[TILE][8];
-    UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) sum[i][p] = splat(0.0f);
-    for (int64_t first = 0, span = scaled_inputs(type, in); first < in; first += span) {
-        const int64_t end = in - first < span ? in : first + span;
-        vec scale[8];
-        if (type == INT8) {
-            UNROLL for (int p = 0; p < 2 * P; p++) scale[p] =
-                (vec)load_words(panels + p / 2 * panel_bytes + p % 2 * sizeof(vec));
-            panels += PANEL * 4;
-        }
-        for (int64_t k = first; k < end; k += STEP, x += STEP * T, panels += STEP / group * PANEL * 4) {
-            UNROLL for (int p = 0; p < 2 * P; p += 2) UNROLL for (int j = 0; j < STEP; j++) {
-                const char *words = panels + p / 2 * panel_bytes + j / group * (PANEL * 4);
-                vec left = unpack(type, load_words(words), j % group);
-                vec right = unpack(type, load_words(words + sizeof(vec)), j % group);
-                if (type == INT8) left *= scale[p], right *= scale[p + 1];
-                IN_REGISTER(left);
-                IN_REGISTER(right);
-                UNROLL for (int i = 0; i < T; i++) {
-                    sum[i][p] += x[j * T + i] * left;
-                    sum[i][p + 1] += x[j * T + i] * right;
-                }
-            }
-        }
-    }
-    UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) out[i][p] = sum[i][p];
-}
-
-#if defined(__AVX512BF16__)
-/* Like multiply, but for pairs of inputs in bfloat16: x [in / 2, T]. */
-INLINE void multiply_pairs(const int T, const int P, int64_t in, const uint32_t *x, const char *panels,
-                           vec (*out)[8]) {
-    const int64_t panel_bytes = panel_bytes_of(BFLOAT16, in);
-    __m512 sum[TILE][8];
-    UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) sum[i][p] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < in / 2; k++) {
-        UNROLL for (int p = 0; p < 2 * P; p++) {
-            __m512i w = _mm512_loadu_si512(panels + p / 2 * panel_bytes + (2 * k + p % 2) * 64);
-            IN_REGISTER(w);
-            UNROLL for (int i = 0; i < T; i++) sum[i][p] =
-                _mm512_dpbf16_ps(sum[i][p], (__m512bh)_mm512_set1_epi32((int)x[k * T + i]), (__m512bh)w);
-        }
-    }
-    UNROLL for (int i = 0; i < T; i++) UNROLL for (int p = 0; p < 2 * P; p++) out[i][p] = (vec)sum[i][p];
-}
-#endif
-
-/* One function for each size of a tile: GCC keeps the sums in registers only in small functions. */
-#if defined(__AVX512BF16__)
-#define MULTIPLY_BFLOAT16(T, P) multiply_pairs(T, P, in, x, panels, out)
-#else
-#define MULTIPLY_BFLOAT16(T, P) multiply(T, P, BFLOAT16, in, x, panels, out)
-#endif
-#define DEFINE_PRODUCTS(T, P)                                                                                          \
-    static __attribute__((noinline)) void float_##T##_##P(int64_t in, const void *x, const char *panels, Sums out) {   \
-        multiply(T, P, FLOAT, in, x, panels, out);                                                                     \
-    }                                                                                                                  \
-    static __attribute__((noinline)) void half_##T##_##P(int64_t in, const void *x, const char *panels, Sums out) {    \
-        MULTIPLY_BFLOAT16(T, P);                                                                                       \
-    }                                                                                                                  \
-    static __attribute__((noinline)) void byte_##T##_##P(int64_t in, const void *x, const char *panels, Sums out) {    \
-        multiply(T, P, INT8, in, x, panels, out);                                                                      \
-    }
-typedef vec (*Sums)[8];
-typedef void Product(int64_t in, const void *x, const char *panels, Sums out);
-#define PRODUCTS(T, P) {float_##T##_##P, half_##T##_##P, byte_##T##_##P}
-DEFINE_PRODUCTS(1, 4)
-DEFINE_PRODUCTS(2, 2)
-DEFINE_PRODUCTS(1, 1)
-DEFINE_PRODUCTS(2, 1)
-DEFINE_PRODUCTS(3, 1)
-DEFINE_PRODUCTS(4, 1)
-DEFINE_PRODUCTS(5, 1)
-DEFINE_PRODUCTS(6, 1)
-#if TILE > 6
-DEFINE_PRODUCTS(7, 1)
-DEFINE_PRODUCTS(8, 1)
-DEFINE_PRODUCTS(9, 1)
-DEFINE_PRODUCTS(10, 1)
-DEFINE_PRODUCTS(11, 1)
-DEFINE_PRODUCTS(12, 1)
-#endif
-static Product *const products[TILE + 1][3] = {
-    {0},
-    PRODUCTS(1, 1), PRODUCTS(2, 1), PRODUCTS(3, 1), PRODUCTS(4, 1), PRODUCTS(5, 1), PRODUCTS(6, 1),
-#if TILE > 6
-    PRODUCTS(7, 1), PRODUCTS(8, 1), PRODUCTS(9, 1), PRODUCTS(10, 1), PRODUCTS(11, 1), PRODUCTS(12, 1),
-#endif
-};
-static Product *const wide_products[3][3] = {{0}, PRODUCTS(1, 4), PRODUCTS(2, 2)};
-
-/* Multiplies one tile of rows by up to four panels; returns the number of panels. One or two rows need several panels:
-   an addition takes a few cycles, and the next addition to the same sum must wait. */
-static int multiply_tile(int64_t rows, int64_t panels_left, int64_t type, int64_t in, const void *x,
-                         const char *panels, Sums out) {
-    const int wide = rows == 1 ? 4 : rows == 2 ? 2 : 1;
-    if (wide > 1 && panels_left >= wide) {
-        wide_products[rows][type](in, x, panels, out);
-        return wide;
-    }
-    products[rows][type](in, x, panels, out);
-    return 1;
-}
+#include "packed_product.h"
 
 /* Packs one output of a float weight into a panel; `o` is the output's index in the panel. `row` NULL means zeros. */
 static void pack_output(int64_t type, int64_t in, const float *row, int64_t o, char *panel) {
@@ -209,16 +53,8 @@ INLINE vec sigmoid_of(vec x) {
     return where(x > 0.0f, one, e) / (one + e);
 }
 
-/* The function that is applied to the inputs before a product: none, RMSNorm, or SwiGLU (each row is [gates, ups]). */
-typedef struct {
-    int64_t kind, in;
-    float eps;
-    const float *norm;
-} Input;
-
-/* Inputs `first` to `end` (both multiples of LANES, or the end) of one row, in float. */
-static void read_row(const Input *input, const float *row, int64_t first, int64_t end, float *to) {
-    const int64_t in = input->in;
+/* Inputs `first` to `end` (both multiples of SCALED, or the end) of one row, in float. */
+static void read_row(const Input *input, int64_t in, const float *row, int64_t first, int64_t end, float *to) {
     float inv_rms = 1.0f;
     if (input->kind == NORM) {
         vec sums = {0};
@@ -230,24 +66,66 @@ static void read_row(const Input *input, const float *row, int64_t first, int64_
     }
     for (int64_t k = first; k < end; k += LANES) {
         vec v = load_partial_float(row + k, end - k);
-        if (input->kind == NORM) v = inv_rms * v * load_partial_float(input->norm + k, end - k);
+        if (input->kind == NORM) v = inv_rms * v * load_partial_float(input->weight + k, end - k);
         if (input->kind == SWIGLU) v = v * sigmoid_of(v) * load_partial_float(row + in + k, end - k);
         store_partial_float(to + k - first, v, end - k);
     }
 }
 
-/* Packs the inputs from `first` to `end` of T rows: [in, T] numbers, or [in / 2, T] pairs in bfloat16. */
-static void pack_tile(const Input *input, int pairs, const float *x, int64_t T, int64_t first, int64_t end, void *to) {
-    const int64_t row_size = input->kind == SWIGLU ? 2 * input->in : input->in;
+/* Whether the inputs of a product are rounded to 16 bits, and the bytes of a packed row of inputs. */
+INLINE int rounds_inputs(int64_t type) { return (type == BFLOAT16 && PAIRS) || (type == INT8 && INTEGERS); }
+INLINE int64_t row_bytes(int64_t type, int64_t in) {
+    return !rounds_inputs(type) ? 4 * in : type == BFLOAT16 ? 2 * in : 2 * in + (in + SCALED - 1) / SCALED * 4;
+}
+/* Rows that are multiplied together. Integers need two sums for each row. */
+INLINE int64_t tile_rows(int64_t type) { return type == INT8 && INTEGERS ? TILE / 2 : TILE; }
+
+/* Row `i` of T, from the inputs `first` to `end` (a multiple of SCALED, or the end), as multiply_pairs reads it. */
+static void pack_pairs(const float *values, int64_t T, int64_t i, int64_t first, int64_t end, uint32_t *to) {
+    for (int64_t k = first; k < end; k += LANES) {
+        const bfloat16_vec rounded = vec_to_bfloat16(load_partial_float(values + k - first, end - k));
+        uint32_t pair[LANES / 2];
+        memcpy(pair, &rounded, sizeof pair);
+        for (int64_t j = 0; j < LANES / 2 && k + 2 * j < end; j++) to[(k / 2 + j) * T + i] = pair[j];
+    }
+}
+
+/* The same as multiply_integers reads it. */
+static void pack_integers(const float *values, int64_t T, int64_t i, int64_t first, int64_t end, uint32_t *to) {
+    to += first / SCALED * (1 + SCALED / 2) * T + i;
+    for (int64_t n; first < end; first += n, values += n, to += (1 + n / 2) * T) {
+        n = end - first < SCALED ? end - first : SCALED;
+        vec largest = splat(0.0f);
+        for (int64_t k = 0; k < n; k += LANES) {
+            vec v = load_partial_float(values + k, n - k);
+            v = where(v < 0.0f, -v, v);
+            largest = where(v > largest, v, largest);
+        }
+        const float scale = max_lanes(largest) / 32767.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        int32_t rounded[SCALED];
+        for (int64_t k = 0; k < n; k += LANES) {
+            vec v = inverse * load_partial_float(values + k, n - k);
+            int_vec nearest = __builtin_convertvector(v + where(v < 0.0f, splat(-0.5f), splat(0.5f)), int_vec);
+            memcpy(rounded + k, &nearest, sizeof nearest);
+        }
+        memcpy(to, &scale, sizeof scale);
+        for (int64_t k = 0; k < n; k += 4)
+            for (int j = 0; j < 2; j++)
+                to[(1 + k / 2 + j) * T] = (rounded[k + j] & 0xffff) | (uint32_t)rounded[k + 2 + j] << 16;
+    }
+}
+
+/* Packs the inputs from `first` to `end` of T rows, in the form that the product with weights of `type` reads. */
+static void pack_tile(const Input *input, int64_t type, int64_t in, const float *x, int64_t T, int64_t first,
+                      int64_t end, void *to) {
+    const int64_t row_size = input->kind == SWIGLU ? 2 * in : in;
     float *values = malloc((end - first) * sizeof(float));
     for (int64_t i = 0; i < T; i++) {
-        read_row(input, x + i * row_size, first, end, values);
-        if (pairs)
-            for (int64_t k = first; k < end; k += 2)
-                ((uint32_t *)to)[k / 2 * T + i] =
-                    to_bfloat16(values[k - first]) | (uint32_t)to_bfloat16(values[k - first + 1]) << 16;
-        else
+        read_row(input, in, x + i * row_size, first, end, values);
+        if (!rounds_inputs(type))
             for (int64_t k = first; k < end; k++) ((float *)to)[k * T + i] = values[k - first];
+        else if (type == BFLOAT16) pack_pairs(values, T, i, first, end, to);
+        else pack_integers(values, T, i, first, end, to);
     }
     free(values);
 }
@@ -272,63 +150,80 @@ static void expand_panel(int64_t type, int64_t in, const char *panel, float *exp
     }
 }
 
+static void product_in_team(int64_t threads, const Linear *linear, Input input, int64_t rows, int64_t add,
+                            const float *x, float *y, char *packed_x) {
+    const int64_t type = linear->type, in = linear->in, out = linear->out;
+    const int64_t panels = (out + PANEL - 1) / PANEL, tiles = (rows + tile_rows(type) - 1) / tile_rows(type);
+    const int64_t row_size = input.kind == SWIGLU ? 2 * in : in, panel_bytes = panel_bytes_of(type, in);
+    const int64_t bytes = row_bytes(type, in), pieces = tiles < threads ? threads : 1;
+    const int expand = rows > IN_REGISTER_ROWS && type != FLOAT && !rounds_inputs(type);
+    /* panels that stay in the cache while all tiles of rows are multiplied by them */
+    const int64_t fitting = CACHED_BYTES / (bytes * PANEL), block = fitting > 4 ? fitting / 4 * 4 : 4;
+#pragma omp for schedule(static)
+    for (int64_t part = 0; part < tiles * pieces; part++) {
+        const int64_t t = part / pieces, row = rows * t / tiles, T = rows * (t + 1) / tiles - row;
+        const int64_t spans = (in + SCALED - 1) / SCALED, first = spans * (part % pieces) / pieces * SCALED;
+        const int64_t end = spans * (part % pieces + 1) / pieces * SCALED;
+        pack_tile(&input, type, in, x + row * row_size, T, first, end < in ? end : in, packed_x + row * bytes);
+    }
+    float *expanded = expand ? aligned_alloc(64, block * PANEL * in * sizeof(float)) : NULL;
+#pragma omp for schedule(static)
+    for (int64_t part = 0; part < threads; part++)
+        for (int64_t p = panels * part / threads, end = panels * (part + 1) / threads; p < end; p += block) {
+            const int64_t count = end - p < block ? end - p : block;
+            const char *weights = linear->packed + p * panel_bytes;
+            for (int64_t b = 0; expand && b < count; b++)
+                expand_panel(type, in, weights + b * panel_bytes, expanded + b * PANEL * in);
+            for (int64_t t = 0; t < tiles; t++) {
+                const int64_t row = rows * t / tiles, T = rows * (t + 1) / tiles - row;
+                for (int64_t b = 0, step; b < count; b += step) {
+                    const char *panel = expand ? (char *)(expanded + b * PANEL * in) : weights + b * panel_bytes;
+                    vec sum[TILE][8];
+                    step = multiply_tile(T, count - b, expand ? FLOAT : type, in, packed_x + row * bytes, panel,
+                                         sum);
+                    for (int64_t i = 0; i < T; i++)
+                        for (int64_t v = 0; v < 2 * step; v++) {
+                            const int64_t o = (p + b) * PANEL + v * LANES, n = out - o;
+                            if (n <= 0) break;
+                            float *to = y + (row + i) * out + o;
+                            vec result = sum[i][v];
+                            if (linear->bias) result += load_partial_float(linear->bias + o, n);
+                            if (add) result += load_partial_float(to, n);
+                            store_partial_float(to, result, n);
+                        }
+                }
+            }
+        }
+    free(expanded);
+}
+
+static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/* The packed inputs, and the result of the first matrix of the adapter. */
+int64_t work_bytes(const Linear *linear, int64_t rows) {
+    const int64_t widest = linear->in > linear->rank ? linear->in : linear->rank;
+    return aligned(rows * widest * 4) + aligned(rows * linear->rank * 4);
+}
+
+void linear_in_team(int64_t threads, const Linear *linear, Input input, int64_t rows, int64_t add, const float *x,
+                    float *y, char *work) {
+    product_in_team(threads, linear, input, rows, add, x, y, work);
+    if (!linear->low) return;
+    const int64_t rank = linear->rank;
+    float *narrow = (float *)(work + work_bytes(linear, rows) - aligned(rows * rank * 4));
+    const Linear low = {FLOAT, linear->in, rank, 0, linear->low, NULL, NULL, NULL};
+    const Linear high = {FLOAT, rank, linear->out, 0, linear->high, NULL, NULL, NULL};
+    product_in_team(threads, &low, input, rows, 0, x, narrow, work);
+    product_in_team(threads, &high, (Input){PLAIN, 0.0f, NULL}, rows, 1, narrow, y, work);
+}
+
 /* y [rows, out] = f(x) weight^T, plus `bias` [out] unless NULL, plus the old y if `add`. f is nothing (`kind` PLAIN,
    x [rows, in]), RMSNorm (NORM, with the weight `norm`), or SwiGLU (SWIGLU, x [rows, 2 in]). */
 void packed_linear(int64_t threads, int64_t type, int64_t kind, int64_t rows, int64_t out, int64_t in, int64_t add,
-                   float eps, const float *x, const float *norm, const void *packed,
-                   const float *bias, float *y) {
-#if defined(__AVX512BF16__)
-    const int pairs = type == BFLOAT16;
-#else
-    const int pairs = 0;
-#endif
-    const Input input = {kind, in, eps, norm};
-    const int64_t panels = (out + PANEL - 1) / PANEL, tiles = (rows + TILE - 1) / TILE;
-    const int64_t row_size = kind == SWIGLU ? 2 * in : in, panel_bytes = panel_bytes_of(type, in);
-    const int64_t value_bytes = pairs ? 2 : 4, pieces = tiles < threads ? threads : 1;
-    const int expand = rows > IN_REGISTER_ROWS && type != FLOAT && !pairs;
-    /* panels that stay in the cache while all tiles of rows are multiplied by them */
-    const int64_t fitting = CACHED_BYTES / (in * PANEL * value_bytes), block = fitting > 4 ? fitting / 4 * 4 : 4;
-    char *packed_x = aligned_alloc(64, (rows * in * value_bytes + 63) / 64 * 64);
+                   float eps, const float *x, const float *norm, const char *packed, const float *bias, float *y) {
+    const Linear linear = {type, in, out, 0, packed, bias, NULL, NULL};
+    char *work = aligned_alloc(64, work_bytes(&linear, rows));
 #pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (int64_t part = 0; part < tiles * pieces; part++) {
-            const int64_t t = part / pieces, row = rows * t / tiles, T = rows * (t + 1) / tiles - row;
-            const int64_t vecs = (in + LANES - 1) / LANES, first = vecs * (part % pieces) / pieces * LANES;
-            const int64_t end = vecs * (part % pieces + 1) / pieces * LANES;
-            pack_tile(&input, pairs, x + row * row_size, T, first, end < in ? end : in,
-                      packed_x + row * in * value_bytes);
-        }
-        float *expanded = expand ? aligned_alloc(64, block * PANEL * in * sizeof(float)) : NULL;
-#pragma omp for schedule(static)
-        for (int64_t part = 0; part < threads; part++)
-            for (int64_t p = panels * part / threads, end = panels * (part + 1) / threads; p < end; p += block) {
-                const int64_t count = end - p < block ? end - p : block;
-                const char *weights = (const char *)packed + p * panel_bytes;
-                for (int64_t b = 0; expand && b < count; b++)
-                    expand_panel(type, in, weights + b * panel_bytes, expanded + b * PANEL * in);
-                for (int64_t t = 0; t < tiles; t++) {
-                    const int64_t row = rows * t / tiles, T = rows * (t + 1) / tiles - row;
-                    for (int64_t b = 0, step; b < count; b += step) {
-                        const char *panel = expand ? (char *)(expanded + b * PANEL * in) : weights + b * panel_bytes;
-                        vec sum[TILE][8];
-                        step = multiply_tile(T, count - b, expand ? FLOAT : type, in,
-                                             packed_x + row * in * value_bytes, panel, sum);
-                        for (int64_t i = 0; i < T; i++)
-                            for (int64_t v = 0; v < 2 * step; v++) {
-                                const int64_t o = (p + b) * PANEL + v * LANES, n = out - o;
-                                if (n <= 0) break;
-                                float *to = y + (row + i) * out + o;
-                                vec result = sum[i][v];
-                                if (bias) result += load_partial_float(bias + o, n);
-                                if (add) result += load_partial_float(to, n);
-                                store_partial_float(to, result, n);
-                            }
-                    }
-                }
-            }
-        free(expanded);
-    }
-    free(packed_x);
+    linear_in_team(threads, &linear, (Input){kind, eps, norm}, rows, add, x, y, work);
+    free(work);
 }

@@ -9,6 +9,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 /* LANES: numbers of one vector; also the tokens of one tile of the KV cache.
    ROW_TILE: rows of a matrix product that are computed together. The 2 ROW_TILE sums of the rows stay in registers. */
@@ -45,9 +48,13 @@ static inline vec load_float(const float *x) {
     return v;
 }
 static inline vec load_bfloat16(const uint16_t *x) {
+#if defined(__AVX512F__) /* GCC converts in two halves */
+    return (vec)((int_vec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)) << 16);
+#else
     bfloat16_vec h;
     memcpy(&h, x, sizeof h);
     return (vec)(__builtin_convertvector(h, int_vec) << 16);
+#endif
 }
 static inline float to_float(float x) { return x; }
 static inline uint16_t to_bfloat16(float x) { /* the nearest, ties to even */
@@ -88,9 +95,24 @@ static inline float sum_lanes(vec x) {
     return total;
 }
 static inline float max_lanes(vec x) {
+#if defined(__clang__)
     float max = x[0];
     for (int l = 1; l < LANES; l++) max = x[l] > max ? x[l] : max;
     return max;
+#else /* halves against halves: one after the other, each comparison waits for the last */
+    const int_vec lane = {LANE_NUMBERS};
+#if LANES > 8
+    vec eight = __builtin_shuffle(x, lane ^ 8);
+    x = where(x > eight, x, eight);
+#endif
+#if LANES > 4
+    vec four = __builtin_shuffle(x, lane ^ 4);
+    x = where(x > four, x, four);
+#endif
+    vec two = __builtin_shuffle(x, lane ^ 2);
+    x = where(x > two, x, two);
+    return x[0] > x[1] ? x[0] : x[1];
+#endif
 }
 
 /* e^x for x <= 0, to about 1e-7: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cody and Waite's reduction) */
@@ -137,19 +159,19 @@ static inline void store_partial_float(float *to, vec x, int64_t n) {
 #define KEEP_IN_REGISTER(x) (void)0
 #endif
 
-/* Defines a function: part [ROW_TILE, 2 LANES] += a [ROW_TILE, n] b [n, 2 LANES]. Strides: rows of a are `a_row`
-   numbers apart, its columns `a_column`, rows of b `b_row`. Every matrix product of the kernels is computed here:
-   2 ROW_TILE sums stay in registers. */
-#define DEFINE_MATMUL(name, type)                                                                                      \
-    static inline void name(vec part[ROW_TILE][2], const float *a, int64_t a_row, int64_t a_column, const type *b,     \
+/* Defines a function: part [rows, 2 LANES] += a [rows, n] b [n, 2 LANES]. Strides: rows of a are `a_row` numbers apart,
+   its columns `a_column`, rows of b `b_row`. Every matrix product of attention is computed here: 2 `rows` sums stay in
+   registers. */
+#define DEFINE_MATMUL(name, type, rows)                                                                                \
+    static inline void name(vec part[rows][2], const float *a, int64_t a_row, int64_t a_column, const type *b,     \
                             int64_t b_row, int64_t n) {                                                                \
-        vec sum[ROW_TILE][2];                                                                                          \
+        vec sum[rows][2];                                                                                              \
         memcpy(sum, part, sizeof sum);                                                                                 \
         for (int64_t x = 0; x < n; x++) {                                                                              \
             vec left = LOAD(b + x * b_row), right = LOAD(b + x * b_row + LANES);                                       \
             KEEP_IN_REGISTER(left);                                                                                    \
             KEEP_IN_REGISTER(right);                                                                                   \
-            for (int i = 0; i < ROW_TILE; i++) {                                                                       \
+            for (int i = 0; i < rows; i++) {                                                                           \
                 sum[i][0] += a[i * a_row + x * a_column] * left;                                                       \
                 sum[i][1] += a[i * a_row + x * a_column] * right;                                                      \
             }                                                                                                          \
