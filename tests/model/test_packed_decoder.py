@@ -7,6 +7,7 @@ import torch
 
 from schoolhouse.model.decoder import Decoder, init_weights
 from schoolhouse.model.kv_cache import PackedAttention
+from schoolhouse.model.lora import Adapter, add_adapter, init_adapter, lora_layers, target_layers, weights_sha256
 from schoolhouse.model.native_attention import NativeSlotKVCache
 from schoolhouse.model.packed_decoder import PackedDecoder, can_pack_decoder, choose_weights
 
@@ -66,9 +67,15 @@ def test_changed_weights_are_packed_at_the_next_refresh(decoder):
 
 @pytest.mark.parametrize("type", LARGEST_ERROR)
 @pytest.mark.parametrize("slots", [1, 7])
-def test_a_decode_step_in_one_call_equals_one_call_for_each_product(tiny_config, type, slots, monkeypatch):
+@pytest.mark.parametrize("targets", ["", "all", "mlp"], ids=["whole model", "LoRA", "LoRA of the MLP"])
+def test_a_decode_step_in_one_call_equals_one_call_for_each_product(tiny_config, type, slots, targets, monkeypatch):
     decoder = Decoder(tiny_config(head_dim=32, qkv_bias=True, qk_norm=True))
     init_weights(decoder, torch.Generator().manual_seed(0))
+    if targets:
+        add_adapter(decoder, Adapter(3, 32.0, target_layers(decoder, targets), "base", weights_sha256(decoder)))
+        init_adapter(decoder, seed=0)
+        for _, layer in lora_layers(decoder):
+            layer.lora_B.data.normal_(generator=torch.Generator().manual_seed(1))
     packed, steps = PackedDecoder(decoder, type), []
     monkeypatch.setattr(PackedDecoder, "_decode_step", lambda *args: steps.append(1) or decode_step(*args))
     hidden = []

@@ -34,7 +34,8 @@ SamplingWeights = Literal["auto", "float32", "bfloat16", "int8"]
 products."""
 
 _MANY_ROWS = 128
-"""With more rows, torch multiplies in bfloat16 faster than the packed kernel on processors without AVX512-BF16."""
+"""With more rows than this, torch multiplies in bfloat16 faster than the packed kernel, on processors without
+AVX512-BF16."""
 
 _SMALLEST = 1 << 23
 """With `auto`, a model with fewer weights than this is not packed, because its weights fit into the processor's
@@ -197,7 +198,7 @@ class PackedDecoder:
         return self._head(hidden_NC.float().contiguous())
 
     def _torch_is_faster(self, rows: int) -> bool:
-        """Tell whether torch multiplies so many rows faster, by weights that are rounded alike."""
+        """Return whether torch multiplies this number of rows faster, with weights that are rounded in the same way."""
         if self.type != "bfloat16" or torch.cpu._is_avx512_bf16_supported():
             return False
         return rows > _MANY_ROWS and torch.is_autocast_enabled("cpu")
