@@ -24,7 +24,7 @@ def test_a_committed_result_has_its_verdict_figure_and_page(path: Path, monkeypa
     assert path.with_suffix(".md").read_text() == page.render_page(record, claim)
 
 
-NOT_RUN_YET = {"lora", "real_model"}
+NOT_RUN_YET = {"lora"}
 """Claims of issue 25 whose official runs are not finished."""
 
 
