@@ -1,6 +1,11 @@
 """Settings of all tests: no downloads, one thread per process, the same examples on every run."""
 
 import os
+import signal
+
+# A shell starts background jobs with SIGINT ignored, and child processes inherit that. Tests send SIGINT to commands.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before anything imports torch or transformers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs one process a core already
