@@ -206,7 +206,7 @@ FAULTS: dict[str, tuple[str, str]] = {  # row: (fault, what happens)
     ),
     "adapter rank mismatch": (
         "The rank in the config of an adapter, or in the request, differs from the rank of its matrices.",
-        "The adapter is refused. The message names both ranks, and tells the user what to do.",
+        "The adapter is refused. The message names both ranks, and says what to do.",
     ),
     "merged twice": (
         "An adapter is added to its base model a second time (trl#6688).",

@@ -56,8 +56,8 @@ class Estimate:
         because a run tries its largest micro-batch first.
     `step_growth`: the largest ratio between the time of a step and the time of the step before. `step_growth` is larger
         than 1 if each loop (a round of sampling and training) makes more updates than the loop before.
-    `longest_step`: the time of a step in seconds if every group of rollouts gives a training signal; 0 if the trials do
-        not tell it.
+    `longest_step`: the time of a step in seconds if every group of rollouts gives a training signal; 0 if the trials
+        did not measure this time.
     `other_load`: the share of the processors that other programs used during the trials.
     """
 

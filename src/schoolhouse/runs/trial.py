@@ -34,9 +34,9 @@ class Trial(NamedTuple):
     `metrics`: the lines of metrics.jsonl.
     `peak_memory`: the peak memory of the process in bytes.
     `kept_memory`: the smallest memory of the process after its first step, in bytes: the weights, the state of the
-        optimizer, and the program. It is 0 if the system does not tell the memory of a process.
-    `other_load`: the share of the machine's processors that other programs used, from 0 to 1. It is 0 if the system
-        does not tell it.
+        optimizer, and the program. `kept_memory` is 0 if the system does not report the memory of a process.
+    `other_load`: the share of the machine's processors that other programs used, from 0 to 1. `other_load` is 0 if the
+        system does not report it.
     """
 
     times: list[dict[str, Any]]
@@ -144,7 +144,7 @@ def resident_memory(pid: int) -> int:
 
 def processor_seconds() -> tuple[float, float]:
     """Return two times since the start of the machine, added up over its processors, in seconds: the time in which they
-    worked, and all time. Both are 0 if the system does not tell them."""
+    worked, and all time. Both are 0 if the system does not report the times."""
     try:
         ticks = [int(text) for text in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):
